@@ -1,0 +1,178 @@
+"""What a document is: its identity, its version, its content hash, and what makes one invalid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from textmatch.errors import InvalidInput, Violation
+from textmatch.v1 import error_reason_pb2
+
+MAX_ID_BYTES = 512
+MAX_TEXT_BYTES = 32 * 1024
+MAX_ATTRIBUTES_BYTES = 16 * 1024
+MAX_ATTRIBUTES_DEPTH = 8
+# Qdrant compares numbers as IEEE doubles, which hold whole numbers exactly up to here.
+MAX_VERSION = 2**53 - 1
+
+_POINT_NAMESPACE = uuid.UUID("6b0f8a52-2b57-5d0f-9f43-6d0f4a1c7e11")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text of the corpus. `version` 0 means "not set yet": the matcher sets the time of acceptance."""
+
+    id: str
+    text: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 0
+
+
+def version_now() -> int:
+    """The default version: microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def point_id(document_id: str) -> str:
+    """A document always has the same point in Qdrant (UUIDv5, RFC 9562), so that a retry overwrites."""
+    return str(uuid.uuid5(_POINT_NAMESPACE, document_id))
+
+
+def text_hash(text: str) -> str:
+    """What decides whether a text must be encoded again: 128 bits in hex."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def content_hash(document: Document) -> str:
+    """What decides whether anything of a document changed, its version aside: 128 bits in hex."""
+    content = json.dumps([document.text, document.attributes], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def text_violation(field_name: str, text: str, max_bytes: int = MAX_TEXT_BYTES) -> Violation | None:
+    """What is wrong with a text, if anything."""
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError as error:
+        return Violation(
+            field_name,
+            error_reason_pb2.ERROR_REASON_TEXT_INVALID,
+            f"is not Unicode text: lone surrogate at character {error.start}",
+        )
+    if size_bytes > max_bytes:
+        return Violation(
+            field_name,
+            error_reason_pb2.ERROR_REASON_TEXT_TOO_LARGE,
+            f"has {size_bytes:,} bytes of UTF-8; the limit is {max_bytes:,}",
+        )
+    if not text.strip():
+        return Violation(field_name, error_reason_pb2.ERROR_REASON_TEXT_EMPTY, "is empty")
+    if (position := text.find("\0")) >= 0:
+        return Violation(
+            field_name,
+            error_reason_pb2.ERROR_REASON_TEXT_INVALID,
+            f"holds a NUL character at character {position}",
+        )
+    return None
+
+
+def id_violation(field_name: str, document_id: str) -> Violation | None:
+    """What is wrong with a document id, if anything."""
+    problem = text_violation(field_name, document_id, MAX_ID_BYTES)
+    if problem is None:
+        return None
+    return Violation(field_name, error_reason_pb2.ERROR_REASON_FIELD_INVALID, problem.description)
+
+
+def version_violation(field_name: str, version: int) -> Violation | None:
+    """What is wrong with a version that a client chose, if anything."""
+    if 1 <= version <= MAX_VERSION:
+        return None
+    description = f"is {version}; it must be 1 to {MAX_VERSION}"
+    return Violation(field_name, error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)
+
+
+def attributes_violation(field_name: str, attributes: Mapping[str, Any]) -> Violation | None:
+    """What is wrong with attributes, if anything: too large, too deep, or not JSON."""
+    if _depth(attributes) > MAX_ATTRIBUTES_DEPTH:
+        return _bad_field(field_name, f"are nested deeper than {MAX_ATTRIBUTES_DEPTH} levels")
+    try:
+        size_bytes = len(json.dumps(attributes, ensure_ascii=False, allow_nan=False).encode())
+    except UnicodeEncodeError:
+        return _bad_field(field_name, "hold a lone surrogate, which is not Unicode text")
+    except (TypeError, ValueError) as error:
+        return _bad_field(field_name, f"are not JSON: {error}")
+    if size_bytes > MAX_ATTRIBUTES_BYTES:
+        return _bad_field(
+            field_name, f"have {size_bytes:,} bytes as JSON; the limit is {MAX_ATTRIBUTES_BYTES:,}"
+        )
+    return None
+
+
+def document_violations(document: Document, prefix: str = "") -> list[Violation]:
+    """Everything that is wrong with a document; `prefix` is put before field names ("documents[3].")."""
+    checks = [
+        id_violation(f"{prefix}id", document.id),
+        text_violation(f"{prefix}text", document.text),
+        attributes_violation(f"{prefix}attributes", document.attributes),
+        version_violation(f"{prefix}version", document.version) if document.version else None,
+    ]
+    return [violation for violation in checks if violation is not None]
+
+
+def check_texts(field_name: str, texts: Sequence[str], max_texts: int) -> None:
+    """Check a batch of texts.
+
+    Raises:
+        InvalidInput: naming every bad text by its position, or the limit on their number.
+    """
+    check_item_count(field_name, len(texts), max_texts)
+    violations = [
+        violation
+        for position, text in enumerate(texts)
+        if (violation := text_violation(f"{field_name}[{position}]", text)) is not None
+    ]
+    if violations:
+        raise InvalidInput(violations)
+
+
+def check_item_count(field_name: str, count: int, max_count: int) -> None:
+    """Check that there is at least one item and not more than the limit.
+
+    Raises:
+        InvalidInput: naming the field, the count and the limit.
+    """
+    if count == 0:
+        raise InvalidInput.of_field(field_name, "is empty; at least one item is needed")
+    if count > max_count:
+        too_many = error_reason_pb2.ERROR_REASON_TOO_MANY_ITEMS
+        raise InvalidInput(
+            [Violation(field_name, too_many, f"has {count:,} items; the limit is {max_count:,}")]
+        )
+
+
+def _bad_field(field_name: str, description: str) -> Violation:
+    return Violation(field_name, error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)
+
+
+def _depth(value: Any) -> int:
+    """Levels of nesting, counted without recursion deeper than the limit."""
+    level: list[Any] = [value]
+    for depth in range(MAX_ATTRIBUTES_DEPTH + 2):
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return depth
+    return MAX_ATTRIBUTES_DEPTH + 1
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return []

@@ -1,0 +1,186 @@
+"""Every failure that a caller can meet, and what it is on the wire.
+
+    TextMatchError
+    ├── InvalidInput             INVALID_ARGUMENT     names every bad item
+    ├── NotFound                 NOT_FOUND            a document or a model
+    ├── Overloaded               RESOURCE_EXHAUSTED   come back after `retry_delay_seconds`
+    ├── DeadlineTooShort         RESOURCE_EXHAUSTED   the work ahead takes longer than the caller waits
+    ├── DeadlinePassed           DEADLINE_EXCEEDED
+    ├── NotReady                 UNAVAILABLE          loading or draining
+    ├── DependencyUnavailable    UNAVAILABLE          encoder, Qdrant or Redis does not answer
+    ├── ModelMismatch            FAILED_PRECONDITION  the index was built by another model
+    ├── Unauthenticated          UNAUTHENTICATED
+    ├── PermissionDenied         PERMISSION_DENIED
+    └── InternalError            INTERNAL             a bug; says nothing to the caller
+
+Codes are `google.rpc.Code`, so that code which knows nothing of gRPC can raise these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from google.rpc import code_pb2
+
+from textmatch.v1 import error_reason_pb2
+
+if TYPE_CHECKING:
+    Reason: TypeAlias = error_reason_pb2.ErrorReason.ValueType  # exists in the stubs only
+
+ERROR_DOMAIN = "textmatch.dev"
+_REASON_PREFIX = "ERROR_REASON_"
+
+
+def reason_name(reason: Reason) -> str:
+    """The name on the wire: `ERROR_REASON_OVERLOADED` -> `OVERLOADED`."""
+    return error_reason_pb2.ErrorReason.Name(reason).removeprefix(_REASON_PREFIX)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One bad item of a request: `field` as in "texts[3]", `reason` one of the TEXT_* or FIELD_* reasons."""
+
+    field: str
+    reason: Reason
+    description: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}"
+
+
+class TextMatchError(Exception):
+    """Base of all errors that are meant for the caller; the message is safe to show."""
+
+    code: ClassVar[int] = code_pb2.INTERNAL
+    reason: ClassVar[Reason] = error_reason_pb2.ERROR_REASON_INTERNAL
+    # Whether the same call may succeed later without being changed.
+    is_transient: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_delay_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_delay_seconds = retry_delay_seconds
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What goes into ErrorInfo.metadata."""
+        return {}
+
+
+class InvalidInput(TextMatchError):
+    """The request itself is wrong; it names every bad item."""
+
+    code = code_pb2.INVALID_ARGUMENT
+    reason = error_reason_pb2.ERROR_REASON_INVALID_INPUT
+    _SHOWN_VIOLATIONS = 5
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        shown = "; ".join(str(violation) for violation in violations[: self._SHOWN_VIOLATIONS])
+        more = len(violations) - self._SHOWN_VIOLATIONS
+        super().__init__(f"{shown}; and {more} more" if more > 0 else shown)
+        self.violations = list(violations)
+
+    @classmethod
+    def of_field(cls, field: str, description: str) -> InvalidInput:
+        """A single field with a bad value."""
+        return cls([Violation(field, error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)])
+
+
+class NotFound(TextMatchError):
+    """There is no such document or model."""
+
+    code = code_pb2.NOT_FOUND
+
+    def __init__(self, resource_type: str, resource_name: str, message: str | None = None) -> None:
+        super().__init__(message or f'no {resource_type} "{resource_name}"')
+        self.resource_type = resource_type
+        self.resource_name = resource_name
+
+
+class DocumentNotFound(NotFound):
+    reason = error_reason_pb2.ERROR_REASON_DOCUMENT_NOT_FOUND
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__("document", document_id)
+
+
+class ModelNotFound(NotFound):
+    reason = error_reason_pb2.ERROR_REASON_MODEL_NOT_FOUND
+
+    def __init__(self, name: str, message: str | None = None) -> None:
+        super().__init__("model", name, message)
+
+
+class Overloaded(TextMatchError):
+    """Too much work waits; `retry_delay_seconds` says when to come back."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = error_reason_pb2.ERROR_REASON_OVERLOADED
+    is_transient = True
+
+
+class DeadlineTooShort(TextMatchError):
+    """The work ahead takes longer than the caller is ready to wait."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = error_reason_pb2.ERROR_REASON_DEADLINE_TOO_SHORT
+    is_transient = True
+
+
+class DeadlinePassed(TextMatchError):
+    """The deadline passed while the call was running."""
+
+    code = code_pb2.DEADLINE_EXCEEDED
+    reason = error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+    is_transient = True
+
+
+class NotReady(TextMatchError):
+    """A model is still loading, or the server is draining."""
+
+    code = code_pb2.UNAVAILABLE
+    reason = error_reason_pb2.ERROR_REASON_NOT_READY
+    is_transient = True
+
+
+class DependencyUnavailable(TextMatchError):
+    """The encoder, Qdrant or Redis does not answer."""
+
+    code = code_pb2.UNAVAILABLE
+    reason = error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    is_transient = True
+
+
+class ModelMismatch(TextMatchError):
+    """The index was built by another model than the one served."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = error_reason_pb2.ERROR_REASON_MODEL_MISMATCH
+
+    def __init__(self, index_model_id: str, encoder_model_id: str) -> None:
+        super().__init__(f"the index was built by {index_model_id}, the encoder serves {encoder_model_id}")
+        self.index_model_id = index_model_id
+        self.encoder_model_id = encoder_model_id
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {"index_model_id": self.index_model_id, "encoder_model_id": self.encoder_model_id}
+
+
+class Unauthenticated(TextMatchError):
+    """No valid API key came with the call."""
+
+    code = code_pb2.UNAUTHENTICATED
+    reason = error_reason_pb2.ERROR_REASON_API_KEY_INVALID
+
+
+class PermissionDenied(TextMatchError):
+    """The API key does not allow this call."""
+
+    code = code_pb2.PERMISSION_DENIED
+    reason = error_reason_pb2.ERROR_REASON_SCOPE_MISSING
+
+
+class InternalError(TextMatchError):
+    """A bug. The caller learns nothing but a reference for the log."""

@@ -1,0 +1,1 @@
+"""What every process needs around its own work: settings, logs, metrics, server, channel, wire errors."""

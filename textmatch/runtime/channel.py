@@ -1,0 +1,46 @@
+"""The one way to open a gRPC channel: keepalive, safe retries, balancing over replicas."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+# https://github.com/grpc/proposal/blob/master/A6-client-retries.md
+_RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}],
+    # Stop retrying when more than half of the calls fail, so that retries never keep a sick server down.
+    "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
+}
+
+CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.enable_retries", 1),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+def open_channel(target: str) -> grpc.Channel:
+    """A channel for threads. `target` as gRPC has it: `host:port` or `dns:///name:port`."""
+    return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+
+
+def open_aio_channel(target: str) -> grpc.aio.Channel:
+    """A channel for asyncio."""
+    return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)

@@ -1,0 +1,106 @@
+"""What happens around every call: request id, error translation, metrics. In that order, outermost first."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import grpc
+
+from textmatch.errors import InternalError, TextMatchError
+from textmatch.runtime import logs
+from textmatch.runtime.grpc_errors import status_code, to_status, trailing_metadata
+from textmatch.runtime.metrics import RPC_SECONDS, RPC_TOTAL
+
+_log = logging.getLogger(__name__)
+
+REQUEST_ID_METADATA_KEY = "x-request-id"
+_MAX_REQUEST_ID_CHARACTERS = 64
+
+if TYPE_CHECKING:
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps every handler of our own services; health and reflection pass through untouched."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        if handler is None or not service.startswith("textmatch."):
+            return handler
+        return _wrap(handler, service, method)
+
+
+def _wrap(handler: Any, service: str, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    codecs = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.unary_unary:
+
+        async def answer(request: Any, context: Context) -> Any:
+            async with _around(service, method, context):
+                return await handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer, **codecs)
+
+    inner = handler.unary_stream or handler.stream_stream
+    make_handler = (
+        grpc.unary_stream_rpc_method_handler
+        if handler.unary_stream
+        else grpc.stream_stream_rpc_method_handler
+    )
+
+    async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with _around(service, method, context):
+            async for response in inner(request, context):
+                yield response
+
+    return make_handler(answers, **codecs)
+
+
+@asynccontextmanager
+async def _around(service: str, method: str, context: Context) -> AsyncIterator[None]:
+    started = time.perf_counter()
+    logs.request_id.set(_request_id(context))
+    code = grpc.StatusCode.OK
+    try:
+        yield
+    except TextMatchError as error:
+        code = status_code(to_status(error))
+        await _abort(context, error)
+    except (asyncio.CancelledError, GeneratorExit):
+        code = grpc.StatusCode.CANCELLED
+        raise
+    except grpc.aio.AbortError:
+        code = context.code()
+        raise
+    except Exception:  # noqa: BLE001 -- whatever it is, the caller gets INTERNAL and the log gets the trace
+        code = grpc.StatusCode.INTERNAL
+        _log.exception("%s/%s failed", service, method)
+        await _abort(context, InternalError(f"internal error; request id {logs.request_id.get()}"))
+    finally:
+        RPC_SECONDS.labels(service, method).observe(time.perf_counter() - started)
+        RPC_TOTAL.labels(service, method, code.name).inc()
+
+
+async def _abort(context: Context, error: TextMatchError) -> NoReturn:
+    status = to_status(error)
+    await context.abort(status_code(status), status.message, trailing_metadata(status))
+    raise AssertionError("abort() always raises")
+
+
+def _request_id(context: Context) -> str:
+    metadata = dict(context.invocation_metadata() or ())
+    given = metadata.get(REQUEST_ID_METADATA_KEY, "")
+    return str(given)[:_MAX_REQUEST_ID_CHARACTERS] or uuid.uuid4().hex[:16]

@@ -1,0 +1,76 @@
+"""The one gRPC server bootstrap: health, reflection, interceptors, limits, drain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from textmatch.errors import TextMatchError
+from textmatch.runtime.interceptors import CallInterceptor
+
+_log = logging.getLogger(__name__)
+
+
+class PortTaken(TextMatchError):
+    """Something else listens on the address already."""
+
+
+class GrpcServer:
+    """One server on one port. Health is NOT_SERVING until `set_serving(True)`, and again while draining."""
+
+    def __init__(self, host: str, port: int, max_message_bytes: int) -> None:
+        self._address = f"{host}:{port}"
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._service_names = [""]
+        options = [
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            # Two processes on one port would each get half of the calls.
+            ("grpc.so_reuseport", 0),
+            # Clients ping idle connections every 30 seconds; see channel.py.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ]
+        self._server = grpc.aio.server(interceptors=[CallInterceptor()], options=options)
+
+    def add(
+        self, register: Callable[[Any, grpc.aio.Server], None], servicer: object, service_name: str
+    ) -> None:
+        """Add a service: `register` is the generated `add_...Servicer_to_server`."""
+        register(servicer, self._server)
+        self._service_names.append(service_name)
+
+    async def start(self) -> str:
+        """Listen; returns the address with the real port.
+
+        Raises:
+            PortTaken: something else listens there.
+        """
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflected = [*self._service_names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(reflected, self._server)
+        await self.set_serving(is_serving=False)
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise PortTaken(f"cannot listen on {self._address}: is the port taken? ({error})") from error
+        await self._server.start()
+        host = self._address.rpartition(":")[0]
+        return f"{host}:{port}"
+
+    async def set_serving(self, *, is_serving: bool) -> None:
+        """Set the health of every service and of the server as a whole."""
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.SERVING if is_serving else statuses.NOT_SERVING
+        for name in self._service_names:
+            await self._health.set(name, status)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new calls, let running ones end within the grace period, then stop."""
+        _log.info("draining", extra={"grace_seconds": grace_seconds})
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
