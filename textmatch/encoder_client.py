@@ -1,0 +1,123 @@
+"""The encoder as the matcher and the workers see it: arrays in, arrays out, our errors only."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+
+from textmatch import vectors
+from textmatch.runtime.channel import open_aio_channel
+from textmatch.runtime.grpc_errors import from_rpc_error
+from textmatch.v1 import encoder_service_pb2 as pb
+from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
+from textmatch.vectors import Embeddings
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """`embeddings` is (count, dimension) float32 with rows of length 1, in the order of the texts."""
+
+    embeddings: Embeddings
+    model_id: str
+    token_counts: list[int]
+    truncated: list[bool]
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """`scores` are 0..1, in the order of the texts."""
+
+    scores: list[float]
+    raw_scores: list[float]
+    truncated: list[bool]
+    model_id: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A loaded model; `dimension` is 0 for a cross-encoder."""
+
+    model_id: str
+    name: str
+    is_bi_encoder: bool
+    dimension: int
+    max_tokens: int
+    is_default: bool
+
+
+class EncoderClient:
+    """Calls one encoder or, by a `dns:///` target, many in turn. Create it inside a running event loop.
+
+    Every method raises a TextMatchError and nothing else.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._channel = open_aio_channel(target)
+        self._stub = pb_grpc.EncoderServiceStub(self._channel)
+
+    async def encode(
+        self, texts: Sequence[str], *, is_query: bool, is_bulk: bool, timeout_seconds: float
+    ) -> EncodeResult:
+        """Embed texts with the default bi-encoder."""
+        request = pb.EncodeRequest(
+            texts=texts,
+            role=pb.ROLE_QUERY if is_query else pb.ROLE_DOCUMENT,
+            priority=_priority(is_bulk),
+        )
+        response = await _translated(self._stub.Encode(request, timeout=timeout_seconds))
+        return EncodeResult(
+            embeddings=vectors.unpack(response.embeddings, response.dimension),
+            model_id=response.model_id,
+            token_counts=list(response.token_counts),
+            truncated=list(response.truncated),
+        )
+
+    async def score(
+        self, query: str, texts: Sequence[str], *, is_bulk: bool, timeout_seconds: float
+    ) -> ScoreResult:
+        """Score the query with each text by the default cross-encoder."""
+        request = pb.ScoreRequest(
+            query=query, texts=texts, scorer=pb.SCORER_CROSS_ENCODER, priority=_priority(is_bulk)
+        )
+        response = await _translated(self._stub.Score(request, timeout=timeout_seconds))
+        return ScoreResult(
+            scores=list(response.scores),
+            raw_scores=list(response.raw_scores),
+            truncated=list(response.truncated),
+            model_id=response.model_id,
+        )
+
+    async def models(self, timeout_seconds: float) -> list[ModelInfo]:
+        """The loaded models."""
+        response = await _translated(self._stub.GetModels(pb.GetModelsRequest(), timeout=timeout_seconds))
+        return [
+            ModelInfo(
+                model_id=model.model_id,
+                name=model.name,
+                is_bi_encoder=model.kind == pb.MODEL_KIND_BI_ENCODER,
+                dimension=model.dimension,
+                max_tokens=model.max_tokens,
+                is_default=model.is_default,
+            )
+            for model in response.models
+        ]
+
+    async def close(self) -> None:
+        """Close the channel; running calls are cancelled."""
+        await self._channel.close()
+
+
+def _priority(is_bulk: bool) -> pb.Priority.ValueType:
+    return pb.PRIORITY_BULK if is_bulk else pb.PRIORITY_INTERACTIVE
+
+
+async def _translated(call: Awaitable[Answer]) -> Answer:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error

@@ -1,0 +1,49 @@
+"""Filters over the attributes of documents: the same tree for the client, the matcher and the index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class FieldMatch:
+    """The attribute equals any of the values; a list fits when any of its elements does.
+
+    Args:
+        field: path below `attributes`, parts joined by dots: "author.name".
+        values: strings, whole numbers or booleans, all of one type.
+    """
+
+    field: str
+    values: tuple[str | int | bool, ...]
+
+
+@dataclass(frozen=True)
+class FieldRange:
+    """The attribute is a number within the bounds that are given."""
+
+    field: str
+    gt: float | None = None
+    gte: float | None = None
+    lt: float | None = None
+    lte: float | None = None
+
+
+@dataclass(frozen=True)
+class FieldExists:
+    """The attribute is there and neither null nor an empty list."""
+
+    field: str
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Fits when all of `must`, at least one of `should` (if there are any) and none of `must_not` fit."""
+
+    must: tuple[Condition, ...] = ()
+    should: tuple[Condition, ...] = ()
+    must_not: tuple[Condition, ...] = ()
+
+
+Condition: TypeAlias = FieldMatch | FieldRange | FieldExists | Filter

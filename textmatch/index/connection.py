@@ -1,0 +1,73 @@
+"""Connecting to Qdrant, and what its failures mean to us."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import grpc
+from qdrant_client import AsyncQdrantClient
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+
+from textmatch.errors import DependencyUnavailable, InvalidInput, Overloaded
+
+DEFAULT_GRPC_PORT = 6334
+_GRPC_OPTIONS = {
+    "grpc.max_send_message_length": 64 * 1024 * 1024,
+    "grpc.max_receive_message_length": 64 * 1024 * 1024,
+    "grpc.max_reconnect_backoff_ms": 2_000,
+}
+_TRANSIENT_CODES = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+    }
+)
+
+
+def connect(url: str, api_key: str = "", timeout_seconds: float = 10.0) -> AsyncQdrantClient:
+    """A client that speaks gRPC only, to a real cluster or to the standalone server.
+
+    Args:
+        url: `http://host:6334` or `https://host:6334`; the port is Qdrant's gRPC port.
+
+    Raises:
+        InvalidInput: the URL has no host or another scheme.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise InvalidInput.of_field("TEXTMATCH_QDRANT_URL", f"is {url!r}; it must look like http://host:6334")
+    return AsyncQdrantClient(
+        host=parts.hostname,
+        grpc_port=parts.port or DEFAULT_GRPC_PORT,
+        prefer_grpc=True,
+        https=parts.scheme == "https",
+        api_key=api_key or None,
+        timeout=int(timeout_seconds),
+        grpc_options=_GRPC_OPTIONS,
+        # The check would speak HTTP to another port.
+        check_compatibility=False,
+    )
+
+
+@asynccontextmanager
+async def translated_errors() -> AsyncIterator[None]:
+    """Turns failures of Qdrant's client into ours; what is a bug stays as it is.
+
+    Raises:
+        DependencyUnavailable: Qdrant does not answer, or not in time.
+        Overloaded: Qdrant asks for patience.
+    """
+    try:
+        yield
+    except ResourceExhaustedResponse as error:
+        raise Overloaded(f"Qdrant: {error}", retry_delay_seconds=float(error.retry_after_s)) from error
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in _TRANSIENT_CODES:
+            raise
+        message = f"Qdrant does not answer: {error.details()}"
+        raise DependencyUnavailable(message, retry_delay_seconds=1.0) from error
