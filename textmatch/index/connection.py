@@ -61,12 +61,15 @@ async def translated_errors() -> AsyncIterator[None]:
     Raises:
         DependencyUnavailable: Qdrant does not answer, or not in time.
         Overloaded: Qdrant asks for patience.
+        InvalidInput: Qdrant cannot make sense of the request, such as of a field's name in a filter.
     """
     try:
         yield
     except ResourceExhaustedResponse as error:
         raise Overloaded(f"Qdrant: {error}", retry_delay_seconds=float(error.retry_after_s)) from error
     except grpc.aio.AioRpcError as error:
+        if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+            raise InvalidInput.of_field("request", f"Qdrant refuses it: {error.details()}") from error
         if error.code() not in _TRANSIENT_CODES:
             raise
         message = f"Qdrant does not answer: {error.details()}"

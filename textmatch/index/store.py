@@ -31,8 +31,8 @@ _SCROLL_PAGE = 1_000
 class Index:
     """All that the rest of textmatch does with Qdrant.
 
-    Every method raises DependencyUnavailable when Qdrant does not answer in time. Reads of an index that has no
-    collection yet find nothing.
+    Every method raises DependencyUnavailable when Qdrant does not answer in time. Reads of an index that has
+    no collection yet find nothing.
     """
 
     def __init__(self, client: AsyncQdrantClient, alias: str) -> None:
@@ -56,10 +56,10 @@ class Index:
         await self._collections.prepare(model_id, dimension)
 
     async def upsert(self, documents: Sequence[Document], embeddings: Embeddings, *, model_id: str) -> None:
-        """Write documents with their (count, dimension) embeddings, each only if it is newer than what is stored.
+        """Write documents with their (count, dimension) embeddings, each only if newer than what is stored.
 
-        Qdrant itself decides by the version, so that neither order nor repetition of writes matters. Returns when
-        the writes are durable and searchable.
+        Qdrant itself decides by the version, so that neither order nor repetition of writes matters. Returns
+        when the writes are durable and searchable.
 
         Args:
             model_id: the model that made the embeddings; `prepare` was called for it.
@@ -89,7 +89,7 @@ class Index:
         return {one.document.id: one for one in stored}
 
     async def delete(self, versions: Mapping[str, int]) -> int:
-        """Remove stored documents that are not newer than the version given for their id; returns how many."""
+        """Remove stored documents that are not newer than the version given for their id; says how many."""
         collection = await self.collection()
         if not collection or not versions:
             return 0

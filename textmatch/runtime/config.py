@@ -32,6 +32,7 @@ def setting(
     is_secret: bool = False,
     choices: tuple[str, ...] = (),
     minimum: float | None = None,
+    maximum: float | None = None,
 ) -> Any:
     """Declare a field that is read from an environment variable: str, int, float or bool."""
     metadata = {
@@ -40,6 +41,7 @@ def setting(
         "is_secret": is_secret,
         "choices": choices,
         "minimum": minimum,
+        "maximum": maximum,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -84,6 +86,8 @@ def _parse(text: str, kind: type, metadata: Mapping[str, Any]) -> Any:
         raise ValueError(f"it must be one of {', '.join(metadata['choices'])}")
     if metadata["minimum"] is not None and value < metadata["minimum"]:
         raise ValueError(f"it must be at least {metadata['minimum']}")
+    if metadata["maximum"] is not None and value > metadata["maximum"]:
+        raise ValueError(f"it must be at most {metadata['maximum']}")
     return value
 
 
