@@ -1,0 +1,71 @@
+# Run `make` or `make help` to see the targets.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DATA_DIR ?= .textmatch
+INSTALLED := .venv/.installed
+BUF := node_modules/.bin/buf
+STUBS_DIR ?= .
+PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos \
+	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup protos format check check-stubs check-sizes test test-all run demo bench
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## Create .venv and install everything (the first time takes some minutes)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@echo "==> Creating .venv"
+	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "==> Installing textmatch and all that it needs into .venv; the first time takes some minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "==> Done: nothing was installed outside .venv"
+
+protos: $(INSTALLED) ## Generate textmatch/v1 from protos/
+	@$(PROTOC) --python_out=$(STUBS_DIR) --mypy_out=quiet:$(STUBS_DIR) protos/textmatch/v1/*.proto
+	@$(PROTOC) --grpc_python_out=$(STUBS_DIR) --mypy_grpc_out=quiet:$(STUBS_DIR) protos/textmatch/v1/*_service.proto
+
+format: $(INSTALLED) ## Format the code and mend what ruff can mend
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
+
+check: $(INSTALLED) $(BUF) check-stubs check-sizes ## Lint, types, import rules, protos, stale stubs, file sizes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BUF) lint
+
+check-stubs: $(INSTALLED)
+	@stubs=$$(mktemp -d) && trap 'rm -rf '"$$stubs" EXIT && $(MAKE) -s protos STUBS_DIR=$$stubs \
+		&& diff -r -x __pycache__ -x __init__.py $$stubs/textmatch/v1 textmatch/v1 \
+		|| { echo "textmatch/v1 is stale: run make protos" >&2; exit 1; }
+
+check-sizes:
+	@git ls-files '*.py' | grep -v '^textmatch/v1/' | xargs wc -l \
+		| awk '$$2 != "total" && $$1 > 300 {print "over 300 lines: " $$2 " (" $$1 ")"; bad = 1} END {exit bad}'
+
+$(BUF): package.json
+	@command -v npm >/dev/null || { echo "==> Installing npm, which brings buf"; apt-get install -y -qq npm >/dev/null; }
+	@echo "==> Installing buf"
+	@npm install --silent --no-audit --no-fund --no-package-lock && touch $@
+
+test: $(INSTALLED) ## Run the tests but the slow ones
+	@$(BIN)/pytest -m "not slow"
+
+test-all: $(INSTALLED) ## Run all tests
+	@$(BIN)/pytest
+
+run: $(INSTALLED) ## Start the whole stack on this machine; Ctrl-C stops it
+	@$(BIN)/textmatch up --data-dir $(DATA_DIR)
+
+demo: $(INSTALLED) ## Start the stack, ingest a real corpus, answer questions
+	@$(BIN)/python -m standalone.demo --data-dir $(DATA_DIR)
+
+bench: $(INSTALLED) ## Run every benchmark in its quick form
+	@for bench in bench/[a-z]*.py; do $(BIN)/python -m bench.$$(basename $$bench .py) --quick || exit 1; done

@@ -1,0 +1,103 @@
+"""`textmatch up` and `textmatch down`: the whole stack on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from standalone import settings
+from standalone.stack import STACK_FILE, choose_ports, process_specs
+from standalone.supervisor import StackError, Supervisor, held_data_dir, holder_pid
+
+DEFAULT_DATA_DIR = Path(".textmatch")
+_START_SECONDS = 180.0
+_STOP_SECONDS = 90.0
+_POLL_SECONDS = 0.1
+
+DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of the data, the logs and stack.json.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return when everything is serving.")]
+
+_console = Console(stderr=True, highlight=False)
+
+
+def up(data_dir: DataDir = DEFAULT_DATA_DIR, detach: Detach = False) -> None:
+    """Start Redis, Qdrant, encoder, matcher and worker on this machine; Ctrl-C stops them."""
+    if detach:
+        start_detached(data_dir)
+        return
+    with held_data_dir(data_dir):
+        chosen = choose_ports()
+        specs = process_specs(data_dir.resolve(), chosen, settings.environment())
+        _report(f"starting the stack in {data_dir}; logs are in {data_dir / 'logs'}")
+        supervisor = Supervisor(specs, chosen, data_dir, _report)
+        asyncio.run(supervisor.run(lambda summary: _report(f"everything is serving: {summary}")))
+        _report("everything is stopped")
+
+
+def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Stop the stack that `textmatch up` started with this data folder."""
+    stop(data_dir)
+
+
+def start_detached(data_dir: Path) -> None:
+    """Start the stack in the background; returns when everything is serving.
+
+    Raises:
+        StackError: it did not come up, with the end of its log.
+    """
+    if pid := holder_pid(data_dir):
+        raise StackError(f"{data_dir} is in use by another stack (pid {pid})")
+    log_path = data_dir / "logs" / "supervisor.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    # One that was left behind by a supervisor that was killed.
+    (data_dir / STACK_FILE).unlink(missing_ok=True)
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 -- our own module
+            [sys.executable, "-m", "standalone", "up", "--data-dir", str(data_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while not (data_dir / STACK_FILE).exists():
+        if process.poll() is not None:
+            raise StackError(
+                log_path.read_text().strip() or f"the stack ended with code {process.returncode}"
+            )
+        if time.monotonic() > deadline:
+            process.terminate()
+            raise StackError(f"the stack was not serving within {_START_SECONDS:.0f} s; see {log_path}")
+        time.sleep(_POLL_SECONDS)
+    _console.print(log_path.read_text().strip(), markup=False)
+
+
+def stop(data_dir: Path) -> None:
+    """Stop the stack of this data folder and wait for its end.
+
+    Raises:
+        StackError: none runs there, or it does not stop.
+    """
+    pid = holder_pid(data_dir)
+    if not pid:
+        raise StackError(f"no stack runs in {data_dir}")
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while holder_pid(data_dir):
+        if time.monotonic() > deadline:
+            raise StackError(f"the stack (pid {pid}) did not stop within {_STOP_SECONDS:.0f} s")
+        time.sleep(_POLL_SECONDS)
+    _report("everything is stopped")
+
+
+def _report(line: str) -> None:
+    _console.print(line, markup=False)
