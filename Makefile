@@ -11,7 +11,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos \
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos format check check-stubs check-sizes test test-all run demo bench
+.PHONY: help setup protos format check check-stubs check-sizes test test-all run demo bench docs
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 protos: $(INSTALLED) ## Generate textmatch/v1 from protos/
 	@$(PROTOC) --python_out=$(STUBS_DIR) --mypy_out=quiet:$(STUBS_DIR) protos/textmatch/v1/*.proto
 	@$(PROTOC) --grpc_python_out=$(STUBS_DIR) --mypy_grpc_out=quiet:$(STUBS_DIR) protos/textmatch/v1/*_service.proto
+
+docs: $(INSTALLED) ## Write docs/configuration.md from the settings
+	@$(BIN)/python docs/generate_configuration.py
 
 format: $(INSTALLED) ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .

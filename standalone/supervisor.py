@@ -108,9 +108,10 @@ class Supervisor:
     ) -> None:
         pending: set[asyncio.Task[None]] = set(running)
         while not waiting.done():
-            done, _ = await asyncio.wait({waiting, *pending}, return_when=asyncio.FIRST_COMPLETED)
-            pending -= done
-            for task in done & running:
+            await asyncio.wait({waiting, *pending}, return_when=asyncio.FIRST_COMPLETED)
+            ended = {task for task in pending if task.done()}
+            pending -= ended
+            for task in ended:
                 self._check_start(task)
 
     def _check_start(self, task: asyncio.Task[None]) -> None:

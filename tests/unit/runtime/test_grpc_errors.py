@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from textmatch import errors
+from textmatch.errors import InvalidInput, TextMatchError, Violation, reason_name
+from textmatch.runtime.grpc_errors import from_status, status_code, to_status
+from textmatch.v1 import error_reason_pb2
+
+EXAMPLES: list[tuple[TextMatchError, grpc.StatusCode, str]] = [
+    (InvalidInput.of_field("top_k", "is 0"), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT"),
+    (errors.DocumentNotFound("a"), grpc.StatusCode.NOT_FOUND, "DOCUMENT_NOT_FOUND"),
+    (errors.ModelNotFound("m", "no model m"), grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),
+    (errors.Overloaded("x", retry_delay_seconds=1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
+    (errors.DeadlineTooShort("x"), grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_TOO_SHORT"),
+    (errors.DeadlinePassed("x"), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    (errors.NotReady("x", retry_delay_seconds=0.25), grpc.StatusCode.UNAVAILABLE, "NOT_READY"),
+    (errors.DependencyUnavailable("x"), grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE"),
+    (errors.ModelMismatch("old", "new"), grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH"),
+    (errors.Unauthenticated("x"), grpc.StatusCode.UNAUTHENTICATED, "API_KEY_INVALID"),
+    (errors.PermissionDenied("x"), grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING"),
+    (errors.InternalError("x"), grpc.StatusCode.INTERNAL, "INTERNAL"),
+]
+
+
+def detail(status: status_pb2.Status, kind: type) -> object:
+    [found] = [packed for packed in status.details if packed.Is(kind.DESCRIPTOR)]
+    message = kind()
+    found.Unpack(message)
+    return message
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), EXAMPLES, ids=lambda value: type(value).__name__)
+def test_every_error_has_its_code_and_one_error_info(
+    error: TextMatchError, code: grpc.StatusCode, reason: str
+):
+    status = to_status(error)
+    info = detail(status, error_details_pb2.ErrorInfo)
+    assert status_code(status) is code
+    assert (info.reason, info.domain) == (reason, "textmatch.dev")
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), EXAMPLES, ids=lambda value: type(value).__name__)
+def test_every_error_survives_the_wire(error: TextMatchError, code: grpc.StatusCode, reason: str):
+    returned = from_status(to_status(error))
+    assert type(returned) is type(error)
+    assert str(returned) == str(error)
+    assert returned.retry_delay_seconds == error.retry_delay_seconds
+
+
+def test_every_error_class_has_an_example():
+    def leaves(kind: type[TextMatchError]) -> set[type[TextMatchError]]:
+        below = [child for child in kind.__subclasses__() if child.__module__ == "textmatch.errors"]
+        return set().union(*map(leaves, below)) if below else {kind}
+
+    assert leaves(TextMatchError) == {type(error) for error, _, _ in EXAMPLES}
+
+
+def test_bad_items_keep_their_names_and_reasons():
+    violation = Violation("texts[3]", error_reason_pb2.ERROR_REASON_TEXT_EMPTY, "is empty")
+    status = to_status(InvalidInput([violation]))
+    bad_request = detail(status, error_details_pb2.BadRequest)
+    assert bad_request.field_violations[0].reason == "TEXT_EMPTY"
+    returned = from_status(status)
+    assert isinstance(returned, InvalidInput)
+    assert returned.violations == [violation]
+
+
+def test_a_missing_resource_is_named():
+    resource = detail(to_status(errors.DocumentNotFound("a.b")), error_details_pb2.ResourceInfo)
+    assert (resource.resource_type, resource.resource_name) == ("document", "a.b")
+
+
+def test_a_foreign_status_keeps_its_meaning_by_code():
+    for code, expected in (
+        (code_pb2.UNAVAILABLE, errors.DependencyUnavailable),
+        (code_pb2.RESOURCE_EXHAUSTED, errors.Overloaded),
+        (code_pb2.INVALID_ARGUMENT, InvalidInput),
+        (code_pb2.UNIMPLEMENTED, errors.InternalError),
+    ):
+        returned = from_status(status_pb2.Status(code=code, message="said by a proxy"))
+        assert type(returned) is expected
+        assert "said by a proxy" in str(returned)
+
+
+def test_reasons_on_the_wire_have_no_prefix():
+    assert reason_name(error_reason_pb2.ERROR_REASON_OVERLOADED) == "OVERLOADED"
