@@ -1,0 +1,81 @@
+"""`python -m standalone.qdrant_edge --data-dir DIR`: serve until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from qdrant_client import grpc as pb
+from qdrant_client.grpc import collections_service_pb2, points_service_pb2, qdrant_pb2
+
+from standalone.qdrant_edge.catalog import Catalog
+from standalone.qdrant_edge.collections_servicer import CollectionsServicer
+from standalone.qdrant_edge.maintenance import Maintenance
+from standalone.qdrant_edge.points_servicer import PointsServicer
+from standalone.qdrant_edge.server import EdgeServer
+from standalone.qdrant_edge.storage import FolderInUse, FolderLock
+
+_STOP_GRACE_SECONDS = 5.0
+
+
+def main() -> int:
+    """Exit code 0 after a clean stop, 1 if the server could not start."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    arguments = _parse_arguments()
+    try:
+        lock = FolderLock(arguments.data_dir)
+        try:
+            asyncio.run(_serve(arguments.data_dir, arguments.host, arguments.port))
+        finally:
+            lock.release()
+    except (FolderInUse, RuntimeError, OSError) as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m standalone.qdrant_edge", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds the collections")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=6334, help="gRPC port; 0 picks a free one")
+    return parser.parse_args()
+
+
+async def _serve(data_dir: Path, host: str, port: int) -> None:
+    stopping = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
+    catalog = Catalog(data_dir)
+    server = EdgeServer(
+        {
+            points_service_pb2.DESCRIPTOR.services_by_name["Points"]: PointsServicer(catalog).handlers,
+            collections_service_pb2.DESCRIPTOR.services_by_name["Collections"]: CollectionsServicer(
+                catalog
+            ).handlers,
+            qdrant_pb2.DESCRIPTOR.services_by_name["Qdrant"]: {"HealthCheck": _health_check},
+        }
+    )
+    try:
+        bound_port = await server.start(host, port)
+        print(f"listening on {host}:{bound_port}", flush=True)
+        maintenance = asyncio.create_task(Maintenance(catalog).run())
+        await stopping.wait()
+        maintenance.cancel()
+        await server.stop(_STOP_GRACE_SECONDS)
+    finally:
+        await catalog.close()
+
+
+async def _health_check(_request: pb.HealthCheckRequest) -> pb.HealthCheckReply:
+    # The version whose API is served, which clients compare with their own.
+    return pb.HealthCheckReply(title="Qdrant Edge", version=importlib.metadata.version("qdrant-client"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""All collections and aliases of a data folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from qdrant_client import grpc as pb
+
+from standalone.qdrant_edge.collection import Collection, CollectionRecord
+from standalone.qdrant_edge.collection_config import check_supported
+from standalone.qdrant_edge.errors import already_exists, internal, invalid, not_found
+from standalone.qdrant_edge.storage import read_json, sync_folder, write_json
+
+_log = logging.getLogger(__name__)
+
+_MAX_NAME_LENGTH = 255
+_FORBIDDEN_IN_NAMES = frozenset('<>:"/\\|?*\0\x1f')
+
+
+class Catalog:
+    """Finds collections by name or alias; every change is on disk before it is visible."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Load a data folder, finishing what a crash interrupted."""
+        self._folder = data_dir / "collections"
+        self._aliases_path = data_dir / "aliases.json"
+        self._collections: dict[str, Collection] = {}
+        # Collections that the engine cannot load: folder and reason.
+        self._broken: dict[str, tuple[Path, str]] = {}
+        self._folder.mkdir(exist_ok=True)
+        for folder in sorted(self._folder.iterdir()):
+            self._load(folder)
+        self.aliases = self._load_aliases()
+
+    @property
+    def collections(self) -> list[Collection]:
+        """All that can be used."""
+        return list(self._collections.values())
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all collections, aliases not included."""
+        return [*self._collections, *self._broken]
+
+    def resolve(self, name: str) -> Collection:
+        """The collection of that name or alias.
+
+        Raises:
+            RequestError: NOT_FOUND, or INTERNAL if the engine could not load it.
+        """
+        name = self.aliases.get(name, name)
+        if name in self._broken:
+            raise internal(f"Collection `{name}` could not be loaded: {self._broken[name][1]}")
+        if name not in self._collections:
+            raise not_found(f"Collection `{name}` doesn't exist!")
+        return self._collections[name]
+
+    def create(self, settings: pb.CreateCollection) -> None:
+        """Make a new collection."""
+        name = settings.collection_name
+        _check_name(name)
+        if name in self.names:
+            raise already_exists(f"Collection `{name}` already exists!")
+        if name in self.aliases:
+            raise invalid(
+                f"Can't create collection with name {name}. Alias with the same name already exists"
+            )
+        check_supported(settings)
+        folder = self._folder / uuid.uuid4().hex
+        folder.mkdir()
+        sync_folder(self._folder)
+        try:
+            self._collections[name] = Collection.create(folder, settings)
+        except Exception:
+            shutil.rmtree(folder)
+            raise
+
+    async def delete(self, name: str) -> bool:
+        """Remove a collection with its aliases; says whether there was one."""
+        if name not in self.names:
+            return False
+        self._save_aliases({alias: target for alias, target in self.aliases.items() if target != name})
+        if name in self._broken:
+            folder, _ = self._broken.pop(name)
+            shutil.rmtree(folder)
+        else:
+            await self._collections.pop(name).delete()
+        return True
+
+    def change_aliases(self, actions: Iterable[pb.AliasOperations]) -> None:
+        """Apply all actions in order, at once; none if one of them is wrong."""
+        aliases = dict(self.aliases)
+        for action in actions:
+            self._change_alias(aliases, action)
+        self._save_aliases(aliases)
+
+    async def close(self) -> None:
+        """Write everything to disk."""
+        for collection in self.collections:
+            await collection.close()
+
+    def _load(self, folder: Path) -> None:
+        record = CollectionRecord.load(folder)
+        if record is None:
+            _log.warning("removing %s: no complete collection", folder)
+            shutil.rmtree(folder)
+            return
+        try:
+            self._collections[record.name] = Collection.open(folder, record)
+        except Exception as error:  # noqa: BLE001 (the other collections must be served)
+            _log.exception("cannot load collection %s", record.name)
+            self._broken[record.name] = (folder, str(error))
+
+    def _load_aliases(self) -> dict[str, str]:
+        stored = read_json(self._aliases_path) if self._aliases_path.exists() else {}
+        return {alias: target for alias, target in stored.items() if target in self.names}
+
+    def _save_aliases(self, aliases: dict[str, str]) -> None:
+        if aliases != self.aliases:
+            write_json(self._aliases_path, aliases)
+            self.aliases = aliases
+
+    def _change_alias(self, aliases: dict[str, str], action: pb.AliasOperations) -> None:
+        match action.WhichOneof("action"):
+            case "create_alias":
+                created = action.create_alias
+                if created.collection_name not in self.names:
+                    raise not_found(f"Collection `{created.collection_name}` doesn't exist!")
+                if created.alias_name in self.names:
+                    raise already_exists(f"Collection `{created.alias_name}` already exists!")
+                _check_name(created.alias_name)
+                aliases[created.alias_name] = created.collection_name
+            case "delete_alias":
+                aliases.pop(action.delete_alias.alias_name, None)
+            case "rename_alias":
+                renamed = action.rename_alias
+                if renamed.old_alias_name not in aliases:
+                    raise not_found(f"Alias {renamed.old_alias_name} does not exists!")
+                aliases[renamed.new_alias_name] = aliases.pop(renamed.old_alias_name)
+            case _:
+                raise invalid("Malformed AliasOperation type")
+
+
+def _check_name(name: str) -> None:
+    """Names that a real server refuses too."""
+    if not 1 <= len(name) <= _MAX_NAME_LENGTH:
+        raise invalid(f"a name has 1 to {_MAX_NAME_LENGTH} characters, not {len(name)}")
+    if forbidden := _FORBIDDEN_IN_NAMES.intersection(name):
+        raise invalid(f"the name `{name}` must not contain {sorted(forbidden)}")

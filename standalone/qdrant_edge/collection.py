@@ -1,0 +1,256 @@
+"""One collection: an engine shard, its configuration and what keeps it durable and quick."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import shutil
+import time
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import qdrant_edge as edge
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from qdrant_client import grpc as pb
+
+from standalone.qdrant_edge.collection_config import (
+    FLUSH_INTERVAL_SECONDS,
+    described,
+    edge_config,
+    indexing_threshold_kb,
+    merged,
+    vector_schema,
+)
+from standalone.qdrant_edge.errors import engine_call
+from standalone.qdrant_edge.field_indexes import describe_index
+from standalone.qdrant_edge.journal import Journal
+from standalone.qdrant_edge.storage import read_json, sync_files, write_json
+from standalone.qdrant_edge.updates import to_operations
+
+_RECORD_FILE: Final = "collection.json"
+_BYTES_PER_COMPONENT: Final = 4
+# A start replays what is not flushed; this keeps it within seconds.
+_MAX_UNFLUSHED_BYTES: Final = 256 * 2**20
+# The more is indexed, the more may wait for the next rebuild, but a full scan must stay within milliseconds.
+_UNINDEXED_SHARE: Final = 0.25
+_MAX_UNINDEXED_THRESHOLDS: Final = 8
+
+
+@dataclass(frozen=True)
+class CollectionRecord:
+    """What a collection's file says; a folder without one is no collection (any more)."""
+
+    name: str
+    shard: str
+    created_at: dt.datetime
+    settings: pb.CreateCollection
+
+    @classmethod
+    def load(cls, folder: Path) -> CollectionRecord | None:
+        """The record in a folder, or None if a crash left the folder half-created or half-deleted."""
+        path = folder / _RECORD_FILE
+        if not path.exists():
+            return None
+        stored = read_json(path)
+        settings = json_format.ParseDict(stored["settings"], pb.CreateCollection())
+        created_at = dt.datetime.fromisoformat(stored["created_at"])
+        return cls(settings.collection_name, stored["shard"], created_at, settings)
+
+    def save(self, folder: Path) -> None:
+        """Write the record, which makes the folder a collection."""
+        settings = json_format.MessageToDict(self.settings, preserving_proto_field_name=True)
+        stored = {"shard": self.shard, "created_at": self.created_at.isoformat(), "settings": settings}
+        write_json(folder / _RECORD_FILE, stored)
+
+
+class Collection:
+    """Reads and writes of one collection; belongs to one event loop."""
+
+    def __init__(self, folder: Path, record: CollectionRecord, shard: edge.EdgeShard) -> None:
+        self.folder = folder
+        self.write_lock = asyncio.Lock()
+        self.journal: Journal | None = None
+        self.rebuild_task: asyncio.Task[None] | None = None
+        self._record = record
+        self._shard = shard
+        self._schema = vector_schema(record.settings)
+        self._unflushed_bytes = 0
+        self._is_synced = True
+        self._flushed_at = time.monotonic()
+        self._unindexable = 0
+        self._settings_changed = False
+
+    @classmethod
+    def create(cls, folder: Path, settings: pb.CreateCollection) -> Collection:
+        """Make a collection in a new folder; the record comes last and makes it count."""
+        record = CollectionRecord(
+            settings.collection_name, new_shard_name(), dt.datetime.now(tz=dt.UTC), settings
+        )
+        path = folder / record.shard
+        path.mkdir(parents=True)
+        shard = engine_call(edge.EdgeShard.create, str(path), edge_config(settings))
+        engine_call(shard.flush)
+        record.save(folder)
+        return cls(folder, record, shard)
+
+    @classmethod
+    def open(cls, folder: Path, record: CollectionRecord) -> Collection:
+        """Load a collection, remove what an interrupted rebuild left and replay the engine's log."""
+        for path in folder.iterdir():
+            if path.name not in {_RECORD_FILE, record.shard}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        config = edge_config(record.settings)
+        shard = engine_call(edge.EdgeShard.load, str(folder / record.shard), config)
+        return cls(folder, record, shard)
+
+    @property
+    def name(self) -> str:
+        """The collection's own name, never an alias."""
+        return self._record.name
+
+    @property
+    def settings(self) -> pb.CreateCollection:
+        """The configuration as it stands."""
+        return self._record.settings
+
+    @property
+    def shard_folder(self) -> Path:
+        """Where the engine's files are."""
+        return self.folder / self._record.shard
+
+    async def update(self, method: str, request: Message) -> None:
+        """Apply a write request of that gRPC method; on return it survives the death of the process."""
+        operations = to_operations(method, request, self._schema)
+        async with self.write_lock:
+            if self.journal is not None:
+                self.journal.append(method, request)
+            self._unflushed_bytes += request.ByteSize()
+            self._is_synced = False
+            for operation in operations:
+                engine_call(self._shard.update, operation)
+
+    def replay(self, shard: edge.EdgeShard, method: str, request: Message) -> None:
+        """Apply a request that was applied here to a copy of the shard."""
+        for operation in to_operations(method, request, self._schema):
+            engine_call(shard.update, operation)
+
+    def query_batch(self, requests: list[edge.QueryRequest]) -> list[list[edge.ScoredPoint]]:
+        """Hits of each query, best first."""
+        return engine_call(self._shard.query_batch, edge.QueryBatchRequest(requests))
+
+    def query(self, request: edge.QueryRequest) -> list[edge.ScoredPoint]:
+        """Hits of one query, best first."""
+        return engine_call(self._shard.query, request)
+
+    def scroll(self, request: edge.ScrollRequest) -> tuple[list[edge.Record], Any]:
+        """A page of points and the id that the next one starts with."""
+        return engine_call(self._shard.scroll, request)
+
+    def retrieve(self, ids: list[Any], with_payload: Any, with_vectors: Any) -> list[edge.Record]:
+        """The stored ones of these points."""
+        return engine_call(self._shard.retrieve, ids, with_payload, with_vectors)
+
+    def count(self, request: edge.CountRequest) -> int:
+        """How many points fit."""
+        return engine_call(self._shard.count, request)
+
+    def facet(self, request: edge.FacetRequest) -> edge.FacetResponse:
+        """Values of a field with their counts."""
+        return engine_call(self._shard.facet, request)
+
+    def info(self) -> pb.CollectionInfo:
+        """State, size, configuration and payload indexes; yellow while a rebuild runs or waits."""
+        info = engine_call(self._shard.info)
+        is_settled = self.rebuild_task is None and not self.needs_rebuild()
+        described_info = pb.CollectionInfo(
+            status=pb.Green if is_settled else pb.Yellow,
+            optimizer_status=pb.OptimizerStatus(ok=True),
+            segments_count=info.segments_count,
+            points_count=info.points_count,
+            indexed_vectors_count=info.indexed_vectors_count,
+            config=described(self.settings),
+            payload_schema={field: describe_index(one) for field, one in info.payload_schema.items()},
+        )
+        described_info.created_at.FromDatetime(self._record.created_at)
+        return described_info
+
+    def change_settings(self, change: pb.UpdateCollection) -> None:
+        """Store changed parameters; the next rebuild applies them."""
+        self._record = replace(self._record, settings=merged(self.settings, change))
+        self._record.save(self.folder)
+        self._settings_changed = True
+
+    def needs_rebuild(self) -> bool:
+        """Whether enough vectors are outside the HNSW graph, or parameters wait to be applied."""
+        threshold_kb = indexing_threshold_kb(self.settings)
+        if not self._schema.dense or threshold_kb == 0:
+            return False
+        info = engine_call(self._shard.info)
+        if self._settings_changed:
+            return bool(info.points_count)
+        mean_size = sum(self._schema.dense.values()) / len(self._schema.dense)
+        vector_kb = mean_size * _BYTES_PER_COMPONENT / 1024
+        waiting_kb = (self._unindexed(info) - self._unindexable) * vector_kb
+        limit_kb = min(
+            max(threshold_kb, info.indexed_vectors_count * vector_kb * _UNINDEXED_SHARE),
+            threshold_kb * _MAX_UNINDEXED_THRESHOLDS,
+        )
+        return waiting_kb > limit_kb
+
+    def rebuild_settled(self) -> None:
+        """A rebuild has done what can be done: do not try the same again."""
+        # Points may lack some of the vectors, so the rest is not zero.
+        self._unindexable = self._unindexed(engine_call(self._shard.info))
+        self._settings_changed = False
+
+    def adopt(self, shard_name: str, shard: edge.EdgeShard) -> Path:
+        """Switch to an optimised copy of the shard; returns the folder that is no longer used."""
+        abandoned = self.shard_folder
+        self._record = replace(self._record, shard=shard_name)
+        self._record.save(self.folder)
+        self._shard = shard
+        return abandoned
+
+    def flush(self) -> None:
+        """Write everything to the segments and empty the engine's log."""
+        engine_call(self._shard.flush)
+        self._unflushed_bytes = 0
+        self._flushed_at = time.monotonic()
+
+    def is_flush_due(self) -> bool:
+        """Whether the log is old or long enough to be worth the pause that a flush is."""
+        age_seconds = time.monotonic() - self._flushed_at
+        is_old = self._unflushed_bytes > 0 and age_seconds >= FLUSH_INTERVAL_SECONDS
+        return is_old or self._unflushed_bytes >= _MAX_UNFLUSHED_BYTES
+
+    async def sync_log(self) -> None:
+        """Sync the engine's log to the disk, without blocking anything."""
+        if self._is_synced:
+            return
+        self._is_synced = True
+        await asyncio.to_thread(sync_files, self.shard_folder / "wal")
+
+    async def close(self) -> None:
+        """End a running rebuild and write everything to disk."""
+        if self.rebuild_task is not None:
+            self.rebuild_task.cancel()
+            await asyncio.gather(self.rebuild_task, return_exceptions=True)
+        engine_call(self._shard.close)
+
+    async def delete(self) -> None:
+        """Remove the collection from disk; once the record is gone, a restart finishes the job."""
+        await self.close()
+        (self.folder / _RECORD_FILE).unlink()
+        await asyncio.to_thread(shutil.rmtree, self.folder)
+
+    def _unindexed(self, info: edge.ShardInfo) -> int:
+        vectors_a_point = len(self._schema.dense) + len(self._schema.sparse)
+        return info.points_count * vectors_a_point - info.indexed_vectors_count
+
+
+def new_shard_name() -> str:
+    """A name for a shard's folder that was never used."""
+    return f"shard-{uuid.uuid4().hex}"

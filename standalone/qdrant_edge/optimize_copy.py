@@ -1,0 +1,46 @@
+"""The process that copies a shard and optimises the copy: `optimize_copy COLLECTION_FOLDER SHARD COPY`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import qdrant_edge as edge
+
+from standalone.qdrant_edge.collection import CollectionRecord
+from standalone.qdrant_edge.collection_config import edge_config
+
+COPIED = "copied"
+NOTHING_TO_DO = 3
+
+_LOWEST_PRIORITY = 19
+_PR_SET_PDEATHSIG = 1
+
+
+def main(collection_folder: Path, shard_folder: Path, copy: Path) -> int:
+    """Copy, say so on stdout, optimise; the exit code is 0 or NOTHING_TO_DO."""
+    _die_with_parent()
+    record = CollectionRecord.load(collection_folder)
+    if record is None:
+        return NOTHING_TO_DO
+    shutil.copytree(shard_folder, copy)
+    print(COPIED, flush=True)
+    os.nice(_LOWEST_PRIORITY)
+    shard = edge.EdgeShard.load(str(copy), edge_config(record.settings))
+    changed = shard.optimize()
+    shard.close()
+    return 0 if changed else NOTHING_TO_DO
+
+
+def _die_with_parent() -> None:
+    """An orphan would go on writing to a folder that the next server has removed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))
