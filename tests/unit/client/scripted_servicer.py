@@ -1,0 +1,228 @@
+"""A real gRPC server on a free port whose answers a test sets, to see what the client makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Self
+
+import numpy as np
+
+from textmatch import vectors
+from textmatch.errors import DocumentNotFound, InvalidInput, TextMatchError, Violation
+from textmatch.runtime.channel import MAX_MESSAGE_BYTES
+from textmatch.runtime.grpc_errors import to_status
+from textmatch.runtime.server import GrpcServer
+from textmatch.v1 import encoder_service_pb2 as encoder_pb
+from textmatch.v1 import encoder_service_pb2_grpc as encoder_grpc
+from textmatch.v1 import error_reason_pb2
+from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
+
+DIMENSION = 4
+
+
+class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
+    """Stores what it is given and matches by the share of the query's words."""
+
+    def __init__(self) -> None:
+        self.documents: dict[str, pb.Document] = {}
+        self.match_requests: list[pb.MatchRequest] = []
+        self.batch_sizes: list[int] = []
+        self.degraded: pb.DegradedReason.ValueType = pb.DEGRADED_REASON_UNSPECIFIED
+        # Taken from the left: what goes wrong with the next calls, and with documents by their id.
+        self.call_errors: deque[TextMatchError] = deque()
+        self.document_errors: dict[str, deque[TextMatchError]] = {}
+        self.queued: deque[tuple[int, float]] = deque()
+
+    async def Match(self, request: pb.MatchRequest, context: Any) -> pb.MatchResponse:
+        self._fail_if_told()
+        self.match_requests.append(request)
+        return self._answer(request.query, request.options)
+
+    async def BatchMatch(
+        self, request: pb.BatchMatchRequest, context: Any
+    ) -> AsyncIterator[pb.BatchMatchResponse]:
+        self.batch_sizes.append(len(request.queries))
+        for position in reversed(range(len(request.queries))):
+            query = request.queries[position]
+            if query == "fail":
+                error = to_status(InvalidInput.of_field("query", "was told to fail"))
+                yield pb.BatchMatchResponse(query_index=position, error=error)
+                continue
+            response = self._answer(query, request.options)
+            yield pb.BatchMatchResponse(query_index=position, response=response)
+
+    async def IngestDocuments(
+        self, request_iterator: AsyncIterator[pb.IngestDocumentsRequest], context: Any
+    ) -> AsyncIterator[pb.IngestDocumentsResponse]:
+        async for request in request_iterator:
+            self._fail_if_told()
+            self.batch_sizes.append(len(request.documents))
+            yield pb.IngestDocumentsResponse(results=[self._take(item) for item in request.documents])
+
+    async def GetDocument(self, request: pb.GetDocumentRequest, context: Any) -> pb.GetDocumentResponse:
+        if request.id not in self.documents:
+            raise DocumentNotFound(request.id)
+        return pb.GetDocumentResponse(document=self.documents[request.id])
+
+    async def DeleteDocuments(
+        self, request: pb.DeleteDocumentsRequest, context: Any
+    ) -> pb.DeleteDocumentsResponse:
+        self.batch_sizes.append(len(request.ids))
+        found = [document_id for document_id in request.ids if self.documents.pop(document_id, None)]
+        return pb.DeleteDocumentsResponse(deleted_count=len(found))
+
+    async def GetIngestStatus(
+        self, request: pb.GetIngestStatusRequest, context: Any
+    ) -> pb.GetIngestStatusResponse:
+        self._fail_if_told()
+        queued_count, oldest_seconds = self.queued.popleft() if self.queued else (0, 0.0)
+        indexed = request.document_id in self.documents
+        return pb.GetIngestStatusResponse(
+            document_count=len(self.documents),
+            queued_count=queued_count,
+            oldest_queued_seconds=oldest_seconds,
+            dead_letter_count=1,
+            collection="tiny-0123456789ab",
+            document_state=pb.DOCUMENT_STATE_INDEXED if indexed else pb.DOCUMENT_STATE_FAILED,
+            document_error="" if indexed else "the model failed on it",
+        )
+
+    def _fail_if_told(self) -> None:
+        if self.call_errors:
+            raise self.call_errors.popleft()
+
+    def _take(self, document: pb.Document) -> pb.IngestResult:
+        if errors := self.document_errors.get(document.id):
+            error = to_status(errors.popleft())
+            return pb.IngestResult(id=document.id, outcome=pb.INGEST_OUTCOME_REJECTED, error=error)
+        stored = self.documents.get(document.id)
+        if stored is not None and stored.text == document.text:
+            return pb.IngestResult(id=document.id, outcome=pb.INGEST_OUTCOME_UNCHANGED)
+        self.documents[document.id] = document
+        version = document.version or 1
+        return pb.IngestResult(id=document.id, outcome=pb.INGEST_OUTCOME_ACCEPTED, version=version)
+
+    def _answer(self, query: str, options: pb.MatchOptions) -> pb.MatchResponse:
+        words = set(query.split())
+        scored = sorted(
+            ((len(words & set(item.text.split())) / len(words), item) for item in self.documents.values()),
+            key=lambda pair: -pair[0],
+        )
+        reranked = options.rerank != pb.RERANK_MODE_NONE
+        matches = [
+            pb.Match(document=item, score=score, recall_score=score, rerank_score=score if reranked else None)
+            for score, item in scored[: options.top_k]
+        ]
+        return pb.MatchResponse(
+            matches=matches,
+            degraded=self.degraded,
+            timings=pb.StageTimings(encode_ms=1.5, recall_ms=2.0, rerank_ms=3.0, total_ms=7.0),
+            bi_encoder_model_id="tiny-0123456789ab",
+            cross_encoder_model_id="pair-0123456789ab" if reranked else "",
+        )
+
+
+class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
+    """Embeds a text by its length; scores a pair by its lengths."""
+
+    def __init__(self, max_texts: int = 8) -> None:
+        self.max_texts = max_texts
+        self.batch_sizes: list[int] = []
+        self.priorities: set[int] = set()
+        self.model_ids: deque[str] = deque()
+
+    async def Encode(self, request: encoder_pb.EncodeRequest, context: Any) -> encoder_pb.EncodeResponse:
+        self._take(len(request.texts), request.priority)
+        if "poison" in request.texts:
+            field = f"texts[{list(request.texts).index('poison')}]"
+            failed = error_reason_pb2.ERROR_REASON_TEXT_FAILED
+            raise InvalidInput([Violation(field, failed, "the model failed on it")])
+        lengths = np.array([[len(text)] * DIMENSION for text in request.texts], np.float32)
+        return encoder_pb.EncodeResponse(
+            embeddings=vectors.pack(lengths),
+            dimension=DIMENSION,
+            token_counts=[len(text.split()) for text in request.texts],
+            truncated=[len(text) > 100 for text in request.texts],
+            model_id=self.model_ids.popleft() if self.model_ids else "tiny-0123456789ab",
+        )
+
+    async def Score(self, request: encoder_pb.ScoreRequest, context: Any) -> encoder_pb.ScoreResponse:
+        pairs = [(pair.first, pair.second) for pair in request.pairs]
+        pairs = pairs or [(request.query, text) for text in request.texts]
+        self._take(len(pairs), request.priority)
+        scores = [min(len(a), len(b)) / max(len(a), len(b)) for a, b in pairs]
+        return encoder_pb.ScoreResponse(
+            scores=scores,
+            raw_scores=[2 * score for score in scores],
+            truncated=[False] * len(scores),
+            model_id="pair-0123456789ab",
+        )
+
+    async def GetModels(
+        self, request: encoder_pb.GetModelsRequest, context: Any
+    ) -> encoder_pb.GetModelsResponse:
+        model = encoder_pb.Model(
+            model_id="tiny-0123456789ab",
+            name="tiny",
+            kind=encoder_pb.MODEL_KIND_BI_ENCODER,
+            dimension=DIMENSION,
+            max_tokens=256,
+            dtype="float32",
+            device="cpu",
+            is_default=True,
+        )
+        limits = encoder_pb.Limits(max_texts=self.max_texts, max_text_bytes=1_000)
+        return encoder_pb.GetModelsResponse(models=[model], limits=limits)
+
+    def _take(self, count: int, priority: int) -> None:
+        self.batch_sizes.append(count)
+        self.priorities.add(priority)
+        if count > self.max_texts:
+            raise InvalidInput.of_field("texts", f"has {count} items; the limit is {self.max_texts}")
+
+
+class RunningServer:
+    """Serves from a thread of its own, so that a blocking client can be tested in the test's thread."""
+
+    def __init__(
+        self, register: Callable[[Any, Any], None], servicer: object, service_name: str, port: int = 0
+    ) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.address = self._run(self._start(register, servicer, service_name, port))
+
+    @classmethod
+    def of_matcher(cls, servicer: ScriptedMatcher, port: int = 0) -> Self:
+        return cls(
+            pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService", port
+        )
+
+    @classmethod
+    def of_encoder(cls, servicer: ScriptedEncoder) -> Self:
+        return cls(encoder_grpc.add_EncoderServiceServicer_to_server, servicer, "textmatch.v1.EncoderService")
+
+    def set_serving(self, *, is_serving: bool) -> None:
+        self._run(self._server.set_serving(is_serving=is_serving))
+
+    def stop(self) -> None:
+        self._run(self._server.drain(grace_seconds=1.0))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(
+        self, register: Callable[[Any, Any], None], servicer: object, service_name: str, port: int
+    ) -> str:
+        self._server = GrpcServer("127.0.0.1", port, MAX_MESSAGE_BYTES)
+        self._server.add(register, servicer, service_name)
+        address = await self._server.start()
+        await self._server.set_serving(is_serving=True)
+        return address
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)

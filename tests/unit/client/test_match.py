@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.unit.client.scripted_servicer import RunningServer, ScriptedMatcher
+from textmatch.client import (
+    DegradedReason,
+    Document,
+    FieldExists,
+    FieldMatch,
+    FieldRange,
+    Filter,
+    ServerUnreachable,
+    TextMatchClient,
+)
+from textmatch.errors import DeadlinePassed, InvalidInput, Overloaded
+from textmatch.v1 import matcher_service_pb2 as pb
+
+
+def test_matches_come_best_first_as_plain_values(client: TextMatchClient):
+    client.ingest_all(
+        [
+            {"id": "a", "text": "one two", "attributes": {"year": 2024, "tags": ["x", None]}},
+            Document("b", "one two three"),
+        ]
+    )
+    result = client.match("one two three", top_k=2)
+    assert [match.document.id for match in result] == ["b", "a"]
+    assert len(result) == 2
+    assert result.matches[1].document.attributes == {"year": 2024, "tags": ["x", None]}
+    assert isinstance(result.matches[1].document.attributes["year"], int)
+    assert result.matches[0].score == pytest.approx(1.0)
+    assert result.matches[0].rerank_score == pytest.approx(1.0)
+    assert result.query == "one two three"
+    assert result.degraded is None
+    assert result.timings.total_ms == 7.0
+    assert result.cross_encoder_model_id == "pair-0123456789ab"
+
+
+def test_without_rerank_there_are_no_rerank_scores(client: TextMatchClient):
+    client.ingest_all([{"id": "a", "text": "one"}])
+    result = client.match("one", rerank=False)
+    assert result.matches[0].rerank_score is None
+    assert result.cross_encoder_model_id is None
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (pb.DEGRADED_REASON_RERANK_LATE, DegradedReason.RERANK_LATE),
+        (pb.DEGRADED_REASON_RERANK_UNAVAILABLE, DegradedReason.RERANK_UNAVAILABLE),
+        (99, DegradedReason.OTHER),
+    ],
+)
+def test_degraded_answers_say_why(
+    client: TextMatchClient, matcher: ScriptedMatcher, value: Any, reason: DegradedReason
+):
+    matcher.degraded = value
+    assert client.match("one").degraded is reason
+
+
+def test_options_and_filters_reach_the_matcher(client: TextMatchClient, matcher: ScriptedMatcher):
+    where = Filter(
+        must=(FieldMatch("lang", ("en", "")), FieldRange("year", gte=2020, lt=2025)),
+        should=(FieldExists("author.name"), Filter(must_not=(FieldMatch("draft", (True,)),))),
+    )
+    client.match("q", top_k=3, candidate_count=50, min_score=0.25, where=where, omit_text=True)
+    [request] = matcher.match_requests
+    options = request.options
+    assert (options.top_k, options.candidate_count, options.min_score) == (3, 50, 0.25)
+    assert options.omit_text
+    assert not options.omit_attributes
+    assert options.filter.must[0].match.field == "lang"
+    assert [value.string_value for value in options.filter.must[0].match.values] == ["en", ""]
+    assert options.filter.must[1].range.gte == 2020
+    assert not options.filter.must[1].range.HasField("gt")
+    assert options.filter.should[0].exists.field == "author.name"
+    assert options.filter.should[1].filter.must_not[0].match.values[0].bool_value is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query": "\ud800"}, "query: is not Unicode text: lone surrogate at character 0"),
+        ({"query": "q", "top_k": 0}, "top_k: is 0; it must be 1 to 1,000"),
+        (
+            {"query": "q", "top_k": 20, "candidate_count": 10},
+            "candidate_count: is 10; it must be 20 to 1,000",
+        ),
+        ({"query": "q", "min_score": float("nan")}, "min_score: is nan; it must be 0 to 1"),
+        (
+            {"query": "q", "where": Filter(must=(FieldMatch("a", ("\ud800",)),))},
+            "where.must[0].values[0]: is not Unicode text: lone surrogate at character 0",
+        ),
+    ],
+)
+def test_what_cannot_be_sent_is_named_before_sending(
+    client: TextMatchClient, matcher: ScriptedMatcher, arguments: dict[str, Any], message: str
+):
+    with pytest.raises(InvalidInput) as raised:
+        client.match(**arguments)
+    assert str(raised.value) == message
+    assert matcher.match_requests == []
+
+
+def test_batch_match_cuts_long_lists_and_keeps_positions(client: TextMatchClient, matcher: ScriptedMatcher):
+    client.ingest_all([{"id": "a", "text": "one"}])
+    queries = [f"query {number}" for number in range(230)]
+    queries[150] = "fail"
+    matcher.batch_sizes.clear()
+    results = {result.query_index: result for result in client.batch_match(queries, top_k=1)}
+    assert matcher.batch_sizes == [100, 100, 30]
+    assert sorted(results) == list(range(230))
+    assert results[229].result is not None
+    assert results[229].result.query == "query 229"
+    assert results[150].result is None
+    assert isinstance(results[150].error, InvalidInput)
+
+
+def test_batch_match_names_bad_queries_at_once(client: TextMatchClient):
+    with pytest.raises(InvalidInput, match=r"queries\[1\]: is empty"):
+        client.batch_match(["good", " "])
+
+
+def test_a_dead_server_is_named_by_its_address(client: TextMatchClient, matcher_server: RunningServer):
+    with TextMatchClient(matcher="127.0.0.1:1") as lonely:
+        started = time.monotonic()
+        with pytest.raises(ServerUnreachable, match=r"^the matcher at 127\.0\.0\.1:1 does not answer$"):
+            lonely.match("q")
+        assert time.monotonic() - started < 10
+
+
+def test_a_server_of_another_kind_is_named(encoder_server: RunningServer):
+    with (
+        TextMatchClient(matcher=encoder_server.address) as client,
+        pytest.raises(Exception, match="is not a textmatch matcher"),
+    ):
+        client.match("q")
+
+
+def test_errors_of_the_server_come_back_as_they_were(client: TextMatchClient, matcher: ScriptedMatcher):
+    matcher.call_errors.append(Overloaded("too much", retry_delay_seconds=2.5))
+    with pytest.raises(Overloaded, match="too much") as raised:
+        client.match("q")
+    assert raised.value.retry_delay_seconds == 2.5
+
+
+def test_a_deadline_says_who_was_late_and_how_long_we_waited(matcher_server: RunningServer):
+    with (
+        TextMatchClient(matcher_server.address, timeout_seconds=0.000001) as client,
+        pytest.raises(DeadlinePassed, match=r"the matcher at .* did not answer within 1e-06 seconds"),
+    ):
+        client.match("q")

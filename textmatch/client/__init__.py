@@ -1,0 +1,70 @@
+"""The Python client of textmatch.
+
+from textmatch.client import TextMatchClient
+
+with TextMatchClient() as client:
+    for match in client.match("remove a directory tree", top_k=3):
+        print(match.score, match.document.id, match.document.text)
+"""
+
+from textmatch.client.calls import ServerUnreachable
+from textmatch.client.client import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient
+from textmatch.client.encoder import TextPair
+from textmatch.client.messages import DocumentLike, to_document
+from textmatch.client.options import MatchOptions
+from textmatch.client.results import (
+    BatchMatchResult,
+    DegradedReason,
+    DocumentResult,
+    DocumentState,
+    EncodeResult,
+    HealthState,
+    IngestOutcome,
+    IngestStatus,
+    IngestSummary,
+    Match,
+    MatchResult,
+    Model,
+    ModelKind,
+    Role,
+    Scorer,
+    ScoreResult,
+    ServerHealth,
+    StageTimings,
+)
+from textmatch.documents import Document
+from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+
+__all__ = [
+    "DEFAULT_ENCODER",
+    "DEFAULT_MATCHER",
+    "BatchMatchResult",
+    "DegradedReason",
+    "Document",
+    "DocumentLike",
+    "DocumentResult",
+    "DocumentState",
+    "EncodeResult",
+    "FieldExists",
+    "FieldMatch",
+    "FieldRange",
+    "Filter",
+    "HealthState",
+    "IngestOutcome",
+    "IngestStatus",
+    "IngestSummary",
+    "Match",
+    "MatchOptions",
+    "MatchResult",
+    "Model",
+    "ModelKind",
+    "Role",
+    "ScoreResult",
+    "Scorer",
+    "ServerHealth",
+    "ServerUnreachable",
+    "StageTimings",
+    "TextMatchClient",
+    "TextPair",
+    "to_document",
+]

@@ -1,0 +1,174 @@
+"""Sending documents: in batches, a few under way at a time, again when the queue was full."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from textmatch.client.calls import Server, ServerUnreachable
+from textmatch.client.messages import DocumentLike, to_document, to_proto
+from textmatch.client.results import DocumentResult, IngestOutcome
+from textmatch.documents import Document
+from textmatch.errors import InvalidInput, TextMatchError
+from textmatch.runtime.grpc_errors import from_status
+from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
+
+MAX_BATCH_DOCUMENTS = 200
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+MAX_BATCHES_UNDER_WAY = 4
+_RETRY_DELAY_SECONDS = 1.0
+
+_OUTCOMES = {
+    pb.INGEST_OUTCOME_ACCEPTED: IngestOutcome.ACCEPTED,
+    pb.INGEST_OUTCOME_UNCHANGED: IngestOutcome.UNCHANGED,
+}
+
+
+@dataclass
+class Batch:
+    """Documents that travel together, by their position in the input."""
+
+    documents: dict[int, pb.Document] = field(default_factory=dict)
+    size_bytes: int = 0
+    call: Any = None
+
+    def has_room_for(self, document: pb.Document) -> bool:
+        """Whether the batch stays within the limits with this document."""
+        fits = self.size_bytes + document.ByteSize() <= MAX_BATCH_BYTES
+        return not self.documents or (fits and len(self.documents) < MAX_BATCH_DOCUMENTS)
+
+    def add(self, position: int, document: pb.Document) -> None:
+        """Put a document into the batch."""
+        self.documents[position] = document
+        self.size_bytes += document.ByteSize()
+
+
+class Ingestion:
+    """One run over some documents. Holds no more than a few batches, however many documents there are.
+
+    Each batch is a call of its own, so that it has its own deadline and goes to any replica. A document whose
+    id is already under way waits for the earlier one to be answered: the later one must win.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        stub: pb_grpc.MatcherServiceStub,
+        *,
+        timeout_seconds: float,
+        patience_seconds: float,
+    ) -> None:
+        self._server = server
+        self._stub = stub
+        self._timeout_seconds = timeout_seconds
+        self._patience_seconds = patience_seconds
+        self._under_way: deque[Batch] = deque()
+        self._ids: set[str] = set()
+        self._has_answered = False
+        self._progress_at = time.monotonic()
+
+    def run(self, documents: Iterable[DocumentLike]) -> Iterator[DocumentResult]:
+        """Send the documents and yield one result for each; a bad one comes at once, ahead of its neighbours.
+
+        Raises:
+            TextMatchError: the matcher cannot be reached, or took nothing for as long as we are patient.
+        """
+        batch = Batch()
+        try:
+            for position, value in enumerate(documents):
+                try:
+                    document = to_proto(to_document(value))
+                except InvalidInput as error:
+                    yield _rejection(position, _id_of(value), error)
+                    continue
+                if document.id in self._ids or not batch.has_room_for(document):
+                    yield from self._send(batch)
+                    batch = Batch()
+                while document.id in self._ids:
+                    yield from self._finish_oldest()
+                batch.add(position, document)
+                self._ids.add(document.id)
+            yield from self._send(batch)
+            while self._under_way:
+                yield from self._finish_oldest()
+        finally:
+            for unfinished in self._under_way:
+                unfinished.call.cancel()
+
+    def _send(self, batch: Batch) -> Iterator[DocumentResult]:
+        if not batch.documents:
+            return
+        if len(self._under_way) == MAX_BATCHES_UNDER_WAY:
+            yield from self._finish_oldest()
+        batch.call = self._start(batch)
+        self._under_way.append(batch)
+
+    def _start(self, batch: Batch) -> Any:
+        request = pb.IngestDocumentsRequest(documents=batch.documents.values())
+        return self._stub.IngestDocuments(iter((request,)), timeout=self._timeout_seconds)
+
+    def _finish_oldest(self) -> Iterator[DocumentResult]:
+        """Wait for the answer to the oldest batch; send again what could not be taken just now."""
+        batch = self._under_way[0]
+        while batch.documents:
+            refusal: TextMatchError | None = None
+            for result in self._answer(batch):
+                if result.error is not None and result.error.is_transient:
+                    refusal = result.error
+                    continue
+                self._ids.discard(batch.documents.pop(result.position).id)
+                self._progress_at = time.monotonic()
+                yield result
+            if refusal is not None:
+                self._wait_after(refusal)
+                batch.call = self._start(batch)
+        self._under_way.popleft()
+
+    def _answer(self, batch: Batch) -> list[DocumentResult]:
+        """One result for each document; a call that failed for now counts against all of its documents."""
+        try:
+            with self._server.translated_errors(self._timeout_seconds):
+                responses: list[pb.IngestDocumentsResponse] = list(batch.call)
+        except TextMatchError as error:
+            never_answered = isinstance(error, ServerUnreachable) and not self._has_answered
+            if never_answered or not error.is_transient:
+                raise
+            return [
+                _rejection(position, document.id, error) for position, document in batch.documents.items()
+            ]
+        self._has_answered = True
+        results = [result for response in responses for result in response.results]
+        return [
+            _to_result(position, result) for position, result in zip(batch.documents, results, strict=True)
+        ]
+
+    def _wait_after(self, refusal: TextMatchError) -> None:
+        delay_seconds = refusal.retry_delay_seconds or _RETRY_DELAY_SECONDS
+        if time.monotonic() + delay_seconds > self._progress_at + self._patience_seconds:
+            raise refusal
+        time.sleep(delay_seconds)
+
+
+def _to_result(position: int, result: pb.IngestResult) -> DocumentResult:
+    outcome = _OUTCOMES.get(result.outcome)
+    if outcome is None:
+        return _rejection(position, result.id, from_status(result.error))
+    return DocumentResult(position, result.id, outcome, result.version, None)
+
+
+def _rejection(position: int, document_id: str, error: TextMatchError) -> DocumentResult:
+    return DocumentResult(position, document_id, IngestOutcome.REJECTED, 0, error)
+
+
+def _id_of(value: DocumentLike) -> str:
+    """The id of a document that may be anything."""
+    document_id = value.id if isinstance(value, Document) else _mapping(value).get("id")
+    return document_id if isinstance(document_id, str) else ""
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

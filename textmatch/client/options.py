@@ -1,0 +1,71 @@
+"""What a caller may ask of a match."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from textmatch.client import filters
+from textmatch.errors import InvalidInput, Violation
+from textmatch.filters import Filter
+from textmatch.v1 import error_reason_pb2
+from textmatch.v1 import matcher_service_pb2 as pb
+
+_MAX_RESULTS = 1_000
+_DEFAULT_TOP_K = 10
+
+
+class MatchOptions(TypedDict, total=False):
+    """Options of `match` and `batch_match`; all may be left out.
+
+    Attributes:
+        top_k: how many matches at most, 1 to 1,000; 10 if left out.
+        candidate_count: how many documents are recalled and scored, `top_k` to 1,000; 100 if left out, or
+            `top_k` if that is larger.
+        where: only documents whose attributes fit.
+        min_score: leaves out matches with a lower score, 0 to 1.
+        rerank: False gives recall order and scores, without the cross-encoder.
+        omit_text: True leaves the text out of the documents returned.
+        omit_attributes: True leaves the attributes out of the documents returned.
+    """
+
+    top_k: int
+    candidate_count: int
+    where: Filter
+    min_score: float
+    rerank: bool
+    omit_text: bool
+    omit_attributes: bool
+
+
+def to_proto(options: MatchOptions) -> pb.MatchOptions:
+    """Checked options as a message.
+
+    Raises:
+        InvalidInput: naming every option that is out of its limits.
+    """
+    top_k = options.get("top_k", _DEFAULT_TOP_K)
+    ranges = [
+        ("top_k", top_k, 1, _MAX_RESULTS),
+        ("candidate_count", options.get("candidate_count"), top_k, _MAX_RESULTS),
+        ("min_score", options.get("min_score"), 0, 1),
+    ]
+    violations = [
+        Violation(
+            name,
+            error_reason_pb2.ERROR_REASON_FIELD_INVALID,
+            f"is {value}; it must be {lowest:,} to {highest:,}",
+        )
+        for name, value, lowest, highest in ranges
+        if value is not None and not lowest <= value <= highest
+    ]
+    if violations:
+        raise InvalidInput(violations)
+    return pb.MatchOptions(
+        top_k=top_k,
+        candidate_count=options.get("candidate_count", 0),
+        filter=filters.to_proto(options["where"], "where") if "where" in options else None,
+        min_score=options.get("min_score", 0.0),
+        rerank=pb.RERANK_MODE_CROSS_ENCODER if options.get("rerank", True) else pb.RERANK_MODE_NONE,
+        omit_text=options.get("omit_text", False),
+        omit_attributes=options.get("omit_attributes", False),
+    )
