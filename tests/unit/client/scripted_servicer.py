@@ -31,6 +31,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         self.documents: dict[str, pb.Document] = {}
         self.match_requests: list[pb.MatchRequest] = []
         self.batch_sizes: list[int] = []
+        self.delay_seconds = 0.0
         self.degraded: pb.DegradedReason.ValueType = pb.DEGRADED_REASON_UNSPECIFIED
         # Taken from the left: what goes wrong with the next calls, and with documents by their id.
         self.call_errors: deque[TextMatchError] = deque()
@@ -40,6 +41,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     async def Match(self, request: pb.MatchRequest, context: Any) -> pb.MatchResponse:
         self._fail_if_told()
         self.match_requests.append(request)
+        await asyncio.sleep(self.delay_seconds)
         return self._answer(request.query, request.options)
 
     async def BatchMatch(
