@@ -1,0 +1,162 @@
+"""Tiny real models, and a real encoder in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+if TYPE_CHECKING:
+    from sentence_transformers.base.modules import Module
+
+_WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sits",
+    "on",
+    "mat",
+    "runs",
+    "in",
+    "park",
+    "query",
+    "document",
+    "what",
+    "is",
+    "where",
+]
+_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'-猫狗坐"
+_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_START_SECONDS = 120.0
+
+
+def make_tiny_bi_encoder(
+    path: Path,
+    *,
+    prompts: dict[str, str] | None = None,
+    pools_prompt: bool = True,
+    extra_modules: list[Module] | None = None,
+    max_tokens: int = 64,
+) -> Path:
+    """A BERT of 2 layers and 32 dimensions with random weights, saved by sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import BertModel
+
+    backbone = path.with_name(f"{path.name}-backbone")
+    _save_backbone(backbone, BertModel)
+    modules = [
+        Transformer(str(backbone), max_seq_length=max_tokens),
+        *(extra_modules or []),
+        Pooling(32, "mean", include_prompt=pools_prompt),
+        Normalize(),
+    ]
+    model = SentenceTransformer(modules=modules, prompts=prompts, device="cpu")
+    model.save(str(path), create_model_card=False)
+    return path
+
+
+def make_tiny_cross_encoder(path: Path, *, activation: str = "Sigmoid", label_count: int = 1) -> Path:
+    """A BERT of 2 layers and 32 dimensions with a random scoring head, saved by sentence-transformers."""
+    import torch
+    from sentence_transformers import CrossEncoder
+    from transformers import BertForSequenceClassification
+
+    backbone = path.with_name(f"{path.name}-backbone")
+    _save_backbone(backbone, BertForSequenceClassification, num_labels=label_count)
+    model = CrossEncoder(str(backbone), device="cpu", activation_fn=getattr(torch.nn, activation)())
+    model.save(str(path))
+    return path
+
+
+def start_encoder(environment: Mapping[str, str]) -> tuple[subprocess.Popen[str], str]:
+    """Start `python -m services.encoder` on a free loopback port and wait until it is SERVING.
+
+    Args:
+        environment: `TEXTMATCH_*`, over quiet defaults.
+
+    Returns:
+        The process, which the caller ends, and its address.
+    """
+    port = free_port()
+    process = spawn_encoder({"TEXTMATCH_ENCODER_PORT": str(port), **environment})
+    address = f"127.0.0.1:{port}"
+    try:
+        wait_until_serving(process, address)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return process, address
+
+
+def spawn_encoder(environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start `python -m services.encoder` and return at once; stderr is a pipe."""
+    defaults = {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TEXTMATCH_ENCODER_THREADS": "1",
+        "TEXTMATCH_ENCODER_METRICS_PORT": "0",
+        "TEXTMATCH_LOG_LEVEL": "WARNING",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.encoder"],
+        env={**os.environ, **defaults, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until_serving(process: subprocess.Popen[str], address: str) -> None:
+    """Returns when health is SERVING; fails when the process ends or takes too long."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not is_serving(address):
+        assert process.poll() is None, f"the encoder ended: {process.stderr.read() if process.stderr else ''}"
+        assert time.monotonic() < deadline, f"the encoder was not SERVING within {_START_SECONDS} s"
+        time.sleep(0.05)
+
+
+def is_serving(address: str) -> bool:
+    """What its health service says; False while nothing listens."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def free_port() -> int:
+    """A port on the loopback address that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _save_backbone(path: Path, model_class: type, **config: object) -> None:
+    import torch
+    from transformers import BertConfig, BertTokenizerFast
+
+    path.mkdir(parents=True)
+    continuations = [f"##{character}" for character in _CHARACTERS]
+    vocabulary = [*_SPECIAL_TOKENS, *_WORDS, *_CHARACTERS, *continuations]
+    vocabulary_file = path / "vocab.txt"
+    vocabulary_file.write_text("\n".join(vocabulary) + "\n")
+    torch.manual_seed(11)
+    bert_config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=128, initializer_range=0.2, **config,
+    )  # fmt: skip
+    model_class(bert_config).save_pretrained(str(path))
+    BertTokenizerFast(vocab=str(vocabulary_file), model_max_length=128).save_pretrained(str(path))

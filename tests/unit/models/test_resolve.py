@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from textmatch.errors import ModelNotFound
+from textmatch.models.resolve import BI_ENCODER_ORGANISATION, UnusableModel, find_model
+
+
+def _find(name: str) -> Path:
+    return find_model(name, BI_ENCODER_ORGANISATION)
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_the_default_bi_encoder_comes_from_its_package(name: str):
+    directory = _find(name)
+    assert (directory / "model.safetensors").is_file()
+    assert (directory / "modules.json").is_file()
+
+
+def test_a_local_directory_is_itself(tmp_path: Path):
+    (tmp_path / "model.safetensors").touch()
+    assert _find(str(tmp_path)) == tmp_path.resolve()
+
+
+def test_an_unknown_name_says_where_it_was_looked_for():
+    with pytest.raises(ModelNotFound) as caught:
+        _find("no-such-model")
+    message = str(caught.value)
+    assert 'no model "no-such-model"' in message
+    assert '"sentence-transformers/no-such-model"' in message
+    assert caught.value.resource_name == "no-such-model"
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c", "../nowhere", "no such\nmodel"])
+def test_a_name_that_the_hub_refuses_is_not_found_either(name: str):
+    with pytest.raises(ModelNotFound):
+        _find(name)
+
+
+def test_pickle_alone_is_refused(tmp_path: Path):
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(UnusableModel, match="pickle"):
+        _find(str(tmp_path))
+
+
+def test_a_module_that_is_pickle_alone_is_refused(tmp_path: Path):
+    (tmp_path / "model.safetensors").touch()
+    dense = tmp_path / "2_Dense"
+    dense.mkdir()
+    (dense / "pytorch_model.bin").touch()
+    with pytest.raises(UnusableModel, match="2_Dense"):
+        _find(str(tmp_path))
+
+
+def test_pickle_beside_safetensors_is_ignored(tmp_path: Path):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "pytorch_model.bin").touch()
+    assert _find(str(tmp_path)) == tmp_path.resolve()
+
+
+def test_a_directory_without_weights_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UnusableModel, match="holds no model"):
+        _find(str(tmp_path))

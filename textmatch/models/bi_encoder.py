@@ -1,0 +1,193 @@
+"""Texts to embeddings, with any model in the sentence-transformers format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.sentence_transformer.modules import LSTM, Pooling
+from torch import Tensor, nn
+
+from textmatch.models.devices import dtype_name
+from textmatch.models.identity import model_id
+from textmatch.models.pair_classifier import PairClassifier
+from textmatch.models.resolve import UnusableModel
+from textmatch.models.tokenizing import InputTokenizer, TokenizedText, input_tokenizer
+from textmatch.vectors import Embeddings
+
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+@dataclass(frozen=True)
+class _Role:
+    """How queries or documents enter the model."""
+
+    task: str
+    tokenizer: InputTokenizer
+    prompt: str
+    # Leading tokens that pooling leaves out.
+    prompt_tokens: int
+
+
+class BiEncoder:
+    """A loaded bi-encoder. `tokenize` may run in several threads at once; `embed` in one."""
+
+    def __init__(
+        self, model: SentenceTransformer, name: str, directory: Path, *, max_tokens: int | None
+    ) -> None:
+        self.name = name
+        self.model_id = model_id(name, directory)
+        self.pair_classifier = PairClassifier.load(directory)
+        self._model = model
+        self._query = _role(model, "query", _query_prompt(model), max_tokens)
+        self._document = _role(model, "document", _document_prompt(model), max_tokens)
+        self._tells_roles_apart = self._query.prompt_tokens != self._document.prompt_tokens or any(
+            isinstance(module, Router) for module in model.modules()
+        )
+        self.max_tokens = min(self._query.tokenizer.max_tokens, self._document.tokenizer.max_tokens)
+        self.dtype = dtype_name(next(model.parameters()).dtype)
+        self.device = str(model.device)
+        self.dimension: int = self.embed(self.tokenize(["dimension"], is_query=False)).shape[1]
+
+    @classmethod
+    def load(
+        cls, directory: Path, name: str, *, device: str, dtype: torch.dtype, max_tokens: int | None = None
+    ) -> BiEncoder:
+        """Load a directory in the sentence-transformers format; code in it is never run.
+
+        Args:
+            directory: where `find_model` found it.
+            name: what it was asked for as.
+            device: as `resolve_device` returns it.
+            dtype: of the transformer; what follows it stays in float32.
+            max_tokens: cut texts shorter than the model itself does.
+
+        Raises:
+            UnusableModel: it is no bi-encoder, or its files contradict each other.
+        """
+        try:
+            model = SentenceTransformer(
+                str(directory),
+                device=device,
+                local_files_only=True,
+                model_kwargs={"dtype": torch.float32},
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+            raise UnusableModel(f'cannot load "{name}" as a bi-encoder: {error}') from error
+        _convert(model.eval(), dtype)
+        feed_lstm(model)
+        return cls(model, name, directory, max_tokens=max_tokens)
+
+    def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
+        """Put the role's prompt before each text and turn it into tokens."""
+        role = self._query if is_query else self._document
+        prompted = [role.prompt + text for text in texts] if role.prompt else texts
+        return role.tokenizer.tokenize(prompted, is_query=is_query)
+
+    def embed(self, batch: Sequence[TokenizedText]) -> Embeddings:
+        """One forward pass, or two where queries and documents go different ways.
+
+        Returns:
+            (count, dimension) float32, rows of length 1, in the order of the batch.
+
+        Raises:
+            ValueError: an embedding is not finite.
+        """
+        if self._tells_roles_apart:
+            embeddings = self._embed_by_role(batch)
+        else:
+            embeddings = self._forward(batch, self._query if batch[0].is_query else self._document)
+        if not np.isfinite(embeddings).all():
+            raise ValueError(f"{self.model_id} returned an embedding that is not finite")
+        return embeddings
+
+    def _embed_by_role(self, batch: Sequence[TokenizedText]) -> Embeddings:
+        positions: list[int] = []
+        parts: list[Embeddings] = []
+        for role, is_query in ((self._query, True), (self._document, False)):
+            of_role = [position for position, text in enumerate(batch) if text.is_query == is_query]
+            if of_role:
+                positions += of_role
+                parts.append(self._forward([batch[position] for position in of_role], role))
+        embeddings = np.concatenate(parts)
+        embeddings[positions] = embeddings.copy()
+        return embeddings
+
+    @torch.inference_mode()
+    def _forward(self, batch: Sequence[TokenizedText], role: _Role) -> Embeddings:
+        features: dict[str, Any] = {
+            name: tensor.to(self._model.device) for name, tensor in role.tokenizer.collate(batch).items()
+        }
+        if role.prompt_tokens:
+            features["prompt_length"] = role.prompt_tokens
+        output: Tensor = self._model(features, task=role.task)["sentence_embedding"]
+        normalised = nn.functional.normalize(output.float(), dim=1)  # (count, dimension)
+        embeddings: Embeddings = normalised.cpu().numpy()
+        return embeddings
+
+
+def _convert(model: SentenceTransformer, dtype: torch.dtype) -> None:
+    """To `dtype`, but for what follows the transformer: there it costs nothing to keep more than 8 bits."""
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.to(dtype)
+            module.register_forward_hook(_to_float32)
+
+
+def _to_float32(module: nn.Module, _: tuple[Any, ...], features: dict[str, Any]) -> None:
+    name = cast("Transformer", module).module_output_name
+    features[name] = features[name].float()
+
+
+def feed_lstm(model: nn.Module) -> None:
+    """Let an LSTM follow a transformer: it asks for the lengths of texts, which only word embeddings tell it.
+
+    Training needs this as much as serving.
+    """
+    for module in model.modules():
+        if isinstance(module, LSTM):
+            module.register_forward_pre_hook(_add_sentence_lengths)
+
+
+def _add_sentence_lengths(module: nn.Module, arguments: tuple[dict[str, Tensor]]) -> None:
+    features = arguments[0]
+    features["sentence_lengths"] = features["attention_mask"].sum(dim=1)
+
+
+def _role(model: SentenceTransformer, task: str, prompt: str, max_tokens: int | None) -> _Role:
+    tokenizer = input_tokenizer(_first_module(model, task), max_tokens)
+    pools_prompt = all(module.include_prompt for module in model.modules() if isinstance(module, Pooling))
+    prompt_tokens = 0 if pools_prompt or not prompt else _count_prompt_tokens(model, tokenizer, prompt)
+    return _Role(task, tokenizer, prompt, prompt_tokens)
+
+
+def _first_module(model: SentenceTransformer, task: str) -> nn.Module:
+    first: nn.Module = model[0]
+    if not isinstance(first, Router):
+        return first
+    route = task if task in first.sub_modules else first.default_route
+    if route is None:
+        raise UnusableModel(f'the model has no way in for the task "{task}"')
+    return next(first.sub_modules[route].children())
+
+
+def _count_prompt_tokens(model: SentenceTransformer, tokenizer: InputTokenizer, prompt: str) -> int:
+    """Tokens from the start to the end of the prompt, without the special token that ends a text."""
+    ids = tokenizer.tokenize([prompt], is_query=True)[0].ids
+    special_ids = getattr(model.tokenizer, "all_special_ids", ())
+    return len(ids) - 1 if ids[-1] in special_ids else len(ids)
+
+
+def _query_prompt(model: SentenceTransformer) -> str:
+    return model.prompts.get("query") or ""
+
+
+def _document_prompt(model: SentenceTransformer) -> str:
+    """The first that is not empty: sentence-transformers fills "document" with an empty one of its own."""
+    return next((prompt for name in _DOCUMENT_PROMPTS if (prompt := model.prompts.get(name))), "")

@@ -1,0 +1,129 @@
+"""Pairs of texts to scores, with any sentence-transformers cross-encoder that has one output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import sentence_transformers
+import torch
+from torch import Tensor, nn
+
+from textmatch.models.adapter import adapter_base_name, is_adapter_directory, load_cross_encoder_directory
+from textmatch.models.devices import dtype_name
+from textmatch.models.identity import model_id
+from textmatch.models.pair_classifier import Scores
+from textmatch.models.resolve import CROSS_ENCODER_ORGANISATION, UnusableModel, find_model
+from textmatch.models.tokenizing import Pair, TokenizedText, input_tokenizer
+
+_CONFIG = "config_sentence_transformers.json"
+
+
+class CrossEncoder:
+    """A loaded cross-encoder. `tokenize_pairs` may run in several threads at once; `score` in one."""
+
+    def __init__(
+        self,
+        model: sentence_transformers.CrossEncoder,
+        name: str,
+        directory: Path,
+        *,
+        max_tokens: int | None,
+    ) -> None:
+        if model.num_labels != 1:
+            raise UnusableModel(f'"{name}" has {model.num_labels} outputs; a cross-encoder here has one')
+        self.name = name
+        self.model_id = model_id(name, directory)
+        self._model = model
+        self._tokenizer = input_tokenizer(model[0], max_tokens)
+        self._prompt = model.prompts.get(model.default_prompt_name or "") or ""
+        self._to_score = _score_function(model, directory)
+        self.max_tokens = self._tokenizer.max_tokens
+        self.dtype = dtype_name(next(model.parameters()).dtype)
+        self.device = str(model.device)
+
+    @classmethod
+    def load(
+        cls, directory: Path, name: str, *, device: str, dtype: torch.dtype, max_tokens: int | None = None
+    ) -> CrossEncoder:
+        """Load a sentence-transformers directory, or an adapter over one; code in it is never run.
+
+        Args:
+            directory: where `find_model` found it.
+            name: what it was asked for as.
+            device: as `resolve_device` returns it.
+            dtype: of the weights and of the computation; the last layer stays in float32.
+            max_tokens: cut pairs shorter than the model itself does.
+
+        Raises:
+            UnusableModel: it is no cross-encoder with one output, or its files contradict each other.
+            ModelNotFound: the base model of an adapter is missing.
+        """
+        try:
+            model = _load(directory, device)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+            raise UnusableModel(f'cannot load "{name}" as a cross-encoder: {error}') from error
+        _convert(model, dtype)
+        return cls(model.eval(), name, directory, max_tokens=max_tokens)
+
+    def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]:
+        """Tokens of each pair; if it is too long, the longer text is cut first."""
+        prompted = [(self._prompt + first, second) for first, second in pairs] if self._prompt else pairs
+        return self._tokenizer.tokenize(prompted, is_query=False)
+
+    @torch.inference_mode()
+    def score(self, batch: Sequence[TokenizedText]) -> tuple[Scores, Scores]:
+        """One forward pass.
+
+        Returns:
+            Scores in 0..1, and what the model said before: both (count,) float32, in the order of the batch.
+
+        Raises:
+            ValueError: a score is not finite.
+        """
+        features = {
+            name: tensor.to(self._model.device) for name, tensor in self._tokenizer.collate(batch).items()
+        }
+        raw: Tensor = self._model(features)["scores"].float().reshape(len(batch))
+        if not raw.isfinite().all():
+            raise ValueError(f"{self.model_id} returned a score that is not finite")
+        scores = self._to_score(raw).clamp(0.0, 1.0)
+        return scores.cpu().numpy(), raw.cpu().numpy()
+
+
+def _load(directory: Path, device: str) -> sentence_transformers.CrossEncoder:
+    model: sentence_transformers.CrossEncoder
+    if is_adapter_directory(directory):
+        base = find_model(adapter_base_name(directory), CROSS_ENCODER_ORGANISATION)
+        model = load_cross_encoder_directory(directory, base, device=device)
+    else:
+        model = sentence_transformers.CrossEncoder(str(directory), device=device, local_files_only=True)
+    return model
+
+
+def _convert(model: sentence_transformers.CrossEncoder, dtype: torch.dtype) -> None:
+    """To `dtype`, but for the last layer: 8 bits of a logit would make ties of scores that differ."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    exact = {name: weight.float().clone() for name, weight in last.state_dict().items()}
+    model.to(dtype)
+    last.float().load_state_dict(exact)
+    last.register_forward_pre_hook(lambda _, arguments: (arguments[0].float(),))
+
+
+def _score_function(model: sentence_transformers.CrossEncoder, directory: Path) -> Callable[[Tensor], Tensor]:
+    """From what the model says to a score.
+
+    `score_range` in config_sentence_transformers.json tells the least and the greatest label that a model
+    without activation was trained on. Where it is missing, bare logits go through the sigmoid.
+    """
+    activation = model.activation_fn
+    if not isinstance(activation, nn.Identity):
+        return cast("Callable[[Tensor], Tensor]", activation)
+    config_file = directory / _CONFIG
+    config: dict[str, Any] = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    if "score_range" not in config:
+        return nn.Sigmoid()
+    lowest, highest = config["score_range"]
+    return lambda raw: (raw - lowest) / (highest - lowest)
