@@ -1,0 +1,113 @@
+"""The demo's corpus: what the standard library says of itself, one document per documented public name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from textmatch.documents import Document
+
+_MAX_SUMMARY_CHARACTERS = 300
+_MIN_SUMMARY_WORDS = 2
+# Python writes these itself where a class has no docstring of its own.
+_BOILERPLATE = ("An enumeration.", "Abstract base class for generic types.")
+
+_WORD_BOUNDARY = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+_SIGNATURE_START = re.compile(r"(?:\w+ = )?[\w.]+\(")
+_RETURN_ARROW = re.compile(r"\s*(?:-+>|=>)\s*")
+_DASH = re.compile(r"(?: --?|:) ")
+# "boolop = And | Or": a rule of a grammar.
+_GRAMMAR_RULE = re.compile(r"\w+ = ")
+
+
+def build_corpus() -> list[Document]:
+    """Thousands of documents, sorted by id, such as "shutil rmtree: Recursively delete a directory tree."
+
+    Which ones there are depends on the version of Python. Ids are dotted names (`shutil.rmtree`), attributes
+    are `module` and `kind` (function, class or method).
+    """
+    documents = []
+    for record in _read_names():
+        summary = summarise(record["docstring"])
+        if summary:
+            text = f"{spell_out(record['id'])}: {summary}"
+            attributes = {"module": record["module"], "kind": record["kind"]}
+            documents.append(Document(record["id"], text, attributes))
+    return documents
+
+
+def spell_out(name: str) -> str:
+    """`json.JSONDecoder.raw_decode` -> "json json decoder raw decode"."""
+    words = _WORD_BOUNDARY.sub(" ", name.replace(".", " "))
+    return " ".join(words.lower().split())
+
+
+def summarise(docstring: str) -> str:
+    """The first paragraph on one line, without the signatures of C functions; "" if nothing is said."""
+    body = _without_signatures(inspect.cleandoc(docstring))
+    paragraph = " ".join(body.partition("\n\n")[0].split())
+    if paragraph in _BOILERPLATE or _GRAMMAR_RULE.match(paragraph):
+        return ""
+    summary = _shortened(paragraph)
+    return summary if len(summary.split()) >= _MIN_SUMMARY_WORDS else ""
+
+
+def _read_names() -> list[dict[str, str]]:
+    script = Path(__file__).with_name("stdlib_names.py")
+    finished = subprocess.run(  # noqa: S603 -- our own script
+        [sys.executable, "-I", "-S", "-W", "ignore", str(script)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    return [json.loads(line) for line in finished.stdout.splitlines()]
+
+
+def _without_signatures(text: str) -> str:
+    """Drop "name(arguments) -> result", unless the result is a sentence or nothing else is said."""
+    longest_result = ""
+    while _SIGNATURE_START.match(text):
+        rest = text[_end_of_arguments(text) :]
+        if dash := _DASH.match(rest):
+            return rest[dash.end() :]
+        arrow = _RETURN_ARROW.match(rest)
+        if rest and not arrow and not rest.startswith("\n"):
+            return text
+        result, text = _split_result(rest[arrow.end() if arrow else 0 :])
+        if result[:1].isupper() and len(result.split()) > _MIN_SUMMARY_WORDS:
+            return result
+        longest_result = max(longest_result, result, key=len)
+    says_nothing = not text or text.startswith(">>>")
+    return longest_result if says_nothing else text
+
+
+def _split_result(text: str) -> tuple[str, str]:
+    """The rest of a signature's line with the indented lines that continue it, and what follows."""
+    line, *lines = text.splitlines() or [""]
+    count = next((index for index, other in enumerate(lines) if not other.startswith(" ")), len(lines))
+    return " ".join([line, *lines[:count]]).strip(), "\n".join(lines[count:]).lstrip()
+
+
+def _end_of_arguments(text: str) -> int:
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if character == ")" and depth == 0:
+            return position + 1
+    return len(text)
+
+
+def _shortened(paragraph: str) -> str:
+    """As many whole sentences as fit, at least a part of the first."""
+    summary, *sentences = _SENTENCE_END.split(paragraph)
+    for sentence in sentences:
+        if len(summary) + len(sentence) >= _MAX_SUMMARY_CHARACTERS:
+            break
+        summary = f"{summary} {sentence}"
+    return summary[:_MAX_SUMMARY_CHARACTERS]
