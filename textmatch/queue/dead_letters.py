@@ -1,0 +1,186 @@
+"""Documents that can never be indexed as they are, and messages that nobody can read: kept, with the reason.
+
+One hash, by document id or by a generated id for what is no document, of JSON:
+
+    {"document": {...} or null, "raw": the message or null, "reason": "TEXT_TOO_LARGE",
+     "error": what happened, for people, "failed_at": seconds since 1970}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redis.asyncio import Redis
+
+from textmatch.documents import Document
+from textmatch.queue import keys
+from textmatch.queue.connection import translated_errors
+from textmatch.queue.messages import document_as_json, document_from_json
+
+if TYPE_CHECKING:
+    from textmatch.queue.producer import Producer
+
+MALFORMED = "MALFORMED"
+
+# A letter never replaces one of a newer version of the document. ARGV: key, version and letter in turn.
+_ADD = """
+for i = 1, #ARGV, 3 do
+  local key, version = ARGV[i], tonumber(ARGV[i + 1])
+  local known = redis.call('HGET', KEYS[1], key)
+  local document = known and cjson.decode(known).document
+  if not document or document == cjson.null or document.version <= version then
+    redis.call('HSET', KEYS[1], key, ARGV[i + 2])
+  end
+end
+"""
+
+# ARGV: document id and version in turn. Returns how many letters went.
+_CLEAR = """
+local cleared = 0
+for i = 1, #ARGV, 2 do
+  local known = redis.call('HGET', KEYS[1], ARGV[i])
+  local document = known and cjson.decode(known).document
+  if document and document ~= cjson.null and document.version <= tonumber(ARGV[i + 1]) then
+    cleared = cleared + redis.call('HDEL', KEYS[1], ARGV[i])
+  end
+end
+return cleared
+"""
+
+# ARGV: key and the letter that was read.
+_DROP_IF_SAME = """
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+end
+"""
+
+_KEYS = [keys.DEAD_LETTERS]
+_SCAN_PAGE = 200
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """Either a `document`, then `key` is its id, or the `raw` text of a message that could not be read.
+
+    Args:
+        reason: an error reason without prefix ("TEXT_TOO_LARGE"), or "MALFORMED".
+        failed_at: seconds since 1970.
+    """
+
+    key: str
+    reason: str
+    error: str
+    failed_at: float
+    document: Document | None = None
+    raw: str | None = None
+
+    def to_json(self) -> str:
+        """The value in the hash."""
+        return json.dumps(
+            {
+                "document": document_as_json(self.document) if self.document else None,
+                "raw": self.raw,
+                "reason": self.reason,
+                "error": self.error,
+                "failed_at": self.failed_at,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, key: str, text: str) -> DeadLetter:
+        """The reverse."""
+        content = json.loads(text)
+        if content["document"] is not None:
+            content["document"] = document_from_json(content["document"])
+        return cls(key=key, **content)
+
+
+def of_document(document: Document, reason: str, error: str) -> DeadLetter:
+    """A letter for a document that failed now."""
+    return DeadLetter(document.id, reason, error, time.time(), document=document)
+
+
+def of_raw(raw: str, error: str) -> DeadLetter:
+    """A letter for a message that nobody can read; the same message always has the same key."""
+    digest = hashlib.blake2b(raw.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return DeadLetter(f"malformed-{digest}", MALFORMED, error, time.time(), raw=raw)
+
+
+class DeadLetters:
+    """Every method raises DependencyUnavailable when Redis does not answer."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._add = redis.register_script(_ADD)
+        self._clear = redis.register_script(_CLEAR)
+        self._drop_if_same = redis.register_script(_DROP_IF_SAME)
+
+    async def add(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep these; of one document, the newest version stays."""
+        arguments: list[str | int] = []
+        for letter in letters:
+            arguments += [letter.key, letter.document.version if letter.document else 0, letter.to_json()]
+        with translated_errors():
+            await self._add(keys=_KEYS, args=arguments)
+
+    async def clear(self, versions: Mapping[str, int]) -> int:
+        """These documents are settled up to these versions: older failures no longer matter. Says how
+        many."""
+        arguments: list[str | int] = []
+        for document_id, version in versions.items():
+            arguments += [document_id, version]
+        with translated_errors():
+            return int(await self._clear(keys=_KEYS, args=arguments))
+
+    async def count(self) -> int:
+        """How many there are."""
+        with translated_errors():
+            return await self._redis.hlen(keys.DEAD_LETTERS)
+
+    async def get(self, key: str) -> DeadLetter | None:
+        """The letter under a document's id or a generated id."""
+        with translated_errors():
+            text = await self._redis.hget(keys.DEAD_LETTERS, key)
+        return None if text is None else DeadLetter.from_json(key, str(text))
+
+    async def entries(self, limit: int) -> list[DeadLetter]:
+        """Up to `limit` letters, oldest failure first."""
+        found: dict[str, DeadLetter] = {}
+        with translated_errors():
+            async for key, text in self._redis.hscan_iter(keys.DEAD_LETTERS, count=_SCAN_PAGE):
+                found[key] = DeadLetter.from_json(key, text)
+                if len(found) == limit:
+                    break
+        return sorted(found.values(), key=lambda letter: letter.failed_at)
+
+    async def drop(self, letter_keys: Iterable[str]) -> int:
+        """Forget these for good; says how many there were."""
+        asked = list(letter_keys)
+        if not asked:
+            return 0
+        with translated_errors():
+            return await self._redis.hdel(keys.DEAD_LETTERS, *asked)
+
+    async def replay(self, letter_keys: Iterable[str], producer: Producer) -> int:
+        """Put these into the queue again, each in its old version; says how many there were.
+
+        What fails again comes back with its new reason.
+        """
+        replayed = 0
+        for key in letter_keys:
+            letter = await self.get(key)
+            if letter is None:
+                continue
+            if letter.document is not None:
+                await producer.enqueue([letter.document])
+            else:
+                await producer.publish([letter.raw or ""])
+            with translated_errors():
+                await self._drop_if_same(keys=_KEYS, args=[key, letter.to_json()])
+            replayed += 1
+        return replayed

@@ -1,0 +1,25 @@
+"""The keys in Redis. An id may hold any character, so that nothing follows it in a key."""
+
+from __future__ import annotations
+
+QUEUE = "textmatch.ingest"
+
+# Messages taken from the queue and not yet recorded as unacknowledged.
+TAKEN = "textmatch:taken"
+# Unacknowledged messages by delivery tag, and since when each is held: kombu's hash and sorted set.
+UNACKED = "textmatch:unacked"
+UNACKED_INDEX = "textmatch:unacked-index"
+UNACKED_MUTEX = "textmatch:unacked-mutex"
+
+# Sorted set: document id -> time of acceptance in seconds.
+PENDING = "textmatch:pending"
+# Hash: document id -> highest accepted version.
+PENDING_VERSIONS = "textmatch:pending-versions"
+
+# Hash: document id, or a generated id for messages that make no sense -> JSON.
+DEAD_LETTERS = "textmatch:dead-letters"
+
+
+def tombstone(document_id: str) -> str:
+    """String: the version up to which the document is deleted."""
+    return f"textmatch:tombstone:{document_id}"

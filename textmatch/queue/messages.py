@@ -1,0 +1,160 @@
+"""What travels in a task: documents on their way to the index.
+
+The task `textmatch.index_documents` has one positional argument, a string that holds this JSON object:
+
+    {"schema_version": 1,
+     "accepted_at": 1700000000.25,                      seconds since 1970
+     "documents": [{"id": "a", "text": "...", "attributes": {...}, "version": 1700000000250000}, ...]}
+
+`attributes` may be left out; nothing else may, and nothing else may be there. A string, because kombu would
+read some JSON objects in attributes as its own markers for dates and bytes. A message holds 1 to 256
+documents. One bad document is refused alone; a message that cannot be read at all is refused whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from textmatch.documents import Document, document_violations, version_violation
+from textmatch.errors import InvalidInput
+
+TASK_NAME = "textmatch.index_documents"
+SCHEMA_VERSION = 1
+MAX_DOCUMENTS = 256
+# A message is one batch for the encoder: big enough to be efficient, small enough to be shared among workers.
+_TARGET_DOCUMENTS = 64
+_TARGET_BYTES = 256 * 1024
+
+_FIELDS = {"schema_version", "accepted_at", "documents"}
+_DOCUMENT_FIELDS = {"id", "text", "attributes", "version"}
+
+
+class MalformedMessage(ValueError):
+    """A message, or an entry of one, has another form than the one above."""
+
+
+@dataclass(frozen=True)
+class RefusedEntry:
+    """An entry of a message that is no valid document; `document` is None if it is not even the form of
+    one."""
+
+    document: Document | None
+    raw: str
+    error: str
+
+
+@dataclass(frozen=True)
+class IngestMessage:
+    """`accepted_at` in seconds since 1970."""
+
+    accepted_at: float
+    documents: tuple[Document, ...]
+    refused: tuple[RefusedEntry, ...] = ()
+
+
+def encode(documents: Sequence[Document], accepted_at: float) -> Iterator[str]:
+    """As many messages as the documents need, each of a size that suits the encoder."""
+    batch: list[str] = []
+    batch_bytes = 0
+    for document in documents:
+        entry = json.dumps(document_as_json(document), ensure_ascii=False)
+        entry_bytes = len(entry.encode())
+        if batch and (len(batch) == _TARGET_DOCUMENTS or batch_bytes + entry_bytes > _TARGET_BYTES):
+            yield _message(batch, accepted_at)
+            batch, batch_bytes = [], 0
+        batch.append(entry)
+        batch_bytes += entry_bytes
+    if batch:
+        yield _message(batch, accepted_at)
+
+
+def decode(text: str) -> IngestMessage:
+    """A message and what is wrong in it.
+
+    Raises:
+        MalformedMessage: it cannot be read at all.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage(f"the message is not JSON: {error}") from error
+    _check_fields(content, _FIELDS, "the message")
+    if content["schema_version"] != SCHEMA_VERSION:
+        found = content["schema_version"]
+        raise MalformedMessage(f"schema_version is {found!r}; only {SCHEMA_VERSION} can be read")
+    accepted_at = content["accepted_at"]
+    if not _is_number(accepted_at) or not math.isfinite(accepted_at):
+        raise MalformedMessage(f"accepted_at is {accepted_at!r}; it must be a number of seconds")
+    entries = content["documents"]
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_DOCUMENTS:
+        raise MalformedMessage(f"documents must be a list of 1 to {MAX_DOCUMENTS}")
+    read = [_read_entry(entry) for entry in entries]
+    return IngestMessage(
+        accepted_at=float(accepted_at),
+        documents=tuple(entry for entry in read if isinstance(entry, Document)),
+        refused=tuple(entry for entry in read if isinstance(entry, RefusedEntry)),
+    )
+
+
+def document_as_json(document: Document) -> dict[str, Any]:
+    """A document as it is in messages and dead letters."""
+    return {
+        "id": document.id,
+        "text": document.text,
+        "attributes": dict(document.attributes),
+        "version": document.version,
+    }
+
+
+def document_from_json(content: object) -> Document:
+    """The document of such an object; its values are not checked.
+
+    Raises:
+        MalformedMessage: a field is missing, not known or of another type.
+    """
+    if isinstance(content, dict):
+        content = {"attributes": {}, **content}
+    fields = _check_fields(content, _DOCUMENT_FIELDS, "a document")
+    for name, kind in (("id", str), ("text", str), ("attributes", dict), ("version", int)):
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            raise MalformedMessage(f"{name} is {fields[name]!r:.80}; it must be {_JSON_NAMES[kind]}")
+    return Document(**fields)
+
+
+_JSON_NAMES: dict[type, str] = {str: "a string", dict: "an object", int: "a whole number"}
+
+
+def _message(entries: Sequence[str], accepted_at: float) -> str:
+    head = json.dumps({"schema_version": SCHEMA_VERSION, "accepted_at": accepted_at})
+    return f'{head[:-1]}, "documents": [{", ".join(entries)}]}}'
+
+
+def _read_entry(entry: object) -> Document | RefusedEntry:
+    try:
+        document = document_from_json(entry)
+    except MalformedMessage as error:
+        return RefusedEntry(None, json.dumps(entry), str(error))
+    violations = document_violations(document)
+    if not document.version and (problem := version_violation("version", document.version)):
+        violations.append(problem)
+    if violations:
+        return RefusedEntry(document, json.dumps(entry), str(InvalidInput(violations)))
+    return document
+
+
+def _check_fields(content: object, expected: set[str], what: str) -> Mapping[str, Any]:
+    if not isinstance(content, dict):
+        raise MalformedMessage(f"{what} is no JSON object")
+    if missing := expected - content.keys():
+        raise MalformedMessage(f"{what} lacks {', '.join(sorted(missing))}")
+    if unknown := content.keys() - expected:
+        raise MalformedMessage(f"{what} has unknown fields: {', '.join(sorted(unknown))}")
+    return content
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,155 @@
+"""`python -m workers`: takes documents from the queue, has them embedded, writes them to the index."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from celery import bootsteps, signals
+
+from textmatch.encoder_client import EncoderClient
+from textmatch.errors import TextMatchError
+from textmatch.index.connection import connect as connect_qdrant
+from textmatch.index.store import Index
+from textmatch.queue import gauges
+from textmatch.queue.app import make_app
+from textmatch.queue.connection import connect as connect_redis
+from textmatch.queue.dead_letters import DeadLetters
+from textmatch.queue.pending import Pending
+from textmatch.queue.tombstones import Tombstones
+from textmatch.runtime.config import describe
+from textmatch.runtime.logs import set_up_logs
+from textmatch.runtime.metrics import serve_metrics
+from workers import metrics
+from workers.background import BackgroundLoop
+from workers.indexing import Dependencies
+from workers.leases import Leases
+from workers.persistence import PersistentIndexer
+from workers.settings import WorkerSettings, from_environment
+from workers.tasks import MessageHandler, register
+
+_log = logging.getLogger(__name__)
+
+# A batch that cannot be encoded lets others pass after so long.
+_PATIENCE_SECONDS = 30.0
+
+
+class ReadyStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Shows whether the consumer takes messages; Celery stops and starts it with the connection."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        """The consumer is connected."""
+        metrics.READY.set(1)
+
+    def stop(self, parent: Any) -> None:
+        """The connection is lost, or the worker stops."""
+        metrics.READY.set(0)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What lives in the background loop."""
+
+    handler: MessageHandler
+    close: Callable[[], Awaitable[None]]
+
+
+def main() -> int:
+    """Run until SIGTERM; then let running messages end."""
+    try:
+        settings = from_environment()
+    except TextMatchError as error:
+        print(f"workers: {error}", file=sys.stderr)
+        return 2
+    set_up_logs("worker", settings.log_level, settings.log_style)
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log.info("starting", extra={"settings": describe(settings)})
+    if settings.metrics_port:
+        serve_metrics(settings.host, settings.metrics_port)
+
+    background = BackgroundLoop()
+    parts = background.run(_build(settings))
+    exit_code = _run_celery(settings, parts, background)
+    background.run(_close(parts))
+    background.close()
+    _log.info("stopped")
+    return exit_code
+
+
+async def _build(settings: WorkerSettings) -> Parts:
+    redis = connect_redis(settings.redis_url)
+    encoder = EncoderClient(settings.encoder_target)
+    index = Index(connect_qdrant(settings.qdrant_url, settings.qdrant_api_key), settings.collection_alias)
+    pending, dead_letters = Pending(redis), DeadLetters(redis)
+    leases = Leases(redis, settings.visibility_timeout_seconds)
+    deps = Dependencies(
+        encoder=encoder,
+        index=index,
+        pending=pending,
+        tombstones=Tombstones(redis),
+        dead_letters=dead_letters,
+        encode_timeout_seconds=settings.encode_timeout_seconds,
+    )
+    indexer = PersistentIndexer(deps, _PATIENCE_SECONDS)
+    handler = MessageHandler(indexer, leases, dead_letters, pending, settings.drain_seconds)
+    chores = [
+        asyncio.create_task(leases.renew_forever()),
+        asyncio.create_task(gauges.sample_forever(pending, dead_letters)),
+    ]
+
+    async def close() -> None:
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        await encoder.close()
+        await index.close()
+        await redis.aclose()
+
+    return Parts(handler, close)
+
+
+async def _close(parts: Parts) -> None:
+    await parts.close()
+
+
+def _run_celery(settings: WorkerSettings, parts: Parts, background: BackgroundLoop) -> int:
+    app = make_app(
+        settings.redis_url,
+        visibility_timeout_seconds=settings.visibility_timeout_seconds,
+        sweep_seconds=settings.sweep_seconds,
+    )
+    app.steps["consumer"].add(ReadyStep)
+    register(app, parts.handler, background)
+
+    def stop(**_: object) -> None:
+        background.call(parts.handler.stop)
+
+    def keep_our_logs(**_: object) -> None:
+        """Celery sets up logs of its own unless somebody listens to this signal."""
+
+    signals.worker_shutting_down.connect(stop)
+    signals.setup_logging.connect(keep_our_logs)
+    worker = app.Worker(
+        hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
+        pool="threads",
+        concurrency=settings.concurrency,
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Metrics of the worker."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from textmatch.runtime.metrics import SECONDS_BUCKETS
+
+DOCUMENTS_TOTAL = Counter(
+    "textmatch_documents_total",
+    "Documents settled: indexed, unchanged_text (written without encoding again), stale, deleted, failed.",
+    ["result"],
+)
+ACCEPT_TO_SEARCHABLE_SECONDS = Histogram(
+    "textmatch_ingest_accept_to_searchable_seconds",
+    "Time from the acceptance of a document until a search can find it.",
+    buckets=(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0),
+)
+TASK_SECONDS = Histogram(
+    "textmatch_worker_task_seconds",
+    "Time a worker held a message, waiting for retries included.",
+    buckets=SECONDS_BUCKETS,
+)
+RETRIES_TOTAL = Counter(
+    "textmatch_worker_retries_total",
+    "Batches tried again, by the reason of the error that made it necessary.",
+    ["reason"],
+)
+OPERATOR_NEEDED = Gauge(
+    "textmatch_worker_operator_needed",
+    "1 while no document can be indexed until somebody acts: MODEL_MISMATCH, a missing model or key.",
+    ["reason"],
+)
+READY = Gauge("textmatch_worker_ready", "1 while the worker is connected and takes messages.")
