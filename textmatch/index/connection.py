@@ -48,7 +48,7 @@ def connect(url: str, api_key: str = "", timeout_seconds: float = 10.0) -> Async
         https=parts.scheme == "https",
         api_key=api_key or None,
         timeout=int(timeout_seconds),
-        grpc_options=_GRPC_OPTIONS,
+        grpc_options=dict(_GRPC_OPTIONS),  # the client writes into it
         # The check would speak HTTP to another port.
         check_compatibility=False,
     )

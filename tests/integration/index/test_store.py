@@ -1,0 +1,196 @@
+"""The index over the real Qdrant engine."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from tests.integration.qdrant.edge_process import EdgeProcess
+from textmatch.documents import Document, content_hash, text_hash
+from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
+from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.index.connection import connect
+from textmatch.index.store import Index
+from textmatch.vectors import Embeddings, normalise
+
+DIMENSION = 8
+MODEL = "tiny-0123456789ab"
+
+
+@pytest.fixture(scope="module")
+def qdrant(tmp_path_factory: pytest.TempPathFactory):
+    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
+    server.start()
+    yield f"http://127.0.0.1:{server.port}"
+    assert server.stop() == 0
+
+
+@pytest.fixture
+async def index(qdrant: str) -> AsyncIterator[Index]:
+    """An index with an alias and a collection of its own."""
+    connected = Index(connect(qdrant), alias=f"alias-{uuid.uuid4().hex}")
+    await connected.prepare(unique_model(), DIMENSION)
+    yield connected
+    await connected.close()
+
+
+def unique_model() -> str:
+    return f"tiny-{uuid.uuid4().hex[:12]}"
+
+
+def embedding(seed: int) -> Embeddings:
+    return normalise(np.random.default_rng(seed).standard_normal((1, DIMENSION)).astype(np.float32))
+
+
+async def write(index: Index, *documents: Document) -> None:
+    rows = np.concatenate([embedding(hash(one.text) % 1000) for one in documents])
+    await index.upsert(documents, rows, model_id=await index.collection())
+
+
+async def test_nothing_is_found_before_the_first_collection(qdrant: str):
+    index = Index(connect(qdrant), alias="nobody-made-it")
+    assert await index.collection() == ""
+    assert await index.count() == 0
+    assert await index.fetch(["a"]) == {}
+    assert await index.delete({"a": 1}) == 0
+    assert [page async for page in index.find_ids(Filter())] == []
+    assert await index.recall(embedding(1)[0], 5, None, model_id="missing-000000000000") == []
+    await index.close()
+
+
+async def test_what_was_written_comes_back_whole(index: Index):
+    document = Document(
+        "文档/1 🙂", "删除目录 and everything in it", {"k": [1, None, {"深": True}], "n": 2.5}, 7
+    )
+    await write(index, document)
+    stored = (await index.fetch([document.id, "missing"], with_embeddings=True))[document.id]
+    assert stored.document == document
+    assert stored.text_hash == text_hash(document.text)
+    assert stored.content_hash == content_hash(document)
+    assert stored.model_id == await index.collection()
+    assert np.allclose(stored.embedding, embedding(hash(document.text) % 1000)[0], atol=1e-6)
+
+
+async def test_the_newest_version_wins_whatever_the_order(index: Index):
+    versions = [Document("a", f"text {version}", version=version) for version in range(1, 9)]
+    random.Random(0).shuffle(versions)
+    for document in versions:
+        await write(index, document)
+    assert (await index.fetch(["a"]))["a"].document.version == 8
+    assert await index.count() == 1
+
+
+async def test_one_write_may_hold_many_versions_of_many_documents(index: Index):
+    await write(index, Document("a", "old", version=5), Document("b", "new", version=5))
+    await write(
+        index,
+        Document("a", "stale", version=4),
+        Document("b", "newer", version=6),
+        Document("b", "mid", version=5),
+    )
+    stored = await index.fetch(["a", "b"])
+    assert {key: value.document.text for key, value in stored.items()} == {"a": "old", "b": "newer"}
+
+
+async def test_the_same_version_again_changes_nothing(index: Index):
+    await write(index, Document("a", "first", version=5))
+    await write(index, Document("a", "second", version=5))
+    assert (await index.fetch(["a"]))["a"].document.text == "first"
+
+
+async def test_delete_spares_what_is_newer(index: Index):
+    await write(index, Document("a", "text", version=5), Document("b", "text", version=9))
+    assert await index.delete({"a": 5, "b": 8, "c": 3}) == 1
+    assert set(await index.fetch(["a", "b"])) == {"b"}
+
+
+async def test_recall_returns_the_nearest_first(index: Index):
+    documents = [Document(f"d{number}", f"text {number}", version=1) for number in range(50)]
+    rows = np.concatenate([embedding(number) for number in range(50)])
+    await index.upsert(documents, rows, model_id=await index.collection())
+    candidates = await index.recall(embedding(7)[0], 5, None, model_id=await index.collection())
+    exact = np.argsort(-(rows @ embedding(7)[0]))[:5]
+    assert [candidate.document.id for candidate in candidates] == [f"d{number}" for number in exact]
+    assert candidates[0].cosine == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (Filter(), {"a", "b", "c"}),
+        (Filter(must=(FieldMatch("kind", ("function",)),)), {"a"}),
+        (Filter(must=(FieldMatch("tags", ("y", "z")),)), {"a", "b"}),
+        (Filter(must=(FieldMatch("public", (True,)),)), {"a"}),
+        (Filter(must=(FieldMatch("year", (2020, 2021)),)), {"a", "b"}),
+        (Filter(must=(FieldRange("year", gte=2021),)), {"b", "c"}),
+        (Filter(must=(FieldRange("author.age", lt=40),)), {"b"}),
+        (Filter(must_not=(FieldExists("tags"),)), {"c"}),
+        (Filter(should=(FieldMatch("kind", ("function",)), FieldRange("year", gt=2021))), {"a", "c"}),
+        (
+            Filter(
+                must=(Filter(should=(FieldMatch("year", (2020,)), FieldMatch("year", (2022,)))),),
+                must_not=(FieldMatch("kind", ("function",)),),
+            ),
+            {"c"},
+        ),
+    ],
+)
+async def test_filters(index: Index, condition: Filter, expected: set[str]):
+    attributes = {
+        "a": {"kind": "function", "tags": ["x", "y"], "public": True, "year": 2020, "author": {"age": 50}},
+        "b": {"kind": "class", "tags": ["z"], "public": False, "year": 2021, "author": {"age": 30}},
+        "c": {"kind": "class", "tags": [], "year": 2022},
+    }
+    await write(index, *(Document(key, key, value, version=1) for key, value in attributes.items()))
+    found = [one async for page in index.find_ids(condition) for one in page]
+    assert set(found) == expected
+    candidates = await index.recall(embedding(1)[0], 10, condition, model_id=await index.collection())
+    assert {candidate.document.id for candidate in candidates} == expected
+
+
+async def test_find_ids_goes_through_many_pages(index: Index):
+    documents = [Document(f"d{number}", "text", version=1) for number in range(2_100)]
+    await index.upsert(documents, np.tile(embedding(1), (2_100, 1)), model_id=await index.collection())
+    pages = [page async for page in index.find_ids(Filter())]
+    assert len(pages) == 3
+    assert {one for page in pages for one in page} == {document.id for document in documents}
+
+
+async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Index):
+    condition = Filter(must=(FieldMatch("a[", ("x",)),))
+    with pytest.raises(InvalidInput):
+        await index.recall(embedding(1)[0], 10, condition, model_id=await index.collection())
+
+
+async def test_another_models_collection_is_a_mismatch_naming_both(index: Index):
+    current = await index.collection()
+    with pytest.raises(ModelMismatch) as raised:
+        await index.prepare("other-000000000000", DIMENSION)
+    assert (raised.value.index_model_id, raised.value.encoder_model_id) == (current, "other-000000000000")
+
+
+async def test_two_can_prepare_the_same_collection_at_once(qdrant: str):
+    alias, model = f"alias-{uuid.uuid4().hex}", unique_model()
+    first, second = Index(connect(qdrant), alias), Index(connect(qdrant), alias)
+    await first.prepare(model, DIMENSION)
+    await second.prepare(model, DIMENSION)
+    assert await first.collection() == await second.collection() == model
+    await first.close()
+    await second.close()
+
+
+async def test_a_dead_qdrant_is_unavailable_and_says_so():
+    index = Index(connect("http://127.0.0.1:1", timeout_seconds=1), alias="any")
+    with pytest.raises(DependencyUnavailable, match="Qdrant does not answer"):
+        await index.collection()
+    await index.close()
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:6334", "ftp://host", "http://"])
+def test_a_url_that_is_none_is_refused(url: str):
+    with pytest.raises(InvalidInput, match="TEXTMATCH_QDRANT_URL"):
+        connect(url)

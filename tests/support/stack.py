@@ -1,0 +1,83 @@
+"""The whole stack as real processes, for end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from textmatch.client import TextMatchClient
+
+COMMAND_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack and how to reach it."""
+
+    data_dir: Path
+
+    @property
+    def file(self) -> dict[str, Any]:
+        """What `stack.json` says now; pids change when a process is restarted."""
+        content: dict[str, Any] = json.loads((self.data_dir / "stack.json").read_text())
+        return content
+
+    def pid(self, name: str) -> int:
+        [pid] = [process["pid"] for process in self.file["processes"] if process["name"] == name]
+        return int(pid)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one process of the stack."""
+        os.kill(self.pid(name), signal.SIGKILL)
+
+    def client(self, timeout_seconds: float = 30.0) -> TextMatchClient:
+        return TextMatchClient(
+            matcher=self.file["matcher"], encoder=self.file["encoder"], timeout_seconds=timeout_seconds
+        )
+
+    def textmatch(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command against this stack."""
+        return textmatch(*arguments, "--data-dir", str(self.data_dir), **options)
+
+
+def textmatch(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the `textmatch` command as a user does."""
+    command = [str(Path(sys.executable).with_name("textmatch")), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False, **options
+    )
+
+
+@contextmanager
+def running_stack(data_dir: Path, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Start a stack, stop it at the end."""
+    started = textmatch(
+        "up", "--data-dir", str(data_dir), "--detach", env={**os.environ, **(environment or {})}
+    )
+    assert started.returncode == 0, started.stderr
+    try:
+        yield Stack(data_dir)
+    finally:
+        stopped = textmatch("down", "--data-dir", str(data_dir))
+        assert stopped.returncode == 0, stopped.stderr
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Poll until the condition holds.
+
+    Raises:
+        AssertionError: it does not within the time, saying what was waited for.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(0.1)
