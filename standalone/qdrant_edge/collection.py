@@ -75,13 +75,13 @@ class Collection:
         self.journal: Journal | None = None
         self.rebuild_task: asyncio.Task[None] | None = None
         self._record = record
-        self._shard = shard
+        self.shard = shard
         self._schema = vector_schema(record.settings)
         self._unflushed_bytes = 0
         self._is_synced = True
         self._flushed_at = time.monotonic()
-        self._unindexable = 0
-        self._settings_changed = False
+        self._left_over = 0
+        self._optimized_hnsw = record.settings.hnsw_config
 
     @classmethod
     def create(cls, folder: Path, settings: pb.CreateCollection) -> Collection:
@@ -101,7 +101,7 @@ class Collection:
         """Load a collection, remove what an interrupted rebuild left and replay the engine's log."""
         for path in folder.iterdir():
             if path.name not in {_RECORD_FILE, record.shard}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
         config = edge_config(record.settings)
         shard = engine_call(edge.EdgeShard.load, str(folder / record.shard), config)
         return cls(folder, record, shard)
@@ -130,7 +130,7 @@ class Collection:
             self._unflushed_bytes += request.ByteSize()
             self._is_synced = False
             for operation in operations:
-                engine_call(self._shard.update, operation)
+                engine_call(self.shard.update, operation)
 
     def replay(self, shard: edge.EdgeShard, method: str, request: Message) -> None:
         """Apply a request that was applied here to a copy of the shard."""
@@ -139,31 +139,31 @@ class Collection:
 
     def query_batch(self, requests: list[edge.QueryRequest]) -> list[list[edge.ScoredPoint]]:
         """Hits of each query, best first."""
-        return engine_call(self._shard.query_batch, edge.QueryBatchRequest(requests))
+        return engine_call(self.shard.query_batch, edge.QueryBatchRequest(requests))
 
     def query(self, request: edge.QueryRequest) -> list[edge.ScoredPoint]:
         """Hits of one query, best first."""
-        return engine_call(self._shard.query, request)
+        return engine_call(self.shard.query, request)
 
     def scroll(self, request: edge.ScrollRequest) -> tuple[list[edge.Record], Any]:
         """A page of points and the id that the next one starts with."""
-        return engine_call(self._shard.scroll, request)
+        return engine_call(self.shard.scroll, request)
 
     def retrieve(self, ids: list[Any], with_payload: Any, with_vectors: Any) -> list[edge.Record]:
         """The stored ones of these points."""
-        return engine_call(self._shard.retrieve, ids, with_payload, with_vectors)
+        return engine_call(self.shard.retrieve, ids, with_payload, with_vectors)
 
     def count(self, request: edge.CountRequest) -> int:
         """How many points fit."""
-        return engine_call(self._shard.count, request)
+        return engine_call(self.shard.count, request)
 
     def facet(self, request: edge.FacetRequest) -> edge.FacetResponse:
         """Values of a field with their counts."""
-        return engine_call(self._shard.facet, request)
+        return engine_call(self.shard.facet, request)
 
     def info(self) -> pb.CollectionInfo:
         """State, size, configuration and payload indexes; yellow while a rebuild runs or waits."""
-        info = engine_call(self._shard.info)
+        info = engine_call(self.shard.info)
         is_settled = self.rebuild_task is None and not self.needs_rebuild()
         described_info = pb.CollectionInfo(
             status=pb.Green if is_settled else pb.Yellow,
@@ -181,42 +181,44 @@ class Collection:
         """Store changed parameters; the next rebuild applies them."""
         self._record = replace(self._record, settings=merged(self.settings, change))
         self._record.save(self.folder)
-        self._settings_changed = True
 
     def needs_rebuild(self) -> bool:
         """Whether enough vectors are outside the HNSW graph, or parameters wait to be applied."""
         threshold_kb = indexing_threshold_kb(self.settings)
         if not self._schema.dense or threshold_kb == 0:
             return False
-        info = engine_call(self._shard.info)
-        if self._settings_changed:
+        info = engine_call(self.shard.info)
+        if self._optimized_hnsw != self.settings.hnsw_config:
             return bool(info.points_count)
         mean_size = sum(self._schema.dense.values()) / len(self._schema.dense)
         vector_kb = mean_size * _BYTES_PER_COMPONENT / 1024
-        waiting_kb = (self._unindexed(info) - self._unindexable) * vector_kb
+        waiting_kb = (self._unindexed(info) - self._left_over) * vector_kb
         limit_kb = min(
             max(threshold_kb, info.indexed_vectors_count * vector_kb * _UNINDEXED_SHARE),
             threshold_kb * _MAX_UNINDEXED_THRESHOLDS,
         )
         return waiting_kb > limit_kb
 
-    def rebuild_settled(self) -> None:
-        """A rebuild has done what can be done: do not try the same again."""
-        # Points may lack some of the vectors, so the rest is not zero.
-        self._unindexable = self._unindexed(engine_call(self._shard.info))
-        self._settings_changed = False
+    def unindexed_vectors(self, shard: edge.EdgeShard) -> int:
+        """Vectors outside the graph, and those that points could have but lack."""
+        return self._unindexed(engine_call(shard.info))
+
+    def rebuild_settled(self, settings: pb.CreateCollection, left_over: int) -> None:
+        """A rebuild with these settings has done what can be done: do not try the same again."""
+        self._optimized_hnsw = settings.hnsw_config
+        self._left_over = left_over
 
     def adopt(self, shard_name: str, shard: edge.EdgeShard) -> Path:
         """Switch to an optimised copy of the shard; returns the folder that is no longer used."""
         abandoned = self.shard_folder
         self._record = replace(self._record, shard=shard_name)
         self._record.save(self.folder)
-        self._shard = shard
+        self.shard = shard
         return abandoned
 
     def flush(self) -> None:
         """Write everything to the segments and empty the engine's log."""
-        engine_call(self._shard.flush)
+        engine_call(self.shard.flush)
         self._unflushed_bytes = 0
         self._flushed_at = time.monotonic()
 
@@ -238,7 +240,7 @@ class Collection:
         if self.rebuild_task is not None:
             self.rebuild_task.cancel()
             await asyncio.gather(self.rebuild_task, return_exceptions=True)
-        engine_call(self._shard.close)
+        engine_call(self.shard.close)
 
     async def delete(self) -> None:
         """Remove the collection from disk; once the record is gone, a restart finishes the job."""
@@ -249,6 +251,13 @@ class Collection:
     def _unindexed(self, info: edge.ShardInfo) -> int:
         vectors_a_point = len(self._schema.dense) + len(self._schema.sparse)
         return info.points_count * vectors_a_point - info.indexed_vectors_count
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def new_shard_name() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
 import qdrant_edge as edge
 from google.protobuf.timestamp_pb2 import Timestamp
 from qdrant_client import grpc as pb
@@ -100,10 +101,11 @@ def _geo_bounding_box(message: pb.GeoBoundingBox) -> edge.GeoBoundingBox:
     return edge.GeoBoundingBox(_geo_point(message.top_left), _geo_point(message.bottom_right))
 
 
+# The engine takes Python's bool for the integer that it also is; numpy's is only a flag.
 _MATCHES: Final[dict[str, Callable[[Any], Any]]] = {
     "keyword": edge.MatchValue,
     "integer": edge.MatchValue,
-    "boolean": edge.MatchValue,
+    "boolean": lambda flag: edge.MatchValue(np.bool_(flag)),
     "text": edge.MatchText,
     "text_any": edge.MatchTextAny,
     "phrase": edge.MatchPhrase,

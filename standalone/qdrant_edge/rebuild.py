@@ -1,8 +1,9 @@
 """Building the HNSW graph beside the collection that is being served.
 
-`optimize()` of the engine holds the interpreter's lock for minutes. So a process of its own copies the shard,
-which pauses writes but not reads, and optimises the copy. Writes that arrive meanwhile go to the shard and to
-a journal; the journal is replayed on the copy, and when nothing is left the copy takes the shard's place.
+`optimize()` of the engine holds the interpreter's lock for minutes. So the shard is copied, which pauses
+writes but not reads, and a process of its own optimises the copy. Writes that arrive meanwhile go to the
+shard and to a journal; the journal is replayed on the copy, and when nothing is left the copy takes the
+shard's place.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from standalone.qdrant_edge.collection import Collection, new_shard_name
 from standalone.qdrant_edge.collection_config import edge_config
 from standalone.qdrant_edge.errors import RequestError, engine_call
 from standalone.qdrant_edge.journal import Journal
-from standalone.qdrant_edge.optimize_copy import COPIED, NOTHING_TO_DO
+from standalone.qdrant_edge.optimize_shard import NOTHING_TO_DO
 from standalone.qdrant_edge.storage import sync_files
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ _REPLAY_SLICE = 64
 
 
 class RebuildFailed(Exception):
-    """The optimising process did not end well; its own words are on stderr."""
+    """Copying or optimising did not end well; the process's own words are on stderr."""
 
 
 async def rebuild(collection: Collection) -> None:
@@ -41,57 +42,58 @@ async def rebuild(collection: Collection) -> None:
     name = new_shard_name()
     copy = collection.folder / name
     unused = copy
-    child: asyncio.subprocess.Process | None = None
+    settings = collection.settings
     try:
         async with collection.write_lock:
             collection.flush()
-            child = await _start(collection, copy)
-            await _wait_until_copied(child)
+            left_over = collection.unindexed_vectors(collection.shard)
+            await _run("cp", "-R", collection.shard_folder, copy)
             collection.journal = Journal(copy.with_suffix(".journal"))
-        if await _finished(child):
-            shard = await _caught_up(collection, copy, collection.journal)
+        if await _optimize(collection, copy):
+            shard = engine_call(edge.EdgeShard.load, str(copy), edge_config(settings))
+            left_over = collection.unindexed_vectors(shard)
+            await _catch_up(collection, shard, collection.journal, copy)
             unused = collection.adopt(name, shard)
             _log.info("rebuilt the index of %s", collection.name)
-        collection.rebuild_settled()
+        collection.rebuild_settled(settings, left_over)
     finally:
-        await _kill(child)
         if collection.journal is not None:
             collection.journal.close()
             collection.journal = None
         await asyncio.to_thread(shutil.rmtree, unused, ignore_errors=True)
 
 
-async def _start(collection: Collection, copy: Path) -> asyncio.subprocess.Process:
-    module = "standalone.qdrant_edge.optimize_copy"
-    arguments = [str(collection.folder), str(collection.shard_folder), str(copy)]
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *arguments, stdout=asyncio.subprocess.PIPE
+async def _optimize(collection: Collection, copy: Path) -> bool:
+    """Says whether there was anything to do."""
+    module = "standalone.qdrant_edge.optimize_shard"
+    code = await _run(
+        sys.executable, "-m", module, collection.folder, copy, fine=frozenset({0, NOTHING_TO_DO})
     )
-
-
-async def _wait_until_copied(child: asyncio.subprocess.Process) -> None:
-    assert child.stdout is not None  # noqa: S101 (it is a pipe)
-    if (await child.stdout.readline()).decode().strip() != COPIED:
-        raise RebuildFailed(f"copying the shard ended with code {await child.wait()}")
-
-
-async def _finished(child: asyncio.subprocess.Process) -> bool:
-    code = await child.wait()
-    if code not in {0, NOTHING_TO_DO}:
-        raise RebuildFailed(f"optimising the shard ended with code {code}")
     return code == 0
 
 
-async def _caught_up(collection: Collection, copy: Path, journal: Journal) -> edge.EdgeShard:
-    """The optimised copy with every write so far; valid until the event loop runs something else."""
-    shard = engine_call(edge.EdgeShard.load, str(copy), edge_config(collection.settings))
+async def _run(*command: str | Path, fine: frozenset[int] = frozenset({0})) -> int:
+    """Run a process to its end; it does not outlive this call."""
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if code not in fine:
+        raise RebuildFailed(f"{command[0]} ended with code {code}")
+    return code
+
+
+async def _catch_up(collection: Collection, shard: edge.EdgeShard, journal: Journal, folder: Path) -> None:
+    """Apply every write so far; the copy is complete until the event loop runs something else."""
     while len(journal):
         _replay(collection, shard, journal)
         await asyncio.sleep(0)
-    await asyncio.to_thread(sync_files, copy / "wal")
+    await asyncio.to_thread(sync_files, folder / "wal")
     while len(journal):
         _replay(collection, shard, journal)
-    return shard
 
 
 def _replay(collection: Collection, shard: edge.EdgeShard, journal: Journal) -> None:
@@ -101,9 +103,3 @@ def _replay(collection: Collection, shard: edge.EdgeShard, journal: Journal) -> 
         except RequestError as error:
             # It failed in the same way on the shard itself, and its caller knows.
             _log.debug("replayed %s: %s", method, error)
-
-
-async def _kill(child: asyncio.subprocess.Process | None) -> None:
-    if child is not None and child.returncode is None:
-        child.kill()
-        await child.wait()

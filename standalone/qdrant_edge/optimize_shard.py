@@ -1,10 +1,9 @@
-"""The process that copies a shard and optimises the copy: `optimize_copy COLLECTION_FOLDER SHARD COPY`."""
+"""The process that builds the HNSW graph: `optimize_shard COLLECTION_FOLDER SHARD_FOLDER`."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,23 +13,20 @@ import qdrant_edge as edge
 from standalone.qdrant_edge.collection import CollectionRecord
 from standalone.qdrant_edge.collection_config import edge_config
 
-COPIED = "copied"
 NOTHING_TO_DO = 3
 
 _LOWEST_PRIORITY = 19
 _PR_SET_PDEATHSIG = 1
 
 
-def main(collection_folder: Path, shard_folder: Path, copy: Path) -> int:
-    """Copy, say so on stdout, optimise; the exit code is 0 or NOTHING_TO_DO."""
+def main(collection_folder: Path, shard_folder: Path) -> int:
+    """Optimise a shard that nobody else uses; the exit code is 0 or NOTHING_TO_DO."""
     _die_with_parent()
+    os.nice(_LOWEST_PRIORITY)
     record = CollectionRecord.load(collection_folder)
     if record is None:
         return NOTHING_TO_DO
-    shutil.copytree(shard_folder, copy)
-    print(COPIED, flush=True)
-    os.nice(_LOWEST_PRIORITY)
-    shard = edge.EdgeShard.load(str(copy), edge_config(record.settings))
+    shard = edge.EdgeShard.load(str(shard_folder), edge_config(record.settings))
     changed = shard.optimize()
     shard.close()
     return 0 if changed else NOTHING_TO_DO

@@ -1,0 +1,86 @@
+"""A Qdrant for the tests: the server that TEXTMATCH_QDRANT_URL names, else the standalone one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
+
+from tests.integration.qdrant.edge_process import EdgeProcess, connect, connect_async
+
+DIMENSION = 4
+_DEFAULT_GRPC_PORT = 6334
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the shared Qdrant answers gRPC."""
+
+    host: str
+    port: int
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    if url := os.environ.get("TEXTMATCH_QDRANT_URL"):
+        parts = urlsplit(url)
+        yield Address(parts.hostname or "127.0.0.1", parts.port or _DEFAULT_GRPC_PORT)
+        return
+    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
+    server.start()
+    yield Address("127.0.0.1", server.port)
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def client(address: Address) -> Iterator[QdrantClient]:
+    connection = connect(address.port, address.host)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+async def async_client(address: Address) -> AsyncIterator[AsyncQdrantClient]:
+    connection = connect_async(address.port, address.host)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def collection(client: QdrantClient) -> Iterator[str]:
+    """An empty collection with a dense and a sparse vector."""
+    name = f"test-{uuid.uuid4().hex}"
+    create_collection(client, name)
+    yield name
+    client.delete_collection(name)
+
+
+@pytest.fixture
+def needs_standalone() -> None:
+    """For tests of what a real cluster does in another way, or that stop the server."""
+    if "TEXTMATCH_QDRANT_URL" in os.environ:
+        pytest.skip("TEXTMATCH_QDRANT_URL names a server that is not ours")
+
+
+@pytest.fixture
+def server(needs_standalone: None, tmp_path: Path) -> Iterator[EdgeProcess]:
+    """A server of the test's own, to be killed and started at will."""
+    process = EdgeProcess(tmp_path / "data")
+    process.start()
+    yield process
+    process.kill()
+
+
+def create_collection(client: QdrantClient, name: str) -> None:
+    """A collection with the vectors `dense`, of DIMENSION components, and `sparse`."""
+    client.create_collection(
+        name,
+        vectors_config={"dense": models.VectorParams(size=DIMENSION, distance=models.Distance.COSINE)},
+        sparse_vectors_config={"sparse": models.SparseVectorParams(modifier=models.Modifier.IDF)},
+    )
