@@ -39,8 +39,11 @@ class MalformedMessage(ValueError):
 
 @dataclass(frozen=True)
 class RefusedEntry:
-    """An entry of a message that is no valid document; `document` is None if it is not even the form of
-    one."""
+    """An entry that is no valid document, or not even of the form of one: then `document` is None.
+
+    Args:
+        raw: a message with this entry alone.
+    """
 
     document: Document | None
     raw: str
@@ -92,7 +95,7 @@ def decode(text: str) -> IngestMessage:
     entries = content["documents"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_DOCUMENTS:
         raise MalformedMessage(f"documents must be a list of 1 to {MAX_DOCUMENTS}")
-    read = [_read_entry(entry) for entry in entries]
+    read = [_read_entry(entry, accepted_at) for entry in entries]
     return IngestMessage(
         accepted_at=float(accepted_at),
         documents=tuple(entry for entry in read if isinstance(entry, Document)),
@@ -133,16 +136,17 @@ def _message(entries: Sequence[str], accepted_at: float) -> str:
     return f'{head[:-1]}, "documents": [{", ".join(entries)}]}}'
 
 
-def _read_entry(entry: object) -> Document | RefusedEntry:
+def _read_entry(entry: object, accepted_at: float) -> Document | RefusedEntry:
+    raw = _message([json.dumps(entry)], accepted_at)
     try:
         document = document_from_json(entry)
     except MalformedMessage as error:
-        return RefusedEntry(None, json.dumps(entry), str(error))
+        return RefusedEntry(None, raw, str(error))
     violations = document_violations(document)
     if not document.version and (problem := version_violation("version", document.version)):
         violations.append(problem)
     if violations:
-        return RefusedEntry(document, json.dumps(entry), str(InvalidInput(violations)))
+        return RefusedEntry(document, raw, str(InvalidInput(violations)))
     return document
 
 

@@ -29,6 +29,7 @@ class Producer:
         self._app = app
         self._pending = pending
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="publish")
+        self._running: set[asyncio.Task[None]] = set()
 
     async def enqueue(self, documents: Sequence[Document]) -> None:
         """Mark documents pending, then publish them; returns when Redis has them. Every version is set.
@@ -38,7 +39,10 @@ class Producer:
         Raises:
             DependencyUnavailable: Redis does not answer; the marks are undone.
         """
-        await asyncio.shield(self._enqueue(documents))
+        task = asyncio.create_task(self._enqueue(documents))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        await asyncio.shield(task)
 
     async def publish(self, task_arguments: Iterable[str]) -> None:
         """Publish messages as messages.py describes them.
@@ -52,8 +56,9 @@ class Producer:
         except (KombuError, RedisError, OSError) as error:
             raise DependencyUnavailable(f"Redis does not answer: {error}", retry_delay_seconds=1.0) from error
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Wait for what is being published, and close the connections."""
+        await asyncio.gather(*self._running, return_exceptions=True)
         self._threads.shutdown()
         self._app.close()
 

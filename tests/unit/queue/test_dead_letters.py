@@ -1,0 +1,89 @@
+"""Dead letters: what is kept, for how long, and how it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.redis import RedisServer
+from textmatch.documents import Document
+from textmatch.queue import keys
+from textmatch.queue.app import make_app
+from textmatch.queue.dead_letters import DeadLetters, of_document, of_raw
+from textmatch.queue.pending import Pending
+from textmatch.queue.producer import Producer
+
+
+@pytest.fixture
+def dead_letters(redis: Redis) -> DeadLetters:
+    return DeadLetters(redis)
+
+
+@pytest.fixture
+async def producer(redis_server: RedisServer, redis: Redis) -> AsyncIterator[Producer]:
+    made = Producer(make_app(redis_server.url), Pending(redis))
+    yield made
+    await made.close()
+
+
+def document(document_id: str = "文档🙂", version: int = 5) -> Document:
+    return Document(document_id, "text", {"deep": [{"k": None}], "empty": {}, "n": 2**53 - 1}, version)
+
+
+async def test_a_letter_comes_back_whole(dead_letters: DeadLetters):
+    letter = of_document(document(), "TEXT_FAILED", "错误")
+    malformed = of_raw("\x00{broken", "not JSON")
+    await dead_letters.add([letter, malformed])
+    assert await dead_letters.get("文档🙂") == letter
+    assert await dead_letters.get(malformed.key) == malformed
+    assert await dead_letters.get("other") is None
+    assert await dead_letters.count() == 2
+    assert await dead_letters.entries(10) == [letter, malformed]
+    assert len(await dead_letters.entries(1)) == 1
+
+
+async def test_the_same_malformed_message_is_kept_once(dead_letters: DeadLetters):
+    await dead_letters.add([of_raw("broken", "first")])
+    await dead_letters.add([of_raw("broken", "again"), of_raw("other", "first")])
+    assert await dead_letters.count() == 2
+
+
+async def test_of_one_document_the_newest_failure_is_kept(dead_letters: DeadLetters):
+    await dead_letters.add([of_document(document(version=5), "A", "newer")])
+    await dead_letters.add([of_document(document(version=4), "B", "older")])
+    kept = await dead_letters.get("文档🙂")
+    assert kept is not None
+    assert kept.error == "newer"
+    await dead_letters.add([of_document(document(version=5), "C", "the same again")])
+    kept = await dead_letters.get("文档🙂")
+    assert kept is not None
+    assert kept.error == "the same again"
+
+
+async def test_clear_takes_failures_that_no_longer_matter(dead_letters: DeadLetters):
+    malformed = of_raw("broken", "not JSON")
+    await dead_letters.add(
+        [of_document(document("a", 5), "A", "e"), of_document(document("b", 5), "A", "e"), malformed]
+    )
+    assert await dead_letters.clear({"a": 5, "b": 4, "c": 9, malformed.key: 9}) == 1
+    assert {letter.key for letter in await dead_letters.entries(10)} == {"b", malformed.key}
+
+
+async def test_drop_forgets(dead_letters: DeadLetters):
+    await dead_letters.add([of_document(document("a"), "A", "e"), of_document(document("b"), "A", "e")])
+    assert await dead_letters.drop(["a", "missing"]) == 1
+    assert await dead_letters.drop([]) == 0
+    assert await dead_letters.count() == 1
+
+
+async def test_replay_puts_documents_back_into_the_queue(
+    dead_letters: DeadLetters, producer: Producer, redis: Redis
+):
+    await dead_letters.add([of_document(document("a"), "A", "e"), of_raw("broken", "not JSON")])
+    letter_keys = [letter.key for letter in await dead_letters.entries(10)]
+    assert await dead_letters.replay([*letter_keys, "missing"], producer) == 2
+    assert await dead_letters.count() == 0
+    assert await redis.llen(keys.QUEUE) == 2
+    assert await Pending(redis).versions(["a"]) == {"a": 5}

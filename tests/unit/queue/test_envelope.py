@@ -1,0 +1,105 @@
+"""What lies in the queue around a task."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from textmatch.queue import envelope
+from textmatch.queue.keys import QUEUE
+from textmatch.queue.messages import MalformedMessage
+
+
+def celery_message(body: Any = (["argument"], {}, {})) -> dict[str, Any]:
+    """As Celery 5 publishes it."""
+    return {
+        "body": base64.b64encode(json.dumps(body).encode()).decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": "textmatch.index_documents", "id": "some-id", "lang": "py", "eta": None},
+        "properties": {"body_encoding": "base64", "delivery_tag": "tag", "priority": 0},
+    }
+
+
+def unpack(message: Any) -> dict[str, Any]:
+    return envelope.unpack(json.dumps(message).encode())
+
+
+def body_of(message: dict[str, Any]) -> Any:
+    return json.loads(base64.b64decode(message["body"]))
+
+
+def test_the_argument_and_the_id_are_kept():
+    unpacked = unpack(celery_message(body=[["文档 🙂"], {}, {"callbacks": None}]))
+    assert body_of(unpacked) == [["文档 🙂"], {}, {}]
+    assert unpacked["headers"] == {"task": "textmatch.index_documents", "id": "some-id", "lang": "py"}
+    assert unpacked["properties"]["delivery_info"]["routing_key"] == QUEUE
+
+
+def test_every_delivery_has_a_tag_of_its_own():
+    tags = {unpack(celery_message())["properties"]["delivery_tag"] for _ in range(3)}
+    assert len(tags) == 3
+    assert "tag" not in tags
+
+
+def test_nothing_can_delay_drop_or_divert_a_task():
+    message = celery_message(body=[["x"], {}, {"callbacks": [{"task": "other"}], "chord": 5}])
+    message["headers"] |= {"eta": "2999-01-01T00:00:00", "expires": "1999-01-01T00:00:00", "timelimit": 5}
+    message["properties"]["delivery_info"] = {"exchange": "elsewhere", "routing_key": "other"}
+    unpacked = unpack(message)
+    assert set(unpacked["headers"]) == {"task", "id", "lang"}
+    assert unpacked["properties"]["delivery_info"] == {"exchange": "", "routing_key": QUEUE}
+    assert body_of(unpacked) == [["x"], {}, {}]
+
+
+@pytest.mark.parametrize("task_id", [None, "", 5, {}])
+def test_a_task_without_an_id_gets_one(task_id: Any):
+    message = celery_message()
+    message["headers"]["id"] = task_id
+    assert len(unpack(message)["headers"]["id"]) == 36
+
+
+@pytest.mark.parametrize(
+    ("raw", "complaint"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"hello", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"5", "no JSON object"),
+        (b"{}", "headers is no JSON object"),
+        (b'{"headers": {}}', "properties is no JSON object"),
+    ],
+)
+def test_what_is_no_message_is_refused(raw: bytes, complaint: str):
+    with pytest.raises(MalformedMessage, match=complaint):
+        envelope.unpack(raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"headers": {"task": "other"}}, "headers.task is 'other'"),
+        ({"headers": {"task": "textmatch.index_documents", "compression": "zlib"}}, "compression is 'zlib'"),
+        ({"content-type": "application/x-python-serialize"}, "content-type is"),
+        ({"content-encoding": "binary"}, "content-encoding is"),
+        ({"properties": {}}, "body_encoding is None"),
+        ({"body": None}, "body is no string"),
+        ({"body": "!"}, "body is not base64"),
+        ({"body": "AAAA"}, "body is not JSON"),
+    ],
+)
+def test_a_message_that_is_not_ours_is_refused(changes: dict[str, Any], complaint: str):
+    with pytest.raises(MalformedMessage, match=complaint):
+        unpack(celery_message() | changes)
+
+
+@pytest.mark.parametrize(
+    "body", [{}, [], [[], {}, {}], [["a", "b"], {}, {}], [[5], {}, {}], [["a"], {"b": 1}, {}]]
+)
+def test_a_task_with_other_arguments_is_refused(body: Any):
+    with pytest.raises(MalformedMessage, match="exactly one argument"):
+        unpack(celery_message(body=body))

@@ -1,0 +1,132 @@
+"""Task messages: what goes in comes out, and nothing else gets in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from textmatch.documents import MAX_VERSION, Document, document_violations
+from textmatch.queue import messages
+from textmatch.queue.messages import MalformedMessage
+
+_SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
+_ATTRIBUTES = st.dictionaries(st.text(), st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3)))
+_DOCUMENTS = st.builds(
+    Document,
+    id=st.text(min_size=1, max_size=40),
+    text=st.text(min_size=1, max_size=200),
+    attributes=_ATTRIBUTES,
+    version=st.integers(1, MAX_VERSION),
+).filter(lambda document: not document_violations(document))
+
+
+def message(**changes: Any) -> str:
+    content: dict[str, Any] = {
+        "schema_version": 1,
+        "accepted_at": 12.5,
+        "documents": [{"id": "a", "text": "t", "attributes": {}, "version": 1}],
+    }
+    return json.dumps({**content, **changes})
+
+
+@given(st.lists(_DOCUMENTS, max_size=5))
+def test_documents_survive_the_journey(documents: list[Document]):
+    decoded = [messages.decode(text) for text in messages.encode(documents, accepted_at=1.5)]
+    assert [document for one in decoded for document in one.documents] == documents
+    assert all(one.accepted_at == 1.5 and not one.refused for one in decoded)
+
+
+def test_attributes_that_look_like_kombus_own_markers_survive():
+    document = Document("a", "t", {"x": {"__type__": "datetime", "__value__": "never"}}, 1)
+    [text] = messages.encode([document], accepted_at=1.0)
+    assert messages.decode(text).documents == (document,)
+
+
+def test_messages_are_split_by_count_and_by_size():
+    small = [Document(f"s{number}", "short", version=1) for number in range(130)]
+    assert [len(messages.decode(text).documents) for text in messages.encode(small, 1.0)] == [64, 64, 2]
+    large = [Document(f"l{number}", "好" * 10_000, version=1) for number in range(17)]
+    sizes = [
+        (len(text.encode()), len(messages.decode(text).documents)) for text in messages.encode(large, 1.0)
+    ]
+    assert [count for _, count in sizes] == [8, 8, 1]
+    assert all(size <= 257 * 1024 for size, _ in sizes)
+
+
+def test_attributes_may_be_left_out():
+    text = message(documents=[{"id": "a", "text": "t", "version": 3}])
+    assert messages.decode(text).documents == (Document("a", "t", {}, 3),)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("no json", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "no JSON object"),
+        (message(schema_version=2), "schema_version is 2"),
+        (message(surprise=1), "unknown fields: surprise"),
+        ('{"schema_version": 1}', "lacks accepted_at, documents"),
+        (message(accepted_at="now"), "accepted_at is 'now'"),
+        (message(accepted_at=True), "accepted_at is True"),
+        (message(accepted_at=float("nan")), "accepted_at is nan"),
+        (message(documents=[]), "1 to 256"),
+        (message(documents={}), "1 to 256"),
+        (message(documents=[{}] * 257), "1 to 256"),
+    ],
+)
+def test_a_message_of_another_form_is_refused_whole(text: str, complaint: str):
+    with pytest.raises(MalformedMessage, match=complaint):
+        messages.decode(text)
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        (5, "no JSON object"),
+        ({"id": "b", "text": "t"}, "lacks version"),
+        ({"id": "b", "text": "t", "version": 1, "x": 1}, "unknown fields: x"),
+        ({"id": 5, "text": "t", "version": 1}, "id is 5; it must be a string"),
+        ({"id": "b", "text": None, "version": 1}, "text is None"),
+        ({"id": "b", "text": "t", "version": True}, "version is True"),
+        ({"id": "b", "text": "t", "version": 1.0}, "version is 1.0"),
+        ({"id": "b", "text": "t", "version": 1, "attributes": []}, r"attributes is \[\]"),
+    ],
+)
+def test_an_entry_of_another_form_is_refused_alone(entry: Any, complaint: str):
+    good = {"id": "a", "text": "t", "version": 1}
+    decoded = messages.decode(message(documents=[good, entry]))
+    assert [document.id for document in decoded.documents] == ["a"]
+    [refused] = decoded.refused
+    assert refused.document is None
+    assert json.loads(refused.raw) == json.loads(message(documents=[entry]))
+    with pytest.raises(MalformedMessage, match=complaint):
+        raise MalformedMessage(refused.error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"text": " "}, "text: is empty"),
+        ({"id": ""}, "id: is empty"),
+        ({"id": "x" * 513}, "id: has 513 bytes"),
+        ({"text": "a\0b"}, "NUL"),
+        ({"text": "\ud800"}, "lone surrogate"),
+        ({"version": 0}, "version: is 0"),
+        ({"version": MAX_VERSION + 1}, "version: is 9007199254740992"),
+        ({"attributes": {"x": float("inf")}}, "attributes: are not JSON"),
+    ],
+)
+def test_an_invalid_document_is_refused_alone_and_by_name(changes: dict[str, Any], complaint: str):
+    good = {"id": "a", "text": "t", "version": 1}
+    bad = {"id": "b", "text": "t", "version": 1, **changes}
+    decoded = messages.decode(message(documents=[bad, good]))
+    assert [document.id for document in decoded.documents] == ["a"]
+    [refused] = decoded.refused
+    assert refused.document is not None
+    assert refused.document.id == bad["id"]
+    assert complaint in refused.error
