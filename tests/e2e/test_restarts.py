@@ -23,7 +23,7 @@ def test_killing_one_process_loses_no_accepted_document(victim: str, tmp_path: P
     environment = {
         "TEXTMATCH_BI_ENCODER": str(tmp_path / "model"),
         "TEXTMATCH_CROSS_ENCODER": "none",
-        "TEXTMATCH_VISIBILITY_TIMEOUT_SECONDS": "10",
+        "TEXTMATCH_WORKER_VISIBILITY_TIMEOUT_SECONDS": "10",
     }
     with running_stack(tmp_path / "data", environment) as stack, stack.client() as client:
         killer = threading.Timer(0.5, stack.kill, [victim])

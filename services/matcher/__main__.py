@@ -1,0 +1,93 @@
+"""`python -m services.matcher`: answers queries, and takes documents in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from redis.asyncio import Redis
+
+from services.matcher.documents import DocumentsHandler, IngestState
+from services.matcher.matching import Matcher
+from services.matcher.servicer import MatcherServicer
+from services.matcher.settings import MatcherSettings, from_environment
+from textmatch.encoder_client import EncoderClient
+from textmatch.errors import TextMatchError
+from textmatch.index.connection import connect as connect_qdrant
+from textmatch.index.store import Index
+from textmatch.queue import gauges
+from textmatch.queue.app import make_app
+from textmatch.queue.connection import connect as connect_redis
+from textmatch.queue.dead_letters import DeadLetters
+from textmatch.queue.pending import Pending
+from textmatch.queue.producer import Producer
+from textmatch.queue.tombstones import Tombstones
+from textmatch.runtime.channel import MAX_MESSAGE_BYTES
+from textmatch.runtime.config import describe
+from textmatch.runtime.lifecycle import run_until_stopped
+from textmatch.runtime.logs import set_up_logs
+from textmatch.runtime.metrics import serve_metrics
+from textmatch.runtime.server import GrpcServer
+from textmatch.v1.matcher_service_pb2_grpc import add_MatcherServiceServicer_to_server
+
+_log = logging.getLogger(__name__)
+
+_SERVICE_NAME = "textmatch.v1.MatcherService"
+
+
+def main() -> int:
+    """Run until SIGTERM; then let running calls end."""
+    try:
+        settings = from_environment()
+        set_up_logs("matcher", settings.log_level, settings.log_style)
+        _log.info("starting", extra={"settings": describe(settings)})
+        asyncio.run(_serve(settings))
+    except (TextMatchError, OSError) as error:
+        print(f"matcher: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(settings: MatcherSettings) -> None:
+    if settings.metrics_port:
+        serve_metrics(settings.host, settings.metrics_port)
+    redis = connect_redis(settings.redis_url)
+    encoder = EncoderClient(settings.encoder_target)
+    index = Index(connect_qdrant(settings.qdrant_url, settings.qdrant_api_key), settings.collection_alias)
+    state = _ingest_state(settings, redis)
+
+    server = GrpcServer(settings.host, settings.port, MAX_MESSAGE_BYTES)
+    servicer = MatcherServicer(
+        Matcher(encoder, index, settings.rerank_weight),
+        DocumentsHandler(index, state),
+        match_timeout_seconds=settings.match_timeout_seconds,
+        batch_match_concurrency=settings.batch_match_concurrency,
+    )
+    server.add(add_MatcherServiceServicer_to_server, servicer, _SERVICE_NAME)
+    address = await server.start()
+    await server.set_serving(is_serving=True)
+    _log.info("serving", extra={"address": address})
+    try:
+        await run_until_stopped(gauges.sample_forever(state.pending, state.dead_letters))
+    finally:
+        await server.drain(settings.drain_seconds)
+        await state.producer.close()
+        await encoder.close()
+        await index.close()
+        await redis.aclose()
+
+
+def _ingest_state(settings: MatcherSettings, redis: Redis) -> IngestState:
+    pending = Pending(redis)
+    return IngestState(
+        producer=Producer(make_app(settings.redis_url), pending),
+        pending=pending,
+        tombstones=Tombstones(redis),
+        dead_letters=DeadLetters(redis),
+        tombstone_seconds=settings.tombstone_seconds,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
