@@ -9,6 +9,7 @@ from typing import TypeVar
 import grpc
 
 from textmatch import vectors
+from textmatch.errors import DependencyUnavailable
 from textmatch.runtime.channel import open_aio_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.v1 import encoder_service_pb2 as pb
@@ -16,6 +17,8 @@ from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 from textmatch.vectors import Embeddings
 
 Answer = TypeVar("Answer")
+
+_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class EncoderClient:
     """
 
     def __init__(self, target: str) -> None:
+        self._target = target
         self._channel = open_aio_channel(target)
         self._stub = pb_grpc.EncoderServiceStub(self._channel)
 
@@ -69,7 +73,7 @@ class EncoderClient:
             role=pb.ROLE_QUERY if is_query else pb.ROLE_DOCUMENT,
             priority=_priority(is_bulk),
         )
-        response = await _translated(self._stub.Encode(request, timeout=timeout_seconds))
+        response = await self._translated(self._stub.Encode(request, timeout=timeout_seconds))
         return EncodeResult(
             embeddings=vectors.unpack(response.embeddings, response.dimension),
             model_id=response.model_id,
@@ -84,7 +88,7 @@ class EncoderClient:
         request = pb.ScoreRequest(
             query=query, texts=texts, scorer=pb.SCORER_CROSS_ENCODER, priority=_priority(is_bulk)
         )
-        response = await _translated(self._stub.Score(request, timeout=timeout_seconds))
+        response = await self._translated(self._stub.Score(request, timeout=timeout_seconds))
         return ScoreResult(
             scores=list(response.scores),
             raw_scores=list(response.raw_scores),
@@ -94,7 +98,9 @@ class EncoderClient:
 
     async def models(self, timeout_seconds: float) -> list[ModelInfo]:
         """The loaded models."""
-        response = await _translated(self._stub.GetModels(pb.GetModelsRequest(), timeout=timeout_seconds))
+        response = await self._translated(
+            self._stub.GetModels(pb.GetModelsRequest(), timeout=timeout_seconds)
+        )
         return [
             ModelInfo(
                 model_id=model.model_id,
@@ -107,17 +113,20 @@ class EncoderClient:
             for model in response.models
         ]
 
+    async def _translated(self, call: Awaitable[Answer]) -> Answer:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            translated = from_rpc_error(error)
+            if type(translated) is DependencyUnavailable:
+                message = f"the encoder at {self._target} does not answer: {translated}"
+                raise DependencyUnavailable(message, retry_delay_seconds=_RETRY_SECONDS) from error
+            raise translated from error
+
     async def close(self) -> None:
         """Close the channel; running calls are cancelled."""
-        await self._channel.close()
+        await self._channel.close(grace=None)
 
 
 def _priority(is_bulk: bool) -> pb.Priority.ValueType:
     return pb.PRIORITY_BULK if is_bulk else pb.PRIORITY_INTERACTIVE
-
-
-async def _translated(call: Awaitable[Answer]) -> Answer:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error

@@ -7,6 +7,7 @@ from itertools import groupby
 
 import grpc
 from qdrant_client import AsyncQdrantClient, models
+from qdrant_client.conversions.common_types import PointId
 
 from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
@@ -110,7 +111,7 @@ class Index:
     async def find_ids(self, condition: Filter) -> AsyncIterator[list[str]]:
         """The ids of all documents that fit, a page at a time."""
         collection = await self.collection()
-        offset: models.ExtendedPointId | None = None
+        offset: PointId | None = None
         while collection:
             async with translated_errors():
                 records, offset = await self._client.scroll(
