@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
-from textmatch.queue import envelope, keys, messages
+from textmatch.queue import keys
 from textmatch.queue.app import make_app
 from textmatch.queue.connection import connect
 from textmatch.queue.pending import Pending
@@ -27,21 +26,11 @@ async def producer(redis_server: RedisServer, redis: Redis) -> AsyncIterator[Pro
     await made.close()
 
 
-async def queued_documents(redis: Redis) -> list[Document]:
-    """Oldest first."""
-    documents: list[Document] = []
-    for raw in reversed(await redis.lrange(keys.QUEUE, 0, -1)):
-        body = envelope.unpack(str(raw).encode())["body"]
-        [[argument], _, _] = json.loads(base64.b64decode(body))
-        documents += messages.decode(argument).documents
-    return documents
-
-
 async def test_documents_are_marked_and_published_in_order(producer: Producer, redis: Redis):
     documents = [Document(f"文档🙂{number}", "text", {"n": number}, number + 1) for number in range(150)]
     await producer.enqueue(documents)
-    assert await queued_documents(redis) == documents
     assert await redis.llen(keys.QUEUE) == 3
+    assert await take_queued(redis) == documents
     assert await Pending(redis).versions(["文档🙂0", "文档🙂149"]) == {"文档🙂0": 1, "文档🙂149": 150}
 
 
@@ -61,7 +50,7 @@ async def test_it_fails_quickly_while_redis_is_down_and_works_after(own_redis_se
             await producer.enqueue([Document("b", "t", version=1)])
     own_redis_server.start()
     await producer.enqueue([Document("c", "t", version=1)])
-    assert [document.id for document in await queued_documents(redis)] == ["a", "c"]
+    assert [document.id for document in await take_queued(redis)] == ["a", "c"]
     assert set(await pending.versions(["a", "b", "c"])) == {"a", "c"}
     await producer.close()
     await redis.aclose()

@@ -1,0 +1,100 @@
+"""An encoder over real gRPC that does as a test tells it: refuses, fails, waits, changes its model.
+
+For what the real encoder does only by accident. Embeddings derive from the texts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+
+import grpc
+import numpy as np
+
+from textmatch import vectors
+from textmatch.documents import check_texts
+from textmatch.errors import InvalidInput, TextMatchError, Violation
+from textmatch.runtime.grpc_errors import status_code, to_status, trailing_metadata
+from textmatch.v1 import encoder_service_pb2 as pb
+from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
+from textmatch.v1 import error_reason_pb2
+from textmatch.vectors import Embeddings
+
+DIMENSION = 8
+# The text that this encoder always refuses, by name.
+REFUSED_TEXT = "refuse this text"
+
+
+class ScriptedEncoder(pb_grpc.EncoderServiceServicer):
+    """Listens on a free port of 127.0.0.1 from `start` to `stop`."""
+
+    def __init__(self, model_id: str) -> None:
+        self.model_id = model_id
+        self.target = ""
+        # The texts of every call, in the order of the calls.
+        self.calls: list[list[str]] = []
+        # Raised by the next calls, first to last, before anything else is done.
+        self.errors: list[TextMatchError] = []
+        # Raises for texts that set off a bug.
+        self.check: Callable[[Sequence[str]], None] = lambda texts: None
+        # Calls wait until it is set.
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+
+    def start(self) -> None:
+        pb_grpc.add_EncoderServiceServicer_to_server(self, self._server)
+        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def stop(self) -> None:
+        self.may_answer.set()
+        self._server.stop(grace=None).wait()
+
+    def Encode(  # noqa: N802 -- the name of the call
+        self, request: pb.EncodeRequest, context: grpc.ServicerContext
+    ) -> pb.EncodeResponse:
+        self.calls.append(list(request.texts))
+        try:
+            return self._encode(request)
+        except TextMatchError as error:
+            status = to_status(error)
+            context.set_trailing_metadata(trailing_metadata(status))
+            context.abort(status_code(status), status.message)
+            raise AssertionError("abort() always raises") from error
+
+    def _encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
+        assert (request.role, request.priority) == (pb.ROLE_DOCUMENT, pb.PRIORITY_BULK)
+        self.may_answer.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        self.check(request.texts)
+        check_texts("texts", request.texts, max_texts=1_000)
+        _refuse(request.texts)
+        count = len(request.texts)
+        return pb.EncodeResponse(
+            embeddings=vectors.pack(np.concatenate([embedding_of(text) for text in request.texts])),
+            dimension=DIMENSION,
+            token_counts=[1] * count,
+            truncated=[False] * count,
+            model_id=self.model_id,
+        )
+
+
+def embedding_of(text: str) -> Embeddings:
+    """(1, DIMENSION), of length 1."""
+    seed = int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+    return vectors.normalise(np.random.default_rng(seed).standard_normal((1, DIMENSION)).astype(np.float32))
+
+
+def _refuse(texts: Sequence[str]) -> None:
+    reason = error_reason_pb2.ERROR_REASON_TEXT_FAILED
+    violations = [
+        Violation(f"texts[{position}]", reason, "makes the model fail")
+        for position, text in enumerate(texts)
+        if text == REFUSED_TEXT
+    ]
+    if violations:
+        raise InvalidInput(violations)

@@ -1,0 +1,287 @@
+"""The document half of the matcher: IngestDocuments, GetDocument, DeleteDocuments, GetIngestStatus."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from google.protobuf.struct_pb2 import Struct
+from google.rpc import error_details_pb2
+from redis.asyncio import Redis
+
+from services.matcher.documents import DocumentsHandler, IngestState
+from tests.support.queue import take_queued
+from tests.support.redis import RedisServer
+from textmatch.documents import Document, version_now
+from textmatch.errors import DependencyUnavailable, DocumentNotFound, InvalidInput
+from textmatch.index.connection import connect as connect_qdrant
+from textmatch.index.store import Index
+from textmatch.queue.app import make_app
+from textmatch.queue.connection import connect
+from textmatch.queue.dead_letters import DeadLetters, of_document
+from textmatch.queue.pending import Pending
+from textmatch.queue.producer import Producer
+from textmatch.queue.tombstones import Tombstones
+from textmatch.v1 import matcher_service_pb2 as pb
+from workers.indexing import Dependencies, Result, index_documents
+
+ACCEPTED, UNCHANGED, REJECTED = (
+    pb.INGEST_OUTCOME_ACCEPTED,
+    pb.INGEST_OUTCOME_UNCHANGED,
+    pb.INGEST_OUTCOME_REJECTED,
+)
+
+
+def proto(document_id: str, text: str = "text", version: int | None = None, **attributes: Any) -> pb.Document:
+    struct = Struct()
+    struct.update(attributes)
+    return pb.Document(id=document_id, text=text, attributes=struct, version=version)
+
+
+async def send(handler: DocumentsHandler, *batches: list[pb.Document]) -> list[list[pb.IngestResult]]:
+    """Send each batch as one request of a stream."""
+
+    async def requests() -> AsyncIterator[pb.IngestDocumentsRequest]:
+        for batch in batches:
+            yield pb.IngestDocumentsRequest(documents=batch)
+
+    return [list(response.results) async for response in handler.ingest(requests())]
+
+
+async def work(deps: Dependencies, redis: Redis) -> list[Result]:
+    """Do what a worker would do with all that is queued."""
+    return await index_documents(await take_queued(redis), deps)
+
+
+def outcomes(results: list[pb.IngestResult]) -> list[int]:
+    return [result.outcome for result in results]
+
+
+async def document_state(handler: DocumentsHandler, document_id: str) -> str:
+    response = await handler.status(pb.GetIngestStatusRequest(document_id=document_id))
+    return pb.DocumentState.Name(response.document_state).removeprefix("DOCUMENT_STATE_")
+
+
+async def test_each_request_of_a_stream_is_answered_in_order(handler: DocumentsHandler):
+    first, second = await send(handler, [proto("a"), proto("文档🙂")], [proto("c")])
+    assert [(result.id, result.outcome) for result in first] == [("a", ACCEPTED), ("文档🙂", ACCEPTED)]
+    assert [result.id for result in second] == ["c"]
+    assert first[0].version == first[1].version < second[0].version
+    assert abs(second[0].version - version_now()) < 60_000_000
+
+
+async def test_bad_documents_are_named_and_their_neighbours_go_in(
+    handler: DocumentsHandler, state: IngestState
+):
+    [results] = await send(
+        handler,
+        [
+            proto("a"),
+            proto("", "  "),
+            proto("c", version=0),
+            proto("d", n=float("nan")),
+            proto("e", version=9),
+        ],
+    )
+    assert outcomes(results) == [ACCEPTED, REJECTED, REJECTED, REJECTED, ACCEPTED]
+    assert results[4].version == 9
+    fields = []
+    for result in results[1:4]:
+        bad_request = error_details_pb2.BadRequest()
+        assert any(detail.Unpack(bad_request) for detail in result.error.details)
+        fields.append([violation.field for violation in bad_request.field_violations])
+    assert fields == [
+        ["documents[1].id", "documents[1].text"],
+        ["documents[2].version"],
+        ["documents[3].attributes"],
+    ]
+    assert set(await state.pending.versions(["a", "", "c", "d", "e"])) == {"a", "e"}
+
+
+@pytest.mark.parametrize(("count", "complaint"), [(0, "documents: is empty"), (1_001, "1,001 items")])
+async def test_a_request_of_a_wrong_size_fails_the_call(
+    handler: DocumentsHandler, count: int, complaint: str
+):
+    with pytest.raises(InvalidInput, match=complaint):
+        await send(handler, [proto("a")] * count)
+
+
+async def test_of_a_repeated_id_the_later_document_wins(
+    handler: DocumentsHandler, deps: Dependencies, redis: Redis
+):
+    [results] = await send(handler, [proto("a", "one"), proto("b"), proto("a", "two"), proto("a", "three")])
+    versions = [result.version for result in results]
+    assert versions == [versions[0], versions[0], versions[0] + 1, versions[0] + 2]
+    await work(deps, redis)
+    assert (await handler.get(pb.GetDocumentRequest(id="a"))).document.text == "three"
+
+
+async def test_versions_never_go_back_within_a_process(handler: DocumentsHandler):
+    [first] = await send(handler, [proto("a")] * 1_000)
+    [second] = await send(handler, [proto("a")])
+    assert second[0].version > first[-1].version
+
+
+async def test_a_stored_document_comes_back_whole(
+    handler: DocumentsHandler, deps: Dependencies, redis: Redis
+):
+    sent = proto("文档🙂", "猫 🐈", version=7, n=3, half=0.5, many=[1, "二", None, {"深": True}], empty={})
+    await send(handler, [sent])
+    with pytest.raises(DocumentNotFound, match="文档🙂"):
+        await handler.get(pb.GetDocumentRequest(id="文档🙂"))
+    await work(deps, redis)
+    assert (await handler.get(pb.GetDocumentRequest(id="文档🙂"))).document == sent
+    stored = (await deps.index.fetch(["文档🙂"]))["文档🙂"].document
+    assert stored.attributes["n"] == 3
+    assert isinstance(stored.attributes["n"], int)
+
+
+async def test_what_is_stored_already_is_unchanged(
+    handler: DocumentsHandler, deps: Dependencies, redis: Redis
+):
+    [[first]] = await send(handler, [proto("a", n=1)])
+    [[waiting]] = await send(handler, [proto("a", n=1)])
+    assert waiting.outcome == ACCEPTED
+    await work(deps, redis)
+    [[again]] = await send(handler, [proto("a", n=1)])
+    assert (again.outcome, again.version) == (UNCHANGED, waiting.version)
+    assert first.version < waiting.version
+    [results] = await send(
+        handler,
+        [
+            proto("a", n=1, version=again.version),
+            proto("a", n=1, version=again.version + 1),
+            proto("a", n=1),
+            proto("b"),
+        ],
+    )
+    assert outcomes(results) == [UNCHANGED, ACCEPTED, ACCEPTED, ACCEPTED]
+
+
+async def test_a_change_that_is_taken_back_in_the_same_request_is_not_lost(
+    handler: DocumentsHandler, deps: Dependencies, redis: Redis
+):
+    await send(handler, [proto("a", "old")])
+    await work(deps, redis)
+    [results] = await send(handler, [proto("a", "new"), proto("a", "old")])
+    assert outcomes(results) == [ACCEPTED, ACCEPTED]
+    await work(deps, redis)
+    assert (await handler.get(pb.GetDocumentRequest(id="a"))).document.text == "old"
+
+
+async def test_nothing_is_unchanged_under_a_tombstone(
+    handler: DocumentsHandler, state: IngestState, deps: Dependencies, redis: Redis
+):
+    [[stored]] = await send(handler, [proto("a")])
+    await work(deps, redis)
+    await state.tombstones.add({"a": stored.version}, ttl_seconds=60)
+    [[again]] = await send(handler, [proto("a")])
+    assert again.outcome == ACCEPTED
+
+
+async def test_deleted_documents_stay_deleted(handler: DocumentsHandler, deps: Dependencies, redis: Redis):
+    await send(handler, [proto("a"), proto("b"), proto("c")])
+    await work(deps, redis)
+    await send(handler, [proto("a", "a late write"), proto("queued")])
+    answer = await handler.delete(pb.DeleteDocumentsRequest(ids=["a", "b", "queued", "never seen"]))
+    assert answer.deleted_count == 2
+    assert [await document_state(handler, one) for one in ("a", "b", "queued")] == ["DELETED"] * 3
+    assert await work(deps, redis) == [Result.DELETED, Result.DELETED]
+    status = await handler.status(pb.GetIngestStatusRequest())
+    assert (status.document_count, status.queued_count) == (1, 0)
+    [[again]] = await send(handler, [proto("a", "after the delete")])
+    assert again.outcome == ACCEPTED
+    assert await work(deps, redis) == [Result.INDEXED]
+
+
+async def test_a_delete_spares_newer_versions(handler: DocumentsHandler, deps: Dependencies, redis: Redis):
+    await send(handler, [proto("a", version=5), proto("b", version=7)])
+    await work(deps, redis)
+    answer = await handler.delete(pb.DeleteDocumentsRequest(ids=["a", "b"], version=6))
+    assert answer.deleted_count == 1
+    assert [await document_state(handler, one) for one in ("a", "b")] == ["DELETED", "INDEXED"]
+
+
+async def test_documents_are_deleted_by_a_filter(handler: DocumentsHandler, deps: Dependencies, redis: Redis):
+    await send(handler, [proto(f"d{number}", language="zh" if number % 2 else "en") for number in range(10)])
+    await work(deps, redis)
+    condition = pb.Filter(
+        must=[pb.Condition(match=pb.FieldMatch(field="language", values=[{"string_value": "zh"}]))]
+    )
+    answer = await handler.delete(pb.DeleteDocumentsRequest(filter=condition))
+    assert answer.deleted_count == 5
+    assert [await document_state(handler, one) for one in ("d1", "d2")] == ["DELETED", "INDEXED"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "complaint"),
+    [
+        (pb.DeleteDocumentsRequest(), "either ids or a filter"),
+        (pb.DeleteDocumentsRequest(ids=["a"], filter=pb.Filter()), "ids: give either"),
+        (pb.DeleteDocumentsRequest(filter=pb.Filter()), "every document"),
+        (pb.DeleteDocumentsRequest(ids=["a", ""]), r"ids\[1\]: is empty"),
+        (pb.DeleteDocumentsRequest(ids=["a"] * 1_001), "1,001 items"),
+        (pb.DeleteDocumentsRequest(ids=["a"], version=0), "version: is 0"),
+    ],
+)
+async def test_a_delete_that_is_not_clear_is_refused(
+    handler: DocumentsHandler, request_: pb.DeleteDocumentsRequest, complaint: str
+):
+    with pytest.raises(InvalidInput, match=complaint):
+        await handler.delete(request_)
+
+
+async def test_the_status_follows_a_document(handler: DocumentsHandler, deps: Dependencies, redis: Redis):
+    assert await document_state(handler, "a") == "UNKNOWN"
+    await send(handler, [proto("a")])
+    assert await document_state(handler, "a") == "PENDING"
+    waiting = await handler.status(pb.GetIngestStatusRequest())
+    assert (waiting.queued_count, waiting.document_count, waiting.collection) == (1, 0, "")
+    assert 0.0 <= waiting.oldest_queued_seconds < 60.0
+    await work(deps, redis)
+    assert await document_state(handler, "a") == "INDEXED"
+    settled = await handler.status(pb.GetIngestStatusRequest())
+    assert (settled.queued_count, settled.oldest_queued_seconds, settled.document_count) == (0, 0.0, 1)
+    assert settled.collection == await deps.index.collection() != ""
+
+
+async def test_the_status_says_why_a_document_failed_until_it_is_deleted(
+    handler: DocumentsHandler, state: IngestState
+):
+    await state.dead_letters.add([of_document(Document("a", "t", version=5), "TEXT_FAILED", "因为")])
+    status = await handler.status(pb.GetIngestStatusRequest(document_id="a"))
+    assert (status.document_state, status.document_error) == (pb.DOCUMENT_STATE_FAILED, "因为")
+    assert status.dead_letter_count == 1
+    await handler.delete(pb.DeleteDocumentsRequest(ids=["a"]))
+    assert await document_state(handler, "a") == "DELETED"
+
+
+@pytest.mark.parametrize("document_id", ["x" * 513, "a\0b", "  "])
+async def test_ids_are_checked(handler: DocumentsHandler, document_id: str):
+    with pytest.raises(InvalidInput, match="id:"):
+        await handler.get(pb.GetDocumentRequest(id=document_id))
+    with pytest.raises(InvalidInput, match="document_id:"):
+        await handler.status(pb.GetIngestStatusRequest(document_id=document_id))
+
+
+async def test_writes_are_taken_while_the_index_is_down(state: IngestState):
+    index = Index(connect_qdrant("http://127.0.0.1:1"), "alias")
+    [[result]] = await send(DocumentsHandler(index, state), [proto("a")])
+    assert result.outcome == ACCEPTED
+    await index.close()
+
+
+async def test_writes_are_refused_while_redis_is_down(own_redis_server: RedisServer, index: Index):
+    redis = connect(own_redis_server.url)
+    pending = Pending(redis)
+    producer = Producer(make_app(own_redis_server.url), pending)
+    down = DocumentsHandler(index, IngestState(producer, pending, Tombstones(redis), DeadLetters(redis), 60))
+    own_redis_server.kill()
+    with pytest.raises(DependencyUnavailable, match="Redis"):
+        await send(down, [proto("a")])
+    own_redis_server.start()
+    [[result]] = await send(down, [proto("a")])
+    assert result.outcome == ACCEPTED
+    await producer.close()
+    await redis.aclose()
