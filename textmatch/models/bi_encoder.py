@@ -18,7 +18,8 @@ from textmatch.models.devices import dtype_name
 from textmatch.models.identity import model_id
 from textmatch.models.pair_classifier import PairClassifier
 from textmatch.models.resolve import UnusableModel
-from textmatch.models.tokenizing import InputTokenizer, TokenizedText, input_tokenizer
+from textmatch.models.tokenizing import InputTokenizer, input_tokenizer
+from textmatch.models.tokens import TokenizedText
 from textmatch.vectors import Embeddings
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")

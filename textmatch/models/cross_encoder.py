@@ -16,7 +16,8 @@ from textmatch.models.devices import dtype_name
 from textmatch.models.identity import model_id
 from textmatch.models.pair_classifier import Scores
 from textmatch.models.resolve import CROSS_ENCODER_ORGANISATION, UnusableModel, find_model
-from textmatch.models.tokenizing import Pair, TokenizedText, input_tokenizer
+from textmatch.models.tokenizing import input_tokenizer
+from textmatch.models.tokens import Pair, TokenizedText
 
 _CONFIG = "config_sentence_transformers.json"
 

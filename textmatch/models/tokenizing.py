@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,28 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from textmatch.models.resolve import UnusableModel
+from textmatch.models.tokens import Pair, TokenizedText
 
 # Some models set no limit; a text of the largest size allowed has fewer tokens than this.
 _NO_LIMIT_TOKENS = 32_768
-
-Pair: TypeAlias = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedText:
-    """A text, or a pair of texts, as the model reads it, special tokens included."""
-
-    ids: Sequence[int]
-    # Which of the two texts of a pair a token belongs to; None for single texts.
-    type_ids: Sequence[int] | None
-    # Whether the end was cut off.
-    truncated: bool
-    is_query: bool
-
-    @property
-    def token_count(self) -> int:
-        """Tokens that the model reads."""
-        return len(self.ids)
 
 
 class InputTokenizer(Protocol):

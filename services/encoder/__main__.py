@@ -1,0 +1,105 @@
+"""The encoder: `python -m services.encoder`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from services.encoder.engine import Engine, EngineBroken
+from services.encoder.pipeline import Pipeline
+from services.encoder.requests import max_message_bytes
+from services.encoder.servicer import EncoderServicer
+from services.encoder.settings import EncoderSettings, from_environment
+from services.encoder.waiting import WaitingTexts
+from textmatch.errors import TextMatchError
+from textmatch.runtime.config import describe
+from textmatch.runtime.lifecycle import run_until_stopped
+from textmatch.runtime.logs import set_up_logs
+from textmatch.runtime.metrics import serve_metrics
+from textmatch.runtime.server import GrpcServer
+from textmatch.v1 import encoder_service_pb2 as pb
+from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from services.encoder.loading import Loaded  # reaches torch
+
+_log = logging.getLogger(__name__)
+
+_SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EncoderService"].full_name
+
+
+def main() -> int:
+    """Run until SIGTERM; returns the exit status."""
+    try:
+        settings = from_environment()
+        set_up_logs("encoder", settings.log_level, settings.log_style)
+        asyncio.run(_serve(settings))
+    except (TextMatchError, EngineBroken, OSError) as error:
+        print(f"encoder: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(settings: EncoderSettings) -> None:
+    _log.info("starting", extra=describe(settings))
+    server = GrpcServer(settings.host, settings.port, max_message_bytes(settings.max_texts))
+    servicer = EncoderServicer(settings.max_texts)
+    server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, _SERVICE_NAME)
+    if settings.metrics_port:
+        serve_metrics(settings.host, settings.metrics_port)
+    address = await server.start()
+    with ExitStack() as running:
+        try:
+            await run_until_stopped(_work(settings, server, servicer, running))
+        finally:
+            await server.drain(settings.drain_seconds)
+    _log.info("ended", extra={"address": address})
+
+
+async def _work(
+    settings: EncoderSettings, server: GrpcServer, servicer: EncoderServicer, running: ExitStack
+) -> None:
+    """Load the models, then serve until cancelled.
+
+    Args:
+        running: what is to be ended once the last call has ended.
+
+    Raises:
+        TextMatchError: a model cannot be loaded.
+        EngineBroken: a model stopped working.
+    """
+    started = time.monotonic()
+    loop = asyncio.get_running_loop()
+    loaded = await asyncio.to_thread(_load, settings)
+    broken: asyncio.Future[BaseException] = loop.create_future()
+    waiting = WaitingTexts(loaded.policy, limit_tokens=settings.queue_tokens)
+    waiting.note_speed(*loaded.speed)
+    engine = Engine(
+        waiting,
+        prepare_thread=loaded.prepare_thread,
+        on_death=lambda error: loop.call_soon_threadsafe(broken.set_result, error),
+    )
+    pipeline = Pipeline(waiting)
+    running.callback(pipeline.close)
+    running.callback(engine.stop)
+    engine.start()
+    servicer.open(loaded.models, pipeline)
+    await server.set_serving(is_serving=True)
+    _log.info("serving", extra={"start_seconds": round(time.monotonic() - started, 2)})
+    error = await broken
+    raise EngineBroken(f"the engine broke: {error}") from error
+
+
+def _load(settings: EncoderSettings) -> Loaded:
+    # Torch takes seconds to import: meanwhile the port is bound and callers are told to come back.
+    from services.encoder.loading import load_models
+
+    return load_models(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Which of the waiting texts go into the next forward pass.
+
+There is no timer: a batch is chosen from what waits at the moment the engine is free. It always holds the
+text that has waited longest, and texts of about the same length, because all are padded to the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """How texts become batches.
+
+    `token_budget` limits a batch, counted as it is computed: longest text x number of texts. `bulk_share` is
+    the part of the tokens that bulk work gets at least while interactive work waits. `forward_cost_tokens` is
+    how many tokens could be computed in the time that a forward pass takes before its first token: less
+    padding than that is cheaper than another pass.
+    """
+
+    token_budget: int
+    bulk_share: float
+    forward_cost_tokens: int
+
+
+def padded_tokens(token_counts: Sequence[int]) -> int:
+    """Tokens that are computed for a batch."""
+    return max(token_counts) * len(token_counts)
+
+
+def take_batch(token_counts: Sequence[int], policy: BatchPolicy) -> list[int]:
+    """Choose a batch that holds the oldest text.
+
+    Args:
+        token_counts: of the waiting texts, the oldest first; at least one.
+        policy: its `token_budget` is kept, unless the oldest text alone is larger.
+
+    Returns:
+        Positions in `token_counts`, longest text first.
+    """
+    group: list[int] = []
+    longest = padding = 0
+    for position in sorted(range(len(token_counts)), key=lambda at: (-token_counts[at], at)):
+        tokens = token_counts[position]
+        is_full = longest * (len(group) + 1) > policy.token_budget
+        if group and (is_full or padding + longest - tokens > policy.forward_cost_tokens):
+            if 0 in group:
+                return group
+            group = []
+        if not group:
+            longest, padding = tokens, 0
+        padding += longest - tokens
+        group.append(position)
+    return group
+
+
+class BulkCredit:
+    """Whose turn it is, so that bulk work advances however much interactive work comes.
+
+    Interactive work goes first and thereby earns credit for the bulk work that waits; a batch's worth of
+    credit buys one bulk batch.
+    """
+
+    def __init__(self, policy: BatchPolicy) -> None:
+        self._cost_tokens = policy.token_budget
+        self._earned_per_token = policy.bulk_share / (1 - policy.bulk_share)
+        self._tokens = 0.0
+
+    def is_bulk_turn(self, *, interactive_waits: bool, bulk_waits: bool) -> bool:
+        """Whether the next batch is of bulk work."""
+        return bulk_waits and (not interactive_waits or self._tokens >= self._cost_tokens)
+
+    def account(self, tokens: int, *, is_bulk: bool, bulk_waits: bool) -> None:
+        """Note what a batch took: its tokens, and whether bulk work is waiting still."""
+        if is_bulk:
+            self._tokens -= tokens
+        else:
+            self._tokens += tokens * self._earned_per_token
+        if self._tokens < 0 or not bulk_waits:
+            self._tokens = 0.0

@@ -1,0 +1,126 @@
+"""A call's texts on their way through the engine: split over batches, and joined again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textmatch.errors import InvalidInput, TextMatchError, Violation
+from textmatch.models.tokens import TokenizedText
+from textmatch.v1 import error_reason_pb2
+
+# What a model returns: one row a text.
+Rows: TypeAlias = NDArray[np.float32]
+
+_sequence = itertools.count()
+
+
+@dataclass(frozen=True, eq=False)
+class EngineModel:
+    """A model as the engine sees it.
+
+    `forward` turns a batch into (count, columns) float32. `sample` is a text that it is known to work on.
+    """
+
+    model_id: str
+    forward: Callable[[Sequence[TokenizedText]], Rows]
+    sample: TokenizedText
+
+
+class Job:
+    """The texts of one call for one model. Made in the event loop; the engine fills it from its own thread.
+
+    Args:
+        name_item: what the caller calls the text at a position: "texts[3]".
+        deadline: as `time.monotonic` counts; None for none.
+    """
+
+    def __init__(
+        self,
+        model: EngineModel,
+        texts: Sequence[TokenizedText],
+        *,
+        is_bulk: bool,
+        name_item: Callable[[int], str],
+        deadline: float | None,
+    ) -> None:
+        self.model = model
+        self.texts = texts
+        self.is_bulk = is_bulk
+        self.deadline = deadline
+        self.sequence = next(_sequence)
+        self.added_at = time.perf_counter()
+        self.waiting_tokens = sum(text.token_count for text in texts)
+        self.waiting_texts = len(texts)
+        self.is_over = False
+        self._name_item = name_item
+        self.loop = asyncio.get_running_loop()
+        self._result: asyncio.Future[Rows] = self.loop.create_future()
+        self._rows: Rows | None = None
+        self._error: TextMatchError | None = None
+        self._violations: dict[int, Violation] = {}
+        self._missing = len(texts)
+
+    async def result(self) -> Rows:
+        """(count, columns), in the order of the texts.
+
+        Raises:
+            InvalidInput: naming every text that the model failed on.
+            TextMatchError: whatever the job was ended with.
+        """
+        return await self._result
+
+    def put(self, position: int, row: Rows) -> None:
+        """Note the result for one text."""
+        if self._rows is None:
+            self._rows = np.empty((len(self.texts), row.shape[0]), dtype=np.float32)
+        self._rows[position] = row
+        self._count_down()
+
+    def put_failure(self, position: int) -> None:
+        """Note that the model failed on this one text."""
+        reason = error_reason_pb2.ERROR_REASON_TEXT_FAILED
+        description = "the model failed on this text; it works on others"
+        self._violations[position] = Violation(self._name_item(position), reason, description)
+        self._count_down()
+
+    def end(self, error: TextMatchError) -> None:
+        """Give up on all its texts."""
+        self._error = error
+        self.is_over = True
+        deliver([self])
+
+    def _count_down(self) -> None:
+        self._missing -= 1
+        if self._missing:
+            return
+        if self._violations:
+            self._error = InvalidInput([self._violations[position] for position in sorted(self._violations)])
+        self.is_over = True
+
+    def settle(self) -> None:
+        """Hand the result to the caller, if there still is one. Runs in the event loop."""
+        if self._result.done():
+            return
+        if self._error is not None:
+            self._result.set_exception(self._error)
+        elif self._rows is not None:
+            self._result.set_result(self._rows)
+
+
+def deliver(jobs: Sequence[Job]) -> None:
+    """Wake the callers of jobs that are over, from any thread; all are of one event loop."""
+    if jobs:
+        jobs[0].loop.call_soon_threadsafe(_settle_all, jobs)
+
+
+def _settle_all(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        job.settle()

@@ -1,0 +1,178 @@
+"""EncoderService: messages in, messages out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
+
+from services.encoder import metrics
+from services.encoder.pipeline import Pipeline, Urgency, Work
+from services.encoder.requests import check_dimension, check_encode, score_input
+from services.encoder.scoring import Scored, score_by_cross_encoder, score_by_embeddings
+from services.encoder.served import Model, ServedModels
+from services.encoder.streaming import answer_in_order
+from textmatch import vectors
+from textmatch.documents import MAX_TEXT_BYTES
+from textmatch.errors import InternalError, NotReady, TextMatchError
+from textmatch.runtime import logs
+from textmatch.runtime.grpc_errors import to_status
+from textmatch.v1 import encoder_service_pb2 as pb
+from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
+
+_log = logging.getLogger(__name__)
+
+# Enough to keep the engine busy while a client reads an answer and sends the next batch.
+_STREAM_BATCHES_IN_FLIGHT = 4
+_LOADING_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class _Service:
+    """What there is once the models are loaded."""
+
+    models: ServedModels
+    pipeline: Pipeline
+
+
+class EncoderServicer(pb_grpc.EncoderServiceServicer):
+    """The service as protos/textmatch/v1/encoder_service.proto describes it."""
+
+    def __init__(self, max_texts: int) -> None:
+        self._max_texts = max_texts
+        self._service: _Service | None = None
+
+    def open(self, models: ServedModels, pipeline: Pipeline) -> None:
+        """Begin to answer; until then every call gets NotReady."""
+        self._service = _Service(models, pipeline)
+
+    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
+        return await self._encode(request, _deadline(context))
+
+    async def EncodeStream(
+        self, request_iterator: AsyncIterator[pb.EncodeStreamRequest], context: Context
+    ) -> AsyncIterator[pb.EncodeStreamResponse]:
+        deadline = _deadline(context)
+
+        async def answer(request: pb.EncodeStreamRequest) -> pb.EncodeStreamResponse:
+            try:
+                return pb.EncodeStreamResponse(response=await self._encode(request.request, deadline))
+            except TextMatchError as error:
+                return pb.EncodeStreamResponse(error=to_status(error))
+            except Exception:  # noqa: BLE001 -- the stream goes on, as for any failed batch
+                _log.exception("a batch of a stream failed")
+                failure = InternalError(f"internal error; request id {logs.request_id.get()}")
+                return pb.EncodeStreamResponse(error=to_status(failure))
+
+        async for response in answer_in_order(request_iterator, answer, limit=_STREAM_BATCHES_IN_FLIGHT):
+            yield response
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        service = self._opened()
+        wanted = score_input(request, self._max_texts)
+        urgency = _urgency(request.priority, _deadline(context))
+        if request.scorer in (pb.SCORER_UNSPECIFIED, pb.SCORER_CROSS_ENCODER):
+            cross_encoder = service.models.cross_encoder(request.model)
+            return _to_proto(await score_by_cross_encoder(cross_encoder, wanted, urgency, service.pipeline))
+        if request.scorer == pb.SCORER_PAIR_CLASSIFIER:
+            bi_encoder, classifier = service.models.bi_encoder_with_classifier(request.model)
+        else:
+            bi_encoder, classifier = service.models.bi_encoder(request.model), None
+        return _to_proto(
+            await score_by_embeddings(
+                bi_encoder, classifier, wanted, urgency, service.pipeline, max_texts=self._max_texts
+            )
+        )
+
+    async def GetModels(self, request: pb.GetModelsRequest, context: Context) -> pb.GetModelsResponse:
+        limits = pb.Limits(max_texts=self._max_texts, max_text_bytes=MAX_TEXT_BYTES)
+        return pb.GetModelsResponse(models=_describe_all(self._opened().models), limits=limits)
+
+    async def _encode(self, request: pb.EncodeRequest, deadline: float | None) -> pb.EncodeResponse:
+        service = self._opened()
+        check_encode(request, self._max_texts)
+        served = service.models.bi_encoder(request.model)
+        dimension = check_dimension(request, served.model.dimension)
+        texts, is_query = list(request.texts), request.role == pb.ROLE_QUERY
+        work = Work(
+            model=served.engine_model,
+            texts=texts,
+            max_tokens=served.model.max_tokens,
+            tokenize=lambda: served.model.tokenize(texts, is_query=is_query),
+            name_item="texts[{}]".format,
+        )
+        computed = await service.pipeline.compute(work, _urgency(request.priority, deadline))
+        started = time.perf_counter()
+        embeddings = computed.rows
+        if dimension < served.model.dimension:
+            embeddings = vectors.normalise(embeddings[:, :dimension])
+        response = pb.EncodeResponse(
+            embeddings=vectors.pack(embeddings),
+            dimension=dimension,
+            token_counts=[text.token_count for text in computed.texts],
+            truncated=[text.truncated for text in computed.texts],
+            model_id=served.model.model_id,
+        )
+        metrics.STAGE_SECONDS.labels("serialise").observe(time.perf_counter() - started)
+        return response
+
+    def _opened(self) -> _Service:
+        if self._service is None:
+            raise NotReady("the models are loading", retry_delay_seconds=_LOADING_SECONDS)
+        return self._service
+
+
+def _to_proto(scored: Scored) -> pb.ScoreResponse:
+    started = time.perf_counter()
+    response = pb.ScoreResponse(
+        scores=scored.scores.tolist(),
+        raw_scores=scored.raw_scores.tolist(),
+        truncated=scored.truncated,
+        model_id=scored.model_id,
+    )
+    metrics.STAGE_SECONDS.labels("serialise").observe(time.perf_counter() - started)
+    return response
+
+
+def _urgency(priority: pb.Priority.ValueType, deadline: float | None) -> Urgency:
+    return Urgency(is_bulk=priority == pb.PRIORITY_BULK, deadline=deadline)
+
+
+def _deadline(context: Context) -> float | None:
+    remaining_seconds = context.time_remaining()
+    return None if remaining_seconds is None else time.monotonic() + remaining_seconds
+
+
+def _describe_all(models: ServedModels) -> list[pb.Model]:
+    bi_encoders = [
+        pb.Model(
+            **_describe(served.model),
+            kind=pb.MODEL_KIND_BI_ENCODER,
+            dimension=served.model.dimension,
+            has_pair_classifier=served.model.pair_classifier is not None,
+            is_default=position == 0,
+        )
+        for position, served in enumerate(models.bi_encoders)
+    ]
+    cross_encoders = [
+        pb.Model(**_describe(served.model), kind=pb.MODEL_KIND_CROSS_ENCODER, is_default=position == 0)
+        for position, served in enumerate(models.cross_encoders)
+    ]
+    return bi_encoders + cross_encoders
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    return {
+        "model_id": model.model_id,
+        "name": model.name,
+        "max_tokens": model.max_tokens,
+        "dtype": model.dtype,
+        "device": model.device,
+    }

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from services.encoder.jobs import EngineModel, Job
+from tests.support.length_model import LengthModel, texts_of
+
+
+@pytest.fixture
+def length_model() -> LengthModel:
+    return LengthModel()
+
+
+@pytest.fixture
+def make_job(length_model: LengthModel) -> Callable[..., Job]:
+    """Jobs of so many texts with so many tokens. Needs a running event loop."""
+
+    def make(
+        *token_counts: int,
+        is_bulk: bool = False,
+        model: EngineModel | None = None,
+        deadline: float | None = None,
+    ) -> Job:
+        return Job(
+            model or length_model.engine_model,
+            texts_of(*token_counts),
+            is_bulk=is_bulk,
+            name_item="texts[{}]".format,
+            deadline=deadline,
+        )
+
+    return make

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from services.encoder.batching import BatchPolicy
+from services.encoder.engine import Engine
+from services.encoder.jobs import EngineModel, Job, Rows
+from services.encoder.waiting import WaitingTexts
+from tests.support.length_model import SAMPLE, LengthModel
+from textmatch.errors import InvalidInput, NotReady, reason_name
+from textmatch.models.tokens import TokenizedText
+
+MakeJob = Callable[..., Job]
+
+
+class Running:
+    """An engine at work."""
+
+    def __init__(self) -> None:
+        self.waiting = WaitingTexts(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
+        self.deaths: list[BaseException] = []
+        self.engine = Engine(self.waiting, prepare_thread=lambda: None, on_death=self.deaths.append)
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    running = Running()
+    running.engine.start()
+    yield running
+    running.engine.stop()
+
+
+def _poisoned(poison: int, *, breaks_for_good: bool = False) -> tuple[EngineModel, list[int]]:
+    """A model that fails on texts of `poison` tokens, and from then on if it breaks for good."""
+    sizes: list[int] = []
+    is_broken = False
+
+    def forward(batch: Sequence[TokenizedText]) -> Rows:
+        nonlocal is_broken
+        sizes.append(len(batch))
+        is_broken = is_broken or (breaks_for_good and any(text.token_count == poison for text in batch))
+        if is_broken or any(text.token_count == poison for text in batch):
+            raise RuntimeError("poison")
+        return np.array([[text.token_count] for text in batch], dtype=np.float32)
+
+    return EngineModel("poisoned", forward, SAMPLE), sizes
+
+
+async def _result(job: Job) -> list[float]:
+    rows = await asyncio.wait_for(job.result(), 10)
+    return [float(row[0]) for row in rows]
+
+
+async def test_rows_come_back_in_the_order_of_the_texts(running: Running, make_job: MakeJob):
+    job = make_job(5, 90, 7, 60, 5, 30)
+    running.waiting.add(job)
+    assert await _result(job) == [5, 90, 7, 60, 5, 30]
+
+
+async def test_jobs_are_joined_and_each_gets_its_own(make_job: MakeJob, length_model: LengthModel):
+    running = Running()
+    jobs = [make_job(number, number) for number in range(5, 10)]
+    for job in jobs:
+        running.waiting.add(job)
+    running.engine.start()
+    assert [await _result(job) for job in jobs] == [[number, number] for number in range(5, 10)]
+    assert [len(batch) for batch in length_model.batches] == [3, 7]
+    running.engine.stop()
+
+
+async def test_only_the_text_at_fault_fails(make_job: MakeJob):
+    running = Running()
+    model, _ = _poisoned(13)
+    good, bad = make_job(12, 11, model=model), make_job(10, 13, 12, 13, model=model)
+    running.waiting.add(good)
+    running.waiting.add(bad)
+    running.engine.start()
+    assert await _result(good) == [12, 11]
+    with pytest.raises(InvalidInput) as caught:
+        await _result(bad)
+    violations = caught.value.violations
+    assert [violation.field for violation in violations] == ["texts[1]", "texts[3]"]
+    assert {reason_name(violation.reason) for violation in violations} == {"TEXT_FAILED"}
+    assert running.deaths == []
+    running.engine.stop()
+
+
+async def test_the_engine_works_on_after_a_poisoned_text(running: Running, make_job: MakeJob):
+    model, sizes = _poisoned(13)
+    for _ in range(3):
+        bad = make_job(13, model=model)
+        running.waiting.add(bad)
+        with pytest.raises(InvalidInput):
+            await _result(bad)
+    assert sizes == [1, 1] * 3
+    good = make_job(12, model=model)
+    running.waiting.add(good)
+    assert await _result(good) == [12]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_model_that_breaks_for_good_fails_all_callers(make_job: MakeJob):
+    running = Running()
+    model, _ = _poisoned(13, breaks_for_good=True)
+    jobs = [make_job(12, 80, model=model), make_job(13, model=model), make_job(90), make_job(5, is_bulk=True)]
+    for job in jobs:
+        running.waiting.add(job)
+    running.engine.start()
+    for job in jobs:
+        with pytest.raises(NotReady, match="the encoder restarts"):
+            await _result(job)
+    running.engine.stop()
+    assert [str(death) for death in running.deaths] == ["poisoned fails on its sample too"]
+    with pytest.raises(NotReady):
+        running.waiting.add(make_job(1))
+
+
+async def test_a_bug_in_the_thread_fails_all_callers(make_job: MakeJob):
+    running = Running()
+    model = EngineModel("wrong", lambda batch: np.zeros((len(batch) + 1, 1), dtype=np.float32), SAMPLE)
+    job = make_job(10, model=model)
+    running.waiting.add(job)
+    running.engine.start()
+    with pytest.raises(NotReady):
+        await _result(job)
+    running.engine.stop()
+    assert len(running.deaths) == 1
+
+
+async def test_stopping_finishes_the_running_batch(make_job: MakeJob):
+    running = Running()
+    started, go_on = threading.Event(), threading.Event()
+
+    def forward(batch: Sequence[TokenizedText]) -> Rows:
+        started.set()
+        go_on.wait(10)
+        return np.ones((len(batch), 1), dtype=np.float32)
+
+    model = EngineModel("slow", forward, SAMPLE)
+    first, second = make_job(90, model=model), make_job(90, model=model)
+    running.waiting.add(first)
+    running.waiting.add(second)
+    running.engine.start()
+    await asyncio.to_thread(started.wait, 10)
+    stopping = asyncio.create_task(asyncio.to_thread(running.engine.stop))
+    with pytest.raises(NotReady, match="shutting down"):
+        await _result(second)
+    go_on.set()
+    await stopping
+    assert await _result(first) == [1]
+    assert running.deaths == []
+
+
+async def test_a_caller_that_has_gone_is_not_missed(running: Running, make_job: MakeJob):
+    gone, kept = make_job(90), make_job(90)
+    task = asyncio.create_task(gone.result())
+    await asyncio.sleep(0)
+    task.cancel()
+    running.waiting.add(gone)
+    running.waiting.add(kept)
+    assert await _result(kept) == [90]

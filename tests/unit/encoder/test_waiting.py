@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from services.encoder.batching import BatchPolicy
+from services.encoder.jobs import EngineModel, Job
+from services.encoder.metrics import QUEUE_TEXTS, QUEUE_TOKENS
+from services.encoder.waiting import Item, WaitingTexts
+from tests.support.length_model import SAMPLE, LengthModel
+from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def waiting() -> WaitingTexts:
+    return WaitingTexts(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
+
+
+def _tokens(batch: Sequence[Item]) -> list[int]:
+    return [item.text.token_count for item in batch]
+
+
+def _depth(lane: str) -> tuple[float, float]:
+    return QUEUE_TEXTS.labels(lane)._value.get(), QUEUE_TOKENS.labels(lane)._value.get()
+
+
+async def test_texts_of_several_jobs_share_a_batch(waiting: WaitingTexts, make_job: MakeJob):
+    jobs = [make_job(10), make_job(11, 12), make_job(10)]
+    for job in jobs:
+        waiting.add(job)
+    batch = waiting.take()
+    assert sorted(_tokens(batch)) == [10, 10, 11, 12]
+    assert {item.job for item in batch} == set(jobs)
+
+
+async def test_a_job_too_large_for_a_batch_is_split(waiting: WaitingTexts, make_job: MakeJob):
+    job = make_job(*[30] * 7)
+    waiting.add(job)
+    batches = [waiting.take() for _ in range(3)]
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert sorted(item.position for batch in batches for item in batch) == list(range(7))
+
+
+async def test_the_oldest_goes_first(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.add(make_job(90))
+    waiting.add(make_job(10))
+    waiting.add(make_job(91))
+    assert [_tokens(waiting.take()) for _ in range(3)] == [[90], [10], [91]]
+
+
+async def test_interactive_texts_go_ahead_of_bulk(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.add(make_job(10, is_bulk=True))
+    waiting.add(make_job(11))
+    assert [_tokens(waiting.take()) for _ in range(2)] == [[11], [10]]
+
+
+async def test_bulk_advances_however_much_interactive_work_comes(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.add(make_job(*[50] * 10, is_bulk=True))
+    lanes = []
+    for _ in range(200):
+        waiting.add(make_job(50, 50))
+        lanes.append(waiting.take()[0].job.is_bulk)
+    assert lanes.count(True) == 5
+    assert lanes.index(True) < 15
+
+
+async def test_a_batch_is_of_one_model(waiting: WaitingTexts, make_job: MakeJob):
+    other = LengthModel("other").engine_model
+    waiting.add(make_job(10))
+    waiting.add(make_job(10, model=other))
+    waiting.add(make_job(10))
+    assert [len(waiting.take()) for _ in range(2)] == [2, 1]
+
+
+async def test_what_waits_is_counted(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.add(make_job(90, 90))
+    waiting.add(make_job(5, is_bulk=True))
+    assert (_depth("interactive"), _depth("bulk")) == ((2, 180), (1, 5))
+    waiting.take()
+    assert _depth("interactive") == (1, 90)
+    waiting.take()
+    waiting.take()
+    assert (_depth("interactive"), _depth("bulk")) == ((0, 0), (0, 0))
+
+
+async def test_a_cancelled_job_is_neither_computed_nor_counted(waiting: WaitingTexts, make_job: MakeJob):
+    cancelled, kept = make_job(10, 20, 30), make_job(10)
+    waiting.add(cancelled)
+    waiting.add(kept)
+    waiting.discard(cancelled)
+    assert _depth("interactive") == (1, 10)
+    assert [item.job for item in waiting.take()] == [kept]
+    assert _depth("interactive") == (0, 0)
+
+
+async def test_the_rest_of_a_job_cancelled_half_way_is_not_computed(waiting: WaitingTexts, make_job: MakeJob):
+    cancelled, kept = make_job(90, 91), make_job(92)
+    waiting.add(cancelled)
+    waiting.add(kept)
+    assert _tokens(waiting.take()) == [90]
+    waiting.discard(cancelled)
+    assert _tokens(waiting.take()) == [92]
+
+
+async def test_a_job_whose_deadline_passed_is_not_computed(waiting: WaitingTexts, make_job: MakeJob):
+    late, kept = make_job(10, deadline=time.monotonic() - 1), make_job(20)
+    waiting.add(late)
+    waiting.add(kept)
+    assert [item.job for item in waiting.take()] == [kept]
+    with pytest.raises(DeadlinePassed):
+        await asyncio.wait_for(late.result(), 5)
+    assert _depth("interactive") == (0, 0)
+
+
+async def test_too_much_is_refused_with_an_honest_delay(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.note_speed(tokens=200, seconds=1.0)
+    waiting.add(make_job(*[90] * 10))
+    with (
+        pytest.raises(Overloaded, match="900 interactive tokens wait already; the limit is 1,000") as caught,
+        waiting.admitted(101, is_bulk=False, deadline=None),
+    ):
+        pass
+    assert caught.value.retry_delay_seconds == pytest.approx(4.5)
+    with waiting.admitted(100, is_bulk=False, deadline=None):
+        pass
+
+
+async def test_calls_that_are_being_tokenised_count(waiting: WaitingTexts):
+    with (
+        waiting.admitted(600, is_bulk=False, deadline=None),
+        pytest.raises(Overloaded),
+        waiting.admitted(600, is_bulk=False, deadline=None),
+    ):
+        pass
+    with waiting.admitted(600, is_bulk=False, deadline=None):
+        pass
+
+
+async def test_each_lane_has_its_own_limit(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.add(make_job(*[90] * 11, is_bulk=True))
+    with pytest.raises(Overloaded, match="bulk"), waiting.admitted(50, is_bulk=True, deadline=None):
+        pass
+    with waiting.admitted(50, is_bulk=False, deadline=None):
+        pass
+
+
+async def test_an_empty_lane_takes_a_call_of_any_size(waiting: WaitingTexts):
+    with waiting.admitted(1_000_000, is_bulk=True, deadline=None):
+        pass
+
+
+async def test_a_call_that_would_be_answered_too_late_is_refused(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.note_speed(tokens=100, seconds=1.0)
+    waiting.add(make_job(*[90] * 5))
+    deadline = time.monotonic() + 2.0
+    with (
+        pytest.raises(DeadlineTooShort, match=r"takes about 4\.50 s") as caught,
+        waiting.admitted(10, is_bulk=False, deadline=deadline),
+    ):
+        pass
+    assert caught.value.retry_delay_seconds == pytest.approx(4.5)
+    with waiting.admitted(10, is_bulk=False, deadline=deadline + 60):
+        pass
+
+
+async def test_interactive_calls_need_not_wait_for_bulk(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.note_speed(tokens=100, seconds=1.0)
+    waiting.add(make_job(*[90] * 10, is_bulk=True))
+    with waiting.admitted(10, is_bulk=False, deadline=time.monotonic() + 1.0):
+        pass
+
+
+async def test_small_batches_do_not_tell_the_speed(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.note_speed(tokens=1_000, seconds=1.0)
+    for _ in range(100):
+        waiting.note_speed(tokens=1, seconds=1.0)
+    waiting.add(make_job(*[90] * 11))
+    with pytest.raises(Overloaded) as caught, waiting.admitted(100, is_bulk=False, deadline=None):
+        pass
+    assert caught.value.retry_delay_seconds == pytest.approx(0.99)
+
+
+async def test_closing_ends_what_waits_and_refuses_what_comes(waiting: WaitingTexts, make_job: MakeJob):
+    job = make_job(10, 20)
+    waiting.add(job)
+    waiting.close(NotReady("over"))
+    assert waiting.take() == []
+    with pytest.raises(NotReady, match="over"):
+        await asyncio.wait_for(job.result(), 5)
+    with pytest.raises(NotReady, match="over"):
+        waiting.add(make_job(10))
+    assert _depth("interactive") == (0, 0)
+
+
+async def test_choosing_from_many_waiting_texts_takes_no_time(make_job: MakeJob):
+    waiting = WaitingTexts(BatchPolicy(1024, 0.1, 64), limit_tokens=10**9)
+    model = EngineModel("many", lambda batch: pytest.fail("not computed here"), SAMPLE)
+    waiting.add(make_job(*(1 + number % 200 for number in range(20_000)), model=model))
+    started = time.process_time()
+    for _ in range(100):
+        waiting.take()
+    assert time.process_time() - started < 1.0
