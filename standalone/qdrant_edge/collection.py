@@ -208,12 +208,18 @@ class Collection:
         self._optimized_hnsw = settings.hnsw_config
         self._left_over = left_over
 
-    def adopt(self, shard_name: str, shard: edge.EdgeShard) -> Path:
-        """Switch to an optimised copy of the shard; returns the folder that is no longer used."""
+    def adopt(self, shard_name: str, shard: edge.EdgeShard, replayed_bytes: int) -> Path:
+        """Switch to an optimised copy of the shard; returns the folder that is no longer used.
+
+        Args:
+            replayed_bytes: size of the writes that the copy has only in its log.
+        """
         abandoned = self.shard_folder
         self._record = replace(self._record, shard=shard_name)
         self._record.save(self.folder)
         self.shard = shard
+        self._unflushed_bytes = replayed_bytes
+        self._is_synced = False
         return abandoned
 
     def flush(self) -> None:

@@ -105,7 +105,7 @@ def _geo_bounding_box(message: pb.GeoBoundingBox) -> edge.GeoBoundingBox:
 _MATCHES: Final[dict[str, Callable[[Any], Any]]] = {
     "keyword": edge.MatchValue,
     "integer": edge.MatchValue,
-    "boolean": lambda flag: edge.MatchValue(np.bool_(flag)),
+    "boolean": lambda flag: edge.MatchValue(np.bool_(flag)),  # type: ignore[arg-type]
     "text": edge.MatchText,
     "text_any": edge.MatchTextAny,
     "phrase": edge.MatchPhrase,

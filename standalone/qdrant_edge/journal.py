@@ -22,12 +22,14 @@ class Journal:
         self._writer = path.open("wb")
         self._reader = path.open("rb")
         self._pending = 0
+        self.total_bytes = 0
 
     def append(self, method: str, request: Message) -> None:
         """Add a request at the end."""
         name, data = method.encode(), request.SerializeToString()
         self._writer.write(_HEADER.pack(len(name), len(data)) + name + data)
         self._pending += 1
+        self.total_bytes += len(data)
 
     def drain(self, limit: int) -> Iterator[tuple[str, Message]]:
         """Take up to that many requests off the front."""

@@ -53,7 +53,7 @@ async def rebuild(collection: Collection) -> None:
             shard = engine_call(edge.EdgeShard.load, str(copy), edge_config(settings))
             left_over = collection.unindexed_vectors(shard)
             await _catch_up(collection, shard, collection.journal, copy)
-            unused = collection.adopt(name, shard)
+            unused = collection.adopt(name, shard, collection.journal.total_bytes)
             _log.info("rebuilt the index of %s", collection.name)
         collection.rebuild_settled(settings, left_over)
     finally:

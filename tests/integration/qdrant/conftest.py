@@ -52,10 +52,30 @@ async def async_client(address: Address) -> AsyncIterator[AsyncQdrantClient]:
     await connection.close()
 
 
+@pytest.fixture(scope="session")
+def shared_collection(client: QdrantClient) -> Iterator[str]:
+    name = f"shared-{uuid.uuid4().hex}"
+    create_collection(client, name)
+    yield name
+    client.delete_collection(name)
+
+
 @pytest.fixture
-def collection(client: QdrantClient) -> Iterator[str]:
-    """An empty collection with a dense and a sparse vector."""
-    name = f"test-{uuid.uuid4().hex}"
+def collection(client: QdrantClient, shared_collection: str) -> Iterator[str]:
+    """An empty collection with a dense and a sparse vector.
+
+    It is emptied for the next test, because making a new one takes longer than most tests.
+    """
+    yield shared_collection
+    client.delete(shared_collection, models.FilterSelector(filter=models.Filter()), wait=True)
+    for field in client.get_collection(shared_collection).payload_schema:
+        client.delete_payload_index(shared_collection, field, wait=True)
+
+
+@pytest.fixture
+def own_collection(client: QdrantClient) -> Iterator[str]:
+    """The same, but new, for tests that change or delete the collection itself."""
+    name = f"own-{uuid.uuid4().hex}"
     create_collection(client, name)
     yield name
     client.delete_collection(name)

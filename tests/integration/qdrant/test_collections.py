@@ -82,13 +82,38 @@ def test_one_unnamed_vector(client: QdrantClient):
     assert vectors.size == 2
 
 
-def test_exists_and_is_listed_until_deleted(client: QdrantClient, collection: str):
-    assert client.collection_exists(collection)
-    assert collection in {one.name for one in client.get_collections().collections}
-    assert client.delete_collection(collection)
-    assert not client.collection_exists(collection)
-    assert collection not in {one.name for one in client.get_collections().collections}
-    assert client.delete_collection(collection) is False
+def test_smaller_and_quantized_vectors(client: QdrantClient):
+    name = f"quantized-{uuid.uuid4().hex}"
+    scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.5, always_ram=True)
+    client.create_collection(
+        name,
+        vectors_config=models.VectorParams(
+            size=4,
+            distance=models.Distance.COSINE,
+            datatype=models.Datatype.FLOAT16,
+            quantization_config=models.ScalarQuantization(scalar=scalar),
+        ),
+    )
+    try:
+        client.upsert(name, [models.PointStruct(id=1, vector=[1.0, 0.0, 0.0, 0.0])])
+        params = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True))
+        hits = client.query_points(name, query=[1.0, 0.0, 0.0, 0.0], search_params=params).points
+        stored = client.get_collection(name).config.params.vectors
+    finally:
+        client.delete_collection(name)
+    assert [(hit.id, hit.score) for hit in hits] == [(1, pytest.approx(1.0, abs=0.01))]
+    assert isinstance(stored, models.VectorParams)
+    assert stored.datatype == models.Datatype.FLOAT16
+    assert stored.quantization_config == models.ScalarQuantization(scalar=scalar)
+
+
+def test_exists_and_is_listed_until_deleted(client: QdrantClient, own_collection: str):
+    assert client.collection_exists(own_collection)
+    assert own_collection in {one.name for one in client.get_collections().collections}
+    assert client.delete_collection(own_collection)
+    assert not client.collection_exists(own_collection)
+    assert own_collection not in {one.name for one in client.get_collections().collections}
+    assert client.delete_collection(own_collection) is False
 
 
 def test_the_same_name_twice_is_refused(client: QdrantClient, collection: str):
@@ -115,17 +140,17 @@ def test_impossible_vector_sizes_are_refused(client: QdrantClient, size: int):
 
 
 def test_an_alias_stands_for_its_collection(
-    client: QdrantClient, collection: str, other_collection: str, alias: str
+    client: QdrantClient, own_collection: str, other_collection: str, alias: str
 ):
-    client.upsert(collection, [point(1, where="first")])
+    client.upsert(own_collection, [point(1, where="first")])
     client.upsert(other_collection, [point(1, where="second")])
-    client.update_collection_aliases([_create(alias, collection)])
+    client.update_collection_aliases([_create(alias, own_collection)])
     assert client.retrieve(alias, [1])[0].payload == {"where": "first"}
     assert client.get_collection(alias).points_count == 1
 
     client.update_collection_aliases([_delete(alias), _create(alias, other_collection)])
     assert client.retrieve(alias, [1])[0].payload == {"where": "second"}
-    assert client.get_collection_aliases(collection).aliases == []
+    assert client.get_collection_aliases(own_collection).aliases == []
     entry = models.AliasDescription(alias_name=alias, collection_name=other_collection)
     assert client.get_collection_aliases(other_collection).aliases == [entry]
     assert entry in client.get_aliases().aliases
@@ -139,9 +164,9 @@ def test_an_alias_stands_for_its_collection(
 
 
 def test_a_switch_is_never_seen_half_done(
-    client: QdrantClient, collection: str, other_collection: str, alias: str
+    client: QdrantClient, own_collection: str, other_collection: str, alias: str
 ):
-    client.update_collection_aliases([_create(alias, collection)])
+    client.update_collection_aliases([_create(alias, own_collection)])
     stopping = threading.Event()
     failures: list[Exception] = []
 
@@ -154,7 +179,7 @@ def test_a_switch_is_never_seen_half_done(
 
     reader = threading.Thread(target=read)
     reader.start()
-    for target in [other_collection, collection] * 10:
+    for target in [other_collection, own_collection] * 10:
         client.update_collection_aliases([_delete(alias), _create(alias, target)])
     stopping.set()
     reader.join()
@@ -184,13 +209,13 @@ def test_a_wrong_action_leaves_all_aliases_alone(
     assert client.get_collection_aliases(collection).aliases == []
 
 
-def test_parameters_can_be_changed(client: QdrantClient, collection: str):
+def test_parameters_can_be_changed(client: QdrantClient, own_collection: str):
     client.update_collection(
-        collection,
+        own_collection,
         optimizers_config=models.OptimizersConfigDiff(indexing_threshold=4_321),
         metadata={"stage": 2},
     )
-    config = client.get_collection(collection).config
+    config = client.get_collection(own_collection).config
     assert config.optimizer_config.indexing_threshold == 4_321
     assert config.metadata == {"stage": 2}
 

@@ -13,8 +13,8 @@ from qdrant_client import QdrantClient, models
 from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.integration.qdrant.points import field, must
 
-_DIMENSION = 64
-_COUNT = 4_000
+_DIMENSION = 32
+_COUNT = 2_000
 _DEADLINE_SECONDS = 40.0
 # Small enough for _COUNT vectors to be far above it.
 _INDEXING_THRESHOLD_KB = 100
