@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.unit.client.scripted_servicer import DIMENSION, RunningServer, ScriptedEncoder
+from tests.support.scripted_servicer import DIMENSION, RunningServer, ScriptedEncoder
 from textmatch.client import HealthState, ModelKind, Scorer, TextMatchClient
 from textmatch.errors import InvalidInput, NotReady
 from textmatch.v1 import encoder_service_pb2 as pb

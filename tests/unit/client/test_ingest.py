@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.client.scripted_servicer import RunningServer, ScriptedMatcher
+from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import Document, DocumentState, IngestOutcome, ServerUnreachable, TextMatchClient
 from textmatch.client import ingest as ingest_module
 from textmatch.client import matcher as matcher_module

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.client.scripted_servicer import RunningServer, ScriptedMatcher
+from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import (
     DegradedReason,
     Document,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Self
 
 import numpy as np
+import pytest
 
 from textmatch import vectors
-from textmatch.errors import DocumentNotFound, InvalidInput, TextMatchError, Violation
+from textmatch.client import TextMatchClient
+from textmatch.errors import DocumentNotFound, InvalidInput, TextMatchError, Unauthenticated, Violation
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.grpc_errors import to_status
 from textmatch.runtime.server import GrpcServer
@@ -36,6 +38,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         # Taken from the left: what goes wrong with the next calls, and with documents by their id.
         self.call_errors: deque[TextMatchError] = deque()
         self.document_errors: dict[str, deque[TextMatchError]] = {}
+        self.fail_after_batches = -1
         self.queued: deque[tuple[int, float]] = deque()
 
     async def Match(self, request: pb.MatchRequest, context: Any) -> pb.MatchResponse:
@@ -62,6 +65,8 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     ) -> AsyncIterator[pb.IngestDocumentsResponse]:
         async for request in request_iterator:
             self._fail_if_told()
+            if len(self.batch_sizes) == self.fail_after_batches:
+                raise Unauthenticated("the key has expired")
             self.batch_sizes.append(len(request.documents))
             yield pb.IngestDocumentsResponse(results=[self._take(item) for item in request.documents])
 
@@ -133,6 +138,7 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
 
     def __init__(self, max_texts: int = 8) -> None:
         self.max_texts = max_texts
+        self.scale = 1.0
         self.batch_sizes: list[int] = []
         self.priorities: set[int] = set()
         self.model_ids: deque[str] = deque()
@@ -143,7 +149,7 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
             field = f"texts[{list(request.texts).index('poison')}]"
             failed = error_reason_pb2.ERROR_REASON_TEXT_FAILED
             raise InvalidInput([Violation(field, failed, "the model failed on it")])
-        lengths = np.array([[len(text)] * DIMENSION for text in request.texts], np.float32)
+        lengths = np.array([[len(text) * self.scale] * DIMENSION for text in request.texts], np.float32)
         return encoder_pb.EncodeResponse(
             embeddings=vectors.pack(lengths),
             dimension=DIMENSION,
@@ -228,3 +234,33 @@ class RunningServer:
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+
+
+@pytest.fixture
+def matcher() -> ScriptedMatcher:
+    return ScriptedMatcher()
+
+
+@pytest.fixture
+def encoder() -> ScriptedEncoder:
+    return ScriptedEncoder()
+
+
+@pytest.fixture
+def matcher_server(matcher: ScriptedMatcher) -> Iterator[RunningServer]:
+    server = RunningServer.of_matcher(matcher)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def encoder_server(encoder: ScriptedEncoder) -> Iterator[RunningServer]:
+    server = RunningServer.of_encoder(encoder)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(matcher_server: RunningServer, encoder_server: RunningServer) -> Iterator[TextMatchClient]:
+    with TextMatchClient(matcher_server.address, encoder_server.address) as client:
+        yield client

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
+from textmatch.cli.__main__ import main
+from textmatch.errors import Unauthenticated
+
+BAD_LINES = [
+    ('{"id": "a", "text": ""}', "text: is empty"),
+    ('{"id": "a", "text": "\\ud800"}', "text: is not Unicode text: lone surrogate at character 0"),
+    ('{"id": "a", "text": "nul \\u0000"}', "text: holds a NUL character at character 4"),
+    (
+        json.dumps({"id": "a", "text": "x" * 1_000_000}),
+        "text: has 1,000,000 bytes of UTF-8; the limit is 32,768",
+    ),
+    ('{"id": "a"', "is not JSON: Expecting ',' delimiter at column 11"),
+    ('{"id": 5}', "id: is a number; it must be a string; text: is missing"),
+    ('{"id": "a", "text": "t", "title": "t"}', "title: is not a field of a document"),
+    ('["a", "t"]', "document: is a list; it must be an object"),
+    ("null", "document: is null; it must be an object"),
+]
+
+
+def write_lines(path: Path, lines: list[str]) -> str:
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def numbered(count: int) -> list[str]:
+    return [json.dumps({"id": f"d{number}", "text": f"text {number}"}) for number in range(count)]
+
+
+def test_the_documents_of_a_file_go_in(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    file = write_lines(
+        tmp_path / "docs.jsonl",
+        [*numbered(449), '{"id": "cat", "text": "猫坐", "attributes": {"n": 1}, "version": 5}'],
+    )
+    assert main(["ingest", file, "--json", "--matcher", matcher_server.address]) == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert summary.pop("seconds") >= 0
+    assert summary == {"accepted": 450, "unchanged": 0, "rejected": 0}
+    assert captured.err == ""
+    assert matcher.documents["cat"].text == "猫坐"
+    assert matcher.documents["cat"].version == 5
+    assert matcher.documents["cat"].attributes["n"] == 1.0
+
+    assert main(["ingest", file, "--matcher", matcher_server.address]) == 0
+    assert capsys.readouterr().out.startswith("accepted 0, unchanged 450, rejected 0 in ")
+
+
+def test_every_bad_line_is_told_and_the_rest_goes_in(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    lines = [line for bad, _ in BAD_LINES for line in ('{"id": "good", "text": "t"}', bad)]
+    file = write_lines(tmp_path / "docs.jsonl", [*lines, '{"id": "last", "text": "t"}'])
+    assert main(["ingest", file, "--json", "--matcher", matcher_server.address]) == 1
+    captured = capsys.readouterr()
+    assert set(captured.err.splitlines()) == {
+        f"{file} line {2 * number}: {reason}" for number, (_, reason) in enumerate(BAD_LINES, start=1)
+    }
+    summary = json.loads(captured.out)
+    assert summary["rejected"] == len(BAD_LINES)
+    assert set(matcher.documents) == {"good", "last"}
+
+
+def test_rejected_lines_are_written_with_their_reasons(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    matcher.document_errors["refused"] = deque([Unauthenticated("not this one")])
+    file = tmp_path / "docs.csv"
+    file.write_bytes(b'id,text\na,fine\nb,\xff\nc,"two\nlines",x\nrefused,t\n')
+    rejected = tmp_path / "rejected.jsonl"
+    arguments = ["ingest", str(file), "--rejected", str(rejected), "--matcher", matcher_server.address]
+    assert main(arguments) == 1
+    assert [json.loads(line) for line in rejected.read_text().splitlines()] == [
+        {"line": 3, "reason": "is not UTF-8: byte 0xff at byte 3 of the line", "input": "b,\\xff"},
+        {"line": 4, "reason": "has 3 fields; the header has 2", "input": 'c,"two\nlines",x'},
+        {"line": 6, "reason": "not this one", "input": "refused,t"},
+    ]
+    assert set(matcher.documents) == {"a"}
+    assert f"{file} line 6: not this one" in capsys.readouterr().err
+
+
+def test_only_the_first_bad_lines_are_told(
+    matcher_server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = write_lines(tmp_path / "docs.jsonl", ["nonsense"] * 50)
+    assert main(["ingest", file, "--matcher", matcher_server.address]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[19] == f"{file} line 20: is not JSON: Expecting value at column 1"
+    assert lines[20:] == ["and 30 more; --rejected FILE writes all of them"]
+
+
+def test_wait_lasts_until_nothing_waits(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    matcher.queued.extend([(10, 9.0), (5, 9.0)])
+    file = write_lines(tmp_path / "docs.jsonl", numbered(10))
+    assert main(["ingest", file, "--wait", "--json", "--matcher", matcher_server.address]) == 0
+    assert json.loads(capsys.readouterr().out)["accepted"] == 10
+    assert not matcher.queued
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("docs.csv", "id,body\n", "{file} line 1: the header lacks text; it has id, body"),
+        ("docs.tsv", "", "{file} is empty; a header with the columns id and text is needed"),
+        ("docs.jsonl", None, "cannot read {file}: No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(
+    matcher_server: RunningServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str | None,
+    message: str,
+):
+    file = tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    assert main(["ingest", str(file), "--matcher", matcher_server.address]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"textmatch: {message.format(file=file)}\n"
+    assert captured.out == ""
+
+
+def test_rejections_that_cannot_be_written_are_told_before_anything_is_sent(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    file = write_lines(tmp_path / "docs.jsonl", numbered(1))
+    arguments = ["ingest", file, "--rejected", str(tmp_path / "no" / "file")]
+    assert main([*arguments, "--matcher", matcher_server.address]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert matcher.documents == {}
+
+
+def test_a_failure_in_the_middle_says_how_much_is_in(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    matcher.fail_after_batches = 2
+    file = write_lines(tmp_path / "docs.jsonl", numbered(1_000))
+    assert main(["ingest", file, "--matcher", matcher_server.address]) == 1
+    captured = capsys.readouterr()
+    assert re.fullmatch(
+        r"textmatch: the key has expired; \d+ documents are in, repeat the command for the rest\n",
+        captured.err,
+    )
+    assert captured.out == ""
+
+
+def test_a_dead_server_is_named_with_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = write_lines(tmp_path / "docs.jsonl", numbered(1))
+    assert main(["ingest", file, "--json", "--matcher", "127.0.0.1:1"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "textmatch: the matcher at 127.0.0.1:1 does not answer; is the stack running?"
+        " Start it with: textmatch up\n"
+    )
+    assert captured.out == ""

@@ -1,0 +1,142 @@
+"""The command as a process: exit codes, pipes, signals, locales and how soon it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
+from textmatch.client import TextMatchClient
+
+COMMAND = [sys.executable, "-m", "textmatch.cli"]
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=60, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def read_terminal(terminal: int) -> str:
+    """Everything until the other side is closed."""
+    seen = b""
+    with open(terminal, "rb", buffering=0) as screen, contextlib.suppress(OSError):
+        while chunk := screen.read(65_536):
+            seen += chunk
+    return seen.decode()
+
+
+def test_help_comes_at_once():
+    def seconds() -> float:
+        started = time.perf_counter()
+        assert run("--help").returncode == 0
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.4
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from textmatch.cli.__main__ import main; main(['--help']);"
+        "sys.exit(any(name in sys.modules for name in ('grpc', 'numpy', 'google.protobuf')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_exit_codes_and_streams_of_failures():
+    failed = run("match", "q", "--json", "--matcher", "127.0.0.1:1")
+    assert (failed.returncode, failed.stdout) == (1, b"")
+    assert failed.stderr == (
+        b"textmatch: the matcher at 127.0.0.1:1 does not answer; is the stack running?"
+        b" Start it with: textmatch up\n"
+    )
+    misused = run("match")
+    assert (misused.returncode, misused.stdout) == (2, b"")
+    assert misused.stderr == b"textmatch: Missing argument 'QUERY...'.\n"
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])
+def test_output_is_utf8_whatever_the_locale(
+    matcher_server: RunningServer, client: TextMatchClient, locale: str
+):
+    client.ingest_all([{"id": "猫", "text": "猫 坐"}])
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment.pop("PYTHONIOENCODING", None)
+    arguments = ["match", "sits", "--matcher", matcher_server.address]
+    as_json = run(*arguments, "--json", env=environment)
+    assert json.loads(as_json.stdout.decode())["matches"][0]["text"] == "猫 坐"
+    assert "│ 猫 坐" in run(*arguments, env=environment).stdout.decode()
+
+
+def test_documents_come_from_a_pipe(matcher_server: RunningServer, matcher: ScriptedMatcher):
+    lines = b'{"id": "a", "text": "t"}\n\xff\n'
+    done = run("ingest", "-", "--json", "--matcher", matcher_server.address, input=lines)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["accepted"] == 1
+    assert done.stderr == b"stdin line 2: is not UTF-8: byte 0xff at byte 1 of the line\n"
+    assert set(matcher.documents) == {"a"}
+    table = b"id\ttext\nb\tt\n"
+    done = run("ingest", "-", "--format", "tsv", "--matcher", matcher_server.address, input=table)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_people_see_a_progress_bar_on_stderr_and_programs_clean_json(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, tmp_path: Path
+):
+    matcher.queued.extend([(20, 9.0), (7, 9.0)])
+    file = tmp_path / "docs.jsonl"
+    file.write_text("".join(f'{{"id": "d{number}", "text": "t"}}\n' for number in range(500)) + "nonsense\n")
+    terminal, stderr = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    arguments = ["ingest", str(file), "--wait", "--json", "--matcher", matcher_server.address]
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=stderr, env=environment
+    ) as process:
+        os.close(stderr)
+        seen = read_terminal(terminal)
+        out, _ = process.communicate(timeout=60)
+    assert json.loads(out)["accepted"] == 500
+    assert "501 documents" in seen
+    assert "documents wait" in seen
+    assert "line 501: is not JSON" in seen
+
+
+def test_a_reader_that_goes_away_is_no_error(encoder_server: RunningServer, tmp_path: Path):
+    file = tmp_path / "pairs.tsv"
+    file.write_text("text\ttext\n" * 5_000)
+    arguments = ["score", "--file", str(file), "--json", "--encoder", encoder_server.address]
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 1
+
+
+def test_a_reader_that_is_gone_at_the_end_is_no_error(matcher_server: RunningServer):
+    command = f"{sys.executable} -m textmatch.cli status --matcher {matcher_server.address} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert b"Traceback" not in done.stderr
+    assert b"BrokenPipe" not in done.stderr
+
+
+def test_ctrl_c_ends_with_130_and_no_trace(matcher_server: RunningServer, matcher: ScriptedMatcher):
+    matcher.delay_seconds = 30.0
+    arguments = [*COMMAND, "match", "q", "--matcher", matcher_server.address]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 20
+        while not matcher.match_requests:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, b"")
+    assert b"Traceback" not in err

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+from textmatch.cli import lines
+from textmatch.cli.documents import Format, Record, format_of, read_records
+from textmatch.cli.failures import CommandFailed
+
+
+def read(content: bytes, file_format: Format = Format.JSONL) -> list[Record]:
+    return list(read_records(io.BytesIO(content), file_format, "FILE"))
+
+
+@pytest.mark.parametrize(
+    ("name", "file_format"),
+    [
+        ("docs.jsonl", Format.JSONL),
+        ("docs.NDJSON", Format.JSONL),
+        ("a/b.csv", Format.CSV),
+        ("b.tsv", Format.TSV),
+        ("b.tab", Format.TSV),
+        ("-", Format.JSONL),
+        ("docs.json", None),
+        ("docs", None),
+    ],
+)
+def test_the_name_says_the_format(name: str, file_format: Format | None):
+    assert format_of(name) is file_format
+
+
+def test_json_lines_with_byte_order_mark_crlf_and_blank_lines():
+    records = read(b'\xef\xbb\xbf{"id": "a"}\r\n\r\n  \n{"id": "\xe7\x8c\xab"}')
+    assert [(record.line_number, record.fields) for record in records] == [
+        (1, {"id": "a"}),
+        (4, {"id": "猫"}),
+    ]
+    assert [record.problem for record in records] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            b'{"id": "a",, "text": 1}',
+            "is not JSON: Expecting property name enclosed in double quotes at column 12",
+        ),
+        (b'{"id": "a"', "is not JSON: Expecting ',' delimiter at column 11"),
+        (b"plain text", "is not JSON: Expecting value at column 1"),
+        (b'{"id": NaN}', "is not JSON: NaN is not a number"),
+        (b'{"id": "\xff"}', "is not UTF-8: byte 0xff at byte 9 of the line"),
+        (b"\xff\xfe{\x00}\x00", "is not UTF-8: byte 0xff at byte 1 of the line"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"9" * 5_000, "is not JSON: Exceeds the limit (4300 digits) for integer string conversion"),
+    ],
+)
+def test_a_bad_line_is_named_and_the_rest_is_read(line: bytes, problem: str):
+    before, bad, after = read(b'{"id": 1}\n' + line + b'\n{"id": 3}\n')
+    assert (before.fields, after.fields) == ({"id": 1}, {"id": 3})
+    assert bad.line_number == 2
+    assert bad.content == line + b"\n"
+    assert bad.problem.startswith(problem)
+
+
+def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1_000)
+    long, after = read(b"x" * 10_500 + b'\n{"id": 2}\n')
+    assert long.problem == "is longer than 1,000 bytes"
+    assert len(long.content) == 1_000
+    assert (after.line_number, after.fields) == (2, {"id": 2})
+    assert read(b'{"a": "' + b"x" * 990 + b'"}\n')[0].problem == ""
+
+
+CSV = b"""id,text,lang,version
+a,plain,en,7
+b,"with ""quotes"", commas
+and a second line",,
+c,last,zh,
+"""
+
+
+def test_csv_columns_become_fields_and_attributes():
+    first, second, third = read(CSV, Format.CSV)
+    assert first.fields == {"id": "a", "text": "plain", "attributes": {"lang": "en"}, "version": 7}
+    assert second.fields["text"] == 'with "quotes", commas\nand a second line'
+    assert (second.fields["attributes"], second.fields["version"]) == ({}, None)
+    assert [record.line_number for record in (first, second, third)] == [2, 3, 5]
+    assert second.content == b'b,"with ""quotes"", commas\nand a second line",,\n'
+
+
+def test_csv_of_a_spreadsheet_with_byte_order_mark_and_crlf():
+    records = read(b"\xef\xbb\xbfid,text\r\na,one\r\n\r\nb,two\r\n", Format.CSV)
+    assert [record.fields["text"] for record in records] == ["one", "two"]
+
+
+def test_quotes_in_tsv_mean_nothing():
+    [record] = read(b'text\tid\n"quoted" and "open\ta\n', Format.TSV)
+    assert record.fields["text"] == '"quoted" and "open'
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (b"a", "has 1 fields; the header has 3"),
+        (b"a,b,1,d", "has 4 fields; the header has 3"),
+        (b"a,b,new", "version: is 'new'; it must be a whole number"),
+        (b"a,\xff,1", "is not UTF-8: byte 0xff at byte 3 of the line"),
+        (b'a,"b"c,1', "is not CSV: ',' expected after '\"'"),
+        (b"a," + b"x" * 1_000_000 + b",1", "is not CSV: field larger than field limit (131072)"),
+    ],
+)
+def test_a_bad_row_is_named_and_the_rest_is_read(row: bytes, problem: str):
+    records = read(b"id,text,version\nb,t,1\n" + row + b"\nc,t,2\n", Format.CSV)
+    assert [record.line_number for record in records] == [2, 3, 4]
+    assert [record.problem for record in records] == ["", problem, ""]
+    assert records[1].content == row + b"\n"
+
+
+def test_a_quote_that_is_never_closed_is_reported():
+    good, bad = read(b'id,text\na,t\nb,"open\nc,t\n', Format.CSV)
+    assert good.problem == ""
+    assert (bad.line_number, bad.problem) == (3, "is not CSV: unexpected end of data")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "FILE is empty; a header with the columns id and text is needed"),
+        (b"id,body\n1,t\n", "FILE line 1: the header lacks text; it has id, body"),
+        (b"1,some text\n", "FILE line 1: the header lacks id and text; it has 1, some text"),
+        (b"id,text,id\n", "FILE line 1: the header has id more than once"),
+        (b"id,\xff,text\n", "FILE line 1: is not UTF-8: byte 0xff at byte 4 of the line"),
+    ],
+)
+def test_a_header_that_cannot_be_used_is_named(content: bytes, message: str):
+    with pytest.raises(CommandFailed) as raised:
+        read(content, Format.CSV)
+    assert str(raised.value) == message
+
+
+def test_an_empty_file_of_json_lines_has_no_documents():
+    assert read(b"") == []
+
+
+class EndlessFile(io.RawIOBase):
+    """As many lines as one asks for."""
+
+    def __init__(self, line: bytes) -> None:
+        self._line = line
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._line
+
+
+@pytest.mark.parametrize("file_format", [Format.JSONL, Format.TSV])
+def test_memory_does_not_grow_with_the_file(file_format: Format):
+    line = (
+        b"id\ttext\n" if file_format is Format.TSV else json.dumps({"id": "a", "text": "t"}).encode() + b"\n"
+    )
+
+    def records() -> Iterator[Record]:
+        return read_records(EndlessFile(line), file_format, "FILE")  # type: ignore[arg-type]
+
+    tracemalloc.start()
+    for _ in itertools.islice(records(), 20_000):
+        pass
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 500_000

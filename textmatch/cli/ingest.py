@@ -1,0 +1,146 @@
+"""`textmatch ingest`: put the documents of a file in."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any, Self, TextIO
+
+import typer
+
+from textmatch.cli import options
+from textmatch.cli.connection import find_addresses
+from textmatch.cli.documents import Format, Record, format_of, read_records
+from textmatch.cli.failures import CommandFailed, message_of
+from textmatch.cli.lines import STDIN, file_name, opened
+from textmatch.cli.output import one_line, print_json, print_line, warn
+from textmatch.cli.progress import IngestProgress
+from textmatch.client import IngestOutcome, TextMatchClient
+from textmatch.errors import TextMatchError
+
+File = Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines, CSV or TSV; - for stdin.")]
+FormatOption = Annotated[
+    Format | None, typer.Option("--format", help="How FILE is written, if its name does not say so.")
+]
+Rejected = Annotated[
+    Path | None, typer.Option("--rejected", metavar="FILE", help="Write rejected lines there, with reasons.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Return only when everything is searchable.")]
+
+_SHOWN_REJECTIONS = 20
+
+
+def ingest(
+    file: File,
+    file_format: FormatOption = None,
+    rejected: Rejected = None,
+    wait: Wait = False,
+    as_json: options.Json = False,
+    matcher: options.Matcher = "",
+    data_dir: options.DataDir = None,
+) -> None:
+    """Put the documents of a file in.
+
+    A line of JSON: {"id", "text", "attributes"?, "version"?}. Columns of CSV and TSV: id, text, and version
+    if you like; other columns become attributes. In TSV, quotes mean nothing.
+
+    The exit code is 0 if every document was accepted or is stored already with the same content. With --json:
+    {"accepted", "unchanged", "rejected", "seconds"}.
+    """
+    known_format = file_format or format_of(file)
+    if known_format is None:
+        raise typer.BadParameter(f"the name {file} does not say how it is written; give --format")
+    if rejected is not None and file != STDIN and rejected.resolve() == Path(file).resolve():
+        raise typer.BadParameter("--rejected must not be the file that is read")
+    started = time.monotonic()
+    with ExitStack() as stack:
+        source = stack.enter_context(opened(file))
+        rejections = stack.enter_context(Rejections(file_name(file), rejected))
+        client = stack.enter_context(find_addresses(data_dir, matcher=matcher).client())
+        progress = stack.enter_context(IngestProgress(source))
+        records = read_records(source, known_format, file_name(file))
+        counts = _send(client, records, rejections, progress)
+        if wait:
+            client.wait_until_searchable(progress.waiting)
+    summary = {outcome.lower(): counts[outcome] for outcome in IngestOutcome}
+    seconds = round(time.monotonic() - started, 3)
+    if as_json:
+        print_json({**summary, "seconds": seconds})
+    else:
+        figures = ", ".join(f"{outcome} {count:,}" for outcome, count in summary.items())
+        print_line(f"{figures} in {seconds:.1f} s")
+    if counts[IngestOutcome.REJECTED]:
+        raise typer.Exit(1)
+
+
+class Rejections:
+    """Tells people of the first rejected lines, and writes all of them to a file if one is wanted."""
+
+    def __init__(self, source_name: str, path: Path | None) -> None:
+        self._source_name = source_name
+        self._path = path
+        self._file: TextIO | None = None
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            try:
+                self._file = self._path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise CommandFailed(f"cannot write {self._path}: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._count > _SHOWN_REJECTIONS:
+            warn(f"and {self._count - _SHOWN_REJECTIONS:,} more; --rejected FILE writes all of them")
+
+    def add(self, record: Record, reason: str) -> None:
+        """One line was rejected."""
+        self._count += 1
+        if self._count <= _SHOWN_REJECTIONS:
+            warn(f"{self._source_name} line {record.line_number}: {one_line(reason)}")
+        if self._file is not None:
+            content = record.content.decode(errors="backslashreplace").rstrip("\r\n")
+            rejection = {"line": record.line_number, "reason": reason, "input": content}
+            self._file.write(json.dumps(rejection, ensure_ascii=False) + "\n")
+
+
+def _send(
+    client: TextMatchClient, records: Iterable[Record], rejections: Rejections, progress: IngestProgress
+) -> Counter[IngestOutcome]:
+    counts: Counter[IngestOutcome] = Counter()
+    under_way: dict[int, Record] = {}
+
+    def documents() -> Iterator[Any]:
+        positions = count()
+        for record in records:
+            progress.read(len(record.content))
+            if record.problem:
+                counts[IngestOutcome.REJECTED] += 1
+                rejections.add(record, record.problem)
+                continue
+            under_way[next(positions)] = record
+            yield record.fields
+        progress.all_read()
+
+    try:
+        for result in client.ingest(documents()):
+            record = under_way.pop(result.position)
+            counts[result.outcome] += 1
+            if result.error is not None:
+                rejections.add(record, str(result.error))
+    except TextMatchError as error:
+        stored = counts[IngestOutcome.ACCEPTED] + counts[IngestOutcome.UNCHANGED]
+        if not stored:
+            raise
+        raise CommandFailed(
+            f"{message_of(error)}; {stored:,} documents are in, repeat the command for the rest"
+        ) from error
+    return counts

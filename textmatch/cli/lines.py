@@ -1,0 +1,83 @@
+"""Lines of a file or of stdin, by number, in constant memory whatever the file holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from textmatch.cli.failures import CommandFailed
+
+STDIN = "-"
+MAX_LINE_BYTES = 16 * 1024 * 1024
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class UnreadableLine(Exception):
+    """What is wrong with a line; the message goes behind the name of the file and the line's number."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line with its end; `content` is cut if `is_too_long`."""
+
+    number: int
+    content: bytes
+    is_too_long: bool = False
+
+    def text(self) -> str:
+        """The line without its end.
+
+        Raises:
+            UnreadableLine: it is too long or not UTF-8.
+        """
+        if self.is_too_long:
+            raise UnreadableLine(f"is longer than {MAX_LINE_BYTES:,} bytes")
+        try:
+            return self.content.rstrip(b"\r\n").decode()
+        except UnicodeDecodeError as error:
+            raise UnreadableLine(
+                f"is not UTF-8: byte 0x{self.content[error.start]:02x} at byte {error.start + 1} of the line"
+            ) from error
+
+
+@contextmanager
+def opened(name: str) -> Iterator[BinaryIO]:
+    """The file, or stdin if it is called "-".
+
+    Raises:
+        CommandFailed: it cannot be opened.
+    """
+    if name == STDIN:
+        yield sys.stdin.buffer
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(name).open("rb"))
+        except OSError as error:
+            raise CommandFailed(f"cannot read {name}: {error.strerror}") from error
+        yield file
+
+
+def read_lines(file: BinaryIO) -> Iterator[Line]:
+    """All lines, from number 1, without a byte order mark."""
+    number = 0
+    while content := file.readline(MAX_LINE_BYTES):
+        number += 1
+        is_too_long = len(content) == MAX_LINE_BYTES and not content.endswith(b"\n")
+        if is_too_long:
+            _skip_rest_of_line(file)
+        yield Line(number, content.removeprefix(_BYTE_ORDER_MARK) if number == 1 else content, is_too_long)
+
+
+def file_name(name: str) -> str:
+    """How a file is called in messages."""
+    return "stdin" if name == STDIN else name
+
+
+def _skip_rest_of_line(file: BinaryIO) -> None:
+    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+        pass

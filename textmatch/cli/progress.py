@@ -1,0 +1,77 @@
+"""The progress bar of an ingest, on stderr and only if a person looks."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from typing import BinaryIO, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from textmatch.client import IngestStatus
+
+_DOCUMENTS_PER_UPDATE = 100
+
+
+class IngestProgress:
+    """Shows how much of a file is read and how fast, then how much still waits to be searchable."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._reading = self._progress.add_task("reading", total=_size_bytes(source), figures="")
+        self._started = time.monotonic()
+        self._document_count = 0
+        self._read_bytes = 0
+        self._waiting_count = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def read(self, size_bytes: int) -> None:
+        """One more document was read."""
+        self._document_count += 1
+        self._read_bytes += size_bytes
+        if self._document_count % _DOCUMENTS_PER_UPDATE == 0:
+            self._show_reading()
+
+    def all_read(self) -> None:
+        """The end of the file was reached."""
+        self._show_reading()
+        self._progress.update(self._reading, total=self._read_bytes or 1, completed=self._read_bytes or 1)
+
+    def waiting(self, status: IngestStatus) -> None:
+        """So much still waits."""
+        if not self._waiting_count:
+            self._waiting_count = status.queued_count
+            self._waiting = self._progress.add_task("indexing", total=status.queued_count, figures="")
+        done = max(0, self._waiting_count - status.queued_count)
+        figures = f"{status.queued_count:,} documents wait"
+        self._progress.update(self._waiting, completed=done, figures=figures)
+
+    def _show_reading(self) -> None:
+        rate = self._document_count / max(time.monotonic() - self._started, 0.001)
+        figures = f"{self._document_count:,} documents, {rate:,.0f}/s"
+        self._progress.update(self._reading, completed=self._read_bytes, figures=figures)
+
+
+def _size_bytes(source: BinaryIO) -> int | None:
+    """The size of a file; None of a pipe."""
+    try:
+        status = os.fstat(source.fileno())
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

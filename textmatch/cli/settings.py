@@ -1,0 +1,37 @@
+"""What the command line reads from the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from textmatch.runtime.config import load, setting
+
+_WHERE_ELSE = "Empty: the stack of --data-dir, or if there is none"
+
+
+@dataclass(frozen=True)
+class CliSettings:
+    """Where the servers are; options of a command go first."""
+
+    matcher_target: str = setting(
+        "TEXTMATCH_MATCHER_TARGET", "", f"Address of the matcher. {_WHERE_ELSE} 127.0.0.1:50052."
+    )
+    encoder_target: str = setting(
+        "TEXTMATCH_ENCODER_TARGET", "", f"Address of the encoder. {_WHERE_ELSE} 127.0.0.1:50051."
+    )
+    redis_url: str = setting(
+        "TEXTMATCH_REDIS_URL",
+        "",
+        f"Redis with the dead letters. {_WHERE_ELSE} redis://127.0.0.1:6379/0.",
+        is_secret=True,
+    )
+
+
+def from_environment() -> CliSettings:
+    """Read the environment.
+
+    Raises:
+        InvalidInput: naming every variable with a bad value.
+    """
+    return load(CliSettings, os.environ)

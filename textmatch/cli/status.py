@@ -1,0 +1,128 @@
+"""`textmatch status`: how everything is."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import typer
+from rich.table import Table
+
+from textmatch.cli import options
+from textmatch.cli.connection import Addresses, find_addresses
+from textmatch.cli.failures import message_of
+from textmatch.cli.output import cell, print_json, print_table, warn
+from textmatch.client import HealthState, IngestStatus, Model, ServerHealth
+from textmatch.errors import TextMatchError
+
+Answer = TypeVar("Answer")
+
+_CONNECT_TIMEOUT_SECONDS = 1.0
+
+
+def status(
+    as_json: options.Json = False,
+    matcher: options.Matcher = "",
+    encoder: options.Encoder = "",
+    data_dir: options.DataDir = None,
+) -> None:
+    """Show what is stored, what waits, which models are loaded, and how the processes are.
+
+    The exit code is 0 if encoder and matcher are SERVING and answer. With --json: {"documents", "queued",
+    "oldest_seconds", "dead_letters", "collection", "models", "processes"}; what is not known is null.
+    """
+    addresses = find_addresses(data_dir, matcher=matcher, encoder=encoder)
+    with addresses.client() as client:
+        servers = client.health()
+        problems = [_problem(server) for server in servers if server.state is not HealthState.SERVING]
+        reachable = {server.name for server in servers if server.state is not HealthState.UNREACHABLE}
+        queue = _ask(client.ingest_status, problems) if "matcher" in reachable else None
+        models = _ask(client.models, problems) if "encoder" in reachable else None
+    processes = [*servers, *_other_processes(addresses, servers)]
+    if as_json:
+        print_json(to_json(queue, models, processes))
+    else:
+        _print(queue, models, processes)
+    for problem in problems:
+        warn(f"textmatch: {problem}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def to_json(
+    queue: IngestStatus | None, models: Sequence[Model] | None, processes: Sequence[ServerHealth]
+) -> dict[str, Any]:
+    """The shape that programs rely on."""
+    return {
+        "documents": queue.document_count if queue else None,
+        "queued": queue.queued_count if queue else None,
+        "oldest_seconds": queue.oldest_queued_seconds if queue else None,
+        "dead_letters": queue.dead_letter_count if queue else None,
+        "collection": queue.collection or None if queue else None,
+        "models": None if models is None else [dataclasses.asdict(model) for model in models],
+        "processes": [
+            {"name": process.name, "address": process.address, "health": process.state}
+            for process in processes
+        ],
+    }
+
+
+def _problem(server: ServerHealth) -> str:
+    if server.state is HealthState.UNREACHABLE:
+        return f"the {server.name} at {server.address} does not answer; start the stack with: textmatch up"
+    return f"the {server.name} at {server.address} is {server.state}"
+
+
+def _ask(question: Callable[[], Answer], problems: list[str]) -> Answer | None:
+    """The answer, or None with one more problem."""
+    try:
+        return question()
+    except TextMatchError as error:
+        problems.append(message_of(error) or str(error))
+        return None
+
+
+def _other_processes(addresses: Addresses, servers: Sequence[ServerHealth]) -> list[ServerHealth]:
+    """The rest of a stack on this machine, which serves if it takes connections."""
+    known = {server.name for server in servers}
+    return [
+        ServerHealth(process.name, process.address, _connects(process.address))
+        for process in addresses.processes
+        if process.name not in known
+    ]
+
+
+def _connects(address: str) -> HealthState:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_SECONDS).close()
+    except (OSError, ValueError):
+        return HealthState.UNREACHABLE
+    return HealthState.SERVING
+
+
+def _print(
+    queue: IngestStatus | None, models: Sequence[Model] | None, processes: Sequence[ServerHealth]
+) -> None:
+    if queue is not None:
+        figures = Table("documents", "queued", "oldest", "dead letters", "collection")
+        figures.add_row(
+            f"{queue.document_count:,}",
+            f"{queue.queued_count:,}",
+            f"{queue.oldest_queued_seconds:.1f} s",
+            f"{queue.dead_letter_count:,}",
+            queue.collection or "none yet",
+        )
+        print_table(figures)
+    if models is not None:
+        loaded = Table("model", "kind", "dimension", "tokens", "type", "device")
+        for model in models:
+            size = str(model.dimension) if model.dimension else ""
+            loaded.add_row(model.model_id, model.kind, size, str(model.max_tokens), model.dtype, model.device)
+        print_table(loaded)
+    running = Table("process", "address", "health")
+    for process in processes:
+        running.add_row(cell(process.name), cell(process.address), process.state)
+    print_table(running)
