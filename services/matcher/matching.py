@@ -19,6 +19,7 @@ from textmatch.errors import (
     DependencyUnavailable,
     InternalError,
     ModelMismatch,
+    ModelNotFound,
     NotReady,
     Overloaded,
 )
@@ -172,7 +173,7 @@ class Matcher:
             return None, _degraded(Degraded.RERANK_LATE)
         except (Overloaded, DeadlineTooShort):
             return None, _degraded(Degraded.RERANK_REFUSED)
-        except (DependencyUnavailable, NotReady, InternalError):
+        except (DependencyUnavailable, NotReady, ModelNotFound, InternalError):
             return None, _degraded(Degraded.RERANK_UNAVAILABLE)
         return scored, None
 
