@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+from google.protobuf import struct_pb2
+
+from services.matcher import protos
+from services.matcher.matching import Degraded, MatchResult, ScoredDocument
+from textmatch.documents import Document
+from textmatch.errors import InvalidInput
+from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.v1 import matcher_service_pb2 as pb
+
+
+def string(value: str) -> struct_pb2.Value:
+    return struct_pb2.Value(string_value=value)
+
+
+def test_defaults_are_filled_in():
+    options = protos.to_options(pb.MatchOptions())
+    assert (options.top_k, options.candidate_count, options.rerank) == (10, 100, True)
+    assert options.condition is None
+    assert protos.to_options(pb.MatchOptions(top_k=300)).candidate_count == 300
+    assert not protos.to_options(pb.MatchOptions(rerank=pb.RERANK_MODE_NONE)).rerank
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": -1}, "options.top_k: is -1; it must be 1 to 1000"),
+        ({"top_k": 1001}, "options.top_k: is 1001; it must be 1 to 1000"),
+        (
+            {"top_k": 20, "candidate_count": 10},
+            "options.candidate_count: is 10; it must be 20 (top_k) to 1000",
+        ),
+        ({"candidate_count": 1001}, "options.candidate_count: is 1001; it must be 10 (top_k) to 1000"),
+        ({"min_score": 1.5}, "options.min_score: is 1.5; it must be 0 to 1"),
+        ({"min_score": float("nan")}, "options.min_score: is nan; it must be 0 to 1"),
+        ({"recall": pb.RECALL_MODE_HYBRID}, "options.recall: 2 is not served; use RECALL_MODE_DENSE"),
+        ({"rerank": 77}, "options.rerank: 77 is not known"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_limit(options: dict[str, object], message: str):
+    with pytest.raises(InvalidInput) as raised:
+        protos.to_options(pb.MatchOptions(**options))
+    assert str(raised.value) == message
+
+
+def test_a_filter_is_converted_whole():
+    message = pb.Filter(
+        must=[pb.Condition(match=pb.FieldMatch(field="kind", values=[string("a"), string("b")]))],
+        should=[
+            pb.Condition(range=pb.FieldRange(field="year", gte=2020, lt=2030)),
+            pb.Condition(filter=pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field="tags"))])),
+        ],
+        must_not=[
+            pb.Condition(match=pb.FieldMatch(field="n", values=[struct_pb2.Value(number_value=3)])),
+            pb.Condition(match=pb.FieldMatch(field="b", values=[struct_pb2.Value(bool_value=True)])),
+        ],
+    )
+    assert protos.to_filter(message, "filter") == Filter(
+        must=(FieldMatch("kind", ("a", "b")),),
+        should=(FieldRange("year", gte=2020, lt=2030), Filter(must=(FieldExists("tags"),))),
+        must_not=(FieldMatch("n", (3,)), FieldMatch("b", (True,))),
+    )
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (pb.Condition(), "filter.must[0]: is empty; give one of match, range, exists, filter"),
+        (
+            pb.Condition(match=pb.FieldMatch(field=" ", values=[string("a")])),
+            "filter.must[0].match.field: is ' '; it must name an attribute",
+        ),
+        (
+            pb.Condition(match=pb.FieldMatch(field="a")),
+            "filter.must[0].match.values: is empty; at least one value is needed",
+        ),
+        (
+            pb.Condition(match=pb.FieldMatch(field="a", values=[struct_pb2.Value(number_value=1.5)])),
+            "filter.must[0].match.values[0]: must be a string, a whole number or a boolean",
+        ),
+        (
+            pb.Condition(
+                match=pb.FieldMatch(field="a", values=[string("x"), struct_pb2.Value(bool_value=True)])
+            ),
+            "filter.must[0].match.values: mixes types; all values must be strings, whole numbers or booleans",
+        ),
+        (
+            pb.Condition(range=pb.FieldRange(field="a")),
+            "filter.must[0].range: has no bound; give gt, gte, lt or lte",
+        ),
+        (
+            pb.Condition(range=pb.FieldRange(field="a", gt=float("nan"))),
+            "filter.must[0].range.gt: is not a number",
+        ),
+    ],
+)
+def test_a_bad_condition_is_named_by_its_place(condition: pb.Condition, message: str):
+    with pytest.raises(InvalidInput) as raised:
+        protos.to_filter(pb.Filter(must=[condition]), "filter")
+    assert str(raised.value) == message
+
+
+def test_a_filter_has_limits_in_depth_and_size():
+    nested = pb.Filter()
+    for _ in range(protos.MAX_FILTER_DEPTH):
+        nested = pb.Filter(must=[pb.Condition(filter=nested)])
+    with pytest.raises(InvalidInput, match="nested deeper than 8 levels"):
+        protos.to_filter(nested, "filter")
+    wide = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field="a"))] * 257)
+    with pytest.raises(InvalidInput, match="more than 256 conditions"):
+        protos.to_filter(wide, "filter")
+
+
+def test_parts_that_were_not_asked_for_are_left_out():
+    match = ScoredDocument(Document("a", "text", {"k": 1}, 3), score=0.5, recall_score=0.4, rerank_score=None)
+    result = MatchResult(matches=[match], degraded=Degraded.RERANK_REFUSED)
+    bare = protos.to_match_response(result, pb.MatchOptions(omit_text=True, omit_attributes=True))
+    assert (bare.matches[0].document.text, bare.matches[0].document.HasField("attributes")) == ("", False)
+    full = protos.to_match_response(result, pb.MatchOptions())
+    assert full.matches[0].document.attributes.fields["k"].number_value == 1
+    assert not full.matches[0].HasField("rerank_score")
+    assert full.degraded == pb.DEGRADED_REASON_RERANK_REFUSED
