@@ -122,6 +122,8 @@ class DeadLetters:
 
     async def add(self, letters: Sequence[DeadLetter]) -> None:
         """Keep these; of one document, the newest version stays."""
+        if not letters:
+            return
         arguments: list[str | int] = []
         for letter in letters:
             arguments += [letter.key, letter.document.version if letter.document else 0, letter.to_json()]

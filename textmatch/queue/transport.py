@@ -1,11 +1,11 @@
 """Kombu's Redis transport, with its one hole closed: no message is lost with a worker that dies.
 
 Kombu takes a message with BRPOP and records it as unacknowledged in a second step. A worker that is killed
-between the two has removed the message from the queue and left no trace of it; under load that is one kill in
-some hundred. Here the message moves atomically (BLMOVE) to the list `textmatch:taken` and leaves it once it
-is recorded as unacknowledged. What two sweeps in a row find in that list belongs to nobody and goes back to
-the queue. Messages that are no task of ours go to the dead letters here, where the whole message is at hand,
-because kombu and Celery would drop them.
+between the two has removed the message from the queue and left no trace of it. Here the message moves
+atomically (BLMOVE) to the list `textmatch:taken` and leaves it once it is recorded as unacknowledged. What
+two sweeps in a row find in that list belongs to nobody and goes back to the queue. Messages that are no task
+of ours go to the dead letters here, where the whole message is at hand, because kombu and Celery would drop
+them.
 
 How soon a message of a killed worker is taken again. A held message carries the time at which it was last
 known to be held, and sweeps put it back once that is `visibility_timeout_seconds` ago. Every worker sweeps

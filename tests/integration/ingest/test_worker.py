@@ -27,8 +27,6 @@ from textmatch.queue.producer import Producer
 
 StartWorker = Callable[..., WorkerProcess]
 
-POISON = "poison"
-
 
 def documents(count: int, version: int = 1) -> list[Document]:
     return [Document(f"文档🙂{number}", f"text {number}", {"n": number}, version) for number in range(count)]
@@ -104,11 +102,11 @@ async def test_a_message_that_takes_longer_than_the_visibility_timeout_is_run_on
     state: IngestState, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     encoder.may_answer.clear()
-    for worker in (start_worker(), start_worker()):
-        worker.wait_until_ready()
+    start_worker(TEXTMATCH_WORKER_VISIBILITY_TIMEOUT_SECONDS="1")
     await state.producer.enqueue(documents(1))
     await called(encoder, 1)
-    await asyncio.sleep(4.0)
+    # A worker also sweeps messages of its own.
+    await asyncio.sleep(2.5)
     encoder.may_answer.set()
     await all_settled(state)
     assert len(encoder.calls) == 1
@@ -169,56 +167,6 @@ async def test_a_stopping_worker_puts_back_what_takes_too_long(
     assert await redis.llen(keys.QUEUE) == 1
 
 
-async def test_overload_is_waited_out_for_as_long_as_the_encoder_asks(
-    state: IngestState, encoder: ScriptedEncoder, start_worker: StartWorker
-):
-    encoder.errors = [Overloaded("busy", retry_delay_seconds=1.5)]
-    worker = start_worker()
-    await state.producer.enqueue(documents(3))
-    await called(encoder, 1)
-    refused_at = time.monotonic()
-    await called(encoder, 2)
-    assert time.monotonic() - refused_at >= 1.4
-    await all_settled(state)
-    assert worker.metric('textmatch_worker_retries_total{reason="OVERLOADED"}') == 1
-    assert await state.dead_letters.count() == 0
-
-
-async def test_a_bug_fails_only_the_document_that_sets_it_off(
-    state: IngestState, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
-):
-    def check(texts: Sequence[str]) -> None:
-        if POISON in texts:
-            raise RuntimeError("a bug")
-
-    encoder.check = check
-    sent = [*documents(20), Document("poisoned", POISON, version=1)]
-    start_worker()
-    await state.producer.enqueue(sent)
-    await all_settled(state)
-    assert await stored_ids(index, sent) == {document.id for document in sent} - {"poisoned"}
-    [letter] = await state.dead_letters.entries(10)
-    assert (letter.document, letter.reason) == (sent[-1], "INTERNAL")
-
-
-async def test_a_model_mismatch_waits_for_the_operator(
-    state: IngestState, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
-):
-    await index.prepare("another-0123456789ab", 8)
-    worker = start_worker()
-    await state.producer.enqueue(documents(1))
-    gauge = 'textmatch_worker_operator_needed{reason="MODEL_MISMATCH"}'
-
-    async def is_reported() -> bool:
-        return worker.metric(gauge) == 1.0
-
-    await eventually(is_reported, "the gauge")
-    assert await state.dead_letters.count() == 0
-    encoder.model_id = "another-0123456789ab"
-    await all_settled(state)
-    assert worker.metric(gauge) is None
-
-
 async def test_what_nobody_can_read_goes_to_the_dead_letters(
     redis_server: RedisServer, state: IngestState, redis: Redis, start_worker: StartWorker
 ):
@@ -260,24 +208,6 @@ async def test_a_celery_client_can_send_documents_and_bad_ones_stay_behind(
     assert "text: is empty" in letters.pop("bad").error
     [malformed] = letters.values()
     assert "lacks text, version" in malformed.error
-
-
-async def test_a_dead_letter_can_be_replayed(
-    state: IngestState, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
-):
-    def check(texts: Sequence[str]) -> None:
-        raise RuntimeError("a bug")
-
-    encoder.check = check
-    start_worker()
-    await state.producer.enqueue(documents(1))
-    await all_settled(state)
-    assert await state.dead_letters.count() == 1
-    encoder.check = lambda texts: None
-    assert await state.dead_letters.replay(["文档🙂0"], state.producer) == 1
-    await all_settled(state)
-    assert await state.dead_letters.count() == 0
-    assert (await index.fetch(["文档🙂0"]))["文档🙂0"].document == documents(1)[0]
 
 
 async def test_nothing_acknowledged_is_lost_when_redis_is_killed(

@@ -1,0 +1,92 @@
+"""Failures of the encoder as a worker meets them: over real gRPC, into a real index."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+from prometheus_client import REGISTRY
+
+from services.matcher.documents import IngestState
+from tests.integration.ingest.scripted_encoder import ScriptedEncoder
+from tests.integration.ingest.waiting import eventually
+from textmatch.documents import Document
+from textmatch.errors import Overloaded
+from workers.indexing import Dependencies
+from workers.persistence import PersistentIndexer
+
+POISON = "poison"
+MISMATCH_LABELS = {"reason": "MODEL_MISMATCH"}
+
+
+@pytest.fixture
+def indexer(deps: Dependencies) -> PersistentIndexer:
+    return PersistentIndexer(deps, patience_seconds=30.0)
+
+
+def documents(count: int) -> tuple[Document, ...]:
+    return tuple(Document(f"文档🙂{number}", f"text {number}", {"n": number}, 1) for number in range(count))
+
+
+def fails_on_poison(texts: Sequence[str]) -> None:
+    if POISON in texts:
+        raise RuntimeError("a bug")
+
+
+async def test_overload_is_waited_out_for_as_long_as_the_encoder_asks(
+    indexer: PersistentIndexer, deps: Dependencies, encoder: ScriptedEncoder
+):
+    labels = {"reason": "OVERLOADED"}
+    retries = REGISTRY.get_sample_value("textmatch_worker_retries_total", labels) or 0.0
+    encoder.errors = [Overloaded("busy", retry_delay_seconds=1.5)]
+    started_at = time.monotonic()
+    await indexer.settle(documents(3), accepted_at=time.time())
+    assert time.monotonic() - started_at >= 1.5
+    assert REGISTRY.get_sample_value("textmatch_worker_retries_total", labels) == retries + 1
+    assert await deps.index.count() == 3
+    assert await deps.dead_letters.count() == 0
+
+
+async def test_a_bug_of_the_encoder_fails_only_the_document_that_sets_it_off(
+    indexer: PersistentIndexer, deps: Dependencies, encoder: ScriptedEncoder
+):
+    encoder.check = fails_on_poison
+    poisoned = Document("poisoned", POISON, version=1)
+    await indexer.settle((*documents(20), poisoned), accepted_at=time.time())
+    assert await deps.index.count() == 20
+    [letter] = await deps.dead_letters.entries(10)
+    assert (letter.document, letter.reason) == (poisoned, "INTERNAL")
+
+
+async def test_a_dead_letter_can_be_replayed(
+    indexer: PersistentIndexer, deps: Dependencies, state: IngestState, encoder: ScriptedEncoder
+):
+    encoder.check = fails_on_poison
+    poisoned = Document("中毒", POISON, {"n": 1}, version=5)
+    await indexer.settle((poisoned,), accepted_at=time.time())
+    encoder.check = lambda texts: None
+    assert await state.dead_letters.replay(["中毒"], state.producer) == 1
+    assert await state.pending.versions(["中毒"]) == {"中毒": 5}
+    await indexer.settle((poisoned,), accepted_at=time.time())
+    assert (await deps.index.fetch(["中毒"]))["中毒"].document == poisoned
+    assert await deps.dead_letters.count() == 0
+
+
+async def test_a_model_mismatch_waits_for_the_operator(
+    indexer: PersistentIndexer, deps: Dependencies, encoder: ScriptedEncoder
+):
+    await deps.index.prepare("another-0123456789ab", 8)
+    settling = asyncio.create_task(indexer.settle(documents(1), accepted_at=time.time()))
+
+    async def is_reported() -> bool:
+        return REGISTRY.get_sample_value("textmatch_worker_operator_needed", MISMATCH_LABELS) == 1.0
+
+    await eventually(is_reported, "the gauge")
+    assert not settling.done()
+    encoder.model_id = "another-0123456789ab"
+    await settling
+    assert REGISTRY.get_sample_value("textmatch_worker_operator_needed", MISMATCH_LABELS) is None
+    assert await deps.index.count() == 1
+    assert await deps.dead_letters.count() == 0

@@ -1,0 +1,175 @@
+"""Trying until every document is settled; only the pipeline itself is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+from redis.asyncio import Redis
+
+from textmatch.documents import Document
+from textmatch.errors import (
+    DependencyUnavailable,
+    InternalError,
+    InvalidInput,
+    ModelMismatch,
+    Overloaded,
+    PermissionDenied,
+)
+from textmatch.queue.dead_letters import DeadLetters
+from textmatch.queue.pending import Pending
+from textmatch.queue.tombstones import Tombstones
+from workers import persistence
+from workers.indexing import Dependencies, Result
+from workers.persistence import PatienceLost, PersistentIndexer
+
+TRANSIENT = [
+    Overloaded("busy"),
+    DependencyUnavailable("gone"),
+    ModelMismatch("a", "b"),
+    PermissionDenied("no scope"),
+]
+
+
+class Pipeline:
+    """Records batches; fails with the errors given, in turn, and whenever a poisoned document is there."""
+
+    def __init__(self, errors: Sequence[Exception] = (), poisoned: Sequence[str] = ()) -> None:
+        self.batches: list[list[str]] = []
+        self.settled: list[str] = []
+        self._errors = list(errors)
+        self._poisoned = set(poisoned)
+
+    async def __call__(self, documents: Sequence[Document], deps: Dependencies) -> list[Result]:
+        ids = [document.id for document in documents]
+        self.batches.append(ids)
+        if self._errors:
+            raise self._errors.pop(0)
+        if self._poisoned & set(ids):
+            raise RuntimeError("a bug")
+        self.settled += ids
+        return [Result.INDEXED] * len(ids)
+
+
+@pytest.fixture
+def deps(redis: Redis) -> Dependencies:
+    untouched = cast("Any", None)
+    return Dependencies(untouched, untouched, Pending(redis), Tombstones(redis), DeadLetters(redis), 1.0)
+
+
+@pytest.fixture
+def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistence, "_delay_seconds", lambda error, attempt: 0.0)
+
+
+def documents(count: int) -> tuple[Document, ...]:
+    return tuple(Document(f"d{number}", "text", version=5) for number in range(count))
+
+
+async def settle(
+    pipeline: Pipeline, deps: Dependencies, monkeypatch: pytest.MonkeyPatch, count: int = 1, **options: float
+) -> None:
+    monkeypatch.setattr(persistence, "index_documents", pipeline)
+    indexer = PersistentIndexer(deps, **{"patience_seconds": 60.0, **options})
+    await indexer.settle(documents(count), accepted_at=time.time())
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=lambda error: type(error).__name__)
+async def test_what_may_pass_is_never_held_against_a_document(
+    error: Exception, deps: Dependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
+):
+    pipeline = Pipeline(errors=[error] * 20)
+    await settle(pipeline, deps, monkeypatch, count=2)
+    assert pipeline.batches == [["d0", "d1"]] * 21
+    assert await deps.dead_letters.count() == 0
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("bug"), InternalError("bug"), InvalidInput.of_field("x", "y")]
+)
+async def test_a_bug_that_passes_leaves_no_trace(
+    error: Exception, deps: Dependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
+):
+    pipeline = Pipeline(errors=[error, Overloaded("busy"), error])
+    await settle(pipeline, deps, monkeypatch, count=2)
+    assert pipeline.settled == ["d0", "d1"]
+    assert await deps.dead_letters.count() == 0
+
+
+async def test_documents_that_set_off_a_bug_are_found(
+    deps: Dependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
+):
+    await deps.pending.mark({document.id: 5 for document in documents(16)}, accepted_at=1.0)
+    pipeline = Pipeline(poisoned=["d3", "d11"])
+    await settle(pipeline, deps, monkeypatch, count=16)
+    assert sorted(pipeline.settled) == sorted({f"d{number}" for number in range(16)} - {"d3", "d11"})
+    assert {letter.key for letter in await deps.dead_letters.entries(10)} == {"d3", "d11"}
+    letter = await deps.dead_letters.get("d3")
+    assert letter is not None
+    assert (letter.reason, letter.error) == ("INTERNAL", "RuntimeError: a bug")
+    assert set(await deps.pending.versions(["d3", "d11"])) == set()
+    # Three tries of the whole, then halves: about two for each level and document.
+    assert len(pipeline.batches) <= 3 + 2 * 2 * 4
+
+
+async def test_an_outage_while_looking_for_a_bug_condemns_nobody(
+    deps: Dependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
+):
+    bug = RuntimeError("bug")
+    pipeline = Pipeline(errors=[bug, bug, bug, DependencyUnavailable("gone"), DependencyUnavailable("gone")])
+    await settle(pipeline, deps, monkeypatch, count=2)
+    assert pipeline.settled == ["d0", "d1"]
+    assert await deps.dead_letters.count() == 0
+
+
+async def test_patience_ends(deps: Dependencies, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(persistence, "_delay_seconds", lambda error, attempt: 0.05)
+    pipeline = Pipeline(errors=[Overloaded("busy")] * 100)
+    with pytest.raises(PatienceLost, match="busy"):
+        await settle(pipeline, deps, monkeypatch, patience_seconds=0.2)
+    assert 2 <= len(pipeline.batches) <= 5
+
+
+async def test_the_delay_that_was_asked_for_is_kept_even_beyond_the_patience(
+    deps: Dependencies, monkeypatch: pytest.MonkeyPatch
+):
+    started_at = time.monotonic()
+    with pytest.raises(PatienceLost):
+        await settle(
+            Pipeline(errors=[Overloaded("busy", retry_delay_seconds=0.3)]),
+            deps,
+            monkeypatch,
+            patience_seconds=0.0,
+        )
+    assert time.monotonic() - started_at >= 0.3
+
+
+async def test_a_stop_ends_the_waiting(deps: Dependencies, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        persistence, "index_documents", Pipeline(errors=[Overloaded("busy", retry_delay_seconds=60.0)])
+    )
+    indexer = PersistentIndexer(deps, patience_seconds=60.0)
+    waiting = asyncio.create_task(indexer.settle(documents(1), accepted_at=1.0))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    indexer.stop()
+    async with asyncio.timeout(1):
+        with pytest.raises(PatienceLost):
+            await waiting
+
+
+def test_delays_grow_to_a_limit_and_differ():
+    error = Overloaded("busy")
+    shortest = [min(persistence._delay_seconds(error, attempt) for _ in range(50)) for attempt in range(40)]
+    assert 0.1 < shortest[0] < 0.25
+    assert shortest[0] < shortest[3] < shortest[6]
+    assert all(delay <= 15.0 for delay in shortest)
+    assert len({persistence._delay_seconds(error, 3) for _ in range(10)}) > 5
+
+
+def test_a_server_that_asks_for_time_gets_it():
+    error = Overloaded("busy", retry_delay_seconds=12.0)
+    assert all(12.0 < persistence._delay_seconds(error, 0) <= 12.25 for _ in range(50))
