@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from services.encoder.engine import Engine, EngineBroken
+from services.encoder.locating import find_models
 from services.encoder.pipeline import Pipeline
 from services.encoder.requests import max_message_bytes
 from services.encoder.servicer import EncoderServicer
@@ -20,7 +21,7 @@ from textmatch.runtime.config import describe
 from textmatch.runtime.lifecycle import run_until_stopped
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
-from textmatch.runtime.server import GrpcServer
+from textmatch.runtime.server import GrpcServer, PortTaken
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
@@ -38,7 +39,7 @@ def main() -> int:
         settings = from_environment()
         set_up_logs("encoder", settings.log_level, settings.log_style)
         asyncio.run(_serve(settings))
-    except (TextMatchError, EngineBroken, OSError) as error:
+    except (TextMatchError, EngineBroken) as error:
         print(f"encoder: {error}", file=sys.stderr)
         return 1
     return 0
@@ -50,7 +51,7 @@ async def _serve(settings: EncoderSettings) -> None:
     servicer = EncoderServicer(settings.max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, _SERVICE_NAME)
     if settings.metrics_port:
-        serve_metrics(settings.host, settings.metrics_port)
+        _serve_metrics(settings.host, settings.metrics_port)
     address = await server.start()
     with ExitStack() as running:
         try:
@@ -69,7 +70,7 @@ async def _work(
         running: what is to be ended once the last call has ended.
 
     Raises:
-        TextMatchError: a model cannot be loaded.
+        TextMatchError: a model is missing or cannot be loaded.
         EngineBroken: a model stopped working.
     """
     started = time.monotonic()
@@ -94,11 +95,19 @@ async def _work(
     raise EngineBroken(f"the engine broke: {error}") from error
 
 
+def _serve_metrics(host: str, port: int) -> None:
+    try:
+        serve_metrics(host, port)
+    except OSError as error:
+        raise PortTaken(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+
+
 def _load(settings: EncoderSettings) -> Loaded:
+    found = find_models(settings)
     # Torch takes seconds to import: meanwhile the port is bound and callers are told to come back.
     from services.encoder.loading import load_models
 
-    return load_models(settings)
+    return load_models(found, settings)
 
 
 if __name__ == "__main__":

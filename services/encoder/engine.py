@@ -72,7 +72,7 @@ class Engine:
         started = time.perf_counter()
         self._compute_or_halve(batch[0].job.model, batch)
         seconds = time.perf_counter() - started
-        self._waiting.note_speed(sum(item.text.token_count for item in batch), seconds)
+        self._waiting.note_speed(sum(item.tokens for item in batch), seconds)
         _observe_forward(batch, seconds)
         deliver([job for job in {item.job: None for item in batch} if job.is_over])
 
@@ -117,7 +117,7 @@ def _started_jobs(batch: Sequence[Item]) -> list[Job]:
 
 
 def _observe_forward(batch: Sequence[Item], seconds: float) -> None:
-    token_counts = [item.text.token_count for item in batch]
+    token_counts = [item.tokens for item in batch]
     tokens = sum(token_counts)
     metrics.STAGE_SECONDS.labels("forward").observe(seconds)
     metrics.BATCH_TEXTS.observe(len(batch))

@@ -1,4 +1,4 @@
-"""Load the models that the settings name and run them once. The only module here that reaches torch."""
+"""Load the models and run them once. The only module of the encoder that reaches torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from transformers.utils.logging import disable_progress_bar
 from services.encoder import metrics
 from services.encoder.batching import BatchPolicy
 from services.encoder.jobs import EngineModel, Rows
+from services.encoder.locating import FoundModel, FoundModels
 from services.encoder.served import Served, ServedModels
-from services.encoder.settings import NO_MODEL, EncoderSettings
+from services.encoder.settings import EncoderSettings
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.cross_encoder import CrossEncoder
 from textmatch.models.devices import resolve_device, resolve_dtype
-from textmatch.models.resolve import BI_ENCODER_ORGANISATION, CROSS_ENCODER_ORGANISATION, find_model
 from textmatch.models.tokens import TokenizedText
 
 _log = logging.getLogger(__name__)
@@ -45,21 +45,19 @@ class Loaded:
     prepare_thread: Callable[[], None]
 
 
-def load_models(settings: EncoderSettings) -> Loaded:
+def load_models(found: FoundModels, settings: EncoderSettings) -> Loaded:
     """Load and warm up all models; takes some seconds.
 
     Raises:
-        ModelNotFound: there is no such model.
-        UnusableModel: it is there but cannot be served.
+        UnusableModel: one cannot be served.
         UnusableDevice: there is no such device.
     """
     _quieten_libraries()
     device = resolve_device(settings.device)
     policy = _policy(settings, device)
     torch.set_num_threads(settings.threads or torch.get_num_threads())
-    names = [name.strip() for name in settings.bi_encoder.split(",")]
-    bi_encoders = [_load_bi_encoder(name, settings, device) for name in names]
-    cross_encoders = _load_cross_encoders(settings, device)
+    bi_encoders = [_load_bi_encoder(model, settings, device) for model in found.bi_encoders]
+    cross_encoders = [_load_cross_encoder(model, settings, device) for model in found.cross_encoders]
     speeds = [_warm_up(served.engine_model, policy) for served in bi_encoders]
     speeds += [_warm_up(served.engine_model, policy) for served in cross_encoders]
     if device != "cpu":
@@ -73,10 +71,10 @@ def load_models(settings: EncoderSettings) -> Loaded:
     )
 
 
-def _load_bi_encoder(name: str, settings: EncoderSettings, device: str) -> Served[BiEncoder]:
+def _load_bi_encoder(found: FoundModel, settings: EncoderSettings, device: str) -> Served[BiEncoder]:
     model = BiEncoder.load(
-        find_model(name, BI_ENCODER_ORGANISATION),
-        name,
+        found.directory,
+        found.name,
         device=device,
         dtype=resolve_dtype(settings.dtype, device),
         max_tokens=settings.max_tokens or None,
@@ -86,13 +84,10 @@ def _load_bi_encoder(name: str, settings: EncoderSettings, device: str) -> Serve
     return Served(model, EngineModel(model.model_id, model.embed, sample))
 
 
-def _load_cross_encoders(settings: EncoderSettings, device: str) -> list[Served[CrossEncoder]]:
-    name = settings.cross_encoder
-    if name == NO_MODEL:
-        return []
+def _load_cross_encoder(found: FoundModel, settings: EncoderSettings, device: str) -> Served[CrossEncoder]:
     model = CrossEncoder.load(
-        find_model(name, CROSS_ENCODER_ORGANISATION),
-        name,
+        found.directory,
+        found.name,
         device=device,
         dtype=resolve_dtype(settings.dtype, device),
         max_tokens=settings.max_tokens or None,
@@ -104,7 +99,7 @@ def _load_cross_encoders(settings: EncoderSettings, device: str) -> list[Served[
         return rows
 
     sample = model.tokenize_pairs([(_SAMPLE, _SAMPLE)])[0]
-    return [Served(model, EngineModel(model.model_id, forward, sample))]
+    return Served(model, EngineModel(model.model_id, forward, sample))
 
 
 def _policy(settings: EncoderSettings, device: str) -> BatchPolicy:

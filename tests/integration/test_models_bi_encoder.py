@@ -211,6 +211,17 @@ def test_word_embeddings_with_an_lstm_are_served(tmp_path: Path):
     assert _embed(_load(tmp_path / "words"), texts) == pytest.approx(expected, abs=1e-5)
 
 
+def test_an_embedding_that_is_not_finite_is_an_error(tiny_directory: Path):
+    model = _load(tiny_directory)
+    cat, dog = model.tokenize(["cat", "dog"], is_query=False)
+    torch.nn.init.constant_(
+        model._model[0].auto_model.embeddings.word_embeddings.weight[cat.ids[1]].unsqueeze(0), float("nan")
+    )
+    assert np.isfinite(model.embed([dog])).all()
+    with pytest.raises(ValueError, match="not finite"):
+        model.embed([dog, cat])
+
+
 def test_a_pair_classifier_comes_with_its_model(tmp_path: Path):
     directory = make_tiny_bi_encoder(tmp_path / "classified")
     without = _load(directory)

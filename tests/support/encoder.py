@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ _WORDS = [
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'-猫狗坐"
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _START_SECONDS = 120.0
+ENCODER_COMMAND = (sys.executable, "-m", "services.encoder")
 
 
 def make_tiny_bi_encoder(
@@ -100,8 +101,10 @@ def start_encoder(environment: Mapping[str, str]) -> tuple[subprocess.Popen[str]
     return process, address
 
 
-def spawn_encoder(environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start `python -m services.encoder` and return at once; stderr is a pipe."""
+def spawn_encoder(
+    environment: Mapping[str, str], command: Sequence[str] = ENCODER_COMMAND
+) -> subprocess.Popen[str]:
+    """Start the encoder and return at once; stderr is a pipe."""
     defaults = {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
@@ -110,7 +113,7 @@ def spawn_encoder(environment: Mapping[str, str]) -> subprocess.Popen[str]:
         "TEXTMATCH_LOG_LEVEL": "WARNING",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "services.encoder"],
+        command,
         env={**os.environ, **defaults, **environment},
         stderr=subprocess.PIPE,
         text=True,

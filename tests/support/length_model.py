@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 
+from services.encoder.batching import BatchPolicy
 from services.encoder.jobs import EngineModel, Rows
+from services.encoder.served import Served, ServedModels
 from textmatch.models.tokens import TokenizedText
 
 SAMPLE = TokenizedText(ids=[1], type_ids=None, truncated=False, is_query=False)
+_BREAKING, _SLOW = "break", "slow"
 
 
 def texts_of(*token_counts: int) -> list[TokenizedText]:
-    """Texts with so many tokens; each token is the text's own length."""
-    return [TokenizedText([count] * count, None, truncated=False, is_query=False) for count in token_counts]
+    """Texts with so many tokens."""
+    return [TokenizedText([1] * count, None, truncated=False, is_query=False) for count in token_counts]
 
 
 class LengthModel:
-    """Answers each text with its length; notes the batches it got."""
+    """Answers each text with its length; notes the batches it got.
+
+    As a bi-encoder, its tokens are characters. The text "break" breaks it for good, "slow" takes a while.
+    """
+
+    dimension, max_tokens, dtype, device, pair_classifier = 1, 64, "float32", "cpu", None
 
     def __init__(self, model_id: str = "length") -> None:
+        self.name = self.model_id = model_id
         self.batches: list[list[int]] = []
         self.engine_model = EngineModel(model_id, self.forward, SAMPLE)
+        self._is_broken = False
+
+    def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
+        return [
+            TokenizedText([ord(character) for character in text], None, False, is_query) for text in texts
+        ]
 
     def forward(self, batch: Sequence[TokenizedText]) -> Rows:
+        texts = ["".join(map(chr, text.ids)) for text in batch]
+        self._is_broken = self._is_broken or _BREAKING in texts
+        if self._is_broken:
+            raise RuntimeError("broken")
+        if _SLOW in texts:
+            time.sleep(0.5)
         self.batches.append([text.token_count for text in batch])
         return np.array([[text.token_count] for text in batch], dtype=np.float32)
+
+
+def loaded_length_model() -> SimpleNamespace:
+    """As services.encoder.loading.load_models returns it."""
+    model = LengthModel()
+    return SimpleNamespace(
+        models=ServedModels([Served(model, model.engine_model)], []),
+        policy=BatchPolicy(1024, 0.1, 64),
+        speed=(1024, 0.01),
+        prepare_thread=lambda: None,
+    )

@@ -22,7 +22,7 @@ def waiting() -> WaitingTexts:
 
 
 def _tokens(batch: Sequence[Item]) -> list[int]:
-    return [item.text.token_count for item in batch]
+    return [item.tokens for item in batch]
 
 
 def _depth(lane: str) -> tuple[float, float]:

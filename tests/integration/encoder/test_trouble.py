@@ -1,0 +1,202 @@
+"""What goes wrong in the engine, as callers see it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import grpc
+import numpy as np
+
+from services.encoder.batching import BatchPolicy
+from services.encoder.jobs import EngineModel, Rows
+from services.encoder.served import ServedModels
+from tests.support.encoder_server import serve_encoder
+from tests.support.grpc_failures import failure_of
+from textmatch.models.tokens import TokenizedText
+from textmatch.v1 import encoder_service_pb2 as pb
+
+Forward = Callable[[Sequence[TokenizedText]], Rows]
+
+
+def _wrapped(models: ServedModels, wrap: Callable[[Forward], Forward]) -> ServedModels:
+    """The same models, with something done around each forward pass."""
+
+    def wrapped(model: EngineModel) -> EngineModel:
+        return replace(model, forward=wrap(model.forward))
+
+    return ServedModels(
+        [replace(served, engine_model=wrapped(served.engine_model)) for served in models.bi_encoders],
+        [replace(served, engine_model=wrapped(served.engine_model)) for served in models.cross_encoders],
+    )
+
+
+class Gate:
+    """Holds up forward passes until it is opened; notes how large they are."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+        self.sizes: list[int] = []
+
+    def wrap(self, forward: Forward) -> Forward:
+        def held(batch: Sequence[TokenizedText]) -> Rows:
+            self.sizes.append(len(batch))
+            self.entered.set()
+            assert self.opened.wait(30)
+            return forward(batch)
+
+        return held
+
+    async def wait_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.wait, 30)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 -- what it waits for happens in a server
+            await asyncio.sleep(0.005)
+
+
+def _poisoned_by(poison_tokens: int) -> Callable[[Forward], Forward]:
+    def wrap(forward: Forward) -> Forward:
+        def failing(batch: Sequence[TokenizedText]) -> Rows:
+            if any(text.token_count == poison_tokens for text in batch):
+                raise RuntimeError("cannot read this")
+            return forward(batch)
+
+        return failing
+
+    return wrap
+
+
+async def test_a_poisoned_text_fails_alone(models: ServedModels):
+    poison = "cat " * 20
+    async with serve_encoder(_wrapped(models, _poisoned_by(22))) as encoder:
+        good = [encoder.stub.Encode(pb.EncodeRequest(texts=["the cat"] * 5)) for _ in range(8)]
+        bad = encoder.stub.Encode(pb.EncodeRequest(texts=["the cat", poison, "dog", poison]))
+        failure = await failure_of(bad)
+        responses = await asyncio.gather(*good)
+        again = await encoder.stub.Encode(pb.EncodeRequest(texts=["the cat", "dog"]))
+        assert encoder.deaths == []
+    assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT")
+    assert failure.fields == [("texts[1]", "TEXT_FAILED"), ("texts[3]", "TEXT_FAILED")]
+    assert [len(response.token_counts) for response in responses] == [5] * 8
+    assert len(again.token_counts) == 2
+
+
+async def test_a_poisoned_pair_is_named(models: ServedModels):
+    pairs = [pb.TextPair(first="cat", second="dog"), pb.TextPair(first="cat " * 10, second="dog " * 9)]
+    async with serve_encoder(_wrapped(models, _poisoned_by(22))) as encoder:
+        failure = await failure_of(encoder.stub.Score(pb.ScoreRequest(pairs=pairs)))
+        cosine = pb.ScoreRequest(query="cat", texts=["cat " * 20, "dog"], scorer=pb.SCORER_COSINE)
+        by_cosine = await failure_of(encoder.stub.Score(cosine))
+    assert failure.fields == [("pairs[1]", "TEXT_FAILED")]
+    assert by_cosine.fields == [("texts[0]", "TEXT_FAILED")]
+
+
+async def test_a_dead_engine_fails_all_callers_and_none_hangs(models: ServedModels):
+    def wrap(_: Forward) -> Forward:
+        def broken(batch: Sequence[TokenizedText]) -> Rows:
+            raise RuntimeError("the device is gone")
+
+        return broken
+
+    async with serve_encoder(_wrapped(models, wrap)) as encoder:
+        calls = [
+            failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["cat"] * 3), timeout=5)) for _ in range(4)
+        ]
+        calls += [failure_of(encoder.stub.Score(pb.ScoreRequest(query="cat", texts=["dog"]), timeout=5))]
+        failures = await asyncio.wait_for(asyncio.gather(*calls), 20)
+        assert len(encoder.deaths) == 1
+    assert {(failure.code, failure.reason) for failure in failures} == {
+        (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
+    }
+    assert all(failure.retry_seconds for failure in failures)
+
+
+async def test_a_cancelled_call_is_not_computed(models: ServedModels):
+    gate = Gate()
+    async with serve_encoder(_wrapped(models, gate.wrap)) as encoder:
+        first = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"]))
+        await gate.wait_entered()
+        cancelled = encoder.stub.Encode(pb.EncodeRequest(texts=["dog"] * 7))
+        last = encoder.stub.Encode(pb.EncodeRequest(texts=["park"] * 2))
+        await _until(lambda: encoder.waiting._interactive.texts == 9)
+        cancelled.cancel()
+        await _until(lambda: encoder.waiting._interactive.texts == 2)
+        gate.opened.set()
+        await asyncio.gather(first, last)
+    assert gate.sizes == [1, 2]
+
+
+async def test_what_waits_past_its_deadline_is_not_computed(models: ServedModels):
+    gate = Gate()
+    async with serve_encoder(_wrapped(models, gate.wrap)) as encoder:
+        first = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"]))
+        await gate.wait_entered()
+        late = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["dog"] * 7), timeout=0.05))
+        gate.opened.set()
+        await first
+        await encoder.stub.Encode(pb.EncodeRequest(texts=["park"] * 2))
+    assert late.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert gate.sizes == [1, 2]
+
+
+async def test_too_much_is_refused_and_told_when_to_come_back(models: ServedModels):
+    gate = Gate()
+    async with serve_encoder(_wrapped(models, gate.wrap), queue_tokens=500) as encoder:
+        encoder.waiting.note_speed(tokens=1_000, seconds=1.0)
+        running = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"]))
+        await gate.wait_entered()
+        waiting = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"] * 160))
+        await _until(lambda: encoder.waiting._interactive.texts == 160)
+        refused = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["dog " * 30])))
+        bulk = encoder.stub.Encode(pb.EncodeRequest(texts=["dog " * 30], priority=pb.PRIORITY_BULK))
+        in_a_hurry = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"]), timeout=0.3))
+        gate.opened.set()
+        answered = await asyncio.gather(running, waiting, bulk)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert refused.message == "480 interactive tokens wait already; the limit is 500"
+    assert refused.retry_seconds is not None
+    assert 0.4 < refused.retry_seconds < 0.6
+    assert in_a_hurry.reason == "DEADLINE_TOO_SHORT"
+    assert [len(response.token_counts) for response in answered] == [1, 160, 1]
+
+
+async def test_interactive_calls_overtake_bulk_and_bulk_still_ends(models: ServedModels):
+    order: list[str] = []
+
+    async def call(stub: object, name: str, request: pb.EncodeRequest) -> None:
+        await stub.Encode(request)
+        order.append(name)
+
+    gate = Gate()
+    policy = BatchPolicy(token_budget=256, bulk_share=0.1, forward_cost_tokens=64)
+    async with serve_encoder(_wrapped(models, gate.wrap), policy=policy) as encoder:
+        first = asyncio.ensure_future(encoder.stub.Encode(pb.EncodeRequest(texts=["cat"])))
+        await gate.wait_entered()
+        bulk_request = pb.EncodeRequest(texts=["the cat sits"] * 500, priority=pb.PRIORITY_BULK)
+        bulk = asyncio.create_task(call(encoder.stub, "bulk", bulk_request))
+        interactive = [
+            asyncio.create_task(call(encoder.stub, "interactive", pb.EncodeRequest(texts=["the dog"] * 20)))
+            for _ in range(10)
+        ]
+        await _until(lambda: encoder.waiting._bulk.texts == 500 and encoder.waiting._interactive.texts == 200)
+        gate.opened.set()
+        await asyncio.wait_for(asyncio.gather(first, bulk, *interactive), 30)
+    assert order == ["interactive"] * 10 + ["bulk"]
+
+
+async def test_the_event_loop_stays_free_while_the_engine_works(models: ServedModels):
+    gate = Gate()
+    async with serve_encoder(_wrapped(models, gate.wrap)) as encoder:
+        running = encoder.stub.Encode(pb.EncodeRequest(texts=["x" * 30_000] * 100))
+        await gate.wait_entered()
+        answer = await asyncio.wait_for(encoder.stub.GetModels(pb.GetModelsRequest()), 5)
+        gate.opened.set()
+        response = await running
+    assert len(answer.models) == 3
+    assert np.frombuffer(response.embeddings, dtype="<f4").size == 3_200
