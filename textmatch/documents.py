@@ -17,8 +17,9 @@ MAX_ID_BYTES = 512
 MAX_TEXT_BYTES = 32 * 1024
 MAX_ATTRIBUTES_BYTES = 16 * 1024
 MAX_ATTRIBUTES_DEPTH = 8
-# Qdrant compares numbers as IEEE doubles, which hold whole numbers exactly up to here.
-MAX_VERSION = 2**53 - 1
+# Qdrant and protobuf's Struct have numbers as IEEE doubles, which tell whole numbers apart up to here.
+MAX_EXACT_WHOLE_NUMBER = 2**53 - 1
+MAX_VERSION = MAX_EXACT_WHOLE_NUMBER
 
 _POINT_NAMESPACE = uuid.UUID("6b0f8a52-2b57-5d0f-9f43-6d0f4a1c7e11")
 
@@ -99,8 +100,12 @@ def version_violation(field_name: str, version: int) -> Violation | None:
 
 def attributes_violation(field_name: str, attributes: Mapping[str, Any]) -> Violation | None:
     """What is wrong with attributes, if anything: too large, too deep, or not JSON."""
-    if _depth(attributes) > MAX_ATTRIBUTES_DEPTH:
+    values = _nested_values(attributes)
+    if values is None:
         return _bad_field(field_name, f"are nested deeper than {MAX_ATTRIBUTES_DEPTH} levels")
+    for value in values:
+        if isinstance(value, int) and abs(value) > MAX_EXACT_WHOLE_NUMBER:
+            return _bad_field(field_name, f"hold {value}; whole numbers are exact up to 2^53-1 only")
     try:
         size_bytes = len(json.dumps(attributes, ensure_ascii=False, allow_nan=False).encode())
     except UnicodeEncodeError:
@@ -160,14 +165,16 @@ def _bad_field(field_name: str, description: str) -> Violation:
     return Violation(field_name, error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)
 
 
-def _depth(value: Any) -> int:
-    """Levels of nesting, counted without recursion deeper than the limit."""
-    level: list[Any] = [value]
-    for depth in range(MAX_ATTRIBUTES_DEPTH + 2):
+def _nested_values(attributes: Any) -> list[Any] | None:
+    """All values at every level; None if there are more levels than the limit. Without recursion."""
+    values: list[Any] = []
+    level: list[Any] = [attributes]
+    for _ in range(MAX_ATTRIBUTES_DEPTH + 1):
         level = [child for parent in level for child in _children(parent)]
         if not level:
-            return depth
-    return MAX_ATTRIBUTES_DEPTH + 1
+            return values
+        values += level
+    return None
 
 
 def _children(value: Any) -> list[Any]:

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.matcher.attributes import from_struct, to_struct
 from services.matcher.protos import to_filter
+from textmatch.attributes import from_struct, to_struct
 from textmatch.documents import (
     Document,
     check_item_count,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from google.protobuf import struct_pb2
 
-from services.matcher.attributes import to_struct
 from services.matcher.matching import Degraded, MatchOptions, MatchResult, ScoredDocument
+from textmatch.attributes import to_struct
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter

@@ -33,6 +33,7 @@ def test_a_good_document_has_no_violations():
         (Document("a", "b", version=2**53), {"documents[3].version": "FIELD_INVALID"}),
         (Document("a", "b", {"x": float("nan")}), {"documents[3].attributes": "FIELD_INVALID"}),
         (Document("a", "b", {"x": "\ud800"}), {"documents[3].attributes": "FIELD_INVALID"}),
+        (Document("a", "b", {"x": [2**53]}), {"documents[3].attributes": "FIELD_INVALID"}),
         (Document("a", "b", {"x": "y" * 20_000}), {"documents[3].attributes": "FIELD_INVALID"}),
         (Document("", ""), {"documents[3].id": "FIELD_INVALID", "documents[3].text": "TEXT_EMPTY"}),
     ],

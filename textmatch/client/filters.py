@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from textmatch.client.attributes import to_value
+from textmatch.attributes import to_value
 from textmatch.documents import text_violation
 from textmatch.errors import InvalidInput
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter

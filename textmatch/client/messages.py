@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from textmatch.client.attributes import from_struct, to_struct
+from textmatch.attributes import from_struct, to_struct
 from textmatch.client.results import DegradedReason, Match, MatchResult, StageTimings
 from textmatch.documents import Document, document_violations
 from textmatch.errors import InvalidInput, Violation

@@ -78,7 +78,7 @@ BAD_DOCUMENTS = [
     ({"id": "a", "text": "t", "version": -1}, "version: is -1; it must be 1 to 9007199254740991"),
     (
         {"id": "a", "text": "t", "attributes": {"n": 2**60}},
-        f"attributes.n: is {2**60}; whole numbers are exact up to 2^53 only",
+        f"attributes: hold {2**60}; whole numbers are exact up to 2^53-1 only",
     ),
     ({"id": "a", "text": "t", "attributes": {1: "x"}}, "attributes: has the key 1; keys must be strings"),
     ({"id": "a", "text": "t", "attributes": [1]}, "attributes: is a list; it must be an object"),

@@ -7,10 +7,11 @@ from typing import Any
 
 from google.protobuf import struct_pb2
 
+from textmatch.documents import MAX_EXACT_WHOLE_NUMBER
 from textmatch.errors import InvalidInput
 
-# A Struct holds numbers as IEEE doubles, which are exact for whole numbers up to here.
-_MAX_WHOLE_NUMBER = 2**53
+# A Struct holds numbers as IEEE doubles.
+_MAX_WHOLE_NUMBER = MAX_EXACT_WHOLE_NUMBER
 
 
 def to_struct(attributes: Mapping[str, Any], path: str = "attributes") -> struct_pb2.Struct:
@@ -42,7 +43,7 @@ def to_value(value: Any, path: str) -> struct_pb2.Value:
         case str():
             return struct_pb2.Value(string_value=value)
         case int() if abs(value) > _MAX_WHOLE_NUMBER:
-            raise InvalidInput.of_field(path, f"is {value}; whole numbers are exact up to 2^53 only")
+            raise InvalidInput.of_field(path, f"is {value}; whole numbers are exact up to 2^53-1 only")
         case int() | float():
             return struct_pb2.Value(number_value=value)
         case Mapping():

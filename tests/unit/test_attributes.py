@@ -10,7 +10,7 @@ from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.matcher.attributes import from_struct, to_struct
+from textmatch.attributes import from_struct, to_struct
 from textmatch.documents import attributes_violation
 
 _VALUES = st.recursive(
