@@ -7,15 +7,15 @@ import datetime as dt
 import shutil
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import qdrant_edge as edge
-from google.protobuf import json_format
 from google.protobuf.message import Message
 from qdrant_client import grpc as pb
 
+from standalone.qdrant_edge.backlog import Backlog
 from standalone.qdrant_edge.collection_config import (
     FLUSH_INTERVAL_SECONDS,
     described,
@@ -24,46 +24,19 @@ from standalone.qdrant_edge.collection_config import (
     merged,
     vector_schema,
 )
+from standalone.qdrant_edge.collection_record import RECORD_FILE, CollectionRecord
 from standalone.qdrant_edge.errors import engine_call
 from standalone.qdrant_edge.field_indexes import describe_index
 from standalone.qdrant_edge.journal import Journal
-from standalone.qdrant_edge.storage import read_json, sync_files, write_json
-from standalone.qdrant_edge.updates import to_operations
+from standalone.qdrant_edge.storage import sync_files
+from standalone.qdrant_edge.updates import to_operations, written_ids
 
-_RECORD_FILE: Final = "collection.json"
 _BYTES_PER_COMPONENT: Final = 4
 # A start replays what is not flushed; this keeps it within seconds.
 _MAX_UNFLUSHED_BYTES: Final = 256 * 2**20
 # The more is indexed, the more may wait for the next rebuild, but a full scan must stay within milliseconds.
 _UNINDEXED_SHARE: Final = 0.25
 _MAX_UNINDEXED_THRESHOLDS: Final = 8
-
-
-@dataclass(frozen=True)
-class CollectionRecord:
-    """What a collection's file says; a folder without one is no collection (any more)."""
-
-    name: str
-    shard: str
-    created_at: dt.datetime
-    settings: pb.CreateCollection
-
-    @classmethod
-    def load(cls, folder: Path) -> CollectionRecord | None:
-        """The record in a folder, or None if a crash left the folder half-created or half-deleted."""
-        path = folder / _RECORD_FILE
-        if not path.exists():
-            return None
-        stored = read_json(path)
-        settings = json_format.ParseDict(stored["settings"], pb.CreateCollection())
-        created_at = dt.datetime.fromisoformat(stored["created_at"])
-        return cls(settings.collection_name, stored["shard"], created_at, settings)
-
-    def save(self, folder: Path) -> None:
-        """Write the record, which makes the folder a collection."""
-        settings = json_format.MessageToDict(self.settings, preserving_proto_field_name=True)
-        stored = {"shard": self.shard, "created_at": self.created_at.isoformat(), "settings": settings}
-        write_json(folder / _RECORD_FILE, stored)
 
 
 class Collection:
@@ -74,21 +47,21 @@ class Collection:
         self.write_lock = asyncio.Lock()
         self.journal: Journal | None = None
         self.rebuild_task: asyncio.Task[None] | None = None
+        self.backlog = Backlog(record.backlog)
         self._record = record
         self.shard = shard
         self._schema = vector_schema(record.settings)
         self._unflushed_bytes = 0
         self._is_synced = True
         self._flushed_at = time.monotonic()
-        self._left_over = 0
+        self._left_over = 0.0
         self._optimized_hnsw = record.settings.hnsw_config
 
     @classmethod
     def create(cls, folder: Path, settings: pb.CreateCollection) -> Collection:
         """Make a collection in a new folder; the record comes last and makes it count."""
-        record = CollectionRecord(
-            settings.collection_name, new_shard_name(), dt.datetime.now(tz=dt.UTC), settings
-        )
+        now = dt.datetime.now(tz=dt.UTC)
+        record = CollectionRecord(settings.collection_name, new_shard_name(), now, settings, backlog=0)
         path = folder / record.shard
         path.mkdir(parents=True)
         shard = engine_call(edge.EdgeShard.create, str(path), edge_config(settings))
@@ -100,10 +73,12 @@ class Collection:
     def open(cls, folder: Path, record: CollectionRecord) -> Collection:
         """Load a collection, remove what an interrupted rebuild left and replay the engine's log."""
         for path in folder.iterdir():
-            if path.name not in {_RECORD_FILE, record.shard}:
+            if path.name not in {RECORD_FILE, record.shard}:
                 _remove(path)
         config = edge_config(record.settings)
         shard = engine_call(edge.EdgeShard.load, str(folder / record.shard), config)
+        # Or the next start would replay the same log again, and more.
+        engine_call(shard.flush)
         return cls(folder, record, shard)
 
     @property
@@ -129,6 +104,7 @@ class Collection:
                 self.journal.append(method, request)
             self._unflushed_bytes += request.ByteSize()
             self._is_synced = False
+            self.backlog.add(written_ids(request))
             for operation in operations:
                 engine_call(self.shard.update, operation)
 
@@ -190,20 +166,18 @@ class Collection:
         info = engine_call(self.shard.info)
         if self._optimized_hnsw != self.settings.hnsw_config:
             return bool(info.points_count)
-        mean_size = sum(self._schema.dense.values()) / len(self._schema.dense)
-        vector_kb = mean_size * _BYTES_PER_COMPONENT / 1024
-        waiting_kb = (self._unindexed(info) - self._left_over) * vector_kb
-        limit_kb = min(
-            max(threshold_kb, info.indexed_vectors_count * vector_kb * _UNINDEXED_SHARE),
-            threshold_kb * _MAX_UNINDEXED_THRESHOLDS,
+        vector_kb = max(self._schema.dense.values()) * _BYTES_PER_COMPONENT / 1024
+        threshold = threshold_kb / vector_kb
+        limit = min(
+            max(threshold, info.points_count * _UNINDEXED_SHARE), threshold * _MAX_UNINDEXED_THRESHOLDS
         )
-        return waiting_kb > limit_kb
+        return max(len(self.backlog), self._unindexed(info) - self._left_over) > limit
 
-    def unindexed_vectors(self, shard: edge.EdgeShard) -> int:
-        """Vectors outside the graph, and those that points could have but lack."""
+    def unindexed_points(self, shard: edge.EdgeShard) -> float:
+        """Points outside the graph by the engine's count, where lacking vectors count too."""
         return self._unindexed(engine_call(shard.info))
 
-    def rebuild_settled(self, settings: pb.CreateCollection, left_over: int) -> None:
+    def rebuild_settled(self, settings: pb.CreateCollection, left_over: float) -> None:
         """A rebuild with these settings has done what can be done: do not try the same again."""
         self._optimized_hnsw = settings.hnsw_config
         self._left_over = left_over
@@ -225,6 +199,7 @@ class Collection:
     def flush(self) -> None:
         """Write everything to the segments and empty the engine's log."""
         engine_call(self.shard.flush)
+        self._save_backlog()
         self._unflushed_bytes = 0
         self._flushed_at = time.monotonic()
 
@@ -246,17 +221,24 @@ class Collection:
         if self.rebuild_task is not None:
             self.rebuild_task.cancel()
             await asyncio.gather(self.rebuild_task, return_exceptions=True)
+        self.flush()
         engine_call(self.shard.close)
 
     async def delete(self) -> None:
         """Remove the collection from disk; once the record is gone, a restart finishes the job."""
         await self.close()
-        (self.folder / _RECORD_FILE).unlink()
+        (self.folder / RECORD_FILE).unlink()
         await asyncio.to_thread(shutil.rmtree, self.folder)
 
-    def _unindexed(self, info: edge.ShardInfo) -> int:
+    def _save_backlog(self) -> None:
+        if self._record.backlog != len(self.backlog):
+            self._record = replace(self._record, backlog=len(self.backlog))
+            self._record.save(self.folder)
+
+    def _unindexed(self, info: edge.ShardInfo) -> float:
         vectors_a_point = len(self._schema.dense) + len(self._schema.sparse)
-        return info.points_count * vectors_a_point - info.indexed_vectors_count
+        missing = info.points_count * vectors_a_point - info.indexed_vectors_count
+        return missing / max(1, len(self._schema.dense))
 
 
 def _remove(path: Path) -> None:

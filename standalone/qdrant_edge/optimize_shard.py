@@ -1,4 +1,4 @@
-"""The process that builds the HNSW graph: `optimize_shard COLLECTION_FOLDER SHARD_FOLDER`."""
+"""The process that builds the HNSW graph: `optimize_shard COLLECTION_FOLDER SHARD_FOLDER PARENT_PID`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import qdrant_edge as edge
 
-from standalone.qdrant_edge.collection import CollectionRecord
 from standalone.qdrant_edge.collection_config import edge_config
+from standalone.qdrant_edge.collection_record import CollectionRecord
 
 NOTHING_TO_DO = 3
 
@@ -19,9 +19,9 @@ _LOWEST_PRIORITY = 19
 _PR_SET_PDEATHSIG = 1
 
 
-def main(collection_folder: Path, shard_folder: Path) -> int:
+def main(collection_folder: Path, shard_folder: Path, parent_pid: int) -> int:
     """Optimise a shard that nobody else uses; the exit code is 0 or NOTHING_TO_DO."""
-    _die_with_parent()
+    _die_with_parent(parent_pid)
     os.nice(_LOWEST_PRIORITY)
     record = CollectionRecord.load(collection_folder)
     if record is None:
@@ -32,11 +32,13 @@ def main(collection_folder: Path, shard_folder: Path) -> int:
     return 0 if changed else NOTHING_TO_DO
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent_pid: int) -> None:
     """An orphan would go on writing to a folder that the next server has removed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(NOTHING_TO_DO)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(Path, sys.argv[1:])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

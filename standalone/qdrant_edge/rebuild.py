@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -43,20 +44,24 @@ async def rebuild(collection: Collection) -> None:
     copy = collection.folder / name
     unused = copy
     settings = collection.settings
+    written = 0
     try:
         async with collection.write_lock:
             collection.flush()
-            left_over = collection.unindexed_vectors(collection.shard)
+            written = collection.backlog.take()
+            left_over = collection.unindexed_points(collection.shard)
             await _run("cp", "-R", collection.shard_folder, copy)
             collection.journal = Journal(copy.with_suffix(".journal"))
         if await _optimize(collection, copy):
             shard = engine_call(edge.EdgeShard.load, str(copy), edge_config(settings))
-            left_over = collection.unindexed_vectors(shard)
+            left_over = collection.unindexed_points(shard)
             await _catch_up(collection, shard, collection.journal, copy)
             unused = collection.adopt(name, shard, collection.journal.total_bytes)
             _log.info("rebuilt the index of %s", collection.name)
         collection.rebuild_settled(settings, left_over)
+        written = 0
     finally:
+        collection.backlog.give_back(written)
         if collection.journal is not None:
             collection.journal.close()
             collection.journal = None
@@ -65,11 +70,9 @@ async def rebuild(collection: Collection) -> None:
 
 async def _optimize(collection: Collection, copy: Path) -> bool:
     """Says whether there was anything to do."""
-    module = "standalone.qdrant_edge.optimize_shard"
-    code = await _run(
-        sys.executable, "-m", module, collection.folder, copy, fine=frozenset({0, NOTHING_TO_DO})
-    )
-    return code == 0
+    command = (sys.executable, "-m", "standalone.qdrant_edge.optimize_shard")
+    arguments = (collection.folder, copy, str(os.getpid()))
+    return await _run(*command, *arguments, fine=frozenset({0, NOTHING_TO_DO})) == 0
 
 
 async def _run(*command: str | Path, fine: frozenset[int] = frozenset({0})) -> int:

@@ -14,7 +14,7 @@ from standalone.qdrant_edge.errors import invalid, unsupported
 from standalone.qdrant_edge.field_indexes import index_schema
 from standalone.qdrant_edge.filters import optional_filter, to_edge_filter
 from standalone.qdrant_edge.payloads import to_payload
-from standalone.qdrant_edge.points import VectorSchema, to_edge_id, to_edge_vectors
+from standalone.qdrant_edge.points import EdgeId, VectorSchema, to_edge_id, to_edge_vectors
 
 Operations: TypeAlias = list[edge.UpdateOperation]
 
@@ -27,6 +27,17 @@ def to_operations(method: str, request: Message, schema: VectorSchema) -> Operat
     """
     _, convert = UPDATE_METHODS[method]
     return convert(request, schema)
+
+
+def written_ids(request: Any) -> list[EdgeId]:
+    """The points that a request names; which ones a filter selects is not known."""
+    if isinstance(request, pb.UpdateBatchPoints):
+        operations = [getattr(one, str(one.WhichOneof("operation"))) for one in request.operations]
+        return [one for operation in operations for one in written_ids(operation)]
+    if isinstance(request, _WITH_POINTS):
+        return [to_edge_id(point.id) for point in request.points]
+    selector = getattr(request, "points_selector", getattr(request, "points", pb.PointsSelector()))
+    return [to_edge_id(one) for one in selector.points.ids]
 
 
 def parse_update(method: str, data: bytes) -> Message:
@@ -128,6 +139,13 @@ def _selected(
         return by_filter(to_edge_filter(selector.filter), *arguments)
     return by_ids([to_edge_id(one) for one in selector.points.ids], *arguments)
 
+
+_WITH_POINTS: Final = (
+    pb.UpsertPoints,
+    pb.UpdatePointVectors,
+    pb.PointsUpdateOperation.PointStructList,
+    pb.PointsUpdateOperation.UpdateVectors,
+)
 
 _Converter: TypeAlias = Callable[[Any, VectorSchema], Operations]
 

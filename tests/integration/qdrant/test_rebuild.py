@@ -39,18 +39,18 @@ def test_writes_during_a_rebuild_are_in_the_result(loaded: EdgeProcess):
     [folder] = (loaded.data_dir / "collections").iterdir()
     before = set(folder.glob("shard-*[0-9a-f]"))
     with loaded.client() as client:
-        assert client.get_collection("c").status == models.CollectionStatus.YELLOW
+        assert not _is_green(client)
         _wait_until(lambda: any(folder.glob("*.journal")), "the rebuild to begin")
         # New points, changed points, deleted points and stale writes, while the copy is being optimised.
         written = 0
-        while client.get_collection("c").status != models.CollectionStatus.GREEN and written < _COUNT:
+        while not _is_green(client) and written < _COUNT:
             _write(client, range(_COUNT + written, _COUNT + written + 20), version=1)
             _write(client, range(written, written + 20), version=2)
             _write(client, range(written + 10, written + 20), version=1)
             written += 20
         assert written > 0
         client.delete("c", models.PointIdsList(points=[0]), wait=True)
-        _wait_until(lambda: client.get_collection("c").status == models.CollectionStatus.GREEN, "green")
+        _wait_until(lambda: _is_green(client), "green")
 
         assert client.count("c").count == _COUNT + written - 1
         changed = must(field("version", match=models.MatchValue(value=2)))
@@ -68,6 +68,19 @@ def test_writes_during_a_rebuild_are_in_the_result(loaded: EdgeProcess):
         assert client.count("c", changed).count == written - 1
 
 
+def test_changed_points_are_indexed_again(loaded: EdgeProcess):
+    [folder] = (loaded.data_dir / "collections").iterdir()
+    with loaded.client() as client:
+        _wait_until(lambda: _is_green(client), "the first rebuild")
+        [first] = _shards(folder)
+        _write(client, range(_COUNT), version=2)
+        assert not _is_green(client)
+        _wait_until(lambda: _is_green(client), "the second rebuild")
+        assert [first] != _shards(folder)
+        assert client.count("c", must(field("version", match=models.MatchValue(value=2)))).count == _COUNT
+        _assert_finds_what_is_nearest(client)
+
+
 def test_sigkill_during_a_rebuild_loses_nothing(loaded: EdgeProcess):
     [folder] = (loaded.data_dir / "collections").iterdir()
     with loaded.client() as client:
@@ -77,7 +90,7 @@ def test_sigkill_during_a_rebuild_loses_nothing(loaded: EdgeProcess):
     loaded.start()
     with loaded.client() as client:
         assert client.count("c").count == _COUNT + 100
-        _wait_until(lambda: client.get_collection("c").status == models.CollectionStatus.GREEN, "green")
+        _wait_until(lambda: _is_green(client), "green")
         assert client.count("c").count == _COUNT + 100
         _assert_finds_what_is_nearest(client)
     assert len(_shards(folder)) == 1
@@ -117,6 +130,10 @@ def _assert_finds_what_is_nearest(client: QdrantClient) -> None:
     expected = client.query_points("c", query=query, limit=10, search_params=exact).points
     assert expected[0].id == 7
     assert len({hit.id for hit in found} & {hit.id for hit in expected}) >= 9
+
+
+def _is_green(client: QdrantClient) -> bool:
+    return client.get_collection("c").status == models.CollectionStatus.GREEN
 
 
 def _shards(folder: Path) -> list[Path]:
