@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,30 +59,34 @@ class Parts:
     """What lives in the background loop."""
 
     handler: MessageHandler
-    close: Callable[[], Awaitable[None]]
+    close: Callable[[], Coroutine[Any, Any, None]]
 
 
 def main() -> int:
     """Run until SIGTERM; then let running messages end."""
     try:
         settings = from_environment()
-    except TextMatchError as error:
-        print(f"workers: {error}", file=sys.stderr)
-        return 2
-    set_up_logs("worker", settings.log_level, settings.log_style)
-    for noisy in ("celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    _log.info("starting", extra={"settings": describe(settings)})
-    if settings.metrics_port:
-        serve_metrics(settings.host, settings.metrics_port)
-
-    background = BackgroundLoop()
-    parts = background.run(_build(settings))
+        _set_up_logs(settings)
+        if settings.metrics_port:
+            serve_metrics(settings.host, settings.metrics_port)
+        background = BackgroundLoop()
+        parts = background.run(_build(settings))
+    except (TextMatchError, OSError) as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 1
     exit_code = _run_celery(settings, parts, background)
-    background.run(_close(parts))
+    background.run(parts.close())
     background.close()
     _log.info("stopped")
     return exit_code
+
+
+def _set_up_logs(settings: WorkerSettings) -> None:
+    set_up_logs("worker", settings.log_level, settings.log_style)
+    # They say two things about every message.
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log.info("starting", extra={"settings": describe(settings)})
 
 
 async def _build(settings: WorkerSettings) -> Parts:
@@ -115,10 +119,6 @@ async def _build(settings: WorkerSettings) -> Parts:
         await redis.aclose()
 
     return Parts(handler, close)
-
-
-async def _close(parts: Parts) -> None:
-    await parts.close()
 
 
 def _run_celery(settings: WorkerSettings, parts: Parts, background: BackgroundLoop) -> int:

@@ -168,10 +168,12 @@ class DocumentsHandler:
         What waits is asked first: a write that waits no more by then is stored when the index is asked.
         """
         ids = {document.id for document in documents.values()}
-        waiting = await self._state.pending.versions(ids)
+        ids -= (await self._state.pending.versions(ids)).keys()
+        if not ids:
+            return {}
         buried = await self._state.tombstones.get(ids)
         try:
-            stored = await self._index.fetch(list(ids - waiting.keys()))
+            stored = await self._index.fetch(list(ids))
         except TextMatchError as error:
             # A write is never refused for the sake of an optimisation.
             _log.warning("cannot tell what is unchanged", extra={"error": str(error)})

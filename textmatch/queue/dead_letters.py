@@ -4,6 +4,9 @@ One hash, by document id or by a generated id for what is no document, of JSON:
 
     {"document": {...} or null, "raw": the message or null, "reason": "TEXT_TOO_LARGE",
      "error": what happened, for people, "failed_at": seconds since 1970}
+
+A second hash has the versions of the documents, so that scripts need not read JSON that anyone may have
+written.
 """
 
 from __future__ import annotations
@@ -27,14 +30,16 @@ if TYPE_CHECKING:
 
 MALFORMED = "MALFORMED"
 
-# A letter never replaces one of a newer version of the document. ARGV: key, version and letter in turn.
+# A letter never replaces one of a newer version of the document.
+# KEYS of all scripts: letters, versions. ARGV: key, version (0 for no document) and letter in turn.
 _ADD = """
 for i = 1, #ARGV, 3 do
-  local key, version = ARGV[i], tonumber(ARGV[i + 1])
-  local known = redis.call('HGET', KEYS[1], key)
-  local document = known and cjson.decode(known).document
-  if not document or document == cjson.null or document.version <= version then
+  local key, version = ARGV[i], ARGV[i + 1]
+  if tonumber(redis.call('HGET', KEYS[2], key) or 0) <= tonumber(version) then
     redis.call('HSET', KEYS[1], key, ARGV[i + 2])
+    if version ~= '0' then
+      redis.call('HSET', KEYS[2], key, version)
+    end
   end
 end
 """
@@ -43,23 +48,34 @@ end
 _CLEAR = """
 local cleared = 0
 for i = 1, #ARGV, 2 do
-  local known = redis.call('HGET', KEYS[1], ARGV[i])
-  local document = known and cjson.decode(known).document
-  if document and document ~= cjson.null and document.version <= tonumber(ARGV[i + 1]) then
+  local known = redis.call('HGET', KEYS[2], ARGV[i])
+  if known and tonumber(known) <= tonumber(ARGV[i + 1]) then
+    redis.call('HDEL', KEYS[2], ARGV[i])
     cleared = cleared + redis.call('HDEL', KEYS[1], ARGV[i])
   end
 end
 return cleared
 """
 
+# ARGV: keys. Returns how many letters there were.
+_DROP = """
+local dropped = 0
+for _, key in ipairs(ARGV) do
+  redis.call('HDEL', KEYS[2], key)
+  dropped = dropped + redis.call('HDEL', KEYS[1], key)
+end
+return dropped
+"""
+
 # ARGV: key and the letter that was read.
 _DROP_IF_SAME = """
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
   redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[2], ARGV[1])
 end
 """
 
-_KEYS = [keys.DEAD_LETTERS]
+_KEYS = [keys.DEAD_LETTERS, keys.DEAD_LETTER_VERSIONS]
 _SCAN_PAGE = 200
 
 
@@ -118,6 +134,7 @@ class DeadLetters:
         self._redis = redis
         self._add = redis.register_script(_ADD)
         self._clear = redis.register_script(_CLEAR)
+        self._drop = redis.register_script(_DROP)
         self._drop_if_same = redis.register_script(_DROP_IF_SAME)
 
     async def add(self, letters: Sequence[DeadLetter]) -> None:
@@ -162,11 +179,8 @@ class DeadLetters:
 
     async def drop(self, letter_keys: Iterable[str]) -> int:
         """Forget these for good; says how many there were."""
-        asked = list(letter_keys)
-        if not asked:
-            return 0
         with translated_errors():
-            return await self._redis.hdel(keys.DEAD_LETTERS, *asked)
+            return int(await self._drop(keys=_KEYS, args=list(letter_keys)))
 
     async def replay(self, letter_keys: Iterable[str], producer: Producer) -> int:
         """Put these into the queue again, each in its old version; says how many there were.

@@ -18,6 +18,8 @@ PENDING_VERSIONS = "textmatch:pending-versions"
 
 # Hash: document id, or a generated id for messages that make no sense -> JSON.
 DEAD_LETTERS = "textmatch:dead-letters"
+# Hash: document id -> version of the document in the dead letters.
+DEAD_LETTER_VERSIONS = "textmatch:dead-letter-versions"
 
 
 def tombstone(document_id: str) -> str:

@@ -140,7 +140,8 @@ def _read_entry(entry: object, accepted_at: float) -> Document | RefusedEntry:
     raw = _message([json.dumps(entry)], accepted_at)
     try:
         document = document_from_json(entry)
-    except MalformedMessage as error:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except (MalformedMessage, UnicodeEncodeError) as error:
         return RefusedEntry(None, raw, str(error))
     violations = document_violations(document)
     if not document.version and (problem := version_violation("version", document.version)):
@@ -154,9 +155,9 @@ def _check_fields(content: object, expected: set[str], what: str) -> Mapping[str
     if not isinstance(content, dict):
         raise MalformedMessage(f"{what} is no JSON object")
     if missing := expected - content.keys():
-        raise MalformedMessage(f"{what} lacks {', '.join(sorted(missing))}")
+        raise MalformedMessage(f"{what} lacks {sorted(missing)}")
     if unknown := content.keys() - expected:
-        raise MalformedMessage(f"{what} has unknown fields: {', '.join(sorted(unknown))}")
+        raise MalformedMessage(f"{what} has unknown fields {sorted(unknown)}")
     return content
 
 

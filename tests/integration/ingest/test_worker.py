@@ -207,7 +207,7 @@ async def test_a_celery_client_can_send_documents_and_bad_ones_stay_behind(
     letters = {letter.key: letter for letter in await state.dead_letters.entries(10)}
     assert "text: is empty" in letters.pop("bad").error
     [malformed] = letters.values()
-    assert "lacks text, version" in malformed.error
+    assert "lacks ['text', 'version']" in malformed.error
 
 
 async def test_nothing_acknowledged_is_lost_when_redis_is_killed(

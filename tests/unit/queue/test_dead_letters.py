@@ -71,6 +71,17 @@ async def test_clear_takes_failures_that_no_longer_matter(dead_letters: DeadLett
     assert {letter.key for letter in await dead_letters.entries(10)} == {"b", malformed.key}
 
 
+async def test_a_document_that_is_hardly_json_can_be_kept_and_cleared(dead_letters: DeadLetters):
+    odd = Document("odd", "\ud800", {"x": float("inf"), "y": 10**30}, version=5)
+    await dead_letters.add([of_document(odd, "A", "\ud800")])
+    await dead_letters.add([of_document(odd, "A", "again")])
+    letter = await dead_letters.get("odd")
+    assert letter is not None
+    assert letter.document == odd
+    assert await dead_letters.clear({"odd": 5}) == 1
+    assert await dead_letters.count() == 0
+
+
 async def test_drop_forgets(dead_letters: DeadLetters):
     await dead_letters.add([of_document(document("a"), "A", "e"), of_document(document("b"), "A", "e")])
     assert await dead_letters.drop(["a", "missing"]) == 1
