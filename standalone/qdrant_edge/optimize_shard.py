@@ -15,14 +15,15 @@ from standalone.qdrant_edge.collection_record import CollectionRecord
 
 NOTHING_TO_DO = 3
 
-_LOWEST_PRIORITY = 19
+# Queries come first, but on a busy machine the index must still be built some time.
+_NICENESS = 5
 _PR_SET_PDEATHSIG = 1
 
 
 def main(collection_folder: Path, shard_folder: Path, parent_pid: int) -> int:
     """Optimise a shard that nobody else uses; the exit code is 0 or NOTHING_TO_DO."""
     _die_with_parent(parent_pid)
-    os.nice(_LOWEST_PRIORITY)
+    os.nice(_NICENESS)
     record = CollectionRecord.load(collection_folder)
     if record is None:
         return NOTHING_TO_DO
