@@ -105,16 +105,18 @@ class Catalog:
             await collection.close()
 
     def _load(self, folder: Path) -> None:
-        record = CollectionRecord.load(folder)
-        if record is None:
-            _log.warning("removing %s: no complete collection", folder)
-            shutil.rmtree(folder)
-            return
+        name = folder.name
         try:
-            self._collections[record.name] = Collection.open(folder, record)
+            record = CollectionRecord.load(folder)
+            if record is None:
+                _log.warning("removing %s: no complete collection", folder)
+                shutil.rmtree(folder)
+                return
+            name = record.name
+            self._collections[name] = Collection.open(folder, record)
         except Exception as error:  # noqa: BLE001 (the other collections must be served)
-            _log.exception("cannot load collection %s", record.name)
-            self._broken[record.name] = (folder, str(error))
+            _log.exception("cannot load collection %s", name)
+            self._broken[name] = (folder, str(error))
 
     def _load_aliases(self) -> dict[str, str]:
         stored = read_json(self._aliases_path) if self._aliases_path.exists() else {}

@@ -83,6 +83,15 @@ def test_half_written_json_is_ignored(server: EdgeProcess):
     _assert_kept(server)
 
 
+def test_an_unreadable_record_does_not_stop_the_others(server: EdgeProcess):
+    unreadable = server.data_dir / "collections" / "unreadable"
+    unreadable.mkdir()
+    (unreadable / "collection.json").write_text('{"shard": ')
+    server.start()
+    _assert_kept(server)
+    assert unreadable.exists()
+
+
 def test_a_collection_that_cannot_be_loaded_does_not_stop_the_others(server: EdgeProcess):
     broken = server.data_dir / "collections" / "broken"
     shutil.copytree(_folder(server), broken)
