@@ -12,7 +12,14 @@ from sentence_transformers import SentenceTransformer
 from textmatch.errors import TextMatchError
 from textmatch.models.resolve import BI_ENCODER_ORGANISATION, DEFAULT_BI_ENCODER, find_model
 from training.evaluation import Comparison, compare
-from training.regression import RegressionSettings, load_trained, train_regression
+from training.regression import (
+    ADAPTER_LEARNING_RATES,
+    FULL_LEARNING_RATES,
+    LearningRates,
+    RegressionSettings,
+    load_trained,
+    train_regression,
+)
 
 DEFAULT_BASE_NAME = f"{BI_ENCODER_ORGANISATION}/{DEFAULT_BI_ENCODER}"
 
@@ -46,9 +53,13 @@ def regression(
     warm_up_pairs: Annotated[
         int, typer.Option(min=0, help="Mined pairs to warm up on; 0 skips the warm-up.")
     ] = RegressionSettings.warm_up_pairs,
-    warm_up_learning_rate: float = RegressionSettings.warm_up_learning_rate,
+    warm_up_learning_rate: Annotated[
+        float | None, typer.Option(help="5e-4 for an adapter, 1e-4 for all weights when left out.")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = RegressionSettings.epochs,
-    learning_rate: float = RegressionSettings.learning_rate,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="2e-4 for an adapter, 3e-5 for all weights when left out.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = RegressionSettings.batch_size,
     max_length_tokens: Annotated[
         int, typer.Option(min=8, help="Longest pair in tokens; what is longer is cut.")
@@ -58,6 +69,7 @@ def regression(
     device: DeviceOption = RegressionSettings.device,
 ) -> None:
     """Train the regression cross-encoder."""
+    found = ADAPTER_LEARNING_RATES if adapter_rank > 0 else FULL_LEARNING_RATES
     settings = RegressionSettings(
         train=train,
         dev=dev,
@@ -69,9 +81,10 @@ def regression(
         base=find_model(base, BI_ENCODER_ORGANISATION),
         adapter_rank=adapter_rank,
         warm_up_pairs=warm_up_pairs,
-        warm_up_learning_rate=warm_up_learning_rate,
         epochs=epochs,
-        learning_rate=learning_rate,
+        learning_rates=LearningRates(
+            warm_up=warm_up_learning_rate or found.warm_up, training=learning_rate or found.training
+        ),
         batch_size=batch_size,
         max_length_tokens=max_length_tokens,
         seed=seed,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from training.evaluation import Comparison
 
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft")
@@ -41,8 +43,8 @@ Measured on the files in this directory, beside the cosine of the base bi-encode
 |---|---|
 {hashes}
 
-Environment: Python {python}, {libraries}, {machine}.
-The same seed gives the same weights on the same machine and library versions.
+Environment: Python {python}, {libraries}, {machine}, PyTorch threads: {threads}.
+The same seed gives the same weights with the same machine, threads and library versions.
 
 ## Licence
 
@@ -79,6 +81,7 @@ def write_model_card(card: ModelCard, directory: Path) -> Path:
         python=platform.python_version(),
         libraries=", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
         machine=platform.machine(),
+        threads=torch.get_num_threads(),
         data_note=card.data_note,
         limits=card.limits,
     )

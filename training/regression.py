@@ -27,6 +27,7 @@ from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import MSELoss
 from transformers import set_seed
 
+from textmatch.errors import InvalidInput
 from textmatch.models.adapter import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -52,7 +53,19 @@ _LIMITS = """\
   matter.
 * A pair is cut at {max_length_tokens} tokens. Lengths, languages and subjects that the training pairs do not
   cover are unmeasured.
-* The two orders of a pair can score slightly differently."""
+* The two orders of a pair do not score the same; where that matters, score both and average."""
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Highest learning rate of the warm-up and of the training on gold scores."""
+
+    warm_up: float
+    training: float
+
+
+ADAPTER_LEARNING_RATES = LearningRates(warm_up=5e-4, training=2e-4)
+FULL_LEARNING_RATES = LearningRates(warm_up=1e-4, training=3e-5)
 
 
 @dataclass(frozen=True)
@@ -69,11 +82,10 @@ class RegressionSettings:
     data_note: str = ""
     adapter_rank: int = 32
     warm_up_pairs: int = 60_000
-    warm_up_learning_rate: float = 5e-4
     warm_up_batch_size: int = 64
     epochs: int = 4
-    learning_rate: float = 2e-4
     batch_size: int = 32
+    learning_rates: LearningRates = ADAPTER_LEARNING_RATES
     max_length_tokens: int = 256
     seed: int = 1
     bf16: bool = True
@@ -82,6 +94,8 @@ class RegressionSettings:
 
 def train_regression(settings: RegressionSettings) -> list[Comparison]:
     """Trains, saves with a model card, and measures what was saved on the dev and the held-out pairs."""
+    if settings.output.is_dir() and any(settings.output.iterdir()):
+        raise InvalidInput.of_field("output", f'directory "{settings.output}" is not empty')
     train_pairs = read_scored_pairs(settings.train)
     set_seed(settings.seed)
     bi_encoder = SentenceTransformer(str(settings.base), device=settings.device, local_files_only=True)
@@ -104,8 +118,8 @@ def train_regression(settings: RegressionSettings) -> list[Comparison]:
         sentences = sorted({sentence for path in files for sentence in read_sentences(path)})
         embeddings = embed(bi_encoder, sentences)  # (sentence, dimension)
         warm_up = mine_warm_up_pairs(sentences, embeddings, settings.warm_up_pairs, settings.seed)
-        _fit(model, warm_up, 1, settings.warm_up_learning_rate, settings.warm_up_batch_size, settings)
-    _fit(model, train_pairs, settings.epochs, settings.learning_rate, settings.batch_size, settings)
+        _fit(model, warm_up, 1, settings.learning_rates.warm_up, settings.warm_up_batch_size, settings)
+    _fit(model, train_pairs, settings.epochs, settings.learning_rates.training, settings.batch_size, settings)
 
     _save(model, settings)
     saved = load_trained(settings.output, settings.base, settings.device)
@@ -192,11 +206,21 @@ def _model_card(settings: RegressionSettings, comparisons: Sequence[Comparison])
         base_name=settings.base_name,
         form=_ADAPTER_FORM.format(rank=rank) if rank > 0 else _FULL_FORM,
         data_note=settings.data_note,
-        limits=_LIMITS.format(max_length_tokens=settings.max_length_tokens),
+        limits=_limits(settings, comparisons),
         command=_command(settings),
         training_files=(settings.train, *settings.warm_up_sentences),
         comparisons=comparisons,
     )
+
+
+def _limits(settings: RegressionSettings, comparisons: Sequence[Comparison]) -> str:
+    lost = [
+        short_name(compared.path)
+        for compared in comparisons
+        if compared.cosine.spearman > compared.cross_encoder.spearman
+    ]
+    limits = _LIMITS.format(max_length_tokens=settings.max_length_tokens)
+    return limits + "".join(f"\n* On {name} the cosine of the base orders pairs better." for name in lost)
 
 
 def _command(settings: RegressionSettings) -> str:
@@ -208,9 +232,9 @@ def _command(settings: RegressionSettings) -> str:
         "base": settings.base_name,
         "adapter-rank": settings.adapter_rank,
         "warm-up-pairs": settings.warm_up_pairs,
-        "warm-up-learning-rate": settings.warm_up_learning_rate,
+        "warm-up-learning-rate": settings.learning_rates.warm_up,
         "epochs": settings.epochs,
-        "learning-rate": settings.learning_rate,
+        "learning-rate": settings.learning_rates.training,
         "batch-size": settings.batch_size,
         "max-length-tokens": settings.max_length_tokens,
         "seed": settings.seed,
