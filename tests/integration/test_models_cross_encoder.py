@@ -11,8 +11,16 @@ import sentence_transformers
 import torch
 
 from tests.support.encoder import make_tiny_cross_encoder
+from textmatch.models.adapter import load_cross_encoder_directory
 from textmatch.models.cross_encoder import CrossEncoder
-from textmatch.models.resolve import UnusableModel
+from textmatch.models.resolve import (
+    BI_ENCODER_ORGANISATION,
+    CROSS_ENCODER_ORGANISATION,
+    DEFAULT_BI_ENCODER,
+    DEFAULT_CROSS_ENCODER,
+    UnusableModel,
+    find_model,
+)
 
 PAIRS = [
     ("the cat sits", "a dog runs"),
@@ -91,6 +99,23 @@ def test_a_trained_range_is_mapped_to_0_to_1(tmp_path: Path):
     scores, raw = model.score(model.tokenize_pairs(PAIRS))
     assert scores == pytest.approx(np.clip((raw + 1) / 0.8, 0, 1), abs=1e-6)
     assert 1.0 in scores
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_the_default_one_is_an_adapter_over_the_default_bi_encoder(dtype: torch.dtype, tolerance: float):
+    directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
+    base = find_model(DEFAULT_BI_ENCODER, BI_ENCODER_ORGANISATION)
+    pairs = [
+        ("A man is playing a guitar.", "A man plays the guitar."),
+        ("A man is playing a guitar.", "A woman is slicing an onion."),
+        ("A man is playing a guitar.", "A man is playing a flute."),
+    ]
+    model = CrossEncoder.load(directory, DEFAULT_CROSS_ENCODER, device="cpu", dtype=dtype)
+    scores, _ = model.score(model.tokenize_pairs(pairs))
+    expected = load_cross_encoder_directory(directory, base, device="cpu").predict(pairs)
+    assert scores == pytest.approx(expected, abs=tolerance)
+    assert scores[0] > scores[2] > scores[1]
+    assert model.model_id.startswith("textmatch-cross-encoder-en-")
 
 
 def test_several_outputs_are_refused(tmp_path: Path):

@@ -158,7 +158,10 @@ def feed_lstm(model: nn.Module) -> None:
 
 def _add_sentence_lengths(module: nn.Module, arguments: tuple[dict[str, Tensor]]) -> None:
     features = arguments[0]
-    features["sentence_lengths"] = features["attention_mask"].sum(dim=1)
+    mask = features["attention_mask"]
+    features["sentence_lengths"] = mask.sum(dim=1)
+    # An LSTM's output ends with the longest text, however wide the batch was padded.
+    features["attention_mask"] = mask[:, : int(features["sentence_lengths"].max())]
 
 
 def _role(model: SentenceTransformer, task: str, prompt: str, max_tokens: int | None) -> _Role:
