@@ -19,6 +19,7 @@ EnumValue = TypeVar("EnumValue", bound=int)
 # Of a message around its texts: field tags, lengths, ids.
 _OVERHEAD_BYTES = 1024 * 1024
 _OVERHEAD_BYTES_PER_TEXT = 16
+_LARGEST_GRPC_LIMIT_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class ScoreInput:
 
 def max_message_bytes(max_texts: int) -> int:
     """The largest message that keeps the limits: a call with as many pairs as there may be."""
-    return 2 * max_texts * (MAX_TEXT_BYTES + _OVERHEAD_BYTES_PER_TEXT) + _OVERHEAD_BYTES
+    needed = 2 * max_texts * (MAX_TEXT_BYTES + _OVERHEAD_BYTES_PER_TEXT) + _OVERHEAD_BYTES
+    return min(needed, _LARGEST_GRPC_LIMIT_BYTES)
 
 
 def check_encode(request: pb.EncodeRequest, max_texts: int) -> None:

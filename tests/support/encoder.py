@@ -6,10 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -90,21 +91,25 @@ def start_encoder(environment: Mapping[str, str]) -> tuple[subprocess.Popen[str]
         The process, which the caller ends, and its address.
     """
     port = free_port()
-    process = spawn_encoder({"TEXTMATCH_ENCODER_PORT": str(port), **environment})
     address = f"127.0.0.1:{port}"
-    try:
-        wait_until_serving(process, address)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
+    with tempfile.TemporaryFile("w+") as log:
+        process = spawn_encoder({"TEXTMATCH_ENCODER_PORT": str(port), **environment}, stderr=log)
+        try:
+            wait_until_serving(process, address)
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            log.seek(0)
+            raise AssertionError(f"{error}; it wrote:\n{log.read()}") from error
     return process, address
 
 
 def spawn_encoder(
-    environment: Mapping[str, str], command: Sequence[str] = ENCODER_COMMAND
+    environment: Mapping[str, str],
+    command: Sequence[str] = ENCODER_COMMAND,
+    stderr: int | IO[str] = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
-    """Start the encoder and return at once; stderr is a pipe."""
+    """Start the encoder and return at once."""
     defaults = {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
@@ -112,19 +117,15 @@ def spawn_encoder(
         "TEXTMATCH_ENCODER_METRICS_PORT": "0",
         "TEXTMATCH_LOG_LEVEL": "WARNING",
     }
-    return subprocess.Popen(
-        command,
-        env={**os.environ, **defaults, **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    complete = {**os.environ, **defaults, **environment}
+    return subprocess.Popen(command, env=complete, stderr=stderr, text=True)
 
 
 def wait_until_serving(process: subprocess.Popen[str], address: str) -> None:
     """Returns when health is SERVING; fails when the process ends or takes too long."""
     deadline = time.monotonic() + _START_SECONDS
     while not is_serving(address):
-        assert process.poll() is None, f"the encoder ended: {process.stderr.read() if process.stderr else ''}"
+        assert process.poll() is None, f"the encoder ended with status {process.returncode}"
         assert time.monotonic() < deadline, f"the encoder was not SERVING within {_START_SECONDS} s"
         time.sleep(0.05)
 

@@ -8,7 +8,7 @@ import pytest
 
 from services.encoder.batching import BatchPolicy
 from services.encoder.jobs import EngineModel, Job
-from services.encoder.metrics import QUEUE_TEXTS, QUEUE_TOKENS
+from services.encoder.metrics import QUEUE_TEXTS, QUEUE_TOKENS, REJECTIONS_TOTAL
 from services.encoder.waiting import Item, WaitingTexts
 from tests.support.length_model import SAMPLE, LengthModel
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded
@@ -118,6 +118,7 @@ async def test_a_job_whose_deadline_passed_is_not_computed(waiting: WaitingTexts
 
 
 async def test_too_much_is_refused_with_an_honest_delay(waiting: WaitingTexts, make_job: MakeJob):
+    refused = REJECTIONS_TOTAL.labels("overloaded")._value.get()
     waiting.note_speed(tokens=200, seconds=1.0)
     waiting.add(make_job(*[90] * 10))
     with (
@@ -126,6 +127,7 @@ async def test_too_much_is_refused_with_an_honest_delay(waiting: WaitingTexts, m
     ):
         pass
     assert caught.value.retry_delay_seconds == pytest.approx(4.5)
+    assert REJECTIONS_TOTAL.labels("overloaded")._value.get() == refused + 1
     with waiting.admitted(100, is_bulk=False, deadline=None):
         pass
 
