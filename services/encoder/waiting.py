@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from services.encoder import metrics
 from services.encoder.batching import BatchPolicy, BulkCredit, take_batch
-from services.encoder.jobs import Job
+from services.encoder.jobs import EngineModel, Job
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded, TextMatchError
 from textmatch.models.tokens import TokenizedText
 
@@ -42,14 +42,14 @@ class _Lane:
     """Jobs of one priority, and their texts by model, each in the order they came."""
 
     name: str
-    queues: dict[str, deque[Item]] = field(default_factory=dict)
+    queues: dict[EngineModel, deque[Item]] = field(default_factory=dict)
     texts: int = 0
     tokens: int = 0
     # Of calls that were let in and are still being tokenized.
     reserved_tokens: int = 0
 
     def add(self, job: Job) -> None:
-        queue = self.queues.setdefault(job.model.model_id, deque())
+        queue = self.queues.setdefault(job.model, deque())
         queue.extend(Item(job, position, text.token_count) for position, text in enumerate(job.texts))
         self._count(job.waiting_texts, job.waiting_tokens)
 
