@@ -19,9 +19,10 @@ _SECTIONS: dict[str, Any] = {
 }
 _HEAD = """# Configuration
 
-Made by `make docs` from the settings in the code; a test holds it to them. Every process reads its settings once, from
-environment variables; a bad value ends the start with one line that names every bad variable. Secrets are masked in
-logs. `textmatch up` passes its own environment on to all processes and sets addresses and ports itself.
+Made by `make docs` from the settings in the code; a test holds it to them. Every process reads its settings
+once, from environment variables; a bad value ends the start with one line that names every bad variable. Secrets
+are masked in logs. `textmatch up` passes its own environment on to all processes and sets addresses and ports
+itself.
 """
 
 
@@ -40,7 +41,7 @@ def _row(field: dataclasses.Field[Any]) -> str:
     notes = [metadata["description"]]
     if metadata["choices"]:
         notes.append(f"One of {', '.join(metadata['choices'])}.")
-    if metadata["minimum"] is not None and metadata["minimum"] > 0:
+    if metadata["minimum"]:
         notes.append(f"At least {metadata['minimum']:g}.")
     if metadata["maximum"] is not None:
         notes.append(f"At most {metadata['maximum']:g}.")

@@ -30,7 +30,7 @@ class MatcherSettings:
     )
     rerank_weight: float = setting(
         "TEXTMATCH_RERANK_WEIGHT",
-        0.5,
+        0.2,
         "Share of the cross-encoder in the score of a match; the rest is the cosine.",
         minimum=0,
         maximum=1,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from tests.support.encoder import make_tiny_bi_encoder
-from tests.support.stack import running_stack, wait_until
+from tests.support.stack import Stack, running_stack, wait_until
 from textmatch.client import TextMatchClient
 from textmatch.documents import Document
 from textmatch.errors import TextMatchError
@@ -17,25 +17,40 @@ BATCHES = 30
 BATCH_SIZE = 50
 
 
-@pytest.mark.parametrize("victim", ["worker", "encoder", "matcher", "qdrant", "redis"])
-def test_killing_one_process_loses_no_accepted_document(victim: str, tmp_path: Path):
-    make_tiny_bi_encoder(tmp_path / "model")
+@pytest.fixture(scope="module")
+def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of its own, with a tiny model, to be hurt."""
+    directory = tmp_path_factory.mktemp("fragile")
+    make_tiny_bi_encoder(directory / "model")
     environment = {
-        "TEXTMATCH_BI_ENCODER": str(tmp_path / "model"),
+        "TEXTMATCH_BI_ENCODER": str(directory / "model"),
         "TEXTMATCH_CROSS_ENCODER": "none",
-        "TEXTMATCH_WORKER_VISIBILITY_TIMEOUT_SECONDS": "10",
+        "TEXTMATCH_WORKER_VISIBILITY_TIMEOUT_SECONDS": "5",
+        "TEXTMATCH_WORKER_SWEEP_SECONDS": "1",
     }
-    with running_stack(tmp_path / "data", environment) as stack, stack.client() as client:
-        killer = threading.Timer(0.5, stack.kill, [victim])
+    with running_stack(directory / "data", environment) as running:
+        yield running
+
+
+@pytest.mark.parametrize("victim", ["worker", "encoder", "matcher", "qdrant", "redis"])
+def test_killing_one_process_loses_no_accepted_document(victim: str, fragile_stack: Stack):
+    before = fragile_stack.pid(victim)
+    with fragile_stack.client() as client:
+        stored_before = _count(client)
+        killer = threading.Timer(0.3, fragile_stack.kill, [victim])
         killer.start()
-        accepted = {document.id for batch in range(BATCHES) for document in _ingest(client, batch)}
+        accepted = {
+            document.id for batch in range(BATCHES) for document in _ingest(client, f"{victim}-{batch}")
+        }
         killer.join()
-        wait_until(lambda: _count(client) == len(accepted), "all documents", seconds=90)
+        expected = stored_before + len(accepted)
+        wait_until(lambda: _count(client) == expected, f"{expected} documents", seconds=60)
         sample = sorted(accepted)[:: len(accepted) // 50]
         assert [client.get_document(document_id).id for document_id in sample] == sample
+    wait_until(lambda: fragile_stack.pid(victim) not in (0, before), f"{victim} to be back", seconds=60)
 
 
-def _ingest(client: TextMatchClient, batch: int) -> list[Document]:
+def _ingest(client: TextMatchClient, batch: str) -> list[Document]:
     """Send a batch until it is accepted, as any producer has to when a server is gone."""
     documents = [
         Document(f"{batch}-{number}", f"text {number} of batch {batch}") for number in range(BATCH_SIZE)

@@ -18,7 +18,17 @@ _RETRY_POLICY = {
 }
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}],
+    "methodConfig": [
+        {"name": [{}], "retryPolicy": _RETRY_POLICY},
+        # A stream that gRPC itself retried after its server was killed was seen to hang until its deadline;
+        # the callers of these send again what was not answered.
+        {
+            "name": [
+                {"service": "textmatch.v1.MatcherService", "method": "IngestDocuments"},
+                {"service": "textmatch.v1.EncoderService", "method": "EncodeStream"},
+            ]
+        },
+    ],
     # Stop retrying when more than half of the calls fail, so that retries never keep a sick server down.
     "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
 }

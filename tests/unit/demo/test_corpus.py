@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from standalone.demo.corpus import build_corpus, spell_out, summarise
-from standalone.demo.questions import read_questions
+from standalone.demo.questions import EVERYDAY, HARD, read_questions
 from textmatch.documents import Document, document_violations
 
 
@@ -101,9 +102,10 @@ def test_names_are_spelled_as_words():
     assert spell_out("concurrent.futures.ThreadPoolExecutor") == "concurrent futures thread pool executor"
 
 
-def test_every_answer_to_every_question_exists(corpus: dict[str, Document]):
-    questions = read_questions()
-    assert len({question.text for question in questions}) == 40
+@pytest.mark.parametrize(("path", "count"), [(EVERYDAY, 40), (HARD, 79)])
+def test_every_answer_to_every_question_exists(path: Path, count: int, corpus: dict[str, Document]):
+    questions = read_questions(path)
+    assert len({question.text for question in questions}) == count
     assert [
         answer for question in questions for answer in question.accepted_ids if answer not in corpus
     ] == []
