@@ -20,9 +20,9 @@ _SECTIONS: dict[str, Any] = {
 _HEAD = """# Configuration
 
 Made by `make docs` from the settings in the code; a test holds it to them. Every process reads its settings
-once, from environment variables; a bad value ends the start with one line that names every bad variable. Secrets
-are masked in logs. `textmatch up` passes its own environment on to all processes and sets addresses and ports
-itself.
+once, from environment variables; a bad value ends the start with one line that names every bad variable.
+Secrets are masked in logs. `textmatch up` passes its own environment on to all processes and sets addresses
+and ports itself.
 """
 
 

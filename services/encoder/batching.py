@@ -1,7 +1,8 @@
 """Which of the waiting texts go into the next forward pass.
 
 There is no timer: a batch is chosen from what waits at the moment the engine is free. It always holds the
-text that has waited longest, and texts of about the same length, because all are padded to the longest.
+text that has waited longest. Where texts are packed it holds those that came next, whatever their lengths;
+where all are padded to the longest it holds texts of about the same length.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 class BatchPolicy:
     """How texts become batches.
 
-    `token_budget` limits a batch, counted as it is computed: longest text x number of texts. `bulk_share` is
+    `token_budget` limits a batch, counted as it is computed: if padded, longest text x texts. `bulk_share` is
     the part of the tokens that bulk work gets at least while interactive work waits. `forward_cost_tokens` is
     how many tokens could be computed in the time that a forward pass takes before its first token: less
     padding than that is cheaper than another pass.
@@ -30,8 +31,26 @@ def padded_tokens(token_counts: Sequence[int]) -> int:
     return max(token_counts) * len(token_counts)
 
 
-def take_batch(token_counts: Sequence[int], policy: BatchPolicy) -> list[int]:
-    """Choose a batch that holds the oldest text.
+def take_packed_batch(token_counts: Sequence[int], policy: BatchPolicy) -> list[int]:
+    """Choose the oldest texts, as many as the budget holds; the oldest goes even if it alone is larger.
+
+    Args:
+        token_counts: of the waiting texts, the oldest first; at least one.
+        policy: its `token_budget` is kept.
+
+    Returns:
+        Positions in `token_counts`: a prefix.
+    """
+    tokens = token_counts[0]
+    taken = 1
+    while taken < len(token_counts) and tokens + token_counts[taken] <= policy.token_budget:
+        tokens += token_counts[taken]
+        taken += 1
+    return list(range(taken))
+
+
+def take_padded_batch(token_counts: Sequence[int], policy: BatchPolicy) -> list[int]:
+    """Choose a batch of texts of about the same length that holds the oldest text.
 
     Args:
         token_counts: of the waiting texts, the oldest first; at least one.

@@ -122,5 +122,6 @@ def _observe_forward(batch: Sequence[Item], seconds: float) -> None:
     metrics.STAGE_SECONDS.labels("forward").observe(seconds)
     metrics.BATCH_TEXTS.observe(len(batch))
     metrics.BATCH_TOKENS.observe(tokens)
-    metrics.PADDING_RATIO.observe(padded_tokens(token_counts) / max(tokens, 1))
+    if not batch[0].job.model.is_packed:
+        metrics.PADDING_RATIO.observe(padded_tokens(token_counts) / max(tokens, 1))
     metrics.TOKENS_TOTAL.labels("bulk" if batch[0].job.is_bulk else "interactive").inc(tokens)

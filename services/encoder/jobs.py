@@ -27,11 +27,13 @@ class EngineModel:
     """A model as the engine sees it.
 
     `forward` turns a batch into (count, columns) float32. `sample` is a text that it is known to work on.
+    `is_packed` says that texts of any lengths go into one batch without padding.
     """
 
     model_id: str
     forward: Callable[[Sequence[TokenizedText]], Rows]
     sample: TokenizedText
+    is_packed: bool = False
 
 
 class Job:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from services.encoder.settings import EncoderSettings
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.cross_encoder import CrossEncoder
 from textmatch.models.devices import resolve_device, resolve_dtype
+from textmatch.models.engines import EngineOptions
 from textmatch.models.tokens import TokenizedText
 
 _log = logging.getLogger(__name__)
@@ -78,10 +80,11 @@ def _load_bi_encoder(found: FoundModel, settings: EncoderSettings, device: str) 
         device=device,
         dtype=resolve_dtype(settings.dtype, device),
         max_tokens=settings.max_tokens or None,
+        engine=_engine_options(settings),
     )
     _announce(model, "bi-encoder")
     sample = model.tokenize([_SAMPLE], is_query=False)[0]
-    return Served(model, EngineModel(model.model_id, model.embed, sample))
+    return Served(model, EngineModel(model.model_id, model.embed, sample, model.is_packed))
 
 
 def _load_cross_encoder(found: FoundModel, settings: EncoderSettings, device: str) -> Served[CrossEncoder]:
@@ -91,6 +94,7 @@ def _load_cross_encoder(found: FoundModel, settings: EncoderSettings, device: st
         device=device,
         dtype=resolve_dtype(settings.dtype, device),
         max_tokens=settings.max_tokens or None,
+        engine=_engine_options(settings),
     )
     _announce(model, "cross-encoder")
 
@@ -99,7 +103,15 @@ def _load_cross_encoder(found: FoundModel, settings: EncoderSettings, device: st
         return rows
 
     sample = model.tokenize_pairs([(_SAMPLE, _SAMPLE)])[0]
-    return Served(model, EngineModel(model.model_id, forward, sample))
+    return Served(model, EngineModel(model.model_id, forward, sample, model.is_packed))
+
+
+def _engine_options(settings: EncoderSettings) -> EngineOptions:
+    return EngineOptions(
+        name=settings.engine,
+        threads=settings.threads or torch.get_num_threads(),
+        cache_directory=Path(settings.cache_dir).expanduser(),
+    )
 
 
 def _policy(settings: EncoderSettings, device: str) -> BatchPolicy:
@@ -112,24 +124,32 @@ def _policy(settings: EncoderSettings, device: str) -> BatchPolicy:
 
 
 def _warm_up(model: EngineModel, policy: BatchPolicy) -> tuple[int, float]:
-    """Run the smallest batch and a full one, twice: the first of a shape is slow.
+    """Run batches of all sizes, the largest twice: an engine prepares itself for each shape it meets first.
 
     Returns:
         Tokens of the full batch, and the seconds it took.
     """
-    model.forward([model.sample])
     count = max(1, policy.token_budget // model.sample.token_count)
-    model.forward([model.sample] * count)
+    for size in sorted({1, 2, 4, *(count * eighths // 8 for eighths in range(1, 9))} - {0}):
+        model.forward([model.sample] * size)
     started = time.perf_counter()
     model.forward([model.sample] * count)
     return count * model.sample.token_count, time.perf_counter() - started
 
 
 def _announce(model: BiEncoder | CrossEncoder, kind: str) -> None:
-    metrics.MODEL_INFO.labels(model.model_id, model.name, kind, model.dtype, model.device).set(1)
+    metrics.MODEL_INFO.labels(model.model_id, model.name, kind, model.engine, model.dtype, model.device).set(
+        1
+    )
     _log.info(
         "loaded",
-        extra={"model_id": model.model_id, "kind": kind, "dtype": model.dtype, "device": model.device},
+        extra={
+            "model_id": model.model_id,
+            "kind": kind,
+            "engine": model.engine,
+            "dtype": model.dtype,
+            "device": model.device,
+        },
     )
 
 

@@ -43,7 +43,7 @@ FAILED_TEXTS_TOTAL = Counter("textmatch_encoder_failed_texts_total", "Texts that
 MODEL_INFO = Gauge(
     "textmatch_encoder_model_info",
     "1 for each loaded model.",
-    ["model_id", "name", "kind", "dtype", "device"],
+    ["model_id", "name", "kind", "engine", "dtype", "device"],
 )
 DEVICE_MEMORY_BYTES = Gauge(
     "textmatch_encoder_device_memory_bytes", "Memory that tensors take on the GPU.", ["device"]

@@ -38,6 +38,17 @@ class EncoderSettings:
         "Precision; `auto` takes bfloat16 where the processor computes with it.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    engine: str = setting(
+        "TEXTMATCH_ENGINE",
+        "auto",
+        "What runs transformers; `auto` takes OpenVINO on CPUs that compute in bfloat16, else torch.",
+        choices=("auto", "torch", "openvino"),
+    )
+    cache_dir: str = setting(
+        "TEXTMATCH_CACHE_DIR",
+        "~/.cache/textmatch",
+        "Folder for what engines prepare for a model, so that the next start is quick.",
+    )
     threads: int = setting(
         "TEXTMATCH_ENCODER_THREADS", 0, "Threads a forward pass may use; 0: one a core.", minimum=0
     )
@@ -51,7 +62,7 @@ class EncoderSettings:
     batch_tokens: int = setting(
         "TEXTMATCH_ENCODER_BATCH_TOKENS",
         0,
-        "Tokens of one forward pass, padding included; 0: 1,024 on a CPU, 32,768 on a GPU.",
+        "Tokens of one forward pass; 0: 1,024 on a CPU, 32,768 on a GPU.",
         minimum=0,
     )
     queue_tokens: int = setting(

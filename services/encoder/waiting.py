@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from services.encoder import metrics
-from services.encoder.batching import BatchPolicy, BulkCredit, take_batch
+from services.encoder.batching import BatchPolicy, BulkCredit, take_packed_batch, take_padded_batch
 from services.encoder.jobs import EngineModel, Job
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded, TextMatchError
 from textmatch.models.tokens import TokenizedText
@@ -201,6 +201,7 @@ class WaitingTexts:
             item = queue.popleft()
             if not self._is_over(item.job):
                 window.append(item)
+        take_batch = take_packed_batch if window[0].job.model.is_packed else take_padded_batch
         chosen = take_batch([item.tokens for item in window], self._policy)
         batch = [window[position] for position in chosen]
         for position in sorted(chosen, reverse=True):

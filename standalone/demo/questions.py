@@ -1,7 +1,8 @@
 """Questions about the demo's corpus, with all documents that truly answer each.
 
-All were written before anybody saw what the system answers to them, with a plain search of the corpus for ids and
-with no model. `EVERYDAY` are as a programmer types into a search box; `HARD` avoid the words of the answer.
+All were written before anybody saw what the system answers to them, with a plain search of the corpus for ids
+and with no model. `EVERYDAY` are as a programmer types into a search box; `HARD` avoid the words of the
+answer.
 """
 
 from __future__ import annotations

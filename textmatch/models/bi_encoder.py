@@ -13,9 +13,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sentence_transformer.modules import LSTM, Pooling
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from textmatch.models.devices import dtype_name
+from textmatch.models.engines import EngineOptions, start_engine
 from textmatch.models.identity import model_id
+from textmatch.models.packed_forward import PackedBiEncoder
 from textmatch.models.pair_classifier import PairClassifier
 from textmatch.models.resolve import UnusableModel
 from textmatch.models.tokenizing import InputTokenizer, input_tokenizer
@@ -40,25 +43,48 @@ class BiEncoder:
     """A loaded bi-encoder. `tokenize` may run in several threads at once; `embed` in one."""
 
     def __init__(
-        self, model: SentenceTransformer, name: str, directory: Path, *, max_tokens: int | None
+        self,
+        model: SentenceTransformer,
+        name: str,
+        directory: Path,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        max_tokens: int | None,
+        engine: EngineOptions | None,
     ) -> None:
         self.name = name
         self.model_id = model_id(name, directory)
+        self.device = device
+        self.dtype = dtype_name(dtype)
         self.pair_classifier = PairClassifier.load(directory)
-        self._model = model
         self._query = _role(model, "query", _query_prompt(model), max_tokens)
         self._document = _role(model, "document", _document_prompt(model), max_tokens)
         self._tells_roles_apart = self._query.prompt_tokens != self._document.prompt_tokens or any(
             isinstance(module, Router) for module in model.modules()
         )
         self.max_tokens = min(self._query.tokenizer.max_tokens, self._document.tokenizer.max_tokens)
-        self.dtype = dtype_name(next(model.parameters()).dtype)
-        self.device = str(model.device)
+        self._packed = engine and _packed(model, engine, self.model_id, device, dtype)
+        self.engine = self._packed.engine_name if self._packed else "sentence-transformers"
+        # An engine has a copy of the transformer, so that the one here may go.
+        self._model = nn.Module() if self._packed else _placed(model, device, dtype)
         self.dimension: int = self.embed(self.tokenize(["dimension"], is_query=False)).shape[1]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether texts of any lengths go into one batch without padding."""
+        return self._packed is not None
 
     @classmethod
     def load(
-        cls, directory: Path, name: str, *, device: str, dtype: torch.dtype, max_tokens: int | None = None
+        cls,
+        directory: Path,
+        name: str,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        max_tokens: int | None = None,
+        engine: EngineOptions | None = None,
     ) -> BiEncoder:
         """Load a directory in the sentence-transformers format; code in it is never run.
 
@@ -68,22 +94,23 @@ class BiEncoder:
             device: as `resolve_device` returns it.
             dtype: of the transformer; what follows it stays in float32.
             max_tokens: cut texts shorter than the model itself does.
+            engine: what runs the transformer; without one, sentence-transformers runs all of the model.
 
         Raises:
+            UnusableEngine: the engine asked for is not installed.
             UnusableModel: it is no bi-encoder, or its files contradict each other.
         """
         try:
             model = SentenceTransformer(
                 str(directory),
-                device=device,
+                device="cpu",
                 local_files_only=True,
                 model_kwargs={"dtype": torch.float32},
             )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
             raise UnusableModel(f'cannot load "{name}" as a bi-encoder: {error}') from error
-        _convert(model.eval(), dtype)
-        feed_lstm(model)
-        return cls(model, name, directory, max_tokens=max_tokens)
+        feed_lstm(model.eval())
+        return cls(model, name, directory, device=device, dtype=dtype, max_tokens=max_tokens, engine=engine)
 
     def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
         """Put the role's prompt before each text and turn it into tokens."""
@@ -122,23 +149,42 @@ class BiEncoder:
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[TokenizedText], role: _Role) -> Embeddings:
-        features: dict[str, Any] = {
-            name: tensor.to(self._model.device) for name, tensor in role.tokenizer.collate(batch).items()
-        }
-        if role.prompt_tokens:
-            features["prompt_length"] = role.prompt_tokens
-        output: Tensor = self._model(features, task=role.task)["sentence_embedding"]
+        output = self._packed.embed(batch, role.prompt_tokens) if self._packed else self._padded(batch, role)
         normalised = nn.functional.normalize(output.float(), dim=1)  # (count, dimension)
         embeddings: Embeddings = normalised.cpu().numpy()
         return embeddings
 
+    def _padded(self, batch: Sequence[TokenizedText], role: _Role) -> Tensor:
+        features: dict[str, Any] = {
+            name: tensor.to(self.device) for name, tensor in role.tokenizer.collate(batch).items()
+        }
+        if role.prompt_tokens:
+            features["prompt_length"] = role.prompt_tokens
+        output: Tensor = self._model(features, task=role.task)["sentence_embedding"]
+        return output
 
-def _convert(model: SentenceTransformer, dtype: torch.dtype) -> None:
+
+def _packed(
+    model: SentenceTransformer, options: EngineOptions, model_id: str, device: str, dtype: torch.dtype
+) -> PackedBiEncoder | None:
+    """The model with its transformer in an engine; None if it has none, or none that engines can run."""
+    first, *following = model.children()
+    if not isinstance(first, Transformer) or not isinstance(first.model, PreTrainedModel):
+        return None
+    engine = start_engine(first.model, options, model_id=model_id, dtype=dtype, device=device)
+    if engine is None:
+        return None
+    pad_id = first.tokenizer.pad_token_id or 0
+    return PackedBiEncoder(engine, [module.to(device) for module in following], pad_id)
+
+
+def _placed(model: SentenceTransformer, device: str, dtype: torch.dtype) -> SentenceTransformer:
     """To `dtype`, but for what follows the transformer: there it costs nothing to keep more than 8 bits."""
     for module in model.modules():
         if isinstance(module, Transformer):
             module.to(dtype)
             module.register_forward_hook(_to_float32)
+    return model.to(device)
 
 
 def _to_float32(module: nn.Module, _: tuple[Any, ...], features: dict[str, Any]) -> None:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import sentence_transformers
 import torch
+from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from textmatch.models.adapter import adapter_base_name, is_adapter_directory, load_cross_encoder_directory
 from textmatch.models.devices import dtype_name
+from textmatch.models.engines import EngineOptions, start_engine
 from textmatch.models.identity import model_id
+from textmatch.models.packed_forward import PackedCrossEncoder
 from textmatch.models.pair_classifier import Scores
 from textmatch.models.resolve import CROSS_ENCODER_ORGANISATION, UnusableModel, find_model
-from textmatch.models.tokenizing import input_tokenizer
+from textmatch.models.tokenizing import InputTokenizer, input_tokenizer
 from textmatch.models.tokens import Pair, TokenizedText
 
+_log = logging.getLogger(__name__)
+
 _CONFIG = "config_sentence_transformers.json"
+_PROBE = (("A man is eating.", "Somebody has his dinner."), ("A man is eating.", "The stock market fell."))
+# What the engine's precision may change in a logit.
+_PROBE_TOLERANCE = 0.1
 
 
 class CrossEncoder:
@@ -31,7 +41,10 @@ class CrossEncoder:
         name: str,
         directory: Path,
         *,
+        device: str,
+        dtype: torch.dtype,
         max_tokens: int | None,
+        engine: EngineOptions | None,
     ) -> None:
         if model.num_labels != 1:
             raise UnusableModel(f'"{name}" has {model.num_labels} outputs; a cross-encoder here has one')
@@ -42,12 +55,32 @@ class CrossEncoder:
         self._prompt = model.prompts.get(model.default_prompt_name or "") or ""
         self._to_score = _score_function(model, directory)
         self.max_tokens = self._tokenizer.max_tokens
-        self.dtype = dtype_name(next(model.parameters()).dtype)
-        self.device = str(model.device)
+        self.dtype = dtype_name(dtype)
+        self.device = device
+        self._packed = (
+            _packed(model, self._tokenizer, engine, self.model_id, device, dtype) if engine else None
+        )
+        self.engine = self._packed.engine_name if self._packed else "sentence-transformers"
+        if self._packed:
+            model.to(device)
+        else:
+            _convert(model.to(device), dtype)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether pairs of any lengths go into one batch without padding."""
+        return self._packed is not None
 
     @classmethod
     def load(
-        cls, directory: Path, name: str, *, device: str, dtype: torch.dtype, max_tokens: int | None = None
+        cls,
+        directory: Path,
+        name: str,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        max_tokens: int | None = None,
+        engine: EngineOptions | None = None,
     ) -> CrossEncoder:
         """Load a sentence-transformers directory, or an adapter over one; code in it is never run.
 
@@ -57,17 +90,20 @@ class CrossEncoder:
             device: as `resolve_device` returns it.
             dtype: of the weights and of the computation; the last layer stays in float32.
             max_tokens: cut pairs shorter than the model itself does.
+            engine: what runs the transformer; without one, sentence-transformers runs all of the model.
 
         Raises:
+            UnusableEngine: the engine asked for is not installed.
             UnusableModel: it is no cross-encoder with one output, or its files contradict each other.
             ModelNotFound: the base model of an adapter is missing.
         """
         try:
-            model = _load(directory, device)
+            model = _load(directory)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
             raise UnusableModel(f'cannot load "{name}" as a cross-encoder: {error}') from error
-        _convert(model, dtype)
-        return cls(model.eval(), name, directory, max_tokens=max_tokens)
+        return cls(
+            model.eval(), name, directory, device=device, dtype=dtype, max_tokens=max_tokens, engine=engine
+        )
 
     def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]:
         """Tokens of each pair; if it is too long, the longer text is cut first."""
@@ -84,24 +120,60 @@ class CrossEncoder:
         Raises:
             ValueError: a score is not finite.
         """
-        features = {
-            name: tensor.to(self._model.device) for name, tensor in self._tokenizer.collate(batch).items()
-        }
-        raw: Tensor = self._model(features)["scores"].float().reshape(len(batch))
+        features = self._packed.features(batch) if self._packed else self._tokenizer.collate(batch)
+        raw = _raw_scores(self._model, features)
         if not raw.isfinite().all():
             raise ValueError(f"{self.model_id} returned a score that is not finite")
         scores = self._to_score(raw).clamp(0.0, 1.0)
         return scores.cpu().numpy(), raw.cpu().numpy()
 
 
-def _load(directory: Path, device: str) -> sentence_transformers.CrossEncoder:
+def _load(directory: Path) -> sentence_transformers.CrossEncoder:
     model: sentence_transformers.CrossEncoder
     if is_adapter_directory(directory):
         base = find_model(adapter_base_name(directory), CROSS_ENCODER_ORGANISATION)
-        model = load_cross_encoder_directory(directory, base, device=device)
+        model = load_cross_encoder_directory(directory, base, device="cpu")
     else:
-        model = sentence_transformers.CrossEncoder(str(directory), device=device, local_files_only=True)
+        model = sentence_transformers.CrossEncoder(str(directory), device="cpu", local_files_only=True)
     return model
+
+
+def _raw_scores(model: sentence_transformers.CrossEncoder, features: dict[str, Tensor]) -> Tensor:
+    """(count,) float32: what the model says, without its activation."""
+    on_device = {name: tensor.to(model.device) for name, tensor in features.items()}
+    raw: Tensor = model(on_device)["scores"]
+    return raw.float().reshape(-1)
+
+
+@torch.inference_mode()
+def _packed(
+    model: sentence_transformers.CrossEncoder,
+    tokenizer: InputTokenizer,
+    options: EngineOptions,
+    model_id: str,
+    device: str,
+    dtype: torch.dtype,
+) -> PackedCrossEncoder | None:
+    """Take the transformer out of the model and into an engine; None if no engine can run it."""
+    first = model[0]
+    if not isinstance(first, Transformer) or not isinstance(first.model, PreTrainedModel):
+        return None
+    classifier = first.model
+    transformer = getattr(classifier, classifier.base_model_prefix, None)
+    if not isinstance(transformer, PreTrainedModel):
+        return None
+    engine = start_engine(transformer, options, model_id=model_id, dtype=dtype, device=device)
+    if engine is None:
+        return None
+    probe = tokenizer.tokenize(_PROBE, is_query=False)
+    expected = _raw_scores(model, tokenizer.collate(probe))
+    packed = PackedCrossEncoder(engine, classifier, first.tokenizer.pad_token_id or 0)
+    model.to(device)
+    if (_raw_scores(model, packed.features(probe)).cpu() - expected).abs().max() > _PROBE_TOLERANCE:
+        _log.warning("%s reads more than the first token: its texts are not packed", model_id)
+        setattr(classifier, classifier.base_model_prefix, transformer)
+        return None
+    return packed
 
 
 def _convert(model: sentence_transformers.CrossEncoder, dtype: torch.dtype) -> None:

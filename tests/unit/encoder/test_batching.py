@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.encoder.batching import BatchPolicy, BulkCredit, padded_tokens, take_batch
+from services.encoder.batching import (
+    BatchPolicy,
+    BulkCredit,
+    padded_tokens,
+    take_packed_batch,
+    take_padded_batch,
+)
 
 token_counts = st.lists(st.integers(1, 512), min_size=1, max_size=200)
 policies = st.builds(
@@ -25,7 +31,7 @@ def _policy(token_budget: int, forward_cost_tokens: int = 64, bulk_share: float 
 @unhurried
 @given(token_counts, policies)
 def test_a_batch_holds_the_oldest_text_and_no_text_twice(counts: list[int], policy: BatchPolicy):
-    batch = take_batch(counts, policy)
+    batch = take_padded_batch(counts, policy)
     assert 0 in batch
     assert len(set(batch)) == len(batch)
     assert all(0 <= position < len(counts) for position in batch)
@@ -34,21 +40,21 @@ def test_a_batch_holds_the_oldest_text_and_no_text_twice(counts: list[int], poli
 @unhurried
 @given(token_counts, policies)
 def test_the_budget_is_kept_unless_the_oldest_alone_is_larger(counts: list[int], policy: BatchPolicy):
-    batch = [counts[position] for position in take_batch(counts, policy)]
+    batch = [counts[position] for position in take_padded_batch(counts, policy)]
     assert padded_tokens(batch) <= policy.token_budget or batch == [counts[0]]
 
 
 @unhurried
 @given(token_counts, policies)
 def test_no_more_is_padded_than_another_pass_would_cost(counts: list[int], policy: BatchPolicy):
-    batch = [counts[position] for position in take_batch(counts, policy)]
+    batch = [counts[position] for position in take_padded_batch(counts, policy)]
     assert padded_tokens(batch) - sum(batch) <= policy.forward_cost_tokens
 
 
 @unhurried
 @given(token_counts, policies)
 def test_of_texts_of_one_length_the_older_go_first(counts: list[int], policy: BatchPolicy):
-    batch = take_batch(counts, policy)
+    batch = take_padded_batch(counts, policy)
     for tokens in {counts[position] for position in batch}:
         taken = [position for position in batch if counts[position] == tokens]
         older = [position for position, count in enumerate(counts) if count == tokens and position < taken[0]]
@@ -62,22 +68,22 @@ def test_taking_batches_until_nothing_waits_takes_every_text_once(counts: list[i
     waiting = list(enumerate(counts))
     taken: list[int] = []
     while waiting:
-        batch = set(take_batch([tokens for _, tokens in waiting], policy))
+        batch = set(take_padded_batch([tokens for _, tokens in waiting], policy))
         taken += [waiting[position][0] for position in batch]
         waiting = [item for position, item in enumerate(waiting) if position not in batch]
     assert sorted(taken) == list(range(len(counts)))
 
 
 def test_texts_of_like_length_share_a_batch():
-    assert sorted(take_batch([20, 200, 21, 190, 19, 400], _policy(1024))) == [0, 2, 4]
+    assert sorted(take_padded_batch([20, 200, 21, 190, 19, 400], _policy(1024))) == [0, 2, 4]
 
 
 def test_padding_little_is_better_than_another_pass():
-    assert sorted(take_batch([20, 40, 60], _policy(1024))) == [0, 1, 2]
+    assert sorted(take_padded_batch([20, 40, 60], _policy(1024))) == [0, 1, 2]
 
 
 def test_a_text_larger_than_the_budget_goes_alone():
-    assert take_batch([600, 600, 10], _policy(512)) == [0]
+    assert take_padded_batch([600, 600, 10], _policy(512)) == [0]
 
 
 @unhurried
@@ -117,3 +123,13 @@ def test_no_credit_is_earned_while_no_bulk_waits():
 @pytest.mark.parametrize(("counts", "padded"), [([5], 5), ([5, 3, 1], 15)])
 def test_padding_counts(counts: list[int], padded: int):
     assert padded_tokens(counts) == padded
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=80), st.integers(1, 1024))
+def test_a_packed_batch_is_the_longest_prefix_within_the_budget(counts: list[int], budget: int):
+    taken = take_packed_batch(counts, _policy(budget))
+    assert taken == list(range(len(taken)))
+    tokens = sum(counts[position] for position in taken)
+    assert tokens <= budget or len(taken) == 1
+    if len(taken) < len(counts):
+        assert tokens + counts[len(taken)] > budget

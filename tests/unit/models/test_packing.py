@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from textmatch.models.packing import ROW_WIDTHS, PackedRows, pack, padding_share
+from textmatch.models.tokens import TokenizedText
+
+PAD_ID = 0
+
+
+def tokenized(token_counts: list[int]) -> list[TokenizedText]:
+    """Texts whose ids tell them apart."""
+    return [
+        TokenizedText([1 + number] * count, [number % 2] * count, truncated=False, is_query=False)
+        for number, count in enumerate(token_counts)
+    ]
+
+
+def spans(rows: PackedRows) -> list[tuple[int, int, int]]:
+    """(text, start, end) in the flattened rows."""
+    return [
+        (int(text), int(start), int(start + length))
+        for text, start, length in zip(rows.texts, rows.starts, rows.lengths, strict=True)
+    ]
+
+
+batches = st.lists(st.integers(1, 700), min_size=1, max_size=60)
+
+
+@given(batches)
+def test_every_text_stands_somewhere_once_and_whole(token_counts: list[int]):
+    texts = tokenized(token_counts)
+    packed = pack(texts, PAD_ID)
+    assert sorted(text for rows in packed for text, _, _ in spans(rows)) == list(range(len(texts)))
+    for rows in packed:
+        width = rows.input_ids.shape[1]
+        ids, types = rows.input_ids.reshape(-1), rows.type_ids.reshape(-1)
+        positions = rows.position_ids.reshape(-1)
+        for text, start, end in spans(rows):
+            assert ids[start:end].tolist() == texts[text].ids
+            assert types[start:end].tolist() == texts[text].type_ids
+            assert positions[start:end].tolist() == list(range(end - start))
+            assert start // width == (end - 1) // width, "a text never goes over the end of a row"
+
+
+@given(batches)
+def test_texts_of_a_row_have_segments_of_their_own(token_counts: list[int]):
+    for rows in pack(tokenized(token_counts), PAD_ID):
+        segments = rows.segments.reshape(-1)
+        numbers = [set(segments[start:end].tolist()) for _, start, end in spans(rows)]
+        assert all(len(own) == 1 for own in numbers)
+        assert len(set.union(*numbers)) == len(numbers)
+        assert 0 not in set.union(*numbers)
+        assert (segments > 0).sum() == rows.lengths.sum()
+
+
+@given(batches)
+def test_owners_tell_the_text_of_each_place(token_counts: list[int]):
+    for rows in pack(tokenized(token_counts), PAD_ID):
+        for number, (_, start, end) in enumerate(spans(rows)):
+            assert set(rows.owners[start:end].tolist()) == {number}
+        assert (rows.owners == len(rows.texts)).sum() == rows.owners.size - rows.lengths.sum()
+
+
+@given(batches)
+def test_rows_have_few_widths(token_counts: list[int]):
+    widths = {rows.input_ids.shape[1] for rows in pack(tokenized(token_counts), PAD_ID)}
+    assert all(width in ROW_WIDTHS or width % ROW_WIDTHS[-1] == 0 for width in widths)
+
+
+def test_many_texts_leave_next_to_no_padding():
+    token_counts = np.random.default_rng(0).lognormal(3, 0.8, 500).astype(int).clip(3, 128)
+    assert padding_share(pack(tokenized(token_counts.tolist()), PAD_ID)) < 0.06
+
+
+def test_one_short_text_stands_in_a_short_row():
+    [rows] = pack(tokenized([11]), PAD_ID)
+    assert rows.input_ids.shape == (1, 16)

@@ -1,0 +1,55 @@
+"""Torch itself: runs everywhere, on CPUs and GPUs."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from textmatch.models.engines import Placement
+from textmatch.models.packed_model import (
+    PackedModel,
+    arrays,
+    check_states,
+    find_position_offset,
+    probe_rows,
+    states_alone,
+)
+from textmatch.models.packing import PackedRows
+
+
+class TorchEngine:
+    """The transformer in eager torch; `run` is called from one thread at a time."""
+
+    name = "torch"
+
+    def __init__(self, model: PreTrainedModel, placement: Placement, position_offset: int) -> None:
+        self._device = torch.device(placement.device)
+        self._model = PackedModel(model)
+        self._model.to(device=self._device, dtype=placement.dtype)
+        self._position_offset = position_offset
+
+    @classmethod
+    def load(cls, model: PreTrainedModel, placement: Placement) -> TorchEngine:
+        """Bring the model into its precision and onto its device.
+
+        Raises:
+            NotPackable: the model is of another kind than this engine runs.
+        """
+        position_offset = find_position_offset(model)
+        rows = probe_rows(model)
+        expected = states_alone(model, rows)
+        engine = cls(copy.deepcopy(model), placement, position_offset)
+        check_states(engine.run(rows).float().cpu().numpy(), rows, expected)
+        return engine
+
+    def run(self, rows: PackedRows) -> Tensor:
+        """(rows, width) -> (rows, width, hidden) in the engine's precision on its device."""
+        inputs = [torch.from_numpy(array) for array in arrays(rows, self._position_offset)]
+        if self._device.type == "cuda":
+            inputs = [array.pin_memory().to(self._device, non_blocking=True) for array in inputs]
+        with torch.inference_mode():
+            states: Tensor = self._model(*inputs)
+        return states
