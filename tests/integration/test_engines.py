@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +149,9 @@ def test_the_conversion_is_kept_and_found_again(tmp_path: Path):
     assert kept.stat().st_mtime_ns == changed_at
     texts = again.tokenize(TEXTS, is_query=False)
     assert np.array_equal(again.embed(texts), first.embed(texts))
+
+
+def test_openvino_reports_nothing_to_anybody():
+    check = "import sys, textmatch.models.openvino_engine; print(sys.modules['openvino_telemetry'])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"

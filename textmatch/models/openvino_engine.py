@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 import warnings
 from pathlib import Path
 
-import openvino
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,6 +23,10 @@ from textmatch.models.packed_model import (
     states_alone,
 )
 from textmatch.models.packing import PackedRows
+
+# OpenVINO reports over the network that it is used, unless this package is missing: it has a stub for that.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino  # noqa: E402
 
 _log = logging.getLogger(__name__)
 
