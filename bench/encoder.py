@@ -30,7 +30,7 @@ from textmatch.vectors import Embeddings
 
 LOADS = (Load(64, 1), Load(4, 64), Load(1, 1))
 PAIRS = 100
-_BATCH_TOKENS = 1024
+_BATCH_TOKENS = 2048
 _MIN_COSINE = 0.99
 _INFINITY_SETTINGS = {
     "infinity torch, defaults": ["--engine", "torch", "--no-bettertransformer"],

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 _SAMPLE = "How far is it from here to the sea?"
 # On a CPU a pass of all-MiniLM-L6-v2 costs about 6 ms before its first token; a GPU waits for its launches.
-_CPU_BATCH_TOKENS, _CPU_FORWARD_COST_TOKENS = 1024, 64
+_CPU_BATCH_TOKENS, _CPU_FORWARD_COST_TOKENS = 2048, 64
 _GPU_BATCH_TOKENS, _GPU_FORWARD_COST_TOKENS = 32_768, 2048
 
 

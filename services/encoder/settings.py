@@ -62,7 +62,7 @@ class EncoderSettings:
     batch_tokens: int = setting(
         "TEXTMATCH_ENCODER_BATCH_TOKENS",
         0,
-        "Tokens of one forward pass; 0: 1,024 on a CPU, 32,768 on a GPU.",
+        "Tokens of one forward pass; 0: 2,048 on a CPU, 32,768 on a GPU.",
         minimum=0,
     )
     queue_tokens: int = setting(

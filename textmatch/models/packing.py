@@ -45,18 +45,26 @@ class PackedRows:
 
 
 def pack(batch: Sequence[TokenizedText], pad_id: int) -> list[PackedRows]:
-    """All texts of a batch in few rows, by first fit: one PackedRows for each width that is needed."""
+    """All texts of a batch in few rows, by first fit: one PackedRows for each width that is needed.
+
+    Long texts stand in wide rows, and short ones fill what is left there.
+    """
     token_counts = np.array([text.token_count for text in batch], dtype=np.int64)
     short = np.flatnonzero(token_counts <= _FULL_ROW)
-    packed = []
-    if short.size:
-        width = _width(int(token_counts[short].sum())) if token_counts[short].sum() < _FULL_ROW else _FULL_ROW
-        packed.append(_fill(batch, token_counts, short, width, pad_id))
     longer = np.flatnonzero(token_counts > _FULL_ROW)
-    widths = np.array([_width(int(token_counts[one])) for one in longer])
-    packed += [
-        _fill(batch, token_counts, longer[widths == width], int(width), pad_id) for width in np.unique(widths)
-    ]
+    widths = np.array([_width(int(token_counts[one])) for one in longer], dtype=np.int64)
+    packed = []
+    for width in np.unique(widths).tolist():
+        own = longer[widths == width]
+        row_count = int(_first_fit(token_counts[own], width)[:, 0].max()) + 1
+        candidates = np.concatenate([own, short])
+        places = _first_fit(token_counts[candidates], width, row_limit=row_count)
+        has_place = places[:, 0] >= 0
+        packed.append(_fill(batch, candidates[has_place], places[has_place], width, pad_id))
+        short = candidates[~has_place]
+    if short.size:
+        width = min(_FULL_ROW, _width(int(token_counts[short].sum())))
+        packed.append(_fill(batch, short, _first_fit(token_counts[short], width), width, pad_id))
     return packed
 
 
@@ -73,10 +81,7 @@ def _width(token_count: int) -> int:
     return next((width for width in ROW_WIDTHS if width >= token_count), -(-token_count // largest) * largest)
 
 
-def _fill(
-    batch: Sequence[TokenizedText], token_counts: Ids, chosen: Ids, width: int, pad_id: int
-) -> PackedRows:
-    places = _first_fit(token_counts[chosen], width)
+def _fill(batch: Sequence[TokenizedText], chosen: Ids, places: Ids, width: int, pad_id: int) -> PackedRows:
     row_count = int(places[:, 0].max()) + 1
     rows = PackedRows(
         input_ids=np.full((row_count, width), pad_id, dtype=np.int64),
@@ -85,10 +90,10 @@ def _fill(
         segments=np.zeros((row_count, width), dtype=np.int64),
         texts=chosen,
         starts=places[:, 0] * width + places[:, 1],
-        lengths=token_counts[chosen],
+        lengths=np.array([batch[text].token_count for text in chosen], dtype=np.int64),
     )
     positions = np.arange(width, dtype=np.int64)
-    for number, (row, column) in enumerate(places):
+    for number, (row, column) in enumerate(places.tolist()):
         text = batch[chosen[number]]
         span = slice(column, column + text.token_count)
         rows.input_ids[row, span] = text.ids
@@ -99,17 +104,19 @@ def _fill(
     return rows
 
 
-def _first_fit(lengths: Ids, width: int) -> Ids:
-    """(count, 2): row and column of each text, the longest placed first."""
-    places = np.zeros((len(lengths), 2), dtype=np.int64)
+def _first_fit(token_counts: Ids, width: int, row_limit: int | None = None) -> Ids:
+    """(count, 2): row and column of each text, longest placed first; row -1 where the limit leaves no room."""
+    places = np.full((len(token_counts), 2), -1, dtype=np.int64)
     used: list[int] = []
     # Rows before this one are too full for any text that is still to come.
     first_open = 0
-    shortest = int(lengths.min())
-    for number in np.argsort(-lengths, kind="stable"):
-        length = int(lengths[number])
+    shortest = int(token_counts.min())
+    for number in np.argsort(-token_counts, kind="stable").tolist():
+        length = int(token_counts[number])
         row = next((row for row in range(first_open, len(used)) if used[row] + length <= width), len(used))
         if row == len(used):
+            if row == row_limit:
+                continue
             used.append(0)
         places[number] = row, used[row]
         used[row] += length
