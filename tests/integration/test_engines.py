@@ -143,7 +143,7 @@ def test_the_conversion_is_kept_and_found_again(tmp_path: Path):
     engine = options("openvino", cache)
     first = BiEncoder.load(tmp_path / "model", "m", device="cpu", dtype=torch.float32, engine=engine)
     [kept] = cache.glob("*.xml")
-    assert kept.stem == first.model_id
+    assert kept.stem == f"{first.model_id}-f32-1"
     changed_at = kept.stat().st_mtime_ns
     again = BiEncoder.load(tmp_path / "model", "m", device="cpu", dtype=torch.float32, engine=engine)
     assert kept.stat().st_mtime_ns == changed_at

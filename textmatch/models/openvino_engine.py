@@ -30,6 +30,8 @@ import openvino  # noqa: E402
 
 _log = logging.getLogger(__name__)
 
+# Counted up when PackedModel changes, so that conversions of older versions are not found.
+_GRAPH_FORM = 1
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -53,14 +55,15 @@ class OpenVinoEngine:
             raise NotPackable(f"OpenVINO runs on the CPU here, not on {placement.device}")
         position_offset = find_position_offset(model)
         core = openvino.Core()
+        precision = _PRECISIONS[placement.dtype]
         properties = {
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[placement.dtype],
+            "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": placement.threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        path = placement.cache_directory / f"{placement.model_id}.xml"
+        path = placement.cache_directory / f"{placement.model_id}-{precision}-{_GRAPH_FORM}.xml"
         try:
-            graph = core.read_model(path) if path.exists() else _convert(model, path)
+            graph = core.read_model(path) if path.exists() else _convert(model, path, placement.dtype)
             engine = cls(core.compile_model(graph, "CPU", properties), position_offset)
         except RuntimeError as error:
             raise NotPackable(f"OpenVINO refuses it: {error}") from error
@@ -74,7 +77,7 @@ class OpenVinoEngine:
         return torch.from_numpy(outputs[0])
 
 
-def _convert(model: PreTrainedModel, path: Path) -> openvino.Model:
+def _convert(model: PreTrainedModel, path: Path, dtype: torch.dtype) -> openvino.Model:
     example = tuple(map(torch.from_numpy, arrays(probe_rows(model), 0)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of each constant it meets
@@ -82,17 +85,18 @@ def _convert(model: PreTrainedModel, path: Path) -> openvino.Model:
     for graph_input in graph.inputs:
         graph_input.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
     graph.validate_nodes_and_infer_types()
-    _keep(graph, path)
+    # Half the memory; what is computed in 16 bits loses nothing by it.
+    _keep(graph, path, compress=dtype != torch.float32)
     return graph
 
 
-def _keep(graph: openvino.Model, path: Path) -> None:
+def _keep(graph: openvino.Model, path: Path, *, compress: bool) -> None:
     """Never a half-written file under the final name; a cache that cannot be written is no reason to fail."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             unfinished = Path(scratch) / path.name
-            openvino.save_model(graph, unfinished, compress_to_fp16=False)
+            openvino.save_model(graph, unfinished, compress_to_fp16=compress)
             unfinished.with_suffix(".bin").replace(path.with_suffix(".bin"))
             unfinished.replace(path)
     except OSError as error:

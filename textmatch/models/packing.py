@@ -105,7 +105,7 @@ def _fill(batch: Sequence[TokenizedText], chosen: Ids, places: Ids, width: int, 
 
 
 def _first_fit(token_counts: Ids, width: int, row_limit: int | None = None) -> Ids:
-    """(count, 2): row and column of each text, the longest placed first; -1 where the limit leaves no room."""
+    """(count, 2): row and column of each text, longest placed first; -1 where the limit leaves no room."""
     places = np.full((len(token_counts), 2), -1, dtype=np.int64)
     used: list[int] = []
     # Rows before this one are too full for any text that is still to come.
