@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA_DIR ?= .textmatch
+BENCHES := encoder overload
 INSTALLED := .venv/.installed
 BUF := node_modules/.bin/buf
 STUBS_DIR ?= .
@@ -71,4 +72,4 @@ demo: $(INSTALLED) ## Start the stack, ingest a real corpus, answer questions
 	@$(BIN)/python -m standalone.demo --data-dir $(DATA_DIR)
 
 bench: $(INSTALLED) ## Run every benchmark in its quick form
-	@for bench in bench/[a-z]*.py; do $(BIN)/python -m bench.$$(basename $$bench .py) --quick || exit 1; done
+	@for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench --quick || exit 1; done

@@ -1,4 +1,4 @@
-"""`python -m training`: train a model, or measure one on a file of scored pairs."""
+"""Train a model, or measure one on a file of scored pairs: `textmatch train`, `python -m training`."""
 
 from __future__ import annotations
 
