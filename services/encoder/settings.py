@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass
 
 from textmatch.runtime.config import load, setting
+from textmatch.runtime.settings import ProcessSettings
 
 NO_MODEL = "none"
 
 
 @dataclass(frozen=True)
-class EncoderSettings:
+class EncoderSettings(ProcessSettings):
     """Read once at start."""
 
     host: str = setting("TEXTMATCH_ENCODER_HOST", "127.0.0.1", "Address the gRPC server listens on.")
@@ -78,16 +79,6 @@ class EncoderSettings:
         minimum=0.01,
         maximum=0.99,
     )
-    drain_seconds: float = setting(
-        "TEXTMATCH_DRAIN_SECONDS", 20.0, "Time for running calls to end after SIGTERM.", minimum=0
-    )
-    log_level: str = setting(
-        "TEXTMATCH_LOG_LEVEL",
-        "INFO",
-        "Least severe level logged.",
-        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
-    )
-    log_style: str = setting("TEXTMATCH_LOG_STYLE", "json", "Form of log lines.", choices=("json", "text"))
 
 
 def from_environment() -> EncoderSettings:

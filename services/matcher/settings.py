@@ -6,27 +6,17 @@ import os
 from dataclasses import dataclass
 
 from textmatch.runtime.config import load, setting
+from textmatch.runtime.settings import StoreSettings
 
 
 @dataclass(frozen=True)
-class MatcherSettings:
+class MatcherSettings(StoreSettings):
     """Read once at start."""
 
     host: str = setting("TEXTMATCH_MATCHER_HOST", "127.0.0.1", "Address the gRPC server listens on.")
     port: int = setting("TEXTMATCH_MATCHER_PORT", 50052, "Port of the gRPC server.", minimum=0)
     metrics_port: int = setting(
         "TEXTMATCH_MATCHER_METRICS_PORT", 9102, "Port of `/metrics`; 0 turns it off.", minimum=0
-    )
-    encoder_target: str = setting(
-        "TEXTMATCH_ENCODER_TARGET", "127.0.0.1:50051", "The encoder as gRPC names it; `dns:///` balances."
-    )
-    qdrant_url: str = setting("TEXTMATCH_QDRANT_URL", "http://127.0.0.1:6334", "Qdrant's gRPC port as a URL.")
-    qdrant_api_key: str = setting("TEXTMATCH_QDRANT_API_KEY", "", "API key for Qdrant.", is_secret=True)
-    redis_url: str = setting(
-        "TEXTMATCH_REDIS_URL", "redis://127.0.0.1:6379/0", "Redis: queue and ingest state.", is_secret=True
-    )
-    collection_alias: str = setting(
-        "TEXTMATCH_COLLECTION_ALIAS", "textmatch", "Alias of the collection in use in Qdrant."
     )
     rerank_weight: float = setting(
         "TEXTMATCH_RERANK_WEIGHT",
@@ -50,16 +40,6 @@ class MatcherSettings:
         "How long a delete is remembered; longer than any write can wait in the queue.",
         minimum=60,
     )
-    drain_seconds: float = setting(
-        "TEXTMATCH_DRAIN_SECONDS", 20.0, "Time for running calls to end after SIGTERM.", minimum=0
-    )
-    log_level: str = setting(
-        "TEXTMATCH_LOG_LEVEL",
-        "INFO",
-        "Least severe level logged.",
-        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
-    )
-    log_style: str = setting("TEXTMATCH_LOG_STYLE", "json", "Form of log lines.", choices=("json", "text"))
 
 
 def from_environment() -> MatcherSettings:
