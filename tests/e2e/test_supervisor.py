@@ -1,0 +1,88 @@
+"""The one-machine stack as a person runs it in a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.encoder import make_tiny_bi_encoder
+from tests.support.stack import wait_until
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`textmatch up` in the foreground, ready, with a tiny model."""
+    make_tiny_bi_encoder(tmp_path / "model")
+    environment = {
+        **os.environ,
+        "TEXTMATCH_BI_ENCODER": str(tmp_path / "model"),
+        "TEXTMATCH_CROSS_ENCODER": "none",
+    }
+    command = [str(Path(sys.executable).with_name("textmatch")), "up", "--data-dir", str(tmp_path / "data")]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_until((tmp_path / "data" / "stack.json").exists, "the stack", seconds=120)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def stack_file(tmp_path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((tmp_path / "data" / "stack.json").read_text())
+    return content
+
+
+def child_pids(tmp_path: Path) -> list[int]:
+    return [process["pid"] for process in stack_file(tmp_path)["processes"]]
+
+
+def are_gone(pids: list[int]) -> bool:
+    return not any(
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids
+    )
+
+
+def test_ctrl_c_stops_everything(terminal: subprocess.Popen[str], tmp_path: Path):
+    pids = child_pids(tmp_path)
+    assert not are_gone(pids)
+    terminal.send_signal(signal.SIGINT)
+    _, printed = terminal.communicate(timeout=60)
+    assert terminal.returncode == 0
+    assert printed.rstrip().endswith("everything is stopped")
+    assert "Traceback" not in printed
+    assert are_gone(pids)
+    assert not (tmp_path / "data" / "stack.json").exists()
+
+
+def test_a_killed_supervisor_leaves_nothing_behind(terminal: subprocess.Popen[str], tmp_path: Path):
+    pids = child_pids(tmp_path)
+    terminal.kill()
+    wait_until(lambda: are_gone(pids), "the processes to end", seconds=30)
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """The matcher's default port, taken by us if nobody else has it."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", 50052))
+            listener.listen()
+        except OSError:
+            pass
+        yield 50052
+
+
+def test_where_a_port_is_taken_another_one_is_used(
+    taken_port: int, terminal: subprocess.Popen[str], tmp_path: Path
+):
+    assert stack_file(tmp_path)["matcher"] != f"127.0.0.1:{taken_port}"
