@@ -67,6 +67,7 @@ def test_a_killed_supervisor_leaves_nothing_behind(terminal: subprocess.Popen[st
     pids = child_pids(tmp_path)
     terminal.kill()
     wait_until(lambda: are_gone(pids), "the processes to end", seconds=30)
+    assert terminal.poll() is not None
 
 
 @pytest.fixture

@@ -70,5 +70,6 @@ async def test_renewal_survives_an_outage_of_redis(own_redis_server: RedisServer
         async with asyncio.timeout(5):
             while (await redis.zscore(keys.UNACKED_INDEX, "held")) == 1.0:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+    assert not renewing.done()
     renewing.cancel()
     await redis.aclose()
