@@ -1,0 +1,286 @@
+"""The encoder at ten times what it can do, and its two lanes: `python -m bench.overload [--quick]`.
+
+The clients run on the same machine and take their part of its processors; the table says how much. Single
+texts cannot be generated ten times faster than they are embedded, so calls carry `--texts` each, and the load
+is compared with a closed load of calls of the same size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import psutil
+import typer
+
+from bench.loads import Embed, Load, Measured, our_embed, run_load
+from bench.overload_calls import Calls, Clients, OpenLoad
+from bench.overload_plot import write_plot
+from bench.report import machine, print_table, write_figures
+from bench.servers import our_encoder
+from bench.texts import mixed_texts
+from textmatch.encoder_client import EncoderClient
+from textmatch.errors import TextMatchError
+from textmatch.vectors import Embeddings
+
+_ALONE = Load(1, 1)
+_INTERACTIVE = Load(64, 1)
+_BULK = Load(4, 64)
+_TIMES_CAPACITY = 10
+_DEADLINE_SECONDS = 1.0
+_CLIENT_PROCESSES = 2
+_BATCH_MS = 60.0
+_MEGABYTE = 1e6
+_PROBE_PAUSE_SECONDS = 0.01
+_GIVE_UP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Overload:
+    """What an overload did: `rss_bytes` of the encoder each second, the first one before the load."""
+
+    load: OpenLoad
+    calls: Calls
+    rss_bytes: list[int]
+    encoder_cpu_seconds: float
+    recovery_seconds: float
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Each lane alone and beside the other one."""
+
+    interactive_alone: Measured
+    interactive_beside_bulk: Measured
+    bulk_alone: Measured
+    bulk_beside_interactive: Measured
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is measured. `capacity` is with calls of as many texts as the overload's."""
+
+    capacity_single: Measured
+    capacity: Measured
+    overload: Overload
+    lanes: Lanes
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Shorter runs; figures vary more.")] = False,
+    texts_per_call: Annotated[int, typer.Option("--texts", min=1, help="Texts in a call of the load.")] = 16,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the overload second by second; needs matplotlib.")
+    ] = None,
+) -> None:
+    """Measure and print."""
+    texts = mixed_texts(500 if quick else 2_000)
+    closed_seconds, load_seconds = (3.0, 10.0) if quick else (10.0, 60.0)
+    with our_encoder() as address:
+        results = asyncio.run(_measure(address, texts, texts_per_call, closed_seconds, load_seconds))
+    figures = _figures(results)
+    _print(results, figures)
+    write_figures(figures, json_file)
+    if plot_file is not None:
+        overload = results.overload
+        write_plot(overload.calls, overload.load, overload.rss_bytes, plot_file)
+
+
+async def _measure(
+    address: str, texts: Sequence[str], texts_per_call: int, closed_seconds: float, load_seconds: float
+) -> Results:
+    client = EncoderClient(address)
+    interactive = our_embed(client)
+    single = await run_load(interactive, _INTERACTIVE, texts, closed_seconds)
+    capacity = await run_load(interactive, Load(64, texts_per_call), texts, closed_seconds)
+    alone = await run_load(interactive, _ALONE, texts, closed_seconds)
+    load = OpenLoad(
+        _TIMES_CAPACITY * capacity.texts_per_second / texts_per_call,
+        texts_per_call,
+        load_seconds,
+        _DEADLINE_SECONDS,
+    )
+    overload = await _overload(address, client, texts, load, 2 * alone.p95_ms / 1e3)
+    lanes = await _lanes(interactive, _bulk_embed(client), texts, 2 * closed_seconds)
+    await client.close()
+    return Results(single, capacity, overload, lanes)
+
+
+async def _overload(
+    address: str, client: EncoderClient, texts: Sequence[str], load: OpenLoad, recovered_seconds: float
+) -> Overload:
+    encoder = _encoder_process()
+    rss_bytes = [encoder.memory_info().rss]
+    started = asyncio.Event()
+    offering = asyncio.create_task(Clients(_CLIENT_PROCESSES).offer(address, texts, load, started))
+    await started.wait()
+    began, cpu_before = time.perf_counter(), _cpu_seconds(encoder)
+    for second in range(1, round(load.seconds) + 1):
+        await asyncio.sleep(began + second - time.perf_counter())
+        rss_bytes.append(encoder.memory_info().rss)
+    cpu_seconds = _cpu_seconds(encoder) - cpu_before
+    recovery_seconds = await _recovery_seconds(client, texts, recovered_seconds)
+    return Overload(load, await offering, rss_bytes, cpu_seconds, recovery_seconds)
+
+
+async def _recovery_seconds(client: EncoderClient, texts: Sequence[str], recovered_seconds: float) -> float:
+    """Seconds until the end of the first single call that takes no longer than so many seconds."""
+    began = time.perf_counter()
+    position = 0
+    while (called := time.perf_counter()) < began + _GIVE_UP_SECONDS:
+        try:
+            await client.encode(
+                [texts[position % len(texts)]],
+                is_query=False,
+                is_bulk=False,
+                timeout_seconds=_GIVE_UP_SECONDS,
+            )
+        except TextMatchError:
+            await asyncio.sleep(_PROBE_PAUSE_SECONDS)
+            continue
+        if time.perf_counter() - called <= recovered_seconds:
+            return time.perf_counter() - began
+        position += 1
+    raise RuntimeError(f"the encoder did not recover within {_GIVE_UP_SECONDS:.0f} s")
+
+
+async def _lanes(interactive: Embed, bulk: Embed, texts: Sequence[str], seconds: float) -> Lanes:
+    interactive_alone = await run_load(interactive, _ALONE, texts, seconds)
+    async with _running(bulk, _BULK, texts):
+        interactive_beside_bulk = await run_load(interactive, _ALONE, texts, seconds)
+    bulk_alone = await run_load(bulk, _BULK, texts, seconds)
+    async with _running(interactive, _INTERACTIVE, texts):
+        bulk_beside_interactive = await run_load(bulk, _BULK, texts, seconds)
+    return Lanes(interactive_alone, interactive_beside_bulk, bulk_alone, bulk_beside_interactive)
+
+
+@asynccontextmanager
+async def _running(embed: Embed, load: Load, texts: Sequence[str]) -> AsyncIterator[None]:
+    """Keep a closed load going in the background."""
+
+    async def caller(number: int) -> None:
+        position = number * len(texts) // load.callers
+        while True:
+            await embed([texts[(position + offset) % len(texts)] for offset in range(load.texts)])
+            position += load.texts
+
+    tasks = [asyncio.create_task(caller(number)) for number in range(load.callers)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    for end in ends:
+        if not isinstance(end, asyncio.CancelledError):
+            raise RuntimeError("the load in the background broke off") from end
+
+
+def _bulk_embed(client: EncoderClient) -> Embed:
+    async def embed(texts: list[str]) -> Embeddings:
+        result = await client.encode(texts, is_query=False, is_bulk=True, timeout_seconds=_GIVE_UP_SECONDS)
+        return result.embeddings
+
+    return embed
+
+
+def _encoder_process() -> psutil.Process:
+    """The encoder is the one child that this process has."""
+    (process,) = psutil.Process().children()
+    return process
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def _figures(results: Results) -> dict[str, float]:
+    overload, lanes = results.overload, results.lanes
+    calls = overload.calls
+    refusals_ms = calls.took_seconds[calls.is_refused] * 1e3
+    return {
+        "goodput_share": _answered_texts_per_second(overload) / results.capacity.texts_per_second,
+        "refusal_p99_ms": float(np.percentile(refusals_ms, 99)) if len(refusals_ms) else 0.0,
+        "late_answers": float(calls.is_late.sum()),
+        "rss_growth_mb": (max(overload.rss_bytes) - overload.rss_bytes[0]) / _MEGABYTE,
+        "recovery_s": overload.recovery_seconds,
+        "lane_p95_ratio": lanes.interactive_beside_bulk.p95_ms / lanes.interactive_alone.p95_ms,
+        "bulk_share_kept": lanes.bulk_beside_interactive.texts_per_second / lanes.bulk_alone.texts_per_second,
+    }
+
+
+def _answered_texts_per_second(overload: Overload) -> float:
+    """Answered in time and before the load ended."""
+    calls, load = overload.calls, overload.load
+    answered = (calls.is_answered & (calls.ended_at <= load.seconds)).sum()
+    return float(answered) * load.texts_per_call / load.seconds
+
+
+def _print(results: Results, figures: dict[str, float]) -> None:
+    overload, lanes = results.overload, results.lanes
+    calls, load = overload.calls, overload.load
+    offered = len(calls.sent_at) * load.texts_per_call / load.seconds
+    refusals_ms = calls.took_seconds[calls.is_refused] * 1e3
+    behind_p99_ms = np.percentile(calls.behind_seconds, 99) * 1e3
+    processors = [
+        cpu_seconds / load.seconds for cpu_seconds in (overload.encoder_cpu_seconds, calls.client_cpu_seconds)
+    ]
+    p95_aim_ms = 2 * lanes.interactive_alone.p95_ms + _BATCH_MS
+    rows = [
+        ["capacity, 64 callers × 1 text, texts/s", f"{results.capacity_single.texts_per_second:.0f}", ""],
+        [
+            f"capacity, 64 callers × {load.texts_per_call}, texts/s",
+            f"{results.capacity.texts_per_second:.0f}",
+            "",
+        ],
+        [
+            f"offered, calls of {load.texts_per_call}, texts/s",
+            f"{offered:.0f} ({offered / results.capacity.texts_per_second:.1f} × capacity)",
+            f"{_TIMES_CAPACITY} × capacity",
+        ],
+        ["calls sent later than due, p99 ms", f"{behind_p99_ms:.1f}", ""],
+        ["answered in time, texts/s", f"{_answered_texts_per_second(overload):.0f}", ""],
+        ["share of capacity", f"{figures['goodput_share']:.2f}", "≥ 0.90"],
+        ["refused calls", f"{calls.is_refused.sum()} of {len(calls.code)}", ""],
+        [
+            "refused after, p50 / p99 ms",
+            " / ".join(f"{np.percentile(refusals_ms, part):.1f}" for part in (50, 99))
+            if len(refusals_ms)
+            else "–",
+            "p99 ≤ 20",
+        ],
+        ["late calls", f"{calls.is_late.sum()}", "0"],
+        ["calls that failed otherwise", f"{calls.is_failed.sum()}", "0"],
+        ["memory grown by, MB", f"{figures['rss_growth_mb']:.0f}", ""],
+        [
+            "processors taken: encoder / clients",
+            " / ".join(f"{count:.2f}" for count in processors),
+            "",
+        ],
+        ["recovered after, s", f"{overload.recovery_seconds:.2f}", "≤ 2"],
+        ["1 × 1 alone, p95 ms", f"{lanes.interactive_alone.p95_ms:.1f}", ""],
+        [
+            "1 × 1 beside 4 × 64 bulk, p95 ms",
+            f"{lanes.interactive_beside_bulk.p95_ms:.1f}",
+            f"≤ {p95_aim_ms:.0f}",
+        ],
+        ["4 × 64 bulk alone, texts/s", f"{lanes.bulk_alone.texts_per_second:.0f}", ""],
+        [
+            "4 × 64 bulk beside 64 × 1, texts/s",
+            f"{lanes.bulk_beside_interactive.texts_per_second:.0f}",
+            f"≥ {lanes.bulk_alone.texts_per_second / 10:.0f}",
+        ],
+    ]
+    print_table(f"Overload and lanes ({machine()})", ["what", "measured", "aim"], rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)
