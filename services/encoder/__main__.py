@@ -1,17 +1,21 @@
-"""The encoder: `python -m services.encoder`."""
+"""The encoder: `python -m services.encoder`. SIGTERM ends it, SIGHUP makes it load its models once more."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from services.encoder.converting import convert_apart
 from services.encoder.engine import Engine, EngineBroken
+from services.encoder.jobs import run_here
 from services.encoder.locating import find_models
 from services.encoder.pipeline import Pipeline
+from services.encoder.reloading import Reloader
 from services.encoder.requests import max_message_bytes
 from services.encoder.servicer import EncoderServicer
 from services.encoder.settings import EncoderSettings, from_environment
@@ -26,7 +30,9 @@ from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
+    from services.encoder.jobs import RunPass
     from services.encoder.loading import Loaded  # reaches torch
+    from services.encoder.served import ServedModels
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +53,8 @@ def main() -> int:
 
 async def _serve(settings: EncoderSettings) -> None:
     _log.info("starting", extra=describe(settings))
+    reloader = Reloader()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
     server = GrpcServer(settings.host, settings.port, max_message_bytes(settings.max_texts))
     servicer = EncoderServicer(settings.max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, _SERVICE_NAME)
@@ -55,16 +63,20 @@ async def _serve(settings: EncoderSettings) -> None:
     address = await server.start()
     with ExitStack() as running:
         try:
-            await run_until_stopped(_work(settings, server, servicer, running))
+            await run_until_stopped(_work(settings, server, servicer, reloader, running))
         finally:
             await server.drain(settings.drain_seconds)
     _log.info("ended", extra={"address": address})
 
 
 async def _work(
-    settings: EncoderSettings, server: GrpcServer, servicer: EncoderServicer, running: ExitStack
+    settings: EncoderSettings,
+    server: GrpcServer,
+    servicer: EncoderServicer,
+    reloader: Reloader,
+    running: ExitStack,
 ) -> None:
-    """Load the models, then serve until cancelled.
+    """Load the models, then serve, and reload them when asked to, until cancelled.
 
     Args:
         running: what is to be ended once the last call has ended.
@@ -75,7 +87,7 @@ async def _work(
     """
     started = time.monotonic()
     loop = asyncio.get_running_loop()
-    loaded = await asyncio.to_thread(_load, settings)
+    loaded = await asyncio.to_thread(_load, settings, run_here)
     broken: asyncio.Future[BaseException] = loop.create_future()
     waiting = WaitingTexts(loaded.policy, limit_tokens=settings.queue_tokens)
     waiting.note_speed(*loaded.speed)
@@ -91,7 +103,19 @@ async def _work(
     servicer.open(loaded.models, pipeline)
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"start_seconds": round(time.monotonic() - started, 2)})
-    error = await broken
+
+    async def load_again() -> ServedModels:
+        await convert_apart(servicer.models)
+        return (await asyncio.to_thread(_load, settings, engine.run)).models
+
+    def serve(models: ServedModels) -> None:
+        servicer.open(models, pipeline)
+
+    reloading = asyncio.ensure_future(reloader.run(load_again, serve))
+    try:
+        error = await broken
+    finally:
+        reloading.cancel()
     raise EngineBroken(f"the engine broke: {error}") from error
 
 
@@ -102,12 +126,12 @@ def _serve_metrics(host: str, port: int) -> None:
         raise PortTaken(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
 
 
-def _load(settings: EncoderSettings) -> Loaded:
+def _load(settings: EncoderSettings, run_pass: RunPass) -> Loaded:
     found = find_models(settings)
     # Torch takes seconds to import: meanwhile the port is bound and callers are told to come back.
     from services.encoder.loading import load_models
 
-    return load_models(found, settings)
+    return load_models(found, settings, run_pass)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from services.encoder import metrics
 from services.encoder.batching import padded_tokens
-from services.encoder.jobs import EngineModel, Job, deliver
+from services.encoder.jobs import EngineModel, Errand, Job, Outcome, deliver
 from services.encoder.waiting import Item, WaitingTexts
 from textmatch.errors import NotReady
 
@@ -48,6 +48,17 @@ class Engine:
         """Start to work."""
         self._thread.start()
 
+    def run(self, work: Callable[[], Outcome]) -> Outcome:
+        """Do something in the engine's thread, between two batches, and wait for it in this one.
+
+        Raises:
+            TextMatchError: the engine has stopped.
+            Exception: whatever the work raised.
+        """
+        errand = Errand(work)
+        self._waiting.add_errand(errand)
+        return errand.wait()
+
     def stop(self) -> None:
         """Finish the running batch and end; what still waits fails."""
         self._waiting.close()
@@ -57,8 +68,14 @@ class Engine:
         batch: list[Item] = []
         try:
             self._prepare_thread()
-            while batch := self._waiting.take():
-                self._compute(batch)
+            while work := self._waiting.take():
+                if isinstance(work, Errand):
+                    work.do()
+                else:
+                    batch = work
+                    self._compute(batch)
+                # While the engine waits, nothing of the last batch may keep a model that is served no more.
+                batch, work = [], []
         except BaseException as error:  # noqa: BLE001 -- whatever it is, nobody may wait for ever
             _log.critical("the engine broke", exc_info=error)
             failure = NotReady("the engine broke; the encoder restarts", retry_delay_seconds=5.0)

@@ -1,4 +1,4 @@
-"""A call's texts on their way through the engine: split over batches, and joined again."""
+"""What goes through the engine: texts of calls, split over batches and joined again, and errands."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ from textmatch.v1 import error_reason_pb2
 
 # What a model returns: one row a text.
 Rows: TypeAlias = NDArray[np.float32]
+
+Outcome = TypeVar("Outcome")
+# Has work done in the thread that runs models; the work returns the seconds it took.
+RunPass: TypeAlias = Callable[[Callable[[], float]], float]
 
 _sequence = itertools.count()
 
@@ -115,6 +120,34 @@ class Job:
             self._result.set_exception(self._error)
         elif self._rows is not None:
             self._result.set_result(self._rows)
+
+
+class Errand(Generic[Outcome]):
+    """Something other than a batch that has to be done in the engine's thread."""
+
+    def __init__(self, work: Callable[[], Outcome]) -> None:
+        self._work = work
+        self._outcome: Future[Outcome] = Future()
+
+    def do(self) -> None:
+        """Do it; what it raises is its outcome."""
+        try:
+            self._outcome.set_result(self._work())
+        except Exception as error:  # noqa: BLE001 -- models fail in any way
+            self._outcome.set_exception(error)
+
+    def end(self, error: TextMatchError) -> None:
+        """It will not be done."""
+        self._outcome.set_exception(error)
+
+    def wait(self) -> Outcome:
+        """Block until it is done, and return or raise what it did."""
+        return self._outcome.result()
+
+
+def run_here(work: Callable[[], float]) -> float:
+    """Do it in this thread: no engine runs models yet."""
+    return work()
 
 
 def deliver(jobs: Sequence[Job]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from services.encoder import metrics
 from services.encoder.batching import BatchPolicy
-from services.encoder.jobs import EngineModel, Rows
+from services.encoder.jobs import EngineModel, Rows, RunPass, run_here
 from services.encoder.locating import FoundModel, FoundModels
 from services.encoder.served import Served, ServedModels
 from services.encoder.settings import EncoderSettings
+from textmatch.errors import TextMatchError
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.cross_encoder import CrossEncoder
 from textmatch.models.devices import resolve_device, resolve_dtype
 from textmatch.models.engines import EngineOptions
+from textmatch.models.resolve import UnusableModel
 from textmatch.models.tokens import TokenizedText
 
 _log = logging.getLogger(__name__)
@@ -47,8 +51,8 @@ class Loaded:
     prepare_thread: Callable[[], None]
 
 
-def load_models(found: FoundModels, settings: EncoderSettings) -> Loaded:
-    """Load and warm up all models; takes some seconds.
+def make_models(found: FoundModels, settings: EncoderSettings) -> ServedModels:
+    """Load all models, but do not warm them up.
 
     Raises:
         UnusableModel: one cannot be served.
@@ -56,17 +60,37 @@ def load_models(found: FoundModels, settings: EncoderSettings) -> Loaded:
     """
     _quieten_libraries()
     device = resolve_device(settings.device)
-    policy = _policy(settings, device)
     torch.set_num_threads(settings.threads or torch.get_num_threads())
-    bi_encoders = [_load_bi_encoder(model, settings, device) for model in found.bi_encoders]
-    cross_encoders = [_load_cross_encoder(model, settings, device) for model in found.cross_encoders]
-    speeds = [_warm_up(served.engine_model, policy) for served in bi_encoders]
-    speeds += [_warm_up(served.engine_model, policy) for served in cross_encoders]
+    return ServedModels(
+        [_load_bi_encoder(model, settings, device) for model in found.bi_encoders],
+        [_load_cross_encoder(model, settings, device) for model in found.cross_encoders],
+    )
+
+
+def load_models(found: FoundModels, settings: EncoderSettings, run_pass: RunPass = run_here) -> Loaded:
+    """Load and warm up all models; takes some seconds.
+
+    What a model computes while it is made, nobody else can see yet, so that it may do so in this thread.
+
+    Args:
+        found: the models.
+        settings: how to run them.
+        run_pass: runs each pass that warms a model up; in this thread, unless an engine has one for models.
+
+    Raises:
+        UnusableModel: one cannot be served.
+        UnusableDevice: there is no such device.
+    """
+    models = make_models(found, settings)
+    device = resolve_device(settings.device)
+    policy = _policy(settings, device)
+    speeds = [_warm_up(served.engine_model, policy, run_pass) for served in models.bi_encoders]
+    speeds += [_warm_up(served.engine_model, policy, run_pass) for served in models.cross_encoders]
     if device != "cpu":
         metrics.DEVICE_MEMORY_BYTES.labels(device).set_function(lambda: torch.cuda.memory_allocated(device))
     threads = torch.get_num_threads()
     return Loaded(
-        ServedModels(bi_encoders, cross_encoders),
+        models,
         policy,
         speed=speeds[0],
         prepare_thread=lambda: torch.set_num_threads(threads),
@@ -74,28 +98,30 @@ def load_models(found: FoundModels, settings: EncoderSettings) -> Loaded:
 
 
 def _load_bi_encoder(found: FoundModel, settings: EncoderSettings, device: str) -> Served[BiEncoder]:
-    model = BiEncoder.load(
-        found.directory,
-        found.name,
-        device=device,
-        dtype=resolve_dtype(settings.dtype, device),
-        max_tokens=settings.max_tokens or None,
-        engine=_engine_options(settings),
-    )
+    with _unusable(f'cannot load "{found.name}"'):
+        model = BiEncoder.load(
+            found.directory,
+            found.name,
+            device=device,
+            dtype=resolve_dtype(settings.dtype, device),
+            max_tokens=settings.max_tokens or None,
+            engine=_engine_options(settings),
+        )
     _announce(model, "bi-encoder")
     sample = model.tokenize([_SAMPLE], is_query=False)[0]
     return Served(model, EngineModel(model.model_id, model.embed, sample, model.is_packed))
 
 
 def _load_cross_encoder(found: FoundModel, settings: EncoderSettings, device: str) -> Served[CrossEncoder]:
-    model = CrossEncoder.load(
-        found.directory,
-        found.name,
-        device=device,
-        dtype=resolve_dtype(settings.dtype, device),
-        max_tokens=settings.max_tokens or None,
-        engine=_engine_options(settings),
-    )
+    with _unusable(f'cannot load "{found.name}"'):
+        model = CrossEncoder.load(
+            found.directory,
+            found.name,
+            device=device,
+            dtype=resolve_dtype(settings.dtype, device),
+            max_tokens=settings.max_tokens or None,
+            engine=_engine_options(settings),
+        )
     _announce(model, "cross-encoder")
 
     def forward(batch: Sequence[TokenizedText]) -> Rows:
@@ -123,24 +149,39 @@ def _policy(settings: EncoderSettings, device: str) -> BatchPolicy:
     )
 
 
-def _warm_up(model: EngineModel, policy: BatchPolicy) -> tuple[int, float]:
+def _warm_up(model: EngineModel, policy: BatchPolicy, run_pass: RunPass) -> tuple[int, float]:
     """Run batches of all sizes, the largest twice: an engine prepares itself for each shape it meets first.
 
     Returns:
         Tokens of the full batch, and the seconds it took.
     """
     count = max(1, policy.token_budget // model.sample.token_count)
-    for size in sorted({1, 2, 4, *(count * eighths // 8 for eighths in range(1, 9))} - {0}):
-        model.forward([model.sample] * size)
+    sizes = sorted({1, 2, 4, *(count * eighths // 8 for eighths in range(1, 9))} - {0})
+    with _unusable(f"{model.model_id} fails while it is warmed up"):
+        for size in sizes:
+            run_pass(partial(_pass_seconds, model, size))
+        seconds = run_pass(partial(_pass_seconds, model, count))
+    return count * model.sample.token_count, seconds
+
+
+def _pass_seconds(model: EngineModel, size: int) -> float:
     started = time.perf_counter()
-    model.forward([model.sample] * count)
-    return count * model.sample.token_count, time.perf_counter() - started
+    model.forward([model.sample] * size)
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _unusable(complaint: str) -> Iterator[None]:
+    """Whatever libraries raise about a model, here it is that the model cannot be used."""
+    try:
+        yield
+    except TextMatchError:
+        raise
+    except Exception as error:
+        raise UnusableModel(f"{complaint}: {error!r}") from error
 
 
 def _announce(model: BiEncoder | CrossEncoder, kind: str) -> None:
-    metrics.MODEL_INFO.labels(model.model_id, model.name, kind, model.engine, model.dtype, model.device).set(
-        1
-    )
     _log.info(
         "loaded",
         extra={

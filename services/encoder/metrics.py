@@ -40,6 +40,7 @@ DROPPED_TOTAL = Counter(
 TOKENS_TOTAL = Counter("textmatch_encoder_tokens_total", "Tokens computed, without padding.", ["lane"])
 TRUNCATED_TOTAL = Counter("textmatch_encoder_truncated_total", "Texts or pairs whose end was cut off.")
 FAILED_TEXTS_TOTAL = Counter("textmatch_encoder_failed_texts_total", "Texts that a model failed on, alone.")
+RELOADS_TOTAL = Counter("textmatch_encoder_reloads_total", "Reloads of the models: done, failed.", ["result"])
 MODEL_INFO = Gauge(
     "textmatch_encoder_model_info",
     "1 for each loaded model.",

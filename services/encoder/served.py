@@ -38,6 +38,8 @@ class Model(Protocol):
     def dtype(self) -> str: ...
     @property
     def device(self) -> str: ...
+    @property
+    def engine(self) -> str: ...
 
 
 class BiEncoder(Model, Protocol):
@@ -73,6 +75,10 @@ class ServedModels:
 
     bi_encoders: Sequence[Served[BiEncoder]]
     cross_encoders: Sequence[Served[CrossEncoder]]
+
+    def all_models(self) -> list[Model]:
+        """Of either kind."""
+        return [served.model for served in (*self.bi_encoders, *self.cross_encoders)]
 
     def bi_encoder(self, name: str) -> Served[BiEncoder]:
         """The one with this name or model id; the default one for an empty name.

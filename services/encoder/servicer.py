@@ -50,8 +50,18 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         self._service: _Service | None = None
 
     def open(self, models: ServedModels, pipeline: Pipeline) -> None:
-        """Begin to answer; until then every call gets NotReady."""
+        """Answer new calls with these models; before the first time every call gets NotReady.
+
+        A call, or a batch of a stream, keeps the models that it began with.
+        """
+        before = self.models
         self._service = _Service(models, pipeline)
+        _show_models(models, before)
+
+    @property
+    def models(self) -> ServedModels:
+        """Those that new calls get."""
+        return self._service.models if self._service else ServedModels([], [])
 
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
         return await self._encode(request, _deadline(context))
@@ -148,6 +158,22 @@ def _urgency(priority: pb.Priority.ValueType, deadline: float | None) -> Urgency
 def _deadline(context: Context) -> float | None:
     remaining_seconds = context.time_remaining()
     return None if remaining_seconds is None else time.monotonic() + remaining_seconds
+
+
+def _show_models(models: ServedModels, before: ServedModels) -> None:
+    shown = _info_labels(models)
+    for labels in shown:
+        metrics.MODEL_INFO.labels(*labels).set(1)
+    for labels in _info_labels(before) - shown:
+        metrics.MODEL_INFO.remove(*labels)
+
+
+def _info_labels(models: ServedModels) -> set[tuple[str, ...]]:
+    of_kind: list[tuple[str, Model]] = [("bi-encoder", served.model) for served in models.bi_encoders]
+    of_kind += [("cross-encoder", served.model) for served in models.cross_encoders]
+    return {
+        (model.model_id, model.name, kind, model.engine, model.dtype, model.device) for kind, model in of_kind
+    }
 
 
 def _describe_all(models: ServedModels) -> list[pb.Model]:

@@ -1,18 +1,18 @@
-"""What waits for the engine: two lanes of texts, with limits on what is let in."""
+"""What waits for the engine: two lanes of texts, with limits on what is let in, and errands."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from services.encoder import metrics
 from services.encoder.batching import BatchPolicy, BulkCredit, take_packed_batch, take_padded_batch
-from services.encoder.jobs import EngineModel, Job
+from services.encoder.jobs import EngineModel, Errand, Job
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded, TextMatchError
 from textmatch.models.tokens import TokenizedText
 
@@ -68,6 +68,13 @@ class _Lane:
         self._count(-len(batch), -taken_tokens)
         return taken_tokens
 
+    def drop(self, is_over: Callable[[Job], bool]) -> None:
+        """Throw away items whose jobs are over, and with its last item a model: it may be served no more."""
+        for queue in self.queues.values():
+            while queue and is_over(queue[0].job):
+                queue.popleft()
+        self.queues = {model: queue for model, queue in self.queues.items() if queue}
+
     def oldest_queue(self) -> deque[Item] | None:
         """The queue of the model whose turn it is."""
         heads = [queue for queue in self.queues.values() if queue]
@@ -89,6 +96,8 @@ class WaitingTexts:
         self._interactive = _Lane("interactive")
         self._bulk = _Lane("bulk")
         self._credit = BulkCredit(policy)
+        self._errands: deque[Errand[Any]] = deque()
+        self._is_errand_turn = True
         self._changed = threading.Condition()
         self._running_tokens = 0
         self._tokens_per_second: float | None = None
@@ -124,6 +133,18 @@ class WaitingTexts:
             self._lane(job.is_bulk).add(job)
             self._changed.notify()
 
+    def add_errand(self, errand: Errand[Any]) -> None:
+        """Let the engine's thread do something: at once if it is idle, else between two batches.
+
+        Raises:
+            TextMatchError: what it was closed with.
+        """
+        with self._changed:
+            if self._closed_with is not None:
+                raise self._closed_with
+            self._errands.append(errand)
+            self._changed.notify()
+
     def discard(self, job: Job) -> None:
         """The caller has gone: what still waits of its job is not computed."""
         with self._changed:
@@ -132,13 +153,20 @@ class WaitingTexts:
                 self._lane(job.is_bulk).forget(job)
                 metrics.DROPPED_TOTAL.labels("cancelled").inc()
 
-    def take(self) -> list[Item]:
-        """Wait for work and take the next batch, all of one model; empty once it is closed."""
+    def take(self) -> list[Item] | Errand[Any]:
+        """Wait for work and take the next batch, all of one model, or an errand; empty once it is closed.
+
+        While texts wait, errands and batches take turns, so that no batch waits for more than one errand.
+        """
         with self._changed:
             while self._closed_with is None:
                 lane = self._next_lane()
                 queue = lane.oldest_queue()
+                if self._errands and (queue is None or self._is_errand_turn):
+                    self._is_errand_turn = False
+                    return self._errands.popleft()
                 if queue is not None:
+                    self._is_errand_turn = True
                     return self._take(lane, queue)
                 self._changed.wait()
         return []
@@ -163,6 +191,9 @@ class WaitingTexts:
                         job.end(self._closed_with)
                         lane.forget(job)
                 lane.queues.clear()
+            for errand in self._errands:
+                errand.end(self._closed_with)
+            self._errands.clear()
             self._changed.notify_all()
 
     def _lane(self, is_bulk: bool) -> _Lane:
@@ -186,9 +217,7 @@ class WaitingTexts:
 
     def _next_lane(self) -> _Lane:
         for lane in (self._interactive, self._bulk):
-            for queue in lane.queues.values():
-                while queue and self._is_over(queue[0].job):
-                    queue.popleft()
+            lane.drop(self._is_over)
         is_bulk_turn = self._credit.is_bulk_turn(
             interactive_waits=self._interactive.oldest_queue() is not None,
             bulk_waits=self._bulk.oldest_queue() is not None,

@@ -48,6 +48,7 @@ def make_tiny_bi_encoder(
     pools_prompt: bool = True,
     extra_modules: list[Module] | None = None,
     max_tokens: int = 64,
+    seed: int = 11,
 ) -> Path:
     """A BERT of 2 layers and 32 dimensions with random weights, saved by sentence-transformers."""
     from sentence_transformers import SentenceTransformer
@@ -56,7 +57,7 @@ def make_tiny_bi_encoder(
     from transformers import BertModel
 
     backbone = path.with_name(f"{path.name}-backbone")
-    _save_backbone(backbone, BertModel)
+    _save_backbone(backbone, BertModel, seed=seed)
     modules = [
         Transformer(str(backbone), max_seq_length=max_tokens),
         *(extra_modules or []),
@@ -148,7 +149,7 @@ def free_port() -> int:
         return port
 
 
-def _save_backbone(path: Path, model_class: type, **config: object) -> None:
+def _save_backbone(path: Path, model_class: type, *, seed: int = 11, **config: object) -> None:
     import torch
     from transformers import BertConfig, BertTokenizerFast
 
@@ -157,7 +158,7 @@ def _save_backbone(path: Path, model_class: type, **config: object) -> None:
     vocabulary = [*_SPECIAL_TOKENS, *_WORDS, *_CHARACTERS, *continuations]
     vocabulary_file = path / "vocab.txt"
     vocabulary_file.write_text("\n".join(vocabulary) + "\n")
-    torch.manual_seed(11)
+    torch.manual_seed(seed)
     bert_config = BertConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=128, initializer_range=0.2, **config,

@@ -28,7 +28,7 @@ class LengthModel:
     As a bi-encoder, its tokens are characters. The text "break" breaks it for good, "slow" takes a while.
     """
 
-    dimension, max_tokens, dtype, device, pair_classifier = 1, 64, "float32", "cpu", None
+    dimension, max_tokens, dtype, device, engine, pair_classifier = 1, 64, "float32", "cpu", "none", None
 
     def __init__(self, model_id: str = "length") -> None:
         self.name = self.model_id = model_id

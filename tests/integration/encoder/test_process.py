@@ -24,7 +24,7 @@ _WITHOUT_TORCH = """
 import sys, types
 from tests.support.length_model import loaded_length_model
 module = types.ModuleType("services.encoder.loading")
-module.load_models = lambda found, settings: loaded_length_model()
+module.load_models = lambda found, settings, run_pass: loaded_length_model()
 sys.modules["services.encoder.loading"] = module
 from services.encoder.__main__ import main
 sys.exit(main())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -164,3 +165,53 @@ async def test_a_caller_that_has_gone_is_not_missed(running: Running, make_job: 
     running.waiting.add(gone)
     running.waiting.add(kept)
     assert await _result(kept) == [90]
+
+
+async def test_errands_run_in_the_thread_of_the_models(running: Running, make_job: MakeJob):
+    threads: set[str] = set()
+
+    def forward(batch: Sequence[TokenizedText]) -> Rows:
+        threads.add(threading.current_thread().name)
+        return np.ones((len(batch), 1), dtype=np.float32)
+
+    job = make_job(5, model=EngineModel("named", forward, SAMPLE))
+    running.waiting.add(job)
+    await _result(job)
+    name = await asyncio.to_thread(running.engine.run, lambda: threading.current_thread().name)
+    assert threads == {name}
+
+
+async def test_an_errand_that_fails_harms_nobody_else(running: Running, make_job: MakeJob):
+    def fail() -> float:
+        raise RuntimeError("this model cannot be run")
+
+    with pytest.raises(RuntimeError, match="this model cannot be run"):
+        await asyncio.to_thread(running.engine.run, fail)
+    job = make_job(12)
+    running.waiting.add(job)
+    assert await _result(job) == [12]
+    assert running.deaths == []
+
+
+async def test_a_stopped_engine_does_no_errands():
+    running = Running()
+    running.engine.start()
+    running.engine.stop()
+    with pytest.raises(NotReady, match="shutting down"):
+        running.engine.run(lambda: 1.0)
+
+
+async def test_an_idle_engine_keeps_no_model(running: Running, make_job: MakeJob):
+    def forward(batch: Sequence[TokenizedText]) -> Rows:
+        return np.ones((len(batch), 1), dtype=np.float32)
+
+    kept = weakref.ref(forward)
+    job = make_job(5, 6, model=EngineModel("replaced", forward, SAMPLE))
+    del forward
+    running.waiting.add(job)
+    await _result(job)
+    assert kept() is not None
+    del job
+    async with asyncio.timeout(10):
+        while kept() is not None:  # noqa: ASYNC110 -- the engine's thread lets go of it
+            await asyncio.sleep(0.002)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from services.encoder.batching import BatchPolicy
-from services.encoder.jobs import EngineModel, Job
+from services.encoder.jobs import EngineModel, Errand, Job
 from services.encoder.metrics import QUEUE_TEXTS, QUEUE_TOKENS, REJECTIONS_TOTAL
 from services.encoder.waiting import Item, WaitingTexts
 from tests.support.length_model import SAMPLE, LengthModel
@@ -207,3 +207,26 @@ async def test_choosing_from_many_waiting_texts_takes_no_time(make_job: MakeJob)
     for _ in range(100):
         waiting.take()
     assert time.process_time() - started < 1.0
+
+
+async def test_errands_and_batches_take_turns(waiting: WaitingTexts, make_job: MakeJob):
+    errands = [Errand(lambda: 1.0) for _ in range(4)]
+    for errand in errands:
+        waiting.add_errand(errand)
+    waiting.add(make_job(90))
+    waiting.add(make_job(91, is_bulk=True))
+    taken = [waiting.take() for _ in range(6)]
+    assert [work for work in taken if isinstance(work, Errand)] == errands
+    assert [isinstance(work, Errand) for work in taken] == [True, False, True, False, True, True]
+    assert [_tokens(work) for work in taken if not isinstance(work, Errand)] == [[90], [91]]
+
+
+async def test_closing_ends_errands(waiting: WaitingTexts):
+    errand = Errand(lambda: 1.0)
+    waiting.add_errand(errand)
+    waiting.close()
+    with pytest.raises(NotReady, match="shutting down"):
+        errand.wait()
+    with pytest.raises(NotReady, match="shutting down"):
+        waiting.add_errand(errand)
+    assert waiting.take() == []
