@@ -19,6 +19,7 @@ from services.encoder import metrics
 from services.encoder.batching import BatchPolicy
 from services.encoder.jobs import EngineModel, Rows, RunPass, run_here
 from services.encoder.locating import FoundModel, FoundModels
+from services.encoder.memory import give_back_memory
 from services.encoder.served import Served, ServedModels
 from services.encoder.settings import EncoderSettings
 from textmatch.errors import TextMatchError
@@ -88,6 +89,7 @@ def load_models(found: FoundModels, settings: EncoderSettings, run_pass: RunPass
     speeds += [_warm_up(served.engine_model, policy, run_pass) for served in models.cross_encoders]
     if device != "cpu":
         metrics.DEVICE_MEMORY_BYTES.labels(device).set_function(lambda: torch.cuda.memory_allocated(device))
+    give_back_memory()
     threads = torch.get_num_threads()
     return Loaded(
         models,

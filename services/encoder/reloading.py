@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from services.encoder import metrics
+from services.encoder.memory import give_back_memory
 from services.encoder.served import ServedModels
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Reloader:
             self._wanted.clear()
             await _reload(load, serve)
             # Parts of models lie in reference cycles, which could wait long for a collection of their own.
-            asyncio.get_running_loop().call_later(_RELEASED_AFTER_SECONDS, gc.collect)
+            asyncio.get_running_loop().call_later(_RELEASED_AFTER_SECONDS, give_back_memory)
 
 
 async def _reload(load: Callable[[], Awaitable[ServedModels]], serve: Callable[[ServedModels], None]) -> None:
