@@ -22,6 +22,8 @@ _WINDOW_TEXTS = 256
 _TELLING_PART = 0.25
 _SPEED_SMOOTHING = 0.2
 _DELAY_WHILE_SPEED_UNKNOWN_SECONDS = 1.0
+# How much longer than estimated the work ahead of a call may take before its answer is late.
+_CAUTION = 1.5
 
 
 class Item(NamedTuple):
@@ -210,7 +212,15 @@ class WaitingTexts:
             metrics.REJECTIONS_TOTAL.labels("overloaded").inc()
             message = f"{in_lane:,} {lane.name} tokens wait already; the limit is {self._limit_tokens:,}"
             raise Overloaded(message, retry_delay_seconds=delay_seconds)
-        if speed and deadline is not None and time.monotonic() + delay_seconds > deadline:
+        if speed and ahead and deadline is not None:
+            self._check_deadline(deadline, (ahead + tokens) / speed, delay_seconds)
+
+    def _check_deadline(self, deadline: float, work_seconds: float, delay_seconds: float) -> None:
+        """Refuse what would be computed for nobody: the caller has gone when it is done.
+
+        The estimate is of full speed; batches in a hurry are slower, so that there must be time to spare.
+        """
+        if time.monotonic() + _CAUTION * work_seconds > deadline:
             metrics.REJECTIONS_TOTAL.labels("deadline_too_short").inc()
             message = f"the work ahead takes about {delay_seconds:.2f} s, longer than the call waits"
             raise DeadlineTooShort(message, retry_delay_seconds=delay_seconds)

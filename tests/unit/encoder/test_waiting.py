@@ -170,6 +170,15 @@ async def test_a_call_that_would_be_answered_too_late_is_refused(waiting: Waitin
         pass
 
 
+async def test_a_call_needs_time_to_spare_unless_nothing_is_ahead(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.note_speed(tokens=100, seconds=1.0)
+    soon = time.monotonic() + 1.2
+    with waiting.admitted(90, is_bulk=False, deadline=soon):
+        waiting.add(make_job(10))
+    with pytest.raises(DeadlineTooShort), waiting.admitted(90, is_bulk=False, deadline=soon):
+        pass
+
+
 async def test_interactive_calls_need_not_wait_for_bulk(waiting: WaitingTexts, make_job: MakeJob):
     waiting.note_speed(tokens=100, seconds=1.0)
     waiting.add(make_job(*[90] * 10, is_bulk=True))
