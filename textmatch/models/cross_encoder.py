@@ -134,7 +134,9 @@ def _load(directory: Path) -> sentence_transformers.CrossEncoder:
         base = find_model(adapter_base_name(directory), CROSS_ENCODER_ORGANISATION)
         model = load_cross_encoder_directory(directory, base, device="cpu")
     else:
-        model = sentence_transformers.CrossEncoder(str(directory), device="cpu", local_files_only=True)
+        model = sentence_transformers.CrossEncoder(
+            str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        )
     return model
 
 

@@ -76,6 +76,7 @@ async def test_what_is_asked_for_before_it_runs_is_not_lost():
     loads.go_on.release()
     async with _running(reloader, loads):
         await _until(lambda: len(loads.served) == 1)
+    assert loads.started == 1
 
 
 async def test_a_failed_reload_is_one_line_and_the_next_one_works(caplog: pytest.LogCaptureFixture):
