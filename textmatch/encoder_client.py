@@ -41,18 +41,6 @@ class ScoreResult:
     model_id: str
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """A loaded model; `dimension` is 0 for a cross-encoder."""
-
-    model_id: str
-    name: str
-    is_bi_encoder: bool
-    dimension: int
-    max_tokens: int
-    is_default: bool
-
-
 class EncoderClient:
     """Calls one encoder or, by a `dns:///` target, many in turn. Create it inside a running event loop.
 
@@ -95,23 +83,6 @@ class EncoderClient:
             truncated=list(response.truncated),
             model_id=response.model_id,
         )
-
-    async def models(self, timeout_seconds: float) -> list[ModelInfo]:
-        """The loaded models."""
-        response = await self._translated(
-            self._stub.GetModels(pb.GetModelsRequest(), timeout=timeout_seconds)
-        )
-        return [
-            ModelInfo(
-                model_id=model.model_id,
-                name=model.name,
-                is_bi_encoder=model.kind == pb.MODEL_KIND_BI_ENCODER,
-                dimension=model.dimension,
-                max_tokens=model.max_tokens,
-                is_default=model.is_default,
-            )
-            for model in response.models
-        ]
 
     async def _translated(self, call: Awaitable[Answer]) -> Answer:
         try:

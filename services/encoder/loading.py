@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from textmatch.models.resolve import UnusableModel
 from textmatch.models.tokens import TokenizedText
 
 _log = logging.getLogger(__name__)
+
+Model = TypeVar("Model", BiEncoder, CrossEncoder)
 
 _SAMPLE = "How far is it from here to the sea?"
 # On a CPU a pass of all-MiniLM-L6-v2 costs about 6 ms before its first token; a GPU waits for its launches.
@@ -100,30 +103,14 @@ def load_models(found: FoundModels, settings: EncoderSettings, run_pass: RunPass
 
 
 def _load_bi_encoder(found: FoundModel, settings: EncoderSettings, device: str) -> Served[BiEncoder]:
-    with _unusable(f'cannot load "{found.name}"'):
-        model = BiEncoder.load(
-            found.directory,
-            found.name,
-            device=device,
-            dtype=resolve_dtype(settings.dtype, device),
-            max_tokens=settings.max_tokens or None,
-            engine=_engine_options(settings),
-        )
+    model = _load(BiEncoder, found, settings, device)
     _announce(model, "bi-encoder")
     sample = model.tokenize([_SAMPLE], is_query=False)[0]
     return Served(model, EngineModel(model.model_id, model.embed, sample, model.is_packed))
 
 
 def _load_cross_encoder(found: FoundModel, settings: EncoderSettings, device: str) -> Served[CrossEncoder]:
-    with _unusable(f'cannot load "{found.name}"'):
-        model = CrossEncoder.load(
-            found.directory,
-            found.name,
-            device=device,
-            dtype=resolve_dtype(settings.dtype, device),
-            max_tokens=settings.max_tokens or None,
-            engine=_engine_options(settings),
-        )
+    model = _load(CrossEncoder, found, settings, device)
     _announce(model, "cross-encoder")
 
     def forward(batch: Sequence[TokenizedText]) -> Rows:
@@ -132,6 +119,18 @@ def _load_cross_encoder(found: FoundModel, settings: EncoderSettings, device: st
 
     sample = model.tokenize_pairs([(_SAMPLE, _SAMPLE)])[0]
     return Served(model, EngineModel(model.model_id, forward, sample, model.is_packed))
+
+
+def _load(model_class: type[Model], found: FoundModel, settings: EncoderSettings, device: str) -> Model:
+    with _unusable(f'cannot load "{found.name}"'):
+        return model_class.load(
+            found.directory,
+            found.name,
+            device=device,
+            dtype=resolve_dtype(settings.dtype, device),
+            max_tokens=settings.max_tokens or None,
+            engine=_engine_options(settings),
+        )
 
 
 def _engine_options(settings: EncoderSettings) -> EngineOptions:

@@ -36,11 +36,6 @@ def print_table(table: Table) -> None:
     Console(highlight=False, width=None if console.is_terminal else _WIDTH_OF_FILES).print(table)
 
 
-def progress_console() -> Console:
-    """Where progress bars go, so that stdout stays clean."""
-    return Console(stderr=True, highlight=False)
-
-
 def cell(value: str) -> Text:
     """A text from outside as a table's cell: on one line, not too long, and without control characters."""
     return Text(one_line(value))

@@ -61,9 +61,7 @@ class CrossEncoder:
             _packed(model, self._tokenizer, engine, self.model_id, device, dtype) if engine else None
         )
         self.engine = self._packed.engine_name if self._packed else "sentence-transformers"
-        if self._packed:
-            model.to(device)
-        else:
+        if self._packed is None:
             _convert(model.to(device), dtype)
 
     @property

@@ -13,15 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textmatch.models.engines import Placement
-from textmatch.models.packed_model import (
-    NotPackable,
-    PackedModel,
-    arrays,
-    check_states,
-    find_position_offset,
-    probe_rows,
-    states_alone,
-)
+from textmatch.models.packed_model import NotPackable, PackedModel, Probe, arrays
 from textmatch.models.packing import PackedRows
 
 # OpenVINO reports over the network that it is used, unless this package is missing: it has a stub for that.
@@ -53,7 +45,7 @@ class OpenVinoEngine:
         """
         if placement.device != "cpu":
             raise NotPackable(f"OpenVINO runs on the CPU here, not on {placement.device}")
-        position_offset = find_position_offset(model)
+        probe = Probe(model)
         core = openvino.Core()
         precision = _PRECISIONS[placement.dtype]
         properties = {
@@ -63,12 +55,11 @@ class OpenVinoEngine:
         }
         path = placement.cache_directory / f"{placement.model_id}-{precision}-{_GRAPH_FORM}.xml"
         try:
-            graph = core.read_model(path) if path.exists() else _convert(model, path, placement.dtype)
-            engine = cls(core.compile_model(graph, "CPU", properties), position_offset)
+            graph = core.read_model(path) if path.exists() else _convert(model, probe, path, placement.dtype)
+            engine = cls(core.compile_model(graph, "CPU", properties), probe.position_offset)
         except RuntimeError as error:
             raise NotPackable(f"OpenVINO refuses it: {error}") from error
-        rows = probe_rows(model)
-        check_states(engine.run(rows).numpy(), rows, states_alone(model, rows))
+        probe.check(engine.run(probe.rows).numpy())
         return engine
 
     def run(self, rows: PackedRows) -> Tensor:
@@ -77,8 +68,8 @@ class OpenVinoEngine:
         return torch.from_numpy(outputs[0])
 
 
-def _convert(model: PreTrainedModel, path: Path, dtype: torch.dtype) -> openvino.Model:
-    example = tuple(map(torch.from_numpy, arrays(probe_rows(model), 0)))
+def _convert(model: PreTrainedModel, probe: Probe, path: Path, dtype: torch.dtype) -> openvino.Model:
+    example = tuple(map(torch.from_numpy, arrays(probe.rows, 0)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of each constant it meets
         graph = openvino.convert_model(PackedModel(model), example_input=example)

@@ -59,40 +59,48 @@ def arrays(rows: PackedRows, position_offset: int) -> tuple[NDArray[np.int64], .
     return rows.input_ids, rows.position_ids + position_offset, rows.type_ids, rows.segments
 
 
-@torch.inference_mode()
-def find_position_offset(model: PreTrainedModel) -> int:
-    """Where positions start: 0, or behind the padding index as in RoBERTa. Found by trying, in float32.
+class Probe:
+    """Three made-up texts in one row, and what the model makes of each by itself, in float32.
+
+    Args:
+        model: in float32 on the CPU.
 
     Raises:
-        NotPackable: with neither, texts packed into one row get the states that they have alone.
+        NotPackable: texts packed into one row do not get the states that they have alone.
     """
-    packed = PackedModel(model)
-    rows = probe_rows(model)
-    expected = states_alone(model, rows)
-    for offset in (0, (model.config.pad_token_id or 0) + 1):
-        try:
-            states = packed(*map(torch.from_numpy, arrays(rows, offset)))
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            raise NotPackable(f"it takes no packed texts: {error}") from error
-        if np.abs(_of_texts(states.numpy(), rows) - expected).max() < _TOLERANCE:
-            return offset
-    raise NotPackable("texts packed into one row change one another")
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.rows = _probe_rows(model)
+        self._expected = _states_alone(model, self.rows)
+        # Where positions start: 0, or behind the padding index as in RoBERTa. Found by trying.
+        self.position_offset = self._find_position_offset(model)
+
+    def check(self, states: States) -> None:
+        """Compare what an engine made of the rows with what torch makes of them in float32.
+
+        Raises:
+            NotPackable: they differ by more than precision explains.
+        """
+        actual = _of_texts(states, self.rows)
+        lengths = np.linalg.norm(self._expected, axis=1) * np.linalg.norm(actual, axis=1)
+        cosines = (self._expected * actual).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
+        if not cosines.min() >= _MIN_COSINE:
+            raise NotPackable(f"its states differ from torch's in float32 (cosine {cosines.min():.4f})")
+
+    @torch.inference_mode()
+    def _find_position_offset(self, model: PreTrainedModel) -> int:
+        packed = PackedModel(model)
+        for offset in (0, (model.config.pad_token_id or 0) + 1):
+            try:
+                states = packed(*map(torch.from_numpy, arrays(self.rows, offset)))
+            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+                raise NotPackable(f"it takes no packed texts: {error}") from error
+            if np.abs(_of_texts(states.numpy(), self.rows) - self._expected).max() < _TOLERANCE:
+                return offset
+        raise NotPackable("texts packed into one row change one another")
 
 
-def check_states(states: States, rows: PackedRows, expected: States) -> None:
-    """Compare what an engine made of the probe with what torch makes of it in float32.
-
-    Raises:
-        NotPackable: they differ by more than precision explains.
-    """
-    actual = _of_texts(states, rows)
-    lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
-    cosines = (expected * actual).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
-    if not cosines.min() >= _MIN_COSINE:
-        raise NotPackable(f"its states differ from torch's in float32 (cosine {cosines.min():.4f})")
-
-
-def probe_rows(model: PreTrainedModel) -> PackedRows:
+def _probe_rows(model: PreTrainedModel) -> PackedRows:
     """Three made-up texts in one row, with ids from all over the vocabulary."""
     config: Any = model.config
     generator = np.random.default_rng(0)
@@ -108,7 +116,7 @@ def probe_rows(model: PreTrainedModel) -> PackedRows:
 
 
 @torch.inference_mode()
-def states_alone(model: PreTrainedModel, rows: PackedRows) -> States:
+def _states_alone(model: PreTrainedModel, rows: PackedRows) -> States:
     """(tokens, hidden): the states of each text by itself, as the model is usually run."""
     flat = rows.input_ids.reshape(-1)
     parts = []

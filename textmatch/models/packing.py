@@ -68,13 +68,6 @@ def pack(batch: Sequence[TokenizedText], pad_id: int) -> list[PackedRows]:
     return packed
 
 
-def padding_share(packed: Sequence[PackedRows]) -> float:
-    """Places that hold no token, as a share of all places."""
-    places = sum(rows.segments.size for rows in packed)
-    tokens = sum(int(rows.lengths.sum()) for rows in packed)
-    return 1.0 - tokens / places if places else 0.0
-
-
 def _width(token_count: int) -> int:
     """The smallest width that holds this many tokens; beyond the largest, the next multiple of it."""
     largest = ROW_WIDTHS[-1]

@@ -9,14 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textmatch.models.engines import Placement
-from textmatch.models.packed_model import (
-    PackedModel,
-    arrays,
-    check_states,
-    find_position_offset,
-    probe_rows,
-    states_alone,
-)
+from textmatch.models.packed_model import PackedModel, Probe, arrays
 from textmatch.models.packing import PackedRows
 
 
@@ -38,11 +31,9 @@ class TorchEngine:
         Raises:
             NotPackable: the model is of another kind than this engine runs.
         """
-        position_offset = find_position_offset(model)
-        rows = probe_rows(model)
-        expected = states_alone(model, rows)
-        engine = cls(copy.deepcopy(model), placement, position_offset)
-        check_states(engine.run(rows).float().cpu().numpy(), rows, expected)
+        probe = Probe(model)
+        engine = cls(copy.deepcopy(model), placement, probe.position_offset)
+        probe.check(engine.run(probe.rows).float().cpu().numpy())
         return engine
 
     def run(self, rows: PackedRows) -> Tensor:

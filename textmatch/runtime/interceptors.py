@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
+from google.rpc import status_pb2
 
 from textmatch.errors import InternalError, TextMatchError
 from textmatch.runtime import logs
@@ -77,8 +78,9 @@ async def _around(service: str, method: str, context: Context) -> AsyncIterator[
     try:
         yield
     except TextMatchError as error:
-        code = status_code(to_status(error))
-        await _abort(context, error)
+        status = to_status(error)
+        code = status_code(status)
+        await _abort(context, status)
     except (asyncio.CancelledError, GeneratorExit):
         code = grpc.StatusCode.CANCELLED
         raise
@@ -88,14 +90,14 @@ async def _around(service: str, method: str, context: Context) -> AsyncIterator[
     except Exception:  # noqa: BLE001 -- whatever it is, the caller gets INTERNAL and the log gets the trace
         code = grpc.StatusCode.INTERNAL
         _log.exception("%s/%s failed", service, method)
-        await _abort(context, InternalError(f"internal error; request id {logs.request_id.get()}"))
+        told = InternalError(f"internal error; request id {logs.request_id.get()}")
+        await _abort(context, to_status(told))
     finally:
         RPC_SECONDS.labels(service, method).observe(time.perf_counter() - started)
         RPC_TOTAL.labels(service, method, code.name).inc()
 
 
-async def _abort(context: Context, error: TextMatchError) -> NoReturn:
-    status = to_status(error)
+async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
     await context.abort(status_code(status), status.message, trailing_metadata(status))
     raise AssertionError("abort() always raises")
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textmatch.models.packing import ROW_WIDTHS, PackedRows, pack, padding_share
+from textmatch.models.packing import ROW_WIDTHS, PackedRows, pack
 from textmatch.models.tokens import TokenizedText
 
 PAD_ID = 0
@@ -24,6 +24,13 @@ def spans(rows: PackedRows) -> list[tuple[int, int, int]]:
         (int(text), int(start), int(start + length))
         for text, start, length in zip(rows.texts, rows.starts, rows.lengths, strict=True)
     ]
+
+
+def padding_share(packed: list[PackedRows]) -> float:
+    """Places that hold no token, as a share of all places."""
+    places = sum(rows.segments.size for rows in packed)
+    tokens = sum(int(rows.lengths.sum()) for rows in packed)
+    return 1.0 - tokens / places if places else 0.0
 
 
 batches = st.lists(st.integers(1, 700), min_size=1, max_size=60)
