@@ -1,17 +1,30 @@
-"""Sentence pairs with a similarity, one per line: `sentence 1 TAB sentence 2 TAB score`, strict UTF-8."""
+"""What the recipes train on, read from data files: scored pairs, pairs with a class, triples, sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from textmatch.errors import InvalidInput
+from training.columns import ANCHOR, LABEL, NEGATIVE, PAIR, POSITIVE, SCORE, FileForm
+from training.rows import Cell, read_cells, read_texts
 
-COLUMNS = ("sentence 1", "sentence 2", "score")
-LOWEST_SCORE = 0.0
-HIGHEST_SCORE = 1.0
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+AS_FOUND = FileForm()
+
+
+@dataclass(frozen=True)
+class ScoreRange:
+    """The least and the greatest score that a file may hold."""
+
+    lowest: float = 0.0
+    highest: float = 1.0
+
+    def share(self, score: float) -> float:
+        """Where a score lies in the range: 0 at its low end, 1 at its high end."""
+        return (score - self.lowest) / (self.highest - self.lowest)
+
+
+UNIT_RANGE = ScoreRange()
 
 
 @dataclass(frozen=True)
@@ -23,67 +36,92 @@ class ScoredPair:
     score: float
 
 
-def read_scored_pairs(path: Path) -> list[ScoredPair]:
-    """All pairs of a file, in order.
+@dataclass(frozen=True)
+class ClassPair:
+    """Two sentences and the class of what is between them."""
+
+    first: str
+    second: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Triple:
+    """A sentence, one that means the same, and one that looks alike but does not."""
+
+    anchor: str
+    positive: str
+    negative: str
+
+
+def read_scored_pairs(
+    path: Path, form: FileForm = AS_FOUND, score_range: ScoreRange = UNIT_RANGE
+) -> list[ScoredPair]:
+    """All pairs of a file, in order, with their scores brought into 0..1.
 
     Raises:
-        InvalidInput: the file is unreadable or empty, or a line is not UTF-8, is blank, has another number of
-            columns than three, an empty sentence, or a score that is no number in 0..1; the message names
-            file, line and column.
+        InvalidInput: the file is unreadable or empty, or a line is not UTF-8, is blank, lacks a column, has
+            an empty sentence, or a score that is no number in the range; messages name file, line and column.
     """
     return [
-        ScoredPair(first, second, _parse_score(score, f"{place} column 3"))
-        for place, (first, second, score) in _read_rows(path)
+        ScoredPair(
+            _sentence(first, "sentence 1"), _sentence(second, "sentence 2"), _score(score, score_range)
+        )
+        for first, second, score in read_cells(path, (*PAIR, SCORE), form)
     ]
 
 
-def read_sentences(path: Path) -> list[str]:
-    """The distinct sentences of a pair file, in order of appearance; its third column can be any label.
+def read_class_pairs(path: Path, form: FileForm = AS_FOUND) -> list[ClassPair]:
+    """All pairs of a file, in order, with their labels as they stand there.
+
+    Raises:
+        InvalidInput: as in `read_scored_pairs`; a label may be anything but empty.
+    """
+    return [
+        ClassPair(
+            _sentence(first, "sentence 1"), _sentence(second, "sentence 2"), _sentence(label, "label").strip()
+        )
+        for first, second, label in read_cells(path, (*PAIR, LABEL), form)
+    ]
+
+
+def read_triples(path: Path, form: FileForm = AS_FOUND) -> list[Triple]:
+    """All triples of a file, in order.
 
     Raises:
         InvalidInput: as in `read_scored_pairs`.
     """
-    return list(dict.fromkeys(sentence for _, columns in _read_rows(path) for sentence in columns[:2]))
+    return [
+        Triple(_sentence(anchor, "anchor"), _sentence(positive, "positive"), _sentence(negative, "negative"))
+        for anchor, positive, negative in read_cells(path, (ANCHOR, POSITIVE, NEGATIVE), form)
+    ]
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each line's place, for messages, and its three columns."""
+def read_sentences(path: Path) -> list[str]:
+    """The distinct sentences of a file of sentences or of pairs, in order of appearance; labels are left out.
+
+    Raises:
+        InvalidInput: the file is unreadable, is not UTF-8 or holds no sentence.
+    """
+    sentences = list(dict.fromkeys(cell.text for cells in read_texts(path) for cell in cells))
+    if not sentences:
+        raise InvalidInput.of_field(str(path), "holds no sentence")
+    return sentences
+
+
+def _sentence(cell: Cell, name: str) -> str:
+    if not cell.text.strip():
+        raise InvalidInput.of_field(cell.place, f"{name} is empty")
+    return cell.text
+
+
+def _score(cell: Cell, score_range: ScoreRange) -> float:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InvalidInput.of_field(str(path), f"cannot be read: {error.strerror}") from error
-    lines = content.removeprefix(_BYTE_ORDER_MARK).removesuffix(b"\n").split(b"\n")
-    if lines == [b""]:
-        raise InvalidInput.of_field(str(path), "is empty; it needs at least one pair")
-    for number, line in enumerate(lines, start=1):
-        place = f"{path} line {number}"
-        yield place, _split_line(line, place)
-
-
-def _split_line(line: bytes, place: str) -> list[str]:
-    try:
-        text = line.removesuffix(b"\r").decode("utf-8")
-    except UnicodeDecodeError as error:
-        problem = f"is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        raise InvalidInput.of_field(place, problem) from error
-    needed = f"it needs {len(COLUMNS)} columns separated by TAB: {', '.join(COLUMNS)}"
-    if not text.strip():
-        raise InvalidInput.of_field(place, f"is blank; {needed}")
-    columns = text.split("\t")
-    if len(columns) != len(COLUMNS):
-        raise InvalidInput.of_field(place, f"has {len(columns)} columns; {needed}")
-    for number, sentence in enumerate(columns[:2], start=1):
-        if not sentence.strip():
-            raise InvalidInput.of_field(f"{place} column {number}", f"{COLUMNS[number - 1]} is empty")
-    return columns
-
-
-def _parse_score(text: str, place: str) -> float:
-    try:
-        score = float(text)
+        score = float(cell.text)
     except ValueError as error:
-        raise InvalidInput.of_field(place, f'score "{text}" is not a number') from error
+        raise InvalidInput.of_field(cell.place, f'score "{cell.text}" is not a number') from error
     # Written so that NaN, which compares false with everything, is refused too.
-    if not LOWEST_SCORE <= score <= HIGHEST_SCORE:
-        raise InvalidInput.of_field(place, f"score {text} is outside {LOWEST_SCORE:g}..{HIGHEST_SCORE:g}")
-    return score
+    if not score_range.lowest <= score <= score_range.highest:
+        expected = f"{score_range.lowest:g}..{score_range.highest:g}"
+        raise InvalidInput.of_field(cell.place, f"score {cell.text} is outside {expected}")
+    return score_range.share(score)

@@ -47,7 +47,7 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
         (b"\tb\t0.5", "line 2 column 1", "sentence 1 is empty"),
         (b"a\t \t0.5", "line 2 column 2", "sentence 2 is empty"),
         (b"", "line 2", "is blank"),
-        (b"a\t\xff\t0.5", "line 2", "is not UTF-8: byte 0xff at offset 2"),
+        (b"a\t\xff\t0.5", "line 2", "is not UTF-8: byte 0xff at byte 3 of the line"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, second_line: bytes, place: str, problem: str) -> None:
@@ -65,7 +65,7 @@ def test_utf_16_is_refused_at_the_first_line(tmp_path: Path, encoding: str) -> N
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="is empty; it needs at least one pair"):
+    with pytest.raises(InvalidInput, match="is empty; it needs at least one row"):
         read_scored_pairs(_write(tmp_path, b""))
 
 
