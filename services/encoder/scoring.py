@@ -9,15 +9,14 @@ import numpy as np
 
 from services.encoder.pipeline import Pipeline, Urgency, Work
 from services.encoder.requests import ScoreInput, stored_embeddings
-from services.encoder.served import BiEncoder, CrossEncoder, PairClassifier, Scores, Served
+from services.encoder.served import BiEncoder, CrossEncoder, EmbeddingScorer, Scores, Served
 from textmatch.errors import InvalidInput
 from textmatch.models.tokens import TokenizedText
-from textmatch.vectors import Embeddings
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Aligned with the input. `scores` are 0..1, `raw_scores` as the model had them before."""
+    """Aligned with the input. `scores` are 0..1 and calibrated, `raw_scores` as the model had them before."""
 
     scores: Scores
     raw_scores: Scores
@@ -56,14 +55,14 @@ async def score_by_cross_encoder(
 
 async def score_by_embeddings(
     served: Served[BiEncoder],
-    classifier: PairClassifier | None,
+    scorer: EmbeddingScorer,
     wanted: ScoreInput,
     urgency: Urgency,
     pipeline: Pipeline,
     *,
     max_texts: int,
 ) -> Scored:
-    """Score each pair of embeddings, by the classifier or, without one, by the cosine cut to 0..1.
+    """Score each pair of embeddings, by the model's cosine or its pair classifier.
 
     Raises:
         InvalidInput: the embeddings given do not fit the model; or naming the texts that the model failed on.
@@ -85,13 +84,8 @@ async def score_by_embeddings(
     computed = await pipeline.compute(work, urgency)
     first = computed.rows[:first_count]
     second = computed.rows[first_count:] if stored is None else stored
-    scores, raw_scores = classifier.score(first, second) if classifier else _cosine(first, second)
+    scores, raw_scores = scorer.score(first, second)
     first_cut = np.array([text.truncated for text in computed.texts[:first_count]])
     second_cut = np.array([text.truncated for text in computed.texts[first_count:]] or [False])
     truncated = np.broadcast_to(first_cut | second_cut, len(second)).tolist()
     return Scored(scores, raw_scores, truncated, model.model_id)
-
-
-def _cosine(first: Embeddings, second: Embeddings) -> tuple[Scores, Scores]:
-    raw: Scores = np.clip((first * second).sum(axis=1), -1.0, 1.0)
-    return np.clip(raw, 0.0, 1.0), raw

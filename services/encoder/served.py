@@ -17,8 +17,8 @@ from textmatch.vectors import Embeddings
 Scores = NDArray[np.float32]
 
 
-class PairClassifier(Protocol):
-    """As textmatch.models.pair_classifier has it."""
+class EmbeddingScorer(Protocol):
+    """As textmatch.models.cosine and textmatch.models.pair_classifier have it."""
 
     def score(self, first: Embeddings, second: Embeddings) -> tuple[Scores, Scores]:
         """Scores in 0..1, and what they came from."""
@@ -48,7 +48,9 @@ class BiEncoder(Model, Protocol):
     @property
     def dimension(self) -> int: ...
     @property
-    def pair_classifier(self) -> PairClassifier | None: ...
+    def cosine(self) -> EmbeddingScorer: ...
+    @property
+    def pair_classifier(self) -> EmbeddingScorer | None: ...
     def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]: ...
 
 
@@ -96,7 +98,7 @@ class ServedModels:
         """
         return _find(self.cross_encoders, name, "cross-encoder")
 
-    def bi_encoder_with_classifier(self, name: str) -> tuple[Served[BiEncoder], PairClassifier]:
+    def bi_encoder_with_classifier(self, name: str) -> tuple[Served[BiEncoder], EmbeddingScorer]:
         """The named bi-encoder and its pair classifier; for an empty name, the first that has one.
 
         Raises:

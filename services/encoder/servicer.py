@@ -92,12 +92,13 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
             cross_encoder = service.models.cross_encoder(request.model)
             return _to_proto(await score_by_cross_encoder(cross_encoder, wanted, urgency, service.pipeline))
         if request.scorer == pb.SCORER_PAIR_CLASSIFIER:
-            bi_encoder, classifier = service.models.bi_encoder_with_classifier(request.model)
+            bi_encoder, scorer = service.models.bi_encoder_with_classifier(request.model)
         else:
-            bi_encoder, classifier = service.models.bi_encoder(request.model), None
+            bi_encoder = service.models.bi_encoder(request.model)
+            scorer = bi_encoder.model.cosine
         return _to_proto(
             await score_by_embeddings(
-                bi_encoder, classifier, wanted, urgency, service.pipeline, max_texts=self._max_texts
+                bi_encoder, scorer, wanted, urgency, service.pipeline, max_texts=self._max_texts
             )
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 from services.encoder.batching import BatchPolicy
 from services.encoder.jobs import EngineModel, Rows
 from services.encoder.served import Served, ServedModels
+from textmatch.models.cosine import CosineScorer
 from textmatch.models.tokens import TokenizedText
 
 SAMPLE = TokenizedText(ids=[1], type_ids=None, truncated=False, is_query=False)
@@ -28,7 +29,8 @@ class LengthModel:
     As a bi-encoder, its tokens are characters. The text "break" breaks it for good, "slow" takes a while.
     """
 
-    dimension, max_tokens, dtype, device, engine, pair_classifier = 1, 64, "float32", "cpu", "none", None
+    dimension, max_tokens, dtype, device, engine = 1, 64, "float32", "cpu", "none"
+    cosine, pair_classifier = CosineScorer(), None
 
     def __init__(self, model_id: str = "length") -> None:
         self.name = self.model_id = model_id

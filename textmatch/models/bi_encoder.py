@@ -15,6 +15,8 @@ from sentence_transformers.sentence_transformer.modules import LSTM, Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from textmatch.models.calibration import Calibration
+from textmatch.models.cosine import CosineScorer
 from textmatch.models.devices import dtype_name
 from textmatch.models.engines import EngineOptions, start_engine
 from textmatch.models.identity import model_id
@@ -57,6 +59,7 @@ class BiEncoder:
         self.model_id = model_id(name, directory)
         self.device = device
         self.dtype = dtype_name(dtype)
+        self.cosine = CosineScorer(Calibration.load(directory))
         self.pair_classifier = PairClassifier.load(directory)
         self._query = _role(model, "query", _query_prompt(model), max_tokens)
         self._document = _role(model, "document", _document_prompt(model), max_tokens)

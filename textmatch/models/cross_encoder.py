@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textmatch.models.adapter import adapter_base_name, is_adapter_directory, load_cross_encoder_directory
+from textmatch.models.calibration import Calibration, Scores, calibrated
 from textmatch.models.devices import dtype_name
 from textmatch.models.engines import EngineOptions, start_engine
 from textmatch.models.identity import model_id
 from textmatch.models.packed_forward import PackedCrossEncoder
-from textmatch.models.pair_classifier import Scores
 from textmatch.models.resolve import CROSS_ENCODER_ORGANISATION, UnusableModel, find_model
 from textmatch.models.tokenizing import InputTokenizer, input_tokenizer
 from textmatch.models.tokens import Pair, TokenizedText
@@ -54,6 +54,7 @@ class CrossEncoder:
         self._tokenizer = input_tokenizer(model[0], max_tokens)
         self._prompt = model.prompts.get(model.default_prompt_name or "") or ""
         self._to_score = _score_function(model, directory)
+        self._calibration = Calibration.load(directory)
         self.max_tokens = self._tokenizer.max_tokens
         self.dtype = dtype_name(dtype)
         self.device = device
@@ -113,7 +114,8 @@ class CrossEncoder:
         """One forward pass.
 
         Returns:
-            Scores in 0..1, and what the model said before: both (count,) float32, in the order of the batch.
+            Scores in 0..1, calibrated where the model has a calibration, and what the model said before: both
+            (count,) float32, in the order of the batch.
 
         Raises:
             ValueError: a score is not finite.
@@ -122,8 +124,16 @@ class CrossEncoder:
         raw = _raw_scores(self._model, features)
         if not raw.isfinite().all():
             raise ValueError(f"{self.model_id} returned a score that is not finite")
-        scores = self._to_score(raw).clamp(0.0, 1.0)
-        return scores.cpu().numpy(), raw.cpu().numpy()
+        scores = self._uncalibrated(raw)
+        return calibrated(scores, self._calibration), raw.cpu().numpy()
+
+    def uncalibrated(self, raw_scores: Scores) -> Scores:
+        """What `score` would return beside these raw scores if the model had no calibration: (count,)."""
+        return self._uncalibrated(torch.from_numpy(raw_scores))
+
+    def _uncalibrated(self, raw: Tensor) -> Scores:
+        scores: Scores = self._to_score(raw).clamp(0.0, 1.0).cpu().numpy()
+        return scores
 
 
 def _load(directory: Path) -> sentence_transformers.CrossEncoder:

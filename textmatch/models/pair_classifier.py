@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from textmatch.models.calibration import Calibration, Scores, calibrated
 from textmatch.models.resolve import UnusableModel
 from textmatch.vectors import Embeddings
 
@@ -17,20 +18,20 @@ DIRECTORY = "pair_classifier"
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 
-Scores = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class PairClassifier:
     """A linear layer over (u, v, |u-v|), where u and v have length 1.
 
     `weight` is (classes, 3 x dimension), `bias` is (classes,). `class_scores` says what each class is worth,
-    0..1: for contradiction, neutral, entailment it is (0, 0.5, 1).
+    0..1: for contradiction, neutral, entailment it is (0, 0.5, 1). Its calibration, if it has one, is kept
+    beside its weights.
     """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     class_scores: tuple[float, ...]
+    calibration: Calibration | None = None
 
     @classmethod
     def load(cls, model_directory: Path) -> PairClassifier | None:
@@ -50,7 +51,12 @@ class PairClassifier:
                 f'"{directory}": {class_count} classes in "weight", {len(class_scores)} in "class_scores", '
                 f'{weights["bias"].size} in "bias"'
             )
-        return cls(weights["weight"].astype(np.float32), weights["bias"].astype(np.float32), class_scores)
+        return cls(
+            weights["weight"].astype(np.float32),
+            weights["bias"].astype(np.float32),
+            class_scores,
+            Calibration.load(directory),
+        )
 
     def save(self, model_directory: Path) -> None:
         """Write it into a bi-encoder's directory."""
@@ -67,8 +73,8 @@ class PairClassifier:
             second: (count, dimension), rows of length 1.
 
         Returns:
-            Scores in 0..1: each class's probability times what it is worth; and the same sum over the logits.
-            Both are (count,).
+            Scores in 0..1: each class's probability times what it is worth, calibrated; and the same sum over
+            the logits. Both are (count,).
         """
         first = np.broadcast_to(first, second.shape)
         features = np.concatenate((first, second, np.abs(first - second)), axis=1)  # (count, 3 x dimension)
@@ -78,4 +84,4 @@ class PairClassifier:
         worth = np.asarray(self.class_scores, dtype=np.float32)
         scores: Scores = np.clip(probabilities @ worth, 0.0, 1.0)
         raw: Scores = logits @ worth
-        return scores, raw
+        return calibrated(scores, self.calibration), raw
