@@ -9,7 +9,7 @@ from typing import TypeVar
 import grpc
 
 from textmatch import vectors
-from textmatch.errors import DependencyUnavailable
+from textmatch.errors import DependencyUnavailable, ModelMismatch, ModelNotFound
 from textmatch.runtime.channel import open_aio_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.v1 import encoder_service_pb2 as pb
@@ -41,6 +41,15 @@ class ScoreResult:
     model_id: str
 
 
+@dataclass(frozen=True)
+class BiEncoderInfo:
+    """A bi-encoder that the encoder serves; `dimension` in components."""
+
+    model_id: str
+    name: str
+    dimension: int
+
+
 class EncoderClient:
     """Calls one encoder or, by a `dns:///` target, many in turn. Create it inside a running event loop.
 
@@ -53,15 +62,30 @@ class EncoderClient:
         self._stub = pb_grpc.EncoderServiceStub(self._channel)
 
     async def encode(
-        self, texts: Sequence[str], *, is_query: bool, is_bulk: bool, timeout_seconds: float
+        self, texts: Sequence[str], *, is_query: bool, is_bulk: bool, timeout_seconds: float, model: str = ""
     ) -> EncodeResult:
-        """Embed texts with the default bi-encoder."""
+        """Embed texts.
+
+        Args:
+            model: the id of the bi-encoder that built the index; empty: the encoder's default one.
+
+        Raises:
+            ModelMismatch: that model is not served.
+        """
         request = pb.EncodeRequest(
             texts=texts,
             role=pb.ROLE_QUERY if is_query else pb.ROLE_DOCUMENT,
             priority=_priority(is_bulk),
+            model=model,
         )
-        response = await self._translated(self._stub.Encode(request, timeout=timeout_seconds))
+        try:
+            response = await self._translated(self._stub.Encode(request, timeout=timeout_seconds))
+        except ModelNotFound as error:
+            if not model:
+                raise
+            served = await self.bi_encoders(timeout_seconds=timeout_seconds)
+            served_ids = ", ".join(one.model_id for one in served) or "no bi-encoder"
+            raise ModelMismatch(index_model_id=model, encoder_model_id=served_ids) from error
         return EncodeResult(
             embeddings=vectors.unpack(response.embeddings, response.dimension),
             model_id=response.model_id,
@@ -83,6 +107,15 @@ class EncoderClient:
             truncated=list(response.truncated),
             model_id=response.model_id,
         )
+
+    async def bi_encoders(self, *, timeout_seconds: float) -> list[BiEncoderInfo]:
+        """The bi-encoders that are served, the default one first."""
+        answer = await self._translated(self._stub.GetModels(pb.GetModelsRequest(), timeout=timeout_seconds))
+        return [
+            BiEncoderInfo(model.model_id, model.name, model.dimension)
+            for model in answer.models
+            if model.kind == pb.MODEL_KIND_BI_ENCODER
+        ]
 
     async def _translated(self, call: Awaitable[Answer]) -> Answer:
         try:

@@ -151,6 +151,7 @@ async def _encode(
                 is_query=False,
                 is_bulk=True,
                 timeout_seconds=deps.encode_timeout_seconds,
+                model=await deps.index.collection(),
             )
         except InvalidInput as error:
             faults = _letters_by_position(error, remaining)

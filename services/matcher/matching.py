@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from services.matcher import metrics
 from services.matcher.combination import combined_score, recall_score
@@ -24,8 +25,11 @@ from textmatch.errors import (
     Overloaded,
 )
 from textmatch.filters import Filter
+from textmatch.index.connection import CollectionGone
 from textmatch.index.schema import Candidate
 from textmatch.index.store import Index
+
+Answer = TypeVar("Answer")
 
 # Kept back from the caller's deadline, so that an answer without scores still gets out.
 _ANSWER_RESERVE_SECONDS = 0.01
@@ -100,7 +104,7 @@ class Matcher:
 
         Raises:
             DependencyUnavailable: the query cannot be embedded, or Qdrant does not answer.
-            ModelMismatch: the index was built by another model than the encoder serves.
+            ModelMismatch: the encoder does not serve the model that the index was built by.
         """
         result = MatchResult()
         with _timed(result.timings, "total"):
@@ -112,11 +116,11 @@ class Matcher:
     async def _match(
         self, result: MatchResult, query: str, options: MatchOptions, deadline: float, is_bulk: bool
     ) -> None:
-        with _timed(result.timings, "encode"):
-            encoded = await self._encode(query, deadline, is_bulk)
-        result.bi_encoder_model_id = encoded.model_id
-        with _timed(result.timings, "recall"):
-            candidates = await self._recall(encoded, options, deadline)
+        try:
+            candidates = await self._candidates(result, query, options, deadline, is_bulk)
+        except CollectionGone:
+            # It was dropped after the alias was read: the next reading finds its successor.
+            candidates = await self._candidates(result, query, options, deadline, is_bulk)
         metrics.CANDIDATES.observe(len(candidates))
         scored: ScoreResult | None = None
         if options.rerank and candidates:
@@ -127,34 +131,40 @@ class Matcher:
         matches = self._combine(candidates, scored)
         result.matches = [match for match in matches if match.score >= options.min_score][: options.top_k]
 
-    async def _encode(self, query: str, deadline: float, is_bulk: bool) -> EncodeResult:
-        timeout_seconds = deadline - time.monotonic()
-        return await self._encoder.encode(
-            [query], is_query=True, is_bulk=is_bulk, timeout_seconds=timeout_seconds
-        )
+    async def _candidates(
+        self, result: MatchResult, query: str, options: MatchOptions, deadline: float, is_bulk: bool
+    ) -> list[Candidate]:
+        with _timed(result.timings, "encode"):
+            collection, encoded = await self._encode(query, deadline, is_bulk)
+        result.bi_encoder_model_id = encoded.model_id
+        if not collection:
+            return []
+        with _timed(result.timings, "recall"):
+            return await _before(
+                deadline,
+                self._index.recall(
+                    encoded.embeddings[0], options.candidate_count, options.condition, model_id=collection
+                ),
+            )
 
-    async def _recall(self, encoded: EncodeResult, options: MatchOptions, deadline: float) -> list[Candidate]:
+    async def _encode(self, query: str, deadline: float, is_bulk: bool) -> tuple[str, EncodeResult]:
+        """The collection in use, or "", and the query's embedding by the model that built it."""
+
+        async def encode(model: str) -> EncodeResult:
+            timeout_seconds = deadline - time.monotonic()
+            return await self._encoder.encode(
+                [query], is_query=True, is_bulk=is_bulk, timeout_seconds=timeout_seconds, model=model
+            )
+
+        collection = await _before(deadline, self._index.collection())
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                if not await self._check_collection(encoded.model_id):
-                    return []
-                return await self._index.recall(
-                    encoded.embeddings[0],
-                    options.candidate_count,
-                    options.condition,
-                    model_id=encoded.model_id,
-                )
-        except TimeoutError:
-            raise DeadlinePassed("the index did not answer before the deadline") from None
-
-    async def _check_collection(self, model_id: str) -> bool:
-        """Whether there is a collection; it must be the model's own."""
-        collection = await self._index.collection()
-        if collection != model_id:
-            collection = await self._index.refresh_collection()
-        if collection and collection != model_id:
-            raise ModelMismatch(index_model_id=collection, encoder_model_id=model_id)
-        return bool(collection)
+            return collection, await encode(collection)
+        except ModelMismatch:
+            # The alias may have been switched, and the old model taken away, since it was read.
+            latest = await _before(deadline, self._index.refresh_collection())
+            if latest == collection:
+                raise
+            return latest, await encode(latest)
 
     async def _rerank(
         self, query: str, candidates: list[Candidate], deadline: float, is_bulk: bool
@@ -194,6 +204,19 @@ class Matcher:
 def _degraded(reason: Degraded) -> Degraded:
     metrics.DEGRADED_TOTAL.labels(reason.value).inc()
     return reason
+
+
+async def _before(deadline: float, answer: Awaitable[Answer]) -> Answer:
+    """What the index says.
+
+    Raises:
+        DeadlinePassed: it does not say it in time.
+    """
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await answer
+    except TimeoutError:
+        raise DeadlinePassed("the index did not answer before the deadline") from None
 
 
 @contextmanager

@@ -29,6 +29,13 @@ _TRANSIENT_CODES = frozenset(
 )
 
 
+class CollectionGone(DependencyUnavailable):
+    """A collection was dropped after its name was read from an alias; the next try finds its successor."""
+
+    def __init__(self, collection: str) -> None:
+        super().__init__(f"the collection {collection} is gone", retry_delay_seconds=0.0)
+
+
 def connect(url: str, api_key: str = "", timeout_seconds: float = 10.0) -> AsyncQdrantClient:
     """A client that speaks gRPC only, to a real cluster or to the standalone server.
 
@@ -55,10 +62,14 @@ def connect(url: str, api_key: str = "", timeout_seconds: float = 10.0) -> Async
 
 
 @asynccontextmanager
-async def translated_errors() -> AsyncIterator[None]:
+async def translated_errors(collection: str = "") -> AsyncIterator[None]:
     """Turns failures of Qdrant's client into ours; what is a bug stays as it is.
 
+    Args:
+        collection: the one that is read or written; nothing else may be missing.
+
     Raises:
+        CollectionGone: there is no such collection.
         DependencyUnavailable: Qdrant does not answer, or not in time.
         Overloaded: Qdrant asks for patience.
         InvalidInput: Qdrant cannot make sense of the request, such as of a field's name in a filter.
@@ -70,6 +81,8 @@ async def translated_errors() -> AsyncIterator[None]:
     except grpc.aio.AioRpcError as error:
         if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
             raise InvalidInput.of_field("request", f"Qdrant refuses it: {error.details()}") from error
+        if collection and error.code() == grpc.StatusCode.NOT_FOUND:
+            raise CollectionGone(collection) from error
         if error.code() not in _TRANSIENT_CODES:
             raise
         message = f"Qdrant does not answer: {error.details()}"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import groupby
 
-import grpc
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
 
-from textmatch.documents import Document, point_id
+from textmatch.documents import Document
 from textmatch.filters import Filter
 from textmatch.index.collections import Collections
-from textmatch.index.connection import translated_errors
+from textmatch.index.connection import CollectionGone, translated_errors
 from textmatch.index.filters import to_qdrant
+from textmatch.index.points import CollectionPoints
 from textmatch.index.schema import (
     DENSE_VECTOR,
     DOCUMENT_FIELDS,
@@ -22,7 +23,6 @@ from textmatch.index.schema import (
     StoredDocument,
     to_document,
     to_point,
-    to_stored_document,
 )
 from textmatch.vectors import Embeddings
 
@@ -48,6 +48,10 @@ class Index:
         """The same, asking Qdrant instead of a short-lived cache."""
         return await self._collections.refresh()
 
+    def points(self, collection: str) -> CollectionPoints:
+        """The points of any collection by its name."""
+        return CollectionPoints(self._client, collection)
+
     async def prepare(self, model_id: str, dimension: int) -> None:
         """Make sure that the collection of this model exists and is the one in use.
 
@@ -70,50 +74,35 @@ class Index:
             _upsert_if_newer(version, [to_point(document, embedding) for document, embedding in pairs])
             for version, pairs in groupby(by_version, key=lambda pair: pair[0].version)
         ]
-        async with translated_errors():
+        async with self._watched(model_id):
             await self._client.batch_update_points(model_id, operations, wait=True)
 
     async def fetch(self, ids: Sequence[str], *, with_embeddings: bool = False) -> dict[str, StoredDocument]:
         """The stored ones of these documents, by id."""
         collection = await self.collection()
-        if not collection:
+        if not collection or not ids:
             return {}
-        async with translated_errors():
-            try:
-                records = await self._client.retrieve(
-                    collection, [point_id(one) for one in ids], with_vectors=with_embeddings
-                )
-            except grpc.aio.AioRpcError as error:
-                self._check_collection_is_gone(error)
+        try:
+            return await self.points(collection).fetch(ids, with_embeddings=with_embeddings)
+        except CollectionGone:
+            collection = await self.refresh_collection()
+            if not collection:
                 return {}
-        stored = [to_stored_document(record, collection) for record in records]
-        return {one.document.id: one for one in stored}
+            return await self.points(collection).fetch(ids, with_embeddings=with_embeddings)
 
     async def delete(self, versions: Mapping[str, int]) -> int:
         """Remove stored documents that are not newer than the version given for their id; says how many."""
         collection = await self.collection()
         if not collection or not versions:
             return 0
-        by_version: dict[int, list[models.ExtendedPointId]] = {}
-        for document_id, version in versions.items():
-            by_version.setdefault(version, []).append(point_id(document_id))
-        deleted = 0
-        async with translated_errors():
-            for version, points in by_version.items():
-                condition = models.Filter(
-                    must=[models.HasIdCondition(has_id=points), _version_condition(models.Range(lte=version))]
-                )
-                deleted += (await self._client.count(collection, condition, exact=True)).count
-                selector = models.FilterSelector(filter=condition)
-                await self._client.delete(collection, selector, wait=True)
-        return deleted
+        return await self.points(collection).delete(versions)
 
     async def find_ids(self, condition: Filter) -> AsyncIterator[list[str]]:
         """The ids of all documents that fit, a page at a time."""
         collection = await self.collection()
         offset: PointId | None = None
         while collection:
-            async with translated_errors():
+            async with self._watched(collection):
                 records, offset = await self._client.scroll(
                     collection, to_qdrant(condition), limit=_SCROLL_PAGE, offset=offset, with_payload=["id"]
                 )
@@ -125,20 +114,20 @@ class Index:
     async def recall(
         self, embedding: Embeddings, count: int, condition: Filter | None, *, model_id: str
     ) -> list[Candidate]:
-        """The nearest documents to a (dimension,) embedding made by `model_id`, nearest first."""
-        async with translated_errors():
-            try:
-                response = await self._client.query_points(
-                    model_id,
-                    query=embedding.tolist(),
-                    using=DENSE_VECTOR,
-                    query_filter=to_qdrant(condition) if condition else None,
-                    limit=count,
-                    with_payload=DOCUMENT_FIELDS,
-                )
-            except grpc.aio.AioRpcError as error:
-                self._check_collection_is_gone(error)
-                return []
+        """The nearest documents to a (dimension,) embedding made by `model_id`, nearest first.
+
+        Raises:
+            CollectionGone: that model's collection has been dropped.
+        """
+        async with self._watched(model_id):
+            response = await self._client.query_points(
+                model_id,
+                query=embedding.tolist(),
+                using=DENSE_VECTOR,
+                query_filter=to_qdrant(condition) if condition else None,
+                limit=count,
+                with_payload=DOCUMENT_FIELDS,
+            )
         return [Candidate(to_document(point.payload or {}), point.score) for point in response.points]
 
     async def count(self) -> int:
@@ -146,17 +135,22 @@ class Index:
         collection = await self.collection()
         if not collection:
             return 0
-        async with translated_errors():
-            return (await self._client.count(collection, exact=True)).count
+        async with self._watched(collection):
+            return await self.points(collection).count()
 
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
 
-    def _check_collection_is_gone(self, error: grpc.aio.AioRpcError) -> None:
-        if error.code() != grpc.StatusCode.NOT_FOUND:
-            raise error
-        self._collections.forget()
+    @asynccontextmanager
+    async def _watched(self, collection: str) -> AsyncIterator[None]:
+        """A collection that is gone was read from an alias that has been switched."""
+        try:
+            async with translated_errors(collection):
+                yield
+        except CollectionGone:
+            self._collections.forget()
+            raise
 
 
 def _upsert_if_newer(version: int, points: Iterable[models.PointStruct]) -> models.UpsertOperation:

@@ -15,7 +15,7 @@ import numpy as np
 
 from textmatch import vectors
 from textmatch.documents import check_texts
-from textmatch.errors import InvalidInput, TextMatchError, Violation
+from textmatch.errors import InvalidInput, ModelNotFound, TextMatchError, Violation
 from textmatch.runtime.grpc_errors import status_code, to_status, trailing_metadata
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
@@ -31,7 +31,9 @@ class ScriptedEncoder(pb_grpc.EncoderServiceServicer):
     """Listens on a free port of 127.0.0.1 from `start` to `stop`."""
 
     def __init__(self, model_id: str) -> None:
+        # The default one; what else is served has embeddings of its own.
         self.model_id = model_id
+        self.other_model_ids: tuple[str, ...] = ()
         self.target = ""
         # The texts of every call, in the order of the calls.
         self.calls: list[list[str]] = []
@@ -65,8 +67,24 @@ class ScriptedEncoder(pb_grpc.EncoderServiceServicer):
             context.abort(status_code(status), status.message)
             raise AssertionError("abort() always raises") from error
 
+    def GetModels(  # noqa: N802 -- the name of the call
+        self, request: pb.GetModelsRequest, context: grpc.ServicerContext
+    ) -> pb.GetModelsResponse:
+        models = [
+            pb.Model(model_id=one, name=one, kind=pb.MODEL_KIND_BI_ENCODER, dimension=DIMENSION)
+            for one in self._model_ids
+        ]
+        return pb.GetModelsResponse(models=models)
+
+    @property
+    def _model_ids(self) -> tuple[str, ...]:
+        return (self.model_id, *self.other_model_ids)
+
     def _encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
-        assert (request.role, request.priority) == (pb.ROLE_DOCUMENT, pb.PRIORITY_BULK)
+        assert request.role == pb.ROLE_QUERY or request.priority == pb.PRIORITY_BULK
+        if request.model and request.model not in self._model_ids:
+            raise ModelNotFound(request.model)
+        model_id = request.model or self.model_id
         self.may_answer.wait()
         if self.errors:
             raise self.errors.pop(0)
@@ -75,17 +93,17 @@ class ScriptedEncoder(pb_grpc.EncoderServiceServicer):
         _refuse(request.texts)
         count = len(request.texts)
         return pb.EncodeResponse(
-            embeddings=vectors.pack(np.concatenate([embedding_of(text) for text in request.texts])),
+            embeddings=vectors.pack(np.concatenate([embedding_of(text, model_id) for text in request.texts])),
             dimension=DIMENSION,
             token_counts=[1] * count,
             truncated=[False] * count,
-            model_id=self.model_id,
+            model_id=model_id,
         )
 
 
-def embedding_of(text: str) -> Embeddings:
+def embedding_of(text: str, model_id: str) -> Embeddings:
     """(1, DIMENSION), of length 1."""
-    seed = int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+    seed = int.from_bytes(blake2b(f"{model_id} {text}".encode(), digest_size=8).digest())
     return vectors.normalise(np.random.default_rng(seed).standard_normal((1, DIMENSION)).astype(np.float32))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder, embedding_of
 from tests.integration.ingest.waiting import eventually
+from tests.support.queue import mark
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch, Overloaded
 from workers.indexing import Dependencies, Result, index_documents
@@ -28,14 +29,14 @@ async def test_documents_are_encoded_in_one_call_and_stored_whole(
         Document("文档🙂", "猫坐在垫子上", {"作者": ["李", None], "n": 2**53 - 1}, 7),
         Document("b", "two 👩‍👩‍👧", {}, 8),
     ]
-    await deps.pending.mark({"文档🙂": 7, "b": 8}, accepted_at=1.0)
+    await mark(deps.pending, {"文档🙂": 7, "b": 8}, accepted_at=1.0)
     assert await index_documents(documents, deps) == [INDEXED, INDEXED]
     assert encoder.calls == [["猫坐在垫子上", "two 👩‍👩‍👧"]]
     stored = await deps.index.fetch(["文档🙂", "b"], with_embeddings=True)
     assert [stored[document.id].document for document in documents] == documents
     embedding = stored["b"].embedding
     assert embedding is not None
-    assert np.allclose(embedding, embedding_of("two 👩‍👩‍👧")[0], atol=1e-6)
+    assert np.allclose(embedding, embedding_of("two 👩‍👩‍👧", encoder.model_id)[0], atol=1e-6)
     assert await deps.index.collection() == encoder.model_id
     assert (await deps.pending.summary()).count == 0
 
@@ -48,7 +49,7 @@ async def test_an_unchanged_text_is_not_encoded_again(deps: Dependencies, encode
     stored = await deps.index.fetch(["a"], with_embeddings=True)
     assert stored["a"].document == again[0]
     assert stored["a"].embedding is not None
-    assert np.allclose(stored["a"].embedding, embedding_of("same")[0], atol=1e-6)
+    assert np.allclose(stored["a"].embedding, embedding_of("same", encoder.model_id)[0], atol=1e-6)
 
 
 async def test_the_same_batch_twice_is_encoded_once(deps: Dependencies, encoder: ScriptedEncoder):
@@ -72,14 +73,14 @@ async def test_the_highest_version_wins_whatever_the_order(deps: Dependencies):
 
 
 async def test_a_settled_old_version_leaves_the_mark_of_the_newer(deps: Dependencies):
-    await deps.pending.mark({"a": 9}, accepted_at=1.0)
+    await mark(deps.pending, {"a": 9}, accepted_at=1.0)
     await index_documents([Document("a", "old", version=8)], deps)
     assert await deps.pending.versions(["a"]) == {"a": 9}
 
 
 async def test_a_tombstone_keeps_older_writes_out(deps: Dependencies, encoder: ScriptedEncoder):
     await deps.tombstones.add({"a": 10}, ttl_seconds=60)
-    await deps.pending.mark({"a": 10}, accepted_at=1.0)
+    await mark(deps.pending, {"a": 10}, accepted_at=1.0)
     older = [Document("a", "old", version=9), Document("a", "equal", version=10)]
     assert await index_documents(older, deps) == [STALE, DELETED]
     assert await stored_text(deps, "a") is None
@@ -118,7 +119,7 @@ async def test_texts_the_encoder_names_go_to_the_dead_letters_alone(
 ):
     documents = [Document(f"d{number}", f"text {number}", version=1) for number in range(4)]
     documents[1:1] = [Document("坏", REFUSED_TEXT, {"k": 1}, 1)]
-    await deps.pending.mark({document.id: 1 for document in documents}, accepted_at=1.0)
+    await mark(deps.pending, {document.id: 1 for document in documents}, accepted_at=1.0)
     results = await index_documents(documents, deps)
     assert results == [INDEXED, Result.FAILED, INDEXED, INDEXED, INDEXED]
     assert [len(texts) for texts in encoder.calls] == [5, 4]
@@ -141,7 +142,7 @@ async def test_a_later_good_version_clears_the_dead_letter(deps: Dependencies):
 
 
 async def test_failures_leave_everything_to_be_tried_again(deps: Dependencies, encoder: ScriptedEncoder):
-    await deps.pending.mark({"a": 1}, accepted_at=1.0)
+    await mark(deps.pending, {"a": 1}, accepted_at=1.0)
     encoder.errors = [Overloaded("busy", retry_delay_seconds=7.0), InvalidInput.of_field("texts", "too many")]
     document = Document("a", "text", version=1)
     with pytest.raises(Overloaded) as refused:

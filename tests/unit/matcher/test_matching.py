@@ -12,6 +12,7 @@ from services.matcher.matching import Degraded, Matcher, MatchOptions
 from textmatch import errors
 from textmatch.documents import Document
 from textmatch.encoder_client import EncodeResult, ScoreResult
+from textmatch.index.connection import CollectionGone
 from textmatch.index.schema import Candidate
 
 MODEL = "bi-000000000000"
@@ -24,12 +25,15 @@ class ScriptedEncoder:
     encode_error: Exception | None = None
     score_error: Exception | None = None
     score_timeouts: list[float] = field(default_factory=list)
+    served: tuple[str, ...] = (MODEL,)
 
-    async def encode(self, texts, *, is_query, is_bulk, timeout_seconds):
+    async def encode(self, texts, *, is_query, is_bulk, timeout_seconds, model):
         assert is_query
         if self.encode_error:
             raise self.encode_error
-        return EncodeResult(np.ones((1, 2), dtype=np.float32), MODEL, [3], [False])
+        if model and model not in self.served:
+            raise errors.ModelMismatch(index_model_id=model, encoder_model_id=", ".join(self.served))
+        return EncodeResult(np.ones((1, 2), dtype=np.float32), model or self.served[0], [3], [False])
 
     async def score(self, query, texts, *, is_bulk, timeout_seconds):
         self.score_timeouts.append(timeout_seconds)
@@ -42,14 +46,21 @@ class ScriptedEncoder:
 @dataclass
 class ScriptedIndex:
     current: str = MODEL
+    # What the alias was when it was read last.
+    cached: str | None = None
+    dropped: tuple[str, ...] = ()
 
     async def collection(self):
-        return self.current
+        return self.current if self.cached is None else self.cached
 
     async def refresh_collection(self):
+        self.cached = None
         return self.current
 
     async def recall(self, embedding, count, condition, *, model_id):
+        if model_id in self.dropped:
+            self.cached = None
+            raise CollectionGone(model_id)
         return [Candidate(Document(key, f"text {key}"), cosine) for key, cosine in COSINES.items()][:count]
 
 
@@ -133,3 +144,29 @@ async def test_an_index_of_another_model_is_a_mismatch():
 async def test_an_empty_index_has_no_matches():
     result = await matcher(ScriptedEncoder(), ScriptedIndex("")).match("q", MatchOptions(), deadline=soon())
     assert (result.matches, result.degraded) == ([], None)
+
+
+async def test_the_query_is_embedded_by_the_model_that_built_the_index():
+    encoder = ScriptedEncoder(served=("other-000000000000", MODEL))
+    result = await matcher(encoder).match("query", MatchOptions(), deadline=soon())
+    assert result.bi_encoder_model_id == MODEL
+    assert len(result.matches) == 3
+
+
+@pytest.mark.parametrize(
+    ("encoder", "index"),
+    [
+        (ScriptedEncoder(), ScriptedIndex(cached="old-000000000000")),
+        (
+            ScriptedEncoder(served=("old-000000000000", MODEL)),
+            ScriptedIndex(cached="old-000000000000", dropped=("old-000000000000",)),
+        ),
+    ],
+    ids=["the old model is not served any more", "the old collection is dropped"],
+)
+async def test_a_switch_of_the_alias_between_two_readings_is_followed(
+    encoder: ScriptedEncoder, index: ScriptedIndex
+):
+    result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon())
+    assert result.bi_encoder_model_id == MODEL
+    assert len(result.matches) == 3

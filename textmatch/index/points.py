@@ -1,0 +1,91 @@
+"""The points of one collection, whichever alias points at it or none."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+from qdrant_client import AsyncQdrantClient, models
+from qdrant_client.conversions.common_types import PointId
+
+from textmatch.documents import point_id
+from textmatch.index.connection import translated_errors
+from textmatch.index.schema import VERSION_FIELD, StoredDocument, to_stored_document
+
+_SCAN_PAGE = 1_000
+
+
+class CollectionPoints:
+    """Every method raises CollectionGone if there is no such collection, and DependencyUnavailable."""
+
+    def __init__(self, client: AsyncQdrantClient, collection: str) -> None:
+        self._client = client
+        self._collection = collection
+
+    async def fetch(self, ids: Iterable[str], *, with_embeddings: bool = False) -> dict[str, StoredDocument]:
+        """The stored ones of these documents, by id."""
+        async with translated_errors(self._collection):
+            records = await self._client.retrieve(
+                self._collection, [point_id(one) for one in ids], with_vectors=with_embeddings
+            )
+        stored = [to_stored_document(record, self._collection) for record in records]
+        return {one.document.id: one for one in stored}
+
+    async def versions(self, ids: Iterable[str]) -> dict[str, int]:
+        """The versions of the stored ones of these documents, by id."""
+        async with translated_errors(self._collection):
+            records = await self._client.retrieve(
+                self._collection, [point_id(one) for one in ids], with_payload=["id", VERSION_FIELD]
+            )
+        return _versions(records)
+
+    async def scan(self) -> AsyncIterator[dict[str, int]]:
+        """The versions of all documents by id, a page at a time.
+
+        What is stored from beginning to end is found; what comes or goes meanwhile may be found or not.
+        """
+        offset: PointId | None = None
+        while True:
+            async with translated_errors(self._collection):
+                records, offset = await self._client.scroll(
+                    self._collection, limit=_SCAN_PAGE, offset=offset, with_payload=["id", VERSION_FIELD]
+                )
+            if records:
+                yield _versions(records)
+            if offset is None:
+                return
+
+    async def delete(self, versions: Mapping[str, int]) -> int:
+        """Remove documents that are not newer than the version given for their id; says how many."""
+        by_version: dict[int, list[models.ExtendedPointId]] = {}
+        for document_id, version in versions.items():
+            by_version.setdefault(version, []).append(point_id(document_id))
+        deleted = 0
+        async with translated_errors(self._collection):
+            for version, points in by_version.items():
+                bounds = models.FieldCondition(key=VERSION_FIELD, range=models.Range(lte=version))
+                condition = models.Filter(must=[models.HasIdCondition(has_id=points), bounds])
+                deleted += (await self._client.count(self._collection, condition, exact=True)).count
+                selector = models.FilterSelector(filter=condition)
+                await self._client.delete(self._collection, selector, wait=True)
+        return deleted
+
+    async def sample(self, count: int) -> list[str]:
+        """The texts of documents drawn at random, fewer if there are not so many."""
+        async with translated_errors(self._collection):
+            response = await self._client.query_points(
+                self._collection,
+                query=models.SampleQuery(sample=models.Sample.RANDOM),
+                limit=count,
+                with_payload=["text"],
+            )
+        return [(point.payload or {})["text"] for point in response.points]
+
+    async def count(self) -> int:
+        """How many documents are stored."""
+        async with translated_errors(self._collection):
+            return (await self._client.count(self._collection, exact=True)).count
+
+
+def _versions(records: Sequence[models.Record]) -> dict[str, int]:
+    payloads = [record.payload or {} for record in records]
+    return {payload["id"]: payload[VERSION_FIELD] for payload in payloads}
