@@ -1,0 +1,107 @@
+"""What is left at the end: the whole index, read from Qdrant itself, and the whole state in Redis."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import redis
+from qdrant_client import QdrantClient
+from qdrant_client.models import Record
+
+from textmatch.client import TextMatchClient
+from textmatch.documents import Document, content_hash, point_id, text_hash
+from textmatch.index.schema import DENSE_VECTOR, to_document
+from textmatch.queue import keys
+
+_PAGE = 1_000
+_MIN_COSINE = 0.999
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Ids of documents by what is wrong with them; all are empty after a good run."""
+
+    lost: list[str]
+    duplicated: list[str]
+    stale: list[str]
+    resurrected: list[str]
+    wrong_embedding: list[str]
+
+    def __str__(self) -> str:
+        counts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ", ".join(f"{len(ids)} {name} {ids[:5]}" for name, ids in counts.items())
+
+    @property
+    def is_good(self) -> bool:
+        """The index equals the model answer."""
+        return not any(getattr(self, field.name) for field in fields(self))
+
+
+def compare(records: list[Record], expected: Mapping[str, Document], client: TextMatchClient) -> Outcome:
+    """Every point against the model answer; the encoder is asked for what the embeddings should be."""
+    counts = Counter(_id(record) for record in records)
+    return Outcome(
+        lost=[one for one in expected if one not in counts],
+        duplicated=[one for one, count in counts.items() if count > 1],
+        stale=[_id(one) for one in records if _id(one) in expected and not _is(one, expected[_id(one)])],
+        resurrected=[one for one in counts if one not in expected],
+        wrong_embedding=_wrong_embeddings(records, client),
+    )
+
+
+def read_index(port: int, collection: str) -> list[Record]:
+    """All points with their payloads and vectors."""
+    qdrant = QdrantClient(
+        host="127.0.0.1", grpc_port=port, prefer_grpc=True, check_compatibility=False, timeout=60
+    )
+    records: list[Record] = []
+    offset = None
+    while True:
+        page, offset = qdrant.scroll(
+            collection, limit=_PAGE, offset=offset, with_payload=True, with_vectors=True
+        )
+        records += page
+        if offset is None:
+            qdrant.close()
+            return records
+
+
+def left_in_redis(client: redis.Redis) -> dict[str, int]:
+    """How much is in every list and hash of the queue; tombstones are not counted."""
+    return {
+        "queue": client.llen(keys.QUEUE),
+        "taken": client.llen(keys.TAKEN),
+        "unacknowledged": client.hlen(keys.UNACKED),
+        "unacknowledged-index": client.zcard(keys.UNACKED_INDEX),
+        "pending": client.zcard(keys.PENDING),
+        "pending-versions": client.hlen(keys.PENDING_VERSIONS),
+        "dead-letters": client.hlen(keys.DEAD_LETTERS),
+        "dead-letter-versions": client.hlen(keys.DEAD_LETTER_VERSIONS),
+    }
+
+
+def _id(record: Record) -> str:
+    return str((record.payload or {})["id"])
+
+
+def _is(record: Record, expected: Document) -> bool:
+    """Whether the point is this document in every part; a version of 0 may be any."""
+    payload = record.payload or {}
+    stored = to_document(payload)
+    hashes_fit = payload["text_hash"] == text_hash(expected.text) and payload["content_hash"] == content_hash(
+        expected
+    )
+    wanted = expected if expected.version else replace(expected, version=stored.version)
+    return stored == wanted and hashes_fit and str(record.id) == str(point_id(expected.id))
+
+
+def _wrong_embeddings(records: list[Record], client: TextMatchClient) -> list[str]:
+    if not records:
+        return []
+    stored = np.array([dict(record.vector)[DENSE_VECTOR] for record in records], dtype=np.float32)
+    texts = [str((record.payload or {})["text"]) for record in records]
+    cosines = (client.encode(texts).embeddings * stored).sum(axis=1)
+    return [_id(record) for record, cosine in zip(records, cosines, strict=True) if cosine < _MIN_COSINE]

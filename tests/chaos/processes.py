@@ -1,0 +1,139 @@
+"""The processes of the stack, each of which can be killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from standalone.ports import any_free
+from standalone.readiness import metric_is_one
+from standalone.stack import ProcessSpec, StackPorts, process_specs
+from textmatch.client import TextMatchClient
+
+_READY_SECONDS = 120.0
+_STOP_SECONDS = 30.0
+_LOG_BYTES = 3_000
+
+
+class Victim:
+    """One process, started as `textmatch up` starts it."""
+
+    def __init__(self, spec: ProcessSpec, log_path: Path) -> None:
+        self.name = spec.name
+        self._spec = spec
+        self._log_path = log_path
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and return at once."""
+        with self._log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._spec.command, env=dict(self._spec.environment), stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        assert self._process.poll() is None, f"{self.name} ended by itself:\n{self.end_of_log()}"
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM; SIGKILL if that does not help."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def wait_until_ready(self) -> None:
+        """Poll its health.
+
+        Raises:
+            AssertionError: it ended, or is not ready in time.
+        """
+        asyncio.run(self._wait_until_ready())
+
+    def end_of_log(self) -> str:
+        """What it wrote last."""
+        return self._log_path.read_text(errors="replace")[-_LOG_BYTES:]
+
+    async def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _READY_SECONDS
+        while not await self._spec.is_ready():
+            assert self._process.poll() is None, f"{self.name} ended by itself:\n{self.end_of_log()}"
+            assert time.monotonic() < deadline, f"{self.name} is not ready:\n{self.end_of_log()}"
+            await asyncio.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Victims:
+    """All processes by name: two workers, and one of everything else."""
+
+    by_name: Mapping[str, Victim]
+    ports: StackPorts
+
+    def client(self) -> TextMatchClient:
+        """A client with deadlines that suit servers that vanish."""
+        addresses = (f"127.0.0.1:{self.ports.matcher}", f"127.0.0.1:{self.ports.encoder}")
+        return TextMatchClient(*addresses, timeout_seconds=20.0, bulk_timeout_seconds=20.0)
+
+    def kill(self, names: Sequence[str], down_seconds: float) -> None:
+        """SIGKILL these together, and start them again after a while; returns before they are ready."""
+        victims = [self.by_name[name] for name in names]
+        for victim in victims:
+            victim.wait_until_ready()
+        for victim in victims:
+            victim.kill()
+        time.sleep(down_seconds)
+        for victim in victims:
+            victim.start()
+
+    def wait_until_ready(self) -> None:
+        """Wait for all of them."""
+        for victim in self.by_name.values():
+            victim.wait_until_ready()
+
+
+@contextmanager
+def running_victims(directory: Path, settings: Mapping[str, str]) -> Iterator[Victims]:
+    """Start everything and wait until it serves; stop it at the end, and show the logs after a failure."""
+    ports = StackPorts(*(any_free() for _ in range(7)))
+    specs = process_specs(directory, ports, {**os.environ, **settings})
+    *others, worker = specs
+    workers = [_numbered(worker, number) for number in (1, 2)]
+    victims = Victims(
+        {spec.name: Victim(spec, directory / f"{spec.name}.log") for spec in [*others, *workers]}, ports
+    )
+    try:
+        for victim in victims.by_name.values():
+            victim.start()
+        victims.wait_until_ready()
+        yield victims
+    except BaseException:
+        for victim in victims.by_name.values():
+            print(f"--- {victim.name}\n{victim.end_of_log()}")
+        raise
+    finally:
+        for victim in reversed(victims.by_name.values()):
+            victim.stop()
+
+
+def _numbered(worker: ProcessSpec, number: int) -> ProcessSpec:
+    port = any_free()
+    return replace(
+        worker,
+        name=f"worker-{number}",
+        environment={**worker.environment, "TEXTMATCH_WORKER_METRICS_PORT": str(port)},
+        is_ready=metric_is_one("127.0.0.1", port, "textmatch_worker_ready"),
+    )

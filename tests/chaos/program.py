@@ -1,0 +1,162 @@
+"""What a run does and what must come of it: both follow from a seed and the number of documents.
+
+A document is written, perhaps updated, perhaps deleted, perhaps written again. With explicit versions these
+events are sent in any order and as often as three times, because only their versions count. Without, the
+order of sending counts, so that all events of such a document are sent by one sender, one after the other.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from textmatch.documents import Document
+
+SENDERS = 3
+VICTIMS = ("redis", "qdrant", "encoder", "matcher", "worker-1", "worker-2")
+
+_UPDATED_SHARE = 0.3
+_DELETED_SHARE = 0.1
+_REVIVED_SHARE = 0.3
+_UNVERSIONED_SHARE = 0.1
+# An update of the attributes alone takes another way through the worker than one of the text.
+_SAME_TEXT_SHARE = 0.3
+_MAX_COPIES = 3
+# Half of the documents have their events close together, so that workers race for them.
+_HOT_SHARE = 0.5
+_HOT_WIDTH = 0.01
+_MAX_DELAY_SECONDS = 1.0
+_MAX_DOWN_SECONDS = 1.0
+_DOUBLE_KILL_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete a document up to a version; None: up to now."""
+
+    id: str
+    version: int | None
+
+
+Operation = Document | Delete
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Kill these processes together, so long after the round began, and start them again after a while."""
+
+    victims: tuple[str, ...]
+    delay_seconds: float
+    down_seconds: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What each sender sends, and what is killed meanwhile."""
+
+    operations: tuple[tuple[Operation, ...], ...]
+    kill: Kill
+
+
+@dataclass(frozen=True)
+class Program:
+    """`stored` is the model answer: what is in the index at the end, by id. Versions of 0 may be any."""
+
+    rounds: list[Round]
+    stored: dict[str, Document] = field(default_factory=dict)
+
+    @property
+    def operations(self) -> Iterator[Operation]:
+        """All that is sent."""
+        return (one for part in self.rounds for sender in part.operations for one in sender)
+
+    @property
+    def kills(self) -> Iterator[str]:
+        """The victim of every SIGKILL."""
+        return (victim for part in self.rounds for victim in part.kill.victims)
+
+
+def make_program(seed: int, document_count: int, kills_of_each: int) -> Program:
+    """The same for the same arguments."""
+    generator = random.Random(seed)
+    histories = [_history(generator, number) for number in range(document_count)]
+    senders = _schedule(generator, histories)
+    kills = _kills(generator, kills_of_each)
+    rounds = [
+        Round(tuple(tuple(_part(sender, number, len(kills))) for sender in senders), kill)
+        for number, kill in enumerate(kills)
+    ]
+    return Program(rounds, {last.id: last for *_, last in histories if isinstance(last, Document)})
+
+
+def _history(generator: random.Random, number: int) -> list[Operation]:
+    """The events of one document in the order of their versions."""
+    has_versions = generator.random() >= _UNVERSIONED_SHARE
+    version = generator.randrange(1, 1_000) if has_versions else 0
+    written = Document(f"文档-{number}", _text(generator, number), {"revision": 1}, version)
+    events: list[Operation] = [written]
+    if generator.random() < _UPDATED_SHARE:
+        version += has_versions
+        keeps_text = generator.random() < _SAME_TEXT_SHARE
+        text = written.text if keeps_text else _text(generator, number)
+        events.append(Document(written.id, text, {"revision": 2}, version))
+    if generator.random() < _DELETED_SHARE:
+        version += has_versions
+        events.append(Delete(written.id, version or None))
+        if generator.random() < _REVIVED_SHARE:
+            version += has_versions
+            events.append(Document(written.id, _text(generator, number), {"revision": 3}, version))
+    return events
+
+
+def _text(generator: random.Random, number: int) -> str:
+    words = ("the", "cat", "dog", "sits", "on", "mat", "runs", "in", "park", "猫", "狗")
+    return f"{' '.join(generator.choices(words, k=generator.randrange(2, 10)))} {number}"
+
+
+def _schedule(generator: random.Random, histories: Sequence[list[Operation]]) -> list[list[Operation]]:
+    """What each sender sends, in order."""
+    timed: list[list[tuple[float, Operation]]] = [[] for _ in range(SENDERS)]
+    for events in histories:
+        copies = [event for event in events for _ in range(generator.randint(1, _MAX_COPIES))]
+        times = _times(generator, len(copies))
+        first = events[0]
+        if isinstance(first, Document) and first.version:
+            for time, copy in zip(times, copies, strict=True):
+                generator.choice(timed).append((time, copy))
+        else:
+            generator.choice(timed).extend(zip(sorted(times), copies, strict=True))
+    for sender in timed:
+        sender.sort(key=lambda pair: pair[0])
+    return [[operation for _, operation in sender] for sender in timed]
+
+
+def _times(generator: random.Random, count: int) -> list[float]:
+    """When the copies are sent, 0 to 1 from the begin to the end of the run."""
+    if generator.random() < _HOT_SHARE:
+        start = generator.random()
+        return [start + _HOT_WIDTH * generator.random() for _ in range(count)]
+    return [generator.random() for _ in range(count)]
+
+
+def _kills(generator: random.Random, kills_of_each: int) -> list[Kill]:
+    victims = [victim for victim in VICTIMS for _ in range(kills_of_each)]
+    generator.shuffle(victims)
+    # Nobody is killed twice in a row: it would not be up again.
+    while any(one == other for one, other in pairwise(victims)):
+        generator.shuffle(victims)
+    kills = []
+    while victims:
+        count = 2 if len(victims) > 1 and generator.random() < _DOUBLE_KILL_SHARE else 1
+        together, victims = tuple(victims[:count]), victims[count:]
+        delay, down = generator.uniform(0, _MAX_DELAY_SECONDS), generator.uniform(0, _MAX_DOWN_SECONDS)
+        kills.append(Kill(together, delay, down))
+    return kills
+
+
+def _part(operations: Sequence[Operation], number: int, count: int) -> Sequence[Operation]:
+    """One of `count` parts of about the same size."""
+    size = len(operations)
+    return operations[number * size // count : (number + 1) * size // count]
