@@ -14,6 +14,7 @@ from textmatch.cli.failures import message_of
 from textmatch.cli.output import cell, one_line, print_json, print_line, print_table, warn
 from textmatch.client import Match, MatchOptions, MatchResult, TextMatchClient
 from textmatch.errors import TextMatchError
+from textmatch.where import parse
 
 Queries = Annotated[
     list[str], typer.Argument(metavar="QUERY...", help="The texts to look for, each in quotes.")
@@ -29,6 +30,13 @@ CandidateCount = Annotated[
     ),
 ]
 MinScore = Annotated[float, typer.Option("--min-score", min=0, max=1, help="Leave out what scores lower.")]
+Where = Annotated[
+    str,
+    typer.Option(
+        metavar="FILTER",
+        help="Only documents whose attributes fit, such as 'module = \"os\" and year >= 2020'.",
+    ),
+]
 NoRerank = Annotated[bool, typer.Option("--no-rerank", help="Recall order and scores; faster.")]
 
 
@@ -38,6 +46,7 @@ def match(
     candidate_count: CandidateCount = None,
     min_score: MinScore = 0.0,
     no_rerank: NoRerank = False,
+    where: Where = "",
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
@@ -50,6 +59,8 @@ def match(
     match_options = MatchOptions(top_k=top_k, min_score=min_score, rerank=not no_rerank)
     if candidate_count is not None:
         match_options["candidate_count"] = candidate_count
+    if where:
+        match_options["where"] = parse(where)
     failed = False
     with find_addresses(data_dir, matcher=matcher).client() as client:
         for query, answer in _answers(client, queries, match_options):

@@ -77,10 +77,19 @@ def test_options_reach_the_matcher(
     matcher_server: RunningServer, matcher: ScriptedMatcher, capsys: pytest.CaptureFixture[str]
 ):
     arguments = ["match", "q", "--top-k", "3", "--candidate-count", "50", "--min-score", "0.5"]
+    arguments += ["--where", 'module = "os" and year >= 2020']
     assert main([*arguments, "--matcher", matcher_server.address]) == 0
     options = matcher.match_requests[0].options
+    [module, year] = options.filter.must
+    assert (module.match.field, module.match.values[0].string_value) == ("module", "os")
+    assert (year.range.field, year.range.gte) == ("year", 2020)
     assert (options.top_k, options.candidate_count, options.min_score) == (3, 50, 0.5)
     assert "Nothing matches." in capsys.readouterr().out
+
+
+def test_a_filter_that_cannot_be_read_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]):
+    assert main(["match", "q", "--where", "module = os"]) == 1
+    assert "where: cannot be read at character 10" in capsys.readouterr().err
 
 
 def test_match_for_people(

@@ -13,7 +13,7 @@ from tests.integration.qdrant.edge_process import EdgeProcess
 from textmatch.documents import Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
-from textmatch.index.connection import connect
+from textmatch.index.connection import CollectionGone, connect
 from textmatch.index.store import Index
 from textmatch.vectors import Embeddings, normalise
 
@@ -58,7 +58,8 @@ async def test_nothing_is_found_before_the_first_collection(qdrant: str):
     assert await index.fetch(["a"]) == {}
     assert await index.delete({"a": 1}) == 0
     assert [page async for page in index.find_ids(Filter())] == []
-    assert await index.recall(embedding(1)[0], 5, None, model_id="missing-000000000000") == []
+    with pytest.raises(CollectionGone, match="missing-000000000000"):
+        await index.recall(embedding(1)[0], 5, None, model_id="missing-000000000000")
     await index.close()
 
 
@@ -152,6 +153,13 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
     assert {candidate.document.id for candidate in candidates} == expected
 
 
+@pytest.mark.parametrize("name", ["two words", "作者", "a[", "9-lives", "k'"])
+async def test_attributes_may_have_any_name_without_dots_and_quotes(index: Index, name: str):
+    await write(index, Document("a", "a", {name: {name: 1}}, version=1), Document("b", "b", version=1))
+    condition = Filter(must=(FieldMatch(f"{name}.{name}", (1,)), FieldExists(f"{name}.{name}")))
+    assert [page async for page in index.find_ids(condition)] == [["a"]]
+
+
 async def test_find_ids_goes_through_many_pages(index: Index):
     documents = [Document(f"d{number}", "text", version=1) for number in range(2_100)]
     await index.upsert(documents, np.tile(embedding(1), (2_100, 1)), model_id=await index.collection())
@@ -161,8 +169,8 @@ async def test_find_ids_goes_through_many_pages(index: Index):
 
 
 async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Index):
-    condition = Filter(must=(FieldMatch("a[", ("x",)),))
-    with pytest.raises(InvalidInput):
+    condition = Filter(must=(FieldMatch('a"b', ("x",)),))
+    with pytest.raises(InvalidInput, match="filter field 'a\"b': is not the path of an attribute"):
         await index.recall(embedding(1)[0], 10, condition, model_id=await index.collection())
 
 

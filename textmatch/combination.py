@@ -1,0 +1,113 @@
+"""How the parts of a match become one score in 0..1, and the weights of that.
+
+    evidence = min(bm25 / 30, 1) ** 2
+    recall   = 1 - (1 - max(cosine, 0)) * (1 - lexical * evidence)
+    score    = (1 - rerank) * recall + rerank * cross_encoder
+
+Shared words close a part of the gap between the cosine and 1. BM25 grows with the number and the rarity of
+the words that both texts have, so that its square matters for long queries in technical terms and hardly for
+a short question in everyday words, where shared words mislead. Parts that are missing change nothing.
+
+With a calibration, the score is then 1 / (1 + exp(-(slope * score + intercept))): how likely the document is
+relevant. It is monotone, so that it changes what scores mean and not their order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from textmatch.errors import InvalidInput
+
+# BM25 of two texts that share so much that more would say nothing new.
+_FULL_EVIDENCE = 30.0
+_EVIDENCE_POWER = 2
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Makes a score the probability that the document is relevant."""
+
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each part counts, 0..1; the defaults hold for corpora that nobody tuned them on."""
+
+    lexical: float = 0.5
+    rerank: float = 0.2
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is known of one candidate: cosine -1..1, BM25 from 0 up, cross-encoder 0..1."""
+
+    cosine: float
+    bm25: float | None = None
+    rerank: float | None = None
+
+
+def lexical_evidence(bm25: float | None) -> float:
+    """How much the shared words say, 0..1."""
+    if bm25 is None:
+        return 0.0
+    return float(min(max(bm25, 0.0) / _FULL_EVIDENCE, 1.0) ** _EVIDENCE_POWER)
+
+
+def recall_score(parts: Parts, weights: Weights) -> float:
+    """Cosine and shared words, 0..1; opposite is as good as unrelated."""
+    similarity = min(max(parts.cosine, 0.0), 1.0)
+    return 1.0 - (1.0 - similarity) * (1.0 - weights.lexical * lexical_evidence(parts.bm25))
+
+
+def combined_score(parts: Parts, weights: Weights) -> float:
+    """All parts before calibration, 0..1."""
+    recall = recall_score(parts, weights)
+    if parts.rerank is None:
+        return recall
+    return weights.rerank * parts.rerank + (1.0 - weights.rerank) * recall
+
+
+def calibrated(score: float, weights: Weights) -> float:
+    """What the caller sees, 0..1."""
+    if weights.calibration is None:
+        return min(max(score, 0.0), 1.0)
+    exponent = weights.calibration.slope * score + weights.calibration.intercept
+    # tanh does not overflow, whatever the exponent.
+    return 0.5 * (1.0 + math.tanh(exponent / 2.0))
+
+
+def to_mapping(weights: Weights) -> dict[str, Any]:
+    """JSON-like, to be kept beside a collection."""
+    return dataclasses.asdict(weights)
+
+
+def from_mapping(values: Mapping[str, Any]) -> Weights:
+    """The reverse of `to_mapping`.
+
+    Raises:
+        InvalidInput: naming what is missing or out of its limits.
+    """
+    calibration = values.get("calibration")
+    if calibration is not None:
+        calibration = Calibration(
+            _number("calibration.slope", calibration.get("slope"), 0.0, math.inf),
+            _number("calibration.intercept", calibration.get("intercept"), -math.inf, math.inf),
+        )
+    return Weights(
+        lexical=_number("lexical", values.get("lexical"), 0.0, 1.0),
+        rerank=_number("rerank", values.get("rerank"), 0.0, 1.0),
+        calibration=calibration,
+    )
+
+
+def _number(name: str, value: Any, lowest: float, highest: float) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and lowest <= value <= highest:
+        return float(value)
+    raise InvalidInput.of_field(f"weights.{name}", f"is {value!r}; it must be {lowest:g} to {highest:g}")
