@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from textmatch.errors import TextMatchError
 from textmatch.models.resolve import BI_ENCODER_ORGANISATION, DEFAULT_BI_ENCODER, find_model
-from training.evaluation import Comparison, compare
+from training.evaluation.comparison import Comparison, compare
 from training.regression import (
     ADAPTER_LEARNING_RATES,
     FULL_LEARNING_RATES,

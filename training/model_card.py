@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from training.evaluation import Comparison
+from training.evaluation.comparison import Comparison
 
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft")
 

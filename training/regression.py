@@ -35,7 +35,7 @@ from textmatch.models.adapter import (
     load_cross_encoder_directory,
 )
 from training.batches import LengthSortedBatchSampler
-from training.evaluation import Comparison, compare, embed
+from training.evaluation.comparison import Comparison, compare, embed
 from training.mining import mine_warm_up_pairs
 from training.model_card import ModelCard, short_name, write_model_card
 from training.pairs import ScoredPair, read_scored_pairs, read_sentences

@@ -18,7 +18,7 @@ from textmatch.errors import InvalidInput, ModelNotFound
 from textmatch.models.adapter import ADAPTER_WEIGHTS, adapter_base_name, load_cross_encoder_directory
 from textmatch.models.resolve import BI_ENCODER_ORGANISATION, find_model
 from training.__main__ import main
-from training.evaluation import cross_encoder_scores
+from training.evaluation.comparison import cross_encoder_scores
 from training.pairs import read_scored_pairs
 from training.regression import RegressionSettings, load_trained, train_regression
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from training.evaluation import agreement
+from training.evaluation.comparison import agreement
 from training.pairs import ScoredPair
 
 PAIRS = [ScoredPair("a", "b", score) for score in (0.0, 0.2, 0.6, 1.0)]

@@ -1,0 +1,57 @@
+"""Figures for ranked documents: arrays in, one number a query out.
+
+`grades` (queries, depth) holds the grade of the document at each rank, best rank first; 0 is not relevant, as
+is what nobody judged. `ideal` is the same for the best ranking that there could be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.evaluation.resampling import Values
+
+Ranks = NDArray[np.int64]
+
+
+def ndcg(grades: Values, ideal: Values, depth: int) -> Values:
+    """Normalised discounted cumulative gain of the first `depth`, with the grade as the gain: (queries,).
+
+    0 for a query without relevant documents.
+    """
+    gained, best = _discounted(grades, depth), _discounted(ideal, depth)
+    return np.divide(gained, best, out=np.zeros_like(gained), where=best > 0)
+
+
+def reciprocal_rank(grades: Values, depth: int) -> Values:
+    """1 / the rank of the first relevant document, 0 if it is not among the first `depth`: (queries,)."""
+    is_relevant = grades[:, :depth] > 0
+    return np.where(is_relevant.any(axis=1), 1.0 / (1 + is_relevant.argmax(axis=1)), 0.0)
+
+
+def recall(grades: Values, relevant: Ranks, depth: int) -> Values:
+    """The share of the relevant documents, of which there are `relevant` (queries,), in the first `depth`."""
+    found = (grades[:, :depth] > 0).sum(axis=1).astype(np.float64)
+    share: Values = np.divide(found, relevant, out=np.zeros_like(found), where=relevant > 0)
+    return share
+
+
+def retrieval_metrics(
+    grades: Values, ideal: Values, relevant: Ranks, recall_depths: Sequence[int]
+) -> dict[str, Values]:
+    """nDCG@10, MRR@10 and recall at each depth, by name: (queries,) each."""
+    recalls = {f"recall@{depth}": recall(grades, relevant, depth) for depth in recall_depths}
+    return {"ndcg@10": ndcg(grades, ideal, 10), "mrr@10": reciprocal_rank(grades, 10), **recalls}
+
+
+def best_first(scores: Values) -> Ranks:
+    """(queries, depth): the columns of each row from the highest score to the lowest; ties stay in order."""
+    return np.argsort(-scores, axis=1, kind="stable")
+
+
+def _discounted(grades: Values, depth: int) -> Values:
+    first = grades[:, :depth]
+    gained: Values = first @ (1.0 / np.log2(np.arange(first.shape[1]) + 2))
+    return gained
