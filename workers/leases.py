@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from redis.asyncio import Redis
 
 from textmatch.errors import DependencyUnavailable
-from textmatch.queue import keys
+from textmatch.queue import holding
 from textmatch.queue.connection import translated_errors
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Leases:
     """
 
     def __init__(self, redis: Redis, visibility_timeout_seconds: float) -> None:
-        self._redis = redis
+        self._renewal = redis.register_script(holding.RENEW)
         # Two renewals may fail before the message is given away.
         self._renewal_seconds = visibility_timeout_seconds / 3
         self._delivery_tags: set[str] = set()
@@ -52,7 +52,5 @@ class Leases:
     async def _renew(self) -> None:
         if not self._delivery_tags:
             return
-        now = time.time()
         with translated_errors():
-            # Only those that are still there: what was acknowledged meanwhile must not come back.
-            await self._redis.zadd(keys.UNACKED_INDEX, dict.fromkeys(self._delivery_tags, now), xx=True)
+            await self._renewal(keys=holding.RENEW_KEYS, args=[time.time(), *self._delivery_tags])

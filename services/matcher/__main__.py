@@ -17,7 +17,6 @@ from textmatch.errors import TextMatchError
 from textmatch.index.connection import connect as connect_qdrant
 from textmatch.index.store import Index
 from textmatch.queue import gauges
-from textmatch.queue.app import make_app
 from textmatch.queue.connection import connect as connect_redis
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
@@ -72,17 +71,15 @@ async def _serve(settings: MatcherSettings) -> None:
         await run_until_stopped(gauges.sample_forever(state.pending, state.dead_letters))
     finally:
         await server.drain(settings.drain_seconds)
-        await state.producer.close()
         await encoder.close()
         await index.close()
         await redis.aclose()
 
 
 def _ingest_state(settings: MatcherSettings, redis: Redis) -> IngestState:
-    pending = Pending(redis)
     return IngestState(
-        producer=Producer(make_app(settings.redis_url), pending),
-        pending=pending,
+        producer=Producer(redis),
+        pending=Pending(redis),
         tombstones=Tombstones(redis),
         dead_letters=DeadLetters(redis),
         tombstone_seconds=settings.tombstone_seconds,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
 from textmatch.documents import Document
 from textmatch.queue import envelope, keys, messages
+from textmatch.queue.pending import Pending
 
 
 async def take_queued(redis: Redis) -> list[Document]:
@@ -19,3 +21,10 @@ async def take_queued(redis: Redis) -> list[Document]:
         [[argument], _, _] = json.loads(base64.b64decode(body))
         documents += messages.decode(argument).documents
     return documents
+
+
+async def mark(pending: Pending, versions: Mapping[str, int], accepted_at: float) -> None:
+    """Mark documents as accepted without a message, in the order given."""
+    for document_id, version in versions.items():
+        await pending._redis.hset(keys.PENDING_VERSIONS, document_id, str(version))
+        await pending._redis.zadd(keys.PENDING, {document_id: accepted_at})

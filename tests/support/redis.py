@@ -45,6 +45,17 @@ class RedisServer:
         self._process.kill()
         self._process.wait()
 
+    def fill(self) -> None:
+        """Set `maxmemory` to what is used now, so that no write is taken that needs more."""
+        with self.client() as client:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
+
+    def make_room(self) -> None:
+        """End what `fill` began."""
+        with self.client() as client:
+            client.config_set("maxmemory", 0)
+
     def client(self) -> redis.Redis:
         """A blocking client that returns bytes."""
         return redis.Redis(port=self.port)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -17,10 +16,8 @@ from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.failures import CommandFailed
 from textmatch.cli.output import cell, print_json, print_line, print_table
-from textmatch.queue.app import make_app
 from textmatch.queue.connection import connect
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters
-from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
 
 Answer = TypeVar("Answer")
@@ -76,11 +73,9 @@ def replay(
 
     async def replay_them(redis: Redis) -> int:
         letters = DeadLetters(redis)
-        async with _producer(redis, url) as producer:
-            return await letters.replay(await _chosen(letters, ids, every), producer)
+        return await letters.replay(await _chosen(letters, ids, every), Producer(redis))
 
-    url = _redis_url(redis_url, data_dir)
-    _report("replayed", _run(url, replay_them), ids, as_json)
+    _report("replayed", _run(_redis_url(redis_url, data_dir), replay_them), ids, as_json)
 
 
 @app.command()
@@ -125,15 +120,6 @@ def _run(redis_url: str, work: Callable[[Redis], Awaitable[Answer]]) -> Answer:
             return await work(redis)
 
     return asyncio.run(connected())
-
-
-@asynccontextmanager
-async def _producer(redis: Redis, redis_url: str) -> AsyncIterator[Producer]:
-    producer = Producer(make_app(redis_url), Pending(redis))
-    try:
-        yield producer
-    finally:
-        await producer.close()
 
 
 async def _chosen(letters: DeadLetters, ids: list[str] | None, every: bool) -> Sequence[str]:

@@ -1,9 +1,8 @@
-"""The Celery app, the same for those who publish tasks and for the workers that run them.
+"""The Celery app of the workers, which any Celery client of the same broker can publish to.
 
 What matters for durability:
 
-* A task is acknowledged after it has run (`task_acks_late`), and a worker holds no more messages than it
-  works on (`worker_prefetch_multiplier` 1).
+* A task is acknowledged after it has run (`task_acks_late`); transport.py bounds how much a worker holds.
 * Retries never use Celery's countdown: such a message is held by one worker until it is due, and once that is
   longer than the visibility timeout, another worker gets a copy of it, and so on. Workers wait in the task
   or put the message back at the end of the queue.
@@ -16,12 +15,13 @@ from __future__ import annotations
 
 import ssl
 from math import ceil
-from urllib.parse import urlsplit
+from typing import Any
 
 from celery import Celery
 from kombu.entity import Queue
 
 from textmatch.queue import keys
+from textmatch.queue.address import RedisAddress, parse
 
 DEFAULT_VISIBILITY_TIMEOUT_SECONDS = 30.0
 DEFAULT_SWEEP_SECONDS = 5.0
@@ -32,20 +32,27 @@ _ANSWER_TIMEOUT_SECONDS = 5.0
 def make_app(
     redis_url: str,
     *,
+    batches: int = 1,
     visibility_timeout_seconds: float = DEFAULT_VISIBILITY_TIMEOUT_SECONDS,
     sweep_seconds: float = DEFAULT_SWEEP_SECONDS,
 ) -> Celery:
-    """An app that reaches Redis at `redis://` or `rediss://` (TLS). Connects when used.
+    """An app for a Redis at one of the URLs of address.py. Connects when used.
 
     Args:
+        batches: how many batches the worker works on at a time.
         visibility_timeout_seconds: a message whose holder has been silent for so long is given to another.
         sweep_seconds: how often workers look for such messages.
     """
-    app = Celery("textmatch", broker=redis_url, set_as_current=False)
+    address = parse(redis_url)
+    tls = address.tls
+    transport = "SentinelTransport" if address.master_name else "Transport"
+    app = Celery("textmatch", broker=address.broker_url(), set_as_current=False)
     app.conf.update(
-        broker_transport="textmatch.queue.transport:Transport",
-        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if _uses_tls(redis_url) else None,
+        broker_transport=f"textmatch.queue.transport:{transport}",
+        broker_use_ssl=None if tls is None else {"ssl_cert_reqs": ssl.CERT_REQUIRED, **tls},
         broker_transport_options={
+            **_sentinel_options(address),
+            "batches": batches,
             "visibility_timeout": visibility_timeout_seconds,
             "unacked_restore_interval": sweep_seconds,
             "unacked_restore_throttle": 1,
@@ -70,8 +77,6 @@ def make_app(
         accept_content=["json"],
         task_acks_late=True,
         task_reject_on_worker_lost=True,
-        # How often publishing is tried before the caller hears of it.
-        task_publish_retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2},
         worker_prefetch_multiplier=1,
         worker_enable_remote_control=False,
         worker_send_task_events=False,
@@ -81,5 +86,12 @@ def make_app(
     return app
 
 
-def _uses_tls(redis_url: str) -> bool:
-    return urlsplit(redis_url).scheme == "rediss"
+def _sentinel_options(address: RedisAddress) -> dict[str, Any]:
+    if not address.master_name:
+        return {}
+    tls = {} if address.tls is None else {"ssl": True, **address.tls}
+    timeouts = {"socket_connect_timeout": _CONNECT_TIMEOUT_SECONDS, "socket_timeout": _ANSWER_TIMEOUT_SECONDS}
+    return {
+        "master_name": address.master_name,
+        "sentinel_kwargs": {**timeouts, **address.sentinel_login, **tls},
+    }

@@ -24,6 +24,11 @@ _CONTENT_ENCODING = "utf-8"
 _BODY_ENCODING = "base64"
 
 
+def pack(argument: str) -> str:
+    """The message for a task with this argument, as it goes into the queue."""
+    return json.dumps(_message(_new_body(argument), str(uuid.uuid4())))
+
+
 def unpack(raw: bytes) -> dict[str, Any]:
     """The message for Celery, with a delivery tag of its own.
 
@@ -43,15 +48,16 @@ def unpack(raw: bytes) -> dict[str, Any]:
         if value != needed:
             raise MalformedMessage(f"{field} is {value!r}; it must be {needed!r}")
     task_id = headers.get("id")
+    body = _new_body(_argument(message.get("body")))
+    return _message(body, task_id if isinstance(task_id, str) and task_id else str(uuid.uuid4()))
+
+
+def _message(body: str, task_id: str) -> dict[str, Any]:
     return {
-        "body": _new_body(_argument(message.get("body"))),
+        "body": body,
         "content-type": _CONTENT_TYPE,
         "content-encoding": _CONTENT_ENCODING,
-        "headers": {
-            "lang": "py",
-            "task": TASK_NAME,
-            "id": task_id if isinstance(task_id, str) and task_id else str(uuid.uuid4()),
-        },
+        "headers": {"lang": "py", "task": TASK_NAME, "id": task_id},
         "properties": {
             "body_encoding": _BODY_ENCODING,
             "delivery_tag": str(uuid.uuid4()),

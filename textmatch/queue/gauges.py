@@ -15,7 +15,6 @@ from textmatch.queue.pending import Pending
 _log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 5.0
-# Publishing ends long before, one way or the other.
 _ORPHAN_SECONDS = 120.0
 
 QUEUE_DOCUMENTS = Gauge("textmatch_ingest_queue_documents", "Documents accepted and not searchable yet.")
@@ -24,7 +23,7 @@ DEAD_LETTERS = Gauge("textmatch_dead_letters", "Documents and messages in the de
 
 
 async def sample_forever(pending: Pending, dead_letters: DeadLetters) -> None:
-    """Keep the gauges up to date, and drop the marks of processes that died while they published."""
+    """Keep the gauges up to date, and drop marks that nothing will settle."""
     while True:
         try:
             await _sample(pending, dead_letters)
@@ -36,7 +35,7 @@ async def sample_forever(pending: Pending, dead_letters: DeadLetters) -> None:
 async def _sample(pending: Pending, dead_letters: DeadLetters) -> None:
     now = time.time()
     if dropped := await pending.drop_orphans(now - _ORPHAN_SECONDS):
-        _log.warning("dropped marks of documents that were never published", extra={"count": dropped})
+        _log.warning("dropped marks of documents that are in no message", extra={"count": dropped})
     summary = await pending.summary()
     QUEUE_DOCUMENTS.set(summary.count)
     OLDEST_SECONDS.set(summary.oldest_seconds(now))

@@ -2,92 +2,59 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from celery import Celery
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
+from redis.asyncio import Redis
 
 from textmatch.documents import Document
-from textmatch.errors import DependencyUnavailable
-from textmatch.queue import messages
-from textmatch.queue.pending import Pending
+from textmatch.queue import envelope, keys, messages
+from textmatch.queue.connection import translated_errors
 
-_log = logging.getLogger(__name__)
+# Marks and messages in one step: neither a killed process nor a full Redis leaves one without the other.
+# KEYS: pending, pending-versions, queue. ARGV: now, number of messages, these, then id and version in turn.
+_ENQUEUE = """
+local last_message = 2 + tonumber(ARGV[2])
+for i = last_message + 1, #ARGV, 2 do
+  local id, version = ARGV[i], ARGV[i + 1]
+  if tonumber(redis.call('HGET', KEYS[2], id) or 0) < tonumber(version) then
+    redis.call('HSET', KEYS[2], id, version)
+    redis.call('ZADD', KEYS[1], ARGV[1], id)
+  end
+end
+for i = 3, last_message do
+  redis.call('LPUSH', KEYS[3], ARGV[i])
+end
+"""
 
-_THREADS = 4
+_KEYS = [keys.PENDING, keys.PENDING_VERSIONS, keys.QUEUE]
 
 
 class Producer:
-    """Publishes from threads of its own, because Celery blocks. Close it at the end."""
+    """Every method raises DependencyUnavailable when Redis does not answer or is full.
 
-    def __init__(self, app: Celery, pending: Pending) -> None:
-        self._app = app
-        self._pending = pending
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="publish")
-        self._running: set[asyncio.Task[None]] = set()
+    Nothing was put into the queue then, unless the answer alone was lost.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._enqueue = redis.register_script(_ENQUEUE)
 
     async def enqueue(self, documents: Sequence[Document]) -> None:
-        """Mark documents pending, then publish them; returns when Redis has them. Every version is set.
-
-        Goes on to the end even if the caller is cancelled, so that no mark is left without its message.
-
-        Raises:
-            DependencyUnavailable: Redis does not answer; the marks are undone.
-        """
-        task = asyncio.create_task(self._enqueue(documents))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        await asyncio.shield(task)
-
-    async def publish(self, task_arguments: Iterable[str]) -> None:
-        """Publish messages as messages.py describes them.
-
-        Raises:
-            DependencyUnavailable: Redis does not answer; some may have been published.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._threads, self._publish, task_arguments)
-        except (KombuError, RedisError, OSError) as error:
-            raise DependencyUnavailable(f"Redis does not answer: {error}", retry_delay_seconds=1.0) from error
-
-    async def close(self) -> None:
-        """Wait for what is being published, and close the connections."""
-        await asyncio.gather(*self._running, return_exceptions=True)
-        self._threads.shutdown()
-        self._app.close()
-
-    async def _enqueue(self, documents: Sequence[Document]) -> None:
+        """Mark documents pending and publish them; returns when Redis has them. Every version is set."""
         accepted_at = time.time()
         versions: dict[str, int] = {}
         for document in documents:
             versions[document.id] = max(document.version, versions.get(document.id, 0))
-        before = await self._pending.mark(versions, accepted_at)
-        try:
-            await self.publish(messages.encode(documents, accepted_at))
-        except DependencyUnavailable:
-            await self._undo(versions, before)
-            raise
+        packed = [envelope.pack(argument) for argument in messages.encode(documents, accepted_at)]
+        arguments: list[str | int | float] = [accepted_at, len(packed), *packed]
+        for document_id, version in versions.items():
+            arguments += [document_id, version]
+        with translated_errors():
+            await self._enqueue(keys=_KEYS, args=arguments)
 
-    async def _undo(self, versions: dict[str, int], before: dict[str, int]) -> None:
-        try:
-            await self._pending.undo(versions, before)
-        except DependencyUnavailable as error:
-            _log.warning("marks stay that nothing will settle", extra={"error": str(error)})
-
-    def _publish(self, task_arguments: Iterable[str]) -> None:
-        with self._app.producer_or_acquire() as celery_producer:
-            for argument in task_arguments:
-                self._app.send_task(
-                    messages.TASK_NAME,
-                    args=[argument],
-                    producer=celery_producer,
-                    # Celery would put a shortened copy of the argument into the headers.
-                    argsrepr="",
-                    kwargsrepr="",
-                )
+    async def publish(self, task_arguments: Iterable[str]) -> None:
+        """Publish messages as messages.py describes them."""
+        packed = [envelope.pack(argument) for argument in task_arguments]
+        with translated_errors():
+            await self._redis.lpush(keys.QUEUE, *packed)

@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler, IngestState
+from tests.integration.ingest.ingest_state import make_ingest_state
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.worker_process import WorkerProcess
 from tests.integration.qdrant.edge_process import EdgeProcess
@@ -17,17 +18,13 @@ from tests.support.redis import RedisServer, own_redis_server, redis_server, sha
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.connection import connect as connect_qdrant
 from textmatch.index.store import Index
-from textmatch.queue.app import make_app
 from textmatch.queue.connection import connect
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
-from textmatch.queue.producer import Producer
 from textmatch.queue.tombstones import Tombstones
 from workers.indexing import Dependencies
 
 __all__ = ["own_redis_server", "redis_server", "shared_redis_server"]
-
-TOMBSTONE_SECONDS = 600
 
 
 @pytest.fixture(scope="session")
@@ -81,12 +78,9 @@ async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIte
 
 
 @pytest.fixture
-async def state(redis_server: RedisServer, redis: Redis) -> AsyncIterator[IngestState]:
+def state(redis: Redis) -> IngestState:
     """What a matcher works with."""
-    pending = Pending(redis)
-    producer = Producer(make_app(redis_server.url), pending)
-    yield IngestState(producer, pending, Tombstones(redis), DeadLetters(redis), TOMBSTONE_SECONDS)
-    await producer.close()
+    return make_ingest_state(redis)
 
 
 @pytest.fixture

@@ -11,18 +11,15 @@ from google.rpc import error_details_pb2
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler, IngestState
+from tests.integration.ingest.ingest_state import make_ingest_state
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
 from textmatch.documents import Document, version_now
 from textmatch.errors import DependencyUnavailable, DocumentNotFound, InvalidInput
 from textmatch.index.connection import connect as connect_qdrant
 from textmatch.index.store import Index
-from textmatch.queue.app import make_app
 from textmatch.queue.connection import connect
-from textmatch.queue.dead_letters import DeadLetters, of_document
-from textmatch.queue.pending import Pending
-from textmatch.queue.producer import Producer
-from textmatch.queue.tombstones import Tombstones
+from textmatch.queue.dead_letters import of_document
 from textmatch.v1 import matcher_service_pb2 as pb
 from workers.indexing import Dependencies, Result, index_documents
 
@@ -274,14 +271,11 @@ async def test_writes_are_taken_while_the_index_is_down(state: IngestState):
 
 async def test_writes_are_refused_while_redis_is_down(own_redis_server: RedisServer, index: Index):
     redis = connect(own_redis_server.url)
-    pending = Pending(redis)
-    producer = Producer(make_app(own_redis_server.url), pending)
-    down = DocumentsHandler(index, IngestState(producer, pending, Tombstones(redis), DeadLetters(redis), 60))
+    down = DocumentsHandler(index, make_ingest_state(redis))
     own_redis_server.kill()
     with pytest.raises(DependencyUnavailable, match="Redis"):
         await send(down, [proto("a")])
     own_redis_server.start()
     [[result]] = await send(down, [proto("a")])
     assert result.outcome == ACCEPTED
-    await producer.close()
     await redis.aclose()

@@ -215,7 +215,7 @@ async def test_nothing_acknowledged_is_lost_when_redis_is_killed(
 ):
     redis = connect(own_redis_server.url)
     pending = Pending(redis)
-    producer = Producer(make_app(own_redis_server.url), pending)
+    producer = Producer(redis)
     worker = start_worker(TEXTMATCH_REDIS_URL=own_redis_server.url)
     worker.wait_until_ready()
     encoder.may_answer.clear()
@@ -236,5 +236,4 @@ async def test_nothing_acknowledged_is_lost_when_redis_is_killed(
     assert await stored_ids(index, sent) == {document.id for document in sent}
     await eventually(lambda: nothing_is_left(redis), "the acknowledgements")
     assert worker.stop() == 0
-    await producer.close()
     await redis.aclose()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.redis import RedisServer
 from textmatch.documents import Document
 from textmatch.queue import keys
-from textmatch.queue.app import make_app
 from textmatch.queue.dead_letters import DeadLetters, of_document, of_raw
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
@@ -22,10 +18,8 @@ def dead_letters(redis: Redis) -> DeadLetters:
 
 
 @pytest.fixture
-async def producer(redis_server: RedisServer, redis: Redis) -> AsyncIterator[Producer]:
-    made = Producer(make_app(redis_server.url), Pending(redis))
-    yield made
-    await made.close()
+def producer(redis: Redis) -> Producer:
+    return Producer(redis)
 
 
 def document(document_id: str = "文档🙂", version: int = 5) -> Document:

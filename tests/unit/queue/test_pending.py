@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.queue import mark
 from textmatch.queue import keys
 from textmatch.queue.pending import Pending
 
@@ -17,7 +18,7 @@ def pending(redis: Redis) -> Pending:
 
 
 async def test_a_mark_stays_until_its_version_is_settled(pending: Pending):
-    assert await pending.mark({"a": 10}, accepted_at=100.0) == {"a": 0}
+    await mark(pending, {"a": 10}, accepted_at=100.0)
     await pending.clear({"a": 9})
     assert await pending.versions(["a", "b"]) == {"a": 10}
     await pending.clear({"a": 10})
@@ -25,19 +26,9 @@ async def test_a_mark_stays_until_its_version_is_settled(pending: Pending):
     assert (await pending.summary()).count == 0
 
 
-async def test_the_highest_version_stays_marked(pending: Pending):
-    assert await pending.mark({"a": 10}, accepted_at=100.0) == {"a": 0}
-    assert await pending.mark({"a": 30}, accepted_at=130.0) == {"a": 10}
-    assert await pending.mark({"a": 20}, accepted_at=120.0) == {"a": 30}
-    assert await pending.versions(["a"]) == {"a": 30}
-    assert (await pending.summary()).oldest_accepted_at == 130.0
-    await pending.clear({"a": 20})
-    assert await pending.versions(["a"]) == {"a": 30}
-
-
 async def test_versions_up_to_the_limit_are_told_apart(pending: Pending):
     highest = 2**53 - 1
-    await pending.mark({"a": highest}, accepted_at=1.0)
+    await mark(pending, {"a": highest}, accepted_at=1.0)
     await pending.clear({"a": highest - 1})
     assert await pending.versions(["a"]) == {"a": highest}
     await pending.clear({"a": highest})
@@ -46,7 +37,7 @@ async def test_versions_up_to_the_limit_are_told_apart(pending: Pending):
 
 async def test_any_id_can_be_marked(pending: Pending):
     versions = {document_id: number + 1 for number, document_id in enumerate(ODD_IDS)}
-    await pending.mark(versions, accepted_at=1.0)
+    await mark(pending, versions, accepted_at=1.0)
     assert await pending.versions(ODD_IDS) == versions
     await pending.clear(versions)
     assert await pending.versions(ODD_IDS) == {}
@@ -54,42 +45,20 @@ async def test_any_id_can_be_marked(pending: Pending):
 
 async def test_the_age_is_that_of_the_oldest_that_waits(pending: Pending):
     assert (await pending.summary()).oldest_seconds(now=50.0) == 0.0
-    await pending.mark({"a": 1}, accepted_at=100.25)
-    await pending.mark({"b": 1}, accepted_at=105.0)
+    await mark(pending, {"a": 1}, accepted_at=100.25)
+    await mark(pending, {"b": 1}, accepted_at=105.0)
     summary = await pending.summary()
     assert (summary.count, summary.oldest_seconds(now=110.25)) == (2, 10.0)
     await pending.clear({"a": 1})
     assert (await pending.summary()).oldest_seconds(now=110.0) == 5.0
 
 
-async def test_undo_restores_what_was_pending_before(pending: Pending):
-    await pending.mark({"a": 10}, accepted_at=1.0)
-    before = await pending.mark({"a": 20, "b": 20}, accepted_at=2.0)
-    await pending.undo({"a": 20, "b": 20}, before)
-    assert await pending.versions(["a", "b"]) == {"a": 10}
-    assert (await pending.summary()).count == 1
-
-
-async def test_undo_leaves_marks_of_others_alone(pending: Pending):
-    before = await pending.mark({"a": 10}, accepted_at=1.0)
-    await pending.mark({"a": 20}, accepted_at=2.0)
-    await pending.undo({"a": 10}, before)
-    assert await pending.versions(["a"]) == {"a": 20}
-
-
-async def test_undo_of_a_mark_that_changed_nothing_changes_nothing(pending: Pending):
-    await pending.mark({"a": 20}, accepted_at=1.0)
-    before = await pending.mark({"a": 20}, accepted_at=2.0)
-    await pending.undo({"a": 20}, before)
-    assert await pending.versions(["a"]) == {"a": 20}
-
-
 @pytest.mark.parametrize("held_in", [keys.QUEUE, keys.TAKEN, keys.UNACKED, None])
 async def test_marks_are_orphans_only_when_no_message_is_left(
     pending: Pending, redis: Redis, held_in: str | None
 ):
-    await pending.mark({"old": 1}, accepted_at=100.0)
-    await pending.mark({"new": 1}, accepted_at=300.0)
+    await mark(pending, {"old": 1}, accepted_at=100.0)
+    await mark(pending, {"new": 1}, accepted_at=300.0)
     if held_in == keys.UNACKED:
         await redis.hset(held_in, "tag", "message")
     elif held_in:

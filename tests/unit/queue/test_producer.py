@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
@@ -13,17 +12,14 @@ from tests.support.redis import RedisServer
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
 from textmatch.queue import keys
-from textmatch.queue.app import make_app
 from textmatch.queue.connection import connect
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
 
 
 @pytest.fixture
-async def producer(redis_server: RedisServer, redis: Redis) -> AsyncIterator[Producer]:
-    made = Producer(make_app(redis_server.url), Pending(redis))
-    yield made
-    await made.close()
+def producer(redis: Redis) -> Producer:
+    return Producer(redis)
 
 
 async def test_documents_are_marked_and_published_in_order(producer: Producer, redis: Redis):
@@ -34,15 +30,20 @@ async def test_documents_are_marked_and_published_in_order(producer: Producer, r
     assert await Pending(redis).versions(["文档🙂0", "文档🙂149"]) == {"文档🙂0": 1, "文档🙂149": 150}
 
 
-async def test_of_a_repeated_id_the_highest_version_is_marked(producer: Producer, redis: Redis):
+async def test_the_highest_version_stays_marked(producer: Producer, redis: Redis):
+    pending = Pending(redis)
     await producer.enqueue([Document("a", "t", version=5), Document("a", "t", version=3)])
-    assert await Pending(redis).versions(["a"]) == {"a": 5}
+    assert await pending.versions(["a"]) == {"a": 5}
+    accepted_at = (await pending.summary()).oldest_accepted_at
+    await producer.enqueue([Document("a", "t", version=4)])
+    assert await pending.versions(["a"]) == {"a": 5}
+    assert (await pending.summary()).oldest_accepted_at == accepted_at
+    assert [document.version for document in await take_queued(redis)] == [5, 3, 4]
 
 
 async def test_it_fails_quickly_while_redis_is_down_and_works_after(own_redis_server: RedisServer):
     redis = connect(own_redis_server.url)
-    pending = Pending(redis)
-    producer = Producer(make_app(own_redis_server.url), pending)
+    pending, producer = Pending(redis), Producer(redis)
     await producer.enqueue([Document("a", "t", version=1)])
     own_redis_server.kill()
     async with asyncio.timeout(5):
@@ -52,24 +53,26 @@ async def test_it_fails_quickly_while_redis_is_down_and_works_after(own_redis_se
     await producer.enqueue([Document("c", "t", version=1)])
     assert [document.id for document in await take_queued(redis)] == ["a", "c"]
     assert set(await pending.versions(["a", "b", "c"])) == {"a", "c"}
-    await producer.close()
     await redis.aclose()
 
 
-async def test_marks_are_undone_when_publishing_fails(
-    own_redis_server: RedisServer, redis_server: RedisServer
-):
-    redis = connect(redis_server.url)
-    pending = Pending(redis)
-    await pending.mark({"known": 1}, accepted_at=1.0)
-    own_redis_server.kill()
-    producer = Producer(make_app(own_redis_server.url), pending)
-    with pytest.raises(DependencyUnavailable, match="Redis"):
-        await producer.enqueue([Document("known", "t", version=2), Document("new", "t", version=2)])
-    assert await pending.versions(["known", "new"]) == {"known": 1}
-    await producer.close()
+async def test_a_full_redis_takes_all_of_a_call_or_nothing(own_redis_server: RedisServer):
+    redis = connect(own_redis_server.url)
+    producer = Producer(redis)
+    await producer.enqueue([Document("known", "t", version=1)])
+    own_redis_server.fill()
+    refused = [Document("known", "t", version=2), Document("new", "x" * 200, version=2)]
+    with pytest.raises(DependencyUnavailable, match="maxmemory") as caught:
+        await producer.enqueue(refused * 100)
+    assert caught.value.retry_delay_seconds
+    with pytest.raises(DependencyUnavailable, match="maxmemory"):
+        await producer.publish(["raw"])
+    assert await redis.llen(keys.QUEUE) == 1
+    assert await Pending(redis).versions(["known", "new"]) == {"known": 1}
+    own_redis_server.make_room()
+    await producer.enqueue(refused)
+    assert await Pending(redis).versions(["known", "new"]) == {"known": 2, "new": 2}
     await redis.aclose()
-    own_redis_server.start()
 
 
 async def test_a_cancelled_caller_leaves_no_mark_without_its_message(producer: Producer, redis: Redis):
@@ -78,6 +81,5 @@ async def test_a_cancelled_caller_leaves_no_mark_without_its_message(producer: P
     enqueuing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await enqueuing
-    await producer.close()
-    assert await redis.llen(keys.QUEUE) == 1
-    assert await Pending(redis).versions(["a"]) == {"a": 1}
+    messages = await redis.llen(keys.QUEUE)
+    assert len(await Pending(redis).versions(["a"])) == messages

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.queue import mark
 from textmatch.documents import Document
 from textmatch.errors import (
     DependencyUnavailable,
@@ -102,7 +103,7 @@ async def test_a_bug_that_passes_leaves_no_trace(
 async def test_documents_that_set_off_a_bug_are_found(
     deps: Dependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
 ):
-    await deps.pending.mark({document.id: 5 for document in documents(16)}, accepted_at=1.0)
+    await mark(deps.pending, {document.id: 5 for document in documents(16)}, accepted_at=1.0)
     pipeline = Pipeline(poisoned=["d3", "d11"])
     await settle(pipeline, deps, monkeypatch, count=16)
     assert sorted(pipeline.settled) == sorted({f"d{number}" for number in range(16)} - {"d3", "d11"})
