@@ -1,9 +1,11 @@
-"""Which collection is in use: one for each bi-encoder, and an alias that points at one of them."""
+"""Which collection is in use: one for each bi-encoder, and aliases that say what each is there for."""
 
 from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
+from enum import Enum
 
 import grpc
 from qdrant_client import AsyncQdrantClient, models
@@ -18,30 +20,69 @@ _log = logging.getLogger(__name__)
 _ALIAS_CACHE_SECONDS = 2.0
 
 
+class Role(Enum):
+    """What a collection is there for besides the one in use; the values are endings of its alias."""
+
+    # Being built; becomes the one in use.
+    NEXT = "-next"
+    # Was in use; kept so that one can go back.
+    PREVIOUS = "-previous"
+    # Was one of the two, and could not be written any more.
+    ABANDONED = "-abandoned"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Names of collections, which are model ids; "" where there is none."""
+
+    in_use: str = ""
+    next: str = ""
+    previous: str = ""
+    abandoned: str = ""
+
+    @property
+    def mirrors(self) -> tuple[str, ...]:
+        """Those that receive every write and delete as well, after the one in use."""
+        return tuple(one for one in (self.next, self.previous) if one)
+
+
 class Collections:
-    """Resolves the alias, and creates the first collection."""
+    """Resolves the aliases, and creates the first collection."""
 
     def __init__(self, client: AsyncQdrantClient, alias: str) -> None:
         self._client = client
-        self._alias = alias
-        self._current = ""
+        self.alias = alias
+        self._roles = Roles()
         self._resolved_at = float("-inf")
 
-    async def current(self) -> str:
-        """The collection that the alias points at, which is a model id; "" while there is none."""
+    async def roles(self) -> Roles:
+        """Which collection does what, as known for at most two seconds."""
         age_seconds = time.monotonic() - self._resolved_at
-        if self._current and age_seconds < _ALIAS_CACHE_SECONDS:
-            return self._current
-        return await self.refresh()
+        if self._roles.in_use and age_seconds < _ALIAS_CACHE_SECONDS:
+            return self._roles
+        return await self.refresh_roles()
 
-    async def refresh(self) -> str:
+    async def refresh_roles(self) -> Roles:
         """The same, asking Qdrant."""
         async with translated_errors():
             response = await self._client.get_aliases()
-        targets = [entry.collection_name for entry in response.aliases if entry.alias_name == self._alias]
-        self._current = targets[0] if targets else ""
+        targets = {entry.alias_name: entry.collection_name for entry in response.aliases}
+        self._roles = Roles(
+            in_use=targets.get(self.alias, ""),
+            next=targets.get(self.alias + Role.NEXT.value, ""),
+            previous=targets.get(self.alias + Role.PREVIOUS.value, ""),
+            abandoned=targets.get(self.alias + Role.ABANDONED.value, ""),
+        )
         self._resolved_at = time.monotonic()
-        return self._current
+        return self._roles
+
+    async def current(self) -> str:
+        """The collection in use; "" while there is none."""
+        return (await self.roles()).in_use
+
+    async def refresh(self) -> str:
+        """The same, asking Qdrant."""
+        return (await self.refresh_roles()).in_use
 
     def forget(self) -> None:
         """Ask Qdrant the next time."""
@@ -59,11 +100,15 @@ class Collections:
             if current == model_id:
                 return
             raise ModelMismatch(index_model_id=current, encoder_model_id=model_id)
-        await self._create(model_id, dimension)
+        await self.create(model_id, dimension)
+        alias = models.CreateAlias(collection_name=model_id, alias_name=self.alias)
+        async with translated_errors():
+            await self._client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
         if (current := await self.refresh()) != model_id:
             raise ModelMismatch(index_model_id=current, encoder_model_id=model_id)
 
-    async def _create(self, model_id: str, dimension: int) -> None:
+    async def create(self, model_id: str, dimension: int) -> None:
+        """Make sure that the collection of this model exists; no alias points at a new one."""
         async with translated_errors():
             if not await self._client.collection_exists(model_id):
                 try:
@@ -74,6 +119,4 @@ class Collections:
                     # Another worker was quicker.
                     if error.code() not in {grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.INVALID_ARGUMENT}:
                         raise
-            alias = models.CreateAlias(collection_name=model_id, alias_name=self._alias)
-            await self._client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
-        _log.info("created collection", extra={"collection": model_id, "alias": self._alias})
+        _log.info("created collection", extra={"collection": model_id})

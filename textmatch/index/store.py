@@ -11,7 +11,7 @@ from qdrant_client.conversions.common_types import PointId
 
 from textmatch.documents import Document
 from textmatch.filters import Filter
-from textmatch.index.collections import Collections
+from textmatch.index.collections import Collections, Roles
 from textmatch.index.connection import CollectionGone, translated_errors
 from textmatch.index.filters import to_qdrant
 from textmatch.index.points import CollectionPoints
@@ -24,6 +24,7 @@ from textmatch.index.schema import (
     to_document,
     to_point,
 )
+from textmatch.index.succession import Succession
 from textmatch.vectors import Embeddings
 
 _SCROLL_PAGE = 1_000
@@ -39,6 +40,7 @@ class Index:
     def __init__(self, client: AsyncQdrantClient, alias: str) -> None:
         self._client = client
         self._collections = Collections(client, alias)
+        self.succession = Succession(client, self._collections)
 
     async def collection(self) -> str:
         """The collection in use, which is the id of the model that built it; "" while there is none."""
@@ -47,6 +49,14 @@ class Index:
     async def refresh_collection(self) -> str:
         """The same, asking Qdrant instead of a short-lived cache."""
         return await self._collections.refresh()
+
+    async def roles(self) -> Roles:
+        """The collection in use and those beside it."""
+        return await self._collections.roles()
+
+    async def refresh_roles(self) -> Roles:
+        """The same, asking Qdrant instead of a short-lived cache."""
+        return await self._collections.refresh_roles()
 
     def points(self, collection: str) -> CollectionPoints:
         """The points of any collection by its name."""
@@ -91,11 +101,22 @@ class Index:
             return await self.points(collection).fetch(ids, with_embeddings=with_embeddings)
 
     async def delete(self, versions: Mapping[str, int]) -> int:
-        """Remove stored documents that are not newer than the version given for their id; says how many."""
-        collection = await self.collection()
-        if not collection or not versions:
+        """Remove stored documents that are not newer than the version given for their id; says how many.
+
+        They go from the collection in use first and then from its mirrors; textmatch/reindexing/copying.py
+        says why in this order, and why again if the aliases have changed meanwhile.
+        """
+        if not versions:
             return 0
-        return await self.points(collection).delete(versions)
+        deleted = 0
+        roles, latest = None, await self.roles()
+        while roles != latest:
+            roles = latest
+            deleted += await self._delete(roles.in_use, versions)
+            for mirror in roles.mirrors:
+                await self._delete(mirror, versions)
+            latest = await self.refresh_roles()
+        return deleted
 
     async def find_ids(self, condition: Filter) -> AsyncIterator[list[str]]:
         """The ids of all documents that fit, a page at a time."""
@@ -141,6 +162,12 @@ class Index:
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
+
+    async def _delete(self, collection: str, versions: Mapping[str, int]) -> int:
+        try:
+            return await self.points(collection).delete(versions) if collection else 0
+        except CollectionGone:
+            return 0
 
     @asynccontextmanager
     async def _watched(self, collection: str) -> AsyncIterator[None]:

@@ -1,0 +1,146 @@
+"""Replacing the collection in use, over the real Qdrant engine."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from tests.integration.qdrant.edge_process import EdgeProcess
+from textmatch.documents import Document
+from textmatch.index.collections import Role, Roles
+from textmatch.index.connection import CollectionGone, connect
+from textmatch.index.store import Index
+
+DIMENSION = 4
+
+
+@pytest.fixture(scope="module")
+def qdrant(tmp_path_factory: pytest.TempPathFactory):
+    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
+    server.start()
+    yield f"http://127.0.0.1:{server.port}"
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def alias() -> str:
+    return f"alias-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def old() -> str:
+    return f"old-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def new() -> str:
+    return f"new-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def index(qdrant: str, alias: str, old: str) -> AsyncIterator[Index]:
+    connected = Index(connect(qdrant), alias)
+    await connected.prepare(old, DIMENSION)
+    yield connected
+    await connected.close()
+
+
+async def write(index: Index, collection: str, *documents: Document) -> None:
+    rows = np.eye(DIMENSION, dtype=np.float32)[[0] * len(documents)]
+    await index.upsert(documents, rows, model_id=collection)
+
+
+async def test_a_change_and_the_way_back(index: Index, old: str, new: str):
+    await index.succession.start(new, DIMENSION)
+    assert await index.refresh_roles() == Roles(in_use=old, next=new)
+    assert await index.succession.promote(Role.NEXT, in_use=old)
+    assert await index.roles() == Roles(in_use=new, previous=old)
+    assert await index.succession.promote(Role.PREVIOUS, in_use=new)
+    assert await index.roles() == Roles(in_use=old, previous=new)
+    await index.succession.drop(new)
+    assert await index.roles() == Roles(in_use=old)
+
+
+async def test_another_reader_follows_within_the_time_of_its_cache(
+    index: Index, qdrant: str, alias: str, old: str, new: str
+):
+    reader = Index(connect(qdrant), alias)
+    assert await reader.collection() == old
+    await index.succession.start(new, DIMENSION)
+    await index.succession.promote(Role.NEXT, in_use=old)
+    assert await reader.collection() == old
+    assert await reader.refresh_collection() == new
+    await reader.close()
+
+
+async def test_what_is_abandoned_cannot_be_put_to_use(index: Index, old: str, new: str):
+    await index.succession.start(new, DIMENSION)
+    assert await index.succession.abandon(Role.NEXT)
+    assert not await index.succession.promote(Role.NEXT, in_use=old)
+    assert await index.roles() == Roles(in_use=old, abandoned=new)
+    assert not await index.succession.abandon(Role.NEXT)
+
+
+async def test_what_is_abandoned_can_be_taken_up_again(index: Index, old: str, new: str):
+    await index.succession.start(new, DIMENSION)
+    await index.succession.abandon(Role.NEXT)
+    assert await index.succession.resume()
+    assert not await index.succession.resume()
+    assert await index.roles() == Roles(in_use=old, next=new)
+
+
+async def test_starting_again_keeps_what_is_there(index: Index, new: str):
+    await index.succession.start(new, DIMENSION)
+    await write(index, new, Document("a", "text", version=1))
+    await index.succession.start(new, DIMENSION)
+    assert await index.points(new).versions(["a"]) == {"a": 1}
+
+
+async def test_deletes_reach_the_collections_beside_the_one_in_use(
+    index: Index, qdrant: str, alias: str, old: str, new: str
+):
+    deleter = Index(connect(qdrant), alias)
+    # From now on it knows of the old collection only, as long as it does not ask.
+    assert (await deleter.roles()).mirrors == ()
+    await index.succession.start(new, DIMENSION)
+    for collection in (old, new):
+        await write(index, collection, Document("a", "text", version=1), Document("b", "text", version=3))
+    assert await deleter.delete({"a": 2, "b": 2}) == 1
+    assert await index.points(old).versions(["a", "b"]) == {"b": 3}
+    assert await index.points(new).versions(["a", "b"]) == {"b": 3}
+    await index.succession.promote(Role.NEXT, in_use=old)
+    assert await deleter.delete({"b": 3}) == 1
+    assert await index.points(old).count() == await index.points(new).count() == 0
+    await deleter.close()
+
+
+async def test_reads_through_a_stale_alias_find_the_successor(
+    index: Index, qdrant: str, alias: str, old: str, new: str
+):
+    reader = Index(connect(qdrant), alias)
+    assert await reader.collection() == old
+    await index.succession.start(new, DIMENSION)
+    await write(index, new, Document("a", "text", version=1))
+    await index.succession.promote(Role.NEXT, in_use=old)
+    await index.succession.drop(old)
+    assert set(await reader.fetch(["a"])) == {"a"}
+    await reader.close()
+
+
+async def test_a_collection_that_is_gone_is_named(index: Index, new: str):
+    with pytest.raises(CollectionGone, match=new):
+        await index.points(new).count()
+
+
+async def test_scan_and_sample(index: Index, old: str):
+    documents = [Document(f"文档{number}", f"text {number}", version=number + 1) for number in range(1_500)]
+    await write(index, old, *documents)
+    pages = [page async for page in index.points(old).scan()]
+    assert [len(page) for page in pages] == [1_000, 500]
+    assert pages[0] | pages[1] == {document.id: document.version for document in documents}
+    texts = await index.points(old).sample(20)
+    assert len(set(texts)) == 20
+    assert set(texts) < {document.text for document in documents}
