@@ -25,8 +25,8 @@ from textmatch.errors import InvalidInput
 TASK_NAME = "textmatch.index_documents"
 SCHEMA_VERSION = 1
 MAX_DOCUMENTS = 256
-# A message is one batch for the encoder: big enough to be efficient, small enough to be shared among workers.
-_TARGET_DOCUMENTS = 64
+# Most of what a message costs is the same however much is in it: a request of a client should be one.
+_TARGET_DOCUMENTS = MAX_DOCUMENTS
 _TARGET_BYTES = 256 * 1024
 
 _FIELDS = {"schema_version", "accepted_at", "documents"}

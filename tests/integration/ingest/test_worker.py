@@ -66,14 +66,14 @@ async def test_accepted_documents_become_searchable_and_are_counted(
 ):
     worker = start_worker()
     worker.wait_until_ready()
-    sent = [*documents(150), Document("bad", REFUSED_TEXT, version=1)]
+    sent = [*documents(600), Document("bad", REFUSED_TEXT, version=1)]
     await state.producer.enqueue(sent)
     await all_settled(state)
     assert await stored_ids(index, sent) == {document.id for document in sent} - {"bad"}
     await eventually(lambda: nothing_is_left(redis), "the acknowledgements")
-    assert worker.metric('textmatch_documents_total{result="indexed"}') == 150
+    assert worker.metric('textmatch_documents_total{result="indexed"}') == 600
     assert worker.metric('textmatch_documents_total{result="failed"}') == 1
-    assert worker.metric("textmatch_ingest_accept_to_searchable_seconds_count") == 150
+    assert worker.metric("textmatch_ingest_accept_to_searchable_seconds_count") == 600
     assert worker.metric("textmatch_worker_task_seconds_count") == 3
     assert worker.stop() == 0
 
@@ -219,15 +219,15 @@ async def test_nothing_acknowledged_is_lost_when_redis_is_killed(
     worker = start_worker(TEXTMATCH_REDIS_URL=own_redis_server.url)
     worker.wait_until_ready()
     encoder.may_answer.clear()
-    sent = documents(200)
-    await producer.enqueue(sent[:150])
+    sent = documents(400)
+    await producer.enqueue(sent[:300])
     await called(encoder, 2)
     own_redis_server.kill()
     encoder.may_answer.set()
     with pytest.raises(DependencyUnavailable):
-        await producer.enqueue(sent[150:])
+        await producer.enqueue(sent[300:])
     own_redis_server.start()
-    await producer.enqueue(sent[150:])
+    await producer.enqueue(sent[300:])
 
     async def is_settled() -> bool:
         return (await pending.summary()).count == 0

@@ -47,8 +47,8 @@ def test_attributes_that_look_like_kombus_own_markers_survive():
 
 
 def test_messages_are_split_by_count_and_by_size():
-    small = [Document(f"s{number}", "short", version=1) for number in range(130)]
-    assert [len(messages.decode(text).documents) for text in messages.encode(small, 1.0)] == [64, 64, 2]
+    small = [Document(f"s{number}", "short", version=1) for number in range(514)]
+    assert [len(messages.decode(text).documents) for text in messages.encode(small, 1.0)] == [256, 256, 2]
     large = [Document(f"l{number}", "好" * 10_000, version=1) for number in range(17)]
     sizes = [
         (len(text.encode()), len(messages.decode(text).documents)) for text in messages.encode(large, 1.0)

@@ -23,7 +23,7 @@ def producer(redis: Redis) -> Producer:
 
 
 async def test_documents_are_marked_and_published_in_order(producer: Producer, redis: Redis):
-    documents = [Document(f"文档🙂{number}", "text", {"n": number}, number + 1) for number in range(150)]
+    documents = [Document(f"文档🙂{number}", "text", {"n": number}, number + 1) for number in range(600)]
     await producer.enqueue(documents)
     assert await redis.llen(keys.QUEUE) == 3
     assert await take_queued(redis) == documents
