@@ -17,10 +17,10 @@ from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.index.connection import connect as connect_qdrant
 from textmatch.index.store import Index
-from textmatch.queue import gauges
 from textmatch.queue.app import make_app
 from textmatch.queue.connection import connect as connect_redis
 from textmatch.queue.dead_letters import DeadLetters
+from textmatch.queue.gauges import QueueGauges
 from textmatch.queue.pending import Pending
 from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.config import describe
@@ -107,7 +107,7 @@ async def _build(settings: WorkerSettings) -> Parts:
     handler = MessageHandler(indexer, leases, dead_letters, pending, settings.drain_seconds)
     chores = [
         asyncio.create_task(leases.renew_forever()),
-        asyncio.create_task(gauges.sample_forever(pending, dead_letters)),
+        asyncio.create_task(QueueGauges(redis).sample_forever()),
     ]
 
     async def close() -> None:

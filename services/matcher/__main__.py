@@ -8,7 +8,9 @@ import sys
 
 from redis.asyncio import Redis
 
-from services.matcher.documents import DocumentsHandler, IngestState
+from services.matcher.admission import Admission, QueueLimits
+from services.matcher.documents import DocumentsHandler
+from services.matcher.intake import IngestState
 from services.matcher.matching import Matcher
 from services.matcher.servicer import MatcherServicer
 from services.matcher.settings import MatcherSettings, from_environment
@@ -16,9 +18,10 @@ from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.index.connection import connect as connect_qdrant
 from textmatch.index.store import Index
-from textmatch.queue import gauges
+from textmatch.queue.backlog import Backlog
 from textmatch.queue.connection import connect as connect_redis
 from textmatch.queue.dead_letters import DeadLetters
+from textmatch.queue.gauges import QueueGauges
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
 from textmatch.queue.tombstones import Tombstones
@@ -68,7 +71,7 @@ async def _serve(settings: MatcherSettings) -> None:
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"address": address})
     try:
-        await run_until_stopped(gauges.sample_forever(state.pending, state.dead_letters))
+        await run_until_stopped(QueueGauges(redis).sample_forever())
     finally:
         await server.drain(settings.drain_seconds)
         await encoder.close()
@@ -77,11 +80,13 @@ async def _serve(settings: MatcherSettings) -> None:
 
 
 def _ingest_state(settings: MatcherSettings, redis: Redis) -> IngestState:
+    limits = QueueLimits(settings.max_queued_documents, settings.max_queued_bytes)
     return IngestState(
         producer=Producer(redis),
         pending=Pending(redis),
         tombstones=Tombstones(redis),
         dead_letters=DeadLetters(redis),
+        admission=Admission(Backlog(redis), limits),
         tombstone_seconds=settings.tombstone_seconds,
     )
 

@@ -27,3 +27,8 @@ DEGRADED_TOTAL = Counter(
     "Matches answered in recall order, by what kept them from being scored: late, refused, unavailable.",
     ["reason"],
 )
+INGEST_HELD_SECONDS = Histogram(
+    "textmatch_ingest_held_seconds",
+    "Time for which requests of IngestDocuments were held because the queue was full; only those held.",
+    buckets=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
+)

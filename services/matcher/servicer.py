@@ -80,7 +80,9 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     async def IngestDocuments(
         self, request_iterator: AsyncIterator[pb.IngestDocumentsRequest], context: Context
     ) -> AsyncIterator[pb.IngestDocumentsResponse]:
-        async for response in self._documents.ingest(request_iterator):
+        remaining_seconds = context.time_remaining()
+        deadline = None if remaining_seconds is None else time.monotonic() + remaining_seconds
+        async for response in self._documents.ingest(request_iterator, deadline):
             yield response
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:

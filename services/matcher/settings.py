@@ -34,6 +34,18 @@ class MatcherSettings(StoreSettings):
     batch_match_concurrency: int = setting(
         "TEXTMATCH_BATCH_MATCH_CONCURRENCY", 8, "Queries of one BatchMatch answered at a time.", minimum=1
     )
+    max_queued_documents: int = setting(
+        "TEXTMATCH_INGEST_MAX_QUEUED_DOCUMENTS",
+        500_000,
+        "From so many documents in the queue on, callers of IngestDocuments are held.",
+        minimum=1,
+    )
+    max_queued_bytes: int = setting(
+        "TEXTMATCH_INGEST_MAX_QUEUED_BYTES",
+        1024**3,
+        "From so many bytes in the queue on, callers of IngestDocuments are held.",
+        minimum=1,
+    )
     tombstone_seconds: int = setting(
         "TEXTMATCH_TOMBSTONE_SECONDS",
         7 * 24 * 3600,

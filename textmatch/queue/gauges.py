@@ -1,4 +1,4 @@
-"""How much waits and how much has failed, read from Redis every few seconds by each process that shows it."""
+"""How much waits, how much has failed, and whether Redis may lose it: read every few seconds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import logging
 import time
 
 from prometheus_client import Gauge
+from redis.asyncio import Redis
 
 from textmatch.errors import DependencyUnavailable
+from textmatch.queue.backlog import Backlog
+from textmatch.queue.connection import translated_errors
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
 
@@ -16,27 +19,60 @@ _log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 5.0
 _ORPHAN_SECONDS = 120.0
+_SAFE_POLICY = "noeviction"
 
 QUEUE_DOCUMENTS = Gauge("textmatch_ingest_queue_documents", "Documents accepted and not searchable yet.")
+QUEUE_BYTES = Gauge("textmatch_ingest_queue_bytes", "Memory of the messages in the queue.")
 OLDEST_SECONDS = Gauge("textmatch_ingest_oldest_seconds", "Age of the oldest of them; 0 if there is none.")
 DEAD_LETTERS = Gauge("textmatch_dead_letters", "Documents and messages in the dead letters.")
+EVICTS_KEYS = Gauge(
+    "textmatch_redis_evicts_keys", "1 while Redis's maxmemory-policy lets it drop keys, documents among them."
+)
 
 
-async def sample_forever(pending: Pending, dead_letters: DeadLetters) -> None:
-    """Keep the gauges up to date, and drop marks that nothing will settle."""
-    while True:
-        try:
-            await _sample(pending, dead_letters)
-        except DependencyUnavailable as error:
-            _log.warning("queue not sampled", extra={"error": str(error)})
-        await asyncio.sleep(_INTERVAL_SECONDS)
+class QueueGauges:
+    """Keeps the gauges up to date, and drops marks that nothing will settle."""
 
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._pending = Pending(redis)
+        self._backlog = Backlog(redis)
+        self._dead_letters = DeadLetters(redis)
+        self._policy = _SAFE_POLICY
 
-async def _sample(pending: Pending, dead_letters: DeadLetters) -> None:
-    now = time.time()
-    if dropped := await pending.drop_orphans(now - _ORPHAN_SECONDS):
-        _log.warning("dropped marks of documents that are in no message", extra={"count": dropped})
-    summary = await pending.summary()
-    QUEUE_DOCUMENTS.set(summary.count)
-    OLDEST_SECONDS.set(summary.oldest_seconds(now))
-    DEAD_LETTERS.set(await dead_letters.count())
+    async def sample_forever(self) -> None:
+        """Sample, again and again."""
+        while True:
+            try:
+                await self.sample()
+            except DependencyUnavailable as error:
+                _log.warning("queue not sampled", extra={"error": str(error)})
+            await asyncio.sleep(_INTERVAL_SECONDS)
+
+    async def sample(self) -> None:
+        """Sample once.
+
+        Raises:
+            DependencyUnavailable: Redis does not answer.
+        """
+        now = time.time()
+        await self._check_policy()
+        if dropped := await self._pending.drop_orphans(now - _ORPHAN_SECONDS):
+            _log.warning("dropped marks of documents that are in no message", extra={"count": dropped})
+        summary = await self._pending.summary()
+        QUEUE_DOCUMENTS.set(summary.count)
+        QUEUE_BYTES.set((await self._backlog.measure()).size_bytes)
+        OLDEST_SECONDS.set(summary.oldest_seconds(now))
+        DEAD_LETTERS.set(await self._dead_letters.count())
+
+    async def _check_policy(self) -> None:
+        """Look at what INFO says, because CONFIG is off at many who run Redis for others."""
+        with translated_errors():
+            policy = str((await self._redis.info("memory")).get("maxmemory_policy", _SAFE_POLICY))
+        EVICTS_KEYS.set(policy != _SAFE_POLICY)
+        if policy not in (self._policy, _SAFE_POLICY):
+            _log.error(
+                "Redis may drop accepted documents: set its maxmemory-policy to noeviction",
+                extra={"maxmemory_policy": policy},
+            )
+        self._policy = policy

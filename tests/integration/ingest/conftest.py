@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from services.matcher.documents import DocumentsHandler, IngestState
+from services.matcher.documents import DocumentsHandler
+from services.matcher.intake import IngestState
 from tests.integration.ingest.ingest_state import make_ingest_state
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.worker_process import WorkerProcess

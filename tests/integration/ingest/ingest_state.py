@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from services.matcher.documents import IngestState
+from services.matcher.admission import Admission, QueueLimits
+from services.matcher.intake import IngestState
+from textmatch.queue.backlog import Backlog
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
@@ -13,12 +15,16 @@ from textmatch.queue.tombstones import Tombstones
 TOMBSTONE_SECONDS = 600
 
 
-def make_ingest_state(redis: Redis) -> IngestState:
+UNLIMITED = QueueLimits(documents=10**9, size_bytes=10**12)
+
+
+def make_ingest_state(redis: Redis, limits: QueueLimits = UNLIMITED) -> IngestState:
     """All of it on one connection."""
     return IngestState(
         producer=Producer(redis),
         pending=Pending(redis),
         tombstones=Tombstones(redis),
         dead_letters=DeadLetters(redis),
+        admission=Admission(Backlog(redis), limits),
         tombstone_seconds=TOMBSTONE_SECONDS,
     )

@@ -10,7 +10,8 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2
 from redis.asyncio import Redis
 
-from services.matcher.documents import DocumentsHandler, IngestState
+from services.matcher.documents import DocumentsHandler
+from services.matcher.intake import IngestState
 from tests.integration.ingest.ingest_state import make_ingest_state
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import REGISTRY
 
-from services.matcher.documents import IngestState
+from services.matcher.intake import IngestState
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from textmatch.documents import Document

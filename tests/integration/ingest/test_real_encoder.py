@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.matcher.documents import DocumentsHandler, IngestState
+from services.matcher.documents import DocumentsHandler
+from services.matcher.intake import IngestState
 from tests.integration.ingest.test_documents_handler import proto, send
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess

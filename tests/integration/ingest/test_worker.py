@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from redis.asyncio import Redis
 
-from services.matcher.documents import IngestState
+from services.matcher.intake import IngestState
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess

@@ -1,0 +1,187 @@
+"""A full queue: callers are held, let in again in their turn, or told in time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from prometheus_client import REGISTRY
+from redis.asyncio import Redis
+
+from services.matcher.admission import Admission, QueueLimits
+from services.matcher.documents import DocumentsHandler
+from services.matcher.servicer import MatcherServicer
+from tests.integration.ingest.ingest_state import make_ingest_state
+from tests.support.queue import take_queued
+from tests.support.redis import RedisServer
+from textmatch.errors import DependencyUnavailable, Overloaded
+from textmatch.index.store import Index
+from textmatch.queue import keys
+from textmatch.queue.app import make_app
+from textmatch.queue.backlog import Backlog
+from textmatch.queue.connection import connect
+from textmatch.queue.messages import TASK_NAME
+from textmatch.queue.pending import Pending
+from textmatch.runtime.grpc_errors import from_rpc_error
+from textmatch.runtime.server import GrpcServer
+from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.v1.matcher_service_pb2_grpc import MatcherServiceStub, add_MatcherServiceServicer_to_server
+
+LIMITS = QueueLimits(documents=10, size_bytes=10**9)
+
+
+def request_of(*ids: str, text: str = "text") -> pb.IngestDocumentsRequest:
+    return pb.IngestDocumentsRequest(documents=[pb.Document(id=one, text=text) for one in ids])
+
+
+async def stream(*requests: pb.IngestDocumentsRequest) -> AsyncIterator[pb.IngestDocumentsRequest]:
+    for request in requests:
+        yield request
+
+
+async def ingest(
+    handler: DocumentsHandler, request: pb.IngestDocumentsRequest, timeout_seconds: float | None = None
+) -> list[pb.IngestDocumentsResponse]:
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    return [response async for response in handler.ingest(stream(request), deadline)]
+
+
+async def work_off(redis: Redis) -> None:
+    """What a worker does to the queue, as far as its size is concerned."""
+    taken = await take_queued(redis)
+    await Pending(redis).clear({document.id: document.version for document in taken})
+
+
+@pytest.fixture
+def matchers(index: Index, redis: Redis) -> tuple[DocumentsHandler, DocumentsHandler]:
+    """Two that share the queue."""
+    first, second = (DocumentsHandler(index, make_ingest_state(redis, LIMITS)) for _ in range(2))
+    return first, second
+
+
+async def test_callers_of_all_matchers_are_held_until_there_is_room(
+    matchers: tuple[DocumentsHandler, DocumentsHandler], redis: Redis
+):
+    await ingest(matchers[0], request_of(*(f"d{number}" for number in range(10))))
+    held = [
+        asyncio.create_task(ingest(matcher, request_of(f"{position}-{number}")))
+        for position, matcher in enumerate(matchers)
+        for number in range(3)
+    ]
+    held_before = REGISTRY.get_sample_value("textmatch_ingest_held_seconds_count") or 0.0
+    await asyncio.sleep(0.5)
+    assert not any(one.done() for one in held)
+    assert (await Pending(redis).summary()).count == 10
+    await work_off(redis)
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(*held)
+    assert {result.outcome for [answer] in answers for result in answer.results} == {
+        pb.INGEST_OUTCOME_ACCEPTED
+    }
+    assert (await Pending(redis).summary()).count == 6
+    assert REGISTRY.get_sample_value("textmatch_ingest_held_seconds_count") == held_before + 6
+
+
+async def test_the_limit_is_passed_by_one_request_at_most(index: Index, redis: Redis):
+    matcher = DocumentsHandler(index, make_ingest_state(redis, LIMITS))
+    held = [
+        asyncio.create_task(ingest(matcher, request_of(*(f"{number}-{i}" for i in range(4)))))
+        for number in range(20)
+    ]
+    await asyncio.sleep(0.5)
+    assert sum(one.done() for one in held) == 3
+    while not all(one.done() for one in held):
+        assert (await Pending(redis).summary()).count <= 12
+        await work_off(redis)
+        await asyncio.sleep(0.05)
+    await asyncio.gather(*held)
+
+
+async def test_a_caller_is_told_before_its_deadline(
+    matchers: tuple[DocumentsHandler, DocumentsHandler],
+):
+    await ingest(matchers[0], request_of(*(f"d{number}" for number in range(10))))
+    started = time.monotonic()
+    with pytest.raises(Overloaded, match="the ingest queue is full, it holds 10 documents") as caught:
+        await ingest(matchers[0], request_of("late"), timeout_seconds=1.0)
+    assert 0.5 < time.monotonic() - started < 1.0
+    assert caught.value.retry_delay_seconds
+
+
+async def test_what_is_stored_already_needs_no_room(
+    matchers: tuple[DocumentsHandler, DocumentsHandler], redis: Redis
+):
+    await ingest(matchers[0], request_of(*(f"d{number}" for number in range(10))))
+    [answer] = await ingest(matchers[0], request_of("rejected", text=""), timeout_seconds=5.0)
+    assert answer.results[0].outcome == pb.INGEST_OUTCOME_REJECTED
+
+
+async def test_bytes_and_messages_of_other_producers_count(redis_server: RedisServer, redis: Redis):
+    backlog = Backlog(redis)
+    assert (await backlog.measure()).size_bytes == 0
+    with make_app(redis_server.url) as app:
+        for _ in range(20):
+            app.send_task(TASK_NAME, args=["x" * 100_000])
+    size = await backlog.measure()
+    assert size.documents == 20
+    # Celery's base64 makes four bytes of three.
+    assert 20 * 133_000 < size.size_bytes < 20 * 180_000
+    admission = Admission(backlog, QueueLimits(documents=100, size_bytes=1_000_000))
+    with pytest.raises(Overloaded):
+        async with admission.entry([], time.monotonic() + 0.2):
+            pass
+    await redis.delete(keys.QUEUE)
+    async with admission.entry([], time.monotonic() + 5.0):
+        pass
+
+
+async def test_small_messages_are_measured_well(redis: Redis):
+    message = "x" * 500
+    for _ in range(100):
+        await redis.lpush(keys.QUEUE, *[message] * 1_000)
+    size_bytes = (await Backlog(redis).measure()).size_bytes
+    assert 100_000 * 500 < size_bytes < 100_000 * 500 * 1.2
+
+
+async def test_a_held_caller_learns_that_redis_is_gone(own_redis_server: RedisServer, index: Index):
+    redis = connect(own_redis_server.url)
+    matcher = DocumentsHandler(index, make_ingest_state(redis, QueueLimits(documents=1, size_bytes=10**9)))
+    await ingest(matcher, request_of("a"))
+    held = asyncio.create_task(ingest(matcher, request_of("b")))
+    await asyncio.sleep(0.3)
+    own_redis_server.kill()
+    with pytest.raises(DependencyUnavailable, match="Redis"):
+        await held
+    own_redis_server.start()
+    await redis.aclose()
+
+
+async def test_a_stream_is_slowed_by_flow_control(index: Index, redis: Redis):
+    """Over real gRPC: a client that sends without end gets no further than the buffers on the way."""
+    handler = DocumentsHandler(index, make_ingest_state(redis, QueueLimits(documents=1, size_bytes=10**9)))
+    server = GrpcServer("127.0.0.1", 0, 64 * 1024 * 1024)
+    servicer = MatcherServicer(None, handler, match_timeout_seconds=1.0, batch_match_concurrency=1)  # type: ignore[arg-type]
+    server.add(add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
+    address = await server.start()
+    sent = 0
+
+    async def endless() -> AsyncIterator[pb.IngestDocumentsRequest]:
+        nonlocal sent
+        while sent < 2_000:
+            yield request_of(*(f"{sent}-{number}" for number in range(100)), text="x" * 1_000)
+            sent += 1
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = MatcherServiceStub(channel).IngestDocuments(endless(), timeout=4.0)
+        assert len((await call.read()).results) == 100
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    refusal = from_rpc_error(caught.value)
+    assert isinstance(refusal, Overloaded)
+    assert refusal.retry_delay_seconds
+    # 2,000 requests of 100 KB would be 200 MB.
+    assert sent < 100
+    await server.drain(0.0)
