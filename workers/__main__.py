@@ -23,6 +23,7 @@ from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.gauges import QueueGauges
 from textmatch.queue.pending import Pending
 from textmatch.queue.tombstones import Tombstones
+from textmatch.reindexing.copying import Copier
 from textmatch.runtime.config import describe
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
@@ -30,6 +31,7 @@ from workers import metrics
 from workers.background import BackgroundLoop
 from workers.indexing import Dependencies
 from workers.leases import Leases
+from workers.mirrors import Mirrors
 from workers.persistence import PersistentIndexer
 from workers.settings import WorkerSettings, from_environment
 from workers.tasks import MessageHandler, register
@@ -38,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 # A batch that cannot be encoded lets others pass after so long.
 _PATIENCE_SECONDS = 30.0
+# Encoders that are restarted one after another may serve a new model again after so long.
+_MIRROR_PATIENCE_SECONDS = 60.0
 
 
 class ReadyStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -98,6 +102,9 @@ async def _build(settings: WorkerSettings) -> Parts:
     deps = Dependencies(
         encoder=encoder,
         index=index,
+        mirrors=Mirrors(
+            index, Copier(index, encoder, settings.encode_timeout_seconds), _MIRROR_PATIENCE_SECONDS
+        ),
         pending=pending,
         tombstones=Tombstones(redis),
         dead_letters=dead_letters,

@@ -11,28 +11,26 @@ removes it.
 A worker that dies between the write and the second look has not acknowledged its message, so that the next
 one finds the tombstone at its first look. That is why every document with a tombstone is removed, and not
 only those written just now. Each delete names the tombstone's version and spares newer ones.
+
+Documents go into the collection in use and then into its mirrors, and the aliases are read again before the
+second look; textmatch/reindexing/copying.py says why nothing is missing then after a change of the model.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-import numpy as np
-
-from textmatch.documents import Document, text_hash
+from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import InvalidInput, reason_name
 from textmatch.index.schema import StoredDocument
 from textmatch.index.store import Index
-from textmatch.queue.dead_letters import DeadLetter, DeadLetters, of_document
+from textmatch.queue.dead_letters import DeadLetter, DeadLetters
 from textmatch.queue.pending import Pending
 from textmatch.queue.tombstones import Tombstones
-from textmatch.vectors import Embeddings
-
-_TEXT_FIELD = re.compile(r"texts\[(\d+)\]")
+from textmatch.reindexing.embedding import EmbeddedDocuments, embed_documents
+from workers.mirrors import Mirrors
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Dependencies:
 
     encoder: EncoderClient
     index: Index
+    mirrors: Mirrors
     pending: Pending
     tombstones: Tombstones
     dead_letters: DeadLetters
@@ -61,15 +60,6 @@ class Result(Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """Documents with their (count, dimension) embeddings, all by the model `model_id`."""
-
-    documents: list[Document]
-    embeddings: Embeddings
-    model_id: str
-
-
 async def index_documents(documents: Sequence[Document], deps: Dependencies) -> list[Result]:
     """Settle every document; the results are in their order. May be repeated with the same documents.
 
@@ -78,22 +68,8 @@ async def index_documents(documents: Sequence[Document], deps: Dependencies) -> 
     """
     newest = _newest_of_each(documents)
     buried = await _buried(newest, deps)
-    stored = await deps.index.fetch(list(newest), with_embeddings=True)
-    results = dict.fromkeys(newest, Result.STALE)
-
-    to_write = [
-        document
-        for document in newest.values()
-        if document.id not in buried and not _is_stale(document, stored.get(document.id))
-    ]
-    reused = _with_stored_embeddings(to_write, stored)
-    results |= dict.fromkeys(reused, Result.UNCHANGED_TEXT)
-    encoded, refused = await _encode([one for one in to_write if one.id not in reused], deps)
-    if encoded:
-        results |= {document.id: Result.INDEXED for document in encoded.documents}
-    results |= {letter.key: Result.FAILED for letter in refused}
-
-    await _write(reused, encoded, deps)
+    to_write = [document for document in newest.values() if document.id not in buried]
+    results, refused = await _write_everywhere(to_write, list(newest), deps)
     buried |= await _buried(newest, deps)
     await deps.index.delete(buried)
     results |= dict.fromkeys(buried, Result.DELETED)
@@ -101,6 +77,45 @@ async def index_documents(documents: Sequence[Document], deps: Dependencies) -> 
     await deps.dead_letters.add(refused)
     await _settle(newest, results, deps)
     return [results[one.id] if newest[one.id] is one else Result.STALE for one in documents]
+
+
+async def _write_everywhere(
+    documents: Sequence[Document], ids: Sequence[str], deps: Dependencies
+) -> tuple[dict[str, Result], list[DeadLetter]]:
+    """Write what is not stale to the collection in use, make its mirrors equal to it for all `ids`."""
+    results = dict.fromkeys(ids, Result.STALE)
+    refused: dict[str, DeadLetter] = {}
+    roles, latest = None, await deps.index.roles()
+    while roles != latest:
+        embedded = await _write(documents, latest.in_use, deps)
+        # The first documents of all have created their collection.
+        roles = replace(latest, in_use=embedded.model_id)
+        # In a second round most are stale, because the first one has written them.
+        results |= {document.id: Result.INDEXED for document in embedded.documents}
+        results |= dict.fromkeys(embedded.reused, Result.UNCHANGED_TEXT)
+        results |= {letter.key: Result.FAILED for letter in embedded.refused}
+        refused |= {letter.key: letter for letter in embedded.refused}
+        await deps.mirrors.update(ids, roles)
+        latest = await deps.index.refresh_roles()
+    return results, [letter for letter in refused.values() if results[letter.key] is Result.FAILED]
+
+
+async def _write(documents: Sequence[Document], collection: str, deps: Dependencies) -> EmbeddedDocuments:
+    """Write what is newer than what a collection holds; "" stands for the first one, yet to be created."""
+    ids = [document.id for document in documents]
+    stored = await deps.index.points(collection).fetch(ids, with_embeddings=True) if collection else {}
+    embedded = await embed_documents(
+        [document for document in documents if not _is_stale(document, stored.get(document.id))],
+        stored,
+        deps.encoder,
+        model=collection,
+        timeout_seconds=deps.encode_timeout_seconds,
+    )
+    if embedded.documents:
+        if not collection:
+            await deps.index.prepare(embedded.model_id, embedded.embeddings.shape[1])
+        await deps.index.upsert(embedded.documents, embedded.embeddings, model_id=embedded.model_id)
+    return embedded
 
 
 def _newest_of_each(documents: Sequence[Document]) -> dict[str, Document]:
@@ -124,80 +139,6 @@ async def _buried(newest: Mapping[str, Document], deps: Dependencies) -> dict[st
 
 def _is_stale(document: Document, stored: StoredDocument | None) -> bool:
     return stored is not None and stored.document.version >= document.version
-
-
-def _with_stored_embeddings(
-    documents: Sequence[Document], stored: Mapping[str, StoredDocument]
-) -> dict[str, tuple[Document, StoredDocument]]:
-    """The documents whose text is stored already, by id: encoding it again would give the same."""
-    return {
-        document.id: (document, stored[document.id])
-        for document in documents
-        if document.id in stored and stored[document.id].text_hash == text_hash(document.text)
-    }
-
-
-async def _encode(
-    documents: Sequence[Document], deps: Dependencies
-) -> tuple[Embedded | None, list[DeadLetter]]:
-    """Embed documents in one call. If the encoder names texts at fault, the others are embedded without
-    them."""
-    refused: list[DeadLetter] = []
-    remaining = list(documents)
-    while remaining:
-        try:
-            encoded = await deps.encoder.encode(
-                [document.text for document in remaining],
-                is_query=False,
-                is_bulk=True,
-                timeout_seconds=deps.encode_timeout_seconds,
-                model=await deps.index.collection(),
-            )
-        except InvalidInput as error:
-            faults = _letters_by_position(error, remaining)
-            refused += faults.values()
-            remaining = [one for position, one in enumerate(remaining) if position not in faults]
-        else:
-            return Embedded(remaining, encoded.embeddings, encoded.model_id), refused
-    return None, refused
-
-
-def _letters_by_position(error: InvalidInput, documents: Sequence[Document]) -> dict[int, DeadLetter]:
-    """A dead letter for each text that the error names.
-
-    Raises:
-        InvalidInput: it names anything else, so that no document in particular is at fault.
-    """
-    letters: dict[int, DeadLetter] = {}
-    for violation in error.violations:
-        named = _TEXT_FIELD.fullmatch(violation.field)
-        if named is None or int(named[1]) >= len(documents):
-            raise error
-        position = int(named[1])
-        reason = reason_name(violation.reason)
-        letters[position] = of_document(documents[position], reason, f"the text {violation.description}")
-    return letters
-
-
-async def _write(
-    reused: Mapping[str, tuple[Document, StoredDocument]], encoded: Embedded | None, deps: Dependencies
-) -> None:
-    if encoded:
-        await deps.index.prepare(encoded.model_id, encoded.embeddings.shape[1])
-        await deps.index.upsert(encoded.documents, encoded.embeddings, model_id=encoded.model_id)
-    if reused:
-        by_stored = _of_one_model(reused)
-        await deps.index.upsert(by_stored.documents, by_stored.embeddings, model_id=by_stored.model_id)
-
-
-def _of_one_model(reused: Mapping[str, tuple[Document, StoredDocument]]) -> Embedded:
-    """They were read from one collection, which belongs to one model."""
-    pairs = list(reused.values())
-    return Embedded(
-        documents=[document for document, _ in pairs],
-        embeddings=np.stack([stored.embedding for _, stored in pairs if stored.embedding is not None]),
-        model_id=pairs[0][1].model_id,
-    )
 
 
 async def _settle(newest: Mapping[str, Document], results: Mapping[str, Result], deps: Dependencies) -> None:

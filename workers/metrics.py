@@ -31,4 +31,8 @@ OPERATOR_NEEDED = Gauge(
     "1 while no document can be indexed until somebody acts: MODEL_MISMATCH, a missing model or key.",
     ["reason"],
 )
+ABANDONED_COLLECTIONS = Gauge(
+    "textmatch_worker_abandoned_collections",
+    "1 while a collection beside the one in use gets no writes, because its model is not served.",
+)
 READY = Gauge("textmatch_worker_ready", "1 while the worker is connected and takes messages.")

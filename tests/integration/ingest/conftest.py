@@ -23,7 +23,9 @@ from textmatch.queue.connection import connect
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
 from textmatch.queue.tombstones import Tombstones
+from textmatch.reindexing.copying import Copier
 from workers.indexing import Dependencies
+from workers.mirrors import Mirrors
 
 __all__ = ["own_redis_server", "redis_server", "shared_redis_server"]
 
@@ -70,6 +72,7 @@ async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIte
     yield Dependencies(
         encoder=client,
         index=index,
+        mirrors=Mirrors(index, Copier(index, client, encode_timeout_seconds=10.0), patience_seconds=60.0),
         pending=Pending(redis),
         tombstones=Tombstones(redis),
         dead_letters=DeadLetters(redis),

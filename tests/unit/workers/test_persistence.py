@@ -58,7 +58,9 @@ class Pipeline:
 @pytest.fixture
 def deps(redis: Redis) -> Dependencies:
     untouched = cast("Any", None)
-    return Dependencies(untouched, untouched, Pending(redis), Tombstones(redis), DeadLetters(redis), 1.0)
+    return Dependencies(
+        untouched, untouched, untouched, Pending(redis), Tombstones(redis), DeadLetters(redis), 1.0
+    )
 
 
 @pytest.fixture
