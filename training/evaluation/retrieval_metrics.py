@@ -7,6 +7,7 @@ is what nobody judged. `ideal` is the same for the best ranking that there could
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def retrieval_metrics(
     return {"ndcg@10": ndcg(grades, ideal, 10), "mrr@10": reciprocal_rank(grades, 10), **recalls}
 
 
-def best_first(scores: Values) -> Ranks:
+def best_first(scores: NDArray[np.floating[Any]]) -> Ranks:
     """(queries, depth): the columns of each row from the highest score to the lowest; ties stay in order."""
     return np.argsort(-scores, axis=1, kind="stable")
 

@@ -188,7 +188,7 @@ def run_in_batches(
     order = sorted(range(len(texts)), key=lambda position: -texts[position].token_count)
     parts, start = [], 0
     while start < len(order):
-        size = max(1, _BATCH_TOKENS // texts[order[start]].token_count)
+        size = max(1, _BATCH_TOKENS // max(1, texts[order[start]].token_count))
         batch = [texts[position] for position in order[start : start + size]]
         try:
             parts.append(forward(batch))
