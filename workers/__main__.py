@@ -13,7 +13,6 @@ from typing import Any
 
 from celery import bootsteps, signals
 
-from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.index.connection import connect as connect_qdrant
 from textmatch.index.store import Index
@@ -29,6 +28,8 @@ from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from workers import metrics
 from workers.background import BackgroundLoop
+from workers.encoder import WatchfulEncoderClient
+from workers.gathering import Gathering
 from workers.indexing import Dependencies
 from workers.leases import Leases
 from workers.mirrors import Mirrors
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 # A batch that cannot be encoded lets others pass after so long.
 _PATIENCE_SECONDS = 30.0
+_SMALL_MESSAGES_PER_BATCH = 64
 # Encoders that are restarted one after another may serve a new model again after so long.
 _MIRROR_PATIENCE_SECONDS = 60.0
 
@@ -95,7 +97,7 @@ def _set_up_logs(settings: WorkerSettings) -> None:
 
 async def _build(settings: WorkerSettings) -> Parts:
     redis = connect_redis(settings.redis_url)
-    encoder = EncoderClient(settings.encoder_target)
+    encoder = WatchfulEncoderClient(settings.encoder_target)
     index = Index(connect_qdrant(settings.qdrant_url, settings.qdrant_api_key), settings.collection_alias)
     pending, dead_letters = Pending(redis), DeadLetters(redis)
     leases = Leases(redis, settings.visibility_timeout_seconds)
@@ -111,7 +113,8 @@ async def _build(settings: WorkerSettings) -> Parts:
         encode_timeout_seconds=settings.encode_timeout_seconds,
     )
     indexer = PersistentIndexer(deps, _PATIENCE_SECONDS)
-    handler = MessageHandler(indexer, leases, dead_letters, pending, settings.drain_seconds)
+    gathering = Gathering(indexer, settings.concurrency)
+    handler = MessageHandler(indexer, gathering, leases, dead_letters, pending, settings.drain_seconds)
     chores = [
         asyncio.create_task(leases.renew_forever()),
         asyncio.create_task(QueueGauges(redis).sample_forever()),
@@ -121,6 +124,7 @@ async def _build(settings: WorkerSettings) -> Parts:
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
+        await gathering.close()
         await encoder.close()
         await index.close()
         await redis.aclose()
@@ -131,6 +135,7 @@ async def _build(settings: WorkerSettings) -> Parts:
 def _run_celery(settings: WorkerSettings, parts: Parts, background: BackgroundLoop) -> int:
     app = make_app(
         settings.redis_url,
+        batches=settings.concurrency,
         visibility_timeout_seconds=settings.visibility_timeout_seconds,
         sweep_seconds=settings.sweep_seconds,
     )
@@ -148,7 +153,8 @@ def _run_celery(settings: WorkerSettings, parts: Parts, background: BackgroundLo
     worker = app.Worker(
         hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
         pool="threads",
-        concurrency=settings.concurrency,
+        # Threads that only wait for their message's batch; transport.py bounds what they hold.
+        concurrency=settings.concurrency * _SMALL_MESSAGES_PER_BATCH,
         quiet=True,
         without_gossip=True,
         without_mingle=True,

@@ -7,6 +7,10 @@
   and reported as an error and in a gauge.
 * Anything else is a bug, perhaps one that a single document sets off. After a few tries the batch is halved,
   and so on, until the documents that fail alone go to the dead letters and all others are indexed.
+* An encoder that goes away with a batch may have died of one of its texts. Such a batch is tried once more,
+and then halved as above, however long the encoder needs to come back each time; a text goes to the dead
+letters when the encoder has gone away several times while it worked on this text alone. An encoder that
+cannot be reached, refuses or is too slow is never counted.
 
 Waiting happens here, in the worker, with the message held by its lease: a worker that can do nothing should
 not take more messages. But after `patience_seconds` the message goes to the end of the queue, so that one
@@ -18,17 +22,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from textmatch import errors
 from textmatch.documents import Document
 from textmatch.errors import TextMatchError, reason_name
-from textmatch.queue.dead_letters import of_document
+from textmatch.queue.dead_letters import DeadLetter, of_document
 from textmatch.v1 import error_reason_pb2
 from workers import metrics
+from workers.encoder import EncoderLost
 from workers.indexing import Dependencies, Result, index_documents
 
 _log = logging.getLogger(__name__)
@@ -39,8 +46,12 @@ _OPERATOR_ERRORS = (
     errors.Unauthenticated,
     errors.PermissionDenied,
 )
+_TEXT_FAILED = reason_name(error_reason_pb2.ERROR_REASON_TEXT_FAILED)
 _INTERNAL = reason_name(error_reason_pb2.ERROR_REASON_INTERNAL)
-_BATCH_TRIES = 3
+_BUG_TRIES = 3
+_CRASH_TRIES = 2
+# Alone: an encoder may also be killed while it works on a text by chance.
+_CRASH_TRIES_ALONE = 3
 _FIRST_DELAY_SECONDS = 0.25
 _LONGEST_DELAY_SECONDS = 15.0
 
@@ -50,12 +61,33 @@ class PatienceLost(Exception):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Documents of one message; `accepted_at` in seconds since 1970, `give_up_at` on the monotonic clock."""
+class AcceptedDocument:
+    """`accepted_at` in seconds since 1970."""
 
-    documents: tuple[Document, ...]
+    document: Document
     accepted_at: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents that are tried together.
+
+    Args:
+        is_part: of a batch that failed, looking for who is at fault.
+        give_up_at: on the monotonic clock.
+    """
+
+    documents: tuple[AcceptedDocument, ...]
+    is_part: bool
     give_up_at: float
+
+    def max_faults(self, error: Exception) -> int:
+        """How often it may fail like this before it is halved or, a single document, buried."""
+        if isinstance(error, EncoderLost) and len(self.documents) == 1:
+            return _CRASH_TRIES_ALONE
+        if self.is_part:
+            return 1
+        return _CRASH_TRIES if isinstance(error, EncoderLost) else _BUG_TRIES
 
 
 class PersistentIndexer:
@@ -70,44 +102,46 @@ class PersistentIndexer:
         """From now on, give up instead of waiting."""
         self._stopping.set()
 
-    async def settle(self, documents: tuple[Document, ...], accepted_at: float) -> None:
+    async def settle(self, documents: Sequence[AcceptedDocument]) -> None:
         """Settle every document.
 
         Raises:
             PatienceLost: some are not settled.
         """
         give_up_at = time.monotonic() + self._patience_seconds
-        await self._settle(Batch(documents, accepted_at, give_up_at), tries=_BATCH_TRIES)
+        await self._settle(Batch(tuple(documents), is_part=False, give_up_at=give_up_at))
 
-    async def _settle(self, batch: Batch, tries: int) -> None:
-        bugs = 0
+    async def _settle(self, batch: Batch) -> None:
+        faults = 0
         for attempt in itertools.count():
             try:
-                results = await index_documents(batch.documents, self._deps)
+                results = await index_documents([one.document for one in batch.documents], self._deps)
             except Exception as error:  # noqa: BLE001 -- nothing that goes wrong may lose a document
-                if not _may_pass(error):
-                    bugs += 1
-                if bugs == tries:
-                    await self._isolate(batch, error)
-                    return
+                if isinstance(error, EncoderLost):
+                    # In the queue it would kill again, and again as if for the first time.
+                    batch = replace(batch, give_up_at=math.inf)
+                if _may_be_a_documents_fault(error):
+                    faults += 1
+                    if faults >= batch.max_faults(error):
+                        await self._isolate(batch, error)
+                        return
                 await self._wait(batch, error, attempt)
             else:
-                _report(results, batch.accepted_at)
+                _report(results, batch)
                 return
 
     async def _isolate(self, batch: Batch, error: Exception) -> None:
         """Find the documents that set off a bug."""
         if len(batch.documents) == 1:
-            await self._bury(batch.documents[0], error)
+            await self._bury(batch.documents[0].document, error)
             return
         middle = len(batch.documents) // 2
         for half in (batch.documents[:middle], batch.documents[middle:]):
-            await self._settle(replace(batch, documents=half), tries=1)
+            await self._settle(replace(batch, documents=half, is_part=True))
 
     async def _bury(self, document: Document, error: Exception) -> None:
         _log.error("document failed", extra={"document_id": document.id}, exc_info=error)
-        letter = of_document(document, _reason(error), f"{type(error).__name__}: {error}")
-        await self._deps.dead_letters.add([letter])
+        await self._deps.dead_letters.add([_letter(document, error)])
         await self._deps.pending.clear({document.id: document.version})
         metrics.DOCUMENTS_TOTAL.labels(Result.FAILED.value).inc()
 
@@ -137,9 +171,20 @@ class PersistentIndexer:
         raise PatienceLost(f"not settled: {error}") from error
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether the same batch may succeed later, so that no document in it is at fault."""
-    return isinstance(error, _OPERATOR_ERRORS) or (isinstance(error, TextMatchError) and error.is_transient)
+def _may_be_a_documents_fault(error: Exception) -> bool:
+    """Unless the same batch may succeed later just as it is."""
+    if isinstance(error, EncoderLost):
+        return True
+    if isinstance(error, _OPERATOR_ERRORS):
+        return False
+    return not (isinstance(error, TextMatchError) and error.is_transient)
+
+
+def _letter(document: Document, error: Exception) -> DeadLetter:
+    if isinstance(error, EncoderLost):
+        times = f"the encoder went away {_CRASH_TRIES_ALONE} times while it worked on this text alone"
+        return of_document(document, _TEXT_FAILED, times)
+    return of_document(document, _reason(error), f"{type(error).__name__}: {error}")
 
 
 def _reason(error: Exception) -> str:
@@ -153,11 +198,11 @@ def _delay_seconds(error: Exception, attempt: int) -> float:
     return asked + backoff * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
 
 
-def _report(results: list[Result], accepted_at: float) -> None:
+def _report(results: list[Result], batch: Batch) -> None:
     metrics.OPERATOR_NEEDED.clear()
-    counts = Counter(results)
-    for result, count in counts.items():
+    for result, count in Counter(results).items():
         metrics.DOCUMENTS_TOTAL.labels(result.value).inc(count)
-    age_seconds = max(0.0, time.time() - accepted_at)
-    for _ in range(counts[Result.INDEXED] + counts[Result.UNCHANGED_TEXT]):
-        metrics.ACCEPT_TO_SEARCHABLE_SECONDS.observe(age_seconds)
+    now = time.time()
+    for one, result in zip(batch.documents, results, strict=True):
+        if result in {Result.INDEXED, Result.UNCHANGED_TEXT}:
+            metrics.ACCEPT_TO_SEARCHABLE_SECONDS.observe(max(0.0, now - one.accepted_at))

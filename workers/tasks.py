@@ -17,9 +17,10 @@ from textmatch.queue.messages import MalformedMessage, RefusedEntry
 from textmatch.queue.pending import Pending
 from workers import metrics
 from workers.background import BackgroundLoop
+from workers.gathering import Gathering
 from workers.indexing import Result
 from workers.leases import Leases
-from workers.persistence import PatienceLost, PersistentIndexer
+from workers.persistence import AcceptedDocument, PatienceLost, PersistentIndexer
 
 _log = logging.getLogger(__name__)
 
@@ -32,12 +33,14 @@ class MessageHandler:
     def __init__(
         self,
         indexer: PersistentIndexer,
+        gathering: Gathering,
         leases: Leases,
         dead_letters: DeadLetters,
         pending: Pending,
         drain_seconds: float,
     ) -> None:
         self._indexer = indexer
+        self._gathering = gathering
         self._leases = leases
         self._dead_letters = dead_letters
         self._pending = pending
@@ -76,7 +79,8 @@ class MessageHandler:
             return
         await self._refuse(message.refused)
         if message.documents:
-            await self._indexer.settle(message.documents, message.accepted_at)
+            accepted = tuple(AcceptedDocument(one, message.accepted_at) for one in message.documents)
+            await self._gathering.settle(accepted, len(argument))
 
     async def _refuse(self, entries: tuple[RefusedEntry, ...]) -> None:
         if not entries:

@@ -6,7 +6,7 @@ For what the real encoder does only by accident. Embeddings derive from the text
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
@@ -41,14 +41,16 @@ class ScriptedEncoder(pb_grpc.EncoderServiceServicer):
         self.errors: list[TextMatchError] = []
         # Raises for texts that set off a bug.
         self.check: Callable[[Sequence[str]], None] = lambda texts: None
+        # A text that one of the models cannot embed, by model id.
+        self.refused_by_model: dict[str, str] = {}
         # Calls wait until it is set.
         self.may_answer = threading.Event()
         self.may_answer.set()
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
 
-    def start(self) -> None:
+    def start(self, port: int = 0) -> None:
         pb_grpc.add_EncoderServiceServicer_to_server(self, self._server)
-        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.target = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         self._server.start()
 
     def stop(self) -> None:
@@ -90,7 +92,7 @@ class ScriptedEncoder(pb_grpc.EncoderServiceServicer):
             raise self.errors.pop(0)
         self.check(request.texts)
         check_texts("texts", request.texts, max_texts=1_000)
-        _refuse(request.texts)
+        _refuse(request.texts, {REFUSED_TEXT, self.refused_by_model.get(model_id)})
         count = len(request.texts)
         return pb.EncodeResponse(
             embeddings=vectors.pack(np.concatenate([embedding_of(text, model_id) for text in request.texts])),
@@ -107,12 +109,12 @@ def embedding_of(text: str, model_id: str) -> Embeddings:
     return vectors.normalise(np.random.default_rng(seed).standard_normal((1, DIMENSION)).astype(np.float32))
 
 
-def _refuse(texts: Sequence[str]) -> None:
+def _refuse(texts: Sequence[str], refused: Collection[str | None]) -> None:
     reason = error_reason_pb2.ERROR_REASON_TEXT_FAILED
     violations = [
         Violation(f"texts[{position}]", reason, "makes the model fail")
         for position, text in enumerate(texts)
-        if text == REFUSED_TEXT
+        if text in refused
     ]
     if violations:
         raise InvalidInput(violations)

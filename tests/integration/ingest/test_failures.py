@@ -15,7 +15,7 @@ from tests.integration.ingest.waiting import eventually
 from textmatch.documents import Document
 from textmatch.errors import Overloaded
 from workers.indexing import Dependencies
-from workers.persistence import PersistentIndexer
+from workers.persistence import AcceptedDocument, PersistentIndexer
 
 POISON = "poison"
 MISMATCH_LABELS = {"reason": "MODEL_MISMATCH"}
@@ -30,6 +30,10 @@ def documents(count: int) -> tuple[Document, ...]:
     return tuple(Document(f"文档🙂{number}", f"text {number}", {"n": number}, 1) for number in range(count))
 
 
+def accepted(*several: Document) -> list[AcceptedDocument]:
+    return [AcceptedDocument(one, time.time()) for one in several]
+
+
 def fails_on_poison(texts: Sequence[str]) -> None:
     if POISON in texts:
         raise RuntimeError("a bug")
@@ -42,7 +46,7 @@ async def test_overload_is_waited_out_for_as_long_as_the_encoder_asks(
     retries = REGISTRY.get_sample_value("textmatch_worker_retries_total", labels) or 0.0
     encoder.errors = [Overloaded("busy", retry_delay_seconds=1.5)]
     started_at = time.monotonic()
-    await indexer.settle(documents(3), accepted_at=time.time())
+    await indexer.settle(accepted(*documents(3)))
     assert time.monotonic() - started_at >= 1.5
     assert REGISTRY.get_sample_value("textmatch_worker_retries_total", labels) == retries + 1
     assert await deps.index.count() == 3
@@ -54,7 +58,7 @@ async def test_a_bug_of_the_encoder_fails_only_the_document_that_sets_it_off(
 ):
     encoder.check = fails_on_poison
     poisoned = Document("poisoned", POISON, version=1)
-    await indexer.settle((*documents(20), poisoned), accepted_at=time.time())
+    await indexer.settle(accepted(*documents(20), poisoned))
     assert await deps.index.count() == 20
     [letter] = await deps.dead_letters.entries(10)
     assert (letter.document, letter.reason) == (poisoned, "INTERNAL")
@@ -65,11 +69,11 @@ async def test_a_dead_letter_can_be_replayed(
 ):
     encoder.check = fails_on_poison
     poisoned = Document("中毒", POISON, {"n": 1}, version=5)
-    await indexer.settle((poisoned,), accepted_at=time.time())
+    await indexer.settle(accepted(poisoned))
     encoder.check = lambda texts: None
     assert await state.dead_letters.replay(["中毒"], state.producer) == 1
     assert await state.pending.versions(["中毒"]) == {"中毒": 5}
-    await indexer.settle((poisoned,), accepted_at=time.time())
+    await indexer.settle(accepted(poisoned))
     assert (await deps.index.fetch(["中毒"]))["中毒"].document == poisoned
     assert await deps.dead_letters.count() == 0
 
@@ -78,7 +82,7 @@ async def test_a_model_mismatch_waits_for_the_operator(
     indexer: PersistentIndexer, deps: Dependencies, encoder: ScriptedEncoder
 ):
     await deps.index.prepare("another-0123456789ab", 8)
-    settling = asyncio.create_task(indexer.settle(documents(1), accepted_at=time.time()))
+    settling = asyncio.create_task(indexer.settle(accepted(*documents(1))))
 
     async def is_reported() -> bool:
         return REGISTRY.get_sample_value("textmatch_worker_operator_needed", MISMATCH_LABELS) == 1.0

@@ -25,7 +25,7 @@ from textmatch.queue.pending import Pending
 from textmatch.queue.tombstones import Tombstones
 from workers import persistence
 from workers.indexing import Dependencies, Result
-from workers.persistence import PatienceLost, PersistentIndexer
+from workers.persistence import AcceptedDocument, PatienceLost, PersistentIndexer
 
 TRANSIENT = [
     Overloaded("busy"),
@@ -72,12 +72,16 @@ def documents(count: int) -> tuple[Document, ...]:
     return tuple(Document(f"d{number}", "text", version=5) for number in range(count))
 
 
+def accepted(count: int) -> list[AcceptedDocument]:
+    return [AcceptedDocument(document, time.time()) for document in documents(count)]
+
+
 async def settle(
     pipeline: Pipeline, deps: Dependencies, monkeypatch: pytest.MonkeyPatch, count: int = 1, **options: float
 ) -> None:
     monkeypatch.setattr(persistence, "index_documents", pipeline)
     indexer = PersistentIndexer(deps, **{"patience_seconds": 60.0, **options})
-    await indexer.settle(documents(count), accepted_at=time.time())
+    await indexer.settle(accepted(count))
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=lambda error: type(error).__name__)
@@ -155,7 +159,7 @@ async def test_a_stop_ends_the_waiting(deps: Dependencies, monkeypatch: pytest.M
         persistence, "index_documents", Pipeline(errors=[Overloaded("busy", retry_delay_seconds=60.0)])
     )
     indexer = PersistentIndexer(deps, patience_seconds=60.0)
-    waiting = asyncio.create_task(indexer.settle(documents(1), accepted_at=1.0))
+    waiting = asyncio.create_task(indexer.settle(accepted(1)))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     indexer.stop()

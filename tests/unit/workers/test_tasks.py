@@ -23,7 +23,8 @@ UNREADABLE = "not a message"
 def make_handler(redis: Redis) -> MessageHandler:
     """One that never gets as far as the index."""
     leases = Leases(redis, visibility_timeout_seconds=0.3)
-    return MessageHandler(cast("Any", None), leases, DeadLetters(redis), Pending(redis), drain_seconds=0.0)
+    untouched = cast("Any", None)
+    return MessageHandler(untouched, untouched, leases, DeadLetters(redis), Pending(redis), drain_seconds=0.0)
 
 
 async def test_a_message_nobody_can_read_is_done_with_once_it_is_kept(redis: Redis):
