@@ -1,4 +1,4 @@
-"""Batches of pairs of similar length: little padding, and still another order in every epoch."""
+"""Batches of rows of similar length: little padding, and still another order in every epoch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ BATCHES_PER_POOL = 32
 
 
 class LengthSortedBatchSampler(DefaultBatchSampler):
-    """Shuffles, sorts pools of pairs by their length in characters, and shuffles the batches."""
+    """Shuffles, sorts pools of rows by their length in characters, and shuffles the batches.
+
+    The order follows from the seed and the number of the epoch, so that a resumed run goes on in it.
+    """
 
     def __init__(self, dataset: Any, **options: Any) -> None:
         super().__init__(dataset, **options)
-        first, second = dataset["sentence1"], dataset["sentence2"]
-        self._lengths = [len(a) + len(b) for a, b in zip(first, second, strict=True)]
+        texts = dataset.select_columns([name for name in dataset.column_names if name != "label"])
+        self._lengths = [sum(map(len, row.values())) for row in texts]
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(len(self._lengths), generator=self.generator).tolist()
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
         pool_size = self.batch_size * BATCHES_PER_POOL
         batches: list[list[int]] = []
         for start in range(0, len(order), pool_size):
             pool = sorted(order[start : start + pool_size], key=self._lengths.__getitem__)
             batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
-        for position in torch.randperm(len(batches), generator=self.generator).tolist():
+        for position in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[position]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from textmatch.errors import InvalidInput
 from training.columns import ANCHOR, LABEL, NEGATIVE, PAIR, POSITIVE, SCORE, FileForm
 from training.rows import Cell, read_cells, read_texts
+
+Score = TypeVar("Score", float, NDArray[np.float64])
 
 AS_FOUND = FileForm()
 
@@ -19,9 +25,13 @@ class ScoreRange:
     lowest: float = 0.0
     highest: float = 1.0
 
-    def share(self, score: float) -> float:
-        """Where a score lies in the range: 0 at its low end, 1 at its high end."""
+    def share(self, score: Score) -> Score:
+        """Where a score, or each of an array of them, lies: 0 at the low end, 1 at the high end."""
         return (score - self.lowest) / (self.highest - self.lowest)
+
+    def at(self, share: float) -> float:
+        """The score that lies there."""
+        return self.lowest + share * (self.highest - self.lowest)
 
 
 UNIT_RANGE = ScoreRange()

@@ -1,6 +1,4 @@
-"""Regression cross-encoder: pair -> one output -> sigmoid -> mean squared error against the gold score.
-
-    python -m training regression --train train.tsv --dev dev.tsv --output DIRECTORY
+"""The regression recipe: a cross-encoder that reads a pair and says how similar it is.
 
 1. Warm-up: pairs mined from sentences without scores, labelled with the base bi-encoder's own cosine.
 2. Training on the gold scores.
@@ -11,129 +9,165 @@ with 0 all weights are trained and an ordinary sentence-transformers directory i
 
 from __future__ import annotations
 
-import json
-import shlex
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
-from sentence_transformers import CrossEncoder, CrossEncoderTrainer, SentenceTransformer
-from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
+from rich.console import Console
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder.losses import MSELoss
+from sentence_transformers.cross_encoder.training_args import CrossEncoderTrainingArguments
 from transformers import set_seed
+from typer import Option
 
 from textmatch.errors import InvalidInput
-from textmatch.models.adapter import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    is_adapter_directory,
-    load_cross_encoder_directory,
-)
+from textmatch.models.resolve import BI_ENCODER_ORGANISATION, UnusableModel, find_model
+from training.architecture import DEFAULT_BASE_NAME, set_dropout
 from training.batches import LengthSortedBatchSampler
-from training.evaluation.comparison import Comparison, compare, embed
+from training.bi_encoder_run import DOCUMENT, QUERY
+from training.evaluation.comparison import embed
+from training.measuring import SPEARMAN, ScoreAgreement
 from training.mining import mine_warm_up_pairs
-from training.model_card import ModelCard, short_name, write_model_card
-from training.pairs import ScoredPair, read_scored_pairs, read_sentences
+from training.model_files import load_trained, save_cross_encoder
+from training.outcome import Outcome, finish
+from training.pairs import ScoredPair, ScoreRange, read_scored_pairs, read_sentences
+from training.report import TrainingRow, report_data
+from training.running import Goal, fit, has_checkpoint, training_arguments
+from training.settings import RunSettings
+from training.trainers import RegressionTrainer
 
-_TOKENIZER_CONFIG = "tokenizer_config.json"
-# What the tokenizer notes about the machine it was loaded on; a reader elsewhere must not be bound by it.
-_LOCAL_TOKENIZER_KEYS = ("is_local", "local_files_only")
-
-_ADAPTER_FORM = """\
-The directory holds a rank-{rank} adapter (PEFT, float16 safetensors) with the scoring head; loading adds it
-to the base weights."""
-_FULL_FORM = "The directory holds all weights."
-_LIMITS = """\
-* It grades similarity of meaning as its training pairs do; whether a text answers a question is another
-  matter.
-* A pair is cut at {max_length_tokens} tokens. Lengths, languages and subjects that the training pairs do not
-  cover are unmeasured.
-* The two orders of a pair do not score the same; where that matters, score both and average."""
+_GOAL = Goal(SPEARMAN)
+_WARM_UP_BATCH_SIZE = 64
+# Highest learning rates of the warm-up and of the training: of an adapter, and of all weights.
+_ADAPTER_RATES = (5e-4, 2e-4)
+_FULL_RATES = (1e-4, 3e-5)
 
 
-@dataclass(frozen=True)
-class LearningRates:
-    """Highest learning rate of the warm-up and of the training on gold scores."""
+@dataclass(frozen=True, kw_only=True)
+class RegressionSettings(RunSettings):
+    """Of the regression recipe."""
 
-    warm_up: float
-    training: float
-
-
-ADAPTER_LEARNING_RATES = LearningRates(warm_up=5e-4, training=2e-4)
-FULL_LEARNING_RATES = LearningRates(warm_up=1e-4, training=3e-5)
-
-
-@dataclass(frozen=True)
-class RegressionSettings:
-    """Everything that decides the result; equal settings give equal weights on the same machine."""
-
-    train: Path
-    dev: Path
-    output: Path
-    base_name: str
-    base: Path
-    held_out: tuple[Path, ...] = ()
-    warm_up_sentences: tuple[Path, ...] = ()
-    data_note: str = ""
-    adapter_rank: int = 32
-    warm_up_pairs: int = 60_000
-    warm_up_batch_size: int = 64
-    epochs: int = 4
-    batch_size: int = 32
-    learning_rates: LearningRates = ADAPTER_LEARNING_RATES
-    max_length_tokens: int = 256
-    seed: int = 1
-    bf16: bool = True
-    device: str | None = None
-
-
-def train_regression(settings: RegressionSettings) -> list[Comparison]:
-    """Trains, saves with a model card, and measures what was saved on the dev and the held-out pairs."""
-    if settings.output.is_dir() and any(settings.output.iterdir()):
-        raise InvalidInput.of_field("output", f'directory "{settings.output}" is not empty')
-    train_pairs = read_scored_pairs(settings.train)
-    set_seed(settings.seed)
-    bi_encoder = SentenceTransformer(str(settings.base), device=settings.device, local_files_only=True)
-    model = CrossEncoder(
-        str(settings.base),
-        num_labels=1,
-        max_length=settings.max_length_tokens,
-        device=settings.device,
-        local_files_only=True,
-        # For sentences as short as these the plain form of attention is the faster one to train on a CPU.
-        model_kwargs={"attn_implementation": "eager"},
-        # A few epochs of a low-rank adapter do not need dropout, and it costs a fifth of a step.
-        config_kwargs={"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
+    base: Annotated[str, Option(help="Base model: a local directory or a name on the Hugging Face hub.")] = (
+        DEFAULT_BASE_NAME
     )
+    adapter_rank: Annotated[
+        int, Option(min=0, help="Rank of the adapter to train and save; 0 trains and saves all weights.")
+    ] = 0
+    sigmoid: Annotated[
+        bool,
+        Option(help="Whether scores go through a sigmoid, or are said as the files have them."),
+    ] = True
+    score_range: Annotated[
+        tuple[float, float], Option(help="Least and greatest score in the files, such as 0 5.")
+    ] = (0.0, 1.0)
+    dropout: Annotated[float, Option(min=0.0, max=0.9, help="Dropout rate.")] = 0.0
+    warm_up_pairs: Annotated[int, Option(min=0, help="Mined pairs to warm up on; 0 skips the warm-up.")] = (
+        60_000
+    )
+    warm_up_sentences: Annotated[
+        list[Path], Option(help="More files to mine from; labels are left out; may be given again.")
+    ] = field(default_factory=list)
+    warm_up_learning_rate: Annotated[
+        float, Option(min=0.0, help="0: 5e-4 for an adapter, 1e-4 for all weights.")
+    ] = 0.0
+    learning_rate: Annotated[float, Option(min=0.0, help="0: 2e-4 for an adapter, 3e-5 for all weights.")] = (
+        0.0
+    )
+    epochs: Annotated[int, Option(min=1, help="Times that all data is seen.")] = 4
+    max_length_tokens: Annotated[int, Option(min=8, help="Longest pair; what is longer is cut.")] = 256
+    bf16: Annotated[bool, Option(help="Compute in bfloat16.")] = True
+
+    @property
+    def range(self) -> ScoreRange:
+        """Of the scores in the files."""
+        return ScoreRange(*self.score_range)
+
+    def check(self) -> None:
+        """As for every recipe.
+
+        Raises:
+            InvalidInput: also if the range is empty, or an adapter is to go without sigmoid.
+        """
+        super().check()
+        if not self.range.lowest < self.range.highest:
+            raise InvalidInput.of_field("score-range", "the first number must be less than the second")
+        if self.adapter_rank and not self.sigmoid:
+            raise InvalidInput.of_field("no-sigmoid", "needs --adapter-rank 0: adapters have a sigmoid")
+
+
+def train_regression(settings: RegressionSettings, console: Console) -> Outcome:
+    """Train a cross-encoder on pairs with a score."""
+    settings = _with_learning_rates(settings)
+    settings.check()
+    pairs = [
+        pair for path in settings.train for pair in read_scored_pairs(path, settings.form, settings.range)
+    ]
+    rows = [TrainingRow((pair.first, pair.second), f"{settings.range.at(pair.score):g}") for pair in pairs]
+    report = report_data(settings, rows, console)
+    set_seed(settings.seed)
+    base = find_model(settings.base, BI_ENCODER_ORGANISATION)
+    model = _build(base, settings)
+    if settings.warm_up_pairs > 0 and not has_checkpoint(settings.checkpoints):
+        _warm_up(model, base, settings, console)
+    trainer = _trainer(model, pairs, settings)
+    fit(trainer, settings, _GOAL, console)
+    if trainer.is_world_process_zero():
+        save_cross_encoder(
+            model,
+            settings.output,
+            base_name=settings.base,
+            is_adapter=settings.adapter_rank > 0,
+            score_range=None if settings.sigmoid else settings.score_range,
+        )
+    saved = load_trained(settings.output, base, settings.torch_device)
+    return finish(
+        "regression",
+        settings,
+        report,
+        measure=lambda path: _evaluator(path, settings).measure(saved),
+        base_name=settings.base,
+    )
+
+
+def _with_learning_rates(settings: RegressionSettings) -> RegressionSettings:
+    warm_up, training = _ADAPTER_RATES if settings.adapter_rank else _FULL_RATES
+    return replace(
+        settings,
+        warm_up_learning_rate=settings.warm_up_learning_rate or warm_up,
+        learning_rate=settings.learning_rate or training,
+    )
+
+
+def _build(base: Path, settings: RegressionSettings) -> CrossEncoder:
+    try:
+        model: CrossEncoder = CrossEncoder(
+            str(base),
+            num_labels=1,
+            max_length=settings.max_length_tokens,
+            device=settings.torch_device,
+            local_files_only=True,
+            activation_fn=_activation(settings),
+            # For sentences as short as these the plain form of attention is the faster one to train on a CPU.
+            model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise UnusableModel(f'cannot train "{settings.base}" as a cross-encoder: {error}') from error
+    set_dropout(model, settings.dropout)
     if settings.adapter_rank > 0:
+        model_type = getattr(model.config, "model_type", "unknown")
+        if model_type != "bert":
+            problem = f"adapters are for BERT; {settings.base} is {model_type}: use 0"
+            raise InvalidInput.of_field("adapter-rank", problem)
         model.add_adapter(_adapter_config(settings.adapter_rank))
-
-    if settings.warm_up_pairs > 0:
-        files = (settings.train, *settings.warm_up_sentences)
-        sentences = sorted({sentence for path in files for sentence in read_sentences(path)})
-        embeddings = embed(bi_encoder, sentences)  # (sentence, dimension)
-        warm_up = mine_warm_up_pairs(sentences, embeddings, settings.warm_up_pairs, settings.seed)
-        _fit(model, warm_up, 1, settings.learning_rates.warm_up, settings.warm_up_batch_size, settings)
-    _fit(model, train_pairs, settings.epochs, settings.learning_rates.training, settings.batch_size, settings)
-
-    _save(model, settings)
-    saved = load_trained(settings.output, settings.base, settings.device)
-    comparisons = [compare(saved, bi_encoder, path) for path in (settings.dev, *settings.held_out)]
-    write_model_card(_model_card(settings, comparisons), settings.output)
-    return comparisons
-
-
-def load_trained(directory: Path, base: Path, device: str | None = None) -> CrossEncoder:
-    """A cross-encoder that this recipe has saved, in either form."""
-    if is_adapter_directory(directory):
-        return load_cross_encoder_directory(directory, base, device=device)
-    model: CrossEncoder = CrossEncoder(str(directory), device=device, local_files_only=True)
     return model
+
+
+def _activation(settings: RegressionSettings) -> torch.nn.Module:
+    return torch.nn.Sigmoid() if settings.sigmoid else torch.nn.Identity()
 
 
 def _adapter_config(rank: int) -> LoraConfig:
@@ -147,106 +181,52 @@ def _adapter_config(rank: int) -> LoraConfig:
     )
 
 
-def _fit(
-    model: CrossEncoder,
-    pairs: Sequence[ScoredPair],
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    settings: RegressionSettings,
-) -> None:
-    """One stage: linear warm-up over a tenth of the steps, then linear decay to 0."""
-    dataset = Dataset.from_dict(
-        {
-            "sentence1": [pair.first for pair in pairs],
-            "sentence2": [pair.second for pair in pairs],
-            "label": [pair.score for pair in pairs],
-        }
+def _warm_up(model: CrossEncoder, base: Path, settings: RegressionSettings, console: Console) -> None:
+    """One epoch over the mined pairs; its own checkpoints stand beside those of the training."""
+    output = settings.checkpoints / "warm-up"
+    stage = replace(
+        settings,
+        output=output,
+        dev=None,
+        epochs=1,
+        max_steps=0,
+        lr_schedule="",
+        patience=0,
+        batch_size=_WARM_UP_BATCH_SIZE,
+        learning_rate=settings.warm_up_learning_rate,
+        resume=has_checkpoint(replace(settings, output=output).checkpoints),
     )
-    with tempfile.TemporaryDirectory() as checkpoints:
-        arguments = CrossEncoderTrainingArguments(
-            output_dir=checkpoints,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
-            learning_rate=learning_rate,
-            warmup_steps=0.1,
-            weight_decay=0.01,
-            batch_sampler=LengthSortedBatchSampler,
-            seed=settings.seed,
-            bf16=settings.bf16,
-            use_cpu=model.device.type == "cpu",
-            save_strategy="no",
-            report_to="none",
-            logging_steps=100,
-            dataloader_pin_memory=model.device.type == "cuda",
-        )
-        loss = MSELoss(model, activation_fn=torch.nn.Sigmoid())
-        CrossEncoderTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss).train()
+    console.print(f"warm-up on {settings.warm_up_pairs:,} pairs labelled by the base model")
+    bi_encoder = SentenceTransformer(str(base), device=settings.torch_device, local_files_only=True)
+    files = (*settings.train, *settings.warm_up_sentences)
+    sentences = sorted({sentence for path in files for sentence in read_sentences(path)})
+    embeddings = embed(bi_encoder, sentences)  # (sentence, dimension)
+    pairs = mine_warm_up_pairs(sentences, embeddings, settings.warm_up_pairs, settings.seed)
+    fit(_trainer(model, pairs, stage), stage, _GOAL, console)
 
 
-def _save(model: CrossEncoder, settings: RegressionSettings) -> None:
-    model.save_pretrained(str(settings.output), create_model_card=False)
-    _rewrite_json(settings.output / _TOKENIZER_CONFIG, dropped=_LOCAL_TOKENIZER_KEYS)
-    if settings.adapter_rank > 0:
-        _rewrite_json(settings.output / ADAPTER_CONFIG, base_model_name_or_path=settings.base_name)
-        weights = settings.output / ADAPTER_WEIGHTS
-        # Half precision halves the file; the dev figures are taken after it.
-        save_file({name: tensor.half().contiguous() for name, tensor in load_file(weights).items()}, weights)
-
-
-def _rewrite_json(path: Path, dropped: Sequence[str] = (), **changes: str) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in content.items() if key not in dropped}
-    path.write_text(json.dumps(kept | changes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _model_card(settings: RegressionSettings, comparisons: Sequence[Comparison]) -> ModelCard:
-    rank = settings.adapter_rank
-    return ModelCard(
-        base_name=settings.base_name,
-        form=_ADAPTER_FORM.format(rank=rank) if rank > 0 else _FULL_FORM,
-        data_note=settings.data_note,
-        limits=_limits(settings, comparisons),
-        command=_command(settings),
-        training_files=(settings.train, *settings.warm_up_sentences),
-        comparisons=comparisons,
-    )
-
-
-def _limits(settings: RegressionSettings, comparisons: Sequence[Comparison]) -> str:
-    lost = [
-        short_name(compared.path)
-        for compared in comparisons
-        if compared.cosine.spearman > compared.cross_encoder.spearman
-    ]
-    limits = _LIMITS.format(max_length_tokens=settings.max_length_tokens)
-    return limits + "".join(f"\n* On {name} the cosine of the base orders pairs better." for name in lost)
-
-
-def _command(settings: RegressionSettings) -> str:
-    """The command that makes this model again; files by name only, since their place differs by machine."""
-    options = {
-        "train": short_name(settings.train),
-        "dev": short_name(settings.dev),
-        "output": settings.output.name,
-        "base": settings.base_name,
-        "adapter-rank": settings.adapter_rank,
-        "warm-up-pairs": settings.warm_up_pairs,
-        "warm-up-learning-rate": settings.learning_rates.warm_up,
-        "epochs": settings.epochs,
-        "learning-rate": settings.learning_rates.training,
-        "batch-size": settings.batch_size,
-        "max-length-tokens": settings.max_length_tokens,
-        "seed": settings.seed,
+def _trainer(
+    model: CrossEncoder, pairs: Sequence[ScoredPair], settings: RegressionSettings
+) -> RegressionTrainer:
+    labels = [pair.score if settings.sigmoid else settings.range.at(pair.score) for pair in pairs]
+    columns = {
+        QUERY: [pair.first for pair in pairs],
+        DOCUMENT: [pair.second for pair in pairs],
+        "label": labels,
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    for path in settings.warm_up_sentences:
-        words += ["--warm-up-sentences", short_name(path)]
-    for path in settings.held_out:
-        words += ["--held-out", short_name(path)]
-    if settings.data_note:
-        words += ["--data-note", settings.data_note]
-    if settings.device:
-        words += ["--device", settings.device]
-    words.append("--bf16" if settings.bf16 else "--no-bf16")
-    return shlex.join(["python", "-m", "training", "regression", *words])
+    trainer = RegressionTrainer(
+        model=model,
+        args=CrossEncoderTrainingArguments(
+            **training_arguments(settings, _GOAL), batch_sampler=LengthSortedBatchSampler
+        ),
+        train_dataset=Dataset.from_dict(columns),
+        loss=MSELoss(model, activation_fn=_activation(settings)),
+        evaluator=_evaluator(settings.dev, settings) if settings.dev else None,
+    )
+    trainer.schedule = settings.schedule
+    return trainer
+
+
+def _evaluator(path: Path, settings: RegressionSettings) -> ScoreAgreement:
+    pairs = read_scored_pairs(path, settings.form, settings.range)
+    return ScoreAgreement(pairs, ScoreRange() if settings.sigmoid else settings.range)

@@ -65,6 +65,13 @@ class PairClassifier:
         save_file({"weight": self.weight, "bias": self.bias}, directory / _WEIGHTS)
         (directory / _CONFIG).write_text(json.dumps({"class_scores": self.class_scores}, indent=2) + "\n")
 
+    def logits(self, first: Embeddings, second: Embeddings) -> Scores:
+        """(count, classes): what the layer says of pairs of rows, which are given as in `score`."""
+        first = np.broadcast_to(first, second.shape)
+        features = np.concatenate((first, second, np.abs(first - second)), axis=1)  # (count, 3 x dimension)
+        logits: Scores = features @ self.weight.T + self.bias
+        return logits
+
     def score(self, first: Embeddings, second: Embeddings) -> tuple[Scores, Scores]:
         """Score pairs of rows.
 
@@ -76,9 +83,7 @@ class PairClassifier:
             Scores in 0..1: each class's probability times what it is worth, calibrated; and the same sum over
             the logits. Both are (count,).
         """
-        first = np.broadcast_to(first, second.shape)
-        features = np.concatenate((first, second, np.abs(first - second)), axis=1)  # (count, 3 x dimension)
-        logits: Scores = features @ self.weight.T + self.bias  # (count, classes)
+        logits = self.logits(first, second)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
         worth = np.asarray(self.class_scores, dtype=np.float32)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from itertools import chain
 
-import torch
 from datasets import Dataset
 
 from training.batches import LengthSortedBatchSampler
@@ -12,13 +11,14 @@ def _sampler(lengths: list[int], batch_size: int, seed: int = 0) -> LengthSorted
     dataset = Dataset.from_dict(
         {"sentence1": ["x" * length for length in lengths], "sentence2": ["y"] * len(lengths)}
     )
-    generator = torch.Generator().manual_seed(seed)
-    return LengthSortedBatchSampler(dataset, batch_size=batch_size, drop_last=False, generator=generator)
+    return LengthSortedBatchSampler(dataset, batch_size=batch_size, drop_last=False, seed=seed)
 
 
 def test_every_pair_comes_once_an_epoch_and_each_epoch_differs() -> None:
     sampler = _sampler([number % 17 for number in range(103)], batch_size=8)
-    first, second = list(sampler), list(sampler)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(103))
     assert len(first) == len(sampler) == 13
     assert first != second

@@ -1,0 +1,110 @@
+"""How every bi-encoder is trained, measured and saved; the recipes say with what model, data and loss."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from torch import nn
+
+from textmatch.models.pair_classifier import PairClassifier
+from training.architecture import BiEncoderSettings
+from training.batches import LengthSortedBatchSampler
+from training.classes import Classes
+from training.measuring import PairEvaluator, pair_classifier
+from training.model_files import save_bi_encoder
+from training.outcome import Outcome, finish
+from training.report import DataReport
+from training.running import Goal, fit, training_arguments
+from training.trainers import BiEncoderTrainer
+
+# What the two sentences of a pair are called in a dataset; a triple has a third column.
+QUERY, DOCUMENT, NEGATIVE = "sentence1", "sentence2", "sentence3"
+# Layers that start from nothing learn faster than the ones of the base model.
+_NEW_LAYERS = (r"^classifier\.", r"encoder\.(weight|bias)_(ih|hh)_")
+
+
+@dataclass(frozen=True)
+class BiEncoderTask:
+    """A recipe's part of a run. `evaluator_of` makes the evaluator of a file of pairs."""
+
+    recipe: str
+    report: DataReport
+    model: SentenceTransformer
+    loss: nn.Module
+    dataset: Dataset
+    evaluator_of: Callable[[Path], PairEvaluator]
+    metric: str
+    classes: Classes | None = None
+    batch_sampler: Any = LengthSortedBatchSampler
+
+
+def pair_columns(first: Sequence[str], second: Sequence[str], labels: Sequence[float]) -> Dataset:
+    """Queries, documents and their labels as a dataset."""
+    return Dataset.from_dict({QUERY: list(first), DOCUMENT: list(second), "label": list(labels)})
+
+
+def train_bi_encoder(
+    task: BiEncoderTask, settings: BiEncoderSettings, new_layer_learning_rate: float, console: Console
+) -> Outcome:
+    """Train, save with the classifier if there is one, and measure what came out.
+
+    Raises:
+        Interrupted: Ctrl-C came.
+    """
+    goal = Goal(task.metric)
+    evaluator = task.evaluator_of(settings.dev) if settings.dev else None
+    trainer = BiEncoderTrainer(
+        model=task.model,
+        args=SentenceTransformerTrainingArguments(
+            **training_arguments(settings, goal),
+            **_columns(task.model, task.dataset),
+            batch_sampler=task.batch_sampler,
+            learning_rate_mapping=_rates_of_new_layers(task.loss, new_layer_learning_rate),
+        ),
+        train_dataset=task.dataset,
+        loss=task.loss,
+        evaluator=evaluator,
+    )
+    trainer.schedule = settings.schedule
+    fit(trainer, settings, goal, console)
+    if trainer.is_world_process_zero():
+        save_bi_encoder(task.model, settings.output, _classifier(task))
+    return finish(
+        task.recipe,
+        settings,
+        report=task.report,
+        measure=lambda path: task.evaluator_of(path).measure(task.model),
+        base_name=settings.base,
+    )
+
+
+def _classifier(task: BiEncoderTask) -> PairClassifier | None:
+    if not isinstance(task.loss, SoftmaxLoss) or task.classes is None:
+        return None
+    return pair_classifier(task.loss.classifier, task.classes.scores)
+
+
+def _columns(model: SentenceTransformer, dataset: Dataset) -> dict[str, Any]:
+    """First sentences are queries, the others documents: with their prompts, and through their towers."""
+    role_of = {
+        name: "query" if name == QUERY else "document" for name in dataset.column_names if name != "label"
+    }
+    prompts = {name: model.prompts[role] for name, role in role_of.items() if model.prompts.get(role)}
+    return {"prompts": prompts, "router_mapping": role_of if isinstance(model[0], Router) else {}}
+
+
+def _rates_of_new_layers(loss: nn.Module, learning_rate: float) -> dict[str, float]:
+    names = [name for name, _ in loss.named_parameters()]
+    return {
+        pattern: learning_rate for pattern in _NEW_LAYERS if any(re.search(pattern, name) for name in names)
+    }

@@ -1,0 +1,162 @@
+"""The mlm recipe: a masked language model from raw text, from a base model on or from a vocabulary alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from typing import Annotated, Any
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+from typer import Option
+
+from textmatch.errors import InvalidInput
+from textmatch.models.resolve import BI_ENCODER_ORGANISATION, find_model
+from training.architecture import DEFAULT_BASE_NAME
+from training.outcome import Outcome, finish
+from training.pairs import read_sentences
+from training.report import TrainingRow, describe, tell
+from training.running import Goal, fit, training_arguments
+from training.settings import RunSettings
+from training.trainers import MaskedLanguageModelTrainer
+
+# The longest text that a new model can read, in tokens.
+_POSITIONS = 512
+_GOAL = Goal("loss", is_greater_better=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlmSettings(RunSettings):
+    """Of the mlm recipe."""
+
+    base: Annotated[
+        str, Option(help="Model to go on from: a local directory or a name on the Hugging Face hub.")
+    ] = DEFAULT_BASE_NAME
+    from_scratch: Annotated[
+        bool, Option(help="Start a new BERT with random weights over the --vocab file.")
+    ] = False
+    vocab: Annotated[
+        Path | None,
+        Option(help="WordPiece vocabulary of a new model: a token a line, [PAD] and the like among them."),
+    ] = None
+    layers: Annotated[int, Option(min=1, help="Of a new model.")] = 4
+    hidden: Annotated[int, Option(min=8, help="Width of a new model.")] = 256
+    heads: Annotated[int, Option(min=1, help="Attention heads of a new model.")] = 4
+    feed_forward: Annotated[
+        int, Option(min=0, help="Inner width of a new model; 0: four times the width.")
+    ] = 0
+    lower_case: Annotated[bool, Option(help="Whether a new model's tokenizer lowers its input.")] = True
+    mask_share: Annotated[float, Option(min=0.01, max=0.9, help="Share of the tokens to be guessed.")] = 0.15
+    learning_rate: Annotated[float, Option(min=0.0, help="Highest learning rate.")] = 1e-4
+
+
+def train_mlm(settings: MlmSettings, console: Console) -> Outcome:
+    """Train a model to guess masked tokens of raw text, as a base for the other recipes.
+
+    Texts longer than --max-length-tokens are read in parts.
+    """
+    settings.check()
+    sentences = dict.fromkeys(text for path in settings.train for text in read_sentences(path))
+    set_seed(settings.seed)
+    model, tokenizer = _new_model(settings) if settings.from_scratch else _base_model(settings)
+    report = describe([TrainingRow((text,)) for text in sentences], {})
+    tell(report, console)
+    console.print(f"{model.num_parameters():,} parameters")
+    length = min(settings.max_length_tokens, model.config.max_position_embeddings)
+    trainer = MaskedLanguageModelTrainer(
+        model=model,
+        args=TrainingArguments(
+            **training_arguments(settings, _GOAL),
+            train_sampling_strategy="group_by_length",
+            length_column_name="length",
+        ),
+        train_dataset=_tokenized(list(sentences), tokenizer, length),
+        eval_dataset=_of_file(settings.dev, tokenizer, length) if settings.dev else None,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=settings.mask_share),
+        processing_class=tokenizer,
+    )
+    trainer.schedule = settings.schedule
+    fit(trainer, settings, _GOAL, console)
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(settings.output))
+        (settings.output / "training_args.bin").unlink(missing_ok=True)
+
+    def measure(path: Path) -> Mapping[str, float]:
+        loss = trainer.evaluate(_of_file(path, tokenizer, length))["eval_loss"]
+        return {"loss": loss, "perplexity": exp(loss)}
+
+    return finish("mlm", settings, report, measure, "" if settings.from_scratch else settings.base)
+
+
+def _new_model(settings: MlmSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if settings.vocab is None:
+        raise InvalidInput.of_field("vocab", "--from-scratch needs the file of a vocabulary")
+    if settings.hidden % settings.heads:
+        raise InvalidInput.of_field(
+            "heads", f"{settings.hidden} cannot be split among {settings.heads} heads"
+        )
+    tokenizer = _new_tokenizer(settings.vocab, settings)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.feed_forward or 4 * settings.hidden,
+        max_position_embeddings=_POSITIONS,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return BertForMaskedLM(config), tokenizer
+
+
+def _new_tokenizer(vocab: Path, settings: MlmSettings) -> PreTrainedTokenizerBase:
+    try:
+        tokens = vocab.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput.of_field(str(vocab), f"cannot be read: {error}") from error
+    if missing := {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} - set(tokens):
+        raise InvalidInput.of_field(str(vocab), f"lacks the tokens {', '.join(sorted(missing))}")
+    tokenizer: PreTrainedTokenizerBase = BertTokenizer(
+        vocab=str(vocab), do_lower_case=settings.lower_case, model_max_length=_POSITIONS
+    )
+    return tokenizer
+
+
+def _base_model(settings: MlmSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    base = find_model(settings.base, BI_ENCODER_ORGANISATION)
+    tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
+    return AutoModelForMaskedLM.from_pretrained(str(base), local_files_only=True), tokenizer
+
+
+def _of_file(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    return _tokenized(read_sentences(path), tokenizer, length)
+
+
+def _tokenized(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    parts: Any = tokenizer(
+        texts,
+        truncation=True,
+        max_length=length,
+        return_overflowing_tokens=True,
+        return_special_tokens_mask=True,
+    )
+    return Dataset.from_dict(
+        {
+            "input_ids": parts["input_ids"],
+            "special_tokens_mask": parts["special_tokens_mask"],
+            "length": [len(ids) for ids in parts["input_ids"]],
+        }
+    )

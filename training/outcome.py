@@ -1,0 +1,47 @@
+"""What a run came to: measured on the dev and held-out files, told, and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.options import command_line
+from training.report import DataReport
+from training.running import remove_checkpoints
+from training.settings import RunSettings
+
+Measurements = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run. `measured` has what the recipe measures by, for each dev and held-out file."""
+
+    recipe: str
+    output: Path
+    base_name: str
+    command: str
+    report: DataReport
+    measured: Mapping[Path, Measurements]
+
+
+def finish(
+    recipe: str,
+    settings: RunSettings,
+    report: DataReport,
+    measure: Callable[[Path], Measurements],
+    base_name: str,
+) -> Outcome:
+    """Measure the saved model's twin in memory, and remove the checkpoints."""
+    files = [*([settings.dev] if settings.dev else []), *settings.held_out]
+    outcome = Outcome(
+        recipe=recipe,
+        output=settings.output,
+        base_name=base_name,
+        command=command_line(recipe, settings),
+        report=report,
+        measured={path: measure(path) for path in files},
+    )
+    remove_checkpoints(settings)
+    return outcome

@@ -1,0 +1,103 @@
+"""What every recipe can be told. Each field is an option of its command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from textmatch.errors import InvalidInput
+from textmatch.models.devices import AUTO, resolve_device
+from training.columns import FileForm
+from training.schedule import LearningRateSchedule, parse_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything that decides the result; equal settings give equal weights on the same machine."""
+
+    train: Annotated[list[Path], Option(help="File to train on; may be given again.")]
+    output: Annotated[Path, Option(help="Directory to write the model to.")]
+    dev: Annotated[Path | None, Option(help="File to measure on while training.")] = None
+    held_out: Annotated[list[Path], Option(help="File to measure on at the end; may be given again.")] = (
+        field(default_factory=list)
+    )
+    header: Annotated[
+        bool | None,
+        Option("--header/--no-header", help="Whether files begin with a header; else it is detected."),
+    ] = None
+    columns: Annotated[
+        str, Option(help="Columns to read, by name or number from 1, with commas between: 2,3,label.")
+    ] = ""
+    data_note: Annotated[str, Option(help="Origin and licence of the data, for the model card.")] = ""
+    epochs: Annotated[int, Option(min=1, help="Times that all data is seen.")] = 1
+    max_steps: Annotated[int, Option(min=0, help="Stop after so many steps; 0: after the epochs.")] = 0
+    batch_size: Annotated[int, Option(min=1, help="Rows in a step on one device.")] = 32
+    accumulate: Annotated[int, Option(min=1, help="Batches whose gradients make one step.")] = 1
+    learning_rate: Annotated[float, Option(min=0.0, help="Highest learning rate.")] = 2e-5
+    lr_schedule: Annotated[
+        str,
+        Option(
+            help="Straight lines between STEP:FACTOR points, such as 1000:1,2000:0.1;"
+            " else a tenth of the steps up, then down to 0."
+        ),
+    ] = ""
+    weight_decay: Annotated[float, Option(min=0.0)] = 0.01
+    max_length_tokens: Annotated[int, Option(min=8, help="What is longer is cut.")] = 128
+    evaluate_steps: Annotated[
+        int,
+        Option(
+            min=0, help="Measure on the dev file, and keep a checkpoint, every so many steps; 0: every epoch."
+        ),
+    ] = 0
+    patience: Annotated[
+        int, Option(min=0, help="Stop when so many measurements in a row are no better; 0: never.")
+    ] = 0
+    seed: Annotated[int, Option(help="The same seed gives the same model on the same machine.")] = 1
+    bf16: Annotated[bool, Option(help="Compute in bfloat16.")] = False
+    device: Annotated[str, Option(help="auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs.")] = AUTO
+    resume: Annotated[bool, Option(help="Go on from the last checkpoint of this output.")] = False
+
+    @property
+    def form(self) -> FileForm:
+        """What is said of the form of the data files."""
+        names = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
+        return FileForm(has_header=self.header, columns=names)
+
+    @property
+    def schedule(self) -> LearningRateSchedule | None:
+        """The points of the learning rate, if they were given."""
+        return parse_schedule(self.lr_schedule) if self.lr_schedule else None
+
+    @property
+    def torch_device(self) -> str:
+        """The device as torch names it."""
+        return resolve_device(self.device)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints stand until training is done: beside the output, since they are no part of it."""
+        return self.output.with_name(f"{self.output.name}.checkpoints")
+
+    def check(self) -> None:
+        """Refuse before anything is read what cannot end well.
+
+        Raises:
+            InvalidInput: the output is in use, the schedule cannot be read, or there is nothing to resume.
+        """
+        if self.output.is_dir() and any(self.output.iterdir()):
+            raise InvalidInput.of_field("output", f'directory "{self.output}" is not empty')
+        if self.lr_schedule:
+            parse_schedule(self.lr_schedule)
+        if self.patience and self.dev is None:
+            raise InvalidInput.of_field("patience", "needs a --dev file to measure on")
+        has_checkpoint = any(self.checkpoints.rglob("checkpoint-*"))
+        if self.resume and not has_checkpoint:
+            raise InvalidInput.of_field("resume", f'there is no checkpoint in "{self.checkpoints}"')
+        if not self.resume and has_checkpoint:
+            raise InvalidInput.of_field(
+                "output",
+                f'"{self.checkpoints}" holds checkpoints of an earlier run: use --resume, or remove it',
+            )
