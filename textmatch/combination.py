@@ -46,11 +46,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is known of one candidate: cosine -1..1, BM25 from 0 up, cross-encoder 0..1."""
+    """What recall knows of one candidate: cosine -1..1, BM25 from 0 up or None."""
 
     cosine: float
     bm25: float | None = None
-    rerank: float | None = None
 
 
 def lexical_evidence(bm25: float | None) -> float:
@@ -66,12 +65,9 @@ def recall_score(parts: Parts, weights: Weights) -> float:
     return 1.0 - (1.0 - similarity) * (1.0 - weights.lexical * lexical_evidence(parts.bm25))
 
 
-def combined_score(parts: Parts, weights: Weights) -> float:
-    """All parts before calibration, 0..1."""
-    recall = recall_score(parts, weights)
-    if parts.rerank is None:
-        return recall
-    return weights.rerank * parts.rerank + (1.0 - weights.rerank) * recall
+def combined_score(recall: float, cross_encoder: float, weights: Weights) -> float:
+    """Both scores, each 0..1, as one before calibration, 0..1."""
+    return weights.rerank * cross_encoder + (1.0 - weights.rerank) * recall
 
 
 def calibrated(score: float, weights: Weights) -> float:
@@ -94,16 +90,21 @@ def from_mapping(values: Mapping[str, Any]) -> Weights:
     Raises:
         InvalidInput: naming what is missing or out of its limits.
     """
-    calibration = values.get("calibration")
-    if calibration is not None:
-        calibration = Calibration(
-            _number("calibration.slope", calibration.get("slope"), 0.0, math.inf),
-            _number("calibration.intercept", calibration.get("intercept"), -math.inf, math.inf),
-        )
     return Weights(
         lexical=_number("lexical", values.get("lexical"), 0.0, 1.0),
         rerank=_number("rerank", values.get("rerank"), 0.0, 1.0),
-        calibration=calibration,
+        calibration=_calibration(values.get("calibration")),
+    )
+
+
+def _calibration(values: Any) -> Calibration | None:
+    if values is None:
+        return None
+    if not isinstance(values, Mapping):
+        raise InvalidInput.of_field("weights.calibration", f"is {values!r}; it must have slope and intercept")
+    return Calibration(
+        slope=_number("calibration.slope", values.get("slope"), 0.0, math.inf),
+        intercept=_number("calibration.intercept", values.get("intercept"), -math.inf, math.inf),
     )
 
 

@@ -100,13 +100,20 @@ class EncoderClient:
         request = pb.ScoreRequest(
             query=query, texts=texts, scorer=pb.SCORER_CROSS_ENCODER, priority=_priority(is_bulk)
         )
-        response = await self._translated(self._stub.Score(request, timeout=timeout_seconds))
-        return ScoreResult(
-            scores=list(response.scores),
-            raw_scores=list(response.raw_scores),
-            truncated=list(response.truncated),
-            model_id=response.model_id,
+        return _score_result(await self._translated(self._stub.Score(request, timeout=timeout_seconds)))
+
+    async def classify(
+        self, query: str, embeddings: Embeddings, *, is_bulk: bool, timeout_seconds: float, model: str
+    ) -> ScoreResult:
+        """Score the query with each (count, dimension) embedding by that bi-encoder's pair classifier."""
+        request = pb.ScoreRequest(
+            query=query,
+            embeddings=vectors.pack(embeddings),
+            scorer=pb.SCORER_PAIR_CLASSIFIER,
+            priority=_priority(is_bulk),
+            model=model,
         )
+        return _score_result(await self._translated(self._stub.Score(request, timeout=timeout_seconds)))
 
     async def bi_encoders(self, *, timeout_seconds: float) -> list[BiEncoderInfo]:
         """The bi-encoders that are served, the default one first."""
@@ -134,3 +141,12 @@ class EncoderClient:
 
 def _priority(is_bulk: bool) -> pb.Priority.ValueType:
     return pb.PRIORITY_BULK if is_bulk else pb.PRIORITY_INTERACTIVE
+
+
+def _score_result(response: pb.ScoreResponse) -> ScoreResult:
+    return ScoreResult(
+        scores=list(response.scores),
+        raw_scores=list(response.raw_scores),
+        truncated=list(response.truncated),
+        model_id=response.model_id,
+    )

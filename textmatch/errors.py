@@ -9,6 +9,7 @@
     ├── NotReady                 UNAVAILABLE          loading or draining
     ├── DependencyUnavailable    UNAVAILABLE          encoder, Qdrant or Redis does not answer
     ├── ModelMismatch            FAILED_PRECONDITION  the index was built by another model
+    ├── LexicalIndexMissing      FAILED_PRECONDITION  the collection was made without BM25
     ├── Unauthenticated          UNAUTHENTICATED
     ├── PermissionDenied         PERMISSION_DENIED
     └── InternalError            INTERNAL             a bug; says nothing to the caller
@@ -166,6 +167,13 @@ class ModelMismatch(TextMatchError):
     @property
     def metadata(self) -> dict[str, str]:
         return {"index_model_id": self.index_model_id, "encoder_model_id": self.encoder_model_id}
+
+
+class LexicalIndexMissing(TextMatchError):
+    """Hybrid recall was asked for, and the collection was made without BM25."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = error_reason_pb2.ERROR_REASON_LEXICAL_INDEX_MISSING
 
 
 class Unauthenticated(TextMatchError):

@@ -15,6 +15,7 @@ from celery import bootsteps, signals
 
 from textmatch.errors import TextMatchError
 from textmatch.index.connection import connect as connect_qdrant
+from textmatch.index.payload_indexes import PayloadIndexes
 from textmatch.index.store import Index
 from textmatch.queue.app import make_app
 from textmatch.queue.connection import connect as connect_redis
@@ -98,7 +99,11 @@ def _set_up_logs(settings: WorkerSettings) -> None:
 async def _build(settings: WorkerSettings) -> Parts:
     redis = connect_redis(settings.redis_url)
     encoder = WatchfulEncoderClient(settings.encoder_target)
-    index = Index(connect_qdrant(settings.qdrant_url, settings.qdrant_api_key), settings.collection_alias)
+    index = Index(
+        connect_qdrant(settings.qdrant_url, settings.qdrant_api_key),
+        settings.collection_alias,
+        PayloadIndexes.parse(settings.payload_indexes),
+    )
     pending, dead_letters = Pending(redis), DeadLetters(redis)
     leases = Leases(redis, settings.visibility_timeout_seconds)
     deps = Dependencies(

@@ -10,10 +10,14 @@ from redis.asyncio import Redis
 
 from services.matcher.admission import Admission, QueueLimits
 from services.matcher.documents import DocumentsHandler
+from services.matcher.embedding_cache import EmbeddingCache
 from services.matcher.intake import IngestState
 from services.matcher.matching import Matcher
+from services.matcher.recalling import Recaller
+from services.matcher.reranking import Reranker
 from services.matcher.servicer import MatcherServicer
 from services.matcher.settings import MatcherSettings, from_environment
+from textmatch.combination import Weights
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.index.connection import connect as connect_qdrant
@@ -61,7 +65,7 @@ async def _serve(settings: MatcherSettings) -> None:
 
     server = GrpcServer(settings.host, settings.port, MAX_MESSAGE_BYTES)
     servicer = MatcherServicer(
-        Matcher(encoder, index, settings.rerank_weight),
+        _matcher(settings, encoder, index),
         DocumentsHandler(index, state),
         match_timeout_seconds=settings.match_timeout_seconds,
         batch_match_concurrency=settings.batch_match_concurrency,
@@ -77,6 +81,16 @@ async def _serve(settings: MatcherSettings) -> None:
         await encoder.close()
         await index.close()
         await redis.aclose()
+
+
+def _matcher(settings: MatcherSettings, encoder: EncoderClient, index: Index) -> Matcher:
+    return Matcher(
+        Recaller(encoder, index, EmbeddingCache(settings.embedding_cache_entries)),
+        Reranker(encoder),
+        index,
+        Weights(lexical=settings.lexical_weight, rerank=settings.rerank_weight),
+        settings.rerank_depth,
+    )
 
 
 def _ingest_state(settings: MatcherSettings, redis: Redis) -> IngestState:

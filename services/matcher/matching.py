@@ -1,103 +1,60 @@
-"""One Match: embed the query, recall candidates, score the pairs, combine."""
+"""One Match: embed the query, recall candidates, score the best of them, combine."""
 
 from __future__ import annotations
 
-import asyncio
-import enum
+import logging
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import numpy as np
 
 from services.matcher import metrics
-from services.matcher.combination import combined_score, recall_score
+from services.matcher.answers import Degraded, MatchOptions, MatchResult, Rerank, ScoredDocument, Timings
+from services.matcher.recalling import EmbeddedQuery, Recaller, before, recall_mode
+from services.matcher.reranking import Reranker, Scores
+from services.matcher.single_flight import SingleFlight
+from textmatch.combination import Parts, Weights, calibrated, combined_score, from_mapping, recall_score
 from textmatch.documents import Document
-from textmatch.encoder_client import EncoderClient, EncodeResult, ScoreResult
-from textmatch.errors import (
-    DeadlinePassed,
-    DeadlineTooShort,
-    DependencyUnavailable,
-    InternalError,
-    ModelMismatch,
-    ModelNotFound,
-    NotReady,
-    Overloaded,
-)
-from textmatch.filters import Filter
+from textmatch.errors import InvalidInput
 from textmatch.index.connection import CollectionGone
-from textmatch.index.schema import Candidate
+from textmatch.index.recall import Hit
 from textmatch.index.store import Index
 
-Answer = TypeVar("Answer")
+_log = logging.getLogger(__name__)
 
-# Kept back from the caller's deadline, so that an answer without scores still gets out.
-_ANSWER_RESERVE_SECONDS = 0.01
-_ANSWER_RESERVE_SHARE = 0.05
-
-
-class Degraded(enum.Enum):
-    """Why a Match was answered in recall order."""
-
-    RERANK_LATE = "late"
-    RERANK_REFUSED = "refused"
-    RERANK_UNAVAILABLE = "unavailable"
+# Beside a collection, where `textmatch evaluate` leaves tuned weights.
+WEIGHTS_NOTE = "match_weights"
 
 
 @dataclass(frozen=True)
-class MatchOptions:
-    """What a caller may ask for, with its defaults."""
+class Candidate:
+    """A hit with its recall score and, after a classifier stage, that score."""
 
-    top_k: int = 10
-    candidate_count: int = 100
-    condition: Filter | None = None
-    min_score: float = 0.0
-    rerank: bool = True
-
-
-@dataclass(frozen=True)
-class ScoredDocument:
-    """A match; `rerank_score` is None if the pair was not scored."""
-
-    document: Document
-    score: float
+    hit: Hit
     recall_score: float
-    rerank_score: float | None
-
-
-@dataclass
-class Timings:
-    """Milliseconds of each stage; a stage that did not run took none."""
-
-    encode_ms: float = 0.0
-    recall_ms: float = 0.0
-    rerank_ms: float = 0.0
-    total_ms: float = 0.0
-
-
-@dataclass
-class MatchResult:
-    """Matches, best first, and how they came about."""
-
-    matches: list[ScoredDocument] = field(default_factory=list)
-    degraded: Degraded | None = None
-    timings: Timings = field(default_factory=Timings)
-    bi_encoder_model_id: str = ""
-    cross_encoder_model_id: str = ""
+    pair_classifier_score: float | None = None
 
 
 class Matcher:
-    """Answers queries; holds no state of its own."""
+    """Answers queries; holds nothing that another could not do without."""
 
-    def __init__(self, encoder: EncoderClient, index: Index, rerank_weight: float) -> None:
-        self._encoder = encoder
+    def __init__(
+        self, recaller: Recaller, reranker: Reranker, index: Index, weights: Weights, rerank_depth: int
+    ) -> None:
+        self._recaller = recaller
+        self._reranker = reranker
         self._index = index
-        self._rerank_weight = rerank_weight
+        self._weights = weights
+        self._rerank_depth = rerank_depth
+        self._running: SingleFlight[MatchResult] = SingleFlight(metrics.SHARED_TOTAL.inc)
 
     async def match(
         self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool = False
     ) -> MatchResult:
-        """The stored texts that mean the same as the query.
+        """The stored texts that mean the same as the query. Identical queries at one time are one.
 
         Args:
             deadline: when the caller stops waiting, by `time.monotonic()`.
@@ -105,126 +62,185 @@ class Matcher:
         Raises:
             DependencyUnavailable: the query cannot be embedded, or Qdrant does not answer.
             ModelMismatch: the encoder does not serve the model that the index was built by.
+            LexicalIndexMissing: hybrid recall was asked for in a collection without BM25.
         """
+        return await self._running.run(
+            (query, options, is_bulk), deadline, lambda: self._match(query, options, deadline, is_bulk)
+        )
+
+    async def _match(self, query: str, options: MatchOptions, deadline: float, is_bulk: bool) -> MatchResult:
         result = MatchResult()
         with _timed(result.timings, "total"):
-            await self._match(result, query, options, deadline, is_bulk)
+            try:
+                await self._answer(result, query, options, deadline, is_bulk)
+            except CollectionGone:
+                # It was dropped after the alias was read: the next reading finds its successor.
+                await self._answer(result, query, options, deadline, is_bulk)
+        if result.degraded:
+            metrics.DEGRADED_TOTAL.labels(result.degraded.value).inc()
         if result.matches:
             metrics.TOP_SCORE.observe(result.matches[0].score)
         return result
 
-    async def _match(
+    async def _answer(
         self, result: MatchResult, query: str, options: MatchOptions, deadline: float, is_bulk: bool
     ) -> None:
-        try:
-            candidates = await self._candidates(result, query, options, deadline, is_bulk)
-        except CollectionGone:
-            # It was dropped after the alias was read: the next reading finds its successor.
-            candidates = await self._candidates(result, query, options, deadline, is_bulk)
-        metrics.CANDIDATES.observe(len(candidates))
-        scored: ScoreResult | None = None
-        if options.rerank and candidates:
+        with _timed(result.timings, "encode"):
+            embedded = await self._recaller.embed(query, options, deadline=deadline, is_bulk=is_bulk)
+        result.bi_encoder_model_id = embedded.model_id
+        if not embedded.collection:
+            return
+        with _timed(result.timings, "recall"):
+            candidates = await self._candidates(result, embedded, options, deadline)
+        depth = self._depth(options)
+        if embedded.embedding is None:
+            result.degraded = Degraded.ENCODE_LATE
+        elif options.rerank is Rerank.CASCADE and len(candidates) > depth:
+            with _timed(result.timings, "rerank", "classify"):
+                candidates = await self._classified(result, embedded, candidates, deadline, is_bulk)
+        with _timed(result.timings, "recall", "read"):
+            found = await self._documents(embedded.collection, candidates[:depth], deadline)
+        scores = Scores()
+        if options.rerank is not Rerank.NONE and embedded.embedding is not None and found:
             with _timed(result.timings, "rerank"):
-                scored, result.degraded = await self._rerank(query, candidates, deadline, is_bulk)
-        if scored:
-            result.cross_encoder_model_id = scored.model_id
-        matches = self._combine(candidates, scored)
+                texts = [document.text for _, document in found]
+                scores = await self._reranker.score(query, texts, deadline=deadline, is_bulk=is_bulk)
+            metrics.SCORED_CANDIDATES.observe(len(scores.values))
+        result.degraded = result.degraded or scores.degraded
+        result.scored_count = len(scores.values)
+        result.cross_encoder_model_id = scores.model_id
+        matches = combine(found, scores.values, result.weights)
         result.matches = [match for match in matches if match.score >= options.min_score][: options.top_k]
 
     async def _candidates(
-        self, result: MatchResult, query: str, options: MatchOptions, deadline: float, is_bulk: bool
+        self, result: MatchResult, query: EmbeddedQuery, options: MatchOptions, deadline: float
     ) -> list[Candidate]:
-        with _timed(result.timings, "encode"):
-            collection, encoded = await self._encode(query, deadline, is_bulk)
-        result.bi_encoder_model_id = encoded.model_id
-        if not collection:
+        """Best first; equal ones in an order that is always the same."""
+        traits = await self._recaller.traits(query.collection, deadline)
+        result.recall = recall_mode(options.recall, traits, query.collection)
+        result.weights = weights_of(traits.notes, self._weights)
+        hits = await self._recaller.find(query, options, deadline=deadline)
+        metrics.CANDIDATES.observe(len(hits))
+        result.candidate_count = len(hits)
+        candidates = [Candidate(hit, _recall_score(hit, result.weights)) for hit in hits]
+        return sorted(candidates, key=lambda one: (-one.recall_score, str(one.hit.point)))
+
+    def _depth(self, options: MatchOptions) -> int:
+        """How many candidates go on to be scored."""
+        if options.rerank is Rerank.NONE:
+            return options.top_k
+        return min(
+            max(options.rerank_depth or self._rerank_depth, options.top_k), 2 * options.candidate_count
+        )
+
+    async def _classified(
+        self,
+        result: MatchResult,
+        query: EmbeddedQuery,
+        candidates: Sequence[Candidate],
+        deadline: float,
+        is_bulk: bool,
+    ) -> list[Candidate]:
+        """The candidates, those first that the pair classifier finds most alike; as they were without it."""
+        points = [candidate.hit.point for candidate in candidates]
+        embeddings = await before(deadline, self._index.embeddings(points, model_id=query.collection))
+        stored = [candidate for candidate in candidates if candidate.hit.point in embeddings]
+        if not stored:
             return []
-        with _timed(result.timings, "recall"):
-            return await _before(
-                deadline,
-                self._index.recall(
-                    encoded.embeddings[0], options.candidate_count, options.condition, model_id=collection
-                ),
-            )
-
-    async def _encode(self, query: str, deadline: float, is_bulk: bool) -> tuple[str, EncodeResult]:
-        """The collection in use, or "", and the query's embedding by the model that built it."""
-
-        async def encode(model: str) -> EncodeResult:
-            timeout_seconds = deadline - time.monotonic()
-            return await self._encoder.encode(
-                [query], is_query=True, is_bulk=is_bulk, timeout_seconds=timeout_seconds, model=model
-            )
-
-        collection = await _before(deadline, self._index.collection())
-        try:
-            return collection, await encode(collection)
-        except ModelMismatch:
-            # The alias may have been switched, and the old model taken away, since it was read.
-            latest = await _before(deadline, self._index.refresh_collection())
-            if latest == collection:
-                raise
-            return latest, await encode(latest)
-
-    async def _rerank(
-        self, query: str, candidates: list[Candidate], deadline: float, is_bulk: bool
-    ) -> tuple[ScoreResult | None, Degraded | None]:
-        """Scores of the candidates, or why there are none."""
-        texts = [candidate.document.text for candidate in candidates]
-        remaining_seconds = deadline - time.monotonic()
-        reserve_seconds = max(_ANSWER_RESERVE_SECONDS, remaining_seconds * _ANSWER_RESERVE_SHARE)
-        if remaining_seconds <= reserve_seconds:
-            return None, _degraded(Degraded.RERANK_LATE)
-        try:
-            scored = await self._encoder.score(
-                query, texts, is_bulk=is_bulk, timeout_seconds=remaining_seconds - reserve_seconds
-            )
-        except DeadlinePassed:
-            return None, _degraded(Degraded.RERANK_LATE)
-        except (Overloaded, DeadlineTooShort):
-            return None, _degraded(Degraded.RERANK_REFUSED)
-        except (DependencyUnavailable, NotReady, ModelNotFound, InternalError):
-            return None, _degraded(Degraded.RERANK_UNAVAILABLE)
-        return scored, None
-
-    def _combine(self, candidates: list[Candidate], scored: ScoreResult | None) -> list[ScoredDocument]:
-        """Best first; equal scores keep the order of recall."""
-        matches = [
-            self._scored_document(candidate, scored.scores[position] if scored else None)
-            for position, candidate in enumerate(candidates)
+        scores = await self._reranker.classify(
+            query.text,
+            np.stack([embeddings[candidate.hit.point] for candidate in stored]),
+            deadline=deadline,
+            is_bulk=is_bulk,
+            model=query.model_id,
+        )
+        if scores.degraded:
+            result.degraded = scores.degraded
+            return stored
+        classified = [
+            replace(candidate, pair_classifier_score=score)
+            for candidate, score in zip(stored, scores.values, strict=True)
         ]
-        return sorted(matches, key=lambda match: match.score, reverse=True)
+        return sorted(classified, key=lambda one: -(one.pair_classifier_score or 0.0))
 
-    def _scored_document(self, candidate: Candidate, rerank: float | None) -> ScoredDocument:
-        recall = recall_score(candidate.cosine)
-        score = recall if rerank is None else combined_score(recall, rerank, self._rerank_weight)
-        return ScoredDocument(candidate.document, score, recall, rerank)
+    async def _documents(
+        self, collection: str, candidates: Sequence[Candidate], deadline: float
+    ) -> list[tuple[Candidate, Document]]:
+        """What of the candidates is still stored, in their order."""
+        points = [candidate.hit.point for candidate in candidates]
+        documents = await before(deadline, self._index.documents(points, model_id=collection))
+        return [
+            (candidate, documents[candidate.hit.point])
+            for candidate in candidates
+            if candidate.hit.point in documents
+        ]
 
 
-def _degraded(reason: Degraded) -> Degraded:
-    metrics.DEGRADED_TOTAL.labels(reason.value).inc()
-    return reason
-
-
-async def _before(deadline: float, answer: Awaitable[Answer]) -> Answer:
-    """What the index says.
-
-    Raises:
-        DeadlinePassed: it does not say it in time.
-    """
+def weights_of(notes: Mapping[str, object], default: Weights) -> Weights:
+    """The weights that were tuned for a collection, or else the default."""
+    noted = notes.get(WEIGHTS_NOTE)
+    if not isinstance(noted, Mapping):
+        return default
     try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            return await answer
-    except TimeoutError:
-        raise DeadlinePassed("the index did not answer before the deadline") from None
+        return from_mapping(noted)
+    except InvalidInput as error:
+        _log.warning("the weights noted beside the collection are not used", extra={"error": str(error)})
+        return default
+
+
+def combine(
+    found: Sequence[tuple[Candidate, Document]], scores: Sequence[float], weights: Weights
+) -> list[ScoredDocument]:
+    """All candidates, best first, of which the first have been scored.
+
+    Scoring lifts or lowers most scores alike. So that a candidate gains nothing from not being scored, it is
+    given what scoring did to the others on average. Equal scores are in the order of recall, then of ids.
+    """
+    recalled = [candidate.recall_score for candidate, _ in found]
+    combined = [
+        combined_score(recall, score, weights) for recall, score in zip(recalled, scores, strict=False)
+    ]
+    mean_raise = (sum(combined) - sum(recalled[: len(combined)])) / max(len(combined), 1)
+    combined += [recall + mean_raise for recall in recalled[len(combined) :]]
+    matches = [
+        _scored_document(candidate, document, one, score, weights)
+        for (candidate, document), one, score in zip_longest(found, combined, scores)
+    ]
+    return sorted(matches, key=lambda match: (-match.combined_score, -match.recall_score, match.document.id))
+
+
+def _scored_document(
+    candidate: Candidate, document: Document, combined: float, rerank: float | None, weights: Weights
+) -> ScoredDocument:
+    combined = min(max(combined, 0.0), 1.0)
+    return ScoredDocument(
+        document=document,
+        score=calibrated(combined, weights),
+        recall_score=candidate.recall_score,
+        combined_score=combined,
+        rerank_score=rerank,
+        parts=_parts(candidate.hit),
+        pair_classifier_score=candidate.pair_classifier_score,
+    )
+
+
+def _recall_score(hit: Hit, weights: Weights) -> float:
+    if hit.fused_ranks is not None:
+        return min(hit.fused_ranks, 1.0)
+    return recall_score(_parts(hit), weights)
+
+
+def _parts(hit: Hit) -> Parts:
+    return Parts(hit.cosine, hit.bm25)
 
 
 @contextmanager
-def _timed(timings: Timings, stage: str) -> Iterator[None]:
+def _timed(timings: Timings, stage: str, part: str = "") -> Iterator[None]:
+    """Adds to the time of a stage; the metric has its parts apart."""
     started = time.perf_counter()
     try:
         yield
     finally:
         seconds = time.perf_counter() - started
-        setattr(timings, f"{stage}_ms", seconds * 1e3)
-        metrics.MATCH_STAGE_SECONDS.labels(stage).observe(seconds)
+        setattr(timings, f"{stage}_ms", getattr(timings, f"{stage}_ms") + seconds * 1e3)
+        metrics.MATCH_STAGE_SECONDS.labels(part or stage).observe(seconds)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from textmatch.runtime.metrics import SECONDS_BUCKETS
 
+_CANDIDATE_BUCKETS = (0, 1, 5, 10, 25, 50, 100, 200, 500, 1_000)
+
 MATCH_STAGE_SECONDS = Histogram(
     "textmatch_match_stage_seconds",
-    "Time of each stage of a Match: encode, recall, rerank.",
+    "Time of each stage of a Match: encode, recall, classify, read, rerank, total.",
     ["stage"],
     buckets=SECONDS_BUCKETS,
 )
 CANDIDATES = Histogram(
     "textmatch_match_candidates",
     "Candidates recalled for a query.",
-    buckets=(0, 1, 5, 10, 25, 50, 100, 200, 500, 1_000),
+    buckets=_CANDIDATE_BUCKETS,
+)
+SCORED_CANDIDATES = Histogram(
+    "textmatch_match_scored_candidates",
+    "Candidates that the cross-encoder scored for a query.",
+    buckets=_CANDIDATE_BUCKETS,
 )
 TOP_SCORE = Histogram(
     "textmatch_match_top_score",
@@ -24,8 +31,21 @@ TOP_SCORE = Histogram(
 )
 DEGRADED_TOTAL = Counter(
     "textmatch_match_degraded_total",
-    "Matches answered in recall order, by what kept them from being scored: late, refused, unavailable.",
+    "Matches with a part left out, by what it was: scoring late, refused, unavailable; encode_late.",
     ["reason"],
+)
+SHARED_TOTAL = Counter(
+    "textmatch_match_shared_total",
+    "Matches answered by an identical one that was running.",
+)
+EMBEDDING_CACHE_TOTAL = Counter(
+    "textmatch_match_embedding_cache_total",
+    "Look-ups of a query's embedding, by result: hit, miss.",
+    ["result"],
+)
+EMBEDDING_CACHE_ENTRIES = Gauge(
+    "textmatch_match_embedding_cache_entries",
+    "Embeddings of queries that are kept.",
 )
 INGEST_HELD_SECONDS = Histogram(
     "textmatch_ingest_held_seconds",

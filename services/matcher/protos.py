@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from google.protobuf import struct_pb2
 
-from services.matcher.matching import Degraded, MatchOptions, MatchResult, ScoredDocument
+from services.matcher.answers import Degraded, MatchOptions, MatchResult, Recall, Rerank, ScoredDocument
 from textmatch.attributes import to_struct
+from textmatch.combination import Weights, lexical_evidence
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
@@ -26,6 +27,20 @@ _DEGRADED = {
     Degraded.RERANK_LATE: pb.DEGRADED_REASON_RERANK_LATE,
     Degraded.RERANK_REFUSED: pb.DEGRADED_REASON_RERANK_REFUSED,
     Degraded.RERANK_UNAVAILABLE: pb.DEGRADED_REASON_RERANK_UNAVAILABLE,
+    Degraded.ENCODE_LATE: pb.DEGRADED_REASON_ENCODE_LATE,
+}
+_RECALL = {
+    pb.RECALL_MODE_UNSPECIFIED: Recall.BEST,
+    pb.RECALL_MODE_DENSE: Recall.DENSE,
+    pb.RECALL_MODE_HYBRID: Recall.HYBRID,
+    pb.RECALL_MODE_HYBRID_RRF: Recall.HYBRID_RRF,
+}
+_RECALL_MODES = {recall: mode for mode, recall in _RECALL.items()}
+_RERANK = {
+    pb.RERANK_MODE_UNSPECIFIED: Rerank.CROSS_ENCODER,
+    pb.RERANK_MODE_NONE: Rerank.NONE,
+    pb.RERANK_MODE_CROSS_ENCODER: Rerank.CROSS_ENCODER,
+    pb.RERANK_MODE_CASCADE: Rerank.CASCADE,
 }
 
 
@@ -44,18 +59,21 @@ def to_options(options: pb.MatchOptions) -> MatchOptions:
         raise InvalidInput.of_field("options.candidate_count", f"is {candidate_count}; {limits}")
     if not 0.0 <= options.min_score <= 1.0:
         raise InvalidInput.of_field("options.min_score", f"is {options.min_score}; it must be 0 to 1")
-    if options.recall not in {pb.RECALL_MODE_UNSPECIFIED, pb.RECALL_MODE_DENSE}:
-        raise InvalidInput.of_field(
-            "options.recall", f"{options.recall} is not served; use RECALL_MODE_DENSE"
-        )
-    if options.rerank not in pb.RerankMode.values():
+    if options.recall not in _RECALL:
+        raise InvalidInput.of_field("options.recall", f"{options.recall} is not known")
+    if options.rerank not in _RERANK:
         raise InvalidInput.of_field("options.rerank", f"{options.rerank} is not known")
+    if not 0 <= options.rerank_depth <= candidate_count:
+        limits = f"it must be 0 to {candidate_count} (candidate_count)"
+        raise InvalidInput.of_field("options.rerank_depth", f"is {options.rerank_depth}; {limits}")
     return MatchOptions(
         top_k=top_k,
         candidate_count=candidate_count,
         condition=to_filter(options.filter, "options.filter") if options.HasField("filter") else None,
         min_score=options.min_score,
-        rerank=options.rerank != pb.RERANK_MODE_NONE,
+        recall=_RECALL[options.recall],
+        rerank=_RERANK[options.rerank],
+        rerank_depth=options.rerank_depth,
     )
 
 
@@ -74,7 +92,7 @@ def to_match_response(result: MatchResult, options: pb.MatchOptions) -> pb.Match
     """The answer, with only the parts of the documents that were asked for."""
     timings = result.timings
     return pb.MatchResponse(
-        matches=[_match(match, options) for match in result.matches],
+        matches=[_match(match, result.weights, options) for match in result.matches],
         degraded=_DEGRADED[result.degraded],
         timings=pb.StageTimings(
             encode_ms=timings.encode_ms,
@@ -84,15 +102,36 @@ def to_match_response(result: MatchResult, options: pb.MatchOptions) -> pb.Match
         ),
         bi_encoder_model_id=result.bi_encoder_model_id,
         cross_encoder_model_id=result.cross_encoder_model_id,
+        candidate_count=result.candidate_count,
+        scored_count=result.scored_count,
+        recall=_RECALL_MODES[result.recall],
     )
 
 
-def _match(match: ScoredDocument, options: pb.MatchOptions) -> pb.Match:
+def _match(match: ScoredDocument, weights: Weights, options: pb.MatchOptions) -> pb.Match:
     return pb.Match(
         document=_document(match.document, options),
         score=match.score,
         recall_score=match.recall_score,
         rerank_score=match.rerank_score,
+        explanation=_explanation(match, weights) if options.explain else None,
+    )
+
+
+def _explanation(match: ScoredDocument, weights: Weights) -> pb.ScoreExplanation:
+    calibration = weights.calibration
+    return pb.ScoreExplanation(
+        cosine=match.parts.cosine,
+        bm25=match.parts.bm25,
+        lexical_evidence=lexical_evidence(match.parts.bm25),
+        pair_classifier_score=match.pair_classifier_score,
+        combined_score=match.combined_score,
+        weights=pb.ScoreWeights(
+            lexical=weights.lexical,
+            rerank=weights.rerank,
+            calibration_slope=calibration.slope if calibration else None,
+            calibration_intercept=calibration.intercept if calibration else None,
+        ),
     )
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 
 from services.matcher import protos
+from services.matcher.answers import MatchOptions
 from services.matcher.documents import DocumentsHandler
-from services.matcher.matching import Matcher, MatchOptions
+from services.matcher.matching import Matcher
 from textmatch.documents import check_texts, text_violation
 from textmatch.errors import InvalidInput, TextMatchError
 from textmatch.runtime.grpc_errors import to_status

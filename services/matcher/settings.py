@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from textmatch.combination import Weights
 from textmatch.runtime.config import load, setting
 from textmatch.runtime.settings import StoreSettings
 
@@ -20,10 +21,30 @@ class MatcherSettings(StoreSettings):
     )
     rerank_weight: float = setting(
         "TEXTMATCH_RERANK_WEIGHT",
-        0.2,
-        "Share of the cross-encoder in the score of a match; the rest is the cosine.",
+        Weights.rerank,
+        "Share of the cross-encoder in the score of a match; the rest is cosine and shared words.",
         minimum=0,
         maximum=1,
+    )
+    lexical_weight: float = setting(
+        "TEXTMATCH_LEXICAL_WEIGHT",
+        Weights.lexical,
+        "How much shared words raise the score of a match; docs/matching.md has the formula.",
+        minimum=0,
+        maximum=1,
+    )
+    rerank_depth: int = setting(
+        "TEXTMATCH_RERANK_DEPTH",
+        40,
+        "Candidates that the cross-encoder scores for a Match that does not say how many.",
+        minimum=1,
+        maximum=1_000,
+    )
+    embedding_cache_entries: int = setting(
+        "TEXTMATCH_EMBEDDING_CACHE_ENTRIES",
+        10_000,
+        "Embeddings of recent queries that are kept; 0 keeps none.",
+        minimum=0,
     )
     match_timeout_seconds: float = setting(
         "TEXTMATCH_MATCH_TIMEOUT_SECONDS",

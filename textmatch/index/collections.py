@@ -12,7 +12,7 @@ from qdrant_client import AsyncQdrantClient, models
 
 from textmatch.errors import ModelMismatch
 from textmatch.index.connection import translated_errors
-from textmatch.index.schema import dense_vector_params
+from textmatch.index.schema import HNSW, dense_vector_params, lexical_vector_params
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +113,10 @@ class Collections:
             if not await self._client.collection_exists(model_id):
                 try:
                     await self._client.create_collection(
-                        model_id, vectors_config=dense_vector_params(dimension)
+                        model_id,
+                        vectors_config=dense_vector_params(dimension),
+                        sparse_vectors_config=lexical_vector_params(),
+                        hnsw_config=HNSW,
                     )
                 except grpc.aio.AioRpcError as error:
                     # Another worker was quicker.

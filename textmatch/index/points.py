@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
 
 from textmatch.documents import point_id
 from textmatch.index.connection import translated_errors
-from textmatch.index.schema import VERSION_FIELD, StoredDocument, to_stored_document
+from textmatch.index.schema import DENSE_VECTOR, VERSION_FIELD, StoredDocument, to_stored_document
+from textmatch.vectors import Embeddings
 
-_SCAN_PAGE = 1_000
+_PAGE = 1_000
+
+
+@dataclass(frozen=True)
+class VersionsPage:
+    """Versions by document id; `next_position` is None on the last page."""
+
+    versions: dict[str, int]
+    next_position: PointId | None
 
 
 class CollectionPoints:
@@ -25,7 +35,9 @@ class CollectionPoints:
         """The stored ones of these documents, by id."""
         async with translated_errors(self._collection):
             records = await self._client.retrieve(
-                self._collection, [point_id(one) for one in ids], with_vectors=with_embeddings
+                self._collection,
+                [point_id(one) for one in ids],
+                with_vectors=[DENSE_VECTOR] if with_embeddings else False,
             )
         stored = [to_stored_document(record, self._collection) for record in records]
         return {one.document.id: one for one in stored}
@@ -38,21 +50,20 @@ class CollectionPoints:
             )
         return _versions(records)
 
-    async def scan(self) -> AsyncIterator[dict[str, int]]:
-        """The versions of all documents by id, a page at a time.
+    async def page(self, position: PointId | None) -> VersionsPage:
+        """The versions of some documents, walking through all of them.
 
-        What is stored from beginning to end is found; what comes or goes meanwhile may be found or not.
+        What is stored from the beginning of a walk to its end is found; what comes or goes meanwhile may be
+        found or not.
+
+        Args:
+            position: `next_position` of the page before; None at the beginning.
         """
-        offset: PointId | None = None
-        while True:
-            async with translated_errors(self._collection):
-                records, offset = await self._client.scroll(
-                    self._collection, limit=_SCAN_PAGE, offset=offset, with_payload=["id", VERSION_FIELD]
-                )
-            if records:
-                yield _versions(records)
-            if offset is None:
-                return
+        async with translated_errors(self._collection):
+            records, following = await self._client.scroll(
+                self._collection, limit=_PAGE, offset=position, with_payload=["id", VERSION_FIELD]
+            )
+        return VersionsPage(_versions(records), following)
 
     async def delete(self, versions: Mapping[str, int]) -> int:
         """Remove documents that are not newer than the version given for their id; says how many."""
@@ -79,6 +90,18 @@ class CollectionPoints:
                 with_payload=["text"],
             )
         return [(point.payload or {})["text"] for point in response.points]
+
+    async def nearest(self, embedding: Embeddings, count: int) -> list[PointId]:
+        """The points nearest to a (dimension,) embedding, nearest first; equal ids mean equal documents."""
+        async with translated_errors(self._collection):
+            response = await self._client.query_points(
+                self._collection,
+                query=embedding.tolist(),
+                using=DENSE_VECTOR,
+                limit=count,
+                with_payload=False,
+            )
+        return [point.id for point in response.points]
 
     async def count(self) -> int:
         """How many documents are stored."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import groupby
+from typing import Any
 
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
@@ -14,17 +15,16 @@ from textmatch.filters import Filter
 from textmatch.index.collections import Collections, Roles
 from textmatch.index.connection import CollectionGone, translated_errors
 from textmatch.index.filters import to_qdrant
+from textmatch.index.payload_indexes import PayloadIndexes
 from textmatch.index.points import CollectionPoints
+from textmatch.index.recall import Hit, RecallQuery, read_documents, read_embeddings, recall
 from textmatch.index.schema import (
-    DENSE_VECTOR,
-    DOCUMENT_FIELDS,
     VERSION_FIELD,
-    Candidate,
     StoredDocument,
-    to_document,
     to_point,
 )
 from textmatch.index.succession import Succession
+from textmatch.index.traits import CollectionTraits, TraitsCache
 from textmatch.vectors import Embeddings
 
 _SCROLL_PAGE = 1_000
@@ -37,9 +37,13 @@ class Index:
     no collection yet find nothing.
     """
 
-    def __init__(self, client: AsyncQdrantClient, alias: str) -> None:
+    def __init__(
+        self, client: AsyncQdrantClient, alias: str, payload_indexes: PayloadIndexes | None = None
+    ) -> None:
         self._client = client
         self._collections = Collections(client, alias)
+        self._payload_indexes = payload_indexes
+        self._traits = TraitsCache(client)
         self.succession = Succession(client, self._collections)
 
     async def collection(self) -> str:
@@ -79,9 +83,14 @@ class Index:
         Args:
             model_id: the model that made the embeddings; `prepare` was called for it.
         """
+        if self._payload_indexes:
+            await self._payload_indexes.ensure(self._client, model_id)
+        has_lexical = (await self.traits(model_id)).has_lexical
         by_version = sorted(zip(documents, embeddings, strict=True), key=lambda pair: pair[0].version)
         operations = [
-            _upsert_if_newer(version, [to_point(document, embedding) for document, embedding in pairs])
+            _upsert_if_newer(
+                version, [to_point(document, row, has_lexical=has_lexical) for document, row in pairs]
+            )
             for version, pairs in groupby(by_version, key=lambda pair: pair[0].version)
         ]
         async with self._watched(model_id):
@@ -132,24 +141,50 @@ class Index:
             if offset is None:
                 return
 
-    async def recall(
-        self, embedding: Embeddings, count: int, condition: Filter | None, *, model_id: str
-    ) -> list[Candidate]:
-        """The nearest documents to a (dimension,) embedding made by `model_id`, nearest first.
+    async def traits(self, collection: str) -> CollectionTraits:
+        """What a collection can do and what is noted beside it; up to some seconds old.
 
         Raises:
-            CollectionGone: that model's collection has been dropped.
+            CollectionGone: it has been dropped.
+        """
+        async with self._watched(collection):
+            return await self._traits.get(collection)
+
+    async def note(self, collection: str, notes: Mapping[str, Any]) -> None:
+        """Keep JSON-like notes beside a collection.
+
+        Raises:
+            CollectionGone: it has been dropped.
+        """
+        async with self._watched(collection):
+            await self._traits.note(collection, notes)
+
+    async def recall(self, query: RecallQuery, *, model_id: str) -> list[Hit]:
+        """What a query finds in the collection of that model, in no particular order.
+
+        Raises:
+            CollectionGone: it has been dropped.
         """
         async with self._watched(model_id):
-            response = await self._client.query_points(
-                model_id,
-                query=embedding.tolist(),
-                using=DENSE_VECTOR,
-                query_filter=to_qdrant(condition) if condition else None,
-                limit=count,
-                with_payload=DOCUMENT_FIELDS,
-            )
-        return [Candidate(to_document(point.payload or {}), point.score) for point in response.points]
+            return await recall(self._client, model_id, query)
+
+    async def documents(self, points: Sequence[PointId], *, model_id: str) -> dict[PointId, Document]:
+        """The documents of recalled points; what was deleted meanwhile is missing.
+
+        Raises:
+            CollectionGone: the collection has been dropped.
+        """
+        async with self._watched(model_id):
+            return await read_documents(self._client, model_id, points)
+
+    async def embeddings(self, points: Sequence[PointId], *, model_id: str) -> Mapping[PointId, Embeddings]:
+        """The (dimension,) embeddings of recalled points; what was deleted meanwhile is missing.
+
+        Raises:
+            CollectionGone: the collection has been dropped.
+        """
+        async with self._watched(model_id):
+            return await read_embeddings(self._client, model_id, points)
 
     async def count(self) -> int:
         """How many documents are stored."""

@@ -24,6 +24,7 @@ _CLASS_OF_REASON = {
         errors.DeadlinePassed,
         errors.NotReady,
         errors.DependencyUnavailable,
+        errors.LexicalIndexMissing,
         errors.Unauthenticated,
         errors.PermissionDenied,
         errors.InternalError,

@@ -35,6 +35,11 @@ class StoreSettings(ProcessSettings):
     redis_url: str = setting(
         "TEXTMATCH_REDIS_URL", "redis://127.0.0.1:6379/0", "Redis: queue and ingest state.", is_secret=True
     )
+    payload_indexes: str = setting(
+        "TEXTMATCH_PAYLOAD_INDEXES",
+        "",
+        "Attributes that filters are quick on, as `name:kind,name:kind`; keyword, integer, float or bool.",
+    )
     collection_alias: str = setting(
         "TEXTMATCH_COLLECTION_ALIAS", "textmatch", "Alias of the collection in use in Qdrant."
     )

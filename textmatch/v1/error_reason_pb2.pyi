@@ -56,6 +56,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the index was built with another model than the one that is served. Metadata:
     `index_model_id`, `encoder_model_id`.
     """
+    ERROR_REASON_LEXICAL_INDEX_MISSING: _ErrorReason.ValueType  # 41
+    """FAILED_PRECONDITION: hybrid recall was asked for, and the collection was made without BM25."""
     ERROR_REASON_API_KEY_MISSING: _ErrorReason.ValueType  # 50
     """UNAUTHENTICATED."""
     ERROR_REASON_API_KEY_INVALID: _ErrorReason.ValueType  # 51
@@ -105,6 +107,8 @@ ERROR_REASON_MODEL_MISMATCH: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION: the index was built with another model than the one that is served. Metadata:
 `index_model_id`, `encoder_model_id`.
 """
+ERROR_REASON_LEXICAL_INDEX_MISSING: ErrorReason.ValueType  # 41
+"""FAILED_PRECONDITION: hybrid recall was asked for, and the collection was made without BM25."""
 ERROR_REASON_API_KEY_MISSING: ErrorReason.ValueType  # 50
 """UNAUTHENTICATED."""
 ERROR_REASON_API_KEY_INVALID: ErrorReason.ValueType  # 51

@@ -28,20 +28,32 @@ class _RecallMode:
 class _RecallModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecallMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RECALL_MODE_UNSPECIFIED: _RecallMode.ValueType  # 0
-    """The same as RECALL_MODE_DENSE."""
+    """RECALL_MODE_HYBRID if the collection has what it needs, else RECALL_MODE_DENSE."""
     RECALL_MODE_DENSE: _RecallMode.ValueType  # 1
     """Nearest embeddings."""
     RECALL_MODE_HYBRID: _RecallMode.ValueType  # 2
-    """Nearest embeddings fused with BM25."""
+    """Nearest embeddings and BM25, with weighted scores. FAILED_PRECONDITION if the collection was made without
+    BM25.
+    """
+    RECALL_MODE_HYBRID_RRF: _RecallMode.ValueType  # 3
+    """The same two, fused by the ranks in each (reciprocal rank fusion). Recall scores then are about ranks and
+    say nothing about likeness.
+    """
 
 class RecallMode(_RecallMode, metaclass=_RecallModeEnumTypeWrapper): ...
 
 RECALL_MODE_UNSPECIFIED: RecallMode.ValueType  # 0
-"""The same as RECALL_MODE_DENSE."""
+"""RECALL_MODE_HYBRID if the collection has what it needs, else RECALL_MODE_DENSE."""
 RECALL_MODE_DENSE: RecallMode.ValueType  # 1
 """Nearest embeddings."""
 RECALL_MODE_HYBRID: RecallMode.ValueType  # 2
-"""Nearest embeddings fused with BM25."""
+"""Nearest embeddings and BM25, with weighted scores. FAILED_PRECONDITION if the collection was made without
+BM25.
+"""
+RECALL_MODE_HYBRID_RRF: RecallMode.ValueType  # 3
+"""The same two, fused by the ranks in each (reciprocal rank fusion). Recall scores then are about ranks and
+say nothing about likeness.
+"""
 Global___RecallMode: _TypeAlias = RecallMode  # noqa: Y015
 
 class _RerankMode:
@@ -55,6 +67,10 @@ class _RerankModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RerankMode
     RERANK_MODE_NONE: _RerankMode.ValueType  # 1
     """Recall order and scores."""
     RERANK_MODE_CROSS_ENCODER: _RerankMode.ValueType  # 2
+    RERANK_MODE_CASCADE: _RerankMode.ValueType  # 3
+    """The bi-encoder's pair classifier on the stored embeddings of all candidates, then the cross-encoder on the
+    best of those. INVALID_ARGUMENT if the bi-encoder has no classifier.
+    """
 
 class RerankMode(_RerankMode, metaclass=_RerankModeEnumTypeWrapper): ...
 
@@ -63,6 +79,10 @@ RERANK_MODE_UNSPECIFIED: RerankMode.ValueType  # 0
 RERANK_MODE_NONE: RerankMode.ValueType  # 1
 """Recall order and scores."""
 RERANK_MODE_CROSS_ENCODER: RerankMode.ValueType  # 2
+RERANK_MODE_CASCADE: RerankMode.ValueType  # 3
+"""The bi-encoder's pair classifier on the stored embeddings of all candidates, then the cross-encoder on the
+best of those. INVALID_ARGUMENT if the bi-encoder has no classifier.
+"""
 Global___RerankMode: _TypeAlias = RerankMode  # noqa: Y015
 
 class _DegradedReason:
@@ -74,22 +94,26 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     DEGRADED_REASON_UNSPECIFIED: _DegradedReason.ValueType  # 0
     """Complete."""
     DEGRADED_REASON_RERANK_LATE: _DegradedReason.ValueType  # 1
-    """Scoring did not end in time."""
+    """Scoring did not end in time; `scored_count` candidates were scored."""
     DEGRADED_REASON_RERANK_REFUSED: _DegradedReason.ValueType  # 2
     """The encoder refused to score."""
     DEGRADED_REASON_RERANK_UNAVAILABLE: _DegradedReason.ValueType  # 3
     """The encoder could not be reached for scoring."""
+    DEGRADED_REASON_ENCODE_LATE: _DegradedReason.ValueType  # 4
+    """The query was not embedded in time: candidates were found by BM25 alone and not scored."""
 
 class DegradedReason(_DegradedReason, metaclass=_DegradedReasonEnumTypeWrapper): ...
 
 DEGRADED_REASON_UNSPECIFIED: DegradedReason.ValueType  # 0
 """Complete."""
 DEGRADED_REASON_RERANK_LATE: DegradedReason.ValueType  # 1
-"""Scoring did not end in time."""
+"""Scoring did not end in time; `scored_count` candidates were scored."""
 DEGRADED_REASON_RERANK_REFUSED: DegradedReason.ValueType  # 2
 """The encoder refused to score."""
 DEGRADED_REASON_RERANK_UNAVAILABLE: DegradedReason.ValueType  # 3
 """The encoder could not be reached for scoring."""
+DEGRADED_REASON_ENCODE_LATE: DegradedReason.ValueType  # 4
+"""The query was not embedded in time: candidates were found by BM25 alone and not scored."""
 Global___DegradedReason: _TypeAlias = DegradedReason  # noqa: Y015
 
 class _IngestOutcome:
@@ -354,10 +378,14 @@ class MatchOptions(_message.Message):
     RERANK_FIELD_NUMBER: _builtins.int
     OMIT_TEXT_FIELD_NUMBER: _builtins.int
     OMIT_ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    RERANK_DEPTH_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     top_k: _builtins.int
     """1 to 1,000; 0 means 10."""
     candidate_count: _builtins.int
-    """How many candidates are recalled and scored: top_k to 1,000; 0 means 100, or top_k if that is larger."""
+    """How many candidates are recalled: top_k to 1,000; 0 means 100, or top_k if that is larger. With BM25, as many
+    are recalled by it too.
+    """
     min_score: _builtins.float
     """Leaves out matches with a lower score. 0..1."""
     recall: Global___RecallMode.ValueType
@@ -365,6 +393,12 @@ class MatchOptions(_message.Message):
     omit_text: _builtins.bool
     """Leave these out of the documents returned."""
     omit_attributes: _builtins.bool
+    rerank_depth: _builtins.int
+    """How many of the candidates are scored by the cross-encoder at most, the best first. At most
+    candidate_count; 0 leaves it to the server. Only these can be returned, and never fewer than top_k.
+    """
+    explain: _builtins.bool
+    """Also return what every score is made of."""
     @_builtins.property
     def filter(self) -> Global___Filter: ...
     def __init__(
@@ -378,10 +412,12 @@ class MatchOptions(_message.Message):
         rerank: Global___RerankMode.ValueType = ...,
         omit_text: _builtins.bool = ...,
         omit_attributes: _builtins.bool = ...,
+        rerank_depth: _builtins.int = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_count", b"candidate_count", "filter", b"filter", "min_score", b"min_score", "omit_attributes", b"omit_attributes", "omit_text", b"omit_text", "recall", b"recall", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_count", b"candidate_count", "explain", b"explain", "filter", b"filter", "min_score", b"min_score", "omit_attributes", b"omit_attributes", "omit_text", b"omit_text", "recall", b"recall", "rerank", b"rerank", "rerank_depth", b"rerank_depth", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,14 +454,19 @@ class Match(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     RECALL_SCORE_FIELD_NUMBER: _builtins.int
     RERANK_SCORE_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """0..1; what matches are sorted by."""
     recall_score: _builtins.float
-    """Cosine of the embeddings, cut to 0..1."""
+    """Cosine of the embeddings, cut to 0..1; with BM25, raised by the words that both texts have."""
     rerank_score: _builtins.float
     """Cross-encoder score, 0..1. Absent if this candidate was not scored."""
     @_builtins.property
     def document(self) -> Global___Document: ...
+    @_builtins.property
+    def explanation(self) -> Global___ScoreExplanation:
+        """Only if it was asked for."""
+
     def __init__(
         self,
         *,
@@ -433,16 +474,106 @@ class Match(_message.Message):
         score: _builtins.float = ...,
         recall_score: _builtins.float = ...,
         rerank_score: _builtins.float | None = ...,
+        explanation: Global___ScoreExplanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "rerank_score", b"rerank_score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "rerank_score", b"rerank_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "recall_score", b"recall_score", "rerank_score", b"rerank_score", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "recall_score", b"recall_score", "rerank_score", b"rerank_score", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rerank_score: _TypeAlias = _typing.Literal["rerank_score"]  # noqa: Y015
     _WhichOneofArgType__rerank_score: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rerank_score) -> _WhichOneofReturnType__rerank_score | None: ...
 
 Global___Match: _TypeAlias = Match  # noqa: Y015
+
+@_typing.final
+class ScoreExplanation(_message.Message):
+    """All that a score is made of; docs/matching.md has the formula."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COSINE_FIELD_NUMBER: _builtins.int
+    BM25_FIELD_NUMBER: _builtins.int
+    LEXICAL_EVIDENCE_FIELD_NUMBER: _builtins.int
+    PAIR_CLASSIFIER_SCORE_FIELD_NUMBER: _builtins.int
+    COMBINED_SCORE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    cosine: _builtins.float
+    """-1..1; 0 if the query could not be embedded in time."""
+    bm25: _builtins.float
+    """From 0 up. Absent without BM25."""
+    lexical_evidence: _builtins.float
+    """What BM25 counts for, 0..1."""
+    pair_classifier_score: _builtins.float
+    """0..1; decides only which candidates the cross-encoder scores. Absent without a classifier stage."""
+    combined_score: _builtins.float
+    """Of recall and cross-encoder together, before calibration. If this candidate was not scored while others
+    were, its recall score plus what scoring added to the others on average.
+    """
+    @_builtins.property
+    def weights(self) -> Global___ScoreWeights: ...
+    def __init__(
+        self,
+        *,
+        cosine: _builtins.float = ...,
+        bm25: _builtins.float | None = ...,
+        lexical_evidence: _builtins.float = ...,
+        pair_classifier_score: _builtins.float | None = ...,
+        combined_score: _builtins.float = ...,
+        weights: Global___ScoreWeights | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bm25", b"_bm25", "_pair_classifier_score", b"_pair_classifier_score", "bm25", b"bm25", "pair_classifier_score", b"pair_classifier_score", "weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bm25", b"_bm25", "_pair_classifier_score", b"_pair_classifier_score", "bm25", b"bm25", "combined_score", b"combined_score", "cosine", b"cosine", "lexical_evidence", b"lexical_evidence", "pair_classifier_score", b"pair_classifier_score", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bm25: _TypeAlias = _typing.Literal["bm25"]  # noqa: Y015
+    _WhichOneofArgType__bm25: _TypeAlias = _typing.Literal["_bm25", b"_bm25"]  # noqa: Y015
+    _WhichOneofReturnType__pair_classifier_score: _TypeAlias = _typing.Literal["pair_classifier_score"]  # noqa: Y015
+    _WhichOneofArgType__pair_classifier_score: _TypeAlias = _typing.Literal["_pair_classifier_score", b"_pair_classifier_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bm25) -> _WhichOneofReturnType__bm25 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pair_classifier_score) -> _WhichOneofReturnType__pair_classifier_score | None: ...
+
+Global___ScoreExplanation: _TypeAlias = ScoreExplanation  # noqa: Y015
+
+@_typing.final
+class ScoreWeights(_message.Message):
+    """The weights that were used, tuned for the collection or the server's defaults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEXICAL_FIELD_NUMBER: _builtins.int
+    RERANK_FIELD_NUMBER: _builtins.int
+    CALIBRATION_SLOPE_FIELD_NUMBER: _builtins.int
+    CALIBRATION_INTERCEPT_FIELD_NUMBER: _builtins.int
+    lexical: _builtins.float
+    rerank: _builtins.float
+    calibration_slope: _builtins.float
+    """Absent without calibration."""
+    calibration_intercept: _builtins.float
+    def __init__(
+        self,
+        *,
+        lexical: _builtins.float = ...,
+        rerank: _builtins.float = ...,
+        calibration_slope: _builtins.float | None = ...,
+        calibration_intercept: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_calibration_intercept", b"_calibration_intercept", "_calibration_slope", b"_calibration_slope", "calibration_intercept", b"calibration_intercept", "calibration_slope", b"calibration_slope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calibration_intercept", b"_calibration_intercept", "_calibration_slope", b"_calibration_slope", "calibration_intercept", b"calibration_intercept", "calibration_slope", b"calibration_slope", "lexical", b"lexical", "rerank", b"rerank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__calibration_intercept: _TypeAlias = _typing.Literal["calibration_intercept"]  # noqa: Y015
+    _WhichOneofArgType__calibration_intercept: _TypeAlias = _typing.Literal["_calibration_intercept", b"_calibration_intercept"]  # noqa: Y015
+    _WhichOneofReturnType__calibration_slope: _TypeAlias = _typing.Literal["calibration_slope"]  # noqa: Y015
+    _WhichOneofArgType__calibration_slope: _TypeAlias = _typing.Literal["_calibration_slope", b"_calibration_slope"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__calibration_intercept) -> _WhichOneofReturnType__calibration_intercept | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__calibration_slope) -> _WhichOneofReturnType__calibration_slope | None: ...
+
+Global___ScoreWeights: _TypeAlias = ScoreWeights  # noqa: Y015
 
 @_typing.final
 class StageTimings(_message.Message):
@@ -483,10 +614,19 @@ class MatchResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     BI_ENCODER_MODEL_ID_FIELD_NUMBER: _builtins.int
     CROSS_ENCODER_MODEL_ID_FIELD_NUMBER: _builtins.int
+    CANDIDATE_COUNT_FIELD_NUMBER: _builtins.int
+    SCORED_COUNT_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     degraded: Global___DegradedReason.ValueType
     bi_encoder_model_id: _builtins.str
     cross_encoder_model_id: _builtins.str
     """Empty if no pair was scored."""
+    candidate_count: _builtins.int
+    """How many candidates were recalled."""
+    scored_count: _builtins.int
+    """How many of them the cross-encoder scored."""
+    recall: Global___RecallMode.ValueType
+    """How they were recalled."""
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Match]: ...
     @_builtins.property
@@ -499,10 +639,13 @@ class MatchResponse(_message.Message):
         timings: Global___StageTimings | None = ...,
         bi_encoder_model_id: _builtins.str = ...,
         cross_encoder_model_id: _builtins.str = ...,
+        candidate_count: _builtins.int = ...,
+        scored_count: _builtins.int = ...,
+        recall: Global___RecallMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bi_encoder_model_id", b"bi_encoder_model_id", "cross_encoder_model_id", b"cross_encoder_model_id", "degraded", b"degraded", "matches", b"matches", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bi_encoder_model_id", b"bi_encoder_model_id", "candidate_count", b"candidate_count", "cross_encoder_model_id", b"cross_encoder_model_id", "degraded", b"degraded", "matches", b"matches", "recall", b"recall", "scored_count", b"scored_count", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,9 +72,10 @@ class MatcherServiceServicer:
     """
 
     def Match(self, request, context):
-        """Match embeds the query, recalls candidates from the index, scores each pair and returns the best, highest
-        score first. When scoring is late or refused, it answers in recall order and says so in `degraded`. When
-        the query cannot be embedded or the index does not answer, it fails at once with UNAVAILABLE.
+        """Match embeds the query, recalls candidates from the index, scores the best of them as pairs with the query,
+        as many as the deadline allows, and returns the best, highest score first. What is not done in time or
+        refused is left out, and `degraded` says so. When the encoder or the index cannot be reached, it fails at
+        once with UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

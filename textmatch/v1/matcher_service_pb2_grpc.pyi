@@ -34,9 +34,10 @@ class MatcherServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MatcherServiceAsyncStub: ...
     Match: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.MatchRequest, _matcher_service_pb2.MatchResponse]
-    """Match embeds the query, recalls candidates from the index, scores each pair and returns the best, highest
-    score first. When scoring is late or refused, it answers in recall order and says so in `degraded`. When
-    the query cannot be embedded or the index does not answer, it fails at once with UNAVAILABLE.
+    """Match embeds the query, recalls candidates from the index, scores the best of them as pairs with the query,
+    as many as the deadline allows, and returns the best, highest score first. What is not done in time or
+    refused is left out, and `degraded` says so. When the encoder or the index cannot be reached, it fails at
+    once with UNAVAILABLE.
     """
     BatchMatch: _grpc.UnaryStreamMultiCallable[_matcher_service_pb2.BatchMatchRequest, _matcher_service_pb2.BatchMatchResponse]
     """BatchMatch answers many queries; each result comes as soon as it is there, with the index of its query.
@@ -62,9 +63,10 @@ class MatcherServiceAsyncStub(MatcherServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Match: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.MatchRequest, _matcher_service_pb2.MatchResponse]  # type: ignore[assignment]
-    """Match embeds the query, recalls candidates from the index, scores each pair and returns the best, highest
-    score first. When scoring is late or refused, it answers in recall order and says so in `degraded`. When
-    the query cannot be embedded or the index does not answer, it fails at once with UNAVAILABLE.
+    """Match embeds the query, recalls candidates from the index, scores the best of them as pairs with the query,
+    as many as the deadline allows, and returns the best, highest score first. What is not done in time or
+    refused is left out, and `degraded` says so. When the encoder or the index cannot be reached, it fails at
+    once with UNAVAILABLE.
     """
     BatchMatch: _aio.UnaryStreamMultiCallable[_matcher_service_pb2.BatchMatchRequest, _matcher_service_pb2.BatchMatchResponse]  # type: ignore[assignment]
     """BatchMatch answers many queries; each result comes as soon as it is there, with the index of its query.
@@ -93,9 +95,10 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _matcher_service_pb2.MatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_matcher_service_pb2.MatchResponse, _abc.Awaitable[_matcher_service_pb2.MatchResponse]]:
-        """Match embeds the query, recalls candidates from the index, scores each pair and returns the best, highest
-        score first. When scoring is late or refused, it answers in recall order and says so in `degraded`. When
-        the query cannot be embedded or the index does not answer, it fails at once with UNAVAILABLE.
+        """Match embeds the query, recalls candidates from the index, scores the best of them as pairs with the query,
+        as many as the deadline allows, and returns the best, highest score first. What is not done in time or
+        refused is left out, and `degraded` says so. When the encoder or the index cannot be reached, it fails at
+        once with UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

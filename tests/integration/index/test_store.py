@@ -14,6 +14,7 @@ from textmatch.documents import Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.index.connection import CollectionGone, connect
+from textmatch.index.recall import RecallQuery
 from textmatch.index.store import Index
 from textmatch.vectors import Embeddings, normalise
 
@@ -59,7 +60,7 @@ async def test_nothing_is_found_before_the_first_collection(qdrant: str):
     assert await index.delete({"a": 1}) == 0
     assert [page async for page in index.find_ids(Filter())] == []
     with pytest.raises(CollectionGone, match="missing-000000000000"):
-        await index.recall(embedding(1)[0], 5, None, model_id="missing-000000000000")
+        await index.recall(RecallQuery(5, embedding(1)[0]), model_id="missing-000000000000")
     await index.close()
 
 
@@ -113,10 +114,12 @@ async def test_recall_returns_the_nearest_first(index: Index):
     documents = [Document(f"d{number}", f"text {number}", version=1) for number in range(50)]
     rows = np.concatenate([embedding(number) for number in range(50)])
     await index.upsert(documents, rows, model_id=await index.collection())
-    candidates = await index.recall(embedding(7)[0], 5, None, model_id=await index.collection())
+    hits = await index.recall(RecallQuery(5, embedding(7)[0]), model_id=await index.collection())
+    hits.sort(key=lambda hit: -hit.cosine)
+    documents = await index.documents([hit.point for hit in hits], model_id=await index.collection())
     exact = np.argsort(-(rows @ embedding(7)[0]))[:5]
-    assert [candidate.document.id for candidate in candidates] == [f"d{number}" for number in exact]
-    assert candidates[0].cosine == pytest.approx(1.0, abs=1e-5)
+    assert [documents[hit.point].id for hit in hits] == [f"d{number}" for number in exact]
+    assert hits[0].cosine == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +149,16 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
         "b": {"kind": "class", "tags": ["z"], "public": False, "year": 2021, "author": {"age": 30}},
         "c": {"kind": "class", "tags": [], "year": 2022},
     }
-    await write(index, *(Document(key, key, value, version=1) for key, value in attributes.items()))
+    await write(index, *(Document(key, f"{key} a1", value, version=1) for key, value in attributes.items()))
     found = [one async for page in index.find_ids(condition) for one in page]
     assert set(found) == expected
-    candidates = await index.recall(embedding(1)[0], 10, condition, model_id=await index.collection())
-    assert {candidate.document.id for candidate in candidates} == expected
+    for query in (
+        RecallQuery(10, embedding(1)[0], "", condition),
+        RecallQuery(10, None, "b c a1", condition),
+    ):
+        hits = await index.recall(query, model_id=await index.collection())
+        documents = await index.documents([hit.point for hit in hits], model_id=await index.collection())
+        assert {one.id for one in documents.values()} == expected
 
 
 @pytest.mark.parametrize("name", ["two words", "作者", "a[", "9-lives", "k'"])
@@ -171,7 +179,7 @@ async def test_find_ids_goes_through_many_pages(index: Index):
 async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Index):
     condition = Filter(must=(FieldMatch('a"b', ("x",)),))
     with pytest.raises(InvalidInput, match="filter field 'a\"b': is not the path of an attribute"):
-        await index.recall(embedding(1)[0], 10, condition, model_id=await index.collection())
+        await index.recall(RecallQuery(10, embedding(1)[0], "", condition), model_id=await index.collection())
 
 
 async def test_another_models_collection_is_a_mismatch_naming_both(index: Index):

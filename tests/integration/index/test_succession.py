@@ -135,12 +135,13 @@ async def test_a_collection_that_is_gone_is_named(index: Index, new: str):
         await index.points(new).count()
 
 
-async def test_scan_and_sample(index: Index, old: str):
+async def test_walking_and_sampling(index: Index, old: str):
     documents = [Document(f"文档{number}", f"text {number}", version=number + 1) for number in range(1_500)]
     await write(index, old, *documents)
-    pages = [page async for page in index.points(old).scan()]
-    assert [len(page) for page in pages] == [1_000, 500]
-    assert pages[0] | pages[1] == {document.id: document.version for document in documents}
+    first = await index.points(old).page(None)
+    second = await index.points(old).page(first.next_position)
+    assert (len(first.versions), len(second.versions), second.next_position) == (1_000, 500, None)
+    assert first.versions | second.versions == {document.id: document.version for document in documents}
     texts = await index.points(old).sample(20)
     assert len(set(texts)) == 20
     assert set(texts) < {document.text for document in documents}

@@ -4,7 +4,8 @@ import pytest
 from google.protobuf import struct_pb2
 
 from services.matcher import protos
-from services.matcher.matching import Degraded, MatchResult, ScoredDocument
+from services.matcher.answers import Degraded, MatchResult, Recall, Rerank, ScoredDocument
+from textmatch.combination import Calibration, Parts, Weights
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
@@ -17,10 +18,12 @@ def string(value: str) -> struct_pb2.Value:
 
 def test_defaults_are_filled_in():
     options = protos.to_options(pb.MatchOptions())
-    assert (options.top_k, options.candidate_count, options.rerank) == (10, 100, True)
+    assert (options.top_k, options.candidate_count, options.rerank_depth) == (10, 100, 0)
+    assert (options.recall, options.rerank) == (Recall.BEST, Rerank.CROSS_ENCODER)
     assert options.condition is None
     assert protos.to_options(pb.MatchOptions(top_k=300)).candidate_count == 300
-    assert not protos.to_options(pb.MatchOptions(rerank=pb.RERANK_MODE_NONE)).rerank
+    assert protos.to_options(pb.MatchOptions(rerank=pb.RERANK_MODE_NONE)).rerank is Rerank.NONE
+    assert protos.to_options(pb.MatchOptions(recall=pb.RECALL_MODE_DENSE)).recall is Recall.DENSE
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,8 @@ def test_defaults_are_filled_in():
         ({"candidate_count": 1001}, "options.candidate_count: is 1001; it must be 10 (top_k) to 1000"),
         ({"min_score": 1.5}, "options.min_score: is 1.5; it must be 0 to 1"),
         ({"min_score": float("nan")}, "options.min_score: is nan; it must be 0 to 1"),
-        ({"recall": pb.RECALL_MODE_HYBRID}, "options.recall: 2 is not served; use RECALL_MODE_DENSE"),
+        ({"recall": 9}, "options.recall: 9 is not known"),
+        ({"rerank_depth": 101}, "options.rerank_depth: is 101; it must be 0 to 100 (candidate_count)"),
         ({"rerank": 77}, "options.rerank: 77 is not known"),
     ],
 )
@@ -114,7 +118,7 @@ def test_a_filter_has_limits_in_depth_and_size():
 
 
 def test_parts_that_were_not_asked_for_are_left_out():
-    match = ScoredDocument(Document("a", "text", {"k": 1}, 3), score=0.5, recall_score=0.4, rerank_score=None)
+    match = ScoredDocument(Document("a", "text", {"k": 1}, 3), 0.5, 0.4, 0.45, None, Parts(0.4))
     result = MatchResult(matches=[match], degraded=Degraded.RERANK_REFUSED)
     bare = protos.to_match_response(result, pb.MatchOptions(omit_text=True, omit_attributes=True))
     assert (bare.matches[0].document.text, bare.matches[0].document.HasField("attributes")) == ("", False)
@@ -122,3 +126,22 @@ def test_parts_that_were_not_asked_for_are_left_out():
     assert full.matches[0].document.attributes.fields["k"].number_value == 1
     assert not full.matches[0].HasField("rerank_score")
     assert full.degraded == pb.DEGRADED_REASON_RERANK_REFUSED
+
+
+def test_an_explanation_has_every_part_of_a_score():
+    match = ScoredDocument(Document("a", "text"), 0.5, 0.4, 0.45, 0.75, Parts(-0.5, 15.0), 0.25)
+    weights = Weights(0.5, 0.25, Calibration(2.0, -1.0))
+    result = MatchResult([match], weights=weights, recall=Recall.HYBRID, candidate_count=7, scored_count=1)
+    assert not protos.to_match_response(result, pb.MatchOptions()).matches[0].HasField("explanation")
+    response = protos.to_match_response(result, pb.MatchOptions(explain=True))
+    assert response.matches[0].explanation == pb.ScoreExplanation(
+        cosine=-0.5,
+        bm25=15.0,
+        lexical_evidence=0.25,
+        pair_classifier_score=0.25,
+        combined_score=0.45,
+        weights=pb.ScoreWeights(lexical=0.5, rerank=0.25, calibration_slope=2.0, calibration_intercept=-1.0),
+    )
+    assert response.matches[0].rerank_score == 0.75
+    assert (response.candidate_count, response.scored_count) == (7, 1)
+    assert response.recall == pb.RECALL_MODE_HYBRID

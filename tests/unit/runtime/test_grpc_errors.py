@@ -19,6 +19,7 @@ EXAMPLES: list[tuple[TextMatchError, grpc.StatusCode, str]] = [
     (errors.NotReady("x", retry_delay_seconds=0.25), grpc.StatusCode.UNAVAILABLE, "NOT_READY"),
     (errors.DependencyUnavailable("x"), grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE"),
     (errors.ModelMismatch("old", "new"), grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH"),
+    (errors.LexicalIndexMissing("x"), grpc.StatusCode.FAILED_PRECONDITION, "LEXICAL_INDEX_MISSING"),
     (errors.Unauthenticated("x"), grpc.StatusCode.UNAUTHENTICATED, "API_KEY_INVALID"),
     (errors.PermissionDenied("x"), grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING"),
     (errors.InternalError("x"), grpc.StatusCode.INTERNAL, "INTERNAL"),

@@ -1,0 +1,142 @@
+"""From a query to candidates: embed it by the model of the collection in use, and search."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from services.matcher.answers import MatchOptions, Recall
+from services.matcher.embedding_cache import EmbeddingCache
+from textmatch.encoder_client import EncoderClient
+from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch
+from textmatch.index.recall import Hit, RecallQuery
+from textmatch.index.store import Index
+from textmatch.index.traits import CollectionTraits
+from textmatch.vectors import Embeddings
+
+Answer = TypeVar("Answer")
+
+# Kept back from embedding, so that searching by words alone still is in time.
+_SEARCH_RESERVE_SECONDS = 0.008
+_SEARCH_RESERVE_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class EmbeddedQuery:
+    """A query and the collection to look in, "" if there is none; `embedding` is None if time ran out."""
+
+    text: str
+    collection: str
+    model_id: str
+    embedding: Embeddings | None
+
+
+class Recaller:
+    """Embeds queries and finds candidates."""
+
+    def __init__(self, encoder: EncoderClient, index: Index, cache: EmbeddingCache) -> None:
+        self._encoder = encoder
+        self._index = index
+        self._cache = cache
+
+    async def embed(
+        self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool
+    ) -> EmbeddedQuery:
+        """Embed the query by the model that built the collection in use.
+
+        Raises:
+            DependencyUnavailable: the encoder or Qdrant does not answer.
+            ModelMismatch: the encoder does not serve that model.
+            DeadlinePassed, DeadlineTooShort: not in time, and only embeddings can be searched for.
+        """
+        collection = await before(deadline, self._index.collection())
+        try:
+            return await self._embed(query, collection, options, deadline, is_bulk)
+        except ModelMismatch:
+            # The alias may have been switched, and the old model taken away, since it was read.
+            latest = await before(deadline, self._index.refresh_collection())
+            if latest == collection:
+                raise
+            return await self._embed(query, latest, options, deadline, is_bulk)
+
+    async def find(self, query: EmbeddedQuery, options: MatchOptions, *, deadline: float) -> list[Hit]:
+        """The candidates, in no particular order.
+
+        Raises:
+            CollectionGone: the collection has been dropped.
+            LexicalIndexMissing: hybrid recall was asked for in a collection without BM25.
+        """
+        if not query.collection:
+            return []
+        traits = await self.traits(query.collection, deadline)
+        mode = recall_mode(options.recall, traits, query.collection)
+        search = RecallQuery(
+            count=options.candidate_count,
+            embedding=query.embedding,
+            text="" if mode is Recall.DENSE else query.text,
+            condition=options.condition,
+            fuse_ranks=mode is Recall.HYBRID_RRF,
+        )
+        return await before(deadline, self._index.recall(search, model_id=query.collection))
+
+    async def traits(self, collection: str, deadline: float) -> CollectionTraits:
+        """What the collection can do.
+
+        Raises:
+            CollectionGone: it has been dropped.
+        """
+        return await before(deadline, self._index.traits(collection))
+
+    async def _embed(
+        self, query: str, collection: str, options: MatchOptions, deadline: float, is_bulk: bool
+    ) -> EmbeddedQuery:
+        cached = self._cache.get(collection, query) if collection else None
+        if cached is not None:
+            return EmbeddedQuery(query, collection, collection, cached)
+        has_lexical = bool(collection) and (await self.traits(collection, deadline)).has_lexical
+        words_will_do = has_lexical and options.recall is not Recall.DENSE
+        seconds_left = deadline - time.monotonic()
+        if words_will_do:
+            seconds_left -= max(_SEARCH_RESERVE_SECONDS, seconds_left * _SEARCH_RESERVE_SHARE)
+        try:
+            encoded = await self._encoder.encode(
+                [query], is_query=True, is_bulk=is_bulk, timeout_seconds=seconds_left, model=collection
+            )
+        except (DeadlinePassed, DeadlineTooShort):
+            if not words_will_do:
+                raise
+            return EmbeddedQuery(query, collection, collection, None)
+        self._cache.put(encoded.model_id, query, encoded.embeddings[0])
+        return EmbeddedQuery(query, collection, encoded.model_id, encoded.embeddings[0])
+
+
+def recall_mode(wanted: Recall, traits: CollectionTraits, collection: str) -> Recall:
+    """How to search a collection.
+
+    Raises:
+        LexicalIndexMissing: what is wanted needs BM25, and the collection has none.
+    """
+    if wanted is Recall.BEST:
+        return Recall.HYBRID if traits.has_lexical else Recall.DENSE
+    if wanted is not Recall.DENSE and not traits.has_lexical:
+        raise LexicalIndexMissing(
+            f"the collection {collection} was made without BM25; rebuild it with `textmatch reindex`, or use"
+            " dense recall"
+        )
+    return wanted
+
+
+async def before(deadline: float, answer: Awaitable[Answer]) -> Answer:
+    """What the index says.
+
+    Raises:
+        DeadlinePassed: it does not say it in time.
+    """
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await answer
+    except TimeoutError:
+        raise DeadlinePassed("the index did not answer before the deadline") from None
