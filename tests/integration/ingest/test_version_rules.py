@@ -1,0 +1,243 @@
+"""Writes, deletes, redelivery, replays and crashes in any order: the index is always what the rules say.
+
+Hypothesis makes up the orders; the worker's `index_documents`, the matcher's deletes, Redis and the engine
+are the real ones. A model applies the same events by the rules of versions and tombstones alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from redis.asyncio import Redis
+
+from services.matcher.documents import DocumentsHandler, IngestState
+from tests.integration.ingest.scripted_encoder import ScriptedEncoder
+from tests.integration.ingest.version_model import BAD_TEXT, Model, Moment, Race, raced_document
+from tests.support.queue import take_queued
+from textmatch.documents import Document
+from textmatch.errors import InvalidInput, Violation
+from textmatch.index.store import Index
+from textmatch.queue.tombstones import Tombstones
+from textmatch.v1 import error_reason_pb2
+from textmatch.v1 import matcher_service_pb2 as pb
+from workers.indexing import Dependencies, index_documents
+
+NAMES = st.sampled_from(["a", "b"])
+VERSIONS = st.integers(1, 6)
+TEXTS = st.sampled_from(["one", "two", BAD_TEXT])
+EXAMPLES = settings(
+    max_examples=80,
+    stateful_step_count=25,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class Crash(Exception):
+    """The worker dies here."""
+
+
+RunRace = Callable[[Moment], Awaitable[None]]
+RACES = st.none() | st.builds(Race, st.sampled_from(Moment), VERSIONS, st.none() | TEXTS)
+
+
+class RacedTombstones:
+    """Tombstones that are read before and after the write: the moments for a race, and for a crash."""
+
+    def __init__(
+        self, real: Tombstones, run_race: Callable[[Moment], Awaitable[None]], crashes: bool
+    ) -> None:
+        self._real = real
+        self._run_race = run_race
+        self._crashes = crashes
+        self._is_read = False
+
+    async def get(self, ids: Sequence[str]) -> dict[str, int]:
+        if not self._is_read:
+            self._is_read = True
+            found = await self._real.get(ids)
+            await self._run_race(Moment.BEFORE_READING)
+            return found
+        await self._run_race(Moment.AFTER_WRITE)
+        if self._crashes:
+            raise Crash
+        return await self._real.get(ids)
+
+
+class RacedIndex:
+    """The index, with something that comes just before a write."""
+
+    def __init__(self, real: Index, run_race: RunRace) -> None:
+        self._real = real
+        self._run_race = run_race
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def upsert(self, *arguments: Any, **options: Any) -> None:
+        await self._run_race(Moment.BETWEEN_READING_AND_WRITE)
+        await self._real.upsert(*arguments, **options)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The real parts, all of one event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    deps: Dependencies
+    handler: DocumentsHandler
+    state: IngestState
+    encoder: ScriptedEncoder
+    redis: Redis
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run in the loop, from another thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout=60)
+
+    async def delete(self, document_id: str, version: int) -> None:
+        """As a client of the matcher does."""
+        await self.handler.delete(pb.DeleteDocumentsRequest(ids=[document_id], version=version))
+
+
+class VersionRules(RuleBasedStateMachine):
+    """Documents of one run have ids of their own: the index is never emptied."""
+
+    messages = Bundle("messages")
+    numbers = itertools.count()
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.parts = parts
+        self.model = Model()
+        self.unacknowledged: list[Document] = []
+        self.run_number = next(self.numbers)
+
+    @initialize()
+    def refuse_bad_text(self) -> None:
+        self.set_refusing(is_refusing=True)
+
+    @rule(is_refusing=st.booleans())
+    def set_refusing(self, is_refusing: bool) -> None:
+        self.model.refuses_bad_text = is_refusing
+        self.parts.encoder.check = refuse_bad_text if is_refusing else lambda texts: None
+
+    @rule(
+        target=messages,
+        name=NAMES,
+        version=VERSIONS,
+        text=TEXTS,
+        race=RACES,
+        crashes=st.booleans(),
+    )
+    def write(self, name: str, version: int, text: str, race: Race | None, crashes: bool) -> Document:
+        document = Document(self.document_id(name), text, {"version": version}, version)
+        self.parts.run(self.parts.state.producer.enqueue([document]))
+        self.deliver_queued(race, crashes)
+        return document
+
+    @rule(document=messages, race=RACES, crashes=st.booleans())
+    def redeliver(self, document: Document, race: Race | None, crashes: bool) -> None:
+        self.deliver(document, race, crashes)
+
+    @rule(name=NAMES, version=VERSIONS)
+    def delete(self, name: str, version: int) -> None:
+        self.parts.run(self.parts.delete(self.document_id(name), version))
+        self.model.delete(self.document_id(name), version)
+
+    @rule(name=NAMES)
+    def replay_dead_letter(self, name: str) -> None:
+        replayed = self.model.letters.pop(self.document_id(name), None)
+        letters = self.parts.state.dead_letters
+        count = self.parts.run(letters.replay([self.document_id(name)], self.parts.state.producer))
+        assert count == (replayed is not None)
+        self.deliver_queued(race=None, crashes=False)
+
+    @invariant()
+    def the_index_is_what_the_rules_say(self) -> None:
+        ids = [self.document_id(name) for name in ("a", "b")]
+        found = self.parts.run(self.parts.deps.index.fetch(ids))
+        assert {one.document.id: one.document for one in found.values()} == self.model.stored
+        assert {one: self.letter(one) for one in ids if self.letter(one)} == self.model.letters
+
+    def teardown(self) -> None:
+        """What no worker has acknowledged comes again; then nothing waits and no tombstone is ignored."""
+        for document in self.unacknowledged:
+            self.deliver(document, race=None, crashes=False)
+        self.the_index_is_what_the_rules_say()
+        for document in self.model.stored.values():
+            assert document.version > self.model.tombstones.get(document.id, 0)
+        ids = [self.document_id(name) for name in ("a", "b")]
+        assert self.parts.run(self.parts.state.pending.versions(ids)) == {}
+
+    def deliver_queued(self, race: Race | None, crashes: bool) -> None:
+        for document in self.parts.run(take_queued(self.parts.redis)):
+            self.deliver(document, race, crashes)
+
+    def deliver(self, document: Document, race: Race | None, crashes: bool) -> None:
+        self.model.deliver(document, race, crashes=crashes)
+        self.parts.run(self.work_on(document, race, crashes))
+
+    async def work_on(self, document: Document, race: Race | None, crashes: bool) -> None:
+        async def run_race(moment: Moment) -> None:
+            if race is None or race.moment is not moment:
+                return
+            if race.text is None:
+                await self.parts.delete(document.id, race.version)
+            else:
+                raced = raced_document(document.id, race.version, race.text)
+                await index_documents([raced], self.parts.deps)
+
+        deps = self.parts.deps
+        tombstones = RacedTombstones(deps.tombstones, run_race, crashes)
+        try:
+            await index_documents(
+                [document], replace(deps, tombstones=tombstones, index=RacedIndex(deps.index, run_race))
+            )
+        except Crash:
+            self.unacknowledged.append(document)
+
+    def document_id(self, name: str) -> str:
+        return f"{self.run_number}-{name}"
+
+    def letter(self, document_id: str) -> Document | None:
+        letter = self.parts.run(self.parts.state.dead_letters.get(document_id))
+        return letter.document if letter else None
+
+
+def refuse_bad_text(texts: Sequence[str]) -> None:
+    """As the encoder refuses texts that its model fails on."""
+    failed = error_reason_pb2.ERROR_REASON_TEXT_FAILED
+    violations = [
+        Violation(f"texts[{position}]", failed, "makes the model fail")
+        for position, text in enumerate(texts)
+        if text == BAD_TEXT
+    ]
+    if violations:
+        raise InvalidInput(violations)
+
+
+async def test_the_index_is_what_the_rules_of_versions_say_after_any_events(
+    deps: Dependencies,
+    handler: DocumentsHandler,
+    state: IngestState,
+    encoder: ScriptedEncoder,
+    redis: Redis,
+):
+    parts = Parts(asyncio.get_running_loop(), deps, handler, state, encoder, redis)
+    await asyncio.to_thread(run_state_machine_as_test, lambda: VersionRules(parts), settings=EXAMPLES)

@@ -1,0 +1,97 @@
+"""The rules of versions and tombstones, applied to events one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from textmatch.documents import Document
+
+BAD_TEXT = "bad"
+
+
+class Moment(Enum):
+    """Between which steps of a worker something else happens."""
+
+    BEFORE_READING = auto()
+    BETWEEN_READING_AND_WRITE = auto()
+    AFTER_WRITE = auto()
+
+
+@dataclass(frozen=True)
+class Race:
+    """What somebody else does with the same document meanwhile: a delete, or a write if there is a text."""
+
+    moment: Moment
+    version: int
+    text: str | None
+
+
+@dataclass
+class Model:
+    """What the rules say: documents in the index, tombstones and dead letters, by id."""
+
+    stored: dict[str, Document] = field(default_factory=dict)
+    tombstones: dict[str, int] = field(default_factory=dict)
+    letters: dict[str, Document] = field(default_factory=dict)
+    refuses_bad_text: bool = True
+
+    def delete(self, document_id: str, version: int) -> None:
+        """Everything up to the version goes."""
+        self.tombstones[document_id] = max(version, self.tombstones.get(document_id, 0))
+        self._forget(self.stored, document_id, version)
+        self._forget(self.letters, document_id, version)
+
+    def deliver(self, document: Document, race: Race | None, *, crashes: bool) -> None:
+        """A worker takes the document; a crash comes after its write."""
+        is_buried_at_first = self._is_buried(document)
+        self._race(document, race, Moment.BEFORE_READING)
+        is_refused = self._is_refused(document) and not is_buried_at_first
+        if not (is_buried_at_first or is_refused or self._is_stale(document)):
+            self._race(document, race, Moment.BETWEEN_READING_AND_WRITE)
+            if not self._is_stale(document):
+                self.stored[document.id] = document
+        self._race(document, race, Moment.AFTER_WRITE)
+        if crashes:
+            return
+        if self._is_buried(document):
+            self._forget(self.stored, document.id, self.tombstones[document.id])
+        if is_refused and not self._is_buried(document):
+            self._keep_letter(document)
+        else:
+            self._forget(self.letters, document.id, document.version)
+
+    def _race(self, document: Document, race: Race | None, moment: Moment) -> None:
+        if race is None or race.moment is not moment:
+            return
+        if race.text is None:
+            self.delete(document.id, race.version)
+        else:
+            self.deliver(raced_document(document.id, race.version, race.text), None, crashes=False)
+
+    def _is_buried(self, document: Document) -> bool:
+        return self.tombstones.get(document.id, 0) >= document.version
+
+    def _is_stale(self, document: Document) -> bool:
+        return document.id in self.stored and self.stored[document.id].version >= document.version
+
+    def _is_refused(self, document: Document) -> bool:
+        """Only what must be encoded can be refused."""
+        known = self.stored.get(document.id)
+        is_encoded = not self._is_stale(document) and (known is None or known.text != document.text)
+        return is_encoded and self.refuses_bad_text and document.text == BAD_TEXT
+
+    def _keep_letter(self, document: Document) -> None:
+        known = self.letters.get(document.id)
+        if known is None or known.version <= document.version:
+            self.letters[document.id] = document
+
+    @staticmethod
+    def _forget(documents: dict[str, Document], document_id: str, version: int) -> None:
+        if document_id in documents and documents[document_id].version <= version:
+            del documents[document_id]
+
+
+def raced_document(document_id: str, version: int, text: str) -> Document:
+    """What another worker writes."""
+    return Document(document_id, text, {"raced": True}, version)
