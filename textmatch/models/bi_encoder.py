@@ -174,11 +174,19 @@ def _packed(
     first, *following = model.children()
     if not isinstance(first, Transformer) or not isinstance(first.model, PreTrainedModel):
         return None
+    if not _needs_last_states_only(first):
+        return None
     engine = start_engine(first.model, options, model_id=model_id, dtype=dtype, device=device)
     if engine is None:
         return None
     pad_id = first.tokenizer.pad_token_id or 0
     return PackedBiEncoder(engine, [module.to(device) for module in following], pad_id)
+
+
+def _needs_last_states_only(first: Transformer) -> bool:
+    """Whether what follows reads the last layer: not its pooler, and not the layers before it."""
+    is_last = first.modality_config["text"]["method_output_name"] == "last_hidden_state"
+    return is_last and not first.model.config.output_hidden_states
 
 
 def _placed(model: SentenceTransformer, device: str, dtype: torch.dtype) -> SentenceTransformer:
@@ -193,6 +201,10 @@ def _placed(model: SentenceTransformer, device: str, dtype: torch.dtype) -> Sent
 def _to_float32(module: nn.Module, _: tuple[Any, ...], features: dict[str, Any]) -> None:
     name = cast("Transformer", module).module_output_name
     features[name] = features[name].float()
+    if "all_layer_embeddings" in features:
+        features["all_layer_embeddings"] = tuple(
+            states.float() for states in features["all_layer_embeddings"]
+        )
 
 
 def feed_lstm(model: nn.Module) -> None:
