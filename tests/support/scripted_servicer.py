@@ -26,6 +26,15 @@ from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 DIMENSION = 4
 
 
+_EXPLANATION = pb.ScoreExplanation(
+    cosine=0.75,
+    bm25=15.0,
+    lexical_evidence=0.25,
+    combined_score=0.5,
+    weights=pb.ScoreWeights(lexical=0.5, rerank=0.25, calibration_slope=2.0, calibration_intercept=-1.0),
+)
+
+
 class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     """Stores what it is given and matches by the share of the query's words."""
 
@@ -121,7 +130,13 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         )
         reranked = options.rerank != pb.RERANK_MODE_NONE
         matches = [
-            pb.Match(document=item, score=score, recall_score=score, rerank_score=score if reranked else None)
+            pb.Match(
+                document=item,
+                score=score,
+                recall_score=score,
+                rerank_score=score if reranked else None,
+                explanation=_EXPLANATION if options.explain else None,
+            )
             for score, item in scored[: options.top_k]
         ]
         return pb.MatchResponse(
@@ -130,6 +145,9 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
             timings=pb.StageTimings(encode_ms=1.5, recall_ms=2.0, rerank_ms=3.0, total_ms=7.0),
             bi_encoder_model_id="tiny-0123456789ab",
             cross_encoder_model_id="pair-0123456789ab" if reranked else "",
+            candidate_count=len(scored),
+            scored_count=1 if reranked else 0,
+            recall=options.recall or pb.RECALL_MODE_DENSE,
         )
 
 

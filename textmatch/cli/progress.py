@@ -1,4 +1,4 @@
-"""The progress bar of an ingest, on stderr and only if a person looks."""
+"""Progress bars, on stderr and only if a person looks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,78 @@ import time
 from typing import BinaryIO, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from textmatch.client import IngestStatus
 
 _DOCUMENTS_PER_UPDATE = 100
+
+
+class MatchProgress:
+    """Shows how many queries are answered and how fast, if `is_shown`."""
+
+    def __init__(self, is_shown: bool) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("matching {task.completed:,.0f} queries, {task.fields[rate]:,.0f}/s"),
+            console=console,
+            disable=not (is_shown and console.is_terminal),
+        )
+        self._task = self._progress.add_task("", total=None, rate=0.0)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def advance(self) -> None:
+        """One more is answered."""
+        done = self._progress.tasks[self._task].completed + 1
+        rate = done / max(time.monotonic() - self._started, 0.001)
+        self._progress.update(self._task, completed=done, rate=rate)
+
+
+class ReindexProgress:
+    """Shows one bar for each stage, with the time left."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._stages: list[TaskID] = []
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage begins that has so many documents before it."""
+        self._stages.append(self._progress.add_task(name, total=total))
+
+    def advance(self, count: int) -> None:
+        """So many of them are behind it."""
+        self._progress.advance(self._stages[-1], count)
 
 
 class IngestProgress:

@@ -88,8 +88,7 @@ class TextMatchClient:
 
         Args:
             query: the text to look for.
-            options: `top_k`, `candidate_count`, `where`, `min_score`, `rerank`, `omit_text` and
-                `omit_attributes` as `MatchOptions` explains them.
+            options: `top_k`, `where`, `min_score` and others, as `MatchOptions` explains them.
         """
         return self._matcher.match(query, options)
 

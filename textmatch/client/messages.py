@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from textmatch.attributes import from_struct, to_struct
-from textmatch.client.results import DegradedReason, Match, MatchResult, StageTimings
+from textmatch.client.results import (
+    DegradedReason,
+    Match,
+    MatchResult,
+    Recall,
+    ScoreExplanation,
+    StageTimings,
+)
 from textmatch.documents import Document, document_violations
 from textmatch.errors import InvalidInput, Violation
 from textmatch.v1 import error_reason_pb2
@@ -20,6 +27,12 @@ _DEGRADED = {
     pb.DEGRADED_REASON_RERANK_LATE: DegradedReason.RERANK_LATE,
     pb.DEGRADED_REASON_RERANK_REFUSED: DegradedReason.RERANK_REFUSED,
     pb.DEGRADED_REASON_RERANK_UNAVAILABLE: DegradedReason.RERANK_UNAVAILABLE,
+    pb.DEGRADED_REASON_ENCODE_LATE: DegradedReason.ENCODE_LATE,
+}
+_RECALL = {
+    pb.RECALL_MODE_DENSE: Recall.DENSE,
+    pb.RECALL_MODE_HYBRID: Recall.HYBRID,
+    pb.RECALL_MODE_HYBRID_RRF: Recall.HYBRID_RRF,
 }
 _JSON_NAMES = {
     type(None): "null",
@@ -80,6 +93,9 @@ def to_match_result(query: str, response: pb.MatchResponse) -> MatchResult:
         timings=StageTimings(timings.encode_ms, timings.recall_ms, timings.rerank_ms, timings.total_ms),
         bi_encoder_model_id=response.bi_encoder_model_id,
         cross_encoder_model_id=response.cross_encoder_model_id or None,
+        candidate_count=response.candidate_count,
+        scored_count=response.scored_count,
+        recall=_RECALL.get(response.recall),
     )
 
 
@@ -89,6 +105,24 @@ def _match(message: pb.Match) -> Match:
         score=message.score,
         recall_score=message.recall_score,
         rerank_score=message.rerank_score if message.HasField("rerank_score") else None,
+        explanation=_explanation(message.explanation) if message.HasField("explanation") else None,
+    )
+
+
+def _explanation(message: pb.ScoreExplanation) -> ScoreExplanation:
+    weights = message.weights
+    calibration = (weights.calibration_slope, weights.calibration_intercept)
+    return ScoreExplanation(
+        cosine=message.cosine,
+        bm25=message.bm25 if message.HasField("bm25") else None,
+        lexical_evidence=message.lexical_evidence,
+        pair_classifier_score=(
+            message.pair_classifier_score if message.HasField("pair_classifier_score") else None
+        ),
+        combined_score=message.combined_score,
+        lexical_weight=weights.lexical,
+        rerank_weight=weights.rerank,
+        calibration=calibration if weights.HasField("calibration_slope") else None,
     )
 
 

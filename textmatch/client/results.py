@@ -17,12 +17,29 @@ Scores = NDArray[np.float32]
 
 
 class DegradedReason(StrEnum):
-    """Why matches are in recall order although scoring was asked for."""
+    """What was left out of an answer."""
 
-    RERANK_LATE = "RERANK_LATE"
+    RERANK_LATE = "RERANK_LATE"  # `scored_count` candidates were scored in time
     RERANK_REFUSED = "RERANK_REFUSED"
     RERANK_UNAVAILABLE = "RERANK_UNAVAILABLE"
+    ENCODE_LATE = "ENCODE_LATE"  # found by shared words alone
     OTHER = "OTHER"  # a newer server has a reason that this client does not know
+
+
+class Recall(StrEnum):
+    """How candidates are found."""
+
+    DENSE = "dense"  # nearest embeddings
+    HYBRID = "hybrid"  # those and BM25, with weighted scores
+    HYBRID_RRF = "hybrid-rrf"  # the same two, fused by ranks
+
+
+class Rerank(StrEnum):
+    """What scores the candidates."""
+
+    NONE = "none"
+    CROSS_ENCODER = "cross-encoder"
+    CASCADE = "cascade"  # the bi-encoder's pair classifier, then the cross-encoder on the best
 
 
 class IngestOutcome(StrEnum):
@@ -75,13 +92,28 @@ class Scorer(StrEnum):
 
 
 @dataclass(frozen=True)
+class ScoreExplanation:
+    """What a score is made of; docs/matching.md has the formula."""
+
+    cosine: float  # -1..1
+    bm25: float | None  # from 0 up; None without BM25
+    lexical_evidence: float  # what BM25 counts for, 0..1
+    pair_classifier_score: float | None  # 0..1; None without a classifier stage
+    combined_score: float  # 0..1, before calibration
+    lexical_weight: float
+    rerank_weight: float
+    calibration: tuple[float, float] | None  # slope and intercept; None without
+
+
+@dataclass(frozen=True)
 class Match:
     """A stored document that means about the same as the query. Scores are 0..1."""
 
     document: Document
     score: float  # what matches are sorted by
-    recall_score: float  # cosine of the embeddings
+    recall_score: float  # cosine of the embeddings, raised by shared words
     rerank_score: float | None  # None if the cross-encoder did not score this one
+    explanation: ScoreExplanation | None = None  # None unless asked for
 
 
 @dataclass(frozen=True)
@@ -104,6 +136,9 @@ class MatchResult:
     timings: StageTimings
     bi_encoder_model_id: str
     cross_encoder_model_id: str | None  # None if no pair was scored
+    candidate_count: int = 0  # how many were recalled
+    scored_count: int = 0  # how many of them the cross-encoder scored
+    recall: Recall | None = None  # how they were recalled; None if nothing was
 
     def __iter__(self) -> Iterator[Match]:
         return iter(self.matches)

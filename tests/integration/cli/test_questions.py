@@ -103,7 +103,7 @@ def test_match_for_people(
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if "垫子" in line)
     assert [field.strip() for field in row.split("│")[1:5]] == ["1", "1.000", "猫", "猫 坐 在 垫子 上"]
-    assert "In recall order only: RERANK_LATE." in out
+    assert "Incomplete: RERANK_LATE; 1 candidates were scored." in out
 
 
 def test_many_queries_are_answered_in_their_order(
@@ -114,6 +114,58 @@ def test_many_queries_are_answered_in_their_order(
     assert code == 1
     assert [answer["query"] for answer in answers] == ["cat", "sits"]
     assert err == "textmatch: fail: query: was told to fail\n"
+
+
+def test_queries_of_a_file_are_answered_in_its_order_with_their_ids(
+    matcher_server: RunningServer, corpus: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "queries.tsv"
+    path.write_text("q1\tcat\n\n猫\n" + "".join(f"n{number}\tsits\n" for number in range(200)))
+    arguments = ["match", "--file", str(path), "--top-k", "1", "--json", "--matcher", matcher_server.address]
+    code, answers, err = run(arguments, capsys)
+    assert (code, err) == (0, "")
+    assert [answer.get("query_id") for answer in answers] == ["q1", None, *(f"n{n}" for n in range(200))]
+    assert [answer["matches"][0]["id"] for answer in answers[:3]] == ["cat", "猫", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("ok\na\tb\tc\n", "line 2: has more than two fields"), ("q1\t \n", "line 1: query: is empty")],
+)
+def test_a_line_that_is_no_query_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+):
+    path = tmp_path / "queries.tsv"
+    path.write_text(content)
+    assert main(["match", "--file", str(path), "--matcher", "127.0.0.1:1"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_queries_and_a_file_are_not_given_together(capsys: pytest.CaptureFixture[str]):
+    for arguments in ([], ["q", "--file", "f"]):
+        assert main(["match", *arguments]) == 2
+        assert "give queries, or --file" in capsys.readouterr().err
+
+
+def test_an_explanation_shows_every_part(
+    matcher_server: RunningServer, corpus: None, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["match", "cat", "--top-k", "1", "--explain", "--matcher", matcher_server.address]
+    _, [answer], _ = run([*arguments, "--json", "--recall", "hybrid"], capsys)
+    assert answer["matches"][0]["explanation"] == {
+        "cosine": 0.75,
+        "bm25": 15.0,
+        "lexical_evidence": 0.25,
+        "pair_classifier_score": None,
+        "combined_score": 0.5,
+        "lexical_weight": 0.5,
+        "rerank_weight": 0.25,
+        "calibration": [2.0, -1.0],
+    }
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    for part in ("cosine 0.750", "bm25 15.0 = 0.250 x 0.5", "cross-encoder 1.000 x 0.25"):
+        assert part in out
 
 
 def test_encode_as_json_lines(encoder_server: RunningServer, capsys: pytest.CaptureFixture[str]):

@@ -13,6 +13,8 @@ from textmatch.client import (
     FieldMatch,
     FieldRange,
     Filter,
+    Recall,
+    Rerank,
     ServerUnreachable,
     TextMatchClient,
 )
@@ -45,6 +47,26 @@ def test_without_rerank_there_are_no_rerank_scores(client: TextMatchClient):
     result = client.match("one", rerank=False)
     assert result.matches[0].rerank_score is None
     assert result.cross_encoder_model_id is None
+
+
+def test_what_was_asked_for_reaches_the_matcher_and_comes_back(
+    client: TextMatchClient, matcher: ScriptedMatcher
+):
+    client.ingest_all([{"id": "a", "text": "one"}])
+    result = client.match(
+        "one", recall=Recall.HYBRID_RRF, rerank=Rerank.CASCADE, rerank_depth=7, explain=True
+    )
+    options = matcher.match_requests[0].options
+    assert (options.recall, options.rerank) == (pb.RECALL_MODE_HYBRID_RRF, pb.RERANK_MODE_CASCADE)
+    assert (options.rerank_depth, options.explain) == (7, True)
+    assert (result.recall, result.candidate_count, result.scored_count) == (Recall.HYBRID_RRF, 1, 1)
+    explanation = result.matches[0].explanation
+    assert explanation is not None
+    assert (explanation.cosine, explanation.pair_classifier_score) == (0.75, None)
+    assert explanation.calibration == (2.0, -1.0)
+    client.match("one")
+    options = matcher.match_requests[1].options
+    assert (options.recall, options.rerank_depth, options.explain) == (pb.RECALL_MODE_UNSPECIFIED, 0, False)
 
 
 @pytest.mark.parametrize(
