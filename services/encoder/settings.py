@@ -42,8 +42,8 @@ class EncoderSettings(ProcessSettings):
     engine: str = setting(
         "TEXTMATCH_ENGINE",
         "auto",
-        "What runs transformers; `auto` takes OpenVINO on CPUs that compute in bfloat16, else torch.",
-        choices=("auto", "torch", "openvino"),
+        "What runs transformers; `auto` takes the first of native (AMX), OpenVINO (bfloat16) and torch that can.",
+        choices=("auto", "native", "openvino", "torch"),
     )
     cache_dir: str = setting(
         "TEXTMATCH_CACHE_DIR",

@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 AUTO = "auto"
 # Name -> where its class is; imported only when it is asked for, since each needs packages of its own.
 ENGINES = {
+    "native": "textmatch.models.native_engine:NativeEngine",
     "openvino": "textmatch.models.openvino_engine:OpenVinoEngine",
     "torch": "textmatch.models.torch_engine:TorchEngine",
 }
@@ -105,11 +106,11 @@ def start_engine(
 
 
 def _candidates(name: str, placement: Placement) -> list[str]:
-    """Auto is OpenVINO where it is ahead, on CPUs with bfloat16; every engine falls back to torch."""
+    """Auto is the fastest first, on CPUs with bfloat16; every engine falls back to torch."""
     if name != AUTO:
         return list(dict.fromkeys([name, "torch"]))
     if placement.device == "cpu" and placement.dtype == torch.bfloat16:
-        return ["openvino", "torch"]
+        return ["native", "openvino", "torch"]
     return ["torch"]
 
 

