@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA_DIR ?= .textmatch
-BENCHES := encoder overload
+BENCHES := encoder overload ingest
 INSTALLED := .venv/.installed
 BUF := node_modules/.bin/buf
 STUBS_DIR ?= .
@@ -12,7 +12,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos \
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos format check check-stubs check-sizes test test-all run demo bench docs
+.PHONY: help setup protos format check check-stubs check-sizes test test-all chaos run demo bench docs
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ docs: $(INSTALLED) ## Write docs/configuration.md from the settings
 format: $(INSTALLED) ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
 
-check: $(INSTALLED) $(BUF) check-stubs check-sizes ## Lint, types, import rules, protos, stale stubs, file sizes
+check: $(INSTALLED) $(BUF) check-stubs check-sizes check-deploy ## Lint, types, import rules, protos, sizes, manifests, alerts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -54,6 +54,14 @@ check-sizes:
 	@git ls-files '*.py' | grep -v '^textmatch/v1/' | xargs wc -l \
 		| awk '$$2 != "total" && $$1 > 300 {print "over 300 lines: " $$2 " (" $$1 ")"; bad = 1} END {exit bad}'
 
+check-deploy: $(INSTALLED) promtool ## Render, validate and judge the manifests; try the alerts
+	@$(BIN)/mypy -p deploy.monitoring
+	@$(BIN)/pytest -q tests/unit/deploy
+
+# Prometheus comes with a daemon: it is installed unasked only where nobody works.
+promtool:
+	@command -v promtool >/dev/null || test -z "$$CI" || { echo "==> Installing prometheus, which brings promtool"; apt-get install -y -qq prometheus >/dev/null; }
+
 $(BUF): package.json
 	@command -v npm >/dev/null || { echo "==> Installing npm, which brings buf"; apt-get install -y -qq npm >/dev/null; }
 	@echo "==> Installing buf"
@@ -65,6 +73,10 @@ test: $(INSTALLED) ## Run the tests but the slow ones
 test-all: $(INSTALLED) ## Run all tests
 	@$(BIN)/pytest
 
+chaos: $(INSTALLED) ## Kill everything again and again while 20,000 documents come in; SEED=N repeats a run
+	@TEXTMATCH_CHAOS_SEED=$(or $(SEED),$(shell date +%s)) TEXTMATCH_CHAOS_DOCUMENTS=$(or $(DOCUMENTS),20000) \
+		TEXTMATCH_CHAOS_KILLS=$(or $(KILLS),5) $(BIN)/pytest -s tests/chaos
+
 run: $(INSTALLED) ## Start the whole stack on this machine; Ctrl-C stops it
 	@$(BIN)/textmatch up --data-dir $(DATA_DIR)
 
@@ -73,3 +85,9 @@ demo: $(INSTALLED) ## Start the stack, ingest a real corpus, answer questions
 
 bench: $(INSTALLED) ## Run every benchmark in its quick form
 	@for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench --quick || exit 1; done
+
+images: ## Build the images of encoder, matcher and worker, with docker or buildah
+	@deploy/docker/build.sh
+
+monitoring: $(INSTALLED) ## Write the dashboards and rules from deploy/monitoring
+	@$(BIN)/python -m deploy.monitoring

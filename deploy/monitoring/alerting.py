@@ -1,0 +1,246 @@
+"""Recording rules and alerts for Prometheus.
+
+Objectives are watched by how fast they eat their error budget, over a long window (it matters) and a short
+one (it still goes on) at once, as in Google's SRE workbook, chapter 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+RUNBOOK = "docs/runbook.md"
+
+_WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+_BAD_CODES = "INTERNAL|UNKNOWN|DATA_LOSS|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|FAILED_PRECONDITION"
+# Long window, short window, times the sustainable rate, severity.
+_BURN_RATES = (
+    ("1h", "5m", 14.4, "page"),
+    ("6h", "30m", 6.0, "page"),
+    ("1d", "2h", 3.0, "ticket"),
+    ("3d", "6h", 1.0, "ticket"),
+)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A share of events that must be good, over 30 days.
+
+    Attributes:
+        bad, total: PromQL with `%s` for the window; both by namespace.
+    """
+
+    slo: str
+    alert: str
+    target: float
+    bad: str
+    total: str
+    summary: str
+
+
+def _slow(metric: str, bound: str, where: str = "") -> str:
+    """Events of a histogram above one of its bounds."""
+    fast = where + ("," if where else "") + f'le="{bound}"'
+    return (
+        f"sum by (namespace) (rate({metric}_count{{{where}}}[%s]))"
+        f" - sum by (namespace) (rate({metric}_bucket{{{fast}}}[%s]))"
+    )
+
+
+_MATCH = 'method="Match"'
+_SEARCHABLE = "textmatch_ingest_accept_to_searchable_seconds"
+
+OBJECTIVES = (
+    Objective(
+        slo="match-availability",
+        alert="TextmatchMatchFails",
+        target=0.999,
+        bad=f'sum by (namespace) (rate(textmatch_rpc_total{{{_MATCH},code=~"{_BAD_CODES}"}}[%s]))',
+        total=f"sum by (namespace) (rate(textmatch_rpc_total{{{_MATCH}}}[%s]))",
+        summary="Too many Match calls fail",
+    ),
+    Objective(
+        slo="match-latency",
+        alert="TextmatchMatchSlow",
+        target=0.99,
+        bad=_slow("textmatch_rpc_seconds", "0.5", _MATCH),
+        total=f"sum by (namespace) (rate(textmatch_rpc_seconds_count{{{_MATCH}}}[%s]))",
+        summary="Too many Match calls take over 0.5 s",
+    ),
+    Objective(
+        slo="time-to-searchable",
+        alert="TextmatchSearchableLate",
+        target=0.99,
+        bad=_slow(_SEARCHABLE, "60.0"),
+        total=f"sum by (namespace) (rate({_SEARCHABLE}_count[%s]))",
+        summary="Too many documents are searchable only after a minute",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something that holds for a while and that somebody has to look at; the runbook says how."""
+
+    name: str
+    expression: str
+    lasts: str
+    severity: str
+    summary: str
+
+
+ALERTS = (
+    Alert(
+        "TextmatchNoEncoder",
+        "absent(textmatch_encoder_model_info)",
+        "5m",
+        "page",
+        "No encoder has loaded a model: nothing can be matched or indexed",
+    ),
+    Alert(
+        "TextmatchNoMatcher",
+        "absent(textmatch_match_candidates_count)",
+        "5m",
+        "page",
+        "No matcher is there: nothing is answered or accepted",
+    ),
+    Alert(
+        "TextmatchNoWorker",
+        "max by (namespace) (textmatch_ingest_queue_documents) > 0"
+        " unless on (namespace) sum by (namespace) (textmatch_worker_ready) > 0",
+        "10m",
+        "page",
+        "Documents wait and no worker takes them",
+    ),
+    Alert(
+        "TextmatchIngestStalls",
+        "max by (namespace) (textmatch_ingest_oldest_seconds) > 600",
+        "5m",
+        "ticket",
+        "A document has been waiting for more than ten minutes",
+    ),
+    Alert(
+        "TextmatchOperatorNeeded",
+        "max by (namespace, reason) (textmatch_worker_operator_needed) == 1",
+        "2m",
+        "page",
+        "Nothing can be indexed until somebody acts: {{ $labels.reason }}",
+    ),
+    Alert(
+        "TextmatchDeadLetters",
+        "max by (namespace) (textmatch_dead_letters) > 0",
+        "15m",
+        "ticket",
+        "Documents could not be indexed",
+    ),
+    Alert(
+        "TextmatchWorkersRetry",
+        "sum by (namespace, reason) (rate(textmatch_worker_retries_total[10m])) > 0.1",
+        "15m",
+        "ticket",
+        "Workers keep trying batches again: {{ $labels.reason }}",
+    ),
+    Alert(
+        "TextmatchEncoderRefuses",
+        "sum by (namespace) (rate(textmatch_encoder_rejections_total[5m]))"
+        ' / sum by (namespace) (rate(textmatch_rpc_total{service="textmatch.v1.EncoderService"}[5m])) > 0.05',
+        "10m",
+        "ticket",
+        "Encoders refuse more than 5 % of the calls",
+    ),
+    Alert(
+        "TextmatchEncoderReloadFailed",
+        'increase(textmatch_encoder_reloads_total{result="failed"}[15m]) > 0',
+        "0m",
+        "ticket",
+        "An encoder could not load the new models and serves the old ones",
+    ),
+    Alert(
+        "TextmatchEncodersDiffer",
+        "count by (namespace, kind, name)"
+        " (count by (namespace, kind, name, model_id) (textmatch_encoder_model_info)) > 1",
+        "30m",
+        "ticket",
+        "Encoders serve different versions of {{ $labels.name }}",
+    ),
+    Alert(
+        "TextmatchTextsFail",
+        "sum by (namespace) (rate(textmatch_encoder_failed_texts_total[10m])) > 0",
+        "10m",
+        "ticket",
+        "A model fails on texts",
+    ),
+    Alert(
+        "TextmatchMatchesDegraded",
+        "sum by (namespace, reason) (rate(textmatch_match_degraded_total[5m]))"
+        " / on (namespace) group_left sum by (namespace) (rate(textmatch_match_candidates_count[5m])) > 0.05",
+        "10m",
+        "ticket",
+        "More than 5 % of matches are not scored by the cross-encoder: {{ $labels.reason }}",
+    ),
+    Alert(
+        "TextmatchRedisEvicts",
+        "max by (namespace) (textmatch_redis_evicts_keys) == 1",
+        "5m",
+        "page",
+        "Redis may drop accepted documents when its memory is full",
+    ),
+)
+
+
+def render() -> dict[str, Any]:
+    """The rule file, as Prometheus reads it."""
+    return {
+        "groups": [
+            {
+                "name": "textmatch-slo",
+                "rules": [rule for objective in OBJECTIVES for rule in _recordings(objective)],
+            },
+            {
+                "name": "textmatch-slo-alerts",
+                "rules": [rule for objective in OBJECTIVES for rule in _burn_alerts(objective)],
+            },
+            {"name": "textmatch-alerts", "rules": [_alert(alert) for alert in ALERTS]},
+        ]
+    }
+
+
+def _recordings(objective: Objective) -> list[dict[str, Any]]:
+    """For each window: the burn rate, 1 if the budget of 30 days lasts just 30 days."""
+    budget = f"{1 - objective.target:g}"
+    rules = []
+    for window in _WINDOWS:
+        bad = objective.bad.replace("%s", window)
+        total = objective.total.replace("%s", window)
+        # No error yet means no series of errors: that is a rate of 0.
+        expression = f"((({bad}) or 0 * ({total})) / ({total})) / {budget}"
+        rules.append(
+            {
+                "record": f"textmatch:slo_burn_rate{window}",
+                "expr": expression,
+                "labels": {"slo": objective.slo},
+            }
+        )
+    return rules
+
+
+def _burn_alerts(objective: Objective) -> list[dict[str, Any]]:
+    rules = []
+    for long, short, factor, severity in _BURN_RATES:
+        burning = " and ".join(
+            f'textmatch:slo_burn_rate{window}{{slo="{objective.slo}"}} > {factor:g}'
+            for window in (long, short)
+        )
+        alert = Alert(objective.alert, burning, "2m", severity, objective.summary)
+        rules.append(_alert(alert, window=long))
+    return rules
+
+
+def _alert(alert: Alert, **labels: str) -> dict[str, Any]:
+    return {
+        "alert": alert.name,
+        "expr": alert.expression,
+        "for": alert.lasts,
+        "labels": {"severity": alert.severity, **labels},
+        "annotations": {"summary": alert.summary, "runbook_url": f"{RUNBOOK}#{alert.name.lower()}"},
+    }
