@@ -22,5 +22,19 @@ def test_every_metric_in_the_operations_page_exists_and_the_other_way_round():
     assert named == defined
 
 
+def test_every_test_that_shows_a_guarantee_exists():
+    page = (DOCS / "guarantees.md").read_text()
+    named = re.findall(r"`([^`]+\.py)::(\w+)`", page)
+    missing = [f"{file}::{name}" for file, name in named if not _has_test(DOCS.parent / "tests" / file, name)]
+    assert not missing
+    guarantees = [line for line in page.splitlines() if line.startswith("| ") and "shown by" not in line]
+    assert all("::" in line for line in guarantees)
+    assert len(named) > len(guarantees)
+
+
+def _has_test(path: Path, name: str) -> bool:
+    return path.exists() and re.search(rf"^(async )?def {name}\(", path.read_text(), re.MULTILINE) is not None
+
+
 def _metric_names(text: str) -> list[str]:
     return re.findall(r"\btextmatch_[a-z_]+", text)

@@ -1,0 +1,157 @@
+"""From a file to the index beside the encoder alone, and Match meanwhile: `python -m bench.ingest [--quick]`.
+
+Everything runs on one machine, so that the other processes take from the encoder what processor time they
+need: the table says how much for 1,000 documents, which varies less than the speed does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bench.ingest_load import Ingested, ingest_command, ingest_file, stream_seconds, write_documents
+from bench.ingest_stack import RunningStack, running_stack
+from bench.report import machine, print_table, write_figures
+from bench.texts import mixed_texts
+from textmatch.client import TextMatchClient
+
+_WORKER_WITHOUT_LANES = (sys.executable, "-m", "bench.ingest_worker_without_lanes")
+_MATCH_TIMEOUT_SECONDS = 60.0
+_WARM_UP_MATCHES = 5
+
+
+@dataclass(frozen=True)
+class PathRun:
+    """One ingest, and how long EncodeStream took for the same texts before and after it."""
+
+    ingested: Ingested
+    stream_seconds: tuple[float, float]
+
+    @property
+    def share(self) -> float:
+        """Speed of the whole path as a part of the encoder's speed."""
+        return sum(self.stream_seconds) / 2 / self.ingested.seconds
+
+
+@dataclass(frozen=True)
+class MatchRun:
+    """p95 of Match with nothing else to do, and while an ingest runs."""
+
+    idle_p95_ms: float
+    beside_ingest_p95_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """How much slower an ingest makes Match."""
+        return self.beside_ingest_p95_ms / self.idle_p95_ms
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is measured."""
+
+    document_count: int
+    paths: list[PathRun]
+    with_lanes: MatchRun
+    without_lanes: MatchRun
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Fewer documents; figures vary more.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Measure and print."""
+    document_count, rounds = (4_000, 1) if quick else (20_000, 3)
+    results = _measure(mixed_texts(document_count), rounds)
+    _print(results)
+    figures = {
+        "path_share": float(np.median([path.share for path in results.paths])),
+        "match_p95_ratio": results.with_lanes.ratio,
+        "match_p95_ratio_without_lanes": results.without_lanes.ratio,
+    }
+    write_figures(figures, json_file)
+
+
+def _measure(texts: Sequence[str], rounds: int) -> Results:
+    with tempfile.TemporaryDirectory() as directory:
+        data = Path(directory)
+        with running_stack(data) as stack:
+            paths = [_run_path(stack, texts, data / f"path-{number}.jsonl") for number in range(rounds)]
+            with_lanes = _run_match(stack, texts, data / "with-lanes.jsonl")
+        with running_stack(data, commands={"worker": _WORKER_WITHOUT_LANES}) as stack:
+            without_lanes = _run_match(stack, texts, data / "without-lanes.jsonl")
+    return Results(len(texts), paths, with_lanes, without_lanes)
+
+
+def _run_path(stack: RunningStack, texts: Sequence[str], file: Path) -> PathRun:
+    write_documents(file, texts, file.stem)
+    before = asyncio.run(stream_seconds(stack.addresses["encoder"], texts))
+    ingested = ingest_file(file, stack, len(texts))
+    after = asyncio.run(stream_seconds(stack.addresses["encoder"], texts))
+    return PathRun(ingested, (before, after))
+
+
+def _run_match(stack: RunningStack, texts: Sequence[str], file: Path) -> MatchRun:
+    write_documents(file, texts, file.stem)
+    with TextMatchClient(stack.addresses["matcher"], timeout_seconds=_MATCH_TIMEOUT_SECONDS) as client:
+        for text in texts[:_WARM_UP_MATCHES]:
+            client.match(text)
+        idle_until = time.perf_counter() + max(5.0, len(texts) / 1_000)
+        idle_p95_ms = _match_p95_ms(client, texts, lambda: time.perf_counter() < idle_until)
+        ingest = subprocess.Popen(
+            ingest_command(file, stack), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        beside_p95_ms = _match_p95_ms(client, texts, lambda: ingest.poll() is None)
+    if ingest.returncode != 0:
+        raise RuntimeError(f"ingest ended with {ingest.returncode}")
+    return MatchRun(idle_p95_ms, beside_p95_ms)
+
+
+def _match_p95_ms(client: TextMatchClient, texts: Sequence[str], goes_on: Callable[[], bool]) -> float:
+    """One match after the other for as long as it goes on."""
+    took_ms: list[float] = []
+    while goes_on():
+        started = time.perf_counter()
+        client.match(texts[len(took_ms) % len(texts)])
+        took_ms.append((time.perf_counter() - started) * 1e3)
+    return float(np.percentile(took_ms, 95))
+
+
+def _print(results: Results) -> None:
+    count = results.document_count
+    rows = [
+        [
+            f"{number}",
+            f"{count / path.ingested.seconds:.0f}",
+            " / ".join(f"{count / seconds:.0f}" for seconds in path.stream_seconds),
+            f"{path.share:.2f}",
+        ]
+        for number, path in enumerate(results.paths, start=1)
+    ]
+    columns = ["run", "file to searchable, documents/s", "EncodeStream before / after, texts/s", "share"]
+    print_table(f"The whole path, {count:,} documents ({machine()})", columns, rows)
+    names = results.paths[0].ingested.cpu_seconds
+    rows = [
+        [name, f"{np.median([path.ingested.cpu_seconds[name] for path in results.paths]) / count * 1e3:.3f}"]
+        for name in names
+    ]
+    print_table("Processor time", ["process", "seconds for 1,000 documents"], rows)
+    rows = [
+        [name, f"{run.idle_p95_ms:.0f}", f"{run.beside_ingest_p95_ms:.0f}", f"{run.ratio:.1f}"]
+        for name, run in (("with lanes", results.with_lanes), ("without lanes", results.without_lanes))
+    ]
+    print_table("Match, p95 ms", ["", "alone", "beside an ingest", "ratio"], rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,100 @@
+"""The whole stack as processes of a benchmark, and the processor time and memory that each of them takes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from standalone.stack import ProcessSpec, choose_ports, process_specs
+
+_START_SECONDS = 180.0
+_STOP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """What runs, and where: addresses as `host:port`."""
+
+    processes: Mapping[str, psutil.Process]
+    addresses: Mapping[str, str]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time of each process until now, with that of its children."""
+        return {name: _cpu_seconds(process) for name, process in self.processes.items()}
+
+    def rss_bytes(self) -> dict[str, int]:
+        """Resident memory of each process, with that of its children."""
+        return {name: rss_bytes(process) for name, process in self.processes.items()}
+
+
+@contextmanager
+def running_stack(
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    commands: Mapping[str, tuple[str, ...]] | None = None,
+) -> Iterator[RunningStack]:
+    """Start the processes that `textmatch up` starts, and stop them at the end.
+
+    Args:
+        directory: for data and logs.
+        environment: settings, beside those of this process.
+        commands: what to run instead of a process, by its name.
+    """
+    settings = {**os.environ, "TEXTMATCH_LOG_LEVEL": "WARNING", **(environment or {})}
+    specs = process_specs(directory, choose_ports(), settings)
+    replaced = commands or {}
+    with ExitStack() as stack:
+        processes = {}
+        for spec in specs:
+            wanted = replace(spec, command=replaced.get(spec.name, spec.command))
+            processes[spec.name] = stack.enter_context(_running(wanted, directory / f"{spec.name}.log"))
+        yield RunningStack(processes, {spec.name: spec.address for spec in specs})
+
+
+@contextmanager
+def _running(spec: ProcessSpec, log_path: Path) -> Iterator[psutil.Process]:
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(spec.command, env=dict(spec.environment), stdout=log, stderr=log)
+    try:
+        if not asyncio.run(_becomes_ready(spec, process)):
+            raise RuntimeError(f"{spec.name} is not ready; it wrote:\n{log_path.read_text()[-2_000:]}")
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def _becomes_ready(spec: ProcessSpec, process: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + _START_SECONDS
+    while not await spec.is_ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.1)
+    return True
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def rss_bytes(process: psutil.Process) -> int:
+    """Resident memory of a process and its children; 0 when it has ended."""
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        for one in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                total += one.memory_info().rss
+    return total
