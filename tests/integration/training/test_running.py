@@ -1,0 +1,167 @@
+"""What a run promises: the best checkpoint, early stopping, the same result again, going on after Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from textmatch.errors import InvalidInput
+from training.running import HISTORY, Interrupted
+from training.sbert import SbertSettings, train_sbert
+from training.siamese import SiameseSettings, train_siamese
+
+QUIET = Console(quiet=True)
+
+
+def _settings(base: Path, train: Path, output: Path, **options: Any) -> SiameseSettings:
+    small = {"batch_size": 16, "max_length_tokens": 32, "learning_rate": 1e-3, "device": "cpu", "epochs": 3}
+    return SiameseSettings(**{"base": str(base), "train": [train], "output": output, **small, **options})
+
+
+def _history(output: Path) -> list[dict[str, float]]:
+    history: list[dict[str, float]] = json.loads((output / HISTORY).read_text())
+    return history
+
+
+def _weights(output: Path) -> dict[str, Any]:
+    return {str(path.relative_to(output)): load_file(path) for path in sorted(output.rglob("*.safetensors"))}
+
+
+def _assert_equal_weights(first: Path, second: Path) -> None:
+    expected, found = _weights(first), _weights(second)
+    assert expected.keys() == found.keys()
+    for name, tensors in expected.items():
+        for key, tensor in tensors.items():
+            np.testing.assert_array_equal(found[name][key], tensor, err_msg=f"{name} {key}")
+
+
+def test_the_seed_decides_the_weights(bases: dict[str, Path], binary: Path, tmp_path: Path):
+    for name, seed in (("first", 1), ("second", 1), ("third", 2)):
+        train_siamese(_settings(bases["bert"], binary, tmp_path / name, seed=seed), QUIET)
+    _assert_equal_weights(tmp_path / "first", tmp_path / "second")
+    with pytest.raises(AssertionError):
+        _assert_equal_weights(tmp_path / "first", tmp_path / "third")
+
+
+def test_the_best_checkpoint_is_kept_and_training_stops_when_nothing_gets_better(
+    bases: dict[str, Path], binary: Path, tmp_path: Path
+):
+    output = tmp_path / "model"
+    settings = _settings(
+        bases["bert"], binary, output, dev=binary, epochs=40, evaluate_steps=2, patience=2, learning_rate=5e-3
+    )
+    outcome = train_siamese(settings, QUIET)
+    measured = [entry["eval_spearman"] for entry in _history(output) if "eval_spearman" in entry]
+    assert len(measured) < 80
+    assert max(measured[-2:]) <= max(measured)
+    assert outcome.measured[binary]["spearman"] == pytest.approx(max(measured), abs=1e-6)
+
+
+def test_the_learning_rate_follows_the_points(bases: dict[str, Path], binary: Path, tmp_path: Path):
+    output = tmp_path / "model"
+    settings = _settings(
+        bases["bert"], binary, output, max_steps=40, lr_schedule="20:1,40:0.5", learning_rate=1e-3
+    )
+    train_siamese(settings, QUIET)
+    rates = {entry["step"]: entry["learning_rate"] for entry in _history(output) if "learning_rate" in entry}
+    # What is logged at a step is the rate that the step was made with.
+    expected = {10: 0.45e-3, 20: 0.95e-3, 30: 0.775e-3, 40: 0.525e-3}
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradients_of_several_batches_make_one_step(bases: dict[str, Path], binary: Path, tmp_path: Path):
+    output = tmp_path / "model"
+    train_siamese(_settings(bases["bert"], binary, output, epochs=1, batch_size=8, accumulate=4), QUIET)
+    assert _history(output)[-1]["step"] == 2
+
+
+def test_bf16_trains(bases: dict[str, Path], binary: Path, tmp_path: Path):
+    output = tmp_path / "model"
+    outcome = train_siamese(_settings(bases["bert"], binary, output, dev=binary, bf16=True), QUIET)
+    assert outcome.measured[binary]["spearman"] > 0.3
+    [weights] = [tensors for name, tensors in _weights(output).items() if name == "model.safetensors"]
+    assert {tensor.dtype for tensor in weights.values()} == {np.dtype(np.float32)}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    bases: dict[str, Path], classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A softmax: its classifier must be in the checkpoint too."""
+
+    def settings(name: str, **options: Any) -> SbertSettings:
+        small = {"batch_size": 16, "max_length_tokens": 32, "learning_rate": 1e-3, "device": "cpu"}
+        return SbertSettings(
+            base=str(bases["bert"]), train=[classes], output=tmp_path / name, epochs=3, **small, **options
+        )
+
+    train_sbert(settings("whole"), QUIET)
+    console = Console(file=io.StringIO(), width=1000)
+    steps = iter(range(100))
+
+    def interrupt_at_step_six(*_: Any, **__: Any) -> None:
+        if next(steps) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.progress.ShowProgress.on_step_begin", interrupt_at_step_six)
+        with pytest.raises(Interrupted):
+            train_sbert(settings("parts"), console)
+    assert "stopped at step 6" in console.file.getvalue()
+    assert not (tmp_path / "parts").exists()
+
+    with pytest.raises(InvalidInput, match="holds checkpoints of an earlier run: use --resume, or remove it"):
+        train_sbert(settings("parts"), QUIET)
+    train_sbert(settings("parts", resume=True), QUIET)
+    assert min(entry["step"] for entry in _history(tmp_path / "parts")) == 10
+    _assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_ctrl_c_of_the_command_saves(bases: dict[str, Path], binary: Path, tmp_path: Path):
+    output = tmp_path / "model"
+    options = ["--base", bases["bert"], "--train", binary, "--output", output, "--epochs", "100000"]
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("textmatch"), "train", "siamese", *options, "--device", "cpu"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    seen = ""
+    while "training data" not in seen:
+        line = process.stderr.readline()
+        assert line, seen
+        seen += line
+    checkpoints = output.with_name("model.checkpoints")
+    while not any(checkpoints.glob("checkpoint-*")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert "Go on with the same command and --resume" in " ".join(stderr.split())
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_nothing_to_resume_and_an_output_in_use_are_told(
+    bases: dict[str, Path], binary: Path, tmp_path: Path
+):
+    settings = _settings(bases["bert"], binary, tmp_path / "model")
+    with pytest.raises(InvalidInput, match="there is no checkpoint in"):
+        train_siamese(replace(settings, resume=True), QUIET)
+    with pytest.raises(InvalidInput, match="needs a --dev file to measure on"):
+        train_siamese(replace(settings, patience=2), QUIET)
+    settings.output.mkdir()
+    (settings.output / "notes.txt").write_text("mine")
+    with pytest.raises(InvalidInput, match="is not empty"):
+        train_siamese(settings, QUIET)
