@@ -26,7 +26,7 @@ class Leases:
     """
 
     def __init__(self, redis: Redis, visibility_timeout_seconds: float) -> None:
-        self._renewal = redis.register_script(holding.RENEW)
+        self._renewal = redis.register_script(holding.RENEW.script)
         # Two renewals may fail before the message is given away.
         self._renewal_seconds = visibility_timeout_seconds / 3
         self._delivery_tags: set[str] = set()
@@ -53,4 +53,4 @@ class Leases:
         if not self._delivery_tags:
             return
         with translated_errors():
-            await self._renewal(keys=holding.RENEW_KEYS, args=[time.time(), *self._delivery_tags])
+            await self._renewal(keys=holding.RENEW.keys, args=[time.time(), *self._delivery_tags])

@@ -14,7 +14,6 @@ How soon the messages of a killed worker are taken again is explained in transpo
 from __future__ import annotations
 
 import ssl
-from math import ceil
 from typing import Any
 
 from celery import Celery
@@ -27,6 +26,7 @@ DEFAULT_VISIBILITY_TIMEOUT_SECONDS = 30.0
 DEFAULT_SWEEP_SECONDS = 5.0
 _CONNECT_TIMEOUT_SECONDS = 2.0
 _ANSWER_TIMEOUT_SECONDS = 5.0
+_MAX_CONNECTIONS = 10_000
 
 
 def make_app(
@@ -56,14 +56,14 @@ def make_app(
             "visibility_timeout": visibility_timeout_seconds,
             "unacked_restore_interval": sweep_seconds,
             "unacked_restore_throttle": 1,
-            "unacked_mutex_expire": max(1, ceil(sweep_seconds)),
             "unacked_key": keys.UNACKED,
             "unacked_index_key": keys.UNACKED_INDEX,
-            "unacked_mutex_key": keys.UNACKED_MUTEX,
             "priority_steps": [0],
             "socket_connect_timeout": _CONNECT_TIMEOUT_SECONDS,
             "socket_timeout": _ANSWER_TIMEOUT_SECONDS,
             "socket_keepalive": True,
+            # Every thread of a worker may acknowledge at the same time.
+            "max_connections": _MAX_CONNECTIONS,
         },
         broker_connection_timeout=_CONNECT_TIMEOUT_SECONDS,
         broker_connection_retry=True,

@@ -36,6 +36,8 @@ class Backlog:
         """
         with translated_errors():
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zcard(keys.PENDING).llen(keys.QUEUE).memory_usage(keys.QUEUE, samples=_SAMPLED_NODES)
+                pipe.zcard(keys.PENDING)
+                pipe.llen(keys.QUEUE)
+                pipe.memory_usage(keys.QUEUE, samples=_SAMPLED_NODES)
                 marked, messages, size_bytes = await pipe.execute()
         return BacklogSize(documents=max(marked, messages), size_bytes=size_bytes or 0)

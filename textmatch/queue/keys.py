@@ -9,7 +9,6 @@ TAKEN = "textmatch:taken"
 # Unacknowledged messages by delivery tag, and since when each is held: kombu's hash and sorted set.
 UNACKED = "textmatch:unacked"
 UNACKED_INDEX = "textmatch:unacked-index"
-UNACKED_MUTEX = "textmatch:unacked-mutex"
 
 # Sorted set: document id -> time of acceptance in seconds.
 PENDING = "textmatch:pending"

@@ -82,7 +82,7 @@ class Pending:
     async def summary(self) -> PendingSummary:
         """The totals."""
         with translated_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
+            async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.zcard(keys.PENDING)
                 pipe.zrange(keys.PENDING, 0, 0, withscores=True)
                 count, oldest = await pipe.execute()

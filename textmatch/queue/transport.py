@@ -12,17 +12,17 @@ that it holds is small, so that it can make batches of small messages.
 
 How soon a message of a killed worker is taken again. A held message carries the time at which it was last
 known to be held, and sweeps put it back once that is `visibility_timeout_seconds` ago. Every worker sweeps
-when it connects and then every `sweep_seconds`; one sweeps at a time, under a lock that expires after
-`sweep_seconds` in case its holder is killed. So the bound is
+when it connects and then every `sweep_seconds`. So the bound is
 
-    visibility_timeout_seconds + 2 * sweep_seconds        (held messages)
-    3 * sweep_seconds                                     (messages taken and not yet recorded)
+    visibility_timeout_seconds + sweep_seconds        (held messages)
+    2 * sweep_seconds                                 (messages taken and not yet recorded)
 
 The queue has one list: priorities are not supported.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any
@@ -49,34 +49,50 @@ class QoS(kombu_redis.QoS):
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """One sweep."""
-        super().restore_visible(*args, **kwargs)  # type: ignore[no-untyped-call]
         with self.channel.conn_or_acquire() as client:
+            holding.RELEASE_SILENT(client, time() - self.visibility_timeout)
             taken = set(client.lrange(keys.TAKEN, 0, -1))
-            put_back = client.register_script(holding.PUT_BACK)
-            for orphan in taken & self._taken_before:
-                put_back(keys=holding.PUT_BACK_KEYS, args=[orphan])
+            holding.PUT_BACK(client, *(taken & self._taken_before))
             self._taken_before = taken
 
     def can_consume(self) -> bool:
-        """Whether one more message may be taken."""
-        held = [message for tag, message in self._delivered.items() if tag not in self._dirty]
-        if len(held) < self.channel.batches:
-            return True
-        held_bytes = sum(len(message.body) for message in held)
-        return len(held) < self.prefetch_count and held_bytes < self.channel.batches * _SMALL_BYTES_PER_BATCH
+        """Whether one more message may be taken, whatever its size."""
+        count, size_bytes = self._held()
+        return count < self.channel.batches or min(self._small(count, size_bytes)) > 0
+
+    def room_for_small(self) -> tuple[int, int]:
+        """How many more messages may be taken if they are small, and of how many bytes together."""
+        return self._small(*self._held())
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Record a message that was taken as held."""
-        with self.channel.conn_or_acquire() as client:
-            arguments = [self.channel.raw_message, delivery_tag, time()]
-            client.register_script(holding.HOLD)(keys=holding.HOLD_KEYS, args=arguments)
+        """The channel has recorded the message as held."""
         virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: str) -> None:
+        """The message is done with."""
+        with self.channel.conn_or_acquire() as client:
+            holding.ACKNOWLEDGE(client, delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """The message is done with, or goes back to be the last."""
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        self.restore_by_tag(delivery_tag, leftmost=True)
+        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a held message back, to be the next one taken or, `leftmost`, the last."""
         with self.channel.conn_or_acquire(client) as connected:
-            arguments = [tag, "LPUSH" if leftmost else "RPUSH"]
-            connected.register_script(holding.RELEASE)(keys=holding.RELEASE_KEYS, args=arguments)
+            holding.RELEASE(connected, tag, "LPUSH" if leftmost else "RPUSH")
+
+    def _held(self) -> tuple[int, int]:
+        held = [message for tag, message in self._delivered.items() if tag not in self._dirty]
+        return len(held), sum(len(message.body) for message in held)
+
+    def _small(self, count: int, size_bytes: int) -> tuple[int, int]:
+        return self.prefetch_count - count, self.channel.batches * _SMALL_BYTES_PER_BATCH - size_bytes
 
 
 class Channel(kombu_redis.Channel):
@@ -86,10 +102,18 @@ class Channel(kombu_redis.Channel):
     from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "batches")
     # How many batches the worker works on at a time.
     batches = 1
-    # The message being delivered, as it was in the queue.
-    raw_message = b""
     _in_poll: Any
     _brpop_sent_at: Any
+
+    def _size(self, queue: str) -> int:
+        """Without kombu's transaction, which a full Redis refuses."""
+        with self.conn_or_acquire() as client:
+            return int(client.llen(queue))
+
+    def _queue_bind(self, *args: Any) -> None:
+        """Note the queue for those who publish; they do so themselves, and a full Redis takes nothing."""
+        with suppress(OutOfMemoryError):
+            super()._queue_bind(*args)  # type: ignore[no-untyped-call]
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for a message; the answer is read by `_brpop_read`."""
@@ -99,17 +123,16 @@ class Channel(kombu_redis.Channel):
         self.client.connection.send_command("BLMOVE", keys.QUEUE, keys.TAKEN, "RIGHT", "LEFT", seconds)
 
     def _brpop_read(self, **options: Any) -> bool:
-        """Deliver the message that came. Raises Empty when none came in time."""
+        """Deliver the message that came, and small ones with it. Raises Empty when none came in time."""
         raw = self._read_answer(**options)
         if raw is None:
             raise Empty
-        try:
-            message = envelope.unpack(raw)
-        except MalformedMessage as error:
-            self._refuse(raw, error)
-            raise Empty from error
-        self.raw_message = raw
-        self.connection._deliver(message, keys.QUEUE)  # noqa: SLF001 -- what kombu's own does
+        messages = [(one, message) for one in (raw, *self._take_more(raw)) if (message := self._read(one))]
+        if not messages:
+            raise Empty
+        self._hold(messages)
+        for _, message in messages:
+            self.connection._deliver(message, keys.QUEUE)  # noqa: SLF001 -- what kombu's own does
         return True
 
     def _read_answer(self, **options: Any) -> bytes | None:
@@ -130,18 +153,42 @@ class Channel(kombu_redis.Channel):
         return raw
 
     def _take_at_maxmemory(self) -> bytes | None:
+        taken = self._take(1, 1)
+        if taken:
+            return taken[0]
+        # The next poll is refused at once again.
+        sleep(_PAUSE_SECONDS)
+        return None
+
+    def _take_more(self, first: bytes) -> list[bytes]:
+        count, size_bytes = self.qos.room_for_small()
+        if count <= 1 or size_bytes <= len(first):
+            return []
+        return self._take(count - 1, size_bytes - len(first))
+
+    def _take(self, count: int, size_bytes: int) -> list[bytes]:
         with self.conn_or_acquire() as client:
-            raw: bytes | None = client.register_script(holding.TAKE)(keys=holding.TAKE_KEYS)
-        if raw is None:
-            # The next poll is refused at once again.
-            sleep(_PAUSE_SECONDS)
-        return raw
+            taken: list[bytes] = holding.TAKE(client, count, size_bytes)
+        return taken
+
+    def _read(self, raw: bytes) -> dict[str, Any] | None:
+        try:
+            return envelope.unpack(raw)
+        except MalformedMessage as error:
+            self._refuse(raw, error)
+            return None
+
+    def _hold(self, messages: list[tuple[bytes, dict[str, Any]]]) -> None:
+        arguments: list[Any] = [time()]
+        for raw, message in messages:
+            arguments += [raw, message["properties"]["delivery_tag"]]
+        with self.conn_or_acquire() as client:
+            holding.HOLD(client, *arguments)
 
     def _refuse(self, raw: bytes, error: MalformedMessage) -> None:
         letter = of_raw(raw.decode(errors="backslashreplace"), str(error))
         with self.conn_or_acquire() as client:
-            arguments = [raw, letter.key, letter.to_json()]
-            client.register_script(holding.REFUSE)(keys=holding.REFUSE_KEYS, args=arguments)
+            holding.REFUSE(client, raw, letter.key, letter.to_json())
 
 
 class Transport(kombu_redis.Transport):
