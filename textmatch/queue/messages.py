@@ -137,17 +137,19 @@ def _message(entries: Sequence[str], accepted_at: float) -> str:
 
 
 def _read_entry(entry: object, accepted_at: float) -> Document | RefusedEntry:
-    raw = _message([json.dumps(entry)], accepted_at)
+    def refused(document: Document | None, error: str) -> RefusedEntry:
+        return RefusedEntry(document, _message([json.dumps(entry)], accepted_at), error)
+
     try:
         document = document_from_json(entry)
         json.dumps(entry, ensure_ascii=False).encode()
     except (MalformedMessage, UnicodeEncodeError) as error:
-        return RefusedEntry(None, raw, str(error))
+        return refused(None, str(error))
     violations = document_violations(document)
     if not document.version and (problem := version_violation("version", document.version)):
         violations.append(problem)
     if violations:
-        return RefusedEntry(document, raw, str(InvalidInput(violations)))
+        return refused(document, str(InvalidInput(violations)))
     return document
 
 
