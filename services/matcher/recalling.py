@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from services.matcher.answers import MatchOptions, Recall
 from services.matcher.embedding_cache import EmbeddingCache
-from textmatch.encoder_client import EncoderClient
+from services.matcher.patience import patiently
+from textmatch.encoder_client import EncoderClient, EncodeResult
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch
 from textmatch.index.recall import Hit, RecallQuery
 from textmatch.index.store import Index
@@ -98,13 +99,22 @@ class Recaller:
             return EmbeddedQuery(query, collection, collection, cached)
         has_lexical = bool(collection) and (await self.traits(collection, deadline)).has_lexical
         words_will_do = has_lexical and options.recall is not Recall.DENSE
-        seconds_left = deadline - time.monotonic()
+        finish = deadline
         if words_will_do:
-            seconds_left -= max(_SEARCH_RESERVE_SECONDS, seconds_left * _SEARCH_RESERVE_SHARE)
-        try:
-            encoded = await self._encoder.encode(
-                [query], is_query=True, is_bulk=is_bulk, timeout_seconds=seconds_left, model=collection
+            seconds_left = deadline - time.monotonic()
+            finish -= max(_SEARCH_RESERVE_SECONDS, seconds_left * _SEARCH_RESERVE_SHARE)
+
+        async def encode() -> EncodeResult:
+            return await self._encoder.encode(
+                [query],
+                is_query=True,
+                is_bulk=is_bulk,
+                timeout_seconds=finish - time.monotonic(),
+                model=collection,
             )
+
+        try:
+            encoded = await patiently(encode, deadline=finish, is_bulk=is_bulk)
         except (DeadlinePassed, DeadlineTooShort):
             if not words_will_do:
                 raise

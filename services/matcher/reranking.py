@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.matcher.answers import Degraded
+from services.matcher.patience import patiently
 from services.matcher.scoring_speed import ScoringSpeed
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import (
@@ -86,7 +87,13 @@ class Reranker:
             scores.degraded = Degraded.RERANK_LATE
             return
         try:
-            result = await self._encoder.score(query, chunk, is_bulk=is_bulk, timeout_seconds=seconds_left)
+            result = await patiently(
+                lambda: self._encoder.score(
+                    query, chunk, is_bulk=is_bulk, timeout_seconds=finish - time.monotonic()
+                ),
+                deadline=finish,
+                is_bulk=is_bulk,
+            )
         except (*_LATE, *_REFUSED, *_UNAVAILABLE) as error:
             scores.degraded = _degraded(error)
             if isinstance(error, _LATE):

@@ -57,9 +57,7 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
 
         async def answer(query_index: int) -> pb.BatchMatchResponse:
             async with turns:
-                # Each query has its own time; gRPC ends the whole call at the caller's deadline.
-                deadline = time.monotonic() + self._match_timeout_seconds
-                return await self._answer(request, options, query_index, deadline)
+                return await self._answer(request, options, query_index, self._deadline(context))
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(answer(position)) for position in range(len(request.queries))]

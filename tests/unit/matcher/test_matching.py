@@ -384,3 +384,24 @@ async def test_a_query_asked_again_is_not_embedded_again():
         assert result.bi_encoder_model_id == MODEL
     await same.match("another query", MatchOptions(), deadline=soon())
     assert encoder.encode_count == 2
+
+
+@dataclass
+class RefusingEncoder(ScriptedEncoder):
+    """Is full for the first calls."""
+
+    refusals: int = 2
+
+    async def score(self, query, texts, *, is_bulk, timeout_seconds):
+        if self.refusals:
+            self.refusals -= 1
+            raise errors.Overloaded("full", retry_delay_seconds=0.01)
+        return await super().score(query, texts, is_bulk=is_bulk, timeout_seconds=timeout_seconds)
+
+
+async def test_bulk_work_comes_back_when_the_encoder_asks_it_to():
+    busy = matcher(RefusingEncoder())
+    result = await busy.match("query", MatchOptions(), deadline=soon(5), is_bulk=True)
+    assert (result.degraded, result.scored_count) == (None, 3)
+    result = await matcher(RefusingEncoder()).match("query", MatchOptions(), deadline=soon(5))
+    assert (result.degraded, result.scored_count) == (Degraded.RERANK_REFUSED, 0)

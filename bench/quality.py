@@ -1,0 +1,202 @@
+"""How well Match ranks, stage by stage, through the whole stack: `python -m bench.quality --data DIR`.
+
+DIR holds data sets, each a folder with corpus.jsonl, queries.jsonl and qrels.tsv; `cranfield-en` is used. The
+demo's questions need nothing. A set that is not there is left out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bench.ingest_stack import running_stack
+from bench.report import print_table, write_figures
+from standalone.demo.corpus import build_corpus
+from standalone.demo.questions import EVERYDAY, HARD, read_questions
+from textmatch.client import Match, MatchOptions, Recall, TextMatchClient
+from training.evaluation.collection import Collection, read_collection
+from training.evaluation.resampling import Values
+from training.evaluation.retrieval_metrics import retrieval_metrics
+
+_DEPTH = 100
+# So many candidates that what a single stage would have put first is among them.
+_WIDE = 500
+_QUICK_QUERIES = 20
+_BULK_SECONDS = 1_800.0
+
+MODES: dict[str, MatchOptions] = {
+    "dense": {"recall": Recall.DENSE, "rerank": False},
+    "hybrid": {"recall": Recall.HYBRID, "rerank": False},
+    "hybrid_rrf": {"recall": Recall.HYBRID_RRF, "rerank": False},
+    "dense_cross_encoder": {"recall": Recall.DENSE},
+    # What is shipped: the best recall there is, then the cross-encoder on the best candidates.
+    "cascade": {},
+}
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Queries with their judgements, and the documents that they are about."""
+
+    name: str
+    collection: Collection
+
+
+def main(
+    data: Annotated[
+        Path | None, typer.Option(envvar="TEXTMATCH_BENCH_DATA", help="Folder of data sets.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few queries of each set.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Measure nDCG@10, MRR@10 and recall@100 of each set in each mode."""
+    figures: dict[str, float] = {}
+    for group in _groups(data):
+        with _client_of_new_stack() as client:
+            _ingest(client, group[0].collection)
+            for one in group:
+                figures |= _measure_set(client, one, _QUICK_QUERIES if quick else None)
+    write_figures(figures, json_path)
+
+
+@contextmanager
+def _client_of_new_stack() -> Iterator[TextMatchClient]:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        running_stack(Path(directory)) as stack,
+        TextMatchClient(stack.addresses["matcher"], bulk_timeout_seconds=_BULK_SECONDS) as client,
+    ):
+        yield client
+
+
+def _groups(data: Path | None) -> Iterator[list[QuestionSet]]:
+    """Sets with the same documents together."""
+    cranfield = data / "cranfield-en" if data else None
+    if cranfield is not None and cranfield.is_dir():
+        yield [QuestionSet("cranfield", read_collection(cranfield))]
+    else:
+        typer.echo("cranfield-en is left out: give its parent folder with --data", err=True)
+    yield [
+        QuestionSet("questions", _demo_collection(EVERYDAY)),
+        QuestionSet("questions_hard", _demo_collection(HARD)),
+    ]
+
+
+def _demo_collection(path: Path) -> Collection:
+    documents = build_corpus()
+    positions = {document.id: position for position, document in enumerate(documents)}
+    questions = read_questions(path)
+    return Collection(
+        documents=[document.text for document in documents],
+        queries=[question.text for question in questions],
+        grades=[
+            {positions[one]: 1.0 for one in question.accepted_ids if one in positions}
+            for question in questions
+        ],
+    )
+
+
+def _ingest(client: TextMatchClient, collection: Collection) -> None:
+    texts = enumerate(collection.documents)
+    summary = client.ingest_all(
+        ({"id": str(position), "text": text} for position, text in texts if text.strip()), wait=True
+    )
+    if summary.rejected:
+        raise RuntimeError(f"{summary.rejected} documents were rejected: {summary.rejections[0].error}")
+
+
+def _measure_set(client: TextMatchClient, one: QuestionSet, count: int | None) -> dict[str, float]:
+    collection = one.collection
+    collection = Collection(collection.documents, collection.queries[:count], collection.grades[:count])
+    rankings = {mode: _ranked(client, collection.queries, options) for mode, options in MODES.items()}
+    rankings |= _single_stages(client, collection.queries)
+    measured = {mode: _metrics(collection, ranking) for mode, ranking in rankings.items()}
+    print_table(
+        f"{one.name}: {len(collection.queries)} queries, {len(collection.documents):,} documents",
+        ["mode", "nDCG@10", "MRR@10", "recall@100", "first", "first three"],
+        [
+            [mode, *(f"{values[name]:.4f}" for name in ("ndcg@10", "mrr@10", "recall@100")), *_firsts(values)]
+            for mode, values in measured.items()
+        ],
+    )
+    return {
+        f"{name.replace('@', '')}.{one.name}.{mode}": values[name]
+        for mode, values in measured.items()
+        for name in ("ndcg@10", "mrr@10", "recall@100")
+    }
+
+
+def _ranked(client: TextMatchClient, queries: Sequence[str], options: MatchOptions) -> list[list[int]]:
+    """The documents' positions, best first: the first ten as a person gets them, then what recall adds."""
+    first = _matches(client, queries, {**options, "top_k": 10})
+    more = _matches(client, queries, {**options, "top_k": _DEPTH, "rerank": False})
+    rankings = []
+    for head, tail in zip(first, more, strict=True):
+        positions = [int(match.document.id) for match in [*head, *tail]]
+        rankings.append(list(dict.fromkeys(positions))[:_DEPTH])
+    return rankings
+
+
+def _single_stages(client: TextMatchClient, queries: Sequence[str]) -> dict[str, list[list[int]]]:
+    """What BM25 and the cross-encoder would say alone, from their parts of many candidates' scores."""
+    wide: MatchOptions = {"top_k": _WIDE, "candidate_count": _WIDE, "explain": True}
+    by_words = _matches(client, queries, {**wide, "recall": Recall.HYBRID, "rerank": False})
+    by_pairs = _matches(client, queries, {"top_k": _DEPTH, "recall": Recall.DENSE})
+    return {
+        "bm25": [_sorted(matches, [_bm25(match) for match in matches]) for matches in by_words],
+        "cross_encoder": [
+            _sorted(matches, [match.rerank_score or 0.0 for match in matches]) for matches in by_pairs
+        ],
+    }
+
+
+def _matches(
+    client: TextMatchClient, queries: Sequence[str], options: MatchOptions
+) -> list[tuple[Match, ...]]:
+    found: list[tuple[Match, ...]] = [()] * len(queries)
+    for answer in client.batch_match(queries, **options):
+        if answer.result is None or answer.result.degraded:
+            reason = answer.result.degraded if answer.result else answer.error
+            raise RuntimeError(f"no whole answer to {queries[answer.query_index]!r}: {reason}")
+        found[answer.query_index] = answer.result.matches
+    return found
+
+
+def _sorted(matches: Sequence[Match], scores: Sequence[float]) -> list[int]:
+    order = sorted(range(len(matches)), key=lambda place: -scores[place])
+    return [int(matches[place].document.id) for place in order][:_DEPTH]
+
+
+def _bm25(match: Match) -> float:
+    return match.explanation.bm25 or 0.0 if match.explanation else 0.0
+
+
+def _metrics(collection: Collection, rankings: Sequence[Sequence[int]]) -> Mapping[str, float]:
+    grades = np.zeros((len(rankings), _DEPTH))
+    for row, ranking, judged in zip(grades, rankings, collection.grades, strict=True):
+        row[: len(ranking)] = [judged.get(position, 0.0) for position in ranking]
+    columns = retrieval_metrics(grades, collection.ideal(_DEPTH), collection.relevant, [_DEPTH])
+    return {
+        **{name: float(values.mean()) for name, values in columns.items()},
+        "first": _found_within(grades, 1),
+        "first_three": _found_within(grades, 3),
+    }
+
+
+def _found_within(grades: Values, depth: int) -> float:
+    return float((grades[:, :depth] > 0).any(axis=1).sum())
+
+
+def _firsts(values: Mapping[str, float]) -> list[str]:
+    return [f"{values[name]:.0f}" for name in ("first", "first_three")]
+
+
+if __name__ == "__main__":
+    typer.run(main)
