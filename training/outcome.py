@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import PartialState
+
+from training.described import write_card_of_run
 from training.options import command_line
 from training.report import DataReport
 from training.running import remove_checkpoints
@@ -33,7 +36,7 @@ def finish(
     measure: Callable[[Path], Measurements],
     base_name: str,
 ) -> Outcome:
-    """Measure the saved model's twin in memory, and remove the checkpoints."""
+    """Measure the saved model's twin in memory, write the model card, and remove the checkpoints."""
     files = [*([settings.dev] if settings.dev else []), *settings.held_out]
     outcome = Outcome(
         recipe=recipe,
@@ -43,5 +46,7 @@ def finish(
         report=report,
         measured={path: measure(path) for path in files},
     )
+    if PartialState().is_main_process:
+        write_card_of_run(recipe, settings, report, outcome.measured, base_name)
     remove_checkpoints(settings)
     return outcome

@@ -79,7 +79,7 @@ def pairs(
     if not models:
         raise InvalidInput.of_field("MODEL", "is missing: give at least one before the file of pairs")
     form = FileForm(header, tuple(columns.split(",")) if columns else ())
-    label_range = _checked(ScoreRange(*score_range))
+    label_range = score_range_of(score_range)
     test = read_pair_file(Path(file), form, label_range, positive_from)
     dev_file = read_pair_file(dev, form, label_range, positive_from) if dev else None
     quieten_libraries()
@@ -175,6 +175,18 @@ def retrieval(
     print_table(table(title, caption, shown))
 
 
+def score_range_of(limits: tuple[float, float]) -> ScoreRange:
+    """The range that the option gives.
+
+    Raises:
+        InvalidInput: it is empty.
+    """
+    # Written so that NaN, which compares false with everything, is refused too.
+    if not limits[0] < limits[1]:
+        raise InvalidInput.of_field("score-range", "the least label must be below the greatest")
+    return ScoreRange(*limits)
+
+
 def quieten_libraries() -> None:
     """Only what we print is for people; libraries say nothing below an error, and draw no bars."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -194,13 +206,6 @@ def _plot(folder: Path, systems: Sequence[System], measured: Sequence[MeasuredPa
     for system in systems:
         if isinstance(system, ModelSystem):
             plot_loss(system.directory, system.name, folder / f"{system.model_id}-loss.png")
-
-
-def _checked(label_range: ScoreRange) -> ScoreRange:
-    # Written so that NaN, which compares false with everything, is refused too.
-    if not label_range.lowest < label_range.highest:
-        raise InvalidInput.of_field("score-range", "the least label must be below the greatest")
-    return label_range
 
 
 def _depths(text: str) -> list[int]:

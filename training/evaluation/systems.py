@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from textmatch.models.adapter import is_adapter_directory
+from textmatch.models.adapter_config import is_adapter_directory
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.calibration import Calibration, Scores
 from textmatch.models.cosine import CosineScorer
@@ -168,13 +168,16 @@ def is_cross_encoder(directory: Path) -> bool:
     """Whether a model's files say that it reads pairs."""
     if is_adapter_directory(directory):
         return True
-    config_file = directory / _MODEL_CONFIG
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    if "model_type" in config or (directory / _MODULES).is_file():
-        return bool(config.get("model_type") == "CrossEncoder")
-    config_file = directory / _TRANSFORMER_CONFIG
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
+    model_type = _read_config(directory / _MODEL_CONFIG).get("model_type")
+    if model_type or is_sentence_transformer(directory):
+        return bool(model_type == "CrossEncoder")
+    architectures = _read_config(directory / _TRANSFORMER_CONFIG).get("architectures") or []
+    return any(name.endswith("ForSequenceClassification") for name in architectures)
+
+
+def is_sentence_transformer(directory: Path) -> bool:
+    """Whether sentence-transformers saved it, so that it is more than a bare transformer."""
+    return (directory / _MODULES).is_file()
 
 
 def run_in_batches(
@@ -198,6 +201,11 @@ def run_in_batches(
     rows = np.concatenate(parts)
     rows[order] = rows.copy()
     return rows
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
 
 
 def _score(name: str, scorer: CosineScorer | PairClassifier, first: Embeddings, second: Embeddings) -> Scored:
