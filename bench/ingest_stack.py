@@ -8,12 +8,13 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import psutil
 
-from standalone.stack import ProcessSpec, choose_ports, process_specs
+from standalone.ports import any_free
+from standalone.stack import ProcessSpec, StackPorts, process_specs
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 30.0
@@ -49,7 +50,9 @@ def running_stack(
         commands: what to run instead of a process, by its name.
     """
     settings = {**os.environ, "TEXTMATCH_LOG_LEVEL": "WARNING", **(environment or {})}
-    specs = process_specs(directory, choose_ports(), settings)
+    # Not the default ones: another stack may be starting at this moment.
+    ports = StackPorts(*(any_free() for _ in fields(StackPorts)))
+    specs = process_specs(directory, ports, settings)
     replaced = commands or {}
     with ExitStack() as stack:
         processes = {}

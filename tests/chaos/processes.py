@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from standalone.ports import any_free
@@ -108,7 +108,7 @@ class Victims:
 @contextmanager
 def running_victims(directory: Path, settings: Mapping[str, str]) -> Iterator[Victims]:
     """Start everything and wait until it serves; stop it at the end, and show the logs after a failure."""
-    ports = StackPorts(*(any_free() for _ in range(7)))
+    ports = StackPorts(*(any_free() for _ in fields(StackPorts)))
     specs = process_specs(directory, ports, {**os.environ, **settings})
     *others, worker = specs
     workers = [_numbered(worker, number) for number in (1, 2)]
