@@ -110,7 +110,9 @@ async def _build(settings: WorkerSettings) -> Parts:
         encoder=encoder,
         index=index,
         mirrors=Mirrors(
-            index, Copier(index, encoder, settings.encode_timeout_seconds), _MIRROR_PATIENCE_SECONDS
+            index,
+            Copier(index, encoder, Tombstones(redis), settings.encode_timeout_seconds),
+            _MIRROR_PATIENCE_SECONDS,
         ),
         pending=pending,
         tombstones=Tombstones(redis),

@@ -31,6 +31,7 @@ _BUILT_IN = {
     "score": "textmatch.cli.score:score",
     "status": "textmatch.cli.status:status",
     "delete": "textmatch.cli.delete:delete",
+    "reindex": "textmatch.cli.reindex:reindex [matcher]",
     "dead-letters": "textmatch.cli.dead_letters:app [queue]",
 }
 

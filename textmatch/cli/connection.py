@@ -12,6 +12,7 @@ from textmatch.cli.settings import from_environment
 from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient
 
 DEFAULT_DATA_DIR = Path(".textmatch")
+DEFAULT_QDRANT_URL = "http://127.0.0.1:6334"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 _STACK_FILE = "stack.json"
 
@@ -32,6 +33,7 @@ class Stack:
     matcher: str = ""
     encoder: str = ""
     redis_url: str = ""
+    qdrant_url: str = ""
     processes: tuple[StackProcess, ...] = ()
 
 
@@ -42,6 +44,7 @@ class Addresses:
     matcher: str
     encoder: str
     redis_url: str
+    qdrant_url: str
     processes: tuple[StackProcess, ...]
 
     def client(self) -> TextMatchClient:
@@ -50,7 +53,7 @@ class Addresses:
 
 
 def find_addresses(
-    data_dir: Path | None, *, matcher: str = "", encoder: str = "", redis_url: str = ""
+    data_dir: Path | None, *, matcher: str = "", encoder: str = "", redis_url: str = "", qdrant_url: str = ""
 ) -> Addresses:
     """Decide for each server: its own option, then --data-dir, the environment, ./.textmatch, the default.
 
@@ -69,6 +72,9 @@ def find_addresses(
         redis_url=(
             redis_url or chosen.redis_url or settings.redis_url or nearby.redis_url or DEFAULT_REDIS_URL
         ),
+        qdrant_url=(
+            qdrant_url or chosen.qdrant_url or settings.qdrant_url or nearby.qdrant_url or DEFAULT_QDRANT_URL
+        ),
         processes=nearby.processes if matcher == nearby.matcher else (),
     )
 
@@ -78,7 +84,9 @@ def _read_stack(data_dir: Path) -> Stack:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         processes = tuple(StackProcess(**process) for process in content["processes"])
-        return Stack(content["matcher"], content["encoder"], content["redis_url"], processes)
+        return Stack(
+            content["matcher"], content["encoder"], content["redis_url"], content["qdrant_url"], processes
+        )
     except FileNotFoundError:
         return Stack()
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -26,6 +26,18 @@ class CliSettings:
         f"Redis with the dead letters. {_WHERE_ELSE} redis://127.0.0.1:6379/0.",
         is_secret=True,
     )
+    qdrant_url: str = setting(
+        "TEXTMATCH_QDRANT_URL",
+        "",
+        f"Qdrant's gRPC port as a URL, for `reindex`. {_WHERE_ELSE} http://127.0.0.1:6334.",
+    )
+    qdrant_api_key: str = setting("TEXTMATCH_QDRANT_API_KEY", "", "API key for Qdrant.", is_secret=True)
+    collection_alias: str = setting(
+        "TEXTMATCH_COLLECTION_ALIAS", "textmatch", "Alias of the collection in use, for `reindex`."
+    )
+    payload_indexes: str = setting(
+        "TEXTMATCH_PAYLOAD_INDEXES", "", "Attributes that filters are quick on, for `reindex`."
+    )
 
 
 def from_environment() -> CliSettings:

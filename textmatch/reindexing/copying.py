@@ -4,12 +4,13 @@ The collection in use is the *source*; the one being built, or the one kept for 
 Three kinds of actors change both at the same time: workers write, deleters delete, and `textmatch reindex`
 walks through the source. These rules keep the target equal, whatever overtakes what and whoever dies:
 
-1. *Source first.* Workers and deleters change the source, and then the target. So a version in a target has
-   been in its source before; if the source, read after the target, has no such version, then it was deleted.
-2. *Workers and the walker copy alike*: read the source, write what the target lacks (Qdrant itself refuses
-   what is not newer than it has), read the source again, and remove from the target what the source has lost
-   meanwhile, sparing newer versions. A delete that comes between the two readings is seen by the second one;
-   one that comes after the second reading in the source comes later still in the target (rule 1).
+1. *Versions decide.* Qdrant itself refuses a write that is not newer than what is stored, and a delete names
+   the version up to which it goes. So actors who still take the one collection for the other, because
+   the aliases have just been changed, can do no harm.
+2. *Tombstones last.* A deleter leaves a tombstone before it deletes anywhere. Whoever has copied looks for
+   tombstones after the copy is durable, and removes what they cover. A tombstone that comes later is
+   followed by the deleter's own deletes, which find the copy. That a document is missing in the source
+   proves nothing while workers write: it may be on its way there.
 3. *Asked again before it is acknowledged.* Workers and deleters read the aliases when everything they did is
    durable. If they are not what they were, all is done once more for those that hold now. The walk starts
    after the alias of the target is set. So of each change one holds: it was made in the source before the
@@ -18,20 +19,28 @@ walks through the source. These rules keep the target equal, whatever overtakes 
 4. *A target is complete or has no role.* A worker that cannot write to a target any more takes its role away
    before it acknowledges (workers/mirrors.py); nobody can then put it to use until another walk has
    completed it.
+5. *What was deleted while the target had no role* has to be found by looking. Workers write to the source
+   before the target. So a version that the target had while it was being built, and that the source, read
+   later, has not, was deleted; only one that a worker wrote by aliases of long ago looks the same. The walk
+   removes it and then copies that document once more: if the worker has come to the source meanwhile, the
+   copy brings it back; if not, the worker comes to the target later still.
 
-A worker or a walker that dies between writing and its second reading has acknowledged nothing and noted
-nothing: the message comes again, and the next walk looks at every document of both collections.
+A worker or a walker that dies has acknowledged nothing and noted nothing: the message comes again, and the
+next walk looks at every document of both collections. One walk at a time: rule 5 relies on the target not
+being put to use during it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.points import CollectionPoints
 from textmatch.index.store import Index
 from textmatch.queue.dead_letters import DeadLetter
+from textmatch.queue.tombstones import Tombstones
 from textmatch.reindexing.embedding import embed_documents
 
 
@@ -47,9 +56,12 @@ class Copied:
 class Copier:
     """Copies by the rules above; every method may be repeated."""
 
-    def __init__(self, index: Index, encoder: EncoderClient, encode_timeout_seconds: float) -> None:
+    def __init__(
+        self, index: Index, encoder: EncoderClient, tombstones: Tombstones, encode_timeout_seconds: float
+    ) -> None:
         self._index = index
         self._encoder = encoder
+        self._tombstones = tombstones
         self._encode_timeout_seconds = encode_timeout_seconds
 
     async def copy(self, ids: Sequence[str], *, source: str, target: str) -> Copied:
@@ -74,27 +86,31 @@ class Copier:
         if embedded.documents:
             await self._index.upsert(embedded.documents, embedded.embeddings, model_id=target)
         refused = {letter.key: letter for letter in embedded.refused}
-
-        versions = {document_id: found.document.version for document_id, found in held.items()}
-        versions |= {document.id: document.version for document in embedded.documents}
-        removed = await self.remove_lost(versions, source=source, target=target)
         # An older version of a document that cannot be embedded is not what the source holds.
         outdated = {one.key: one.document.version for one in refused.values() if one.document}
-        removed += await points.delete(outdated)
+        buried = await self._buried(embedded.documents)
+        removed = await points.delete(outdated | buried)
         return Copied(len(embedded.documents), removed, refused)
 
-    async def remove_lost(self, versions: Mapping[str, int], *, source: str, target: str) -> int:
-        """Remove from the target what the source holds no more.
+    async def remove_lost(self, versions: Mapping[str, int], *, source: str, target: str) -> Copied:
+        """Remove from the target, which is being built, what the source holds no more.
 
         Args:
-            versions: what the target held, read before this call.
-
-        Returns:
-            How many documents went.
+            versions: what the target held while it was being built.
         """
         left = await self._index.points(source).versions(versions)
         lost = {one: version for one, version in versions.items() if left.get(one, 0) < version}
-        return await self._index.points(target).delete(lost)
+        if not lost:
+            return Copied()
+        removed = await self._index.points(target).delete(lost)
+        copied = await self.copy(list(lost), source=source, target=target)
+        return replace(copied, removed=copied.removed + removed)
+
+    async def _buried(self, documents: Sequence[Document]) -> dict[str, int]:
+        """The tombstones that cover these, by document id."""
+        versions = {document.id: document.version for document in documents}
+        tombstones = await self._tombstones.get(versions)
+        return {one: version for one, version in tombstones.items() if version >= versions[one]}
 
 
 async def missing_ids(page: Mapping[str, int], target: CollectionPoints) -> list[str]:

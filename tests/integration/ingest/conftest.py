@@ -72,7 +72,7 @@ async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIte
     yield Dependencies(
         encoder=client,
         index=index,
-        mirrors=Mirrors(index, Copier(index, client, encode_timeout_seconds=10.0), patience_seconds=60.0),
+        mirrors=Mirrors(index, Copier(index, client, Tombstones(redis), 10.0), patience_seconds=60.0),
         pending=Pending(redis),
         tombstones=Tombstones(redis),
         dead_letters=DeadLetters(redis),

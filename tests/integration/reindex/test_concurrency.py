@@ -1,0 +1,227 @@
+"""A change of the model amid writes, updates and deletes, compared with what the outcome must be.
+
+TEXTMATCH_TEST_SEED repeats a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.integration.ingest.scripted_encoder import ScriptedEncoder, embedding_of
+from tests.integration.reindex.conftest import OpenDeps
+from tests.integration.reindex.contents import contents
+from textmatch.cli.reindex_run import Reindexing, ReindexOptions, ReindexReport
+from textmatch.documents import Document
+from textmatch.errors import NotReady, Overloaded, TextMatchError
+from textmatch.index.collections import Roles
+from textmatch.index.connection import CollectionGone
+from textmatch.index.store import Index
+from textmatch.reindexing import change
+from workers.indexing import Dependencies, index_documents
+
+SEEDS = [int(os.environ["TEXTMATCH_TEST_SEED"])] if "TEXTMATCH_TEST_SEED" in os.environ else [1, 2, 3]
+WORKERS = 3
+IDS = 120
+CHANGES = 1_500
+TOMBSTONE_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Of everything up to a version."""
+
+    id: str
+    version: int
+
+
+class NoProgress:
+    def stage(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+
+def changes(generator: random.Random) -> list[Document | Delete]:
+    """In the order of their versions, a few deletes among them."""
+    made: list[Document | Delete] = []
+    for version in range(1, CHANGES + 1):
+        document_id = f"文档{generator.randrange(IDS)}"
+        if generator.random() < 0.15:
+            made.append(Delete(document_id, version))
+        else:
+            text = f"text {generator.randrange(40)}"
+            made.append(Document(document_id, text, {"n": generator.randrange(3)}, version))
+    return made
+
+
+def outcome(made: Sequence[Document | Delete]) -> dict[str, Document]:
+    """What must be stored once all is done."""
+    stored: dict[str, Document] = {}
+    for one in made:
+        if isinstance(one, Document):
+            stored[one.id] = one
+        else:
+            stored.pop(one.id, None)
+    return stored
+
+
+def differences(
+    found: dict[str, Document], expected: dict[str, Document]
+) -> dict[str, tuple[Document | None, Document | None]]:
+    """What is stored and what should be, by id."""
+    ids = found.keys() | expected.keys()
+    return {one: (found.get(one), expected.get(one)) for one in ids if found.get(one) != expected.get(one)}
+
+
+async def settle(documents: Sequence[Document], deps: Dependencies) -> None:
+    """Try again what may pass, as a worker does."""
+    for _ in range(10):
+        try:
+            await index_documents(documents, deps)
+        except CollectionGone:
+            await asyncio.sleep(0.3)
+        else:
+            return
+    raise AssertionError("not settled")
+
+
+async def send(made: Sequence[Document | Delete], deps: Dependencies, generator: random.Random) -> None:
+    """Out of order, some of it twice, each worker tried again until it has settled its batch."""
+    order = [*made, *generator.sample(made, len(made) // 5)]
+    generator.shuffle(order)
+    while order:
+        size = generator.randint(1, 12)
+        batch, order = order[:size], order[size:]
+        documents = [one for one in batch if isinstance(one, Document)]
+        if documents:
+            await settle(documents, deps)
+        for one in batch:
+            if isinstance(one, Delete):
+                # As the matcher does it.
+                await deps.tombstones.add({one.id: one.version}, TOMBSTONE_SECONDS)
+                await deps.index.delete({one.id: one.version})
+        await asyncio.sleep(generator.random() * 0.02)
+
+
+async def reindex(deps: Dependencies, redis: Redis, model: str) -> ReindexReport:
+    options = ReindexOptions(
+        model=model,
+        switch=True,
+        queries=None,
+        sample=5,
+        top_k=3,
+        min_overlap=0.0,
+        allow_refused=False,
+        max_documents_per_second=400.0,
+    )
+    return await Reindexing(deps.index, deps.encoder, redis, options, NoProgress()).run()
+
+
+async def reindex_with_interruptions(
+    deps: Dependencies, redis: Redis, model: str, generator: random.Random
+) -> None:
+    """Cancelled again and again, at any point, until it is left alone."""
+    for _ in range(3):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(generator.random() * 0.5):
+                await reindex(deps, redis, model)
+        if (await deps.index.refresh_roles()).in_use == model:
+            return
+    await reindex(deps, redis, model)
+
+
+async def operate(
+    deps: Dependencies, redis: Redis, models: list[str], generator: random.Random, done: asyncio.Event
+) -> int:
+    """Change from one model to the other, sometimes back and forth, until done; says how often."""
+    for number in itertools.count(1):
+        roles = await deps.index.refresh_roles()
+        [model] = [one for one in models if one != roles.in_use]
+        await reindex_with_interruptions(deps, redis, model, generator)
+        if done.is_set():
+            return number
+        for _ in range(generator.randrange(3)):
+            await asyncio.sleep(generator.random() * 0.1)
+            await change.roll_back(deps.index, deps.encoder)
+        await asyncio.sleep(generator.random() * 0.1)
+        await change.drop_old(deps.index)
+    raise AssertionError("unreachable")
+
+
+async def ask(index: Index, collection: str) -> None:
+    found = await index.points(collection).nearest(embedding_of("text 1", collection)[0], 3)
+    assert len(found) == 3
+
+
+async def ask_until(done: asyncio.Event, index: Index) -> int:
+    """Ask as a matcher does, by the collection in use, once more if it has just gone; says how often."""
+    for asked in itertools.count():
+        if done.is_set():
+            return asked
+        try:
+            await ask(index, await index.collection())
+        except CollectionGone:
+            await ask(index, await index.refresh_collection())
+        await asyncio.sleep(0.01)
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_after_all_changes_both_collections_hold_exactly_what_they_must(
+    open_deps: OpenDeps, index: Index, redis: Redis, old: str, new: str, seed: int
+):
+    generator = random.Random(seed)
+    made = changes(generator)
+    cut = CHANGES // 4
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(open_deps()) for _ in range(WORKERS)]
+        for part, deps in enumerate(workers):
+            await send(made[:cut][part::WORKERS], deps, generator)
+        done = asyncio.Event()
+        asking = asyncio.create_task(ask_until(done, index))
+        operator = await stack.enter_async_context(open_deps())
+        operating = asyncio.create_task(operate(operator, redis, [old, new], generator, done))
+        await asyncio.gather(
+            *(send(made[cut:][part::WORKERS], deps, generator) for part, deps in enumerate(workers))
+        )
+        done.set()
+        assert await operating > 1
+        assert await asking > 10
+    roles = await index.refresh_roles()
+    assert {roles.in_use, roles.previous} == {old, new}
+    expected = outcome(made)
+    for collection in (roles.in_use, roles.previous):
+        assert differences(await contents(index, collection), expected) == {}, f"seed {seed}"
+
+
+async def test_a_failing_encoder_or_index_is_waited_for(
+    deps: Dependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, new: str
+):
+    documents = [Document(f"d{number}", f"text {number}", version=1) for number in range(100)]
+    await index_documents(documents, deps)
+    encoder.errors = [Overloaded("busy", retry_delay_seconds=0.3), NotReady("loading")]
+    report = await reindex(deps, redis, new)
+    assert report.switched
+    assert await index.points(new).count() == 100
+
+
+async def test_a_bug_ends_the_command_and_changes_nothing(
+    deps: Dependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, old: str, new: str
+):
+    await index_documents([Document("a", "text", version=1)], deps)
+
+    def fail(_: Sequence[str]) -> None:
+        raise RuntimeError("a bug")
+
+    encoder.check = fail
+    with pytest.raises(TextMatchError):
+        await reindex(deps, redis, new)
+    assert await index.refresh_roles() == Roles(in_use=old, next=new)
