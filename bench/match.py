@@ -1,0 +1,247 @@
+"""Match on 100,000 documents, and how near its recall is to exact search: `python -m bench.match [--quick]`.
+
+Then what deadlines do to it under load: how many calls are answered in time, and how much of the whole answer
+is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import numpy as np
+import typer
+from qdrant_client import AsyncQdrantClient, models
+
+from bench.ingest_stack import RunningStack, running_stack
+from bench.report import machine, print_table, write_figures
+from bench.texts import mixed_texts
+from textmatch.client import TextMatchClient
+from textmatch.encoder_client import EncoderClient
+from textmatch.index.connection import connect
+from textmatch.index.recall import RecallQuery
+from textmatch.index.schema import DENSE_VECTOR
+from textmatch.index.store import Index
+from textmatch.runtime.channel import open_aio_channel
+from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
+
+_DOCUMENTS = 100_000
+_QUICK_DOCUMENTS = 3_000
+_QUERIES = 200
+_CALLERS = (1, 8, 64)
+_SECONDS, _QUICK_SECONDS = 20.0, 3.0
+_DEADLINES_MS = (20, 50, 100, 300)
+_DEADLINE_CALLERS = 8
+_RECALL_DEPTH = 100
+_TOP_K = 10
+_MIN_INDEXED_SHARE = 0.9
+_AMPLE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One call: how long it took, and the answer if there was one."""
+
+    seconds: float
+    response: pb.MatchResponse | None
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Few documents, short loads.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Measure everything, with all processes on this machine."""
+    texts = list(dict.fromkeys(mixed_texts(_DOCUMENTS + 2 * _QUERIES)))
+    queries, documents = texts[:_QUERIES], texts[_QUERIES:]
+    documents = documents[: _QUICK_DOCUMENTS if quick else _DOCUMENTS]
+    with tempfile.TemporaryDirectory() as directory, running_stack(Path(directory)) as stack:
+        _ingest(stack, documents)
+        figures = asyncio.run(_measure(stack, queries, _QUICK_SECONDS if quick else _SECONDS))
+    write_figures(figures, json_path)
+
+
+def _ingest(stack: RunningStack, documents: Sequence[str]) -> None:
+    with TextMatchClient(stack.addresses["matcher"]) as client:
+        records = ({"id": str(number), "text": text} for number, text in enumerate(documents))
+        client.ingest_all(records, wait=True)
+
+
+async def _measure(stack: RunningStack, queries: Sequence[str], seconds: float) -> dict[str, float]:
+    figures = await _recall_figures(stack, queries)
+    async with _stub(stack.addresses["matcher"]) as stub:
+        for callers in _CALLERS:
+            figures |= await _load_figures(stub, queries, callers, seconds)
+        figures["overhead_p50_ms"] = figures["overhead_p50_ms_1"]
+        figures |= await _deadline_figures(stub, queries, seconds)
+    return figures
+
+
+async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[str, float]:
+    """The share of the exact nearest hundred that recall finds, once the graph is built."""
+    client = connect(f"http://{stack.addresses['qdrant']}", timeout_seconds=_AMPLE_SECONDS)
+    index, encoder = Index(client, "textmatch"), EncoderClient(stack.addresses["encoder"])
+    collection = await index.collection()
+    await _until_indexed(client, collection)
+    shares = []
+    for query in queries:
+        encoded = await encoder.encode(
+            [query], is_query=True, is_bulk=False, timeout_seconds=_AMPLE_SECONDS, model=collection
+        )
+        exact = await client.query_points(
+            collection,
+            query=encoded.embeddings[0].tolist(),
+            using=DENSE_VECTOR,
+            limit=_RECALL_DEPTH,
+            search_params=models.SearchParams(exact=True),
+            with_payload=False,
+        )
+        hits = await index.recall(RecallQuery(_RECALL_DEPTH, encoded.embeddings[0]), model_id=collection)
+        shares.append(len({hit.point for hit in hits} & {point.id for point in exact.points}) / _RECALL_DEPTH)
+    await encoder.close()
+    await index.close()
+    return {"recall_at_100": float(np.mean(shares))}
+
+
+async def _until_indexed(client: AsyncQdrantClient, collection: str) -> None:
+    """Qdrant builds its graph after the writes; until then, search is exact and slow."""
+    while True:
+        info = await client.get_collection(collection)
+        points, indexed = info.points_count or 0, info.indexed_vectors_count or 0
+        is_indexed = points <= _QUICK_DOCUMENTS or indexed >= _MIN_INDEXED_SHARE * points
+        if info.status is models.CollectionStatus.GREEN and is_indexed:
+            return
+        await asyncio.sleep(1.0)
+
+
+@asynccontextmanager
+async def _stub(address: str) -> AsyncIterator[pb_grpc.MatcherServiceAsyncStub]:
+    async with open_aio_channel(address) as channel:
+        yield pb_grpc.MatcherServiceStub(channel)
+
+
+async def _load_figures(
+    stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str], callers: int, seconds: float
+) -> dict[str, float]:
+    """So many callers, each asking again when it is answered; no query is asked twice."""
+    started = time.perf_counter()
+    answers = await _run(stub, queries, callers, seconds, _AMPLE_SECONDS, salt=f"{callers} callers")
+    elapsed = time.perf_counter() - started
+    timings = [one.response.timings for one in answers if one.response]
+    total = np.array([one.total_ms for one in timings])
+    stages = {
+        name: np.array([getattr(one, f"{name}_ms") for one in timings])
+        for name in ("encode", "recall", "rerank")
+    }
+    overhead = np.array([one.seconds * 1e3 for one in answers if one.response]) - sum(stages.values())
+    p50, p95, p99 = np.percentile([one.seconds * 1e3 for one in answers], [50, 95, 99])
+    print_table(
+        f"{callers} callers on {machine()}",
+        ["matches/s", "p50 ms", "p95 ms", "p99 ms", *(f"{name} share" for name in stages), "overhead p50 ms"],
+        [
+            [
+                *(f"{value:.1f}" for value in (len(answers) / elapsed, p50, p95, p99)),
+                *(f"{stage.sum() / total.sum():.2f}" for stage in stages.values()),
+                f"{np.median(overhead):.2f}",
+            ]
+        ],
+    )
+    return {
+        f"matches_per_second_{callers}": len(answers) / elapsed,
+        f"p50_ms_{callers}": float(p50),
+        f"p95_ms_{callers}": float(p95),
+        f"p99_ms_{callers}": float(p99),
+        f"overhead_p50_ms_{callers}": float(np.median(overhead)),
+    }
+
+
+async def _deadline_figures(
+    stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str], seconds: float
+) -> dict[str, float]:
+    """With each deadline: the share answered in time, and how much of the whole answers' top ten is left."""
+    whole = await asyncio.gather(*(_call(stub, query, _AMPLE_SECONDS) for query in queries[:50]))
+    wanted = {
+        query: {match.document.id for match in answer.response.matches}
+        for query, answer in zip(queries, whole, strict=False)
+        if answer.response
+    }
+    rows, figures = [], {}
+    for deadline_ms in _DEADLINES_MS:
+        load = asyncio.create_task(
+            _run(
+                stub,
+                queries,
+                _DEADLINE_CALLERS,
+                seconds,
+                deadline_ms / 1e3,
+                salt=f"{deadline_ms} ms",
+            )
+        )
+        kept = await _kept(stub, wanted, deadline_ms / 1e3)
+        answers = await load
+        in_time = float(np.mean([one.response is not None for one in answers]))
+        complete = float(np.mean([bool(one.response and not one.response.degraded) for one in answers]))
+        rows.append([f"{deadline_ms} ms", f"{in_time:.4f}", f"{complete:.2f}", f"{kept:.2f}"])
+        figures[f"in_time_{deadline_ms}_ms"] = in_time
+        figures[f"kept_{deadline_ms}_ms"] = kept
+    print_table(
+        f"deadlines with {_DEADLINE_CALLERS} callers on {machine()}",
+        ["deadline", "answered in time", "complete", "top ten kept"],
+        rows,
+    )
+    return figures
+
+
+async def _kept(
+    stub: pb_grpc.MatcherServiceAsyncStub, wanted: dict[str, set[str]], deadline_seconds: float
+) -> float:
+    shares = []
+    for query, ids in wanted.items():
+        answer = await _call(stub, query, deadline_seconds)
+        found = {match.document.id for match in answer.response.matches} if answer.response else set()
+        shares.append(len(found & ids) / len(ids))
+    return float(np.mean(shares))
+
+
+async def _run(
+    stub: pb_grpc.MatcherServiceAsyncStub,
+    queries: Sequence[str],
+    callers: int,
+    seconds: float,
+    deadline_seconds: float,
+    *,
+    salt: str,
+) -> list[Answered]:
+    answers: list[Answered] = []
+    finish = time.perf_counter() + seconds
+
+    async def caller(number: int) -> None:
+        count = 0
+        while time.perf_counter() < finish:
+            count += 1
+            query = queries[(number * len(queries) // callers + count) % len(queries)]
+            answers.append(await _call(stub, f"{query} {salt} {number} {count}", deadline_seconds))
+
+    await asyncio.gather(*(caller(number) for number in range(callers)))
+    return answers
+
+
+async def _call(stub: pb_grpc.MatcherServiceAsyncStub, query: str, deadline_seconds: float) -> Answered:
+    request = pb.MatchRequest(query=query, options=pb.MatchOptions(top_k=_TOP_K))
+    started = time.perf_counter()
+    try:
+        response: pb.MatchResponse | None = await stub.Match(request, timeout=deadline_seconds)
+    except grpc.aio.AioRpcError:
+        response = None
+    return Answered(time.perf_counter() - started, response)
+
+
+if __name__ == "__main__":
+    typer.run(main)
