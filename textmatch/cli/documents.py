@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from textmatch.cli.failures import CommandFailed
-from textmatch.cli.lines import STDIN, UnreadableLine, read_lines
+from textmatch.cli.lines import START, STDIN, Position, UnreadableLine, read_lines
 from textmatch.cli.tables import Row, read_rows
 
 _REQUIRED_COLUMNS = ("id", "text")
@@ -40,6 +40,7 @@ class Record:
 
     line_number: int
     content: bytes
+    end: Position
     fields: Any = None
     problem: str = ""
 
@@ -49,25 +50,25 @@ def format_of(name: str) -> Format | None:
     return Format.JSONL if name == STDIN else _FORMAT_OF_SUFFIX.get(Path(name).suffix.lower())
 
 
-def read_records(file: BinaryIO, file_format: Format, name: str) -> Iterator[Record]:
-    """All documents of a file, which messages call by its name; blank lines do not count.
+def read_records(file: BinaryIO, file_format: Format, name: str, start: Position = START) -> Iterator[Record]:
+    """All documents of a file from a position on; blank lines do not count. Messages call it by its name.
 
     Raises:
         CommandFailed: the header of a CSV or TSV file lacks a column.
     """
     if file_format is Format.JSONL:
-        return _read_json_lines(file)
-    return _read_table(file, name, is_tsv=file_format is Format.TSV)
+        return _read_json_lines(file, start)
+    return _read_table(file, name, start, is_tsv=file_format is Format.TSV)
 
 
-def _read_json_lines(file: BinaryIO) -> Iterator[Record]:
-    for line in read_lines(file):
+def _read_json_lines(file: BinaryIO, start: Position) -> Iterator[Record]:
+    for line in read_lines(file, start):
         if not line.content.strip():
             continue
         try:
-            yield Record(line.number, line.content, _parse_json(line.text()))
+            yield Record(line.number, line.content, line.end, _parse_json(line.text()))
         except UnreadableLine as error:
-            yield Record(line.number, line.content, problem=str(error))
+            yield Record(line.number, line.content, line.end, problem=str(error))
 
 
 def _parse_json(text: str) -> Any:
@@ -85,9 +86,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def _read_table(file: BinaryIO, name: str, *, is_tsv: bool) -> Iterator[Record]:
+def _read_table(file: BinaryIO, name: str, start: Position, *, is_tsv: bool) -> Iterator[Record]:
     rows = read_rows(file, is_tsv=is_tsv)
     header = _header(next(rows, None), name)
+    if start != START:
+        rows = read_rows(file, start, is_tsv=is_tsv)
     for row in rows:
         if row.problem or row.cells:
             yield _record(row, header)
@@ -119,9 +122,12 @@ def _record(row: Row, header: list[str]) -> Record:
         except ValueError:
             problem = f"version: is {version!r}; it must be a whole number"
     if problem:
-        return Record(row.line_number, row.content, problem=problem)
+        return Record(row.line_number, row.content, row.end, problem=problem)
     document = {column: fields.pop(column) for column in _REQUIRED_COLUMNS}
     attributes = {column: cell for column, cell in fields.items() if cell}
     return Record(
-        row.line_number, row.content, {**document, "attributes": attributes, "version": version or None}
+        row.line_number,
+        row.content,
+        row.end,
+        {**document, "attributes": attributes, "version": version or None},
     )

@@ -7,9 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Self, TextIO
+from typing import Annotated, Any, Literal, Self, TextIO
 
 import typer
 
@@ -17,9 +18,10 @@ from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.documents import Format, Record, format_of, read_records
 from textmatch.cli.failures import CommandFailed, message_of
-from textmatch.cli.lines import STDIN, file_name, opened
+from textmatch.cli.lines import START, STDIN, file_name, opened
 from textmatch.cli.output import one_line, print_json, print_line, warn
 from textmatch.cli.progress import IngestProgress
+from textmatch.cli.resuming import Answers, Entry, ProgressFile
 from textmatch.client import IngestOutcome, TextMatchClient
 from textmatch.errors import TextMatchError
 
@@ -30,6 +32,9 @@ FormatOption = Annotated[
 Rejected = Annotated[
     Path | None, typer.Option("--rejected", metavar="FILE", help="Write rejected lines there, with reasons.")
 ]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run with the same file ended.")
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Return only when everything is searchable.")]
 
 _SHOWN_REJECTIONS = 20
@@ -39,6 +44,7 @@ def ingest(
     file: File,
     file_format: FormatOption = None,
     rejected: Rejected = None,
+    resume: Resume = False,
     wait: Wait = False,
     as_json: options.Json = False,
     matcher: options.Matcher = "",
@@ -49,6 +55,9 @@ def ingest(
     A line of JSON: {"id", "text", "attributes"?, "version"?}. Columns of CSV and TSV: id, text, and version
     if you like; other columns become attributes. In TSV, quotes mean nothing.
 
+    An interrupted run leaves FILE.textmatch-progress, from which --resume goes on. Repeating all of it does
+    no harm either: what is stored already is not stored again.
+
     The exit code is 0 if every document was accepted or is stored already with the same content. With --json:
     {"accepted", "unchanged", "rejected", "seconds"}.
     """
@@ -57,16 +66,24 @@ def ingest(
         raise typer.BadParameter(f"the name {file} does not say how it is written; give --format")
     if rejected is not None and file != STDIN and rejected.resolve() == Path(file).resolve():
         raise typer.BadParameter("--rejected must not be the file that is read")
+    if resume and file == STDIN:
+        raise typer.BadParameter("--resume needs a file; stdin cannot be read again")
     started = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(opened(file))
-        rejections = stack.enter_context(Rejections(file_name(file), rejected))
-        client = stack.enter_context(find_addresses(data_dir, matcher=matcher).client())
-        progress = stack.enter_context(IngestProgress(source))
-        records = read_records(source, known_format, file_name(file))
-        counts = _send(client, records, rejections, progress)
+        addresses = find_addresses(data_dir, matcher=matcher)
+        progress_file = ProgressFile(file, source, addresses.matcher)
+        answers = (progress_file.load() if resume else None) or Answers(START, Counter())
+        rejections = stack.enter_context(
+            Rejections(file_name(file), rejected, is_continued=answers.position != START)
+        )
+        client = stack.enter_context(addresses.client())
+        progress = stack.enter_context(IngestProgress(source, answers.position.offset_bytes))
+        records = read_records(source, known_format, file_name(file), answers.position)
+        _send(client, records, Run(answers, progress_file, rejections, progress))
         if wait:
             client.wait_until_searchable(progress.waiting)
+    counts = answers.counts
     summary = {outcome.lower(): counts[outcome] for outcome in IngestOutcome}
     seconds = round(time.monotonic() - started, 3)
     if as_json:
@@ -81,16 +98,17 @@ def ingest(
 class Rejections:
     """Tells people of the first rejected lines, and writes all of them to a file if one is wanted."""
 
-    def __init__(self, source_name: str, path: Path | None) -> None:
+    def __init__(self, source_name: str, path: Path | None, *, is_continued: bool) -> None:
         self._source_name = source_name
         self._path = path
+        self._mode: Literal["a", "w"] = "a" if is_continued else "w"
         self._file: TextIO | None = None
         self._count = 0
 
     def __enter__(self) -> Self:
         if self._path is not None:
             try:
-                self._file = self._path.open("w", encoding="utf-8")
+                self._file = self._path.open(self._mode, encoding="utf-8")
             except OSError as error:
                 raise CommandFailed(f"cannot write {self._path}: {error.strerror}") from error
         return self
@@ -112,35 +130,58 @@ class Rejections:
             self._file.write(json.dumps(rejection, ensure_ascii=False) + "\n")
 
 
-def _send(
-    client: TextMatchClient, records: Iterable[Record], rejections: Rejections, progress: IngestProgress
-) -> Counter[IngestOutcome]:
-    counts: Counter[IngestOutcome] = Counter()
-    under_way: dict[int, Record] = {}
+@dataclass(frozen=True)
+class Run:
+    """Where answers go."""
+
+    answers: Answers
+    progress_file: ProgressFile
+    rejections: Rejections
+    progress: IngestProgress
+
+    def answer(self, entry: Entry, outcome: IngestOutcome, reason: str = "") -> None:
+        """One record was answered."""
+        for rejected, why in self.answers.answer(entry, outcome, reason):
+            self.rejections.add(rejected, why)
+        self.progress_file.save(self.answers)
+
+
+def _send(client: TextMatchClient, records: Iterable[Record], run: Run) -> None:
+    under_way: dict[int, Entry] = {}
 
     def documents() -> Iterator[Any]:
         positions = count()
         for record in records:
-            progress.read(len(record.content))
+            run.progress.read(len(record.content))
+            entry = run.answers.expect(record)
             if record.problem:
-                counts[IngestOutcome.REJECTED] += 1
-                rejections.add(record, record.problem)
+                run.answer(entry, IngestOutcome.REJECTED, record.problem)
                 continue
-            under_way[next(positions)] = record
+            under_way[next(positions)] = entry
             yield record.fields
-        progress.all_read()
+        run.progress.all_read()
 
     try:
         for result in client.ingest(documents()):
-            record = under_way.pop(result.position)
-            counts[result.outcome] += 1
-            if result.error is not None:
-                rejections.add(record, str(result.error))
-    except TextMatchError as error:
-        stored = counts[IngestOutcome.ACCEPTED] + counts[IngestOutcome.UNCHANGED]
-        if not stored:
+            run.answer(under_way.pop(result.position), result.outcome, str(result.error or ""))
+    except BaseException as error:
+        run.progress_file.save(run.answers, is_last=True)
+        if not isinstance(error, TextMatchError | KeyboardInterrupt):
             raise
-        raise CommandFailed(
-            f"{message_of(error)}; {stored:,} documents are in, repeat the command for the rest"
-        ) from error
-    return counts
+        _explain(error, run)
+        raise
+    run.progress_file.remove()
+
+
+def _explain(error: TextMatchError | KeyboardInterrupt, run: Run) -> None:
+    """Say how far we came, if anywhere."""
+    counts = run.answers.counts
+    stored = counts[IngestOutcome.ACCEPTED] + counts[IngestOutcome.UNCHANGED]
+    if not stored:
+        return
+    how = " with --resume" if run.progress_file.is_kept else ""
+    hint = f"{stored:,} documents are in; repeat the command{how} for the rest"
+    if isinstance(error, KeyboardInterrupt):
+        warn(f"textmatch: interrupted; {hint}")
+        return
+    raise CommandFailed(f"{message_of(error)}; {hint}") from error

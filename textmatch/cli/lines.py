@@ -21,11 +21,23 @@ class UnreadableLine(Exception):
 
 
 @dataclass(frozen=True)
+class Position:
+    """A place between two lines: so many bytes and lines are before it."""
+
+    offset_bytes: int = 0
+    line_number: int = 0
+
+
+START = Position()
+
+
+@dataclass(frozen=True)
 class Line:
-    """A line with its end; `content` is cut if `is_too_long`."""
+    """A line with its end; `content` is cut if `is_too_long`. `end` is where the next line begins."""
 
     number: int
     content: bytes
+    end: Position
     is_too_long: bool = False
 
     def text(self) -> str:
@@ -62,15 +74,20 @@ def opened(name: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_lines(file: BinaryIO) -> Iterator[Line]:
-    """All lines, from number 1, without a byte order mark."""
-    number = 0
+def read_lines(file: BinaryIO, start: Position = START) -> Iterator[Line]:
+    """All lines from a position on, without a byte order mark."""
+    if start != START:
+        file.seek(start.offset_bytes)
+    offset_bytes, number = start.offset_bytes, start.line_number
     while content := file.readline(MAX_LINE_BYTES):
         number += 1
+        offset_bytes += len(content)
         is_too_long = len(content) == MAX_LINE_BYTES and not content.endswith(b"\n")
         if is_too_long:
-            _skip_rest_of_line(file)
-        yield Line(number, content.removeprefix(_BYTE_ORDER_MARK) if number == 1 else content, is_too_long)
+            offset_bytes += _skip_rest_of_line(file)
+        if number == 1:
+            content = content.removeprefix(_BYTE_ORDER_MARK)
+        yield Line(number, content, Position(offset_bytes, number), is_too_long)
 
 
 def file_name(name: str) -> str:
@@ -78,6 +95,11 @@ def file_name(name: str) -> str:
     return "stdin" if name == STDIN else name
 
 
-def _skip_rest_of_line(file: BinaryIO) -> None:
-    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-        pass
+def _skip_rest_of_line(file: BinaryIO) -> int:
+    """How many bytes were skipped."""
+    skipped = 0
+    while rest := file.readline(MAX_LINE_BYTES):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped

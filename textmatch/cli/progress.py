@@ -85,7 +85,7 @@ class ReindexProgress:
 class IngestProgress:
     """Shows how much of a file is read and how fast, then how much still waits to be searchable."""
 
-    def __init__(self, source: BinaryIO) -> None:
+    def __init__(self, source: BinaryIO, start_bytes: int = 0) -> None:
         console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             SpinnerColumn(),
@@ -95,10 +95,14 @@ class IngestProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._reading = self._progress.add_task("reading", total=_size_bytes(source), figures="")
+        self._total_bytes = _size_bytes(source)
+        self._reading = self._progress.add_task(
+            "reading", total=self._total_bytes, completed=start_bytes, figures=""
+        )
         self._started = time.monotonic()
         self._document_count = 0
-        self._read_bytes = 0
+        self._start_bytes = start_bytes
+        self._read_bytes = start_bytes
         self._waiting_count = 0
 
     def __enter__(self) -> Self:
@@ -130,9 +134,19 @@ class IngestProgress:
         self._progress.update(self._waiting, completed=done, figures=figures)
 
     def _show_reading(self) -> None:
-        rate = self._document_count / max(time.monotonic() - self._started, 0.001)
-        figures = f"{self._document_count:,} documents, {rate:,.0f}/s"
+        seconds = max(time.monotonic() - self._started, 0.001)
+        figures = f"{self._document_count:,} documents, {self._document_count / seconds:,.0f}/s"
+        if self._total_bytes is not None:
+            bytes_per_second = (self._read_bytes - self._start_bytes) / seconds
+            left_bytes = max(0, self._total_bytes - self._read_bytes)
+            figures += f", {_duration(left_bytes / max(bytes_per_second, 1.0))} left"
         self._progress.update(self._reading, completed=self._read_bytes, figures=figures)
+
+
+def _duration(seconds: float) -> str:
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole_seconds:02}"
 
 
 def _size_bytes(source: BinaryIO) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
@@ -13,8 +13,9 @@ from rich.table import Table
 from textmatch.cli import options
 from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.failures import message_of
-from textmatch.cli.output import cell, print_json, print_table, warn
-from textmatch.client import HealthState, IngestStatus, Model, ServerHealth
+from textmatch.cli.output import cell, one_line, print_json, print_line, print_table, warn
+from textmatch.cli.watching import watch
+from textmatch.client import DocumentState, HealthState, IngestStatus, Model, ServerHealth
 from textmatch.errors import TextMatchError
 
 Answer = TypeVar("Answer")
@@ -22,7 +23,15 @@ Answer = TypeVar("Answer")
 _CONNECT_TIMEOUT_SECONDS = 1.0
 
 
+DocumentId = Annotated[
+    str, typer.Option("--id", metavar="ID", help="Say where this document stands instead.")
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Show the ingest queue every second, until Ctrl-C.")]
+
+
 def status(
+    document_id: DocumentId = "",
+    is_watching: Watch = False,
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     encoder: options.Encoder = "",
@@ -32,8 +41,20 @@ def status(
 
     The exit code is 0 if encoder and matcher are SERVING and answer. With --json: {"documents", "queued",
     "oldest_seconds", "dead_letters", "collection", "models", "processes"}; what is not known is null.
+
+    With --id, a document is PENDING, INDEXED, FAILED, DELETED or UNKNOWN; --json: {"id", "state", "error"}.
+    With --watch and --json: one line a second with the figures of the queue.
     """
+    if document_id and is_watching:
+        raise typer.BadParameter("give either --id or --watch")
     addresses = find_addresses(data_dir, matcher=matcher, encoder=encoder)
+    if document_id or is_watching:
+        with addresses.client() as client:
+            if document_id:
+                _print_document(document_id, client.ingest_status(document_id), as_json=as_json)
+            else:
+                watch(client.ingest_status, as_json=as_json)
+        return
     with addresses.client() as client:
         servers = client.health()
         problems = [_problem(server) for server in servers if server.state is not HealthState.SERVING]
@@ -67,6 +88,14 @@ def to_json(
             for process in processes
         ],
     }
+
+
+def _print_document(document_id: str, found: IngestStatus, *, as_json: bool) -> None:
+    state = found.document_state or DocumentState.UNKNOWN
+    if as_json:
+        print_json({"id": document_id, "state": state, "error": found.document_error})
+    else:
+        print_line(f"{state}: {one_line(found.document_error)}" if found.document_error else str(state))
 
 
 def _problem(server: ServerHealth) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from textmatch.cli.lines import Line, UnreadableLine, read_lines
+from textmatch.cli.lines import START, Line, Position, UnreadableLine, read_lines
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,18 @@ class Row:
     content: bytes
     cells: list[str]
     problem: str
+    end: Position
 
 
-def read_rows(file: BinaryIO, *, is_tsv: bool) -> Iterator[Row]:
-    """All rows, the header included.
+def read_rows(file: BinaryIO, start: Position = START, *, is_tsv: bool) -> Iterator[Row]:
+    """All rows from a position on, the header included.
 
     CSV as RFC 4180 has it. In TSV, quotes mean nothing, as in IANA's text/tab-separated-values.
     """
     taken: list[Line] = []
 
     def feed() -> Iterator[str]:
-        for line in read_lines(file):
+        for line in read_lines(file, start):
             taken.append(line)
             # What is not UTF-8 is found below, with the line's number.
             yield line.content.decode(errors="replace")
@@ -48,7 +49,7 @@ def read_rows(file: BinaryIO, *, is_tsv: bool) -> Iterator[Row]:
         except csv.Error as error:
             problem = f"is not {'TSV' if is_tsv else 'CSV'}: {error}"
         content = b"".join(line.content for line in taken)
-        yield Row(taken[0].number, content, cells, _problem(taken) or problem)
+        yield Row(taken[0].number, content, cells, _problem(taken) or problem, taken[-1].end)
 
 
 def _problem(lines: list[Line]) -> str:

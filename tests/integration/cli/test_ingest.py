@@ -171,7 +171,8 @@ def test_a_failure_in_the_middle_says_how_much_is_in(
     assert main(["ingest", file, "--matcher", matcher_server.address]) == 1
     captured = capsys.readouterr()
     assert re.fullmatch(
-        r"textmatch: the key has expired; \d+ documents are in, repeat the command for the rest\n",
+        r"textmatch: the key has expired; \d+ documents are in;"
+        r" repeat the command with --resume for the rest\n",
         captured.err,
     )
     assert captured.out == ""
@@ -186,3 +187,69 @@ def test_a_dead_server_is_named_with_a_hint(tmp_path: Path, capsys: pytest.Captu
         " Start it with: textmatch up\n"
     )
     assert captured.out == ""
+
+
+def test_an_interrupted_ingest_goes_on_where_it_ended(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    matcher.fail_after_batches = 2
+    lines = numbered(1_000)
+    lines[100] = "nonsense"
+    lines[900] = "more nonsense"
+    file = write_lines(tmp_path / "docs.jsonl", ["", *lines])
+    rejected = tmp_path / "rejected.jsonl"
+    arguments = ["ingest", file, "--rejected", str(rejected), "--json", "--matcher", matcher_server.address]
+    assert main(arguments) == 1
+    assert Path(f"{file}.textmatch-progress").exists()
+    taken = len(matcher.documents)
+    matcher.fail_after_batches = -1
+    matcher.batch_sizes.clear()
+    capsys.readouterr()
+    assert main([*arguments, "--resume"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["accepted"], summary["unchanged"], summary["rejected"]) == (998, 0, 2)
+    assert sum(matcher.batch_sizes) == 998 - taken
+    assert [json.loads(line)["line"] for line in rejected.read_text().splitlines()] == [102, 902]
+    assert not Path(f"{file}.textmatch-progress").exists()
+
+
+@pytest.mark.parametrize("name", ["docs.csv", "docs.tsv"])
+def test_tables_are_resumed_too(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, tmp_path: Path, name: str
+):
+    matcher.fail_after_batches = 1
+    separator = "," if name.endswith("csv") else "\t"
+    rows = [f"d{number}{separator}text {number}" for number in range(1_000)]
+    file = write_lines(tmp_path / name, [f"id{separator}text", *rows])
+    arguments = ["ingest", file, "--matcher", matcher_server.address]
+    assert main(arguments) == 1
+    matcher.fail_after_batches = -1
+    matcher.batch_sizes.clear()
+    assert main([*arguments, "--resume"]) == 0
+    assert sum(matcher.batch_sizes) == 800
+    assert len(matcher.documents) == 1_000
+
+
+def test_another_file_is_read_from_its_beginning(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, tmp_path: Path
+):
+    matcher.fail_after_batches = 1
+    file = write_lines(tmp_path / "docs.jsonl", numbered(1_000))
+    arguments = ["ingest", file, "--matcher", matcher_server.address]
+    assert main(arguments) == 1
+    matcher.fail_after_batches = -1
+    write_lines(tmp_path / "docs.jsonl", [line.replace("text", "other") for line in numbered(600)])
+    matcher.batch_sizes.clear()
+    assert main([*arguments, "--resume"]) == 1  # "other" is no field of a document
+    assert (
+        main(["ingest", write_lines(tmp_path / "docs.jsonl", numbered(600)), *arguments[2:], "--resume"]) == 0
+    )
+    assert sum(matcher.batch_sizes) == 600
+
+
+def test_stdin_cannot_be_resumed(matcher_server: RunningServer, capsys: pytest.CaptureFixture[str]):
+    assert main(["ingest", "-", "--resume", "--matcher", matcher_server.address]) == 2
+    assert "--resume needs a file" in capsys.readouterr().err

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
 
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import TextMatchClient
+from textmatch.errors import Overloaded
 
 COMMAND = [sys.executable, "-m", "textmatch.cli"]
 
@@ -140,3 +142,66 @@ def test_ctrl_c_ends_with_130_and_no_trace(matcher_server: RunningServer, matche
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
+
+
+def test_an_ingest_that_is_interrupted_says_how_to_go_on(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, tmp_path: Path
+):
+    matcher.document_errors["d900"] = deque([Overloaded("full", retry_delay_seconds=60.0)])
+    file = tmp_path / "docs.jsonl"
+    file.write_text("".join(f'{{"id": "d{number}", "text": "t"}}\n' for number in range(1_000)))
+    arguments = [*COMMAND, "ingest", str(file), "--matcher", matcher_server.address]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 20
+        while len(matcher.documents) < 999:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        # The answers are on their way.
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, b"")
+    assert err == (
+        b"textmatch: interrupted; 900 documents are in; repeat the command with --resume for the rest\n"
+    )
+    done = run("ingest", str(file), "--resume", "--json", "--matcher", matcher_server.address)
+    assert json.loads(done.stdout)["accepted"] + json.loads(done.stdout)["unchanged"] == 1_000
+    assert matcher.batch_sizes[-1] == 100
+
+
+def test_the_queue_is_watched_until_ctrl_c(matcher_server: RunningServer, matcher: ScriptedMatcher):
+    matcher.queued.extend([(20, 9.0), (10, 9.5)])
+    arguments = [*COMMAND, "status", "--watch", "--json", "--matcher", matcher_server.address]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first, second = (json.loads(process.stdout.readline()) for _ in range(2))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, b"")
+    assert (first["queued"], first["oldest_seconds"], first["drained_per_second"]) == (20, 9.0, None)
+    assert second["queued"] == 10
+    assert 5 < second["drained_per_second"] < 11
+
+
+def test_the_watched_queue_is_a_table_for_people(matcher_server: RunningServer, matcher: ScriptedMatcher):
+    matcher.queued.extend([(20, 9.0)] * 100)
+    terminal, output = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    arguments = [*COMMAND, "status", "--watch", "--matcher", matcher_server.address]
+    with subprocess.Popen(arguments, stdout=output, stderr=output, env=environment) as process:
+        os.close(output)
+        time.sleep(3.0)
+        process.send_signal(signal.SIGINT)
+        seen = read_terminal(terminal)
+        assert process.wait(timeout=20) == 0
+    assert "dead letters" in seen
+    assert "it does not shrink" in seen
+
+
+def test_the_state_of_a_document(matcher_server: RunningServer, client: TextMatchClient):
+    client.ingest_all([{"id": "猫", "text": "t"}])
+    arguments = ["--matcher", matcher_server.address]
+    assert run("status", "--id", "猫", *arguments).stdout == b"INDEXED\n"
+    assert run("status", "--id", "lost", *arguments).stdout == b"FAILED: the model failed on it\n"
+    as_json = json.loads(run("status", "--id", "lost", "--json", *arguments).stdout)
+    assert as_json == {"id": "lost", "state": "FAILED", "error": "the model failed on it"}
