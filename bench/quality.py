@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from bench.report import print_table, write_figures
 from standalone.demo.corpus import build_corpus
 from standalone.demo.questions import EVERYDAY, HARD, read_questions
 from textmatch.client import Match, MatchOptions, Recall, TextMatchClient
+from textmatch.errors import TextMatchError
 from training.evaluation.collection import Collection, read_collection
 from training.evaluation.resampling import Values
 from training.evaluation.retrieval_metrics import retrieval_metrics
@@ -30,6 +32,8 @@ _DEPTH = 100
 _WIDE = 500
 _QUICK_QUERIES = 20
 _BULK_SECONDS = 1_800.0
+_DEADLINES_MS = (20, 50, 100, 300, 1_000)
+_DEADLINE_CALLERS = 4
 
 MODES: dict[str, MatchOptions] = {
     "dense": {"recall": Recall.DENSE, "rerank": False},
@@ -59,21 +63,20 @@ def main(
     """Measure nDCG@10, MRR@10 and recall@100 of each set in each mode."""
     figures: dict[str, float] = {}
     for group in _groups(data):
-        with _client_of_new_stack() as client:
+        with _matcher_of_new_stack() as address, TextMatchClient(address) as client:
             _ingest(client, group[0].collection)
             for one in group:
-                figures |= _measure_set(client, one, _QUICK_QUERIES if quick else None)
+                figures |= _measure_set(address, one, _QUICK_QUERIES if quick else None)
     write_figures(figures, json_path)
 
 
 @contextmanager
-def _client_of_new_stack() -> Iterator[TextMatchClient]:
+def _matcher_of_new_stack() -> Iterator[str]:
     with (
         tempfile.TemporaryDirectory() as directory,
         running_stack(Path(directory)) as stack,
-        TextMatchClient(stack.addresses["matcher"], bulk_timeout_seconds=_BULK_SECONDS) as client,
     ):
-        yield client
+        yield stack.addresses["matcher"]
 
 
 def _groups(data: Path | None) -> Iterator[list[QuestionSet]]:
@@ -112,11 +115,14 @@ def _ingest(client: TextMatchClient, collection: Collection) -> None:
         raise RuntimeError(f"{summary.rejected} documents were rejected: {summary.rejections[0].error}")
 
 
-def _measure_set(client: TextMatchClient, one: QuestionSet, count: int | None) -> dict[str, float]:
+def _measure_set(address: str, one: QuestionSet, count: int | None) -> dict[str, float]:
     collection = one.collection
     collection = Collection(collection.documents, collection.queries[:count], collection.grades[:count])
-    rankings = {mode: _ranked(client, collection.queries, options) for mode, options in MODES.items()}
-    rankings |= _single_stages(client, collection.queries)
+    with TextMatchClient(address, bulk_timeout_seconds=_BULK_SECONDS) as client:
+        rankings = {mode: _ranked(client, collection.queries, options) for mode, options in MODES.items()}
+        rankings |= _single_stages(client, collection.queries)
+    for deadline_ms in _DEADLINES_MS:
+        rankings[f"deadline_{deadline_ms}_ms"] = _in_time(address, collection.queries, deadline_ms)
     measured = {mode: _metrics(collection, ranking) for mode, ranking in rankings.items()}
     print_table(
         f"{one.name}: {len(collection.queries)} queries, {len(collection.documents):,} documents",
@@ -142,6 +148,23 @@ def _ranked(client: TextMatchClient, queries: Sequence[str], options: MatchOptio
         positions = [int(match.document.id) for match in [*head, *tail]]
         rankings.append(list(dict.fromkeys(positions))[:_DEPTH])
     return rankings
+
+
+def _in_time(address: str, queries: Sequence[str], deadline_ms: int) -> list[list[int]]:
+    """What callers get within a deadline, some at a time; nothing if the answer is late."""
+
+    def match(query: str) -> list[int]:
+        try:
+            # Asked in other words than before, whose embedding would be known.
+            return [int(match.document.id) for match in client.match(f"{query} ({deadline_ms})")]
+        except TextMatchError:
+            return []
+
+    with (
+        TextMatchClient(address, timeout_seconds=deadline_ms / 1e3) as client,
+        ThreadPoolExecutor(_DEADLINE_CALLERS) as callers,
+    ):
+        return list(callers.map(match, queries))
 
 
 def _single_stages(client: TextMatchClient, queries: Sequence[str]) -> dict[str, list[list[int]]]:

@@ -85,7 +85,9 @@ async def _serve(settings: MatcherSettings) -> None:
 
 def _matcher(settings: MatcherSettings, encoder: EncoderClient, index: Index) -> Matcher:
     return Matcher(
-        Recaller(encoder, index, EmbeddingCache(settings.embedding_cache_entries)),
+        Recaller(
+            encoder, index, EmbeddingCache(settings.embedding_cache_entries), settings.encoder_hedge_seconds
+        ),
         Reranker(encoder),
         index,
         Weights(lexical=settings.lexical_weight, rerank=settings.rerank_weight),

@@ -16,6 +16,7 @@ from textmatch.documents import (
 )
 from textmatch.errors import DocumentNotFound, InvalidInput
 from textmatch.index.store import Index
+from textmatch.queue.filter_tombstones import FilterTombstone
 from textmatch.v1 import matcher_service_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -58,14 +59,11 @@ class DocumentsHandler:
         return pb.GetDocumentResponse(document=message)
 
     async def delete(self, request: pb.DeleteDocumentsRequest) -> pb.DeleteDocumentsResponse:
-        """Remove documents, and keep older writes of them from bringing them back.
-
-        A filter finds what is stored, not what still waits in the queue.
-        """
+        """Remove documents, and keep older writes of them from bringing them back."""
         version = self._delete_version(request)
         deleted_count = 0
-        async for ids in self._ids_to_delete(request):
-            deleted_count += await self._delete(dict.fromkeys(ids, version))
+        async for versions in self._versions_to_delete(request, version):
+            deleted_count += await self._delete(versions)
         return pb.DeleteDocumentsResponse(deleted_count=deleted_count)
 
     async def status(self, request: pb.GetIngestStatusRequest) -> pb.GetIngestStatusResponse:
@@ -92,7 +90,9 @@ class DocumentsHandler:
             raise InvalidInput([violation])
         return request.version
 
-    async def _ids_to_delete(self, request: pb.DeleteDocumentsRequest) -> AsyncIterator[list[str]]:
+    async def _versions_to_delete(
+        self, request: pb.DeleteDocumentsRequest, version: int
+    ) -> AsyncIterator[dict[str, int]]:
         if bool(request.ids) == request.HasField("filter"):
             raise InvalidInput.of_field("ids", "give either ids or a filter")
         if request.ids:
@@ -100,13 +100,18 @@ class DocumentsHandler:
             violations = [id_violation(f"ids[{position}]", one) for position, one in enumerate(request.ids)]
             if found := [violation for violation in violations if violation]:
                 raise InvalidInput(found)
-            yield list(request.ids)
+            yield dict.fromkeys(request.ids, version)
             return
         condition = to_filter(request.filter, "filter")
         if not (condition.must or condition.should or condition.must_not):
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
-        async for ids in self._index.find_ids(condition):
-            yield ids
+        # Whether Qdrant can read the filter must be known before workers are told of it.
+        await anext(self._index.find_versions(condition, max_version=version), None)
+        # Before the search: workers find it after they have written what the search does not see.
+        tombstone = FilterTombstone(condition, version, self._state.tombstone_seconds)
+        await self._state.tombstones.filters.add(tombstone)
+        async for versions in self._index.find_versions(condition, max_version=version):
+            yield versions
 
     async def _delete(self, versions: Mapping[str, int]) -> int:
         """Tombstones first: workers/indexing.py explains why no racing write survives then."""

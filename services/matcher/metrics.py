@@ -38,6 +38,10 @@ SHARED_TOTAL = Counter(
     "textmatch_match_shared_total",
     "Matches answered by an identical one that was running.",
 )
+HEDGED_TOTAL = Counter(
+    "textmatch_match_hedged_total",
+    "Queries that a second encoder was asked to embed, because the first was slow.",
+)
 EMBEDDING_CACHE_TOTAL = Counter(
     "textmatch_match_embedding_cache_total",
     "Look-ups of a query's embedding, by result: hit, miss.",

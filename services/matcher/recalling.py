@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from services.matcher.answers import MatchOptions, Recall
 from services.matcher.embedding_cache import EmbeddingCache
+from services.matcher.hedging import hedged
 from services.matcher.patience import patiently
 from textmatch.encoder_client import EncoderClient, EncodeResult
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch
@@ -38,10 +39,13 @@ class EmbeddedQuery:
 class Recaller:
     """Embeds queries and finds candidates."""
 
-    def __init__(self, encoder: EncoderClient, index: Index, cache: EmbeddingCache) -> None:
+    def __init__(
+        self, encoder: EncoderClient, index: Index, cache: EmbeddingCache, hedge_seconds: float = 0.0
+    ) -> None:
         self._encoder = encoder
         self._index = index
         self._cache = cache
+        self._hedge_seconds = hedge_seconds
 
     async def embed(
         self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool
@@ -114,7 +118,11 @@ class Recaller:
             )
 
         try:
-            encoded = await patiently(encode, deadline=finish, is_bulk=is_bulk)
+            encoded = await patiently(
+                lambda: hedged(encode, 0.0 if is_bulk else self._hedge_seconds),
+                deadline=finish,
+                is_bulk=is_bulk,
+            )
         except (DeadlinePassed, DeadlineTooShort):
             if not words_will_do:
                 raise

@@ -46,6 +46,12 @@ class MatcherSettings(StoreSettings):
         "Embeddings of recent queries that are kept; 0 keeps none.",
         minimum=0,
     )
+    encoder_hedge_seconds: float = setting(
+        "TEXTMATCH_ENCODER_HEDGE_SECONDS",
+        0.0,
+        "Ask a second encoder to embed a query that the first has not embedded after so long; 0 never does.",
+        minimum=0,
+    )
     match_timeout_seconds: float = setting(
         "TEXTMATCH_MATCH_TIMEOUT_SECONDS",
         10.0,
