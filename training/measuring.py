@@ -122,3 +122,11 @@ def embed_pairs(
         show_progress_bar=False,
     )
     return np.asarray(first, dtype=np.float32), np.asarray(second, dtype=np.float32)
+
+
+def embed(model: SentenceTransformer, sentences: Sequence[str]) -> NDArray[np.float32]:
+    """L2-normalised embeddings: (sentence, dimension)."""
+    embeddings = model.encode(
+        list(sentences), batch_size=_BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False
+    )
+    return np.asarray(embeddings, dtype=np.float32)

@@ -29,8 +29,7 @@ from textmatch.models.resolve import BI_ENCODER_ORGANISATION, UnusableModel, fin
 from training.architecture import DEFAULT_BASE_NAME, set_dropout
 from training.batches import LengthSortedBatchSampler
 from training.bi_encoder_run import DOCUMENT, QUERY
-from training.evaluation.comparison import embed
-from training.measuring import SPEARMAN, ScoreAgreement
+from training.measuring import SPEARMAN, ScoreAgreement, embed
 from training.mining import mine_warm_up_pairs
 from training.model_files import load_trained, save_cross_encoder
 from training.outcome import Outcome, finish
