@@ -30,6 +30,7 @@ from textmatch.queue.dead_letters import DeadLetter, DeadLetters
 from textmatch.queue.pending import Pending
 from textmatch.queue.tombstones import Tombstones
 from textmatch.reindexing.embedding import EmbeddedDocuments, embed_documents
+from workers.filter_deletes import bury_by_filters
 from workers.mirrors import Mirrors
 
 
@@ -71,6 +72,7 @@ async def index_documents(documents: Sequence[Document], deps: Dependencies) -> 
     to_write = [document for document in newest.values() if document.id not in buried]
     results, refused = await _write_everywhere(to_write, list(newest), deps)
     buried |= await _buried(newest, deps)
+    buried |= await bury_by_filters(newest, deps.index, deps.tombstones)
     await deps.index.delete(buried)
     results |= dict.fromkeys(buried, Result.DELETED)
 

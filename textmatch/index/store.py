@@ -10,7 +10,7 @@ from typing import Any
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
 
-from textmatch.documents import Document
+from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.collections import Collections, Roles
 from textmatch.index.connection import CollectionGone, translated_errors
@@ -127,17 +127,34 @@ class Index:
             latest = await self.refresh_roles()
         return deleted
 
-    async def find_ids(self, condition: Filter) -> AsyncIterator[list[str]]:
-        """The ids of all documents that fit, a page at a time."""
+    async def find_versions(
+        self, condition: Filter, *, max_version: int, ids: Iterable[str] | None = None
+    ) -> AsyncIterator[dict[str, int]]:
+        """The versions of all documents that fit and are not newer, by id, a page at a time.
+
+        Args:
+            ids: look among these only.
+        """
         collection = await self.collection()
+        conditions: list[models.Condition] = [
+            to_qdrant(condition),
+            _version_condition(models.Range(lte=max_version)),
+        ]
+        if ids is not None:
+            conditions.append(models.HasIdCondition(has_id=[point_id(one) for one in ids]))
         offset: PointId | None = None
         while collection:
             async with self._watched(collection):
                 records, offset = await self._client.scroll(
-                    collection, to_qdrant(condition), limit=_SCROLL_PAGE, offset=offset, with_payload=["id"]
+                    collection,
+                    models.Filter(must=conditions),
+                    limit=_SCROLL_PAGE,
+                    offset=offset,
+                    with_payload=["id", VERSION_FIELD],
                 )
-            if records:
-                yield [(record.payload or {})["id"] for record in records]
+            payloads = [record.payload or {} for record in records]
+            if payloads:
+                yield {payload["id"]: payload[VERSION_FIELD] for payload in payloads}
             if offset is None:
                 return
 

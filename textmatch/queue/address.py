@@ -44,11 +44,12 @@ class RedisAddress:
     sentinel_login: Mapping[str, str] = field(default_factory=dict)
 
     def broker_url(self) -> str:
-        """As Celery has it, the name of the master and the options aside."""
+        """As Celery has it, of the first host, without the name of the master and the options."""
         login = f"{quote(self.username or '', safe='')}:{quote(self.password or '', safe='')}@"
         scheme = "sentinel" if self.master_name else "redis"
         prefix = f"{scheme}://{login if self.username or self.password else ''}"
-        return ";".join(f"{prefix}{_bracketed(host)}:{port}/{self.database}" for host, port in self.hosts)
+        host, port = self.hosts[0]
+        return f"{prefix}{_bracketed(host)}:{port}/{self.database}"
 
 
 def parse(redis_url: str) -> RedisAddress:

@@ -93,5 +93,6 @@ def _sentinel_options(address: RedisAddress) -> dict[str, Any]:
     timeouts = {"socket_connect_timeout": _CONNECT_TIMEOUT_SECONDS, "socket_timeout": _ANSWER_TIMEOUT_SECONDS}
     return {
         "master_name": address.master_name,
+        "sentinels": list(address.hosts),
         "sentinel_kwargs": {**timeouts, **address.sentinel_login, **tls},
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import OutOfMemoryError, RedisError
 
@@ -62,8 +62,20 @@ def _master(address: RedisAddress, options: dict[str, Any], timeouts: dict[str, 
     sentinels = Sentinel(  # type: ignore[no-untyped-call]
         list(address.hosts), sentinel_kwargs={**timeouts, **address.sentinel_login, **tls}, **options, **tls
     )
-    master: Redis = sentinels.master_for(address.master_name)
+    master: Redis = sentinels.master_for(address.master_name, connection_pool_class=_MasterPool)
     return master
+
+
+class _MasterPool(SentinelConnectionPool):
+    """Closes the connections to the Sentinels too."""
+
+    sentinel_manager: Any
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close everything; what is used again connects again."""
+        await super().disconnect(inuse_connections)
+        for sentinel in self.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 @contextmanager

@@ -20,6 +20,10 @@ DEAD_LETTERS = "textmatch:dead-letters"
 # Hash: document id -> version of the document in the dead letters.
 DEAD_LETTER_VERSIONS = "textmatch:dead-letter-versions"
 
+# Sorted sets: filter as JSON -> version up to which what fits is deleted, and -> when that is forgotten.
+FILTER_TOMBSTONES = "textmatch:filter-tombstones"
+FILTER_TOMBSTONE_ENDS = "textmatch:filter-tombstone-ends"
+
 
 def tombstone(document_id: str) -> str:
     """String: the version up to which the document is deleted."""

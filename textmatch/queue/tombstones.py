@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from textmatch.queue import keys
 from textmatch.queue.connection import translated_errors
+from textmatch.queue.filter_tombstones import FilterTombstones
 
 # KEYS: one for each document. ARGV: seconds to live, then the versions in the order of the keys.
 _ADD = """
@@ -23,11 +24,14 @@ end
 
 
 class Tombstones:
-    """Every method raises DependencyUnavailable when Redis does not answer."""
+    """By document id; `filters` has those of deletes by a filter.
+
+    Every method raises DependencyUnavailable when Redis does not answer."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._add = redis.register_script(_ADD)
+        self.filters = FilterTombstones(redis)
 
     async def add(self, versions: Mapping[str, int], ttl_seconds: int) -> None:
         """Documents are deleted up to these versions; a higher tombstone stays.

@@ -31,6 +31,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.sentinel import Sentinel
 
 from textmatch.queue import envelope, holding, keys
 from textmatch.queue.dead_letters import of_raw
@@ -198,9 +199,31 @@ class Transport(kombu_redis.Transport):
 
 
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):
-    """The same at the master that Sentinels name."""
+    """The same at the master that Sentinels name.
 
-    from_transport_options: Any = (*kombu_redis.SentinelChannel.from_transport_options, "batches")
+    Kombu takes the Sentinels from alternative broker URLs. But when it turns to one of those, it turns to its
+    own transport too, and so they are an option here.
+    """
+
+    from_transport_options: Any = (
+        *kombu_redis.SentinelChannel.from_transport_options,
+        "batches",
+        "sentinels",
+    )
+    sentinels: Any = ()
+    sentinel_kwargs: Any = None
+    master_name = ""
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        options = self._connparams(asynchronous)  # type: ignore[no-untyped-call]
+        del options["host"], options["port"]
+        manager = Sentinel(self.sentinels, sentinel_kwargs=self.sentinel_kwargs, **options)  # type: ignore[no-untyped-call]
+        # Kombu closes what these hold.
+        if asynchronous:
+            self._async_sentinel_manager = manager
+        else:
+            self._sentinel_manager = manager
+        return manager.master_for(self.master_name).connection_pool  # type: ignore[no-untyped-call]
 
 
 class SentinelTransport(kombu_redis.SentinelTransport):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.integration.qdrant.edge_process import EdgeProcess
-from textmatch.documents import Document, content_hash, text_hash
+from textmatch.documents import MAX_VERSION, Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.index.connection import CollectionGone, connect
@@ -58,7 +58,7 @@ async def test_nothing_is_found_before_the_first_collection(qdrant: str):
     assert await index.count() == 0
     assert await index.fetch(["a"]) == {}
     assert await index.delete({"a": 1}) == 0
-    assert [page async for page in index.find_ids(Filter())] == []
+    assert [page async for page in index.find_versions(Filter(), max_version=MAX_VERSION)] == []
     with pytest.raises(CollectionGone, match="missing-000000000000"):
         await index.recall(RecallQuery(5, embedding(1)[0]), model_id="missing-000000000000")
     await index.close()
@@ -150,7 +150,7 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
         "c": {"kind": "class", "tags": [], "year": 2022},
     }
     await write(index, *(Document(key, f"{key} a1", value, version=1) for key, value in attributes.items()))
-    found = [one async for page in index.find_ids(condition) for one in page]
+    found = [one async for page in index.find_versions(condition, max_version=1) for one in page]
     assert set(found) == expected
     for query in (
         RecallQuery(10, embedding(1)[0], "", condition),
@@ -165,15 +165,22 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
 async def test_attributes_may_have_any_name_without_dots_and_quotes(index: Index, name: str):
     await write(index, Document("a", "a", {name: {name: 1}}, version=1), Document("b", "b", version=1))
     condition = Filter(must=(FieldMatch(f"{name}.{name}", (1,)), FieldExists(f"{name}.{name}")))
-    assert [page async for page in index.find_ids(condition)] == [["a"]]
+    assert [page async for page in index.find_versions(condition, max_version=1)] == [{"a": 1}]
 
 
-async def test_find_ids_goes_through_many_pages(index: Index):
+async def test_a_search_by_filter_goes_through_many_pages(index: Index):
     documents = [Document(f"d{number}", "text", version=1) for number in range(2_100)]
     await index.upsert(documents, np.tile(embedding(1), (2_100, 1)), model_id=await index.collection())
-    pages = [page async for page in index.find_ids(Filter())]
+    pages = [page async for page in index.find_versions(Filter(), max_version=1)]
     assert len(pages) == 3
     assert {one for page in pages for one in page} == {document.id for document in documents}
+
+
+async def test_a_search_by_filter_spares_newer_versions_and_other_ids(index: Index):
+    await write(index, *(Document(one, one, {"n": 1}, version) for version, one in enumerate("abcd", 1)))
+    condition = Filter(must=(FieldMatch("n", (1,)),))
+    pages = [page async for page in index.find_versions(condition, max_version=3, ids=["b", "c", "d", "e"])]
+    assert pages == [{"b": 2, "c": 3}]
 
 
 async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Index):

@@ -1,0 +1,109 @@
+"""Deletes by a filter reach what is still queued, and spare what does not fit or is newer."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from services.matcher.documents import DocumentsHandler
+from services.matcher.intake import IngestState
+from tests.support.queue import take_queued
+from textmatch.documents import Document
+from textmatch.errors import InvalidInput
+from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.queue.filter_tombstones import FilterTombstone
+from textmatch.v1 import matcher_service_pb2 as pb
+from workers.indexing import Dependencies, Result, index_documents
+
+CHINESE = pb.Filter(
+    must=[pb.Condition(match=pb.FieldMatch(field="language", values=[{"string_value": "zh"}]))]
+)
+INDEXED, DELETED, STALE = Result.INDEXED, Result.DELETED, Result.STALE
+
+
+def document(language: str, version: int, document_id: str = "a") -> Document:
+    return Document(document_id, f"text {version}", {"language": language}, version)
+
+
+async def delete(
+    handler: DocumentsHandler, version: int | None = None, condition: pb.Filter = CHINESE
+) -> int:
+    request = pb.DeleteDocumentsRequest(filter=condition, version=version)
+    return (await handler.delete(request)).deleted_count
+
+
+async def stored_version(deps: Dependencies) -> int | None:
+    found = (await deps.index.fetch(["a"])).get("a")
+    return found.document.version if found else None
+
+
+async def test_queued_documents_are_deleted_once_they_are_written(
+    handler: DocumentsHandler, state: IngestState, deps: Dependencies, redis: Redis
+):
+    await state.producer.enqueue([document("zh", 5), document("en", 5, "b"), document("zh", 50, "c")])
+    assert await delete(handler, version=10) == 0
+    queued = await take_queued(redis)
+    assert await index_documents(queued, deps) == [DELETED, INDEXED, INDEXED]
+    assert set(await deps.index.fetch(["a", "b", "c"])) == {"b", "c"}
+    # A redelivery brings nothing back.
+    assert await index_documents(queued, deps) == [DELETED, STALE, STALE]
+    status = await handler.status(pb.GetIngestStatusRequest(document_id="a"))
+    assert status.document_state == pb.DOCUMENT_STATE_DELETED
+    assert status.queued_count == 0
+
+
+@pytest.mark.parametrize("order", [(3, 5), (5, 3), (3, 5, 3), (5, 3, 5)])
+async def test_what_is_deleted_depends_on_the_newest_version_only(
+    handler: DocumentsHandler, deps: Dependencies, order: tuple[int, ...]
+):
+    newest_is_chinese = {3: document("en", 3), 5: document("zh", 5)}
+    await delete(handler, version=10)
+    for version in order:
+        await index_documents([newest_is_chinese[version]], deps)
+    assert await stored_version(deps) is None
+
+
+async def test_a_queued_version_that_does_not_fit_survives(handler: DocumentsHandler, deps: Dependencies):
+    await index_documents([document("zh", 3)], deps)
+    assert await delete(handler, version=10) == 1
+    assert await index_documents([document("en", 5)], deps) == [INDEXED]
+    assert await index_documents([document("zh", 3)], deps) == [DELETED]
+    assert await stored_version(deps) == 5
+
+
+async def test_documents_that_come_after_the_delete_stay(handler: DocumentsHandler, deps: Dependencies):
+    await delete(handler, version=10)
+    assert await index_documents([document("zh", 11)], deps) == [INDEXED]
+
+
+async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
+    handler: DocumentsHandler, state: IngestState, deps: Dependencies
+):
+    await index_documents([document("en", 1)], deps)
+    unreadable = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field='a"b'))])
+    with pytest.raises(InvalidInput):
+        await delete(handler, version=10, condition=unreadable)
+    assert await state.tombstones.filters.from_version(1) == []
+
+
+async def test_no_document_pays_for_a_filter_that_cannot_be_read(state: IngestState, deps: Dependencies):
+    unreadable = Filter(must=(FieldExists('a"b'),))
+    await state.tombstones.filters.add(FilterTombstone(unreadable, 10, 60))
+    assert await index_documents([document("en", 1)], deps) == [INDEXED]
+
+
+async def test_tombstones_come_back_whole_and_end(state: IngestState, redis: Redis):
+    everything = Filter(
+        must=(FieldMatch("语言", ("zh", "en")), FieldMatch("n", (1, 2**53 - 1)), FieldMatch("b", (True,))),
+        should=(FieldRange("n", gte=0.5, lt=float("inf")), Filter(must_not=(FieldExists("x.y"),))),
+    )
+    filters = state.tombstones.filters
+    highest = 2**53 - 1
+    await filters.add(FilterTombstone(everything, highest, 60))
+    await filters.add(FilterTombstone(everything, 5, 60))
+    [tombstone] = await filters.from_version(highest)
+    assert (tombstone.condition, tombstone.version) == (everything, highest)
+    await filters.add(FilterTombstone(Filter(must=(FieldExists("x"),)), 7, 0))
+    assert len(await filters.from_version(1)) == 1
+    await filters.add(FilterTombstone(Filter(must=(FieldExists("y"),)), 8, 60))
+    assert await redis.zcard("textmatch:filter-tombstones") == 2
