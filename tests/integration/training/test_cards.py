@@ -1,0 +1,57 @@
+"""The model card that every run leaves, with figures of the saved model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from training.evaluation.pairs import measure_on_pairs, read_pair_file
+from training.evaluation.systems import load_model_system
+from training.mlm import MlmSettings, train_mlm
+from training.regression import RegressionSettings, train_regression
+from training.sbert import SbertSettings, train_sbert
+from training.siamese import SiameseSettings, train_siamese
+
+QUIET = Console(quiet=True)
+
+
+def _options(base: Path, train: Path, output: Path) -> dict[str, Any]:
+    small = {"batch_size": 16, "max_length_tokens": 32, "max_steps": 4, "device": "cpu"}
+    return {"base": str(base), "train": [train], "dev": train, "output": output, **small}
+
+
+@pytest.mark.parametrize("recipe", ["siamese", "regression"])
+def test_a_card_has_the_served_figures_beside_the_baseline(
+    bases: dict[str, Path], scored: Path, tmp_path: Path, recipe: str
+) -> None:
+    options = _options(bases["bert"], scored, tmp_path / "model")
+    if recipe == "siamese":
+        train_siamese(SiameseSettings(**options), QUIET)
+    else:
+        train_regression(RegressionSettings(**options, warm_up_pairs=0, bf16=False), QUIET)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| | this model | char-tfidf |" in card
+    system = load_model_system(str(tmp_path / "model"), "cpu")
+    (measured,) = measure_on_pairs(system, read_pair_file(scored))
+    figure = re.search(r"\| mse \| (\d\.\d+)", card)
+    assert figure is not None
+    assert float(figure[1]) == pytest.approx(measured.figures.values["mse"], abs=1e-4)
+    assert "## Thresholds" in card
+    assert f"textmatch train {recipe}" in card
+    assert str(tmp_path) not in card
+    assert str(bases["bert"]) not in card
+
+
+def test_classes_and_perplexity_are_told_as_the_recipe_measured_them(
+    bases: dict[str, Path], classes: Path, sentences: Path, tmp_path: Path
+) -> None:
+    outcome = train_sbert(SbertSettings(**_options(bases["bert"], classes, tmp_path / "sbert")), QUIET)
+    card = (tmp_path / "sbert" / "README.md").read_text()
+    assert f"| accuracy | {outcome.measured[classes]['accuracy']:.4f} |" in card
+    assert "## Thresholds" not in card
+    train_mlm(MlmSettings(**_options(bases["bert"], sentences, tmp_path / "mlm")), QUIET)
+    assert "| perplexity |" in (tmp_path / "mlm" / "README.md").read_text()
