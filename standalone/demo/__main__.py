@@ -20,7 +20,7 @@ from standalone.demo.questions import Question, read_questions
 from standalone.supervisor import holder_pid
 from textmatch.cli.__main__ import main as textmatch
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.failures import message_of
+from textmatch.cli.messages import message_of
 from textmatch.cli.output import cell, print_line, print_table
 from textmatch.client import TextMatchClient
 from textmatch.errors import TextMatchError

@@ -1,4 +1,4 @@
-"""Failures as one line for people."""
+"""What a command fails with."""
 
 from __future__ import annotations
 
@@ -7,14 +7,3 @@ from textmatch.errors import TextMatchError
 
 class CommandFailed(TextMatchError):
     """A command cannot do what it was asked to; the message says why."""
-
-
-def message_of(error: Exception) -> str | None:
-    """What to tell people, or None if the error is a bug and its trace is needed."""
-    from textmatch.client import ServerUnreachable
-
-    if isinstance(error, ServerUnreachable):
-        return f"{error}; is the stack running? Start it with: textmatch up"
-    if isinstance(error, TextMatchError):
-        return " ".join(str(error).split())
-    return None

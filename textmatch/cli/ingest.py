@@ -17,8 +17,9 @@ import typer
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.documents import Format, Record, format_of, read_records
-from textmatch.cli.failures import CommandFailed, message_of
+from textmatch.cli.failures import CommandFailed
 from textmatch.cli.lines import START, STDIN, file_name, opened
+from textmatch.cli.messages import message_of
 from textmatch.cli.output import one_line, print_json, print_line, warn
 from textmatch.cli.progress import IngestProgress
 from textmatch.cli.resuming import Answers, Entry, ProgressFile

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.failures import message_of
+from textmatch.cli.messages import message_of
 from textmatch.cli.output import cell, one_line, print_json, print_line, print_table, warn
 from textmatch.cli.progress import MatchProgress
 from textmatch.cli.queries import Query, read_queries

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from textmatch.cli.failures import message_of
+from textmatch.cli.messages import message_of
 from textmatch.cli.output import print_json
 from textmatch.client import IngestStatus
 from textmatch.errors import TextMatchError

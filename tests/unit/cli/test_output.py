@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from textmatch.cli.failures import CommandFailed, message_of
+from textmatch.cli.failures import CommandFailed
+from textmatch.cli.messages import message_of
 from textmatch.cli.output import cell, one_line, print_json
 from textmatch.client import ServerUnreachable
 
