@@ -7,7 +7,7 @@ demo's questions need nothing. A set that is not there is left out.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import typer
 
 from bench.ingest_stack import running_stack
 from bench.report import print_table, write_figures
+from services.matcher.settings import MatcherSettings
 from standalone.demo.corpus import build_corpus
 from standalone.demo.questions import EVERYDAY, HARD, read_questions
 from textmatch.client import Match, MatchOptions, Recall, TextMatchClient
@@ -28,6 +29,8 @@ from training.evaluation.resampling import Values
 from training.evaluation.retrieval_metrics import retrieval_metrics
 
 _DEPTH = 100
+# As many as the shipped settings have the cross-encoder score.
+_SCORED = MatcherSettings().rerank_depth
 # So many candidates that what a single stage would have put first is among them.
 _WIDE = 500
 _QUICK_QUERIES = 20
@@ -119,8 +122,7 @@ def _measure_set(address: str, one: QuestionSet, count: int | None) -> dict[str,
     collection = one.collection
     collection = Collection(collection.documents, collection.queries[:count], collection.grades[:count])
     with TextMatchClient(address, bulk_timeout_seconds=_BULK_SECONDS) as client:
-        rankings = {mode: _ranked(client, collection.queries, options) for mode, options in MODES.items()}
-        rankings |= _single_stages(client, collection.queries)
+        rankings = _rankings(client, collection.queries)
     for deadline_ms in _DEADLINES_MS:
         rankings[f"deadline_{deadline_ms}_ms"] = _in_time(address, collection.queries, deadline_ms)
     measured = {mode: _metrics(collection, ranking) for mode, ranking in rankings.items()}
@@ -139,14 +141,19 @@ def _measure_set(address: str, one: QuestionSet, count: int | None) -> dict[str,
     }
 
 
-def _ranked(client: TextMatchClient, queries: Sequence[str], options: MatchOptions) -> list[list[int]]:
-    """The documents' positions, best first: the first ten as a person gets them, then what recall adds."""
-    first = _matches(client, queries, {**options, "top_k": 10})
-    more = _matches(client, queries, {**options, "top_k": _DEPTH, "rerank": False})
-    rankings = []
-    for head, tail in zip(first, more, strict=True):
-        positions = [int(match.document.id) for match in [*head, *tail]]
-        rankings.append(list(dict.fromkeys(positions))[:_DEPTH])
+def _rankings(client: TextMatchClient, queries: Sequence[str]) -> dict[str, list[list[int]]]:
+    """For each mode the documents' positions, best first: what was scored, then what recall adds."""
+    rankings = {}
+    for mode, options in MODES.items():
+        scored = _matches(client, queries, {**options, "top_k": _SCORED})
+        recalled = _matches(client, queries, {**options, "top_k": _DEPTH, "rerank": False})
+        rankings[mode] = [_positions([*head, *tail]) for head, tail in zip(scored, recalled, strict=True)]
+        if mode == "dense_cross_encoder":
+            # What the cross-encoder would say alone.
+            rankings["cross_encoder"] = [_positions(sorted(head, key=_by_pair)) for head in scored]
+    wide: MatchOptions = {"recall": Recall.HYBRID, "rerank": False, "explain": True}
+    found = _matches(client, queries, {**wide, "top_k": _WIDE, "candidate_count": _WIDE})
+    rankings["bm25"] = [_positions(sorted(matches, key=_by_words)) for matches in found]
     return rankings
 
 
@@ -167,19 +174,6 @@ def _in_time(address: str, queries: Sequence[str], deadline_ms: int) -> list[lis
         return list(callers.map(match, queries))
 
 
-def _single_stages(client: TextMatchClient, queries: Sequence[str]) -> dict[str, list[list[int]]]:
-    """What BM25 and the cross-encoder would say alone, from their parts of many candidates' scores."""
-    wide: MatchOptions = {"top_k": _WIDE, "candidate_count": _WIDE, "explain": True}
-    by_words = _matches(client, queries, {**wide, "recall": Recall.HYBRID, "rerank": False})
-    by_pairs = _matches(client, queries, {"top_k": _DEPTH, "recall": Recall.DENSE})
-    return {
-        "bm25": [_sorted(matches, [_bm25(match) for match in matches]) for matches in by_words],
-        "cross_encoder": [
-            _sorted(matches, [match.rerank_score or 0.0 for match in matches]) for matches in by_pairs
-        ],
-    }
-
-
 def _matches(
     client: TextMatchClient, queries: Sequence[str], options: MatchOptions
 ) -> list[tuple[Match, ...]]:
@@ -192,13 +186,16 @@ def _matches(
     return found
 
 
-def _sorted(matches: Sequence[Match], scores: Sequence[float]) -> list[int]:
-    order = sorted(range(len(matches)), key=lambda place: -scores[place])
-    return [int(matches[place].document.id) for place in order][:_DEPTH]
+def _positions(matches: Iterable[Match]) -> list[int]:
+    return list(dict.fromkeys(int(match.document.id) for match in matches))[:_DEPTH]
 
 
-def _bm25(match: Match) -> float:
-    return match.explanation.bm25 or 0.0 if match.explanation else 0.0
+def _by_pair(match: Match) -> float:
+    return -(match.rerank_score or 0.0)
+
+
+def _by_words(match: Match) -> float:
+    return -(match.explanation.bm25 or 0.0) if match.explanation else 0.0
 
 
 def _metrics(collection: Collection, rankings: Sequence[Sequence[int]]) -> Mapping[str, float]:
