@@ -17,7 +17,6 @@ from textmatch.runtime.server import GrpcServer
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 
-
 CONCURRENCY = 4
 
 
