@@ -121,6 +121,11 @@ def write_stack_file(
         "encoder": addresses["encoder"],
         "redis_url": _redis_url(chosen),
         "qdrant_url": _qdrant_url(chosen),
+        "metrics": {
+            "encoder": _address(chosen.encoder_metrics),
+            "matcher": _address(chosen.matcher_metrics),
+            "worker": _address(chosen.worker_metrics),
+        },
         "supervisor_pid": supervisor_pid,
         "processes": [{"name": name, "pid": pid, "address": addresses[name]} for name, pid in pids.items()],
     }

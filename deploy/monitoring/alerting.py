@@ -176,7 +176,14 @@ ALERTS = (
         " / on (namespace) group_left sum by (namespace) (rate(textmatch_match_candidates_count[5m])) > 0.05",
         "10m",
         "ticket",
-        "More than 5 % of matches are not scored by the cross-encoder: {{ $labels.reason }}",
+        "More than 5 % of matches leave a part out: {{ $labels.reason }}",
+    ),
+    Alert(
+        "TextmatchCollectionAbandoned",
+        "max by (namespace) (textmatch_worker_abandoned_collections) > 0",
+        "5m",
+        "ticket",
+        "A collection beside the one in use gets no writes any more",
     ),
     Alert(
         "TextmatchRedisEvicts",

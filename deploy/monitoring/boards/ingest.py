@@ -58,10 +58,15 @@ INGEST = Dashboard(
         ),
         Panel(
             "Workers",
-            "Ready; and 1 where somebody must act before anything can be indexed.",
+            "That are connected and take messages.",
+            (Query(f"sum (textmatch_worker_ready{{{WHERE}}})", "ready"),),
+        ),
+        Panel(
+            "Somebody must act",
+            "1 while nothing can be indexed, or a collection beside the one in use gets no writes.",
             (
-                Query(f"sum (textmatch_worker_ready{{{WHERE}}})", "ready"),
-                Query(gauge("textmatch_worker_operator_needed", "reason"), "needs you: {{reason}}"),
+                Query(gauge("textmatch_worker_operator_needed", "reason"), "{{reason}}"),
+                Query(gauge("textmatch_worker_abandoned_collections"), "abandoned collection"),
             ),
         ),
         Panel(
@@ -75,6 +80,11 @@ INGEST = Dashboard(
             "Of the messages in Redis.",
             (Query(gauge("textmatch_ingest_queue_bytes"), "bytes"),),
             Unit.BYTES,
+        ),
+        Panel(
+            "Held callers",
+            "Seconds a second that requests of IngestDocuments are held because the queue is full.",
+            (Query(rate("textmatch_ingest_held_seconds_sum"), "held"),),
         ),
     ),
 )

@@ -50,14 +50,36 @@ MATCH = Dashboard(
         ),
         Panel(
             "Degraded",
-            "Matches answered in recall order, by what kept them from being scored.",
+            "Matches with a part left out, by what was late, refused or not there.",
             (Query(rate("textmatch_match_degraded_total", "reason"), "{{reason}}"),),
             Unit.PER_SECOND,
         ),
         Panel(
             "Candidates",
-            "Recalled for a query, mean.",
-            (Query(mean("textmatch_match_candidates"), "candidates"),),
+            "Recalled for a query, and scored by the cross-encoder, mean.",
+            (
+                Query(mean("textmatch_match_candidates"), "recalled"),
+                Query(mean("textmatch_match_scored_candidates"), "scored"),
+            ),
+        ),
+        Panel(
+            "Work saved",
+            "Embeddings of queries found in the cache or not, and queries answered by an identical one.",
+            (
+                Query(rate("textmatch_match_embedding_cache_total", "result"), "embedding {{result}}"),
+                Query(rate("textmatch_match_shared_total"), "shared"),
+            ),
+            Unit.PER_SECOND,
+        ),
+        Panel(
+            "Embeddings kept",
+            "Entries of the matchers' caches.",
+            (
+                Query(
+                    f"textmatch_match_embedding_cache_entries{{{WHERE}}}",
+                    "{{instance}}",
+                ),
+            ),
         ),
         Panel(
             "Score of the best match",
