@@ -50,14 +50,14 @@ class FilterTombstones:
         """What fits is deleted; a higher version of the same filter stays."""
         now = time.time()
         text = json.dumps(_to_json(tombstone.condition))
-        arguments = [now, now + tombstone.ttl_seconds, tombstone.version, text]
+        arguments: list[str | float] = [now, now + tombstone.ttl_seconds, tombstone.version, text]
         with translated_errors():
             await self._add(keys=[keys.FILTER_TOMBSTONES, keys.FILTER_TOMBSTONE_ENDS], args=arguments)
 
     async def from_version(self, version: int) -> list[FilterTombstone]:
         """Those that may cover documents of this version and newer ones."""
         with translated_errors():
-            found = await self._redis.zrange(
+            found: Any = await self._redis.zrange(
                 keys.FILTER_TOMBSTONES, version, "+inf", byscore=True, withscores=True
             )
             if not found:

@@ -831,7 +831,9 @@ class DeleteDocumentsRequest(_message.Message):
     """Deletes what is not newer than this. Absent: now, in microseconds."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Either ids (1 to 1,000) or a filter."""
+        """Either ids (1 to 1,000) or a filter. A filter is also applied to what is still queued, once it is written: of each
+        document the newest version counts, if it is not newer than `version`.
+        """
 
     @_builtins.property
     def filter(self) -> Global___Filter: ...

@@ -91,7 +91,8 @@ class MatcherServiceServicer:
 
     def IngestDocuments(self, request_iterator, context):
         """IngestDocuments takes documents in. Each request is answered by one response with one result per document,
-        in order. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
+        in order. While the queue is full, requests are held by flow control; a caller whose deadline comes meanwhile is
+        told RESOURCE_EXHAUSTED just before it. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
         why and does not affect its neighbours. Safe to repeat: a document is never stored twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -45,7 +45,8 @@ class MatcherServiceStub:
     """
     IngestDocuments: _grpc.StreamStreamMultiCallable[_matcher_service_pb2.IngestDocumentsRequest, _matcher_service_pb2.IngestDocumentsResponse]
     """IngestDocuments takes documents in. Each request is answered by one response with one result per document,
-    in order. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
+    in order. While the queue is full, requests are held by flow control; a caller whose deadline comes meanwhile is
+    told RESOURCE_EXHAUSTED just before it. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
     why and does not affect its neighbours. Safe to repeat: a document is never stored twice.
     """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]
@@ -74,7 +75,8 @@ class MatcherServiceAsyncStub(MatcherServiceStub):
     """
     IngestDocuments: _aio.StreamStreamMultiCallable[_matcher_service_pb2.IngestDocumentsRequest, _matcher_service_pb2.IngestDocumentsResponse]  # type: ignore[assignment]
     """IngestDocuments takes documents in. Each request is answered by one response with one result per document,
-    in order. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
+    in order. While the queue is full, requests are held by flow control; a caller whose deadline comes meanwhile is
+    told RESOURCE_EXHAUSTED just before it. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
     why and does not affect its neighbours. Safe to repeat: a document is never stored twice.
     """
     GetDocument: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]  # type: ignore[assignment]
@@ -118,7 +120,8 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_matcher_service_pb2.IngestDocumentsResponse], _abc.AsyncIterator[_matcher_service_pb2.IngestDocumentsResponse]]:
         """IngestDocuments takes documents in. Each request is answered by one response with one result per document,
-        in order. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
+        in order. While the queue is full, requests are held by flow control; a caller whose deadline comes meanwhile is
+        told RESOURCE_EXHAUSTED just before it. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
         why and does not affect its neighbours. Safe to repeat: a document is never stored twice.
         """
 

@@ -91,8 +91,8 @@ async def test_a_killed_workers_messages_are_taken_by_another(
     encoder.may_answer.set()
     start_worker()
     await all_settled(state)
-    # The visibility timeout and two sweeps, and the time to start and to work.
-    assert time.monotonic() - killed_at < 2.0 + 2 * 0.5 + 5.0
+    # The visibility timeout and a sweep, and the time to start and to work on a busy machine.
+    assert time.monotonic() - killed_at < 2.0 + 0.5 + 8.0
     assert await stored_ids(index, sent) == {document.id for document in sent}
     await eventually(lambda: nothing_is_left(redis), "the acknowledgements")
     assert await index.count() == 300
