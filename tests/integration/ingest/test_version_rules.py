@@ -68,6 +68,9 @@ class RacedTombstones:
         self._crashes = crashes
         self._is_read = False
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
     async def get(self, ids: Sequence[str]) -> dict[str, int]:
         if not self._is_read:
             self._is_read = True
