@@ -80,8 +80,7 @@ def calibrate(
 ) -> None:
     """Fit a rising map from a model's scores to labels, and store it in the model's directory.
 
-    The encoder applies it to scores; raw scores stay as they are. The model's id changes, so that an index
-    built with a bi-encoder has to be built again: calibrate before ingesting.
+    The encoder applies it to scores; raw scores stay. The model's id changes: calibrate before ingesting.
     """
     if not model.is_dir():
         raise InvalidInput.of_field("MODEL", f'"{model}" is no directory')
@@ -109,7 +108,8 @@ def calibrate(
             }
         )
         return
-    print_table(table(f"{model}, {method.value} calibration on {len(file.pairs)} pairs", "", shown))
+    print_line(f"{model}, {method.value} calibration on {len(file.pairs)} pairs")
+    print_table(table(shown))
     for precision, found in thresholds.items():
         reached = f"score {found.score:.4f}, recall {found.recall:.4f}" if found else "not reached"
         print_line(f"precision {precision:g}: {reached}")

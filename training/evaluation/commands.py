@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from transformers.utils import logging as transformers_logging
 
-from textmatch.cli.output import print_json, print_table
+from textmatch.cli.output import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
 from textmatch.models.devices import AUTO
 from training.columns import FileForm
@@ -112,7 +112,9 @@ def pairs(
         f"Same: label from {positive_from:g} on, {test.is_positive.sum()} pairs. "
         f"Threshold from {threshold_from}. Calibration error in {BINS} equal bins of the score."
     )
-    print_table(table(f"{file}, {len(test.pairs)} pairs", caption, shown))
+    print_line(f"{file}, {len(test.pairs)} pairs")
+    print_table(table(shown))
+    print_line(caption)
 
 
 @app.command()
@@ -172,7 +174,9 @@ def retrieval(
     caption = (
         f"In brackets {COVERAGE:.0%} of {repeats} resamples of the queries (seed {seed}); ± to the first."
     )
-    print_table(table(title, caption, shown))
+    print_line(title)
+    print_table(table(shown))
+    print_line(caption)
 
 
 def score_range_of(limits: tuple[float, float]) -> ScoreRange:

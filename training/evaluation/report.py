@@ -34,9 +34,9 @@ class Column:
     notes: Mapping[str, float]
 
 
-def table(title: str, caption: str, columns: Sequence[Column]) -> Table:
+def table(columns: Sequence[Column]) -> Table:
     """Models side by side, and below how far they are from the first one."""
-    shown = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    shown = Table()
     shown.add_column("")
     for column in columns:
         shown.add_column(cell(column.name), justify="right", overflow="fold")
