@@ -84,7 +84,7 @@ class Node:
     def client(self) -> redis.Redis:
         """A client of this process alone."""
         tls = {"ssl": True, "ssl_ca_certs": str(self._certificates.authority)} if self._certificates else {}
-        return redis.Redis(port=self.port, decode_responses=True, password=PASSWORD, **tls)
+        return redis.Redis("127.0.0.1", self.port, decode_responses=True, password=PASSWORD, **tls)
 
     def _tls(self, certificates: Certificates) -> list[str]:
         return [

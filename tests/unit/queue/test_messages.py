@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textmatch.documents import MAX_VERSION, Document, document_violations
@@ -33,6 +33,7 @@ def message(**changes: Any) -> str:
     return json.dumps({**content, **changes})
 
 
+@settings(deadline=None)
 @given(st.lists(_DOCUMENTS, max_size=5))
 def test_documents_survive_the_journey(documents: list[Document]):
     decoded = [messages.decode(text) for text in messages.encode(documents, accepted_at=1.5)]
