@@ -63,6 +63,9 @@ class RegressionSettings(RunSettings):
     score_range: Annotated[
         tuple[float, float], Option(help="Least and greatest score in the files, such as 0 5.")
     ] = (0.0, 1.0)
+    both_orders: Annotated[
+        bool, Option(help="Train on each pair in both orders, which doubles an epoch.")
+    ] = False
     dropout: Annotated[float, Option(min=0.0, max=0.9, help="Dropout rate.")] = 0.0
     warm_up_pairs: Annotated[int, Option(min=0, help="Mined pairs to warm up on; 0 skips the warm-up.")] = (
         60_000
@@ -112,6 +115,8 @@ def train_regression(settings: RegressionSettings, console: Console) -> Outcome:
     model = _build(base, settings)
     if settings.warm_up_pairs > 0 and not has_checkpoint(settings.checkpoints):
         _warm_up(model, base, settings, console)
+    if settings.both_orders:
+        pairs += [replace(pair, first=pair.second, second=pair.first) for pair in pairs]
     trainer = _trainer(model, pairs, settings)
     fit(trainer, settings, _GOAL, console)
     if trainer.is_world_process_zero():
