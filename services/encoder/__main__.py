@@ -31,7 +31,7 @@ from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     from services.encoder.jobs import RunPass
-    from services.encoder.loading import Loaded  # reaches torch
+    from services.encoder.loading import Loaded
     from services.encoder.served import ServedModels
 
 _log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _serve_metrics(host: str, port: int) -> None:
 
 def _load(settings: EncoderSettings, run_pass: RunPass) -> Loaded:
     found = find_models(settings)
-    # Torch takes seconds to import: meanwhile the port is bound and callers are told to come back.
+    # May take seconds, if torch is needed: meanwhile the port is bound and callers are told to come back.
     from services.encoder.loading import load_models
 
     return load_models(found, settings, run_pass)

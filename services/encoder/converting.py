@@ -1,8 +1,9 @@
 """Convert models for their engine in a process of its own: `python -m services.encoder.converting`.
 
-OpenVINO holds Python's lock for seconds while it converts a model, so that even in a thread of its own it
-would hold up all callers of the encoder. Converted here, the model lies in the cache, which the encoder
-loads it from.
+OpenVINO holds Python's lock for seconds while it converts a model, and so does torch while it is imported,
+which the native engine needs for a model that is not in the cache: even in a thread of their own they would
+hold up all callers of the encoder. Converted here, the model lies in the cache, which the encoder loads it
+from.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from services.encoder.locating import find_models
 from services.encoder.served import ServedModels
 from services.encoder.settings import from_environment
 
-_CONVERTING_ENGINE = "openvino"
+_CONVERTING_ENGINES = ("openvino", "native")
 # The encoder that serves meanwhile goes first.
 _NICENESS = 10
 
@@ -25,7 +26,7 @@ async def convert_apart(served: ServedModels) -> None:
 
     What is wrong with them is not told here: whoever loads them next meets it too.
     """
-    if all(model.engine != _CONVERTING_ENGINE for model in served.all_models()):
+    if all(model.engine not in _CONVERTING_ENGINES for model in served.all_models()):
         return
     process = await asyncio.create_subprocess_exec(
         sys.executable,

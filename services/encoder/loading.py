@@ -1,44 +1,46 @@
-"""Load the models and run them once. The only module of the encoder that reaches torch."""
+"""Load the models and run them once. Torch is imported only for models that cannot do without it."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
-from transformers.utils import logging as transformers_logging
-from transformers.utils.logging import disable_progress_bar
 
-from services.encoder import metrics
 from services.encoder.batching import BatchPolicy
 from services.encoder.jobs import EngineModel, Rows, RunPass, run_here
 from services.encoder.locating import FoundModel, FoundModels
 from services.encoder.memory import give_back_memory
-from services.encoder.served import Served, ServedModels
+from services.encoder.served import BiEncoder, CrossEncoder, Served, ServedModels
 from services.encoder.settings import EncoderSettings
 from textmatch.errors import TextMatchError
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.cross_encoder import CrossEncoder
-from textmatch.models.devices import resolve_device, resolve_dtype
-from textmatch.models.engines import EngineOptions
+from textmatch.models.cache import UnreadableCache
+from textmatch.models.native_kernel import NAME as NATIVE
+from textmatch.models.native_kernel import kernel_is_usable
+from textmatch.models.prepared import PreparedBiEncoder, PreparedCrossEncoder
 from textmatch.models.resolve import UnusableModel
 from textmatch.models.tokens import TokenizedText
 
+if TYPE_CHECKING:
+    from services.encoder.torch_loading import TorchLoader
+
 _log = logging.getLogger(__name__)
 
-Model = TypeVar("Model", BiEncoder, CrossEncoder)
+Model = TypeVar("Model")
 
 _SAMPLE = "How far is it from here to the sea?"
 # On a CPU a pass of all-MiniLM-L6-v2 costs about 6 ms before its first token; a GPU waits for its launches.
 _CPU_BATCH_TOKENS, _CPU_FORWARD_COST_TOKENS = 2048, 64
 _GPU_BATCH_TOKENS, _GPU_FORWARD_COST_TOKENS = 32_768, 2048
+# Where Linux shows NVIDIA's devices: asking torch for them would take seconds.
+_DEVICES, _GPU = Path("/dev"), "nvidia[0-9]*"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,63 @@ class Loaded:
     prepare_thread: Callable[[], None]
 
 
+class _Loader:
+    """Takes from the cache what needs no torch, and has torch load the rest."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        self._settings = settings
+        self._may_prepare = _runs_native(settings)
+        self._torch: TorchLoader | None = None
+
+    @property
+    def device(self) -> str:
+        return self._torch.device if self._torch else "cpu"
+
+    @property
+    def prepare_thread(self) -> Callable[[], None]:
+        return self._torch.prepare_thread() if self._torch else lambda: None
+
+    def bi_encoder(self, found: FoundModel) -> BiEncoder:
+        with _unusable(f'cannot load "{found.name}"'):
+            prepared = self._prepared(PreparedBiEncoder.load, found)
+            return prepared or self._with_torch.bi_encoder(found)
+
+    def cross_encoder(self, found: FoundModel) -> CrossEncoder:
+        with _unusable(f'cannot load "{found.name}"'):
+            prepared = self._prepared(PreparedCrossEncoder.load, found)
+            return prepared or self._with_torch.cross_encoder(found)
+
+    def _prepared(self, load: Callable[..., Model], found: FoundModel) -> Model | None:
+        if not self._may_prepare:
+            return None
+        settings = self._settings
+        try:
+            return load(
+                found.directory,
+                found.name,
+                settings.cache_directory,
+                threads=settings.threads or len(os.sched_getaffinity(0)),
+                max_tokens=settings.max_tokens or None,
+            )
+        except UnreadableCache as error:
+            _log.info("not in the cache yet", extra={"model": found.name, "reason": str(error)})
+            return None
+
+    @cached_property
+    def _with_torch(self) -> TorchLoader:
+        from services.encoder.torch_loading import TorchLoader
+
+        self._torch = TorchLoader(self._settings)
+        return self._torch
+
+
+def _runs_native(settings: EncoderSettings) -> bool:
+    """Whether the native engine is what a model would get, as far as can be told without torch."""
+    is_cpu = settings.device == "cpu" or (settings.device == "auto" and not any(_DEVICES.glob(_GPU)))
+    is_chosen = settings.engine in ("auto", NATIVE) and settings.dtype in ("auto", "bfloat16")
+    return is_cpu and is_chosen and kernel_is_usable()
+
+
 def make_models(found: FoundModels, settings: EncoderSettings) -> ServedModels:
     """Load all models, but do not warm them up.
 
@@ -62,17 +121,11 @@ def make_models(found: FoundModels, settings: EncoderSettings) -> ServedModels:
         UnusableModel: one cannot be served.
         UnusableDevice: there is no such device.
     """
-    _quieten_libraries()
-    device = resolve_device(settings.device)
-    torch.set_num_threads(settings.threads or torch.get_num_threads())
-    return ServedModels(
-        [_load_bi_encoder(model, settings, device) for model in found.bi_encoders],
-        [_load_cross_encoder(model, settings, device) for model in found.cross_encoders],
-    )
+    return _make_models(found, _Loader(settings))
 
 
 def load_models(found: FoundModels, settings: EncoderSettings, run_pass: RunPass = run_here) -> Loaded:
-    """Load and warm up all models; takes some seconds.
+    """Load and warm up all models; takes some seconds if they are not in the cache.
 
     What a model computes while it is made, nobody else can see yet, so that it may do so in this thread.
 
@@ -85,32 +138,29 @@ def load_models(found: FoundModels, settings: EncoderSettings, run_pass: RunPass
         UnusableModel: one cannot be served.
         UnusableDevice: there is no such device.
     """
-    models = make_models(found, settings)
-    device = resolve_device(settings.device)
-    policy = _policy(settings, device)
+    loader = _Loader(settings)
+    models = _make_models(found, loader)
+    policy = _policy(settings, loader.device)
     speeds = [_warm_up(served.engine_model, policy, run_pass) for served in models.bi_encoders]
     speeds += [_warm_up(served.engine_model, policy, run_pass) for served in models.cross_encoders]
-    if device != "cpu":
-        metrics.DEVICE_MEMORY_BYTES.labels(device).set_function(lambda: torch.cuda.memory_allocated(device))
     give_back_memory()
-    threads = torch.get_num_threads()
-    return Loaded(
-        models,
-        policy,
-        speed=speeds[0],
-        prepare_thread=lambda: torch.set_num_threads(threads),
+    return Loaded(models, policy, speed=speeds[0], prepare_thread=loader.prepare_thread)
+
+
+def _make_models(found: FoundModels, loader: _Loader) -> ServedModels:
+    return ServedModels(
+        [_serve_bi_encoder(loader.bi_encoder(model)) for model in found.bi_encoders],
+        [_serve_cross_encoder(loader.cross_encoder(model)) for model in found.cross_encoders],
     )
 
 
-def _load_bi_encoder(found: FoundModel, settings: EncoderSettings, device: str) -> Served[BiEncoder]:
-    model = _load(BiEncoder, found, settings, device)
+def _serve_bi_encoder(model: BiEncoder) -> Served[BiEncoder]:
     _announce(model, "bi-encoder")
     sample = model.tokenize([_SAMPLE], is_query=False)[0]
     return Served(model, EngineModel(model.model_id, model.embed, sample, model.is_packed))
 
 
-def _load_cross_encoder(found: FoundModel, settings: EncoderSettings, device: str) -> Served[CrossEncoder]:
-    model = _load(CrossEncoder, found, settings, device)
+def _serve_cross_encoder(model: CrossEncoder) -> Served[CrossEncoder]:
     _announce(model, "cross-encoder")
 
     def forward(batch: Sequence[TokenizedText]) -> Rows:
@@ -119,26 +169,6 @@ def _load_cross_encoder(found: FoundModel, settings: EncoderSettings, device: st
 
     sample = model.tokenize_pairs([(_SAMPLE, _SAMPLE)])[0]
     return Served(model, EngineModel(model.model_id, forward, sample, model.is_packed))
-
-
-def _load(model_class: type[Model], found: FoundModel, settings: EncoderSettings, device: str) -> Model:
-    with _unusable(f'cannot load "{found.name}"'):
-        return model_class.load(
-            found.directory,
-            found.name,
-            device=device,
-            dtype=resolve_dtype(settings.dtype, device),
-            max_tokens=settings.max_tokens or None,
-            engine=_engine_options(settings),
-        )
-
-
-def _engine_options(settings: EncoderSettings) -> EngineOptions:
-    return EngineOptions(
-        name=settings.engine,
-        threads=settings.threads or torch.get_num_threads(),
-        cache_directory=Path(settings.cache_dir).expanduser(),
-    )
 
 
 def _policy(settings: EncoderSettings, device: str) -> BatchPolicy:
@@ -193,12 +223,3 @@ def _announce(model: BiEncoder | CrossEncoder, kind: str) -> None:
             "device": model.device,
         },
     )
-
-
-def _quieten_libraries() -> None:
-    """Transformers logs past the root logger and draws progress bars."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_default_handler()
-    transformers_logging.enable_propagation()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)

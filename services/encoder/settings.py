@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from textmatch.runtime.config import load, setting
 from textmatch.runtime.settings import ProcessSettings
@@ -42,7 +43,7 @@ class EncoderSettings(ProcessSettings):
     engine: str = setting(
         "TEXTMATCH_ENGINE",
         "auto",
-        "What runs transformers; `auto` takes the first of native (AMX), OpenVINO (bfloat16) and torch that can.",
+        "What runs transformers; `auto`: the first of native (AMX), OpenVINO (bfloat16), torch that can.",
         choices=("auto", "native", "openvino", "torch"),
     )
     cache_dir: str = setting(
@@ -79,6 +80,11 @@ class EncoderSettings(ProcessSettings):
         minimum=0.01,
         maximum=0.99,
     )
+
+    @property
+    def cache_directory(self) -> Path:
+        """Where `cache_dir` is."""
+        return Path(self.cache_dir).expanduser()
 
 
 def from_environment() -> EncoderSettings:

@@ -7,7 +7,6 @@ configuration. Loading adds the deltas to the base weights; what remains is an o
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -20,20 +19,10 @@ from sentence_transformers import CrossEncoder
 from transformers.utils import logging as transformers_logging
 
 from textmatch.errors import ModelNotFound
+from textmatch.models.adapter_config import ADAPTER_CONFIG, read_json
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-
-
-def is_adapter_directory(path: Path) -> bool:
-    """Whether `path` holds an adapter, not a full model."""
-    return (path / ADAPTER_CONFIG).is_file()
-
-
-def adapter_base_name(path: Path) -> str:
-    """The name of the model that the adapter in `path` was trained on."""
-    return str(_read_json(path / ADAPTER_CONFIG)["base_model_name_or_path"])
 
 
 def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None = None) -> CrossEncoder:
@@ -48,7 +37,7 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, _TOKENIZER_CONFIG):
         if not (path / name).is_file():
             raise ModelNotFound(str(path), f'the adapter directory "{path}" has no {name}')
-    max_length_tokens = int(_read_json(path / _TOKENIZER_CONFIG)["model_max_length"])
+    max_length_tokens = int(read_json(path / _TOKENIZER_CONFIG)["model_max_length"])
     with _known_complaints_silenced():
         model: CrossEncoder = CrossEncoder(
             str(base), num_labels=1, max_length=max_length_tokens, device=device, local_files_only=True
@@ -57,11 +46,6 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
         transformer.model = PeftModel.from_pretrained(transformer.model, str(path)).merge_and_unload()
     model.eval()
     return model
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 @contextmanager

@@ -20,10 +20,12 @@ from textmatch.models.cosine import CosineScorer
 from textmatch.models.devices import dtype_name
 from textmatch.models.engines import EngineOptions, start_engine
 from textmatch.models.identity import model_id
+from textmatch.models.native_kernel import NAME as NATIVE
 from textmatch.models.packed_forward import PackedBiEncoder
 from textmatch.models.pair_classifier import PairClassifier
+from textmatch.models.prepared import BiEncoderDescription
 from textmatch.models.resolve import UnusableModel
-from textmatch.models.tokenizing import InputTokenizer, input_tokenizer
+from textmatch.models.tokenizing import InputTokenizer, TransformerTokenizer, input_tokenizer
 from textmatch.models.tokens import TokenizedText
 from textmatch.vectors import Embeddings
 
@@ -114,6 +116,16 @@ class BiEncoder:
             raise UnusableModel(f'cannot load "{name}" as a bi-encoder: {error}') from error
         feed_lstm(model.eval())
         return cls(model, name, directory, device=device, dtype=dtype, max_tokens=max_tokens, engine=engine)
+
+    def describe(self) -> BiEncoderDescription | None:
+        """What `PreparedBiEncoder` needs to do the same without torch; None if it cannot."""
+        pooling = self._packed and self._packed.plain_pooling
+        tokenizer = self._document.tokenizer
+        if self.engine != NATIVE or self._tells_roles_apart or self._document.prompt_tokens or not pooling:
+            return None
+        if not isinstance(tokenizer, TransformerTokenizer):
+            return None
+        return BiEncoderDescription(tokenizer.describe(), pooling, self._query.prompt, self._document.prompt)
 
     def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
         """Put the role's prompt before each text and turn it into tokens."""

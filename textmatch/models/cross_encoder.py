@@ -14,14 +14,18 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textmatch.models.adapter import adapter_base_name, is_adapter_directory, load_cross_encoder_directory
+from textmatch.models.adapter import load_cross_encoder_directory
+from textmatch.models.adapter_config import adapter_base_name, is_adapter_directory
 from textmatch.models.calibration import Calibration, Scores, calibrated
 from textmatch.models.devices import dtype_name
 from textmatch.models.engines import EngineOptions, start_engine
+from textmatch.models.heads import dense_head
 from textmatch.models.identity import model_id
+from textmatch.models.native_kernel import NAME as NATIVE
 from textmatch.models.packed_forward import PackedCrossEncoder
+from textmatch.models.prepared import CrossEncoderDescription, Dense
 from textmatch.models.resolve import CROSS_ENCODER_ORGANISATION, UnusableModel, find_model
-from textmatch.models.tokenizing import InputTokenizer, input_tokenizer
+from textmatch.models.tokenizing import InputTokenizer, TransformerTokenizer, input_tokenizer
 from textmatch.models.tokens import Pair, TokenizedText
 
 _log = logging.getLogger(__name__)
@@ -53,7 +57,8 @@ class CrossEncoder:
         self._model = model
         self._tokenizer = input_tokenizer(model[0], max_tokens)
         self._prompt = model.prompts.get(model.default_prompt_name or "") or ""
-        self._to_score = _score_function(model, directory)
+        self._score_range = _score_range(model, directory)
+        self._to_score = _score_function(model.activation_fn, self._score_range)
         self._calibration = Calibration.load(directory)
         self.max_tokens = self._tokenizer.max_tokens
         self.dtype = dtype_name(dtype)
@@ -103,6 +108,20 @@ class CrossEncoder:
         return cls(
             model.eval(), name, directory, device=device, dtype=dtype, max_tokens=max_tokens, engine=engine
         )
+
+    def describe(self) -> tuple[CrossEncoderDescription, list[Dense]] | None:
+        """What `PreparedCrossEncoder` needs to do the same without torch; None if it cannot."""
+        head = dense_head(cast("Transformer", self._model[0]).model) if self.engine == NATIVE else None
+        is_known = isinstance(self._model.activation_fn, nn.Sigmoid | nn.Identity)
+        if head is None or not is_known or not isinstance(self._tokenizer, TransformerTokenizer):
+            return None
+        description = CrossEncoderDescription(
+            self._tokenizer.describe(),
+            self._prompt,
+            tuple(layer.activation for layer in head),
+            self._score_range,
+        )
+        return description, head
 
     def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]:
         """Tokens of each pair; if it is too long, the longer text is cut first."""
@@ -195,18 +214,25 @@ def _convert(model: sentence_transformers.CrossEncoder, dtype: torch.dtype) -> N
     last.register_forward_pre_hook(lambda _, arguments: (arguments[0].float(),))
 
 
-def _score_function(model: sentence_transformers.CrossEncoder, directory: Path) -> Callable[[Tensor], Tensor]:
-    """From what the model says to a score.
-
-    `score_range` in config_sentence_transformers.json tells the least and the greatest label that a model
-    without activation was trained on. Where it is missing, bare logits go through the sigmoid.
-    """
-    activation = model.activation_fn
-    if not isinstance(activation, nn.Identity):
-        return cast("Callable[[Tensor], Tensor]", activation)
+def _score_range(model: sentence_transformers.CrossEncoder, directory: Path) -> tuple[float, float] | None:
+    """The least and the greatest label that a model without activation was trained on, if it says so."""
     config_file = directory / _CONFIG
-    config: dict[str, Any] = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    if not isinstance(model.activation_fn, nn.Identity) or not config_file.is_file():
+        return None
+    config: dict[str, Any] = json.loads(config_file.read_text())
     if "score_range" not in config:
+        return None
+    lowest, highest = map(float, config["score_range"])
+    return lowest, highest
+
+
+def _score_function(
+    activation: Callable[..., Any] | None, score_range: tuple[float, float] | None
+) -> Callable[[Tensor], Tensor]:
+    """From what the model says to a score; bare logits of an unknown range go through the sigmoid."""
+    if activation is not None and not isinstance(activation, nn.Identity):
+        return activation
+    if score_range is None:
         return nn.Sigmoid()
-    lowest, highest = config["score_range"]
+    lowest, highest = score_range
     return lambda raw: (raw - lowest) / (highest - lowest)

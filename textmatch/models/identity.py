@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from textmatch.models.adapter import adapter_base_name, is_adapter_directory
+from textmatch.models.adapter_config import adapter_base_name, is_adapter_directory
 from textmatch.models.resolve import CROSS_ENCODER_ORGANISATION, find_model
 
 _HASH_BYTES = 6

@@ -7,10 +7,8 @@ textmatch is installed where there is a compiler.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,41 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from textmatch.models.cache import write_cache
 from textmatch.models.engines import Placement
+from textmatch.models.native_kernel import (
+    LAYER_MODULES,
+    NAME,
+    Kernel,
+    KernelShape,
+    kernel_is_usable,
+    weights_path,
+)
 from textmatch.models.packed_model import NotPackable, Probe
 from textmatch.models.packing import PackedRows
 
-LIBRARY = Path(__file__).parent / "native" / "libtransformer.so"
-
 _ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
-_POINTER = ctypes.c_void_p
-
-
-class _Shape(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("hidden", "heads", "inner", "layers", "embedding")),
-        ("activation", ctypes.c_int32),
-        ("norm_epsilon", ctypes.c_float),
-    )
-
-
-class _Embedding(ctypes.Structure):
-    _fields_ = tuple(
-        (name, _POINTER)
-        for name in ("words", "positions", "types", "norm", "norm_bias", "projection", "projection_bias")
-    )
-
-
-_LAYER_MODULES = ("query", "key", "value", "output", "attention_norm", "up", "down", "norm")
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = tuple((name + part, _POINTER) for name in _LAYER_MODULES for part in ("", "_bias"))
+_TABLES = {"words": "word", "positions": "position", "types": "token_type"}
 
 
 @dataclass(frozen=True)
 class _Naming:
-    """What a family of models calls its parts; `layer` is in the order of _LAYER_MODULES."""
+    """What a family of models calls its parts; `layer` is in the order of LAYER_MODULES."""
 
     layers: str
     layer: tuple[str, ...]
@@ -99,48 +82,33 @@ _NAMINGS = {
 class NativeEngine:
     """A transformer in the kernel; `run` is called from one thread at a time."""
 
-    name = "native"
+    name = NAME
 
-    def __init__(self, model: PreTrainedModel, threads: int, position_offset: int) -> None:
-        self._library = _library()
-        self._position_offset = position_offset
-        self._hidden: int = model.config.hidden_size
-        weights = _Weights(model)
-        # The kernel reads the tables of embeddings where they are; all else it copies.
-        self._tables = weights.tables
-        layers = weights.layers()
-        self._transformer = _POINTER(
-            self._library.textmatch_create(
-                ctypes.byref(weights.shape()),
-                ctypes.byref(weights.embedding()),
-                (_Layer * len(layers))(*layers),
-                ctypes.c_int64(len(layers)),
-                ctypes.c_int64(threads),
-            )
-        )
-        self._states = np.zeros((0, self._hidden), dtype=np.float32)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_transformer"):
-            self._library.textmatch_destroy(self._transformer)
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._states = np.zeros((0, kernel.shape.hidden), dtype=np.float32)
 
     @classmethod
     def load(cls, model: PreTrainedModel, placement: Placement) -> NativeEngine:
-        """Copy the weights into the order in which the processor's tiles read them.
+        """Make a kernel of the weights, and keep them in the cache for a start without torch.
 
         Raises:
-            ImportError: the kernel was not compiled.
+            KernelMissing: the kernel was not compiled.
             NotPackable: the model is of another kind than the kernel runs, or the processor is.
         """
         if placement.device != "cpu" or placement.dtype != torch.bfloat16:
             raise NotPackable(
-                f"the kernel computes in bfloat16 on a CPU, not {placement.dtype} on {placement.device}"
+                f"it computes in bfloat16 on a CPU, not {placement.dtype} on {placement.device}"
             )
-        if not _library().textmatch_is_usable():
-            raise NotPackable("this processor or this system has no AMX")
         probe = Probe(model)
-        engine = cls(model, placement.threads, probe.position_offset)
+        weights = _Weights(model)
+        shape, arrays = weights.shape(probe.position_offset), weights.arrays()
+        kernel = Kernel(shape, arrays, placement.threads)
+        if not kernel_is_usable():
+            raise NotPackable("this processor or this system has no AMX")
+        engine = cls(kernel)
         probe.check(engine.run(probe.rows).numpy())
+        write_cache(weights_path(placement.cache_directory, placement.model_id), asdict(shape), arrays)
         return engine
 
     def run(self, rows: PackedRows) -> Tensor:
@@ -149,37 +117,16 @@ class NativeEngine:
         Raises:
             IndexError: the model has no embedding for an id, or for so late a position.
         """
-        self._check(rows)
         row_count, width = rows.input_ids.shape
         if len(self._states) < row_count * width:
-            self._states = np.zeros((row_count * width, self._hidden), dtype=np.float32)
+            self._states = np.zeros((row_count * width, self.kernel.shape.hidden), dtype=np.float32)
         states = self._states[: row_count * width]
-        self._library.textmatch_run(
-            self._transformer,
-            _pointer(rows.input_ids),
-            _pointer(rows.type_ids),
-            _pointer(rows.starts),
-            _pointer(rows.lengths),
-            ctypes.c_int64(len(rows.lengths)),
-            ctypes.c_int64(self._position_offset),
-            _pointer(states),
-        )
-        return torch.from_numpy(states).view(row_count, width, self._hidden)
-
-    def _check(self, rows: PackedRows) -> None:
-        """The kernel trusts what it is given, and would read behind its tables.
-
-        Raises:
-            IndexError: an id is beyond the model's vocabulary, or a text longer than the model reads.
-        """
-        ends = (rows.input_ids.max(), self._position_offset + rows.lengths.max() - 1, rows.type_ids.max())
-        for table, end in zip(self._tables, ends, strict=True):
-            if table is not None and end >= len(table):
-                raise IndexError(f"the model's table has {len(table)} entries, and {end} was asked for")
+        self.kernel.run(rows.input_ids, rows.type_ids, rows.starts, rows.lengths, states)
+        return torch.from_numpy(states).view(row_count, width, -1)
 
 
 class _Weights:
-    """A model's weights as the kernel wants them: contiguous float32 arrays, and tables in float16."""
+    """A model's weights as the kernel wants them."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._config: Any = model.config
@@ -188,10 +135,13 @@ class _Weights:
             raise NotPackable(f'the kernel runs no models of the type "{self._config.model_type}"')
         self._naming = naming
         self._states: Mapping[str, Tensor] = model.state_dict()
-        self._kept: list[NDArray[Any]] = []
-        self.tables = [self._table(name) for name in ("word", "position", "token_type")]
 
-    def shape(self) -> _Shape:
+    def shape(self, first_position: int) -> KernelShape:
+        """The sizes.
+
+        Raises:
+            NotPackable: the kernel does not know such a model.
+        """
         config, naming = self._config, self._naming
         activation = getattr(config, naming.activation)
         if activation not in _ACTIVATIONS:
@@ -201,7 +151,7 @@ class _Weights:
         embedding = self._states["embeddings.word_embeddings.weight"].shape[1]
         if embedding != config.hidden_size and not naming.projection:
             raise NotPackable("its embeddings are narrower than its layers")
-        return _Shape(
+        return KernelShape(
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
             inner=getattr(config, naming.inner),
@@ -209,65 +159,46 @@ class _Weights:
             embedding=embedding,
             activation=_ACTIVATIONS[activation],
             norm_epsilon=getattr(config, "layer_norm_eps", 1e-12),
+            first_position=first_position,
         )
 
-    def embedding(self) -> _Embedding:
-        words, positions, types = (_pointer(table) for table in self.tables)
-        projection = self._module(self._naming.projection) if self._naming.projection else (None, None)
-        return _Embedding(words, positions, types, *self._module("embeddings.LayerNorm"), *projection)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """As `Kernel` names them.
 
-    def layers(self) -> list[_Layer]:
-        """As many as differ."""
-        return [_Layer(*self._layer(prefix)) for prefix in self._layer_prefixes()]
+        Raises:
+            NotPackable: some are missing, or beyond float16.
+        """
+        arrays = dict(self._tables()) | dict(self._module("norm", "embeddings.LayerNorm"))
+        if self._naming.projection:
+            arrays |= self._module("projection", self._naming.projection)
+        for number, prefix in enumerate(self._layer_prefixes()):
+            for ours, theirs in zip(LAYER_MODULES, self._naming.layer, strict=True):
+                arrays |= self._module(f"layers.{number}.{ours}", prefix + theirs)
+        return arrays
 
     def _layer_prefixes(self) -> Iterator[str]:
+        """Of as many layers as differ."""
         for number in range(self._config.num_hidden_layers):
             prefix = self._naming.layers.format(number)
-            if not any(name.startswith(prefix) for name in self._states):
-                return
-            yield prefix
+            if any(name.startswith(prefix) for name in self._states):
+                yield prefix
 
-    def _layer(self, prefix: str) -> Iterator[_POINTER]:
-        for name in self._naming.layer:
-            yield from self._module(prefix + name)
+    def _module(self, ours: str, theirs: str) -> dict[str, NDArray[np.float32]]:
+        return {ours: self._array(f"{theirs}.weight"), f"{ours}_bias": self._array(f"{theirs}.bias")}
 
-    def _module(self, name: str) -> tuple[_POINTER, _POINTER]:
-        return self._array(f"{name}.weight"), self._array(f"{name}.bias")
-
-    def _array(self, name: str) -> _POINTER:
+    def _array(self, name: str) -> NDArray[np.float32]:
         if name not in self._states:
             raise NotPackable(f'the kernel misses the weights "{name}"')
-        self._kept.append(np.ascontiguousarray(self._states[name].float().numpy()))
-        return _pointer(self._kept[-1])
+        array: NDArray[np.float32] = np.ascontiguousarray(self._states[name].float().numpy())
+        return array
 
-    def _table(self, kind: str) -> NDArray[np.float16] | None:
-        name = f"embeddings.{kind}_embeddings.weight"
-        if name not in self._states:
-            return None
-        # Other ways to tell positions than a table are found by the probe.
-        table = np.ascontiguousarray(self._states[name].float().numpy().astype(np.float16))
-        if not np.isfinite(table).all():
-            raise NotPackable(f'values of "{name}" are beyond float16')
-        return table
-
-
-def kernel_is_usable() -> bool:
-    """Whether the kernel was compiled and this processor can run it."""
-    try:
-        return bool(_library().textmatch_is_usable())
-    except ImportError:
-        return False
-
-
-def _pointer(array: NDArray[Any] | None) -> _POINTER:
-    return _POINTER(array.ctypes.data if array is not None else None)
-
-
-def _library() -> ctypes.CDLL:
-    """Raises ImportError where the kernel was not compiled."""
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        raise ImportError(f"the kernel was not compiled when textmatch was installed: {error}") from error
-    library.textmatch_create.restype = _POINTER
-    return library
+    def _tables(self) -> Iterator[tuple[str, NDArray[np.float16]]]:
+        for ours, theirs in _TABLES.items():
+            name = f"embeddings.{theirs}_embeddings.weight"
+            # Only types may be missing: a model that tells positions in another way fails the probe.
+            if ours == "types" and name not in self._states:
+                continue
+            table = np.ascontiguousarray(self._array(name).astype(np.float16))
+            if not np.isfinite(table).all():
+                raise NotPackable(f'values of "{name}" are beyond float16')
+            yield ours, table

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -27,6 +27,12 @@ class PackedBiEncoder:
         first = modules[0] if modules else None
         # The two that need no padded copy of the states.
         self._pooling = first.pooling_mode if isinstance(first, Pooling) else None
+
+    @property
+    def plain_pooling(self) -> str | None:
+        """ "mean" or "cls", if nothing else follows that changes an embedding's direction."""
+        is_plain = all(isinstance(module, Normalize) for module in self._modules[1:])
+        return self._pooling if is_plain and self._pooling in ("mean", "cls") else None
 
     @torch.inference_mode()
     def embed(self, batch: Sequence[TokenizedText], prompt_tokens: int) -> Tensor:
@@ -67,12 +73,22 @@ class GivenStates(nn.Module):
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.pooler = getattr(transformer, "pooler", None)
+        # ALBERT's pooler is a bare layer; others choose the first token and activate themselves.
+        self.pooler_activation = getattr(transformer, "pooler_activation", None)
         self.states = torch.empty(0)
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
         """The first tokens' states, (count, 1, hidden), and what the model's pooler makes of them."""
-        pooled = self.pooler(self.states) if self.pooler is not None else None
-        return BaseModelOutputWithPooling(last_hidden_state=self.states, pooler_output=pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=self.states, pooler_output=self._pooled())
+
+    def _pooled(self) -> Tensor | None:
+        if self.pooler is None:
+            return None
+        if self.pooler_activation is None:
+            pooled: Tensor = self.pooler(self.states)  # (count, hidden)
+        else:
+            pooled = self.pooler_activation(self.pooler(self.states[:, 0]))
+        return pooled
 
 
 class PackedCrossEncoder:

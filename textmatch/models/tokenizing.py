@@ -14,7 +14,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from textmatch.models.prepared import TokenizerDescription
 from textmatch.models.resolve import UnusableModel
+from textmatch.models.rust_tokenizer import RustTokenizer
 from textmatch.models.tokens import Pair, TokenizedText
 
 # Some models set no limit; a text of the largest size allowed has fewer tokens than this.
@@ -48,7 +50,7 @@ def input_tokenizer(module: nn.Module, max_tokens: int | None) -> InputTokenizer
         UnusableModel: the module reads something else than texts, or has no fast tokenizer.
     """
     if isinstance(module, Transformer) and isinstance(module.tokenizer, PreTrainedTokenizerFast):
-        return TransformerTokenizer(module.tokenizer, _limit(module.max_seq_length, max_tokens))
+        return TransformerTokenizer(module.tokenizer, module.max_seq_length, max_tokens)
     if isinstance(module, WordEmbeddings):
         return WordTokenizer(module.tokenizer, _limit(module.max_seq_length, max_tokens))
     if isinstance(module, StaticEmbedding):
@@ -59,28 +61,24 @@ def input_tokenizer(module: nn.Module, max_tokens: int | None) -> InputTokenizer
 class TransformerTokenizer:
     """A Rust tokenizer in front of a transformer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, own_tokens: float | None, max_tokens: int | None
+    ) -> None:
+        self.max_tokens = _limit(own_tokens, max_tokens)
+        self._own_tokens = _limit(own_tokens, None)
+        self._truncation_side: str = tokenizer.truncation_side
+        self._backend: Tokenizer = tokenizer.backend_tokenizer
+        self._rust = RustTokenizer(self._backend, self.max_tokens, self._truncation_side)
         self._pad_id: int = tokenizer.pad_token_id or 0
         self._pads_left = tokenizer.padding_side == "left"
         self._reads_type_ids = "token_type_ids" in tokenizer.model_input_names
-        self._tokenizer: Tokenizer = tokenizer.backend_tokenizer
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(
-            max_tokens, strategy="longest_first", direction=tokenizer.truncation_side
-        )
 
     def tokenize(self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool) -> list[TokenizedText]:
-        are_pairs = bool(texts) and not isinstance(texts[0], str)
-        return [
-            TokenizedText(
-                ids=encoding.ids,
-                type_ids=encoding.type_ids if are_pairs else None,
-                truncated=bool(encoding.overflowing),
-                is_query=is_query,
-            )
-            for encoding in self._tokenizer.encode_batch_fast(list(texts))
-        ]
+        return self._rust.tokenize(texts, is_query=is_query)
+
+    def describe(self) -> TokenizerDescription:
+        """All that `tokenize` does, for use without torch."""
+        return TokenizerDescription(self._backend.to_str(), self._truncation_side, self._own_tokens)
 
     def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
         longest = max(text.token_count for text in batch)

