@@ -19,7 +19,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from bench.ingest_load import Ingested, ingest_command, ingest_file, stream_seconds, write_documents
+from bench.ingest_load import (
+    Ingested,
+    ingest_command,
+    ingest_file,
+    stream_seconds,
+    wait_until_indexed,
+    write_documents,
+)
 from bench.ingest_stack import RunningStack, running_stack
 from bench.report import machine, print_table, write_figures
 from bench.texts import mixed_texts
@@ -97,12 +104,14 @@ def _run_path(stack: RunningStack, texts: Sequence[str], file: Path) -> PathRun:
     write_documents(file, texts, file.stem)
     before = asyncio.run(stream_seconds(stack.addresses["encoder"], texts))
     ingested = ingest_file(file, stack, len(texts))
+    wait_until_indexed(stack)
     after = asyncio.run(stream_seconds(stack.addresses["encoder"], texts))
     return PathRun(ingested, (before, after))
 
 
 def _run_match(stack: RunningStack, texts: Sequence[str], file: Path) -> MatchRun:
     write_documents(file, texts, file.stem)
+    wait_until_indexed(stack)
     with TextMatchClient(stack.addresses["matcher"], timeout_seconds=_MATCH_TIMEOUT_SECONDS) as client:
         for text in texts[:_WARM_UP_MATCHES]:
             client.match(text)

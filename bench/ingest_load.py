@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+from qdrant_client import QdrantClient, models
 
 from bench.ingest_stack import RunningStack
 from textmatch.runtime.channel import open_aio_channel
@@ -17,6 +20,7 @@ from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
 _STREAM_TEXTS = 64
+_INDEXED_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,22 @@ def ingest_file(path: Path, stack: RunningStack, document_count: int) -> Ingeste
     return Ingested(counts["seconds"], {name: after[name] - before[name] for name in before})
 
 
+def wait_until_indexed(stack: RunningStack) -> None:
+    """Wait until Qdrant builds no graph any more, which takes processor time from whatever is measured.
+
+    Raises:
+        RuntimeError: it does not come to rest.
+    """
+    host, _, port = stack.addresses["qdrant"].rpartition(":")
+    deadline = time.monotonic() + _INDEXED_SECONDS
+    client = QdrantClient(host=host, grpc_port=int(port), prefer_grpc=True, check_compatibility=False)
+    with closing(client):
+        while not _is_indexed(client):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the index was not built within {_INDEXED_SECONDS:g} s")
+            time.sleep(0.5)
+
+
 async def stream_seconds(address: str, texts: Sequence[str]) -> float:
     """How long EncodeStream takes for the texts, as bulk work in messages of 64."""
     async with open_aio_channel(address) as channel:
@@ -74,6 +94,11 @@ async def _requests(texts: Sequence[str]) -> AsyncIterator[pb.EncodeStreamReques
             texts=texts[start : start + _STREAM_TEXTS], role=pb.ROLE_DOCUMENT, priority=pb.PRIORITY_BULK
         )
         yield pb.EncodeStreamRequest(request=request)
+
+
+def _is_indexed(client: QdrantClient) -> bool:
+    names = [one.name for one in client.get_collections().collections]
+    return all(client.get_collection(name).status is models.CollectionStatus.GREEN for name in names)
 
 
 def _cpu_seconds(stack: RunningStack) -> dict[str, float]:
