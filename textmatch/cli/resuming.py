@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from textmatch.cli.documents import Record
 from textmatch.cli.failures import CommandFailed
-from textmatch.cli.lines import Position
+from textmatch.cli.lines import STDIN, Position
 from textmatch.client import IngestOutcome
 
 _SUFFIX = ".textmatch-progress"
@@ -67,7 +67,8 @@ class ProgressFile:
 
     def __init__(self, source_name: str, source: BinaryIO, matcher: str) -> None:
         self._path = Path(f"{source_name}{_SUFFIX}")
-        self._identity = {**_identity(source), "matcher": matcher}
+        found = {} if source_name == STDIN else _identity(source)
+        self._identity = {**found, "matcher": matcher}
         self.is_kept = "size_bytes" in self._identity
         self._saved_at = time.monotonic()
 

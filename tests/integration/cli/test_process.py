@@ -205,3 +205,19 @@ def test_the_state_of_a_document(matcher_server: RunningServer, client: TextMatc
     assert run("status", "--id", "lost", *arguments).stdout == b"FAILED: the model failed on it\n"
     as_json = json.loads(run("status", "--id", "lost", "--json", *arguments).stdout)
     assert as_json == {"id": "lost", "state": "FAILED", "error": "the model failed on it"}
+
+
+def test_nothing_is_kept_of_stdin_even_if_it_is_a_file(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, tmp_path: Path
+):
+    matcher.fail_after_batches = 1
+    file = tmp_path / "docs.jsonl"
+    file.write_text("".join(f'{{"id": "d{number}", "text": "t"}}\n' for number in range(500)))
+    with file.open("rb") as stdin:
+        arguments = ["ingest", "-", "--matcher", matcher_server.address]
+        failed = subprocess.run(
+            [*COMMAND, *arguments], stdin=stdin, capture_output=True, check=False, cwd=tmp_path
+        )
+    assert failed.returncode == 1
+    assert b"--resume" not in failed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["docs.jsonl"]
