@@ -162,8 +162,8 @@ def _in_time(address: str, queries: Sequence[str], deadline_ms: int) -> list[lis
 
     def match(query: str) -> list[int]:
         try:
-            # Asked in other words than before, whose embedding would be known.
-            return [int(match.document.id) for match in client.match(f"{query} ({deadline_ms})")]
+            # With spaces, which change nothing but that its embedding is not known from before.
+            return [int(match.document.id) for match in client.match(query + " " * deadline_ms)]
         except TextMatchError:
             return []
 

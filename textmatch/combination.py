@@ -39,8 +39,8 @@ class Calibration:
 class Weights:
     """How much each part counts, 0..1; the defaults hold for corpora that nobody tuned them on."""
 
-    lexical: float = 0.5
-    rerank: float = 0.2
+    lexical: float = 0.6
+    rerank: float = 0.1
     calibration: Calibration | None = None
 
 

@@ -12,6 +12,7 @@ from services.matcher.answers import MatchOptions, Recall
 from services.matcher.embedding_cache import EmbeddingCache
 from services.matcher.hedging import hedged
 from services.matcher.patience import patiently
+from services.matcher.reranking import ANSWER_RESERVE_SECONDS
 from textmatch.encoder_client import EncoderClient, EncodeResult
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch
 from textmatch.index.recall import Hit, RecallQuery
@@ -21,9 +22,12 @@ from textmatch.vectors import Embeddings
 
 Answer = TypeVar("Answer")
 
-# Kept back from embedding, so that searching by words alone still is in time.
-_SEARCH_RESERVE_SECONDS = 0.008
-_SEARCH_RESERVE_SHARE = 0.2
+# Kept back from embedding, so that searching by words alone still is in time: so many times what a search and
+# what goes with it took lately, but never more than this share of the time.
+_SEARCH_RESERVE_TIMES = 2.0
+_SEARCH_RESERVE_MAX_SHARE = 0.6
+_FIRST_SEARCH_SECONDS = 0.005
+_NEWEST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Recaller:
         self._index = index
         self._cache = cache
         self._hedge_seconds = hedge_seconds
+        self._search_seconds = _FIRST_SEARCH_SECONDS
 
     async def embed(
         self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool
@@ -85,7 +90,12 @@ class Recaller:
             condition=options.condition,
             fuse_ranks=mode is Recall.HYBRID_RRF,
         )
-        return await before(deadline, self._index.recall(search, model_id=query.collection))
+        started = time.monotonic()
+        try:
+            return await before(deadline, self._index.recall(search, model_id=query.collection))
+        finally:
+            took_seconds = time.monotonic() - started
+            self._search_seconds += _NEWEST_SHARE * (took_seconds - self._search_seconds)
 
     async def traits(self, collection: str, deadline: float) -> CollectionTraits:
         """What the collection can do.
@@ -106,7 +116,8 @@ class Recaller:
         finish = deadline
         if words_will_do:
             seconds_left = deadline - time.monotonic()
-            finish -= max(_SEARCH_RESERVE_SECONDS, seconds_left * _SEARCH_RESERVE_SHARE)
+            reserve_seconds = self._search_seconds * _SEARCH_RESERVE_TIMES + ANSWER_RESERVE_SECONDS
+            finish -= min(reserve_seconds, seconds_left * _SEARCH_RESERVE_MAX_SHARE)
 
         async def encode() -> EncodeResult:
             return await self._encoder.encode(
