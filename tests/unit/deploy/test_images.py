@@ -15,7 +15,8 @@ from tests.support.kubernetes import ROOT
 
 DOCKERFILE = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "docker" / "compose.yaml").read_text())
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION = PYPROJECT["project"]["version"]
 TARGETS = ("encoder-cuda", "encoder-cpu", "matcher", "worker")
 # What only the encoder and training may bring.
 HEAVY = {"torch", "transformers", "sentence-transformers", "openvino", "peft"}
@@ -34,6 +35,21 @@ def test_every_target_is_there_and_runs_as_nobody_in_particular():
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]), "Kubernetes can only check a number"
         assert not any(re.search(r"gcc|g\+\+|build-essential|apt-get", line) for line in lines)
         assert "CMD" in {line.split()[0] for line in lines if line.strip()}
+
+
+def test_what_a_wheel_is_built_from_is_sent_to_the_engine_and_nothing_else():
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    build = PYPROJECT["tool"]["hatch"]["build"]
+    hook = {"hatch_build.py"} if "custom" in build.get("hooks", {}) else set()
+    assert sent == {
+        "constraints.txt",
+        "pyproject.toml",
+        "README.md",
+        *build["targets"]["wheel"]["packages"],
+        *hook,
+    }
+    assert all((ROOT / name).exists() for name in sent)
 
 
 def test_everything_is_pinned():

@@ -1,0 +1,74 @@
+"""The health checks that images and pods are given say what the processes say."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+from tests.support.kubernetes import KUBERNETES, ROOT
+from textmatch.runtime.server import GrpcServer
+
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "docker" / "compose.yaml").read_text())
+WORKER_PORT = "9103"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[tuple[GrpcServer, str]]:
+    """A server of ours, and its port."""
+    server = GrpcServer("127.0.0.1", 0, max_message_bytes=1_000_000)
+    address = await server.start()
+    yield server, address.rpartition(":")[2]
+    await server.drain(grace_seconds=0)
+
+
+@pytest.mark.parametrize("name", ["encoder", "matcher"])
+async def test_a_server_is_healthy_while_it_serves(name: str, server: tuple[GrpcServer, str]):
+    running, port = server
+    check = COMPOSE["services"][name]["healthcheck"]["test"]
+    command = [*check[2:4], port]
+    assert await _exit_code(command) != 0
+    await running.set_serving(is_serving=True)
+    assert await _exit_code(command) == 0
+    await running.set_serving(is_serving=False)
+    assert await _exit_code(command) != 0
+
+
+async def test_a_worker_is_ready_while_it_takes_messages():
+    registry = CollectorRegistry()
+    ready = Gauge("textmatch_worker_ready", "1 while the worker takes messages.", registry=registry)
+    http_server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
+    port = str(http_server.server_port)
+    checks = [COMPOSE["services"]["worker"]["healthcheck"]["test"][2:], _readiness_of_the_worker()[1:]]
+    for check in checks:
+        command = [part.replace(WORKER_PORT, port) for part in check]
+        ready.set(0)
+        assert await _exit_code(command) != 0
+        ready.set(1)
+        assert await _exit_code(command) == 0
+    http_server.shutdown()
+    thread.join()
+    http_server.server_close()
+
+
+def _readiness_of_the_worker() -> list[str]:
+    documents: list[dict[str, Any]] = list(
+        yaml.safe_load_all((KUBERNETES / "base" / "worker.yaml").read_text())
+    )
+    [deployment] = [document for document in documents if document["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    command: list[str] = container["readinessProbe"]["exec"]["command"]
+    return command
+
+
+async def _exit_code(arguments: list[str]) -> int:
+    """Of the Python that runs the tests, which has what the images have."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stderr=asyncio.subprocess.DEVNULL
+    )
+    return await asyncio.wait_for(process.wait(), timeout=60)
