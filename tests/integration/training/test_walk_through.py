@@ -1,0 +1,67 @@
+"""The commands of docs/training.md, run one after another as they stand there, on tiny data."""
+
+from __future__ import annotations
+
+import random
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.integration.training.conftest import WORDS
+from textmatch.cli.__main__ import main
+
+GUIDE = Path("docs/training.md")
+HUB_BASE = "BAAI/bge-small-zh-v1.5"
+QUICK = ["--max-steps", "3", "--max-length-tokens", "32", "--device", "cpu"]
+# To a model that has learnt nothing all texts are close.
+OWN_OPTIONS = {
+    "regression": ["--warm-up-pairs", "20", "--max-steps", "40", "--learning-rate", "1e-3"],
+    "mine": ["--margin", "0"],
+}
+RECIPES = ("siamese", "sbert", "simcse", "regression", "mlm")
+
+
+def _commands() -> list[list[str]]:
+    """What stands in code blocks and needs neither the hub nor a running stack."""
+    blocks = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [
+        shlex.split(line)
+        for line in lines
+        if line.startswith(("textmatch train", "textmatch evaluate")) and "albert-tiny" not in line
+    ]
+
+
+@pytest.mark.slow
+def test_every_command_of_the_guide_works(
+    bases: dict[str, Path],
+    vocabulary: Path,
+    sentences: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    commands = _commands()
+    assert {command[2] for command in commands} >= {*RECIPES, "split", "mine", "calibrate"} - {"sbert"}
+    chance = random.Random(3)
+    rows = [
+        # A cross-encoder of two layers learns to look for a word, but not to compare in so few steps.
+        ("red " + " ".join(chance.sample(WORDS[1:], 3)), "red " + " ".join(chance.sample(WORDS[1:], 3)), "1")
+        if number % 2
+        else (" ".join(chance.sample(WORDS[1:], 4)), " ".join(chance.sample(WORDS[1:], 4)), "0")
+        for number in range(200)
+    ]
+    lines = ["sentence1,sentence2,label", *(",".join(row) for row in rows)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "sentences.txt").write_text(sentences.read_text())
+    (tmp_path / "vocab-zh.txt").write_text(vocabulary.read_text())
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        _, *arguments = [str(bases["bert"]) if word == HUB_BASE else word for word in command]
+        quick = QUICK if arguments[1] in RECIPES else []
+        own = OWN_OPTIONS.get(arguments[1], [])
+        assert main([*arguments, *quick, *own]) == 0, (shlex.join(command), capsys.readouterr().err)
+    assert (tmp_path / "bi-encoder-2" / "README.md").is_file()
+    assert any((tmp_path / "plots").glob("*.png"))
