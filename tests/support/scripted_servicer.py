@@ -47,6 +47,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         # Taken from the left: what goes wrong with the next calls, and with documents by their id.
         self.call_errors: deque[TextMatchError] = deque()
         self.document_errors: dict[str, deque[TextMatchError]] = {}
+        self.delete_filters: list[pb.Filter] = []
         self.fail_after_batches = -1
         self.queued: deque[tuple[int, float]] = deque()
 
@@ -88,6 +89,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         self, request: pb.DeleteDocumentsRequest, context: Any
     ) -> pb.DeleteDocumentsResponse:
         self.batch_sizes.append(len(request.ids))
+        self.delete_filters.append(request.filter)
         found = [document_id for document_id in request.ids if self.documents.pop(document_id, None)]
         return pb.DeleteDocumentsResponse(deleted_count=len(found))
 

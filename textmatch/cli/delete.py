@@ -9,23 +9,33 @@ import typer
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.output import print_json, print_line
+from textmatch.where import parse
 
-Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Which documents.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Which documents.")]
+Where = Annotated[
+    str,
+    typer.Option(
+        metavar="FILTER", help="Those whose attributes fit, such as 'module = \"os\" and year < 2020'."
+    ),
+]
 
 
 def delete(
-    ids: Ids,
+    ids: Ids = None,
+    where: Where = "",
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Remove documents; what is not there does not matter.
+    """Remove documents, those that are still queued too; what is not there does not matter.
 
-    With --json: {"deleted"}, how many were there.
+    With --json: {"deleted"}, how many were in the index.
     """
+    if bool(ids) == bool(where):
+        raise typer.BadParameter("name the documents, or give --where")
     with find_addresses(data_dir, matcher=matcher).client() as client:
-        deleted = client.delete(ids)
+        deleted = client.delete(ids) if ids else client.delete_where(parse(where))
     if as_json:
         print_json({"deleted": deleted})
     else:
-        print_line(f"deleted {deleted:,} of {len(ids):,}")
+        print_line(f"deleted {deleted:,}" + (f" of {len(ids):,}" if ids else ""))

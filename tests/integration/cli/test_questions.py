@@ -268,6 +268,16 @@ def test_delete(matcher_server: RunningServer, corpus: None, capsys: pytest.Capt
     assert capsys.readouterr().out == "deleted 0 of 1\n"
 
 
+def test_delete_by_a_filter(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["delete", "--where", "year < 2020", "--json", "--matcher", matcher_server.address]
+    assert run(arguments, capsys)[:2] == (0, [{"deleted": 0}])
+    [condition] = matcher.delete_filters
+    assert condition.must[0].range.field == "year"
+    assert main(["delete", "cat", *arguments[1:]]) == 2
+
+
 def test_status_as_json(
     matcher_server: RunningServer,
     encoder_server: RunningServer,

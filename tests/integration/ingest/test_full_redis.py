@@ -61,7 +61,11 @@ async def test_workers_go_on_when_redis_is_full(
         await own_state.producer.enqueue([Document("late", "text", version=1)])
     await eventually(lambda: settled(own_state), "the queue to be worked off", seconds=60)
     assert len(await index.fetch([one.id for one in queued])) == 500
-    assert await own_redis.hlen(keys.UNACKED) == 0
+
+    async def is_acknowledged() -> bool:
+        return await own_redis.hlen(keys.UNACKED) == 0
+
+    await eventually(is_acknowledged, "the acknowledgements", seconds=60)
     assert await own_state.pending.versions(["late"]) == {}
     assert worker.stop() == 0
 
