@@ -9,7 +9,7 @@ from standalone.demo.questions import read_questions
 from tests.support.stack import Stack
 
 BELOW_THE_AIM = (
-    "measured: 28 of 40 among the first three, 15 first; the default models know too little about"
+    "measured: 29 of 40 among the first three, 20 first; the default models know too little about"
     " programming. Three sets of questions written blind were tried, see bench/RESULTS.md"
 )
 
@@ -48,4 +48,4 @@ def test_answers_are_not_worse_than_they_were(ranks: dict[str, int]):
     among_three = sum(1 <= rank <= 3 for rank in ranks.values())
     first = sum(rank == 1 for rank in ranks.values())
     assert len(ranks) == 40
-    assert (among_three >= 27, first >= 14) == (True, True), (among_three, first)
+    assert (among_three >= 28, first >= 18) == (True, True), (among_three, first)
