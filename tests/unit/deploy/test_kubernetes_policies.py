@@ -99,8 +99,13 @@ def test_a_pod_has_time_to_drain(rendered: list[Object]):
                 assert drain > 0
 
 
-def test_secrets_come_by_reference(rendered: list[Object]):
+def test_secrets_come_by_reference_and_the_namespace_says_which(rendered: list[Object]):
     assert not of_kind(rendered, "Secret")
+    [namespace] = of_kind(rendered, "Namespace")
+    first = namespace["metadata"]["annotations"]["textmatch.dev/first"]
+    keys = {value["key"] for name, value in every_value(rendered) if name == "secretKeyRef"}
+    assert keys
+    assert all(key in first for key in keys)
     for workload in workloads(rendered):
         for container in containers(workload):
             for entry in container.get("env", []):
