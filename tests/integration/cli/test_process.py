@@ -61,7 +61,7 @@ def test_exit_codes_and_streams_of_failures():
     )
     misused = run("match")
     assert (misused.returncode, misused.stdout) == (2, b"")
-    assert misused.stderr == b"textmatch: Missing argument 'QUERY...'.\n"
+    assert misused.stderr == b"textmatch: Invalid value: give queries, or --file\n"
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])

@@ -319,6 +319,7 @@ def test_status_shows_what_it_can_of_a_stack_in_trouble(
             "matcher": "127.0.0.1:1",
             "encoder": encoder_server.address,
             "redis_url": "",
+            "qdrant_url": "",
             "processes": processes,
         }
         (tmp_path / "stack.json").write_text(json.dumps(stack))
