@@ -14,7 +14,7 @@ from services.matcher.hedging import hedged
 from services.matcher.patience import patiently
 from services.matcher.reranking import ANSWER_RESERVE_SECONDS
 from textmatch.encoder_client import EncoderClient, EncodeResult
-from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch
+from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch, Overloaded
 from textmatch.index.recall import Hit, RecallQuery
 from textmatch.index.store import Index
 from textmatch.index.traits import CollectionTraits
@@ -24,8 +24,8 @@ Answer = TypeVar("Answer")
 
 # Kept back from embedding, so that searching by words alone still is in time: so many times what a search and
 # what goes with it took lately, but never more than this share of the time.
-_SEARCH_RESERVE_TIMES = 2.0
-_SEARCH_RESERVE_MAX_SHARE = 0.6
+_SEARCH_RESERVE_TIMES = 5.0
+_SEARCH_RESERVE_MAX_SHARE = 0.7
 _FIRST_SEARCH_SECONDS = 0.005
 _NEWEST_SHARE = 0.1
 
@@ -60,7 +60,8 @@ class Recaller:
         Raises:
             DependencyUnavailable: the encoder or Qdrant does not answer.
             ModelMismatch: the encoder does not serve that model.
-            DeadlinePassed, DeadlineTooShort: not in time, and only embeddings can be searched for.
+            DeadlinePassed, DeadlineTooShort, Overloaded: not in time, or refused, and only embeddings can be
+                searched for.
         """
         collection = await before(deadline, self._index.collection())
         try:
@@ -134,7 +135,7 @@ class Recaller:
                 deadline=finish,
                 is_bulk=is_bulk,
             )
-        except (DeadlinePassed, DeadlineTooShort):
+        except (DeadlinePassed, DeadlineTooShort, Overloaded):
             if not words_will_do:
                 raise
             return EmbeddedQuery(query, collection, collection, None)

@@ -23,8 +23,9 @@ from textmatch.errors import (
 from textmatch.vectors import Embeddings
 
 # Kept back from the caller's deadline, so that an answer still gets out.
-ANSWER_RESERVE_SECONDS = 0.008
-_ANSWER_RESERVE_SHARE = 0.05
+ANSWER_RESERVE_SECONDS = 0.01
+_ANSWER_RESERVE_SHARE = 0.15
+_MAX_ANSWER_RESERVE_SECONDS = 0.25
 # What fits into this share of the time is scored at once; the rest in chunks of a share of what is left.
 _SURE_SHARE = 0.4
 _FIRST_CHUNK = 8
@@ -106,7 +107,8 @@ class Reranker:
 
 def answer_reserve_seconds(deadline: float) -> float:
     """What must be left of the caller's time once everything is known."""
-    return max(ANSWER_RESERVE_SECONDS, (deadline - time.monotonic()) * _ANSWER_RESERVE_SHARE)
+    share_seconds = (deadline - time.monotonic()) * _ANSWER_RESERVE_SHARE
+    return min(max(ANSWER_RESERVE_SECONDS, share_seconds), _MAX_ANSWER_RESERVE_SECONDS)
 
 
 def _chunk_size(speed: ScoringSpeed, query: str, texts: Sequence[str], seconds_left: float) -> int:

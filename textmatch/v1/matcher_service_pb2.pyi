@@ -100,7 +100,9 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     DEGRADED_REASON_RERANK_UNAVAILABLE: _DegradedReason.ValueType  # 3
     """The encoder could not be reached for scoring."""
     DEGRADED_REASON_ENCODE_LATE: _DegradedReason.ValueType  # 4
-    """The query was not embedded in time: candidates were found by BM25 alone and not scored."""
+    """The query was not embedded in time, or the encoder refused to: candidates were found by BM25 alone and not
+    scored.
+    """
 
 class DegradedReason(_DegradedReason, metaclass=_DegradedReasonEnumTypeWrapper): ...
 
@@ -113,7 +115,9 @@ DEGRADED_REASON_RERANK_REFUSED: DegradedReason.ValueType  # 2
 DEGRADED_REASON_RERANK_UNAVAILABLE: DegradedReason.ValueType  # 3
 """The encoder could not be reached for scoring."""
 DEGRADED_REASON_ENCODE_LATE: DegradedReason.ValueType  # 4
-"""The query was not embedded in time: candidates were found by BM25 alone and not scored."""
+"""The query was not embedded in time, or the encoder refused to: candidates were found by BM25 alone and not
+scored.
+"""
 Global___DegradedReason: _TypeAlias = DegradedReason  # noqa: Y015
 
 class _IngestOutcome:

@@ -237,7 +237,9 @@ async def test_hybrid_recall_needs_a_collection_that_has_bm25():
             await matcher(ScriptedEncoder()).match("q", MatchOptions(recall=recall), deadline=soon())
 
 
-@pytest.mark.parametrize("error", [errors.DeadlinePassed("late"), errors.DeadlineTooShort("busy")])
+@pytest.mark.parametrize(
+    "error", [errors.DeadlinePassed("late"), errors.DeadlineTooShort("busy"), errors.Overloaded("full")]
+)
 async def test_words_alone_answer_when_the_query_is_not_embedded_in_time(error: errors.TextMatchError):
     encoder = ScriptedEncoder(encode_error=error)
     index = ScriptedIndex(bm25={"c": 30.0, "b": 15.0})
