@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -48,10 +49,11 @@ _AMPLE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Answered:
-    """One call: how long it took, and the answer if there was one."""
+    """One call: how long it took, and the answer or what went wrong."""
 
     seconds: float
     response: pb.MatchResponse | None
+    error: str = ""
 
 
 def main(
@@ -189,6 +191,8 @@ async def _deadline_figures(
         in_time = float(np.mean([one.response is not None for one in answers]))
         complete = float(np.mean([bool(one.response and not one.response.degraded) for one in answers]))
         rows.append([f"{deadline_ms} ms", f"{in_time:.4f}", f"{complete:.2f}", f"{kept:.2f}"])
+        for error, count in Counter(one.error for one in answers if one.error).most_common(3):
+            typer.echo(f"{deadline_ms} ms: {count} x {error[:150]}", err=True)
         figures[f"in_time_{deadline_ms}_ms"] = in_time
         figures[f"kept_{deadline_ms}_ms"] = kept
     print_table(
@@ -237,9 +241,9 @@ async def _call(stub: pb_grpc.MatcherServiceAsyncStub, query: str, deadline_seco
     request = pb.MatchRequest(query=query, options=pb.MatchOptions(top_k=_TOP_K))
     started = time.perf_counter()
     try:
-        response: pb.MatchResponse | None = await stub.Match(request, timeout=deadline_seconds)
-    except grpc.aio.AioRpcError:
-        response = None
+        response = await stub.Match(request, timeout=deadline_seconds)
+    except grpc.aio.AioRpcError as error:
+        return Answered(time.perf_counter() - started, None, f"{error.code().name}: {error.details()}")
     return Answered(time.perf_counter() - started, response)
 
 
