@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ import grpc
 
 from textmatch import vectors
 from textmatch.errors import DependencyUnavailable, ModelMismatch, ModelNotFound
-from textmatch.runtime.channel import open_aio_channel
+from textmatch.runtime.channel import call_metadata, open_aio_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
@@ -54,10 +54,14 @@ class EncoderClient:
     """Calls one encoder or, by a `dns:///` target, many in turn. Create it inside a running event loop.
 
     Every method raises a TextMatchError and nothing else.
+
+    Args:
+        api_key: empty if the encoder asks for none.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, api_key: str = "") -> None:
         self._target = target
+        self._metadata = call_metadata(api_key)
         self._channel = open_aio_channel(target)
         self._stub = pb_grpc.EncoderServiceStub(self._channel)
 
@@ -79,7 +83,7 @@ class EncoderClient:
             model=model,
         )
         try:
-            response = await self._translated(self._stub.Encode(request, timeout=timeout_seconds))
+            response = await self._call(self._stub.Encode, request, timeout_seconds)
         except ModelNotFound as error:
             if not model:
                 raise
@@ -100,7 +104,7 @@ class EncoderClient:
         request = pb.ScoreRequest(
             query=query, texts=texts, scorer=pb.SCORER_CROSS_ENCODER, priority=_priority(is_bulk)
         )
-        return _score_result(await self._translated(self._stub.Score(request, timeout=timeout_seconds)))
+        return _score_result(await self._call(self._stub.Score, request, timeout_seconds))
 
     async def classify(
         self, query: str, embeddings: Embeddings, *, is_bulk: bool, timeout_seconds: float, model: str
@@ -113,20 +117,22 @@ class EncoderClient:
             priority=_priority(is_bulk),
             model=model,
         )
-        return _score_result(await self._translated(self._stub.Score(request, timeout=timeout_seconds)))
+        return _score_result(await self._call(self._stub.Score, request, timeout_seconds))
 
     async def bi_encoders(self, *, timeout_seconds: float) -> list[BiEncoderInfo]:
         """The bi-encoders that are served, the default one first."""
-        answer = await self._translated(self._stub.GetModels(pb.GetModelsRequest(), timeout=timeout_seconds))
+        answer = await self._call(self._stub.GetModels, pb.GetModelsRequest(), timeout_seconds)
         return [
             BiEncoderInfo(model.model_id, model.name, model.dimension)
             for model in answer.models
             if model.kind == pb.MODEL_KIND_BI_ENCODER
         ]
 
-    async def _translated(self, call: Awaitable[Answer]) -> Answer:
+    async def _call(
+        self, method: Callable[..., Awaitable[Answer]], request: object, timeout_seconds: float
+    ) -> Answer:
         try:
-            return await call
+            return await method(request, timeout=timeout_seconds, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             translated = from_rpc_error(error)
             if type(translated) is DependencyUnavailable:

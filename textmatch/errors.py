@@ -10,7 +10,7 @@
     ├── DependencyUnavailable    UNAVAILABLE          encoder, Qdrant or Redis does not answer
     ├── ModelMismatch            FAILED_PRECONDITION  the index was built by another model
     ├── LexicalIndexMissing      FAILED_PRECONDITION  the collection was made without BM25
-    ├── Unauthenticated          UNAUTHENTICATED
+    ├── Unauthenticated          UNAUTHENTICATED      the API key is missing or not valid
     ├── PermissionDenied         PERMISSION_DENIED
     └── InternalError            INTERNAL             a bug; says nothing to the caller
 
@@ -181,6 +181,16 @@ class Unauthenticated(TextMatchError):
 
     code = code_pb2.UNAUTHENTICATED
     reason = error_reason_pb2.ERROR_REASON_API_KEY_INVALID
+
+
+class ApiKeyMissing(Unauthenticated):
+    """The call came without an API key."""
+
+    reason = error_reason_pb2.ERROR_REASON_API_KEY_MISSING
+
+
+class ApiKeyInvalid(Unauthenticated):
+    """The call came with a key that is not, or no longer, valid."""
 
 
 class PermissionDenied(TextMatchError):

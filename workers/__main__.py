@@ -98,7 +98,7 @@ def _set_up_logs(settings: WorkerSettings) -> None:
 
 async def _build(settings: WorkerSettings) -> Parts:
     redis = connect_redis(settings.redis_url)
-    encoder = WatchfulEncoderClient(settings.encoder_target)
+    encoder = WatchfulEncoderClient(settings.encoder_target, settings.encoder_api_key)
     index = Index(
         connect_qdrant(settings.qdrant_url, settings.qdrant_api_key),
         settings.collection_alias,

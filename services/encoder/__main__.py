@@ -55,7 +55,9 @@ async def _serve(settings: EncoderSettings) -> None:
     _log.info("starting", extra=describe(settings))
     reloader = Reloader()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
-    server = GrpcServer(settings.host, settings.port, max_message_bytes(settings.max_texts))
+    server = GrpcServer(
+        settings.host, settings.port, max_message_bytes(settings.max_texts), settings.api_keys()
+    )
     servicer = EncoderServicer(settings.max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, _SERVICE_NAME)
     if settings.metrics_port:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from textmatch.runtime.config import load, setting
-from textmatch.runtime.settings import ProcessSettings
+from textmatch.runtime.settings import ProcessSettings, ServerSettings
 
 NO_MODEL = "none"
 
 
 @dataclass(frozen=True)
-class EncoderSettings(ProcessSettings):
+class EncoderSettings(ProcessSettings, ServerSettings):
     """Read once at start."""
 
     host: str = setting("TEXTMATCH_ENCODER_HOST", "127.0.0.1", "Address the gRPC server listens on.")

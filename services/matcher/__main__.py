@@ -59,11 +59,11 @@ async def _serve(settings: MatcherSettings) -> None:
     if settings.metrics_port:
         serve_metrics(settings.host, settings.metrics_port)
     redis = connect_redis(settings.redis_url)
-    encoder = EncoderClient(settings.encoder_target)
+    encoder = EncoderClient(settings.encoder_target, settings.encoder_api_key)
     index = Index(connect_qdrant(settings.qdrant_url, settings.qdrant_api_key), settings.collection_alias)
     state = _ingest_state(settings, redis)
 
-    server = GrpcServer(settings.host, settings.port, MAX_MESSAGE_BYTES)
+    server = GrpcServer(settings.host, settings.port, MAX_MESSAGE_BYTES, settings.api_keys())
     servicer = MatcherServicer(
         _matcher(settings, encoder, index),
         DocumentsHandler(index, state),

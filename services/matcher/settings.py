@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from textmatch.combination import Weights
 from textmatch.runtime.config import load, setting
-from textmatch.runtime.settings import StoreSettings
+from textmatch.runtime.settings import ServerSettings, StoreSettings
 
 
 @dataclass(frozen=True)
-class MatcherSettings(StoreSettings):
+class MatcherSettings(StoreSettings, ServerSettings):
     """Read once at start."""
 
     host: str = setting("TEXTMATCH_MATCHER_HOST", "127.0.0.1", "Address the gRPC server listens on.")

@@ -214,25 +214,34 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
 
 
 class RunningServer:
-    """Serves from a thread of its own, so that a blocking client can be tested in the test's thread."""
+    """Serves from a thread of its own, so that a blocking client can be tested in the test's thread.
+
+    Args:
+        access: what GrpcServer takes to know its callers.
+    """
 
     def __init__(
-        self, register: Callable[[Any, Any], None], servicer: object, service_name: str, port: int = 0
+        self,
+        register: Callable[[Any, Any], None],
+        servicer: object,
+        service_name: str,
+        port: int = 0,
+        **access: Any,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.address = self._run(self._start(register, servicer, service_name, port))
+        self.address = self._run(self._start(register, servicer, service_name, port, access))
 
     @classmethod
-    def of_matcher(cls, servicer: ScriptedMatcher, port: int = 0) -> Self:
-        return cls(
-            pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService", port
-        )
+    def of_matcher(cls, servicer: ScriptedMatcher, port: int = 0, **access: Any) -> Self:
+        register = pb_grpc.add_MatcherServiceServicer_to_server
+        return cls(register, servicer, "textmatch.v1.MatcherService", port, **access)
 
     @classmethod
-    def of_encoder(cls, servicer: ScriptedEncoder) -> Self:
-        return cls(encoder_grpc.add_EncoderServiceServicer_to_server, servicer, "textmatch.v1.EncoderService")
+    def of_encoder(cls, servicer: ScriptedEncoder, **access: Any) -> Self:
+        register = encoder_grpc.add_EncoderServiceServicer_to_server
+        return cls(register, servicer, "textmatch.v1.EncoderService", **access)
 
     def set_serving(self, *, is_serving: bool) -> None:
         self._run(self._server.set_serving(is_serving=is_serving))
@@ -244,9 +253,14 @@ class RunningServer:
         self._loop.close()
 
     async def _start(
-        self, register: Callable[[Any, Any], None], servicer: object, service_name: str, port: int
+        self,
+        register: Callable[[Any, Any], None],
+        servicer: object,
+        service_name: str,
+        port: int,
+        access: dict[str, Any],
     ) -> str:
-        self._server = GrpcServer("127.0.0.1", port, MAX_MESSAGE_BYTES)
+        self._server = GrpcServer("127.0.0.1", port, MAX_MESSAGE_BYTES, **access)
         self._server.add(register, servicer, service_name)
         address = await self._server.start()
         await self._server.set_serving(is_serving=True)

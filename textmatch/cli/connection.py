@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,11 @@ class Addresses:
     redis_url: str
     qdrant_url: str
     processes: tuple[StackProcess, ...]
+    api_key: str = field(default="", repr=False)
 
     def client(self) -> TextMatchClient:
         """A client of these servers."""
-        return TextMatchClient(self.matcher, self.encoder)
+        return TextMatchClient(self.matcher, self.encoder, api_key=self.api_key)
 
 
 def find_addresses(
@@ -76,6 +77,7 @@ def find_addresses(
             qdrant_url or chosen.qdrant_url or settings.qdrant_url or nearby.qdrant_url or DEFAULT_QDRANT_URL
         ),
         processes=nearby.processes if matcher == nearby.matcher else (),
+        api_key=settings.api_key,
     )
 
 

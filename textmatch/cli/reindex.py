@@ -152,7 +152,7 @@ async def _connections(addresses: Addresses) -> AsyncIterator[tuple[Index, Encod
     settings = from_environment()
     qdrant = connect_qdrant(addresses.qdrant_url, settings.qdrant_api_key)
     index = Index(qdrant, settings.collection_alias, PayloadIndexes.parse(settings.payload_indexes))
-    encoder = EncoderClient(addresses.encoder)
+    encoder = EncoderClient(addresses.encoder, settings.api_key)
     try:
         yield index, encoder
     finally:

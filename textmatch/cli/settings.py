@@ -20,6 +20,7 @@ class CliSettings:
     encoder_target: str = setting(
         "TEXTMATCH_ENCODER_TARGET", "", f"Address of the encoder. {_WHERE_ELSE} 127.0.0.1:50051."
     )
+    api_key: str = setting("TEXTMATCH_API_KEY", "", "API key for matcher and encoder.", is_secret=True)
     redis_url: str = setting(
         "TEXTMATCH_REDIS_URL",
         "",

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 
 from textmatch.errors import DeadlinePassed, DependencyUnavailable, TextMatchError
-from textmatch.runtime.channel import open_channel
+from textmatch.runtime.channel import Metadata, call_metadata, open_channel
 from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY, from_rpc_error
 
 Item = TypeVar("Item")
@@ -24,10 +24,12 @@ _CALLS_IN_FLIGHT = 2
 class UnaryMethod(Protocol[Request, Response]):
     """A method of a stub with one request and one response."""
 
-    def __call__(self, request: Request, timeout: float | None = None) -> Response:
+    def __call__(
+        self, request: Request, timeout: float | None = None, metadata: Metadata | None = None
+    ) -> Response:
         """Wait for the response."""
 
-    def future(self, request: Request, timeout: float | None = None) -> Any:
+    def future(self, request: Request, timeout: float | None = None, metadata: Metadata | None = None) -> Any:
         """Start the call."""
 
 
@@ -43,9 +45,10 @@ class ServerUnreachable(DependencyUnavailable):
 class Server:
     """One server at one address. Connects with the first call and again whenever the connection is lost."""
 
-    def __init__(self, name: str, address: str) -> None:
+    def __init__(self, name: str, address: str, api_key: str = "") -> None:
         self.name = name
         self.address = address
+        self.metadata = call_metadata(api_key)
         self.channel = open_channel(address)
 
     def call(
@@ -57,7 +60,7 @@ class Server:
             TextMatchError: the call failed.
         """
         with self.translated_errors(timeout_seconds):
-            return method(request, timeout=timeout_seconds)
+            return method(request, timeout=timeout_seconds, metadata=self.metadata)
 
     def call_each(
         self,
@@ -73,7 +76,7 @@ class Server:
         running: deque[Any] = deque()
         try:
             for request in requests:
-                running.append(method.future(request, timeout=timeout_seconds))
+                running.append(method.future(request, timeout=timeout_seconds, metadata=self.metadata))
                 if len(running) == _CALLS_IN_FLIGHT:
                     yield self._result(running.popleft(), timeout_seconds)
             while running:

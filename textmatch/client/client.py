@@ -51,6 +51,7 @@ class TextMatchClient:
     * `InvalidInput` names everything that is wrong with the arguments;
     * `ServerUnreachable`, a `DependencyUnavailable`, when no server answers at the address;
     * `DeadlinePassed` when the answer took longer than the timeout;
+    * `Unauthenticated` and `PermissionDenied` when the API key is not valid or lacks a scope;
     * `Overloaded` when the server has too much to do: come back after `retry_delay_seconds`.
 
     Args:
@@ -59,6 +60,7 @@ class TextMatchClient:
         timeout_seconds: how long one interactive call may take.
         bulk_timeout_seconds: how long one part of bulk work may take: a batch of documents, a hundred queries
             of `batch_match`, one of the calls into which more than 64 texts are cut.
+        api_key: for both servers; empty if they ask for none.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class TextMatchClient:
         *,
         timeout_seconds: float = 10.0,
         bulk_timeout_seconds: float = 300.0,
+        api_key: str = "",
     ) -> None:
-        self._matcher = Matcher(Server("matcher", matcher), timeout_seconds, bulk_timeout_seconds)
-        self._encoder = Encoder(Server("encoder", encoder), timeout_seconds, bulk_timeout_seconds)
+        self._matcher = Matcher(Server("matcher", matcher, api_key), timeout_seconds, bulk_timeout_seconds)
+        self._encoder = Encoder(Server("encoder", encoder, api_key), timeout_seconds, bulk_timeout_seconds)
 
     def __enter__(self) -> Self:
         return self

@@ -109,7 +109,9 @@ class Ingestion:
 
     def _start(self, batch: Batch) -> Any:
         request = pb.IngestDocumentsRequest(documents=batch.documents.values())
-        return self._stub.IngestDocuments(iter((request,)), timeout=self._timeout_seconds)
+        return self._stub.IngestDocuments(
+            iter((request,)), timeout=self._timeout_seconds, metadata=self._server.metadata
+        )
 
     def _finish_oldest(self) -> Iterator[DocumentResult]:
         """Wait for the answer to the oldest batch; send again what could not be taken just now."""

@@ -65,7 +65,9 @@ class Matcher:
             queries, _size_bytes, max_items=_QUERIES_PER_CALL, max_bytes=_MAX_CHUNK_BYTES
         ):
             request = pb.BatchMatchRequest(queries=chunk, options=options)
-            call = self._stub.BatchMatch(request, timeout=self._bulk_timeout_seconds)
+            call = self._stub.BatchMatch(
+                request, timeout=self._bulk_timeout_seconds, metadata=self.server.metadata
+            )
             try:
                 with self.server.translated_errors(self._bulk_timeout_seconds):
                     for response in call:

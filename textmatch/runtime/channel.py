@@ -6,6 +6,8 @@ import json
 
 import grpc
 
+Metadata = tuple[tuple[str, str], ...]
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md
@@ -44,6 +46,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+
+def call_metadata(api_key: str) -> Metadata:
+    """What goes with every call: the API key, if there is one."""
+    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
 
 def open_channel(target: str) -> grpc.Channel:

@@ -25,7 +25,8 @@ _CLASS_OF_REASON = {
         errors.NotReady,
         errors.DependencyUnavailable,
         errors.LexicalIndexMissing,
-        errors.Unauthenticated,
+        errors.ApiKeyMissing,
+        errors.ApiKeyInvalid,
         errors.PermissionDenied,
         errors.InternalError,
     )

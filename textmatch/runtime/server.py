@@ -11,7 +11,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from textmatch.errors import TextMatchError
+from textmatch.runtime.api_keys import ApiKeys
+from textmatch.runtime.auth import AuthInterceptor
 from textmatch.runtime.interceptors import CallInterceptor
+from textmatch.runtime.rate_limits import RateLimits
 
 _log = logging.getLogger(__name__)
 
@@ -21,9 +24,13 @@ class PortTaken(TextMatchError):
 
 
 class GrpcServer:
-    """One server on one port. Health is NOT_SERVING until `set_serving(True)`, and again while draining."""
+    """One server on one port. Health is NOT_SERVING until `set_serving(True)`, and again while draining.
 
-    def __init__(self, host: str, port: int, max_message_bytes: int) -> None:
+    Args:
+        api_keys: None: everybody may call everything.
+    """
+
+    def __init__(self, host: str, port: int, max_message_bytes: int, api_keys: ApiKeys | None = None) -> None:
         self._address = f"{host}:{port}"
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._service_names = [""]
@@ -35,7 +42,10 @@ class GrpcServer:
             # Clients ping idle connections every 30 seconds; see channel.py.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
-        self._server = grpc.aio.server(interceptors=[CallInterceptor()], options=options)
+        interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [CallInterceptor()]
+        if api_keys is not None:
+            interceptors.append(AuthInterceptor(api_keys, RateLimits()))
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
 
     def add(
         self, register: Callable[[Any, grpc.aio.Server], None], servicer: object, service_name: str

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from textmatch.runtime.api_keys import ApiKeys
 from textmatch.runtime.config import setting
 
 
@@ -24,11 +26,33 @@ class ProcessSettings:
 
 
 @dataclass(frozen=True)
+class ServerSettings:
+    """Who may call a gRPC server."""
+
+    api_keys_file: str = setting(
+        "TEXTMATCH_API_KEYS_FILE",
+        "",
+        "File of the API keys that may call; read again when it changes. Empty: everybody may.",
+    )
+
+    def api_keys(self) -> ApiKeys | None:
+        """The keys, None if none are asked for.
+
+        Raises:
+            InvalidInput: the file cannot be read, or a line of it is wrong.
+        """
+        return ApiKeys(Path(self.api_keys_file)) if self.api_keys_file else None
+
+
+@dataclass(frozen=True)
 class StoreSettings(ProcessSettings):
     """What every process has that works between encoder, Qdrant and Redis."""
 
     encoder_target: str = setting(
         "TEXTMATCH_ENCODER_TARGET", "127.0.0.1:50051", "The encoder as gRPC names it; `dns:///` balances."
+    )
+    encoder_api_key: str = setting(
+        "TEXTMATCH_ENCODER_API_KEY", "", "API key for the encoder, with the scope read.", is_secret=True
     )
     qdrant_url: str = setting("TEXTMATCH_QDRANT_URL", "http://127.0.0.1:6334", "Qdrant's gRPC port as a URL.")
     qdrant_api_key: str = setting("TEXTMATCH_QDRANT_API_KEY", "", "API key for Qdrant.", is_secret=True)

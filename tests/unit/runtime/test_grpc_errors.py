@@ -20,7 +20,8 @@ EXAMPLES: list[tuple[TextMatchError, grpc.StatusCode, str]] = [
     (errors.DependencyUnavailable("x"), grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE"),
     (errors.ModelMismatch("old", "new"), grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH"),
     (errors.LexicalIndexMissing("x"), grpc.StatusCode.FAILED_PRECONDITION, "LEXICAL_INDEX_MISSING"),
-    (errors.Unauthenticated("x"), grpc.StatusCode.UNAUTHENTICATED, "API_KEY_INVALID"),
+    (errors.ApiKeyMissing("x"), grpc.StatusCode.UNAUTHENTICATED, "API_KEY_MISSING"),
+    (errors.ApiKeyInvalid("x"), grpc.StatusCode.UNAUTHENTICATED, "API_KEY_INVALID"),
     (errors.PermissionDenied("x"), grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING"),
     (errors.InternalError("x"), grpc.StatusCode.INTERNAL, "INTERNAL"),
 ]
