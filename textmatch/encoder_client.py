@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
 from textmatch import vectors
 from textmatch.errors import DependencyUnavailable, ModelMismatch, ModelNotFound
-from textmatch.runtime.channel import call_metadata, open_aio_channel
+from textmatch.runtime.channel import call_metadata
 from textmatch.runtime.grpc_errors import from_rpc_error
+from textmatch.runtime.renewed_channel import RenewedChannel
+from textmatch.runtime.tls import ClientTls
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 from textmatch.vectors import Embeddings
@@ -57,13 +59,13 @@ class EncoderClient:
 
     Args:
         api_key: empty if the encoder asks for none.
+        tls: None: in the clear. Its files may be replaced.
     """
 
-    def __init__(self, target: str, api_key: str = "") -> None:
+    def __init__(self, target: str, api_key: str = "", tls: ClientTls | None = None) -> None:
         self._target = target
         self._metadata = call_metadata(api_key)
-        self._channel = open_aio_channel(target)
-        self._stub = pb_grpc.EncoderServiceStub(self._channel)
+        self._channel: RenewedChannel[Any] = RenewedChannel(target, tls, pb_grpc.EncoderServiceStub)
 
     async def encode(
         self, texts: Sequence[str], *, is_query: bool, is_bulk: bool, timeout_seconds: float, model: str = ""
@@ -83,7 +85,7 @@ class EncoderClient:
             model=model,
         )
         try:
-            response = await self._call(self._stub.Encode, request, timeout_seconds)
+            response = await self._call(self._channel.stub.Encode, request, timeout_seconds)
         except ModelNotFound as error:
             if not model:
                 raise
@@ -104,7 +106,7 @@ class EncoderClient:
         request = pb.ScoreRequest(
             query=query, texts=texts, scorer=pb.SCORER_CROSS_ENCODER, priority=_priority(is_bulk)
         )
-        return _score_result(await self._call(self._stub.Score, request, timeout_seconds))
+        return _score_result(await self._call(self._channel.stub.Score, request, timeout_seconds))
 
     async def classify(
         self, query: str, embeddings: Embeddings, *, is_bulk: bool, timeout_seconds: float, model: str
@@ -117,11 +119,11 @@ class EncoderClient:
             priority=_priority(is_bulk),
             model=model,
         )
-        return _score_result(await self._call(self._stub.Score, request, timeout_seconds))
+        return _score_result(await self._call(self._channel.stub.Score, request, timeout_seconds))
 
     async def bi_encoders(self, *, timeout_seconds: float) -> list[BiEncoderInfo]:
         """The bi-encoders that are served, the default one first."""
-        answer = await self._call(self._stub.GetModels, pb.GetModelsRequest(), timeout_seconds)
+        answer = await self._call(self._channel.stub.GetModels, pb.GetModelsRequest(), timeout_seconds)
         return [
             BiEncoderInfo(model.model_id, model.name, model.dimension)
             for model in answer.models
@@ -142,7 +144,7 @@ class EncoderClient:
 
     async def close(self) -> None:
         """Close the channel; running calls are cancelled."""
-        await self._channel.close(grace=None)
+        await self._channel.close()
 
 
 def _priority(is_bulk: bool) -> pb.Priority.ValueType:

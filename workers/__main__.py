@@ -14,6 +14,7 @@ from typing import Any
 from celery import bootsteps, signals
 
 from textmatch.errors import TextMatchError
+from textmatch.index.connection import QdrantTls
 from textmatch.index.connection import connect as connect_qdrant
 from textmatch.index.payload_indexes import PayloadIndexes
 from textmatch.index.store import Index
@@ -90,17 +91,21 @@ def main() -> int:
 
 def _set_up_logs(settings: WorkerSettings) -> None:
     set_up_logs("worker", settings.log_level, settings.log_style)
-    # They say two things about every message.
-    for noisy in ("celery.worker.strategy", "celery.app.trace"):
+    # They say two things about every message; at DEBUG the pool also shows its text.
+    for noisy in ("celery.worker.strategy", "celery.app.trace", "celery.pool"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     _log.info("starting", extra={"settings": describe(settings)})
 
 
 async def _build(settings: WorkerSettings) -> Parts:
     redis = connect_redis(settings.redis_url)
-    encoder = WatchfulEncoderClient(settings.encoder_target, settings.encoder_api_key)
+    encoder = WatchfulEncoderClient(settings.encoder_target, settings.encoder_api_key, settings.client_tls())
     index = Index(
-        connect_qdrant(settings.qdrant_url, settings.qdrant_api_key),
+        connect_qdrant(
+            settings.qdrant_url,
+            settings.qdrant_api_key,
+            tls=QdrantTls(settings.qdrant_ca, settings.tls_cert, settings.tls_key),
+        ),
         settings.collection_alias,
         PayloadIndexes.parse(settings.payload_indexes),
     )

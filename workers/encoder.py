@@ -38,7 +38,7 @@ class WatchfulEncoderClient(EncoderClient):
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                await self._channel.channel_ready()
+                await self._channel.ready()
         except TimeoutError:
             message = f"the encoder at {self._target} cannot be reached"
             raise DependencyUnavailable(message, retry_delay_seconds=1.0) from None

@@ -56,7 +56,11 @@ async def _serve(settings: EncoderSettings) -> None:
     reloader = Reloader()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
     server = GrpcServer(
-        settings.host, settings.port, max_message_bytes(settings.max_texts), settings.api_keys()
+        settings.host,
+        settings.port,
+        max_message_bytes(settings.max_texts),
+        api_keys=settings.api_keys(),
+        tls=settings.server_tls(),
     )
     servicer = EncoderServicer(settings.max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, _SERVICE_NAME)

@@ -20,6 +20,7 @@ from services.matcher.settings import MatcherSettings, from_environment
 from textmatch.combination import Weights
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
+from textmatch.index.connection import QdrantTls
 from textmatch.index.connection import connect as connect_qdrant
 from textmatch.index.store import Index
 from textmatch.queue.backlog import Backlog
@@ -59,11 +60,22 @@ async def _serve(settings: MatcherSettings) -> None:
     if settings.metrics_port:
         serve_metrics(settings.host, settings.metrics_port)
     redis = connect_redis(settings.redis_url)
-    encoder = EncoderClient(settings.encoder_target, settings.encoder_api_key)
-    index = Index(connect_qdrant(settings.qdrant_url, settings.qdrant_api_key), settings.collection_alias)
+    encoder = EncoderClient(settings.encoder_target, settings.encoder_api_key, settings.client_tls())
+    qdrant = connect_qdrant(
+        settings.qdrant_url,
+        settings.qdrant_api_key,
+        tls=QdrantTls(settings.qdrant_ca, settings.tls_cert, settings.tls_key),
+    )
+    index = Index(qdrant, settings.collection_alias)
     state = _ingest_state(settings, redis)
 
-    server = GrpcServer(settings.host, settings.port, MAX_MESSAGE_BYTES, settings.api_keys())
+    server = GrpcServer(
+        settings.host,
+        settings.port,
+        MAX_MESSAGE_BYTES,
+        api_keys=settings.api_keys(),
+        tls=settings.server_tls(),
+    )
     servicer = MatcherServicer(
         _matcher(settings, encoder, index),
         DocumentsHandler(index, state),

@@ -9,7 +9,7 @@ from typing import Any
 
 from textmatch.cli.failures import CommandFailed
 from textmatch.cli.settings import from_environment
-from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient
+from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, ClientTls, TextMatchClient
 
 DEFAULT_DATA_DIR = Path(".textmatch")
 DEFAULT_QDRANT_URL = "http://127.0.0.1:6334"
@@ -47,10 +47,11 @@ class Addresses:
     qdrant_url: str
     processes: tuple[StackProcess, ...]
     api_key: str = field(default="", repr=False)
+    tls: ClientTls | None = None
 
     def client(self) -> TextMatchClient:
         """A client of these servers."""
-        return TextMatchClient(self.matcher, self.encoder, api_key=self.api_key)
+        return TextMatchClient(self.matcher, self.encoder, api_key=self.api_key, tls=self.tls)
 
 
 def find_addresses(
@@ -78,6 +79,7 @@ def find_addresses(
         ),
         processes=nearby.processes if matcher == nearby.matcher else (),
         api_key=settings.api_key,
+        tls=settings.client_tls(),
     )
 
 

@@ -18,6 +18,7 @@ from textmatch.cli.progress import ReindexProgress
 from textmatch.cli.reindex_run import Reindexing, ReindexOptions, ReindexReport
 from textmatch.cli.settings import from_environment
 from textmatch.encoder_client import EncoderClient
+from textmatch.index.connection import QdrantTls
 from textmatch.index.connection import connect as connect_qdrant
 from textmatch.index.payload_indexes import PayloadIndexes
 from textmatch.index.store import Index
@@ -150,9 +151,10 @@ def _run(addresses: Addresses, work: Callable[[Index, EncoderClient], Awaitable[
 @asynccontextmanager
 async def _connections(addresses: Addresses) -> AsyncIterator[tuple[Index, EncoderClient]]:
     settings = from_environment()
-    qdrant = connect_qdrant(addresses.qdrant_url, settings.qdrant_api_key)
+    tls = QdrantTls(settings.qdrant_ca, settings.tls_cert, settings.tls_key)
+    qdrant = connect_qdrant(addresses.qdrant_url, settings.qdrant_api_key, tls=tls)
     index = Index(qdrant, settings.collection_alias, PayloadIndexes.parse(settings.payload_indexes))
-    encoder = EncoderClient(addresses.encoder, settings.api_key)
+    encoder = EncoderClient(addresses.encoder, settings.api_key, addresses.tls)
     try:
         yield index, encoder
     finally:

@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass
 
 from textmatch.runtime.config import load, setting
+from textmatch.runtime.settings import ClientTlsSettings
 
 _WHERE_ELSE = "Empty: the stack of --data-dir, or if there is none"
 
 
 @dataclass(frozen=True)
-class CliSettings:
+class CliSettings(ClientTlsSettings):
     """Where the servers are; options of a command go first."""
 
     matcher_target: str = setting(
@@ -31,6 +32,9 @@ class CliSettings:
         "TEXTMATCH_QDRANT_URL",
         "",
         f"Qdrant's gRPC port as a URL, for `reindex`. {_WHERE_ELSE} http://127.0.0.1:6334.",
+    )
+    qdrant_ca: str = setting(
+        "TEXTMATCH_QDRANT_CA", "", "CA to trust for an https:// Qdrant, a PEM file; empty: the usual ones."
     )
     qdrant_api_key: str = setting("TEXTMATCH_QDRANT_API_KEY", "", "API key for Qdrant.", is_secret=True)
     collection_alias: str = setting(

@@ -37,11 +37,13 @@ from textmatch.client.results import (
 )
 from textmatch.documents import Document
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.runtime.tls import ClientTls
 
 __all__ = [
     "DEFAULT_ENCODER",
     "DEFAULT_MATCHER",
     "BatchMatchResult",
+    "ClientTls",
     "DegradedReason",
     "Document",
     "DocumentLike",

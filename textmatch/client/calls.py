@@ -12,6 +12,7 @@ import grpc
 from textmatch.errors import DeadlinePassed, DependencyUnavailable, TextMatchError
 from textmatch.runtime.channel import Metadata, call_metadata, open_channel
 from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY, from_rpc_error
+from textmatch.runtime.tls import ClientTls
 
 Item = TypeVar("Item")
 Request = TypeVar("Request", contravariant=True)
@@ -45,11 +46,11 @@ class ServerUnreachable(DependencyUnavailable):
 class Server:
     """One server at one address. Connects with the first call and again whenever the connection is lost."""
 
-    def __init__(self, name: str, address: str, api_key: str = "") -> None:
+    def __init__(self, name: str, address: str, api_key: str = "", tls: ClientTls | None = None) -> None:
         self.name = name
         self.address = address
         self.metadata = call_metadata(api_key)
-        self.channel = open_channel(address)
+        self.channel = open_channel(address, tls)
 
     def call(
         self, method: UnaryMethod[Request, Response], request: Request, timeout_seconds: float

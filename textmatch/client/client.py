@@ -30,6 +30,7 @@ from textmatch.client.results import (
 )
 from textmatch.documents import Document
 from textmatch.filters import Filter
+from textmatch.runtime.tls import ClientTls
 
 DEFAULT_MATCHER = "127.0.0.1:50052"
 DEFAULT_ENCODER = "127.0.0.1:50051"
@@ -61,6 +62,7 @@ class TextMatchClient:
         bulk_timeout_seconds: how long one part of bulk work may take: a batch of documents, a hundred queries
             of `batch_match`, one of the calls into which more than 64 texts are cut.
         api_key: for both servers; empty if they ask for none.
+        tls: which CA to trust, and the certificate to show if one is asked for; None: in the clear.
     """
 
     def __init__(
@@ -71,9 +73,12 @@ class TextMatchClient:
         timeout_seconds: float = 10.0,
         bulk_timeout_seconds: float = 300.0,
         api_key: str = "",
+        tls: ClientTls | None = None,
     ) -> None:
-        self._matcher = Matcher(Server("matcher", matcher, api_key), timeout_seconds, bulk_timeout_seconds)
-        self._encoder = Encoder(Server("encoder", encoder, api_key), timeout_seconds, bulk_timeout_seconds)
+        matcher_server = Server("matcher", matcher, api_key, tls)
+        encoder_server = Server("encoder", encoder, api_key, tls)
+        self._matcher = Matcher(matcher_server, timeout_seconds, bulk_timeout_seconds)
+        self._encoder = Encoder(encoder_server, timeout_seconds, bulk_timeout_seconds)
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
@@ -36,29 +38,64 @@ class CollectionGone(DependencyUnavailable):
         super().__init__(f"the collection {collection} is gone", retry_delay_seconds=0.0)
 
 
-def connect(url: str, api_key: str = "", timeout_seconds: float = 10.0) -> AsyncQdrantClient:
+@dataclass(frozen=True)
+class QdrantTls:
+    """PEM files for https://, each empty if not needed.
+
+    Args:
+        ca: whom to trust; empty: the CAs that gRPC brings.
+        cert: what to show if Qdrant asks for a certificate; with the key.
+    """
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+    def options(self) -> dict[str, bytes]:
+        """As Qdrant's client takes them.
+
+        Raises:
+            InvalidInput: a file cannot be read.
+        """
+        files = {"root_certificates": self.ca, "certificate_chain": self.cert, "private_key": self.key}
+        return {name: _read(Path(file)) for name, file in files.items() if file}
+
+
+def connect(
+    url: str, api_key: str = "", timeout_seconds: float = 10.0, tls: QdrantTls | None = None
+) -> AsyncQdrantClient:
     """A client that speaks gRPC only, to a real cluster or to the standalone server.
 
     Args:
         url: `http://host:6334` or `https://host:6334`; the port is Qdrant's gRPC port.
 
     Raises:
-        InvalidInput: the URL has no host or another scheme.
+        InvalidInput: the URL has no host or another scheme, or a file of `tls` cannot be read.
     """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise InvalidInput.of_field("TEXTMATCH_QDRANT_URL", f"is {url!r}; it must look like http://host:6334")
+    is_https = parts.scheme == "https"
+    tls_options = tls.options() if tls is not None and is_https else {}
     return AsyncQdrantClient(
         host=parts.hostname,
         grpc_port=parts.port or DEFAULT_GRPC_PORT,
         prefer_grpc=True,
-        https=parts.scheme == "https",
+        https=is_https,
         api_key=api_key or None,
         timeout=int(timeout_seconds),
-        grpc_options=dict(_GRPC_OPTIONS),  # the client writes into it
+        grpc_options={**_GRPC_OPTIONS, **tls_options},
         # The check would speak HTTP to another port.
         check_compatibility=False,
     )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = f"{path} cannot be read: {error.strerror}"
+        raise InvalidInput.of_field("TEXTMATCH_QDRANT_CA", reason) from None
 
 
 @asynccontextmanager

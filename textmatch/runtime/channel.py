@@ -6,6 +6,8 @@ import json
 
 import grpc
 
+from textmatch.runtime.tls import ClientTls
+
 Metadata = tuple[tuple[str, str], ...]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -53,11 +55,22 @@ def call_metadata(api_key: str) -> Metadata:
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
 
-def open_channel(target: str) -> grpc.Channel:
-    """A channel for threads. `target` as gRPC has it: `host:port` or `dns:///name:port`."""
+def open_channel(target: str, tls: ClientTls | None = None) -> grpc.Channel:
+    """A channel for threads, in the clear without `tls`.
+
+    Args:
+        target: as gRPC has it, `host:port`, or `dns:///name:port` for all replicas behind a name.
+
+    Raises:
+        InvalidInput: a file of `tls` cannot be read.
+    """
+    if tls is not None:
+        return grpc.secure_channel(target, tls.credentials(), options=CHANNEL_OPTIONS)
     return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
 
 
-def open_aio_channel(target: str) -> grpc.aio.Channel:
-    """A channel for asyncio."""
+def open_aio_channel(target: str, tls: ClientTls | None = None) -> grpc.aio.Channel:
+    """A channel for asyncio; the rest as above."""
+    if tls is not None:
+        return grpc.aio.secure_channel(target, tls.credentials(), options=CHANNEL_OPTIONS)
     return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)

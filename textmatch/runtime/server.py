@@ -15,6 +15,7 @@ from textmatch.runtime.api_keys import ApiKeys
 from textmatch.runtime.auth import AuthInterceptor
 from textmatch.runtime.interceptors import CallInterceptor
 from textmatch.runtime.rate_limits import RateLimits
+from textmatch.runtime.tls import ServerTls
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +29,20 @@ class GrpcServer:
 
     Args:
         api_keys: None: everybody may call everything.
+        tls: None: in the clear.
     """
 
-    def __init__(self, host: str, port: int, max_message_bytes: int, api_keys: ApiKeys | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        max_message_bytes: int,
+        *,
+        api_keys: ApiKeys | None = None,
+        tls: ServerTls | None = None,
+    ) -> None:
         self._address = f"{host}:{port}"
+        self._tls = tls
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._service_names = [""]
         options = [
@@ -59,13 +70,18 @@ class GrpcServer:
 
         Raises:
             PortTaken: something else listens there.
+            InvalidInput: a file of `tls` cannot be used.
         """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflected = [*self._service_names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(reflected, self._server)
         await self.set_serving(is_serving=False)
+        credentials = self._tls.credentials() if self._tls else None
         try:
-            port = self._server.add_insecure_port(self._address)
+            if credentials is None:
+                port = self._server.add_insecure_port(self._address)
+            else:
+                port = self._server.add_secure_port(self._address, credentials)
         except RuntimeError as error:
             raise PortTaken(f"cannot listen on {self._address}: is the port taken? ({error})") from error
         await self._server.start()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from textmatch.errors import InvalidInput
 from textmatch.runtime.api_keys import ApiKeys
 from textmatch.runtime.config import setting
+from textmatch.runtime.tls import ClientTls, ServerTls
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,47 @@ class ProcessSettings:
 
 
 @dataclass(frozen=True)
-class ServerSettings:
-    """Who may call a gRPC server."""
+class CertificateSettings:
+    """What this process shows to the other side of a TLS connection."""
 
+    tls_cert: str = setting(
+        "TEXTMATCH_TLS_CERT",
+        "",
+        "Certificate chain of this process, a PEM file: of its server, and as a client if asked for one.",
+    )
+    tls_key: str = setting("TEXTMATCH_TLS_KEY", "", "The key of that certificate, a PEM file.")
+
+
+@dataclass(frozen=True)
+class ClientTlsSettings(CertificateSettings):
+    """How this process connects to our own servers."""
+
+    tls_ca: str = setting(
+        "TEXTMATCH_TLS_CA",
+        "",
+        "Connect to encoder and matcher by TLS, trusting this CA, a PEM file, or `system`; empty: no TLS.",
+    )
+
+    def client_tls(self) -> ClientTls | None:
+        """None: in the clear.
+
+        Raises:
+            InvalidInput: a certificate without its key, or the other way round.
+        """
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise _half_a_pair()
+        return ClientTls(self.tls_ca, self.tls_cert, self.tls_key) if self.tls_ca else None
+
+
+@dataclass(frozen=True)
+class ServerSettings(CertificateSettings):
+    """Who may call a gRPC server, and how."""
+
+    tls_client_ca: str = setting(
+        "TEXTMATCH_TLS_CLIENT_CA",
+        "",
+        "CA that clients' certificates must come from, a PEM file. Empty: clients need none.",
+    )
     api_keys_file: str = setting(
         "TEXTMATCH_API_KEYS_FILE",
         "",
@@ -43,9 +83,24 @@ class ServerSettings:
         """
         return ApiKeys(Path(self.api_keys_file)) if self.api_keys_file else None
 
+    def server_tls(self) -> ServerTls | None:
+        """None: in the clear.
+
+        Raises:
+            InvalidInput: a certificate without its key, or a CA for clients without a certificate.
+        """
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise _half_a_pair()
+        if self.tls_cert:
+            client_ca = Path(self.tls_client_ca) if self.tls_client_ca else None
+            return ServerTls(Path(self.tls_cert), Path(self.tls_key), client_ca)
+        if self.tls_client_ca:
+            raise InvalidInput.of_field("TEXTMATCH_TLS_CLIENT_CA", "needs TEXTMATCH_TLS_CERT and _KEY")
+        return None
+
 
 @dataclass(frozen=True)
-class StoreSettings(ProcessSettings):
+class StoreSettings(ProcessSettings, ClientTlsSettings):
     """What every process has that works between encoder, Qdrant and Redis."""
 
     encoder_target: str = setting(
@@ -55,6 +110,9 @@ class StoreSettings(ProcessSettings):
         "TEXTMATCH_ENCODER_API_KEY", "", "API key for the encoder, with the scope read.", is_secret=True
     )
     qdrant_url: str = setting("TEXTMATCH_QDRANT_URL", "http://127.0.0.1:6334", "Qdrant's gRPC port as a URL.")
+    qdrant_ca: str = setting(
+        "TEXTMATCH_QDRANT_CA", "", "CA to trust for an https:// Qdrant, a PEM file; empty: the usual ones."
+    )
     qdrant_api_key: str = setting("TEXTMATCH_QDRANT_API_KEY", "", "API key for Qdrant.", is_secret=True)
     redis_url: str = setting(
         "TEXTMATCH_REDIS_URL", "redis://127.0.0.1:6379/0", "Redis: queue and ingest state.", is_secret=True
@@ -67,3 +125,7 @@ class StoreSettings(ProcessSettings):
     collection_alias: str = setting(
         "TEXTMATCH_COLLECTION_ALIAS", "textmatch", "Alias of the collection in use in Qdrant."
     )
+
+
+def _half_a_pair() -> InvalidInput:
+    return InvalidInput.of_field("TEXTMATCH_TLS_CERT", "and TEXTMATCH_TLS_KEY go together; one is missing")
