@@ -23,7 +23,7 @@ _TELLING_PART = 0.25
 _SPEED_SMOOTHING = 0.2
 _DELAY_WHILE_SPEED_UNKNOWN_SECONDS = 1.0
 # How much longer than estimated the work ahead of a call may take before its answer is late.
-_CAUTION = 1.5
+_CAUTION = 2.5
 
 
 class Item(NamedTuple):
@@ -167,10 +167,11 @@ class WaitingTexts:
                 if self._errands and (queue is None or self._is_errand_turn):
                     self._is_errand_turn = False
                     return self._errands.popleft()
-                if queue is not None:
+                if queue is None:
+                    self._changed.wait()
+                elif batch := self._take(lane, queue):
                     self._is_errand_turn = True
-                    return self._take(lane, queue)
-                self._changed.wait()
+                    return batch
         return []
 
     def note_speed(self, tokens: int, seconds: float) -> None:
@@ -235,11 +236,14 @@ class WaitingTexts:
         return self._lane(is_bulk_turn)
 
     def _take(self, lane: _Lane, queue: deque[Item]) -> list[Item]:
+        """The next batch; empty if the last deadline in the queue passed just now."""
         window: list[Item] = []
         while queue and len(window) < _WINDOW_TEXTS:
             item = queue.popleft()
             if not self._is_over(item.job):
                 window.append(item)
+        if not window:
+            return []
         take_batch = take_packed_batch if window[0].job.model.is_packed else take_padded_batch
         chosen = take_batch([item.tokens for item in window], self._policy)
         batch = [window[position] for position in chosen]

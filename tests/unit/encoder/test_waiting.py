@@ -220,6 +220,21 @@ async def test_choosing_from_many_waiting_texts_takes_no_time(make_job: MakeJob)
     assert time.process_time() - started < 1.0
 
 
+async def test_a_deadline_that_passes_while_a_batch_is_chosen_breaks_nothing(
+    waiting: WaitingTexts, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+):
+    late = make_job(10)
+    # It is in time when the lane is chosen, and over when its texts are.
+    answers = iter([False])
+    monkeypatch.setattr(waiting, "_is_over", lambda job: job is late and next(answers, True))
+    waiting.add(late)
+    taken = asyncio.create_task(asyncio.to_thread(waiting.take))
+    await asyncio.sleep(0.05)
+    assert not taken.done()
+    waiting.add(make_job(11))
+    assert _tokens(await asyncio.wait_for(taken, 5)) == [11]
+
+
 async def test_errands_and_batches_take_turns(waiting: WaitingTexts, make_job: MakeJob):
     errands = [Errand(lambda: 1.0) for _ in range(4)]
     for errand in errands:

@@ -1,0 +1,97 @@
+"""`textmatch encode` and `textmatch score` against a scripted server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.scripted_servicer import DIMENSION, RunningServer, ScriptedEncoder
+from textmatch.cli.__main__ import main
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[Any], str]:
+    """Exit code, the JSON documents on stdout and stderr."""
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+def test_encode_as_json_lines(encoder_server: RunningServer, capsys: pytest.CaptureFixture[str]):
+    arguments = ["encode", "ab", "猫" * 200, "--json", "--encoder", encoder_server.address]
+    code, answers, err = run(arguments, capsys)
+    assert (code, err) == (0, "")
+    assert answers[0] == {
+        "text": "ab",
+        "embedding": [2.0] * DIMENSION,
+        "model_id": "tiny-0123456789ab",
+        "truncated": False,
+    }
+    assert answers[1]["text"] == "猫" * 200
+    assert answers[1]["truncated"] is True
+
+
+def test_encode_keeps_every_bit_of_a_float32(
+    encoder_server: RunningServer, encoder: ScriptedEncoder, capsys: pytest.CaptureFixture[str]
+):
+    encoder.scale = 1 / 3
+    _, [answer], _ = run(["encode", "ab", "--json", "--encoder", encoder_server.address], capsys)
+    assert np.float32(answer["embedding"][0]) == np.float32(2) * np.float32(1 / 3)
+
+
+def test_encode_for_people(encoder_server: RunningServer, capsys: pytest.CaptureFixture[str]):
+    assert main(["encode", "two words", "--encoder", encoder_server.address]) == 0
+    out = capsys.readouterr().out
+    assert f"embedding ({DIMENSION} components)" in out
+    assert "9.000, 9.000" in out
+    assert "model tiny-0123456789ab" in out
+
+
+def test_score_of_two_texts(encoder_server: RunningServer, capsys: pytest.CaptureFixture[str]):
+    code, [answer], _ = run(["score", "ab", "abcd", "--json", "--encoder", encoder_server.address], capsys)
+    assert code == 0
+    assert answer == {"score": 0.5, "raw": 1.0, "model_id": "pair-0123456789ab", "truncated": False}
+    assert main(["score", "ab", "abcd", "--encoder", encoder_server.address]) == 0
+    assert capsys.readouterr().out == "0.500\tab\tabcd\n"
+
+
+def test_scores_of_a_file_come_in_its_order(
+    encoder_server: RunningServer,
+    encoder: ScriptedEncoder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    file = tmp_path / "pairs.tsv"
+    pairs = [("x" * (1 + number % 7), '"' * 7) for number in range(600)]
+    file.write_bytes(b"\xef\xbb\xbf" + b"".join(f"{a}\t{b}\r\n".encode() for a, b in pairs))
+    arguments = ["score", "--file", str(file), "--json", "--encoder", encoder_server.address]
+    code, answers, _ = run(arguments, capsys)
+    assert code == 0
+    assert [answer["score"] for answer in answers] == pytest.approx([len(a) / 7 for a, _ in pairs])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("only one", "line 2: has 1 fields; it must have two, with a tab between"),
+        ("", "line 2: has 1 fields; it must have two, with a tab between"),
+        ("a\tb\tc", "line 2: has 3 fields; it must have two, with a tab between"),
+        ("a\t ", "line 2: second text: is empty"),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(
+    encoder_server: RunningServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    message: str,
+):
+    file = tmp_path / "pairs.tsv"
+    file.write_text(f"a\tb\n{line}\na\tb\n")
+    assert main(["score", "--file", str(file), "--json", "--encoder", encoder_server.address]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"textmatch: {file} {message}\n"
+    assert captured.out == ""

@@ -1,0 +1,141 @@
+"""`textmatch status` and `textmatch delete` against a scripted server."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
+from textmatch.cli.__main__ import main
+from textmatch.client import TextMatchClient
+from textmatch.errors import InternalError
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[Any], str]:
+    """Exit code, the JSON documents on stdout and stderr."""
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+@pytest.fixture
+def corpus(client: TextMatchClient) -> None:
+    client.ingest_all(
+        [
+            {"id": "cat", "text": "the cat sits", "attributes": {"year": 2024, "tags": ["a"]}},
+            {"id": "猫", "text": "猫 坐 在 垫子 上"},
+        ]
+    )
+
+
+@pytest.mark.parametrize("command", [["match"], ["encode"], ["score", "a"], ["delete"]])
+def test_arguments_that_are_not_unicode_are_named(
+    matcher_server: RunningServer,
+    encoder_server: RunningServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+):
+    monkeypatch.setenv("TEXTMATCH_MATCHER_TARGET", matcher_server.address)
+    monkeypatch.setenv("TEXTMATCH_ENCODER_TARGET", encoder_server.address)
+    assert main([*command, "caf\udce9"]) == 1
+    captured = capsys.readouterr()
+    assert "is not Unicode text: lone surrogate at character 3" in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_delete(matcher_server: RunningServer, corpus: None, capsys: pytest.CaptureFixture[str]):
+    code, [answer], _ = run(["delete", "cat", "x", "--json", "--matcher", matcher_server.address], capsys)
+    assert (code, answer) == (0, {"deleted": 1})
+    assert main(["delete", "cat", "--matcher", matcher_server.address]) == 0
+    assert capsys.readouterr().out == "deleted 0 of 1\n"
+
+
+def test_delete_by_a_filter(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["delete", "--where", "year < 2020", "--json", "--matcher", matcher_server.address]
+    assert run(arguments, capsys)[:2] == (0, [{"deleted": 0}])
+    [condition] = matcher.delete_filters
+    assert condition.must[0].range.field == "year"
+    assert main(["delete", "cat", *arguments[1:]]) == 2
+
+
+def test_status_as_json(
+    matcher_server: RunningServer,
+    encoder_server: RunningServer,
+    matcher: ScriptedMatcher,
+    corpus: None,
+    capsys: pytest.CaptureFixture[str],
+):
+    matcher.queued.append((3, 1.5))
+    addresses = ["--matcher", matcher_server.address, "--encoder", encoder_server.address]
+    code, [answer], err = run(["status", "--json", *addresses], capsys)
+    assert (code, err) == (0, "")
+    [model] = answer.pop("models")
+    assert (model["model_id"], model["kind"], model["dimension"]) == ("tiny-0123456789ab", "bi-encoder", 4)
+    assert answer == {
+        "documents": 2,
+        "queued": 3,
+        "oldest_seconds": 1.5,
+        "dead_letters": 1,
+        "collection": "tiny-0123456789ab",
+        "processes": [
+            {"name": "encoder", "address": encoder_server.address, "health": "SERVING"},
+            {"name": "matcher", "address": matcher_server.address, "health": "SERVING"},
+        ],
+    }
+
+
+def test_status_shows_what_it_can_of_a_stack_in_trouble(
+    encoder_server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    encoder_server.set_serving(is_serving=False)
+    with socket.create_server(("127.0.0.1", 0)) as redis:
+        port = redis.getsockname()[1]
+        processes = [
+            {"name": "matcher", "pid": 1, "address": "127.0.0.1:1"},
+            {"name": "redis", "pid": 2, "address": f"127.0.0.1:{port}"},
+            {"name": "worker", "pid": 3, "address": "127.0.0.1:1"},
+        ]
+        stack = {
+            "matcher": "127.0.0.1:1",
+            "encoder": encoder_server.address,
+            "redis_url": "",
+            "qdrant_url": "",
+            "processes": processes,
+        }
+        (tmp_path / "stack.json").write_text(json.dumps(stack))
+        code, [answer], err = run(["status", "--json", "--data-dir", str(tmp_path)], capsys)
+        assert main(["status", "--data-dir", str(tmp_path)]) == 1
+    assert code == 1
+    assert answer["documents"] is None
+    assert len(answer["models"]) == 1
+    assert [(process["name"], process["health"]) for process in answer["processes"]] == [
+        ("encoder", "NOT_SERVING"),
+        ("matcher", "unreachable"),
+        ("redis", "SERVING"),
+        ("worker", "unreachable"),
+    ]
+    assert err.splitlines() == [
+        f"textmatch: the encoder at {encoder_server.address} is NOT_SERVING",
+        "textmatch: the matcher at 127.0.0.1:1 does not answer; start the stack with: textmatch up",
+    ]
+    assert "unreachable" in capsys.readouterr().out
+
+
+def test_status_tells_what_the_matcher_cannot_say(
+    matcher_server: RunningServer,
+    encoder_server: RunningServer,
+    matcher: ScriptedMatcher,
+    capsys: pytest.CaptureFixture[str],
+):
+    matcher.call_errors.append(InternalError("internal error; request id 7"))
+    addresses = ["--matcher", matcher_server.address, "--encoder", encoder_server.address]
+    code, [answer], err = run(["status", "--json", *addresses], capsys)
+    assert (code, answer["documents"]) == (1, None)
+    assert err == "textmatch: internal error; request id 7\n"

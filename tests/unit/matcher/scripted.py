@@ -1,0 +1,113 @@
+"""An encoder and an index that answer as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from services.matcher.embedding_cache import EmbeddingCache
+from services.matcher.matching import Matcher
+from services.matcher.recalling import Recaller
+from services.matcher.reranking import Reranker
+from textmatch import errors
+from textmatch.combination import Weights
+from textmatch.documents import Document
+from textmatch.encoder_client import EncodeResult, ScoreResult
+from textmatch.index.connection import CollectionGone
+from textmatch.index.recall import Hit
+from textmatch.index.traits import CollectionTraits
+
+MODEL = "bi-000000000000"
+COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
+
+
+@dataclass
+class ScriptedEncoder:
+    scores: dict[str, float] = field(default_factory=lambda: {"text a": 0.1, "text b": 0.9, "text c": 0.3})
+    encode_error: Exception | None = None
+    score_error: Exception | None = None
+    score_timeouts: list[float] = field(default_factory=list)
+    scored: list[list[str]] = field(default_factory=list)
+    served: tuple[str, ...] = (MODEL,)
+    encode_count: int = 0
+    encode_gate: asyncio.Event | None = None
+    # Each chunk after so many fails with `score_error`.
+    good_chunks: int = 0
+    classes: list[float] = field(default_factory=lambda: [0.2, 0.9, 0.5])
+
+    async def encode(self, texts, *, is_query, is_bulk, timeout_seconds, model):
+        assert is_query
+        self.encode_count += 1
+        if self.encode_gate:
+            await self.encode_gate.wait()
+        if self.encode_error:
+            raise self.encode_error
+        if model and model not in self.served:
+            raise errors.ModelMismatch(index_model_id=model, encoder_model_id=", ".join(self.served))
+        return EncodeResult(np.ones((1, 2), dtype=np.float32), model or self.served[0], [3], [False])
+
+    async def score(self, query, texts, *, is_bulk, timeout_seconds):
+        self.score_timeouts.append(timeout_seconds)
+        if self.score_error and len(self.scored) >= self.good_chunks:
+            raise self.score_error
+        self.scored.append(list(texts))
+        scores = [self.scores.get(text, 0.5) for text in texts]
+        return ScoreResult(scores, scores, [False] * len(texts), "cross-000000000000")
+
+    async def classify(self, query, embeddings, *, is_bulk, timeout_seconds, model):
+        assert (model, embeddings.shape) == (MODEL, (3, 2))
+        if self.score_error:
+            raise self.score_error
+        return ScoreResult(self.classes, self.classes, [False] * 3, MODEL)
+
+
+@dataclass
+class ScriptedIndex:
+    current: str = MODEL
+    # What the alias was when it was read last.
+    cached: str | None = None
+    dropped: tuple[str, ...] = ()
+    cosines: dict[str, float] = field(default_factory=lambda: dict(COSINES))
+    bm25: dict[str, float] | None = None
+    notes: dict[str, object] = field(default_factory=dict)
+    deleted: tuple[str, ...] = ()
+
+    async def collection(self):
+        return self.current if self.cached is None else self.cached
+
+    async def refresh_collection(self):
+        self.cached = None
+        return self.current
+
+    async def traits(self, collection):
+        if collection in self.dropped:
+            self.cached = None
+            raise CollectionGone(collection)
+        return CollectionTraits(self.bm25 is not None, self.notes)
+
+    async def recall(self, query, *, model_id):
+        if query.embedding is None:
+            return [Hit(key, 0.0, score) for key, score in self.bm25.items()]
+        return [
+            Hit(key, cosine, self.bm25.get(key, 0.0) if self.bm25 is not None and query.text else None)
+            for key, cosine in self.cosines.items()
+        ][: query.count]
+
+    async def documents(self, points, *, model_id):
+        return {key: Document(key, f"text {key}") for key in points if key not in self.deleted}
+
+    async def embeddings(self, points, *, model_id):
+        return {key: np.ones(2, dtype=np.float32) for key in points if key not in self.deleted}
+
+
+def matcher(encoder: ScriptedEncoder, index: ScriptedIndex | None = None, depth: int = 40) -> Matcher:
+    index = index or ScriptedIndex()
+    recaller = Recaller(encoder, index, EmbeddingCache(10))
+    return Matcher(recaller, Reranker(encoder), index, Weights(lexical=0.5, rerank=0.5), depth)
+
+
+def soon(seconds: float = 1.0) -> float:
+    return time.monotonic() + seconds
