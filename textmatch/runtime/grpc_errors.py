@@ -33,11 +33,15 @@ _CLASS_OF_REASON = {
 }
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 DETAILS_METADATA_KEY = "grpc-status-details-bin"
+# Clients throw trailers of more than 8 KiB away and report RESOURCE_EXHAUSTED; there, text outside ASCII
+# takes three bytes for one, and everything is in the message and in the details.
+_MAX_MESSAGE_BYTES = 700
+_MAX_STATUS_BYTES = 4_000
 
 
 def to_status(error: TextMatchError) -> status_pb2.Status:
-    """The error as it goes over the wire."""
-    status = status_pb2.Status(code=error.code, message=str(error))
+    """The error as it goes over the wire; of very many bad items, it names the first ones."""
+    status = status_pb2.Status(code=error.code, message=_cut(str(error)))
     info = error_details_pb2.ErrorInfo(
         reason=reason_name(error.reason), domain=ERROR_DOMAIN, metadata=error.metadata
     )
@@ -47,10 +51,12 @@ def to_status(error: TextMatchError) -> status_pb2.Status:
         delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
         _add_detail(status, error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, InvalidInput):
-        _add_detail(status, error_details_pb2.BadRequest(field_violations=map(_to_proto, error.violations)))
+        _add_detail(status, _bad_request(error, _MAX_STATUS_BYTES - status.ByteSize()))
     if isinstance(error, NotFound):
         resource = error_details_pb2.ResourceInfo(
-            resource_type=error.resource_type, resource_name=error.resource_name, description=str(error)
+            resource_type=error.resource_type,
+            resource_name=_cut(error.resource_name),
+            description=_cut(str(error)),
         )
         _add_detail(status, resource)
     return status
@@ -118,6 +124,21 @@ def _add_detail(status: status_pb2.Status, detail: message.Message) -> None:
     status.details.append(packed)
 
 
+def _bad_request(error: InvalidInput, max_bytes: int) -> error_details_pb2.BadRequest:
+    bad_request = error_details_pb2.BadRequest()
+    for violation in map(_to_proto, error.violations):
+        if bad_request.ByteSize() + violation.ByteSize() > max_bytes:
+            break
+        bad_request.field_violations.append(violation)
+    return bad_request
+
+
+def _cut(text: str) -> str:
+    if len(encoded := text.encode(errors="replace")) <= _MAX_MESSAGE_BYTES:
+        return text
+    return encoded[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "…"
+
+
 def _details(
     status: status_pb2.Status,
 ) -> tuple[
@@ -148,7 +169,9 @@ def _reason_value(name: str) -> Reason:
 
 def _to_proto(violation: Violation) -> error_details_pb2.BadRequest.FieldViolation:
     return error_details_pb2.BadRequest.FieldViolation(
-        field=violation.field, description=violation.description, reason=reason_name(violation.reason)
+        field=_cut(violation.field),
+        description=_cut(violation.description),
+        reason=reason_name(violation.reason),
     )
 
 

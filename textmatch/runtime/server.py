@@ -14,6 +14,7 @@ from textmatch.errors import TextMatchError
 from textmatch.runtime.api_keys import ApiKeys
 from textmatch.runtime.auth import AuthInterceptor
 from textmatch.runtime.interceptors import CallInterceptor
+from textmatch.runtime.malformed import MalformedInterceptor
 from textmatch.runtime.rate_limits import RateLimits
 from textmatch.runtime.tls import ServerTls
 
@@ -53,7 +54,7 @@ class GrpcServer:
             # Clients ping idle connections every 30 seconds; see channel.py.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
-        interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [CallInterceptor()]
+        interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [CallInterceptor(), MalformedInterceptor()]
         if api_keys is not None:
             interceptors.append(AuthInterceptor(api_keys, RateLimits()))
         self._server = grpc.aio.server(interceptors=interceptors, options=options)

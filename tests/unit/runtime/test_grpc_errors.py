@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -89,3 +91,29 @@ def test_a_foreign_status_keeps_its_meaning_by_code():
 
 def test_reasons_on_the_wire_have_no_prefix():
     assert reason_name(error_reason_pb2.ERROR_REASON_OVERLOADED) == "OVERLOADED"
+
+
+@pytest.mark.parametrize("letter", ["a", "猫", "\ud800"])
+def test_whatever_is_named_in_an_error_it_fits_into_what_clients_accept(letter: str):
+    long_name = letter * 5_000
+    violations = [
+        Violation(f"texts[{number}]", error_reason_pb2.ERROR_REASON_TEXT_INVALID, f"is {long_name}")
+        for number in range(1_000)
+    ]
+    for error in (errors.DocumentNotFound(long_name), InvalidInput(violations), errors.NotReady(long_name)):
+        status = to_status(error)
+        on_the_wire = len(quote(status.message)) + len(status.SerializeToString()) * 4 // 3
+        assert on_the_wire < 8_000
+        assert type(from_status(status)) is type(error)
+
+
+def test_of_very_many_bad_items_the_first_are_named():
+    violations = [
+        Violation(f"texts[{number}]", error_reason_pb2.ERROR_REASON_TEXT_EMPTY, "is empty")
+        for number in range(1_000)
+    ]
+    returned = from_status(to_status(InvalidInput(violations)))
+    assert isinstance(returned, InvalidInput)
+    assert len(returned.violations) > 50
+    assert returned.violations == violations[: len(returned.violations)]
+    assert "and 995 more" in to_status(InvalidInput(violations)).message
