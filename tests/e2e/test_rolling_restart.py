@@ -1,4 +1,4 @@
-"""Two encoders and two matchers behind client-side balancing: all are restarted in turn, and no call fails."""
+"""Two encoders and two matchers behind client-side balancing: each is restarted in turn, no call fails."""
 
 from __future__ import annotations
 
