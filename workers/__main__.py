@@ -28,6 +28,7 @@ from textmatch.reindexing.copying import Copier
 from textmatch.runtime.config import describe
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
+from textmatch.runtime.tracing import set_up_tracing
 from workers import metrics
 from workers.background import BackgroundLoop
 from workers.encoder import WatchfulEncoderClient
@@ -75,6 +76,7 @@ def main() -> int:
     try:
         settings = from_environment()
         _set_up_logs(settings)
+        set_up_tracing("worker", settings.otlp_endpoint, settings.trace_sample_ratio)
         if settings.metrics_port:
             serve_metrics(settings.host, settings.metrics_port)
         background = BackgroundLoop()

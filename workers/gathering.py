@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
+from textmatch.runtime.tracing import consuming
 from workers.persistence import AcceptedDocument, PersistentIndexer
 
 _MAX_DOCUMENTS = 64
@@ -22,6 +23,7 @@ class Message:
 
     documents: tuple[AcceptedDocument, ...]
     size_bytes: int
+    traceparent: str = ""
     settled: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -34,13 +36,18 @@ class Gathering:
         self._waiting: deque[Message] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
-    async def settle(self, documents: tuple[AcceptedDocument, ...], size_bytes: int) -> None:
+    async def settle(
+        self, documents: tuple[AcceptedDocument, ...], size_bytes: int, traceparent: str = ""
+    ) -> None:
         """Settle every document.
+
+        Args:
+            traceparent: the trace that goes on here, as W3C writes it; empty if there is none.
 
         Raises:
             PatienceLost: some are not settled.
         """
-        message = Message(documents, size_bytes)
+        message = Message(documents, size_bytes, traceparent)
         self._waiting.append(message)
         self._start()
         await message.settled
@@ -77,8 +84,10 @@ class Gathering:
         return batch
 
     async def _run(self, batch: list[Message]) -> None:
+        documents = [document for message in batch for document in message.documents]
         try:
-            await self._indexer.settle([document for message in batch for document in message.documents])
+            with consuming("index_documents", [message.traceparent for message in batch]):
+                await self._indexer.settle(documents)
         except Exception as error:  # noqa: BLE001 -- whoever waits decides
             for message in _awaited(batch):
                 message.settled.set_exception(error)

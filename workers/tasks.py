@@ -80,7 +80,7 @@ class MessageHandler:
         await self._refuse(message.refused)
         if message.documents:
             accepted = tuple(AcceptedDocument(one, message.accepted_at) for one in message.documents)
-            await self._gathering.settle(accepted, len(argument))
+            await self._gathering.settle(accepted, len(argument), message.traceparent)
 
     async def _refuse(self, entries: tuple[RefusedEntry, ...]) -> None:
         if not entries:

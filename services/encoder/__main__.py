@@ -26,6 +26,7 @@ from textmatch.runtime.lifecycle import run_until_stopped
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.server import GrpcServer, PortTaken
+from textmatch.runtime.tracing import set_up_tracing
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
@@ -44,6 +45,7 @@ def main() -> int:
     try:
         settings = from_environment()
         set_up_logs("encoder", settings.log_level, settings.log_style)
+        set_up_tracing("encoder", settings.otlp_endpoint, settings.trace_sample_ratio)
         asyncio.run(_serve(settings))
     except (TextMatchError, EngineBroken) as error:
         print(f"encoder: {error}", file=sys.stderr)

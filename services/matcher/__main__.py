@@ -36,6 +36,7 @@ from textmatch.runtime.lifecycle import run_until_stopped
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.server import GrpcServer
+from textmatch.runtime.tracing import set_up_tracing
 from textmatch.v1.matcher_service_pb2_grpc import add_MatcherServiceServicer_to_server
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def main() -> int:
     try:
         settings = from_environment()
         set_up_logs("matcher", settings.log_level, settings.log_style)
+        set_up_tracing("matcher", settings.otlp_endpoint, settings.trace_sample_ratio)
         _log.info("starting", extra={"settings": describe(settings)})
         asyncio.run(_serve(settings))
     except (TextMatchError, OSError) as error:

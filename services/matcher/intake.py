@@ -25,6 +25,7 @@ from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
 from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.grpc_errors import to_status
+from textmatch.runtime.tracing import current_traceparent
 from textmatch.v1 import matcher_service_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Intake:
         if accepted:
             entering = list(accepted.values())
             async with self._state.admission.entry(entering, deadline):
-                await self._state.producer.enqueue(entering)
+                await self._state.producer.enqueue(entering, current_traceparent())
         for position, document in accepted.items():
             results[position] = _result(document.id, document.version, pb.INGEST_OUTCOME_ACCEPTED)
         return [results[position] for position in range(len(messages))]

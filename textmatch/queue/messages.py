@@ -4,11 +4,13 @@ The task `textmatch.index_documents` has one positional argument, a string that 
 
     {"schema_version": 1,
      "accepted_at": 1700000000.25,                      seconds since 1970
-     "documents": [{"id": "a", "text": "...", "attributes": {...}, "version": 1700000000250000}, ...]}
+     "documents": [{"id": "a", "text": "...", "attributes": {...}, "version": 1700000000250000}, ...],
+     "traceparent": "00-..."}                           the trace of whoever sent it, as W3C writes it
 
-`attributes` may be left out; nothing else may, and nothing else may be there. A string, because kombu would
-read some JSON objects in attributes as its own markers for dates and bytes. A message holds 1 to 256
-documents. One bad document is refused alone; a message that cannot be read at all is refused whole.
+`attributes` and `traceparent` may be left out; nothing else may, and nothing else may be there. A string,
+because kombu would read some JSON objects in attributes as its own markers for dates and bytes. A message
+holds 1 to 256 documents. One bad document is refused alone; a message that cannot be read at all is refused
+whole.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ MAX_DOCUMENTS = 256
 _TARGET_DOCUMENTS = MAX_DOCUMENTS
 _TARGET_BYTES = 256 * 1024
 
-_FIELDS = {"schema_version", "accepted_at", "documents"}
+_FIELDS = {"schema_version", "accepted_at", "documents", "traceparent"}
 _DOCUMENT_FIELDS = {"id", "text", "attributes", "version"}
 
 
@@ -52,14 +54,15 @@ class RefusedEntry:
 
 @dataclass(frozen=True)
 class IngestMessage:
-    """`accepted_at` in seconds since 1970."""
+    """`accepted_at` in seconds since 1970; `traceparent` is empty if there is none."""
 
     accepted_at: float
     documents: tuple[Document, ...]
     refused: tuple[RefusedEntry, ...] = ()
+    traceparent: str = ""
 
 
-def encode(documents: Sequence[Document], accepted_at: float) -> Iterator[str]:
+def encode(documents: Sequence[Document], accepted_at: float, traceparent: str = "") -> Iterator[str]:
     """As many messages as the documents need, each of a size that suits the encoder."""
     batch: list[str] = []
     batch_bytes = 0
@@ -67,12 +70,12 @@ def encode(documents: Sequence[Document], accepted_at: float) -> Iterator[str]:
         entry = json.dumps(document_as_json(document), ensure_ascii=False)
         entry_bytes = len(entry.encode())
         if batch and (len(batch) == _TARGET_DOCUMENTS or batch_bytes + entry_bytes > _TARGET_BYTES):
-            yield _message(batch, accepted_at)
+            yield _message(batch, accepted_at, traceparent)
             batch, batch_bytes = [], 0
         batch.append(entry)
         batch_bytes += entry_bytes
     if batch:
-        yield _message(batch, accepted_at)
+        yield _message(batch, accepted_at, traceparent)
 
 
 def decode(text: str) -> IngestMessage:
@@ -85,6 +88,8 @@ def decode(text: str) -> IngestMessage:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"the message is not JSON: {error}") from error
+    if isinstance(content, dict):
+        content = {"traceparent": "", **content}
     _check_fields(content, _FIELDS, "the message")
     if content["schema_version"] != SCHEMA_VERSION:
         found = content["schema_version"]
@@ -92,6 +97,8 @@ def decode(text: str) -> IngestMessage:
     accepted_at = content["accepted_at"]
     if not _is_number(accepted_at) or not math.isfinite(accepted_at):
         raise MalformedMessage(f"accepted_at is {accepted_at!r}; it must be a number of seconds")
+    if not isinstance(content["traceparent"], str):
+        raise MalformedMessage("traceparent is no string")
     entries = content["documents"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_DOCUMENTS:
         raise MalformedMessage(f"documents must be a list of 1 to {MAX_DOCUMENTS}")
@@ -100,6 +107,7 @@ def decode(text: str) -> IngestMessage:
         accepted_at=float(accepted_at),
         documents=tuple(entry for entry in read if isinstance(entry, Document)),
         refused=tuple(entry for entry in read if isinstance(entry, RefusedEntry)),
+        traceparent=content["traceparent"],
     )
 
 
@@ -131,8 +139,9 @@ def document_from_json(content: object) -> Document:
 _JSON_NAMES: dict[type, str] = {str: "a string", dict: "an object", int: "a whole number"}
 
 
-def _message(entries: Sequence[str], accepted_at: float) -> str:
-    head = json.dumps({"schema_version": SCHEMA_VERSION, "accepted_at": accepted_at})
+def _message(entries: Sequence[str], accepted_at: float, traceparent: str = "") -> str:
+    fields = {"schema_version": SCHEMA_VERSION, "accepted_at": accepted_at}
+    head = json.dumps({**fields, "traceparent": traceparent} if traceparent else fields)
     return f'{head[:-1]}, "documents": [{", ".join(entries)}]}}'
 
 

@@ -40,13 +40,15 @@ class Producer:
         self._redis = redis
         self._enqueue = redis.register_script(_ENQUEUE)
 
-    async def enqueue(self, documents: Sequence[Document]) -> None:
+    async def enqueue(self, documents: Sequence[Document], traceparent: str = "") -> None:
         """Mark documents pending and publish them; returns when Redis has them. Every version is set."""
         accepted_at = time.time()
         versions: dict[str, int] = {}
         for document in documents:
             versions[document.id] = max(document.version, versions.get(document.id, 0))
-        packed = [envelope.pack(argument) for argument in messages.encode(documents, accepted_at)]
+        packed = [
+            envelope.pack(argument) for argument in messages.encode(documents, accepted_at, traceparent)
+        ]
         arguments: list[str | int | float] = [accepted_at, len(packed), *packed]
         for document_id, version in versions.items():
             arguments += [document_id, version]

@@ -8,6 +8,8 @@ import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from textmatch.runtime import tracing
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 api_key_name: ContextVar[str] = ContextVar("api_key_name", default="")
 
@@ -50,6 +52,8 @@ class JsonFormatter(logging.Formatter):
             entry["request_id"] = current
         if caller := api_key_name.get():
             entry["api_key"] = caller
+        if trace := tracing.trace_id():
+            entry["trace_id"] = trace
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False, default=str)

@@ -24,6 +24,16 @@ class ProcessSettings:
         "Least severe level logged.",
         choices=("DEBUG", "INFO", "WARNING", "ERROR"),
     )
+    otlp_endpoint: str = setting(
+        "TEXTMATCH_OTLP_ENDPOINT", "", "OpenTelemetry collector, `http://host:4317`. Empty: no traces."
+    )
+    trace_sample_ratio: float = setting(
+        "TEXTMATCH_TRACE_SAMPLE_RATIO",
+        1.0,
+        "Share of the calls traced that come without a trace.",
+        minimum=0,
+        maximum=1,
+    )
     log_style: str = setting("TEXTMATCH_LOG_STYLE", "json", "Form of log lines.", choices=("json", "text"))
 
 

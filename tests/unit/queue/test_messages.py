@@ -132,3 +132,12 @@ def test_an_invalid_document_is_refused_alone_and_by_name(changes: dict[str, Any
     assert refused.document is not None
     assert refused.document.id == bad["id"]
     assert complaint in refused.error
+
+
+def test_a_trace_goes_along_and_may_be_missing():
+    document = Document("a", "t", {}, 1)
+    [text] = messages.encode([document], 1.0, "00-11111111111111111111111111111111-2222222222222222-01")
+    assert messages.decode(text).traceparent == "00-11111111111111111111111111111111-2222222222222222-01"
+    assert messages.decode(message()).traceparent == ""
+    with pytest.raises(MalformedMessage, match="traceparent is no string"):
+        messages.decode(message(traceparent=1))
