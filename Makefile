@@ -13,7 +13,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I protos \
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos format check check-stubs check-sizes test test-all chaos run demo bench docs \
+.PHONY: help setup protos format check check-stubs check-sizes check-dependencies test test-all chaos run demo bench docs \
 	check-deploy promtool redis-tls images monitoring
 
 help: ## Show the targets
@@ -40,7 +40,7 @@ docs: $(INSTALLED) ## Write docs/configuration.md from the settings
 format: $(INSTALLED) ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
 
-check: $(INSTALLED) $(BUF) check-stubs check-sizes check-deploy ## Lint, types, import rules, protos, sizes, manifests, alerts
+check: $(INSTALLED) $(BUF) check-stubs check-sizes check-dependencies check-deploy ## Lint, types, import rules, protos, sizes, packages, manifests, alerts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -55,6 +55,9 @@ check-stubs: $(INSTALLED)
 check-sizes:
 	@git ls-files '*.py' | grep -v '^textmatch/v1/' | xargs wc -l \
 		| awk '$$2 != "total" && $$1 > 300 {print "over 300 lines: " $$2 " (" $$1 ")"; bad = 1} END {exit bad}'
+
+check-dependencies: $(INSTALLED)
+	@$(BIN)/pytest -q tests/unit/test_dependencies.py
 
 check-deploy: $(INSTALLED) promtool ## Render, validate and judge the manifests; try the alerts
 	@$(BIN)/mypy -p deploy.monitoring

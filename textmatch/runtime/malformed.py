@@ -1,4 +1,4 @@
-"""Requests that are no protobuf of their type: the caller's fault, which gRPC itself would call INTERNAL."""
+"""Requests that are no protobuf of their type: the caller's fault, which gRPC itself would call UNKNOWN."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class EncoderServiceServicer:
 
     def Encode(self, request, context):
         """Encode embeds a batch of texts. The batch is atomic: either every text is embedded, or the call fails with
-        INVALID_ARGUMENT naming *all* texts that are at fault.
+        INVALID_ARGUMENT naming all texts that are at fault; of more than about fifty, the first ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,7 @@ class EncoderServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EncoderServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_encoder_service_pb2.EncodeRequest, _encoder_service_pb2.EncodeResponse]
     """Encode embeds a batch of texts. The batch is atomic: either every text is embedded, or the call fails with
-    INVALID_ARGUMENT naming *all* texts that are at fault.
+    INVALID_ARGUMENT naming all texts that are at fault; of more than about fifty, the first ones.
     """
     EncodeStream: _grpc.StreamStreamMultiCallable[_encoder_service_pb2.EncodeStreamRequest, _encoder_service_pb2.EncodeStreamResponse]
     """EncodeStream embeds many batches over one stream, in order: one response for each request. A batch that
@@ -57,7 +57,7 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_encoder_service_pb2.EncodeRequest, _encoder_service_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encode embeds a batch of texts. The batch is atomic: either every text is embedded, or the call fails with
-    INVALID_ARGUMENT naming *all* texts that are at fault.
+    INVALID_ARGUMENT naming all texts that are at fault; of more than about fifty, the first ones.
     """
     EncodeStream: _aio.StreamStreamMultiCallable[_encoder_service_pb2.EncodeStreamRequest, _encoder_service_pb2.EncodeStreamResponse]  # type: ignore[assignment]
     """EncodeStream embeds many batches over one stream, in order: one response for each request. A batch that
@@ -80,7 +80,7 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_service_pb2.EncodeResponse, _abc.Awaitable[_encoder_service_pb2.EncodeResponse]]:
         """Encode embeds a batch of texts. The batch is atomic: either every text is embedded, or the call fails with
-        INVALID_ARGUMENT naming *all* texts that are at fault.
+        INVALID_ARGUMENT naming all texts that are at fault; of more than about fifty, the first ones.
         """
 
     @_abc_1.abstractmethod

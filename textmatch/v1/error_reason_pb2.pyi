@@ -25,7 +25,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     ERROR_REASON_INVALID_INPUT: _ErrorReason.ValueType  # 1
     """INVALID_ARGUMENT. Something in the request is empty, too large or malformed. A google.rpc.BadRequest names
-    every bad item ("texts[3]") with one of the TEXT_* or FIELD_* reasons, so that exactly those can be dropped.
+    every bad item ("texts[3]") with one of the TEXT_* or FIELD_* reasons, so that exactly those can be dropped;
+    of more than about fifty, the first ones, because clients accept no larger errors.
     """
     ERROR_REASON_TEXT_EMPTY: _ErrorReason.ValueType  # 2
     """A text is empty or only white space."""
@@ -76,7 +77,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_INVALID_INPUT: ErrorReason.ValueType  # 1
 """INVALID_ARGUMENT. Something in the request is empty, too large or malformed. A google.rpc.BadRequest names
-every bad item ("texts[3]") with one of the TEXT_* or FIELD_* reasons, so that exactly those can be dropped.
+every bad item ("texts[3]") with one of the TEXT_* or FIELD_* reasons, so that exactly those can be dropped;
+of more than about fifty, the first ones, because clients accept no larger errors.
 """
 ERROR_REASON_TEXT_EMPTY: ErrorReason.ValueType  # 2
 """A text is empty or only white space."""
