@@ -1,18 +1,20 @@
 """The encoder beside its peers, each started alone, in one run: `python -m bench.encoder [--quick]`.
 
-Infinity needs packages of its own; make it a virtual environment and name its command:
+Infinity and mosec need packages of their own; make them a virtual environment and name its commands:
 
     python -m venv .venv-peers
-    .venv-peers/bin/pip install torch==2.13.0 'infinity-emb[all]'
+    .venv-peers/bin/pip install torch==2.13.0 'infinity-emb[all]' mosec
     .venv-peers/bin/pip uninstall -y torchvision timm colpali-engine
-    python -m bench.encoder --infinity .venv-peers/bin/infinity_emb
+    python -m bench.encoder --infinity .venv-peers/bin/infinity_emb --mosec .venv-peers/bin/python
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +23,9 @@ import torch
 import typer
 
 from bench import in_process
-from bench.loads import Embed, Load, Measured, infinity_embed, our_embed, run_load
+from bench.loads import Embed, Load, Measured, infinity_embed, mosec_embed, our_embed, run_load
 from bench.report import machine, print_table, write_figures
-from bench.servers import infinity, our_encoder
+from bench.servers import infinity, mosec, our_encoder
 from bench.texts import mixed_texts
 from textmatch.encoder_client import EncoderClient
 from textmatch.vectors import Embeddings
@@ -40,6 +42,8 @@ _INFINITY_SETTINGS = {
     "infinity optimum ONNX": ["--engine", "optimum"],
 }
 Results = dict[str, dict[str, Measured]]
+# Name, server and how to call it.
+Peer = tuple[str, Callable[[], AbstractContextManager[str]], Callable[[httpx.AsyncClient], Embed]]
 
 
 def main(
@@ -47,6 +51,9 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
     infinity_command: Annotated[
         Path | None, typer.Option("--infinity", help="The infinity_emb command; without it, no such peer.")
+    ] = None,
+    mosec_python: Annotated[
+        Path | None, typer.Option("--mosec", help="A Python with mosec; without it, no such peer.")
     ] = None,
 ) -> None:
     """Measure and print."""
@@ -57,8 +64,12 @@ def main(
     with our_encoder() as address:
         measured, score_seconds = asyncio.run(_measure_ours(address, texts, reference, seconds))
         results["textmatch"] = measured
-    if infinity_command:
-        results |= _measure_peers(infinity_command, texts, reference, seconds)
+    for name, peer, embed in _peers(infinity_command, mosec_python):
+        try:
+            with peer() as url:
+                results[name] = asyncio.run(_measure_peer(url, embed, texts, reference, seconds))
+        except (RuntimeError, httpx.HTTPError) as error:
+            typer.echo(f"{name} left out: {error}", err=True)
     alone = {
         "sentence-transformers float32": in_process.sentence_transformers_speed(texts, torch.float32),
         "sentence-transformers bfloat16": in_process.sentence_transformers_speed(texts, torch.bfloat16),
@@ -74,15 +85,13 @@ def main(
     write_figures(_figures(results, alone, score_seconds, pairs, texts), json_file)
 
 
-def _measure_peers(command: Path, texts: Sequence[str], reference: Embeddings, seconds: float) -> Results:
-    results: Results = {}
-    for name, options in _INFINITY_SETTINGS.items():
-        try:
-            with infinity(command, options) as url:
-                results[name] = asyncio.run(_measure_infinity(url, texts, reference, seconds))
-        except (RuntimeError, httpx.HTTPError) as error:
-            typer.echo(f"{name} left out: {error}", err=True)
-    return results
+def _peers(infinity_command: Path | None, mosec_python: Path | None) -> Iterator[Peer]:
+    """Those that there is a command for."""
+    if infinity_command:
+        for name, options in _INFINITY_SETTINGS.items():
+            yield name, partial(infinity, infinity_command, options), infinity_embed
+    if mosec_python:
+        yield "mosec, sentence-transformers bfloat16", partial(mosec, mosec_python), mosec_embed
 
 
 async def _measure_ours(
@@ -99,11 +108,15 @@ async def _measure_ours(
     return measured, score_seconds
 
 
-async def _measure_infinity(
-    url: str, texts: Sequence[str], reference: Embeddings, seconds: float
+async def _measure_peer(
+    url: str,
+    embed: Callable[[httpx.AsyncClient], Embed],
+    texts: Sequence[str],
+    reference: Embeddings,
+    seconds: float,
 ) -> dict[str, Measured]:
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
-        return await _measure(infinity_embed(client), texts, reference, seconds)
+        return await _measure(embed(client), texts, reference, seconds)
 
 
 async def _measure(
@@ -131,7 +144,7 @@ def _figures(
         "engine_share": ours["4x64"].texts_per_second / alone["our engine alone"],
         "gemm_share": ours["4x64"].texts_per_second * tokens_per_text / in_process.gemm_tokens_per_second(),
     }
-    if peers := [measured for name, measured in results.items() if name != "textmatch"]:
+    if peers := [measured for name, measured in results.items() if name.startswith("infinity")]:
         for load in ("64x1", "4x64"):
             best = max(peer[load].texts_per_second for peer in peers)
             figures[f"ratio_{load}"] = ours[load].texts_per_second / best

@@ -64,6 +64,17 @@ def infinity_embed(client: httpx.AsyncClient) -> Embed:
     return embed
 
 
+def mosec_embed(client: httpx.AsyncClient) -> Embed:
+    """Calls over the HTTP API of mosec_server.py."""
+
+    async def embed(texts: list[str]) -> Embeddings:
+        response = await client.post("/inference", json={"input": texts})
+        response.raise_for_status()
+        return normalise(np.array(response.json(), dtype=np.float32))
+
+    return embed
+
+
 async def run_load(embed: Embed, load: Load, texts: Sequence[str], seconds: float) -> Measured:
     """Warm up, then measure for so many seconds."""
     await _run(embed, load, texts, seconds * _WARM_UP_SHARE)

@@ -74,7 +74,7 @@ class Results:
 
 def main(
     quick: Annotated[bool, typer.Option(help="Shorter runs; figures vary more.")] = False,
-    texts_per_call: Annotated[int, typer.Option("--texts", min=1, help="Texts in a call of the load.")] = 16,
+    texts_per_call: Annotated[int, typer.Option("--texts", min=1, help="Texts in a call of the load.")] = 64,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Draw the overload second by second; needs matplotlib.")

