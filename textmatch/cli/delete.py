@@ -27,7 +27,7 @@ def delete(
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Remove documents, those that are still queued too; what is not there does not matter.
+    """Remove documents, those still queued too.
 
     With --json: {"deleted"}, how many were in the index.
     """

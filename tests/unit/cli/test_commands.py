@@ -99,7 +99,7 @@ def test_help_lists_commands_without_importing_them(
     assert "up            Start it." in listed
     assert "train         Commands of a part." in listed
     assert "gone          Not installed: no_such_module.commands." in listed
-    assert "delete        Remove documents; what is not there does not matter." in listed
+    assert "delete        Remove documents, those still queued too." in listed
     assert "part_of_tests" not in sys.modules
 
 

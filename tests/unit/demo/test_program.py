@@ -45,7 +45,13 @@ def test_the_demo_uses_a_stack_that_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    stack = {"matcher": matcher_server.address, "encoder": "", "redis_url": "", "processes": []}
+    stack = {
+        "matcher": matcher_server.address,
+        "encoder": "",
+        "redis_url": "",
+        "qdrant_url": "",
+        "processes": [],
+    }
     (tmp_path / "stack.json").write_text(json.dumps(stack))
     monkeypatch.setattr(demo, "holder_pid", lambda data_dir: 1)
     monkeypatch.setattr(sys, "argv", ["demo", "--data-dir", str(tmp_path)])
@@ -62,7 +68,7 @@ def test_the_demo_uses_a_stack_that_runs(
 def test_a_stack_that_does_not_answer_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    stack = {"matcher": "127.0.0.1:1", "encoder": "", "redis_url": "", "processes": []}
+    stack = {"matcher": "127.0.0.1:1", "encoder": "", "redis_url": "", "qdrant_url": "", "processes": []}
     (tmp_path / "stack.json").write_text(json.dumps(stack))
     monkeypatch.setattr(demo, "holder_pid", lambda data_dir: 1)
     monkeypatch.setattr(sys, "argv", ["demo", "--data-dir", str(tmp_path)])
