@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -31,6 +32,8 @@ class MalformedInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg
         return _checked(handler) if handler is not None and is_ours else handler
 
 
+# Every call asks for its handler anew, and it is nearly always the same.
+@lru_cache(maxsize=64)
 def _checked(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
     def parse(data: bytes) -> Any:
         try:
