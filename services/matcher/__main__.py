@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from services.matcher.admission import Admission, QueueLimits
 from services.matcher.documents import DocumentsHandler
 from services.matcher.embedding_cache import EmbeddingCache
+from services.matcher.encoder import MatchersEncoderClient
 from services.matcher.intake import IngestState
 from services.matcher.matching import Matcher
 from services.matcher.recalling import Recaller
@@ -62,7 +63,7 @@ async def _serve(settings: MatcherSettings) -> None:
     if settings.metrics_port:
         serve_metrics(settings.host, settings.metrics_port)
     redis = connect_redis(settings.redis_url)
-    encoder = EncoderClient(settings.encoder_target, settings.encoder_api_key, settings.client_tls())
+    encoder = MatchersEncoderClient(settings.encoder_target, settings.encoder_api_key, settings.client_tls())
     qdrant = connect_qdrant(
         settings.qdrant_url,
         settings.qdrant_api_key,

@@ -13,10 +13,17 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from services.matcher.encoder import MatchersEncoderClient
 from tests.support.scripted_servicer import RunningServer, ScriptedEncoder, ScriptedMatcher
 from textmatch.client import TextMatchClient
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import ApiKeyInvalid, ApiKeyMissing, Overloaded, PermissionDenied
+from textmatch.errors import (
+    ApiKeyInvalid,
+    ApiKeyMissing,
+    DependencyUnavailable,
+    Overloaded,
+    PermissionDenied,
+)
 from textmatch.filters import FieldMatch, Filter
 from textmatch.runtime.api_keys import ApiKeys, Scope
 from textmatch.runtime.auth import SCOPES
@@ -135,6 +142,17 @@ async def test_the_client_of_matcher_and_workers_presents_its_key(encoder_addres
     with pytest.raises(ApiKeyMissing):
         await without_key.bi_encoders(timeout_seconds=20)
     await without_key.close()
+
+
+async def test_a_matcher_that_the_encoder_refuses_does_not_blame_its_callers_key(
+    encoder_address: str, caplog: pytest.LogCaptureFixture
+):
+    for key in ("", "no-such-key-0123456789", KEYS[Scope.WRITE]):
+        client = MatchersEncoderClient(encoder_address, key)
+        with pytest.raises(DependencyUnavailable, match="the encoder refuses the matcher"):
+            await client.encode(["one text"], is_query=True, is_bulk=False, timeout_seconds=20)
+        await client.close()
+    assert "the encoder refuses TEXTMATCH_ENCODER_API_KEY" in caplog.text
 
 
 def test_a_key_is_replaced_without_a_gap(keys_file: Path, matcher_address: str):
