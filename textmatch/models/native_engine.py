@@ -93,19 +93,18 @@ class NativeEngine:
         """Make a kernel of the weights, and keep them in the cache for a start without torch.
 
         Raises:
-            KernelMissing: the kernel was not compiled.
-            NotPackable: the model is of another kind than the kernel runs, or the processor is.
+            NotPackable: the model is of another kind than the kernel runs, or there is no kernel for it.
         """
         if placement.device != "cpu" or placement.dtype != torch.bfloat16:
             raise NotPackable(
                 f"it computes in bfloat16 on a CPU, not {placement.dtype} on {placement.device}"
             )
+        if not kernel_is_usable():
+            raise NotPackable("the kernel was not compiled, or this processor has no AMX")
         probe = Probe(model)
         weights = _Weights(model)
         shape, arrays = weights.shape(probe.position_offset), weights.arrays()
         kernel = Kernel(shape, arrays, placement.threads)
-        if not kernel_is_usable():
-            raise NotPackable("this processor or this system has no AMX")
         engine = cls(kernel)
         probe.check(engine.run(probe.rows).numpy())
         write_cache(weights_path(placement.cache_directory, placement.model_id), asdict(shape), arrays)

@@ -29,7 +29,7 @@ _LAYER_ARRAYS = tuple(name + part for name in LAYER_MODULES for part in ("", "_b
 
 
 class KernelMissing(ImportError):
-    """The kernel was not compiled when textmatch was installed."""
+    """The kernel was not compiled when textmatch was installed, or does not run on this processor."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ class Kernel:
     def __init__(self, shape: KernelShape, arrays: Arrays, threads: int) -> None:
         self.shape = shape
         self._library = _library()
+        # This also asks the system to let us use tiles.
+        if not self._library.textmatch_is_usable():
+            raise KernelMissing("this processor or this system has no AMX")
         # The kernel reads them where they are; all else it copies.
         self._tables = {name: arrays[name] for name in TABLES if name in arrays}
         layers = _layers(arrays)
