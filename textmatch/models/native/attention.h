@@ -7,8 +7,8 @@
 
 // Scratch memory of one thread.
 struct AttentionScratch {
-    std::vector<bf16> keys, values, weights;
-    std::vector<float> scores;
+    Lines<bf16> keys, values, weights;
+    Lines<float> scores;
 
     void fit(size_t tokens, size_t head_width) {
         const size_t wide = round_up(tokens, kTileDepth);

@@ -30,8 +30,8 @@ struct EmbeddingWeights {
 };
 
 // A vector of the length of padded rows: zeros behind its values.
-inline std::vector<float> padded(const float* values, size_t count, size_t width) {
-    std::vector<float> copy(width, 0.0f);
+inline Lines<float> padded(const float* values, size_t count, size_t width) {
+    Lines<float> copy(width, 0.0f);
     std::copy(values, values + count, copy.begin());
     return copy;
 }
@@ -107,8 +107,8 @@ class Layer {
 
     // Buffers of one thread; rows are padded so that tiles may read behind the last token.
     struct Scratch {
-        std::vector<float> states;
-        std::vector<bf16> rounded, qkv, context, inner;
+        Lines<float> states;
+        Lines<bf16> rounded, qkv, context, inner;
         AttentionScratch attention;
     };
 
@@ -181,6 +181,6 @@ class Layer {
     Shape shape_;
     size_t width_, inner_width_, head_width_, heads_width_;
     PackedMatrix qkv_, output_, up_, down_;
-    std::vector<float> qkv_bias_, output_bias_, up_bias_, down_bias_;
-    std::vector<float> attention_norm_, attention_norm_bias_, norm_, norm_bias_;
+    Lines<float> qkv_bias_, output_bias_, up_bias_, down_bias_;
+    Lines<float> attention_norm_, attention_norm_bias_, norm_, norm_bias_;
 };

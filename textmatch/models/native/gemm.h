@@ -63,7 +63,7 @@ class PackedMatrix {
 
     size_t depth_ = 0;
     size_t columns_ = 0;
-    std::vector<bf16> values_;
+    Lines<bf16> values_;
 };
 
 // Depth that is summed at once: its panel of 32 KiB stays in the first-level cache while all rows pass by it.

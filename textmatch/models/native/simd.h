@@ -5,10 +5,30 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
+#include <vector>
 
 using bf16 = uint16_t;
 
 constexpr size_t kFloats = 16;  // in a 512-bit register
+
+// Memory that begins with a cache line: a row of a tile that lies across two of them takes twice as long to load.
+template <class Value>
+struct LineAllocator {
+    using value_type = Value;
+    LineAllocator() = default;
+    template <class Other>
+    LineAllocator(const LineAllocator<Other>&) {}
+    Value* allocate(size_t count) {
+        return static_cast<Value*>(::operator new(count * sizeof(Value), std::align_val_t{64}));
+    }
+    void deallocate(Value* values, size_t) { ::operator delete(values, std::align_val_t{64}); }
+    template <class Other>
+    bool operator==(const LineAllocator<Other>&) const { return true; }
+};
+
+template <class Value>
+using Lines = std::vector<Value, LineAllocator<Value>>;
 
 inline __m512 load_half(const uint16_t* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));

@@ -109,7 +109,7 @@ class Transformer {
         normalise(scratch.states.data(), scratch.rounded.data(), rows, shape_.embedding, embedding_width_, norm_.data(),
                   norm_bias_.data(), shape_.norm_epsilon);
         if (projection_bias_.empty()) return;
-        const std::vector<bf16> narrow(scratch.rounded.begin(), scratch.rounded.begin() + rows * embedding_width_);
+        const Lines<bf16> narrow(scratch.rounded.begin(), scratch.rounded.begin() + rows * embedding_width_);
         multiply(narrow.data(), rows, projection_, projection_.depth(), [&](size_t row, size_t count, size_t column, const float* sums, bool) {
             for (size_t at = 0; at < count; ++at)
                 for (size_t half = 0; half < kBlock; half += kFloats) {
@@ -125,7 +125,7 @@ class Transformer {
     Shape shape_;
     EmbeddingWeights embedding_;
     size_t width_, embedding_width_;
-    std::vector<float> norm_, norm_bias_, projection_bias_;
+    Lines<float> norm_, norm_bias_, projection_bias_;
     PackedMatrix projection_;
     std::vector<std::unique_ptr<Layer>> layers_;
     std::vector<Layer::Scratch> scratches_;
