@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -17,6 +18,8 @@ from textmatch.models.cross_encoder import CrossEncoder
 from textmatch.models.devices import resolve_device, resolve_dtype
 from textmatch.models.engines import EngineOptions
 from textmatch.models.prepared import keep_bi_encoder, keep_cross_encoder
+
+Model = TypeVar("Model", BiEncoder, CrossEncoder)
 
 
 class TorchLoader:
@@ -47,14 +50,7 @@ class TorchLoader:
         Raises:
             UnusableModel: it cannot be served.
         """
-        model = BiEncoder.load(
-            found.directory,
-            found.name,
-            device=self.device,
-            dtype=resolve_dtype(self._settings.dtype, self.device),
-            max_tokens=self._settings.max_tokens or None,
-            engine=self._options,
-        )
+        model = self._load(BiEncoder, found)
         if described := model.describe():
             keep_bi_encoder(self._settings.cache_directory, model.model_id, described)
         return model
@@ -65,7 +61,13 @@ class TorchLoader:
         Raises:
             UnusableModel: it cannot be served.
         """
-        model = CrossEncoder.load(
+        model = self._load(CrossEncoder, found)
+        if described := model.describe():
+            keep_cross_encoder(self._settings.cache_directory, model.model_id, *described)
+        return model
+
+    def _load(self, model_class: type[Model], found: FoundModel) -> Model:
+        return model_class.load(
             found.directory,
             found.name,
             device=self.device,
@@ -73,9 +75,6 @@ class TorchLoader:
             max_tokens=self._settings.max_tokens or None,
             engine=self._options,
         )
-        if described := model.describe():
-            keep_cross_encoder(self._settings.cache_directory, model.model_id, *described)
-        return model
 
 
 def _quieten_libraries() -> None:

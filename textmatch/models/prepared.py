@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,13 +103,17 @@ class _Transformer:
         return states, starts, lengths
 
 
-class PreparedBiEncoder:
-    """Does what textmatch.models.bi_encoder does."""
+class _Prepared:
+    """What all models in the kernel tell about themselves."""
 
     device = "cpu"
     dtype = "bfloat16"
     engine = NAME
     is_packed = True
+
+
+class PreparedBiEncoder(_Prepared):
+    """Does what textmatch.models.bi_encoder does."""
 
     def __init__(
         self,
@@ -141,10 +146,8 @@ class PreparedBiEncoder:
             KernelMissing: there is no kernel.
         """
         identity = model_id(name, directory)
-        content, _ = read_cache(_path(cache_directory, identity, "bi-encoder"))
-        description = BiEncoderDescription(
-            **content | {"tokenizer": TokenizerDescription(**content["tokenizer"])}
-        )
+        content, _ = _read(_path(cache_directory, identity, "bi-encoder"))
+        description = BiEncoderDescription(**content)
         kernel = Kernel.load(weights_path(cache_directory, identity), threads)
         return cls(directory, name, identity, kernel, description, max_tokens=max_tokens)
 
@@ -171,13 +174,8 @@ class PreparedBiEncoder:
         return normalise(pooled)
 
 
-class PreparedCrossEncoder:
+class PreparedCrossEncoder(_Prepared):
     """Does what textmatch.models.cross_encoder does."""
-
-    device = "cpu"
-    dtype = "bfloat16"
-    engine = NAME
-    is_packed = True
 
     def __init__(
         self,
@@ -210,10 +208,8 @@ class PreparedCrossEncoder:
             KernelMissing: there is no kernel.
         """
         identity = model_id(name, directory)
-        content, arrays = read_cache(_path(cache_directory, identity, "cross-encoder"))
-        description = CrossEncoderDescription(
-            **content | {"tokenizer": TokenizerDescription(**content["tokenizer"])}
-        )
+        content, arrays = _read(_path(cache_directory, identity, "cross-encoder"))
+        description = CrossEncoderDescription(**content)
         head = [
             Dense(arrays[f"{number}.weight"], arrays[f"{number}.bias"], activation)
             for number, activation in enumerate(description.activations)
@@ -270,3 +266,9 @@ def keep_cross_encoder(
 
 def _path(cache_directory: Path, identity: str, kind: str) -> Path:
     return cache_directory / f"{identity}-{kind}-{_FORM}.safetensors"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The fields of a description, its tokenizer's among them, and the arrays."""
+    content, arrays = read_cache(path)
+    return content | {"tokenizer": TokenizerDescription(**content["tokenizer"])}, arrays
