@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.integration.cli.running import run
 from tests.support.scripted_servicer import DIMENSION, RunningServer, ScriptedEncoder
 from textmatch.cli.__main__ import main
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[Any], str]:
-    """Exit code, the JSON documents on stdout and stderr."""
-    code = main(arguments)
-    captured = capsys.readouterr()
-    return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
 
 
 def test_encode_as_json_lines(encoder_server: RunningServer, capsys: pytest.CaptureFixture[str]):

@@ -5,31 +5,13 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.integration.cli.running import run
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.cli.__main__ import main
-from textmatch.client import TextMatchClient
 from textmatch.errors import InternalError
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[Any], str]:
-    """Exit code, the JSON documents on stdout and stderr."""
-    code = main(arguments)
-    captured = capsys.readouterr()
-    return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
-
-
-@pytest.fixture
-def corpus(client: TextMatchClient) -> None:
-    client.ingest_all(
-        [
-            {"id": "cat", "text": "the cat sits", "attributes": {"year": 2024, "tags": ["a"]}},
-            {"id": "猫", "text": "猫 坐 在 垫子 上"},
-        ]
-    )
 
 
 @pytest.mark.parametrize("command", [["match"], ["encode"], ["score", "a"], ["delete"]])
