@@ -11,8 +11,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# A shell starts background jobs with SIGINT ignored, and every process started here would inherit that: the tests of
-# Ctrl-C would wait forever for what never arrives.
+# A shell starts background jobs with SIGINT ignored, and every process started here would inherit that:
+# the tests of Ctrl-C would wait forever for what never arrives.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
