@@ -1,7 +1,8 @@
 """From a file to the index beside the encoder alone, and Match meanwhile: `python -m bench.ingest [--quick]`.
 
 Everything runs on one machine, so that the other processes take from the encoder what processor time they
-need: the table says how much for 1,000 documents, which varies less than the speed does.
+need: the table says how much for 1,000 documents, which varies less than the speed does. With `--apart` the
+encoder has half of the processors and everything else the other half, as on machines of their own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bench.ingest_load import (
     write_documents,
 )
 from bench.ingest_stack import RunningStack, running_stack
+from bench.processors import Processors, divided
 from bench.report import machine, print_table, write_figures
 from bench.texts import mixed_texts
 from textmatch.client import TextMatchClient
@@ -75,11 +77,14 @@ class Results:
 
 def main(
     quick: Annotated[bool, typer.Option(help="Fewer documents; figures vary more.")] = False,
+    apart: Annotated[
+        bool, typer.Option(help="The encoder on half of the processors, the rest on the other.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Measure and print."""
     document_count, rounds = (4_000, 1) if quick else (20_000, 3)
-    results = _measure(mixed_texts(document_count), rounds)
+    results = _measure(mixed_texts(document_count), rounds, divided(apart))
     _print(results)
     figures = {
         "path_share": float(np.median([path.share for path in results.paths])),
@@ -89,15 +94,16 @@ def main(
     write_figures(figures, json_file)
 
 
-def _measure(texts: Sequence[str], rounds: int) -> Results:
+def _measure(texts: Sequence[str], rounds: int, processors: Processors) -> Results:
+    without_lanes = {"worker": _WORKER_WITHOUT_LANES}
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory)
-        with running_stack(data) as stack:
+        with running_stack(data, processors=processors) as stack:
             paths = [_run_path(stack, texts, data / f"path-{number}.jsonl") for number in range(rounds)]
             with_lanes = _run_match(stack, texts, data / "with-lanes.jsonl")
-        with running_stack(data, commands={"worker": _WORKER_WITHOUT_LANES}) as stack:
-            without_lanes = _run_match(stack, texts, data / "without-lanes.jsonl")
-    return Results(len(texts), paths, with_lanes, without_lanes)
+        with running_stack(data, commands=without_lanes, processors=processors) as stack:
+            beside_all = _run_match(stack, texts, data / "without-lanes.jsonl")
+    return Results(len(texts), paths, with_lanes, beside_all)
 
 
 def _run_path(stack: RunningStack, texts: Sequence[str], file: Path) -> PathRun:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from bench.processors import Processors, divided, running_on
 from standalone.ports import any_free
 from standalone.stack import ProcessSpec, StackPorts, process_specs
 
@@ -41,6 +42,7 @@ def running_stack(
     directory: Path,
     environment: Mapping[str, str] | None = None,
     commands: Mapping[str, tuple[str, ...]] | None = None,
+    processors: Processors | None = None,
 ) -> Iterator[RunningStack]:
     """Start the processes that `textmatch up` starts, and stop them at the end.
 
@@ -48,17 +50,21 @@ def running_stack(
         directory: for data and logs.
         environment: settings, beside those of this process.
         commands: what to run instead of a process, by its name.
+        processors: where the encoder runs and where the rest; all of them are for both unless given.
     """
     settings = {**os.environ, "TEXTMATCH_LOG_LEVEL": "WARNING", **(environment or {})}
     # Not the default ones: another stack may be starting at this moment.
     ports = StackPorts(*(any_free() for _ in fields(StackPorts)))
     specs = process_specs(directory, ports, settings)
     replaced = commands or {}
+    places = processors or divided(is_apart=False)
     with ExitStack() as stack:
         processes = {}
         for spec in specs:
             wanted = replace(spec, command=replaced.get(spec.name, spec.command))
-            processes[spec.name] = stack.enter_context(_running(wanted, directory / f"{spec.name}.log"))
+            with running_on(places.encoder if spec.name == "encoder" else places.others):
+                processes[spec.name] = stack.enter_context(_running(wanted, directory / f"{spec.name}.log"))
+        stack.enter_context(running_on(places.others))
         yield RunningStack(processes, {spec.name: spec.address for spec in specs})
 
 
