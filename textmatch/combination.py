@@ -22,6 +22,9 @@ from typing import Any
 
 from textmatch.errors import InvalidInput
 
+# Beside a collection: where tuned weights are kept.
+WEIGHTS_NOTE = "match_weights"
+
 # BM25 of two texts that share so much that more would say nothing new.
 _FULL_EVIDENCE = 30.0
 _EVIDENCE_POWER = 2

@@ -16,7 +16,15 @@ from services.matcher.answers import Degraded, MatchOptions, MatchResult, Rerank
 from services.matcher.recalling import EmbeddedQuery, Recaller, before, recall_mode
 from services.matcher.reranking import Reranker, Scores
 from services.matcher.single_flight import SingleFlight
-from textmatch.combination import Parts, Weights, calibrated, combined_score, from_mapping, recall_score
+from textmatch.combination import (
+    WEIGHTS_NOTE,
+    Parts,
+    Weights,
+    calibrated,
+    combined_score,
+    from_mapping,
+    recall_score,
+)
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.index.connection import CollectionGone
@@ -24,9 +32,6 @@ from textmatch.index.recall import Hit
 from textmatch.index.store import Index
 
 _log = logging.getLogger(__name__)
-
-# Beside a collection, where `textmatch evaluate` leaves tuned weights.
-WEIGHTS_NOTE = "match_weights"
 
 
 @dataclass(frozen=True)

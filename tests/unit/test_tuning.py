@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -40,16 +42,56 @@ def test_the_part_that_tells_relevant_documents_apart_gets_the_weight(
     part: str, lowest: Weights, highest: Weights
 ):
     queries = judged(part)
-    tuned = tune(queries, Weights())
-    assert lowest.lexical <= tuned.lexical <= highest.lexical
-    assert lowest.rerank <= tuned.rerank <= highest.rerank
-    assert ndcg_of(queries, tuned).mean() > ndcg_of(queries, Weights()).mean()
+    tuning = tune(queries, Weights())
+    assert lowest.lexical <= tuning.weights.lexical <= highest.lexical
+    assert lowest.rerank <= tuning.weights.rerank <= highest.rerank
+    assert ndcg_of(queries, tuning.weights).mean() > ndcg_of(queries, Weights()).mean()
+    assert tuning.before.mean() == pytest.approx(ndcg_of(queries, Weights()).mean())
+
+
+def test_a_gain_that_does_not_hold_for_other_queries_is_none():
+    queries = judged("cosine", count=60)
+    for query in queries:
+        RANDOM.shuffle(query.grades)
+    tuning = tune(queries, Weights())
+    assert not tuning.is_better
+    assert tuning.gain == pytest.approx(0, abs=0.05)
+
+
+def test_weights_learned_from_some_queries_are_measured_on_others():
+    queries = judged("bm25", count=50)
+    tuning = tune(queries, Weights(0.0, 0.0), seed=3)
+    assert tuning.gain == pytest.approx((tuning.after - tuning.before).mean())
+    assert tuning.is_better
+    fold = np.array_split(np.random.default_rng(3).permutation(50), 5)[0]
+    others = [query for number, query in enumerate(queries) if number not in fold]
+    learned = tune(others, Weights(0.0, 0.0)).weights
+    assert tuning.after[fold] == pytest.approx(ndcg_of([queries[one] for one in fold], learned))
+
+
+def test_without_bm25_the_weight_of_words_stays():
+    queries = [replace(query, bm25=np.zeros(30)) for query in judged("cross_encoder")]
+    assert tune(queries, Weights(0.6, 0.1)).weights.lexical == 0.6
+
+
+def test_what_recall_leaves_out_is_neither_found_nor_forgotten():
+    query = JudgedCandidates(
+        cosine=np.array([0.9, 0.5, 0.1]),
+        bm25=np.zeros(3),
+        cross_encoder=np.array([0.0, 0.0, 1.0]),
+        grades=np.array([0.0, 0.0, 1.0]),
+    )
+    weights = Weights(rerank=1.0)
+    assert ndcg_of([query], weights).tolist() == [1.0]
+    assert ndcg_of([replace(query, depth=2)], weights).tolist() == [0.0]
+    assert ndcg_of([replace(query, depth=3, missed_grades=np.ones(9))], weights)[0] < 0.5
 
 
 def test_few_judgements_change_nothing_but_the_calibration():
     queries = judged("cosine", count=1)
-    tuned = tune(queries, Weights())
-    assert (tuned.lexical, tuned.rerank) == (Weights().lexical, Weights().rerank)
+    tuning = tune(queries, Weights())
+    assert (tuning.weights.lexical, tuning.weights.rerank) == (Weights().lexical, Weights().rerank)
+    assert not tuning.is_better
 
 
 def test_a_calibrated_score_is_how_likely_the_document_is_relevant():
@@ -77,4 +119,4 @@ def test_arrays_and_single_values_give_the_same_scores():
 def test_nothing_can_be_calibrated_without_relevant_documents():
     [query] = judged("cosine", count=1)
     nothing = JudgedCandidates(query.cosine, query.bm25, query.cross_encoder, np.zeros(30))
-    assert tune([nothing, nothing], Weights()) == Weights()
+    assert tune([nothing, nothing], Weights()).weights == Weights()

@@ -36,12 +36,26 @@ _BUILT_IN = {
 }
 
 
+# Of the command that measures models in memory; with this option it is about the running stack instead, and
+# needs nothing that training needs.
+_RETRIEVAL, _TUNE = ["evaluate", "retrieval"], "--tune"
+_TUNING = EntryPoint(
+    f"{' '.join(_RETRIEVAL)} {_TUNE}", "textmatch.cli.tune:tune_weights [matcher]", ENTRY_POINT_GROUP
+)
+
+
 class CommandGroup(TyperGroup):
     """The group of all commands, its own and those of other parts."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = LazyCommands()  # type: ignore[assignment]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is meant, and its arguments."""
+        if args[:2] == _RETRIEVAL and _TUNE in args:
+            return _TUNING.name, LazyCommand(_TUNING), [one for one in args[2:] if one != _TUNE]
+        return super().resolve_command(ctx, args)
 
 
 class LazyCommands(Mapping[str, TyperCommand]):

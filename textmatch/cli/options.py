@@ -9,6 +9,7 @@ import typer
 
 Matcher = Annotated[str, typer.Option("--matcher", help="Address of the matcher, host:port.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="Address of the encoder, host:port.")]
+QdrantUrl = Annotated[str, typer.Option("--qdrant-url", help="Qdrant's gRPC port, as http://host:6334.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(

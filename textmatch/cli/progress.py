@@ -51,7 +51,7 @@ class MatchProgress:
         self._progress.update(self._task, completed=done, rate=rate)
 
 
-class ReindexProgress:
+class StageProgress:
     """Shows one bar for each stage, with the time left."""
 
     def __init__(self) -> None:
@@ -74,11 +74,11 @@ class ReindexProgress:
         self._progress.stop()
 
     def stage(self, name: str, total: int) -> None:
-        """A stage begins that has so many documents before it."""
+        """A stage begins that has so much before it."""
         self._stages.append(self._progress.add_task(name, total=total))
 
     def advance(self, count: int) -> None:
-        """So many of them are behind it."""
+        """So much of it is done."""
         self._progress.advance(self._stages[-1], count)
 
 

@@ -14,13 +14,10 @@ from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.failures import CommandFailed
 from textmatch.cli.lines import file_name, opened, read_lines
 from textmatch.cli.output import print_json, print_line, print_table
-from textmatch.cli.progress import ReindexProgress
+from textmatch.cli.progress import StageProgress
 from textmatch.cli.reindex_run import Reindexing, ReindexOptions, ReindexReport
-from textmatch.cli.settings import from_environment
+from textmatch.cli.stack_index import connected_index
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.connection import QdrantTls
-from textmatch.index.connection import connect as connect_qdrant
-from textmatch.index.payload_indexes import PayloadIndexes
 from textmatch.index.store import Index
 from textmatch.queue.connection import connect as connect_redis
 from textmatch.reindexing import change
@@ -53,7 +50,6 @@ MaxRate = Annotated[
         "--max-documents-per-second", min=0.001, help="Copy no faster; queries go first in any case."
     ),
 ]
-QdrantUrl = Annotated[str, typer.Option("--qdrant-url", help="Qdrant's gRPC port, as http://host:6334.")]
 RedisUrl = Annotated[str, typer.Option("--redis-url", help="Redis, as redis://host:6379/0.")]
 
 
@@ -71,7 +67,7 @@ def reindex(
     max_documents_per_second: MaxRate = None,
     as_json: options.Json = False,
     encoder: options.Encoder = "",
-    qdrant_url: QdrantUrl = "",
+    qdrant_url: options.QdrantUrl = "",
     redis_url: RedisUrl = "",
     data_dir: options.DataDir = None,
 ) -> None:
@@ -108,7 +104,7 @@ def reindex(
 
 
 def _reindex(addresses: Addresses, reindex_options: ReindexOptions, as_json: bool) -> None:
-    with ReindexProgress() as progress:
+    with StageProgress() as progress:
 
         async def run(index: Index, encoder: EncoderClient) -> ReindexReport:
             async with connect_redis(addresses.redis_url) as redis:
@@ -150,13 +146,9 @@ def _run(addresses: Addresses, work: Callable[[Index, EncoderClient], Awaitable[
 
 @asynccontextmanager
 async def _connections(addresses: Addresses) -> AsyncIterator[tuple[Index, EncoderClient]]:
-    settings = from_environment()
-    tls = QdrantTls(settings.qdrant_ca, settings.tls_cert, settings.tls_key)
-    qdrant = connect_qdrant(addresses.qdrant_url, settings.qdrant_api_key, tls=tls)
-    index = Index(qdrant, settings.collection_alias, PayloadIndexes.parse(settings.payload_indexes))
-    encoder = EncoderClient(addresses.encoder, settings.api_key, addresses.tls)
-    try:
-        yield index, encoder
-    finally:
-        await encoder.close()
-        await index.close()
+    async with connected_index(addresses) as index:
+        encoder = EncoderClient(addresses.encoder, addresses.api_key, addresses.tls)
+        try:
+            yield index, encoder
+        finally:
+            await encoder.close()

@@ -31,14 +31,16 @@ class CliSettings(ClientTlsSettings):
     qdrant_url: str = setting(
         "TEXTMATCH_QDRANT_URL",
         "",
-        f"Qdrant's gRPC port as a URL, for `reindex`. {_WHERE_ELSE} http://127.0.0.1:6334.",
+        f"Qdrant's gRPC port as a URL, for `reindex` and tuning. {_WHERE_ELSE} http://127.0.0.1:6334.",
     )
     qdrant_ca: str = setting(
         "TEXTMATCH_QDRANT_CA", "", "CA to trust for an https:// Qdrant, a PEM file; empty: the usual ones."
     )
     qdrant_api_key: str = setting("TEXTMATCH_QDRANT_API_KEY", "", "API key for Qdrant.", is_secret=True)
     collection_alias: str = setting(
-        "TEXTMATCH_COLLECTION_ALIAS", "textmatch", "Alias of the collection in use, for `reindex`."
+        "TEXTMATCH_COLLECTION_ALIAS",
+        "textmatch",
+        "Alias of the collection in use, for `reindex` and tuning.",
     )
     payload_indexes: str = setting(
         "TEXTMATCH_PAYLOAD_INDEXES", "", "Attributes that filters are quick on, for `reindex`."

@@ -136,7 +136,10 @@ def retrieval(
     device: DeviceOption = AUTO,
     as_json_document: JsonOption = False,
 ) -> None:
-    """Measure how models find documents, by exact search over their embeddings."""
+    """Measure how models find documents, by exact search over their embeddings.
+
+    With --tune instead of models: learn how the running stack should combine its scores; see --tune --help.
+    """
     *models, directory = arguments
     if not models:
         raise InvalidInput.of_field("MODEL", "is missing: give at least one before the folder")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from services.matcher.answers import Degraded, MatchOptions, Recall, Rerank
-from services.matcher.matching import WEIGHTS_NOTE
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
-from textmatch.combination import Calibration, Weights, to_mapping
+from textmatch.combination import WEIGHTS_NOTE, Calibration, Weights, to_mapping
 
 MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}

@@ -1,0 +1,146 @@
+"""Tuning the weights of a running stack on judged queries."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
+from tests.support.stack import Stack, running_stack, wait_until
+
+TOPICS, DOCUMENTS_PER_TOPIC, TERMS = 30, 4, 10
+FILLER = ("cat", "dog", "sits", "on", "the", "mat", "runs", "in", "park", "where", "what", "is")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Nothing that tells documents apart is in what the models read; and words do not count at first."""
+    directory = tmp_path_factory.mktemp("tuned")
+    make_tiny_bi_encoder(directory / "bi")
+    make_tiny_cross_encoder(directory / "cross")
+    environment = {
+        "TEXTMATCH_BI_ENCODER": str(directory / "bi"),
+        "TEXTMATCH_CROSS_ENCODER": str(directory / "cross"),
+        "TEXTMATCH_LEXICAL_WEIGHT": "0",
+        "TEXTMATCH_RERANK_WEIGHT": "0.2",
+    }
+    randomly = random.Random(0)
+    with running_stack(directory / "data", environment) as running, running.client() as client:
+        client.ingest_all(
+            (
+                {"id": f"d{topic}-{number}", "text": f"{filler(randomly, 130)} {terms(topic)}"}
+                for topic in range(TOPICS)
+                for number in range(DOCUMENTS_PER_TOPIC)
+            ),
+            wait=True,
+        )
+        yield running
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """A query for each topic, with the documents of the topic; and one query that nobody judged."""
+    randomly = random.Random(1)
+    queries = [
+        {"_id": f"q{topic}", "text": f"{filler(randomly, 20)} {terms(topic)}"} for topic in range(TOPICS)
+    ]
+    queries.append({"_id": "unjudged", "text": "where is the cat"})
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    write_qrels(
+        tmp_path,
+        {
+            f"q{topic}": {f"d{topic}-{number}": 1 for number in range(DOCUMENTS_PER_TOPIC)}
+            for topic in range(TOPICS)
+        },
+    )
+    return tmp_path
+
+
+def filler(randomly: random.Random, count: int) -> str:
+    return " ".join(randomly.choices(FILLER, k=count))
+
+
+def terms(topic: int) -> str:
+    return " ".join(f"term{topic}x{number}" for number in range(TERMS))
+
+
+def write_qrels(directory: Path, grades: Mapping[str, Mapping[str, float]]) -> None:
+    rows = [
+        f"{query}\t{document}\t{grade}\n" for query, one in grades.items() for document, grade in one.items()
+    ]
+    (directory / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
+
+
+def tune(stack: Stack, *arguments: str | Path) -> dict[str, Any]:
+    """Run the command with --json; it must succeed."""
+    finished = stack.textmatch("evaluate", "retrieval", "--tune", "--json", *map(str, arguments))
+    assert finished.returncode == 0, finished.stderr
+    answer: dict[str, Any] = json.loads(finished.stdout)
+    return answer
+
+
+def refused(stack: Stack, *arguments: str | Path) -> str:
+    """Run the command; it must fail with one line on stderr, which is returned."""
+    finished = stack.textmatch("evaluate", "retrieval", *map(str, arguments), "--tune")
+    assert finished.returncode in {1, 2}
+    [line] = finished.stderr.splitlines()
+    return str(line)
+
+
+def lexical_weight(stack: Stack) -> float:
+    with stack.client() as client:
+        [match] = client.match("cat", top_k=1, explain=True)
+    assert match.explanation is not None
+    return match.explanation.lexical_weight
+
+
+def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, judged: Path):
+    shown = tune(stack, judged, "--dry-run")
+    assert (shown["queries"], shown["left_out"], shown["stored"]) == (TOPICS, 1, False)
+    assert shown["weights_before"] == {"lexical": 0.0, "rerank": 0.2, "calibration": None}
+    assert shown["ndcg@10"]["after"] > shown["ndcg@10"]["before"] + 0.3
+    assert lexical_weight(stack) == 0.0
+
+    stored = tune(stack, judged)
+    assert stored == {**shown, "stored": True}
+    wait_until(lambda: lexical_weight(stack) > 0.0, "the matcher to use the weights", seconds=30)
+    assert lexical_weight(stack) == pytest.approx(stored["weights"]["lexical"])
+    with stack.client() as client:
+        matches = client.match(f"where {terms(7)}", top_k=20).matches
+    relevant = {f"d7-{number}" for number in range(DOCUMENTS_PER_TOPIC)}
+    assert {match.document.id for match in matches[:DOCUMENTS_PER_TOPIC]} == relevant
+    assert matches[DOCUMENTS_PER_TOPIC - 1].score > 2 * matches[DOCUMENTS_PER_TOPIC].score
+
+    line = refused(stack, judged)
+    assert "not stored" in line
+    assert "--force" in line
+    again = tune(stack, judged, "--force")
+    assert (again["is_better"], again["stored"]) == (False, True)
+    # The promise was made without the queries that it is about.
+    assert again["ndcg@10"]["before"] >= stored["ndcg@10"]["after"]
+    assert again["weights_before"]["rerank"] == stored["weights"]["rerank"]
+    assert again["weights_before"]["calibration"] == pytest.approx(stored["weights"]["calibration"], rel=1e-5)
+
+    assert tune(stack, "--reset") == {"collection": stored["collection"], "reset": True}
+    wait_until(lambda: lexical_weight(stack) == 0.0, "the matcher to forget the weights", seconds=30)
+
+
+def test_judgements_of_documents_that_are_not_there_are_refused(stack: Stack, judged: Path):
+    write_qrels(judged, {"q1": {"d1-0": 1, "nobody": 1}, "q2": {"nothing": 2}})
+    line = refused(stack, judged)
+    assert '2 of 3 judged documents are not stored, such as "nobody", "nothing"' in line
+
+
+def test_what_cannot_be_learned_from_is_named(stack: Stack, judged: Path):
+    write_qrels(judged, {"q1": {"d1-0": 0}})
+    assert "has a document with a grade above 0" in refused(stack, judged)
+    write_qrels(judged, {"stranger": {"d1-0": 1}})
+    assert 'qrels.tsv line 2: there is no query "stranger"' in refused(stack, judged)
+    (judged / "qrels.tsv").unlink()
+    assert "has none of qrels.tsv" in refused(stack, judged)
+    assert "give the folder" in refused(stack, "all-MiniLM-L6-v2", judged)
