@@ -77,8 +77,8 @@ def reindex(
     command goes on where it was. The old index is kept until --drop-old.
 
     With --json: {"source", "target", "documents", "written", "removed", "differing", "refused", "queries",
-    "overlap", "same_first", "switched", "seconds"}; --rollback {"in_use", "previous"}; --drop-old and
-    --cancel {"dropped"}.
+    "overlap", "same_first", "switched", "tuned_weights", "seconds"}; --rollback {"in_use", "previous"};
+    --drop-old and --cancel {"dropped"}.
     """
     if sum([bool(model), rollback, drop_old, cancel]) != 1:
         raise typer.BadParameter("give exactly one of --model, --rollback, --drop-old and --cancel")
@@ -116,6 +116,8 @@ def _reindex(addresses: Addresses, reindex_options: ReindexOptions, as_json: boo
     else:
         print_table(report.table())
         print_line(report.outcome)
+        if report.weights_outcome:
+            print_line(report.weights_outcome)
     if report.objection:
         raise CommandFailed(report.objection)
 

@@ -20,6 +20,7 @@ from textmatch.reindexing.comparison import Comparison, compare
 from textmatch.reindexing.copying import Copier
 from textmatch.reindexing.patience import patiently
 from textmatch.reindexing.walking import Change, Progress, Walked, Walker
+from textmatch.reindexing.weights import TunedWeights, take_over_weights
 
 _ENCODE_TIMEOUT_SECONDS = 60.0
 _SHOWN_QUERIES = 10
@@ -41,15 +42,23 @@ class ReindexOptions:
 
 @dataclass(frozen=True)
 class ReindexReport:
-    """How it went; `objection` says why there was no switch although one was wanted."""
+    """How it went.
+
+    `weights` is None if there was no switch, and `objection` says why if one was wanted.
+    """
 
     change: Change
     documents: int
     walked: Walked
     comparison: Comparison
-    switched: bool
+    weights: TunedWeights | None
     objection: str
     seconds: float
+
+    @property
+    def switched(self) -> bool:
+        """Whether the new collection is in use."""
+        return self.weights is not None
 
     @property
     def outcome(self) -> str:
@@ -63,6 +72,20 @@ class ReindexReport:
             f"{self.comparison.overlap:.0%} of {len(self.comparison.queries):,} queries' answers the same"
         )
         return f"{self.change.target} {state}: {figures}; {overlap}; {self.seconds:.1f} s"
+
+    @property
+    def weights_outcome(self) -> str:
+        """One line for people about tuned weights; empty if there are none."""
+        if self.weights is TunedWeights.TAKEN_OVER:
+            return (
+                f"the weights tuned for {self.change.source} were taken over; tune again to be sure of them"
+            )
+        if self.weights is TunedWeights.LEFT_BEHIND:
+            return (
+                f"the weights tuned for {self.change.source} do not fit another model, so that the server's"
+                " hold; tune again with: textmatch evaluate retrieval --tune DIR"
+            )
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """The shape that programs rely on."""
@@ -78,6 +101,7 @@ class ReindexReport:
             "overlap": self.comparison.overlap,
             "same_first": self.comparison.same_first,
             "switched": self.switched,
+            "tuned_weights": self.weights,
             "seconds": round(self.seconds, 3),
         }
 
@@ -122,11 +146,10 @@ class Reindexing:
         await walker.check_roles()
         documents = await patiently(self._index.points(going.target).count)
         objection = self._objection(walked, comparison) if self._options.switch else ""
-        switched = self._options.switch and not objection
-        if switched:
-            await self._switch(going, walked)
+        is_wanted = self._options.switch and not objection
+        weights = await self._switch(going, walked) if is_wanted else None
         return ReindexReport(
-            going, documents, walked, comparison, switched, objection, time.monotonic() - started
+            going, documents, walked, comparison, weights, objection, time.monotonic() - started
         )
 
     async def _compare(self, going: Change, walked: Walked) -> Comparison:
@@ -160,8 +183,10 @@ class Reindexing:
             )
         return ""
 
-    async def _switch(self, going: Change, walked: Walked) -> None:
-        """What the new index lacks must be among the dead letters before it is missed."""
+    async def _switch(self, going: Change, walked: Walked) -> TunedWeights:
+        """Before it is used, what it lacks must be among the dead letters, and its weights beside it."""
         if walked.refused:
             await patiently(DeadLetters(self._redis).add, list(walked.refused.values()))
+        weights = await patiently(take_over_weights, self._index, going)
         await change.switch(self._index, going)
+        return weights

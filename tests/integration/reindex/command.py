@@ -34,11 +34,15 @@ class ReindexCommand:
 
     async def run(self, *arguments: str) -> dict[str, Any]:
         """Run it with --json; it must succeed."""
-        process = self.start(*arguments, "--json")
+        answer: dict[str, Any] = json.loads(await self.show(*arguments, "--json"))
+        return answer
+
+    async def show(self, *arguments: str) -> str:
+        """Run it and return what it shows; it must succeed."""
+        process = self.start(*arguments)
         output, errors = await asyncio.to_thread(process.communicate, None, _SECONDS)
         assert process.returncode == 0, errors
-        answer: dict[str, Any] = json.loads(output)
-        return answer
+        return str(output)
 
     async def fail(self, *arguments: str) -> str:
         """Run it; it must fail with one line, which is returned."""

@@ -1,0 +1,75 @@
+"""Tuned weights after a change of the model."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.integration.ingest.scripted_encoder import ScriptedEncoder
+from tests.integration.reindex.command import ReindexCommand
+from textmatch.combination import WEIGHTS_NOTE
+from textmatch.documents import Document
+from textmatch.index.store import Index
+from workers.indexing import Dependencies, index_documents
+
+TUNED = {"lexical": 0.25, "rerank": 0.5, "calibration": {"slope": 8.0, "intercept": -4.0}}
+OTHERS: dict[str, Any] = {"lexical": 1.0, "rerank": 0.0, "calibration": None}
+
+
+@pytest.fixture
+def retrained(encoder: ScriptedEncoder, old: str) -> str:
+    """A model of the old one's name, served beside it."""
+    retrained = f"{old.rpartition('-')[0]}-{uuid.uuid4().hex[:12]}"
+    encoder.other_model_ids = (retrained, *encoder.other_model_ids)
+    return retrained
+
+
+@pytest.fixture
+async def ingested(deps: Dependencies, old: str) -> Dependencies:
+    """A worker's parts, and a collection of the old model with tuned weights."""
+    await index_documents([Document("a", "text", version=1)], deps)
+    await deps.index.note(old, {WEIGHTS_NOTE: TUNED})
+    return deps
+
+
+async def weights(index: Index, collection: str) -> Mapping[str, Any] | None:
+    weights: Mapping[str, Any] | None = (await index.traits(collection)).notes.get(WEIGHTS_NOTE)
+    return weights
+
+
+async def test_weights_go_on_with_a_model_of_the_same_name(
+    ingested: Dependencies, command: ReindexCommand, index: Index, retrained: str
+):
+    assert (await command.run("--model", retrained))["tuned_weights"] == "taken over"
+    assert await weights(index, retrained) == TUNED
+
+
+async def test_weights_stay_with_their_model_and_the_command_says_so(
+    ingested: Dependencies, command: ReindexCommand, index: Index, old: str, new: str
+):
+    output = await command.show("--model", new)
+    assert f"weights tuned for {old} do not fit another model" in output
+    assert "textmatch evaluate retrieval --tune DIR" in output
+    assert await weights(index, new) is None
+    await command.run("--rollback")
+    assert await weights(index, await index.refresh_collection()) == TUNED
+
+
+async def test_weights_of_its_own_are_kept(
+    ingested: Dependencies, command: ReindexCommand, index: Index, retrained: str
+):
+    assert (await command.run("--model", retrained, "--no-switch"))["tuned_weights"] is None
+    await index.note(retrained, {WEIGHTS_NOTE: OTHERS})
+    assert (await command.run("--model", retrained))["tuned_weights"] == "own"
+    assert await weights(index, retrained) == OTHERS
+
+
+async def test_without_weights_there_is_nothing_to_say(
+    deps: Dependencies, command: ReindexCommand, index: Index, old: str, new: str
+):
+    await index_documents([Document("a", "text", version=1)], deps)
+    await index.note(old, {WEIGHTS_NOTE: None})
+    assert (await command.run("--model", new))["tuned_weights"] == "none"
