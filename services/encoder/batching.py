@@ -1,14 +1,19 @@
 """Which of the waiting texts go into the next forward pass.
 
 There is no timer: a batch is chosen from what waits at the moment the engine is free. It always holds the
-text that has waited longest. Where texts are packed it holds those that came next, whatever their lengths;
-where all are padded to the longest it holds texts of about the same length.
+text that is next. Where texts are packed it holds those that follow, whatever their lengths; where all are
+padded to the longest it holds texts of about the same length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from services.encoder.turns import Text, TurnQueue
+
+# Small enough that single texts wait for a part of a batch, large enough that calls do not all end together.
+_TURNS_PER_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -25,36 +30,37 @@ class BatchPolicy:
     bulk_share: float
     forward_cost_tokens: int
 
+    @property
+    def turn_tokens(self) -> int:
+        """How many tokens of one caller go before those of another who waits."""
+        return max(1, self.token_budget // _TURNS_PER_BATCH)
+
 
 def padded_tokens(token_counts: Sequence[int]) -> int:
     """Tokens that are computed for a batch."""
     return max(token_counts) * len(token_counts)
 
 
-def take_packed_batch(token_counts: Sequence[int], policy: BatchPolicy) -> list[int]:
-    """Choose the oldest texts, as many as the budget holds; the oldest goes even if it alone is larger.
-
-    Args:
-        token_counts: of the waiting texts, the oldest first; at least one.
-        policy: its `token_budget` is kept.
+def take_packed_batch(queue: TurnQueue[Text], policy: BatchPolicy) -> list[Text]:
+    """Take the texts that are next, as many as the budget holds; the first goes even if it alone is larger.
 
     Returns:
-        Positions in `token_counts`: a prefix.
+        In the order of the queue; empty if nothing waits.
     """
-    tokens = token_counts[0]
-    taken = 1
-    while taken < len(token_counts) and tokens + token_counts[taken] <= policy.token_budget:
-        tokens += token_counts[taken]
-        taken += 1
-    return list(range(taken))
+    batch: list[Text] = []
+    room_tokens = policy.token_budget
+    while (text := queue.peek()) is not None and (not batch or text.tokens <= room_tokens):
+        batch.append(queue.take())
+        room_tokens -= text.tokens
+    return batch
 
 
 def take_padded_batch(token_counts: Sequence[int], policy: BatchPolicy) -> list[int]:
-    """Choose a batch of texts of about the same length that holds the oldest text.
+    """Choose a batch of texts of about the same length that holds the first text.
 
     Args:
-        token_counts: of the waiting texts, the oldest first; at least one.
-        policy: its `token_budget` is kept, unless the oldest text alone is larger.
+        token_counts: of the waiting texts, the next one first; at least one.
+        policy: its `token_budget` is kept, unless the first text alone is larger.
 
     Returns:
         Positions in `token_counts`, longest text first.
