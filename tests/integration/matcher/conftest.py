@@ -1,0 +1,67 @@
+"""A matcher with a real encoder process and a real Qdrant Edge process."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.matcher.parts import EncoderProcess, RunningMatcher, fill, running_matcher
+from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
+from textmatch.index.connection import connect
+from textmatch.index.store import Index
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The encoder's environment."""
+    directory = tmp_path_factory.mktemp("models")
+    return {
+        "TEXTMATCH_BI_ENCODER": str(make_tiny_bi_encoder(directory / "bi")),
+        "TEXTMATCH_CROSS_ENCODER": str(make_tiny_cross_encoder(directory / "cross")),
+    }
+
+
+@pytest.fixture(scope="session")
+def shared_encoder(models: dict[str, str]) -> Iterator[EncoderProcess]:
+    encoder = EncoderProcess(models)
+    yield encoder
+    encoder.kill()
+
+
+@pytest.fixture
+async def encoder(shared_encoder: EncoderProcess) -> EncoderProcess:
+    """It runs, whatever the test before did to it."""
+    await asyncio.to_thread(shared_encoder.start)
+    return shared_encoder
+
+
+@pytest.fixture
+def qdrant(tmp_path: Path) -> Iterator[EdgeProcess]:
+    server = EdgeProcess(tmp_path / "qdrant")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def index(qdrant: EdgeProcess) -> AsyncIterator[Index]:
+    connected = Index(connect(f"http://127.0.0.1:{qdrant.port}"), f"alias-{uuid.uuid4().hex}")
+    yield connected
+    await connected.close()
+
+
+@pytest.fixture
+async def filled(index: Index, encoder: EncoderProcess) -> Index:
+    await fill(index, encoder)
+    return index
+
+
+@pytest.fixture
+async def matcher(encoder: EncoderProcess, filled: Index) -> AsyncIterator[RunningMatcher]:
+    async with running_matcher(encoder, filled) as running:
+        yield running
