@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from services.encoder import metrics
 from services.encoder.batching import padded_tokens
 from services.encoder.jobs import EngineModel, Errand, Job, Outcome, deliver
-from services.encoder.waiting import Item, WaitingTexts
+from services.encoder.lanes import Item
+from services.encoder.waiting import WaitingTexts
 from textmatch.errors import NotReady
 
 _log = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -24,8 +23,6 @@ Outcome = TypeVar("Outcome")
 # Has work done in the thread that runs models; the work returns the seconds it took.
 RunPass: TypeAlias = Callable[[Callable[[], float]], float]
 
-_sequence = itertools.count()
-
 
 @dataclass(frozen=True, eq=False)
 class EngineModel:
@@ -41,28 +38,37 @@ class EngineModel:
     is_packed: bool = False
 
 
+@dataclass(frozen=True)
+class Urgency:
+    """Which lane a call is in, and until when its answer is of use (`time.monotonic`; None: for ever).
+
+    Callers share the engine, however much one of them asks for.
+    """
+
+    caller: str
+    is_bulk: bool
+    deadline: float | None
+
+
 class Job:
     """The texts of one call for one model. Made in the event loop; the engine fills it from its own thread.
 
     Args:
         name_item: what the caller calls the text at a position: "texts[3]".
-        deadline: as `time.monotonic` counts; None for none.
     """
 
     def __init__(
         self,
         model: EngineModel,
         texts: Sequence[TokenizedText],
-        *,
-        is_bulk: bool,
+        urgency: Urgency,
         name_item: Callable[[int], str],
-        deadline: float | None,
     ) -> None:
         self.model = model
         self.texts = texts
-        self.is_bulk = is_bulk
-        self.deadline = deadline
-        self.sequence = next(_sequence)
+        self.caller = urgency.caller
+        self.is_bulk = urgency.is_bulk
+        self.deadline = urgency.deadline
         self.added_at = time.perf_counter()
         self.waiting_tokens = sum(text.token_count for text in texts)
         self.waiting_texts = len(texts)

@@ -49,3 +49,8 @@ MODEL_INFO = Gauge(
 DEVICE_MEMORY_BYTES = Gauge(
     "textmatch_encoder_device_memory_bytes", "Memory that tensors take on the GPU.", ["device"]
 )
+DEVICE_UTILIZATION_RATIO = Gauge(
+    "textmatch_encoder_device_utilization_ratio",
+    "Part of the last moment in which the GPU ran anything; not there if the driver cannot be asked.",
+    ["device"],
+)

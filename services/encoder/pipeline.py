@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from services.encoder import metrics
-from services.encoder.jobs import EngineModel, Job, Rows
+from services.encoder.jobs import EngineModel, Job, Rows, Urgency
 from services.encoder.waiting import WaitingTexts
 from textmatch.models.tokens import TokenizedText
 
@@ -18,14 +18,6 @@ _TOKENISER_THREADS = 2
 # Fewer characters than this are tokenised faster than a thread is woken.
 _INLINE_CHARACTERS = 2_000
 _BYTES_PER_TOKEN = 4
-
-
-@dataclass(frozen=True)
-class Urgency:
-    """Which lane a call is in, and until when its answer is of use (`time.monotonic`; None: for ever)."""
-
-    is_bulk: bool
-    deadline: float | None
 
 
 @dataclass(frozen=True)
@@ -69,15 +61,9 @@ class Pipeline:
             NotReady: the encoder is ending.
         """
         size_tokens = sum(min(work.max_tokens, _estimate_tokens(text)) for text in work.texts)
-        with self._waiting.admitted(size_tokens, is_bulk=urgency.is_bulk, deadline=urgency.deadline):
+        with self._waiting.admitted(size_tokens, urgency):
             texts = await self._tokenize(work)
-            job = Job(
-                work.model,
-                texts,
-                is_bulk=urgency.is_bulk,
-                name_item=work.name_item,
-                deadline=urgency.deadline,
-            )
+            job = Job(work.model, texts, urgency, work.name_item)
             self._waiting.add(job)
         try:
             return Computed(await job.result(), texts)

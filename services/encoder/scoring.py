@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.encoder.pipeline import Pipeline, Urgency, Work
+from services.encoder.jobs import Urgency
+from services.encoder.pipeline import Pipeline, Work
 from services.encoder.requests import ScoreInput, stored_embeddings
 from services.encoder.served import BiEncoder, CrossEncoder, EmbeddingScorer, Scores, Served
 from textmatch.errors import InvalidInput

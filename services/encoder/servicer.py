@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
 from services.encoder import metrics
-from services.encoder.pipeline import Pipeline, Urgency, Work
+from services.encoder.jobs import Urgency
+from services.encoder.pipeline import Pipeline, Work
 from services.encoder.requests import check_dimension, check_encode, score_input
 from services.encoder.scoring import Scored, score_by_cross_encoder, score_by_embeddings
 from services.encoder.served import Model, ServedModels
@@ -64,16 +65,17 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         return self._service.models if self._service else ServedModels([], [])
 
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
-        return await self._encode(request, _deadline(context))
+        return await self._encode(request, _urgency(request.priority, context))
 
     async def EncodeStream(
         self, request_iterator: AsyncIterator[pb.EncodeStreamRequest], context: Context
     ) -> AsyncIterator[pb.EncodeStreamResponse]:
-        deadline = _deadline(context)
+        of_stream = _urgency(pb.PRIORITY_UNSPECIFIED, context)
 
         async def answer(request: pb.EncodeStreamRequest) -> pb.EncodeStreamResponse:
+            urgency = replace(of_stream, is_bulk=_is_bulk(request.request.priority))
             try:
-                return pb.EncodeStreamResponse(response=await self._encode(request.request, deadline))
+                return pb.EncodeStreamResponse(response=await self._encode(request.request, urgency))
             except TextMatchError as error:
                 return pb.EncodeStreamResponse(error=to_status(error))
             except Exception:  # noqa: BLE001 -- the stream goes on, as for any failed batch
@@ -87,7 +89,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         service = self._opened()
         wanted = score_input(request, self._max_texts)
-        urgency = _urgency(request.priority, _deadline(context))
+        urgency = _urgency(request.priority, context)
         if request.scorer in (pb.SCORER_UNSPECIFIED, pb.SCORER_CROSS_ENCODER):
             cross_encoder = service.models.cross_encoder(request.model)
             return _to_proto(await score_by_cross_encoder(cross_encoder, wanted, urgency, service.pipeline))
@@ -106,7 +108,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         limits = pb.Limits(max_texts=self._max_texts, max_text_bytes=MAX_TEXT_BYTES)
         return pb.GetModelsResponse(models=_describe_all(self._opened().models), limits=limits)
 
-    async def _encode(self, request: pb.EncodeRequest, deadline: float | None) -> pb.EncodeResponse:
+    async def _encode(self, request: pb.EncodeRequest, urgency: Urgency) -> pb.EncodeResponse:
         service = self._opened()
         check_encode(request, self._max_texts)
         served = service.models.bi_encoder(request.model)
@@ -119,7 +121,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
             tokenize=lambda: served.model.tokenize(texts, is_query=is_query),
             name_item="texts[{}]".format,
         )
-        computed = await service.pipeline.compute(work, _urgency(request.priority, deadline))
+        computed = await service.pipeline.compute(work, urgency)
         started = time.perf_counter()
         embeddings = computed.rows
         if dimension < served.model.dimension:
@@ -152,13 +154,18 @@ def _to_proto(scored: Scored) -> pb.ScoreResponse:
     return response
 
 
-def _urgency(priority: pb.Priority.ValueType, deadline: float | None) -> Urgency:
-    return Urgency(is_bulk=priority == pb.PRIORITY_BULK, deadline=deadline)
-
-
-def _deadline(context: Context) -> float | None:
+def _urgency(priority: pb.Priority.ValueType, context: Context) -> Urgency:
+    """A caller is an API key, else a connection."""
     remaining_seconds = context.time_remaining()
-    return None if remaining_seconds is None else time.monotonic() + remaining_seconds
+    return Urgency(
+        caller=logs.api_key_name.get() or context.peer(),
+        is_bulk=_is_bulk(priority),
+        deadline=None if remaining_seconds is None else time.monotonic() + remaining_seconds,
+    )
+
+
+def _is_bulk(priority: pb.Priority.ValueType) -> bool:
+    return priority == pb.PRIORITY_BULK
 
 
 def _show_models(models: ServedModels, before: ServedModels) -> None:

@@ -70,7 +70,8 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     queue_tokens: int = setting(
         "TEXTMATCH_ENCODER_QUEUE_TOKENS",
         262_144,
-        "Tokens that may wait, for interactive and for bulk calls each; more are refused.",
+        "Tokens that may wait, for interactive and for bulk calls each; more are refused, but for callers"
+        " that have few: up to twice as many, in equal parts.",
         minimum=1,
     )
     bulk_share: float = setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ from textmatch.models.cross_encoder import CrossEncoder
 from textmatch.models.devices import resolve_device, resolve_dtype
 from textmatch.models.engines import EngineOptions
 from textmatch.models.prepared import keep_bi_encoder, keep_cross_encoder
+
+_log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", BiEncoder, CrossEncoder)
 
@@ -36,8 +39,7 @@ class TorchLoader:
         torch.set_num_threads(settings.threads or torch.get_num_threads())
         self._options = EngineOptions(settings.engine, torch.get_num_threads(), settings.cache_directory)
         if self.device != "cpu":
-            memory_bytes = metrics.DEVICE_MEMORY_BYTES.labels(self.device)
-            memory_bytes.set_function(lambda: torch.cuda.memory_allocated(self.device))
+            _show_device(self.device)
 
     def prepare_thread(self) -> Callable[[], None]:
         """What the thread that runs the models has to do first."""
@@ -75,6 +77,24 @@ class TorchLoader:
             max_tokens=self._settings.max_tokens or None,
             engine=self._options,
         )
+
+
+def _show_device(device: str) -> None:
+    metrics.DEVICE_MEMORY_BYTES.labels(device).set_function(lambda: torch.cuda.memory_allocated(device))
+    try:
+        torch.cuda.utilization(device)
+    except Exception as error:  # noqa: BLE001 -- without nvidia-ml-py, or whatever it raises
+        _log.info("no metric of the GPU's utilisation", extra={"reason": repr(error)})
+        return
+    metrics.DEVICE_UTILIZATION_RATIO.labels(device).set_function(lambda: _utilization_ratio(device))
+
+
+def _utilization_ratio(device: str) -> float:
+    """Not a number if the driver does not answer: the other metrics must still be shown."""
+    try:
+        return torch.cuda.utilization(device) / 100
+    except Exception:  # noqa: BLE001 -- errors of nvidia-ml-py have no base class that can be named here
+        return math.nan
 
 
 def _quieten_libraries() -> None:

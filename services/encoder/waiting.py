@@ -136,41 +136,56 @@ class WaitingTexts:
         return self._bulk if is_bulk else self._interactive
 
     def _check(self, lane: Lane, tokens: int, urgency: Urgency) -> None:
-        if lane.tokens and not self._has_room(lane, tokens, urgency.caller):
+        is_full = lane.tokens > 0 and not self._has_room(lane, tokens, urgency.caller)
+        if not is_full and self._is_in_time(self._ahead_of(lane, lane.tokens), tokens, urgency):
+            return
+        # Other callers' work that goes behind this call does not count; but to leave it out takes time.
+        ahead_tokens = self._ahead_of(lane, lane.tokens_ahead(urgency.caller, tokens))
+        speed = self._tokens_per_second
+        delay_seconds = ahead_tokens / speed if speed else _DELAY_WHILE_SPEED_UNKNOWN_SECONDS
+        if is_full:
             metrics.REJECTIONS_TOTAL.labels("overloaded").inc()
             message = f"{lane.tokens:,} {lane.name} tokens wait already; the limit is {self._limit_tokens:,}"
-            raise Overloaded(message, retry_delay_seconds=self._delay_seconds(lane, tokens, urgency.caller))
-        if urgency.deadline is None or self._tokens_per_second is None:
-            return
-        ahead = self._running_tokens + self._interactive.tokens + (self._bulk.tokens if urgency.is_bulk else 0)
-        if not ahead or self._is_in_time(ahead + tokens, urgency.deadline):
-            return
-        # Much of it may be of callers with more work than this one has, and goes behind it.
-        ahead = self._tokens_ahead(lane, tokens, urgency.caller)
-        if ahead and not self._is_in_time(ahead + tokens, urgency.deadline):
-            self._refuse_as_late(ahead / self._tokens_per_second)
+            raise Overloaded(message, retry_delay_seconds=delay_seconds)
+        if not self._is_in_time(ahead_tokens, tokens, urgency):
+            metrics.REJECTIONS_TOTAL.labels("deadline_too_short").inc()
+            message = f"the work ahead takes about {delay_seconds:.2f} s, longer than the call waits"
+            raise DeadlineTooShort(message, retry_delay_seconds=delay_seconds)
 
     def _has_room(self, lane: Lane, tokens: int, caller: str) -> bool:
-        """Whether a call may wait too: within the limit; else within the caller's part of as much again."""
+        """Whether a call may wait too: within the limit, else within its caller's part of as much again."""
         if lane.tokens + tokens <= self._limit_tokens:
             return True
-        part_tokens = self._limit_tokens / lane.callers_with(caller)
+        part_tokens = self._limit_tokens // lane.callers_with(caller)
         is_small = lane.tokens_of(caller) + tokens <= part_tokens
         return is_small and lane.tokens + tokens <= 2 * self._limit_tokens
 
-    def _is_in_time(self, tokens: int, deadline: float) -> bool:
-        """Whether so many tokens are computed by then.
+    def _ahead_of(self, lane: Lane, tokens_in_lane: int) -> int:
+        """What is computed before a call that so many tokens of its own lane go before."""
+        before_lane = self._interactive.tokens if lane is self._bulk else 0
+        return self._running_tokens + before_lane + tokens_in_lane
+
+    def _is_in_time(self, ahead_tokens: int, tokens: int, urgency: Urgency) -> bool:
+        """Whether the caller still waits when its call is computed, as far as can be told.
 
         The estimate is of full speed; batches in a hurry are slower, so that there must be time to spare.
         """
-        work_seconds = tokens / (self._tokens_per_second or 1)
-        return time.monotonic() + _CAUTION * work_seconds <= deadline
+        if urgency.deadline is None or not ahead_tokens or not self._tokens_per_second:
+            return True
+        work_seconds = (ahead_tokens + tokens) / self._tokens_per_second
+        return time.monotonic() + _CAUTION * work_seconds <= urgency.deadline
 
-    def _refuse_as_late(self, delay_seconds: float) -> NoReturn:
-        """It would be computed for nobody: the caller has gone when it is done."""
-        metrics.REJECTIONS_TOTAL.labels("deadline_too_short").inc()
-        message = f"the work ahead takes about {delay_seconds:.2f} s, longer than the call waits"
-        raise DeadlineTooShort(message, retry_delay_seconds=delay_seconds)
+    def _next_lane(self) -> Lane | None:
+        interactive_waits, bulk_waits = self._interactive.has_work(), self._bulk.has_work()
+        if not interactive_waits and not bulk_waits:
+            return None
+        is_bulk_turn = self._credit.is_bulk_turn(interactive_waits=interactive_waits, bulk_waits=bulk_waits)
+        return self._lane(is_bulk_turn)
+
+    def _account(self, lane: Lane, batch: list[Item]) -> None:
+        self._running_tokens = sum(item.tokens for item in batch)
+        is_bulk = lane is self._bulk
+        self._credit.account(self._running_tokens, is_bulk=is_bulk, bulk_waits=self._bulk.has_work())
 
     def _is_over(self, job: Job) -> bool:
         """Whether nobody waits for a job any more; notices here when its deadline has passed."""

@@ -17,6 +17,7 @@ from tests.support.encoder_server import serve_encoder
 from tests.support.grpc_failures import failure_of
 from textmatch.models.tokens import TokenizedText
 from textmatch.v1 import encoder_service_pb2 as pb
+from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
 Forward = Callable[[Sequence[TokenizedText]], Rows]
 
@@ -188,6 +189,36 @@ async def test_interactive_calls_overtake_bulk_and_bulk_still_ends(models: Serve
         gate.opened.set()
         await asyncio.wait_for(asyncio.gather(first, bulk, *interactive), 30)
     assert order == ["interactive"] * 10 + ["bulk"]
+
+
+async def test_whatever_one_caller_queues_a_small_call_of_another_is_in_the_next_batch(models: ServedModels):
+    gate, batches = Gate(), []
+
+    def note(forward: Forward) -> Forward:
+        def noted(batch: Sequence[TokenizedText]) -> Rows:
+            batches.append({text.token_count for text in batch})
+            return forward(batch)
+
+        return noted
+
+    policy = BatchPolicy(token_budget=256, bulk_share=0.1, forward_cost_tokens=64)
+    async with serve_encoder(_wrapped(_wrapped(models, gate.wrap), note), policy=policy) as encoder:
+        huge = [encoder.stub.Encode(pb.EncodeRequest(texts=["the cat sits"] * 1_000))]
+        await gate.wait_entered()
+        huge += [encoder.stub.Encode(pb.EncodeRequest(texts=["the dog"] * 64)) for _ in range(50)]
+        await _until(lambda: encoder.waiting._interactive.texts > 4_000)
+        # Channels of one process share their connections unless told otherwise.
+        own_connection = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(encoder.address, own_connection) as channel:
+            waiting_before = encoder.waiting._interactive.texts
+            small = pb_grpc.EncoderServiceStub(channel).Encode(pb.EncodeRequest(texts=["a cat in the park"]))
+            await _until(lambda: encoder.waiting._interactive.texts == waiting_before + 1)
+            gate.opened.set()
+            answer = await asyncio.wait_for(small, 30)
+        answers = await asyncio.wait_for(asyncio.gather(*huge), 60)
+    assert [number for number, batch in enumerate(batches) if answer.token_counts[0] in batch] == [1]
+    assert len(batches) > 50
+    assert [len(one.token_counts) for one in answers] == [1_000, *[64] * 50]
 
 
 async def test_the_event_loop_stays_free_while_the_engine_works(models: ServedModels):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from services.encoder.jobs import EngineModel, Job
+from services.encoder.jobs import EngineModel, Job, Urgency
 from tests.support.length_model import LengthModel, texts_of
 
 
@@ -22,13 +22,13 @@ def make_job(length_model: LengthModel) -> Callable[..., Job]:
         is_bulk: bool = False,
         model: EngineModel | None = None,
         deadline: float | None = None,
+        caller: str = "somebody",
     ) -> Job:
         return Job(
             model or length_model.engine_model,
             texts_of(*token_counts),
-            is_bulk=is_bulk,
-            name_item="texts[{}]".format,
-            deadline=deadline,
+            Urgency(caller, is_bulk, deadline),
+            "texts[{}]".format,
         )
 
     return make

@@ -8,7 +8,6 @@ from services.encoder.batching import (
     BatchPolicy,
     BulkCredit,
     padded_tokens,
-    take_packed_batch,
     take_padded_batch,
 )
 
@@ -123,13 +122,3 @@ def test_no_credit_is_earned_while_no_bulk_waits():
 @pytest.mark.parametrize(("counts", "padded"), [([5], 5), ([5, 3, 1], 15)])
 def test_padding_counts(counts: list[int], padded: int):
     assert padded_tokens(counts) == padded
-
-
-@given(st.lists(st.integers(1, 600), min_size=1, max_size=80), st.integers(1, 1024))
-def test_a_packed_batch_is_the_longest_prefix_within_the_budget(counts: list[int], budget: int):
-    taken = take_packed_batch(counts, _policy(budget))
-    assert taken == list(range(len(taken)))
-    tokens = sum(counts[position] for position in taken)
-    assert tokens <= budget or len(taken) == 1
-    if len(taken) < len(counts):
-        assert tokens + counts[len(taken)] > budget

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from services.encoder.batching import BatchPolicy
-from services.encoder.jobs import EngineModel, Errand, Job
+from services.encoder.jobs import EngineModel, Errand, Job, Urgency
+from services.encoder.lanes import Item
 from services.encoder.metrics import QUEUE_TEXTS, QUEUE_TOKENS, REJECTIONS_TOTAL
-from services.encoder.waiting import Item, WaitingTexts
+from services.encoder.waiting import WaitingTexts
 from tests.support.length_model import SAMPLE, LengthModel
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded
 
@@ -23,6 +24,10 @@ def waiting() -> WaitingTexts:
 
 def _tokens(batch: Sequence[Item]) -> list[int]:
     return [item.tokens for item in batch]
+
+
+def _urgency(*, caller: str = "somebody", is_bulk: bool = False, deadline: float | None = None) -> Urgency:
+    return Urgency(caller, is_bulk, deadline)
 
 
 def _depth(lane: str) -> tuple[float, float]:
@@ -123,36 +128,36 @@ async def test_too_much_is_refused_with_an_honest_delay(waiting: WaitingTexts, m
     waiting.add(make_job(*[90] * 10))
     with (
         pytest.raises(Overloaded, match="900 interactive tokens wait already; the limit is 1,000") as caught,
-        waiting.admitted(101, is_bulk=False, deadline=None),
+        waiting.admitted(101, _urgency()),
     ):
         pass
     assert caught.value.retry_delay_seconds == pytest.approx(4.5)
     assert REJECTIONS_TOTAL.labels("overloaded")._value.get() == refused + 1
-    with waiting.admitted(100, is_bulk=False, deadline=None):
+    with waiting.admitted(100, _urgency()):
         pass
 
 
 async def test_calls_that_are_being_tokenised_count(waiting: WaitingTexts):
     with (
-        waiting.admitted(600, is_bulk=False, deadline=None),
+        waiting.admitted(600, _urgency()),
         pytest.raises(Overloaded),
-        waiting.admitted(600, is_bulk=False, deadline=None),
+        waiting.admitted(600, _urgency()),
     ):
         pass
-    with waiting.admitted(600, is_bulk=False, deadline=None):
+    with waiting.admitted(600, _urgency()):
         pass
 
 
 async def test_each_lane_has_its_own_limit(waiting: WaitingTexts, make_job: MakeJob):
     waiting.add(make_job(*[90] * 11, is_bulk=True))
-    with pytest.raises(Overloaded, match="bulk"), waiting.admitted(50, is_bulk=True, deadline=None):
+    with pytest.raises(Overloaded, match="bulk"), waiting.admitted(50, _urgency(is_bulk=True)):
         pass
-    with waiting.admitted(50, is_bulk=False, deadline=None):
+    with waiting.admitted(50, _urgency()):
         pass
 
 
 async def test_an_empty_lane_takes_a_call_of_any_size(waiting: WaitingTexts):
-    with waiting.admitted(1_000_000, is_bulk=True, deadline=None):
+    with waiting.admitted(1_000_000, _urgency(is_bulk=True)):
         is_let_in = True
     assert is_let_in
 
@@ -163,29 +168,87 @@ async def test_a_call_that_would_be_answered_too_late_is_refused(waiting: Waitin
     deadline = time.monotonic() + 2.0
     with (
         pytest.raises(DeadlineTooShort, match=r"takes about 4\.50 s") as caught,
-        waiting.admitted(10, is_bulk=False, deadline=deadline),
+        waiting.admitted(10, _urgency(deadline=deadline)),
     ):
         pass
     assert caught.value.retry_delay_seconds == pytest.approx(4.5)
-    with waiting.admitted(10, is_bulk=False, deadline=deadline + 60):
+    with waiting.admitted(10, _urgency(deadline=deadline + 60)):
         pass
 
 
 async def test_a_call_needs_time_to_spare_unless_nothing_is_ahead(waiting: WaitingTexts, make_job: MakeJob):
     waiting.note_speed(tokens=100, seconds=1.0)
     soon = time.monotonic() + 1.2
-    with waiting.admitted(90, is_bulk=False, deadline=soon):
+    with waiting.admitted(90, _urgency(deadline=soon)):
         waiting.add(make_job(10))
-    with pytest.raises(DeadlineTooShort), waiting.admitted(90, is_bulk=False, deadline=soon):
+    with pytest.raises(DeadlineTooShort), waiting.admitted(90, _urgency(deadline=soon)):
         pass
 
 
 async def test_interactive_calls_need_not_wait_for_bulk(waiting: WaitingTexts, make_job: MakeJob):
     waiting.note_speed(tokens=100, seconds=1.0)
     waiting.add(make_job(*[90] * 10, is_bulk=True))
-    with waiting.admitted(10, is_bulk=False, deadline=time.monotonic() + 1.0):
+    with waiting.admitted(10, _urgency(deadline=time.monotonic() + 1.0)):
         is_let_in = True
     assert is_let_in
+
+
+async def test_a_small_call_waits_for_a_turn_of_a_huge_one_and_no_longer(
+    waiting: WaitingTexts, make_job: MakeJob
+):
+    waiting.add(make_job(*[20] * 40, caller="huge"))
+    waiting.take()
+    waiting.add(make_job(21, 22, caller="small"))
+    assert {21, 22} <= set(_tokens(waiting.take()))
+
+
+async def test_a_model_does_not_wait_for_all_the_work_of_another(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.add(make_job(*[90] * 5, caller="huge"))
+    waiting.take()
+    waiting.add(make_job(10, caller="small", model=LengthModel("other").engine_model))
+    assert [10] in (_tokens(waiting.take()), _tokens(waiting.take()))
+
+
+async def test_a_caller_is_not_refused_for_what_goes_behind_it(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.note_speed(tokens=100, seconds=1.0)
+    waiting.add(make_job(*[90] * 10, caller="huge"))
+    soon = time.monotonic() + 3.0
+    with waiting.admitted(20, _urgency(caller="small", deadline=soon)):
+        pass
+    with (
+        pytest.raises(DeadlineTooShort, match=r"9\.00 s"),
+        waiting.admitted(20, _urgency(caller="huge", deadline=soon)),
+    ):
+        pass
+
+
+async def test_the_limit_leaves_room_for_other_callers(waiting: WaitingTexts, make_job: MakeJob):
+    waiting.add(make_job(*[100] * 10, caller="huge"))
+    with pytest.raises(Overloaded), waiting.admitted(1, _urgency(caller="huge")):
+        pass
+    with pytest.raises(Overloaded), waiting.admitted(501, _urgency(caller="second")):
+        pass
+    waiting.add(make_job(*[100] * 5, caller="second"))
+    waiting.add(make_job(*[100] * 3, caller="third"))
+    with waiting.admitted(200, _urgency(caller="fourth")):
+        pass
+    with pytest.raises(Overloaded), waiting.admitted(201, _urgency(caller="fourth")):
+        pass
+
+
+async def test_callers_are_forgotten_when_nothing_of_theirs_waits(waiting: WaitingTexts, make_job: MakeJob):
+    cancelled = make_job(10, caller="cancelled")
+    waiting.add(cancelled)
+    waiting.discard(cancelled)
+    waiting.add(make_job(10, caller="late", deadline=time.monotonic() - 1))
+    for number in range(100):
+        with waiting.admitted(10, _urgency(caller=str(number))):
+            waiting.add(make_job(10, caller=str(number)))
+        waiting.take()
+    waiting.add_errand(Errand(lambda: 1.0))
+    waiting.take()
+    lane = waiting._interactive
+    assert (lane._tokens_of_caller, lane._queues, lane.tokens) == ({}, {}, 0)
 
 
 async def test_small_batches_do_not_tell_the_speed(waiting: WaitingTexts, make_job: MakeJob):
@@ -193,7 +256,7 @@ async def test_small_batches_do_not_tell_the_speed(waiting: WaitingTexts, make_j
     for _ in range(100):
         waiting.note_speed(tokens=1, seconds=1.0)
     waiting.add(make_job(*[90] * 11))
-    with pytest.raises(Overloaded) as caught, waiting.admitted(100, is_bulk=False, deadline=None):
+    with pytest.raises(Overloaded) as caught, waiting.admitted(100, _urgency()):
         pass
     assert caught.value.retry_delay_seconds == pytest.approx(0.99)
 
@@ -226,7 +289,7 @@ async def test_a_deadline_that_passes_while_a_batch_is_chosen_breaks_nothing(
     late = make_job(10)
     # It is in time when the lane is chosen, and over when its texts are.
     answers = iter([False])
-    monkeypatch.setattr(waiting, "_is_over", lambda job: job is late and next(answers, True))
+    monkeypatch.setattr(waiting._interactive, "_is_over", lambda job: job is late and next(answers, True))
     waiting.add(late)
     taken = asyncio.create_task(asyncio.to_thread(waiting.take))
     await asyncio.sleep(0.05)
