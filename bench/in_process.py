@@ -27,7 +27,7 @@ from textmatch.models.tokens import TokenizedText
 from textmatch.vectors import Embeddings
 
 # Parameters of the six layers of all-MiniLM-L6-v2 that every token is multiplied with.
-_MULTIPLIED_PARAMETERS = 10_646_784
+MULTIPLIED_PARAMETERS = 10_646_784
 _GEMM_SECONDS = 1.0
 
 
@@ -104,7 +104,7 @@ def gemm_tokens_per_second() -> float:
         left @ right
         products += 1
     multiplications = products * rows * inner * columns
-    return multiplications / (time.perf_counter() - started) / _MULTIPLIED_PARAMETERS
+    return multiplications / (time.perf_counter() - started) / MULTIPLIED_PARAMETERS
 
 
 def _batches(texts: Sequence[TokenizedText], batch_tokens: int) -> list[list[TokenizedText]]:

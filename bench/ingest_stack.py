@@ -8,14 +8,13 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from bench.processors import Processors, divided, running_on
-from standalone.ports import any_free
-from standalone.stack import ProcessSpec, StackPorts, process_specs
+from standalone.stack import ProcessSpec, free_ports, process_specs
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 30.0
@@ -53,8 +52,7 @@ def running_stack(
         processors: where the encoder runs and where the rest; all of them are for both unless given.
     """
     settings = {**os.environ, "TEXTMATCH_LOG_LEVEL": "WARNING", **(environment or {})}
-    # Not the default ones: another stack may be starting at this moment.
-    ports = StackPorts(*(any_free() for _ in fields(StackPorts)))
+    ports = free_ports()
     specs = process_specs(directory, ports, settings)
     replaced = commands or {}
     places = processors or divided(is_apart=False)

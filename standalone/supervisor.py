@@ -74,6 +74,7 @@ class Supervisor:
         self._ports = ports
         self._data_dir = data_dir
         self._report = report
+        self._specs = specs
         self._processes = {
             spec.name: SupervisedProcess(spec, logs / f"{spec.name}.log", report) for spec in specs
         }
@@ -130,7 +131,7 @@ class Supervisor:
     async def _announce(self, on_all_ready: Report) -> None:
         for process in self._processes.values():
             await process.was_ready.wait()
-            self._report(f"{process.spec.name:<8} {process.spec.address:<16} ready (pid {process.pid})")
+            self._report(f"{process.spec.name:<10} {process.spec.address:<16} ready (pid {process.pid})")
         self._write_stack_file()
         on_all_ready(f"matcher on {self._processes['matcher'].spec.address}")
 
@@ -138,9 +139,9 @@ class Supervisor:
         if not all(process.was_ready.is_set() for process in self._processes.values()):
             return
         pids = {name: process.pid for name, process in self._processes.items()}
-        write_stack_file(self._data_dir, self._ports, os.getpid(), pids)
+        write_stack_file(self._data_dir, self._ports, self._specs, os.getpid(), pids)
 
     async def _stop_all(self) -> None:
         """The ones that depend on others first."""
-        for name in ("matcher", "worker", "encoder", "qdrant", "redis"):
-            await self._processes[name].stop()
+        for process in reversed(self._processes.values()):
+            await process.stop()

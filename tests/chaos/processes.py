@@ -8,12 +8,12 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from standalone.ports import any_free
 from standalone.readiness import metric_is_one
-from standalone.stack import ProcessSpec, StackPorts, process_specs
+from standalone.stack import ProcessSpec, StackPorts, free_ports, process_specs
 from textmatch.client import TextMatchClient
 
 _READY_SECONDS = 120.0
@@ -85,7 +85,7 @@ class Victims:
 
     def client(self) -> TextMatchClient:
         """A client with deadlines that suit servers that vanish."""
-        addresses = (f"127.0.0.1:{self.ports.matcher}", f"127.0.0.1:{self.ports.encoder}")
+        addresses = (f"127.0.0.1:{self.ports.matcher}", self.ports.encoder_target)
         return TextMatchClient(*addresses, timeout_seconds=20.0, bulk_timeout_seconds=20.0)
 
     def kill(self, names: Sequence[str], down_seconds: float) -> None:
@@ -108,7 +108,7 @@ class Victims:
 @contextmanager
 def running_victims(directory: Path, settings: Mapping[str, str]) -> Iterator[Victims]:
     """Start everything and wait until it serves; stop it at the end, and show the logs after a failure."""
-    ports = StackPorts(*(any_free() for _ in fields(StackPorts)))
+    ports = free_ports()
     specs = process_specs(directory, ports, {**os.environ, **settings})
     *others, worker = specs
     workers = [_numbered(worker, number) for number in (1, 2)]

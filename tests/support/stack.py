@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +58,12 @@ def textmatch(*arguments: str, **options: Any) -> subprocess.CompletedProcess[st
 
 
 @contextmanager
-def running_stack(data_dir: Path, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """Start a stack, stop it at the end."""
+def running_stack(
+    data_dir: Path, environment: Mapping[str, str] | None = None, options: Sequence[str] = ()
+) -> Iterator[Stack]:
+    """Start a stack with these options of `up`, stop it at the end."""
     started = textmatch(
-        "up", "--data-dir", str(data_dir), "--detach", env={**os.environ, **(environment or {})}
+        *("up", "--data-dir", str(data_dir), "--detach", *options), env={**os.environ, **(environment or {})}
     )
     assert started.returncode == 0, started.stderr
     try:

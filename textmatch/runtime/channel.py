@@ -49,6 +49,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
+_ADDRESSES = "ipv4:"
+
 
 def call_metadata(api_key: str) -> Metadata:
     """What goes with every call: the API key, if there is one."""
@@ -59,18 +61,26 @@ def open_channel(target: str, tls: ClientTls | None = None) -> grpc.Channel:
     """A channel for threads, in the clear without `tls`.
 
     Args:
-        target: as gRPC has it, `host:port`, or `dns:///name:port` for all replicas behind a name.
+        target: as gRPC has it, `host:port`, or for replicas `dns:///name:port` or `ipv4:host:port,host:port`.
 
     Raises:
         InvalidInput: a file of `tls` cannot be read.
     """
     if tls is not None:
-        return grpc.secure_channel(target, tls.credentials(), options=CHANNEL_OPTIONS)
-    return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        return grpc.secure_channel(target, tls.credentials(), options=_options(target))
+    return grpc.insecure_channel(target, options=_options(target))
 
 
 def open_aio_channel(target: str, tls: ClientTls | None = None) -> grpc.aio.Channel:
     """A channel for asyncio; the rest as above."""
     if tls is not None:
-        return grpc.aio.secure_channel(target, tls.credentials(), options=CHANNEL_OPTIONS)
-    return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(target, tls.credentials(), options=_options(target))
+    return grpc.aio.insecure_channel(target, options=_options(target))
+
+
+def _options(target: str) -> tuple[tuple[str, str | int], ...]:
+    """Servers named by addresses show a certificate for an address, not for the whole list."""
+    if not target.startswith(_ADDRESSES):
+        return CHANNEL_OPTIONS
+    host = target.removeprefix(_ADDRESSES).partition(":")[0]
+    return (*CHANNEL_OPTIONS, ("grpc.default_authority", host))

@@ -60,6 +60,15 @@ def test_mutual_tls_lets_in_only_certificates_that_are_valid_and_of_its_authorit
                 count_documents(address, authority.client(refused))
 
 
+def test_replicas_in_a_list_of_addresses_are_trusted_by_their_address(authority: Authority, tmp_path: Path):
+    pair = authority.issue("server")
+    with matcher_with(authority.server(pair)) as first, matcher_with(authority.server(pair)) as second:
+        target = f"ipv4:{first},{second}"
+        assert count_documents(target, authority.client()) == 0
+        with pytest.raises(ServerUnreachable):
+            count_documents(target, Authority(tmp_path, "other").client())
+
+
 def test_a_server_whose_certificate_has_expired_is_not_trusted(authority: Authority):
     expired = authority.issue("server", is_expired=True)
     with matcher_with(authority.server(expired)) as address, pytest.raises(ServerUnreachable):

