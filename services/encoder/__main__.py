@@ -63,6 +63,7 @@ async def _serve(settings: EncoderSettings) -> None:
         max_message_bytes(settings.max_texts),
         api_keys=settings.api_keys(),
         tls=settings.server_tls(),
+        connection_age_seconds=settings.connection_age_seconds,
     )
     servicer = EncoderServicer(settings.max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, _SERVICE_NAME)

@@ -78,6 +78,7 @@ async def _serve(settings: MatcherSettings) -> None:
         MAX_MESSAGE_BYTES,
         api_keys=settings.api_keys(),
         tls=settings.server_tls(),
+        connection_age_seconds=settings.connection_age_seconds,
     )
     servicer = MatcherServicer(
         _matcher(settings, encoder, index),

@@ -84,6 +84,12 @@ class ServerSettings(CertificateSettings):
         "",
         "File of the API keys that may call; read again when it changes. Empty: everybody may.",
     )
+    connection_age_seconds: float = setting(
+        "TEXTMATCH_CONNECTION_AGE_SECONDS",
+        300.0,
+        "Clients connect anew after about so long, and so find new replicas; running calls go on. 0: never.",
+        minimum=0,
+    )
 
     def api_keys(self) -> ApiKeys | None:
         """The keys, None if none are asked for.
