@@ -7,13 +7,18 @@ from typing import Any, cast
 
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoderTrainer, SentenceTransformerTrainer
+from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from training.schedule import LearningRateSchedule
 
 _CLASSIFIER = "classifier.safetensors"
+# A label that transformers leaves out of the loss.
+_NOT_MASKED = -100
+# Of BERT, RoBERTa and XLM-R, ALBERT, DistilBERT.
+_PREDICTION_HEADS = ("cls", "lm_head", "predictions", "vocab_transform")
 
 
 class _Scheduled(Trainer):
@@ -32,7 +37,29 @@ class _Scheduled(Trainer):
 
 
 class MaskedLanguageModelTrainer(_Scheduled):
-    """For masked-language-model training."""
+    """For masked-language-model training; probabilities of all tokens are only computed where one is masked.
+
+    With a small model over a large vocabulary, that is most of the work.
+    """
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Mean cross-entropy of the masked tokens."""
+        head = _prediction_head(self.accelerator.unwrap_model(model))
+        if head is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        is_masked = inputs["labels"] != _NOT_MASKED  # (batch, length)
+        inputs = {**inputs, "labels": inputs["labels"][is_masked]}  # (masked,)
+        hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0][is_masked])  # (masked, width)
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            hook.remove()
+
+
+def _prediction_head(model: PreTrainedModel) -> Module | None:
+    """What turns each token's last hidden state into scores of the vocabulary, or its first part."""
+    children = dict(model.named_children())
+    return next((children[name] for name in _PREDICTION_HEADS if name in children), None)
 
 
 class RegressionTrainer(_Scheduled, CrossEncoderTrainer):
