@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.qdrant import edge_process as qdrant_process
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.stack import Stack, running_stack, wait_until
+from textmatch.combination import WEIGHTS_NOTE
 
 TOPICS, DOCUMENTS_PER_TOPIC, TERMS = 30, 4, 10
 FILLER = ("cat", "dog", "sits", "on", "the", "mat", "runs", "in", "park", "where", "what", "is")
@@ -99,6 +102,13 @@ def lexical_weight(stack: Stack) -> float:
     return match.explanation.lexical_weight
 
 
+def noted(stack: Stack, collection: str) -> Any:
+    """The weights that are kept beside a collection."""
+    host, _, port = stack.file["qdrant_url"].removeprefix("http://").partition(":")
+    with closing(qdrant_process.connect(int(port), host)) as qdrant:
+        return (qdrant.get_collection(collection).config.metadata or {}).get(WEIGHTS_NOTE)
+
+
 def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, judged: Path):
     shown = tune(stack, judged, "--dry-run")
     assert (shown["queries"], shown["left_out"], shown["stored"]) == (TOPICS, 1, False)
@@ -127,18 +137,21 @@ def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, jud
     assert again["weights_before"]["calibration"] == pytest.approx(stored["weights"]["calibration"], rel=1e-5)
 
     assert tune(stack, "--reset") == {"collection": stored["collection"], "reset": True}
-    wait_until(lambda: lexical_weight(stack) == 0.0, "the matcher to forget the weights", seconds=30)
+    assert noted(stack, stored["collection"]) is None
 
 
 def test_judgements_of_documents_that_are_not_there_are_refused(stack: Stack, judged: Path):
     write_qrels(judged, {"q1": {"d1-0": 1, "nobody": 1}, "q2": {"nothing": 2}})
     line = refused(stack, judged)
     assert '2 of 3 judged documents are not stored, such as "nobody", "nothing"' in line
+    shown = tune(stack, judged, "--dry-run", "--skip-missing")
+    assert (shown["queries"], shown["left_out"]) == (1, TOPICS)
+    assert shown["ndcg@10"]["standard_error"] is None
 
 
 def test_what_cannot_be_learned_from_is_named(stack: Stack, judged: Path):
     write_qrels(judged, {"q1": {"d1-0": 0}})
-    assert "has a document with a grade above 0" in refused(stack, judged)
+    assert "has a stored document with a grade above 0" in refused(stack, judged)
     write_qrels(judged, {"stranger": {"d1-0": 1}})
     assert 'qrels.tsv line 2: there is no query "stranger"' in refused(stack, judged)
     (judged / "qrels.tsv").unlink()

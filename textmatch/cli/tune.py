@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import typer
 from rich.table import Table
@@ -16,7 +16,7 @@ from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.failures import CommandFailed
 from textmatch.cli.judged_matches import JudgedMatches, ask
 from textmatch.cli.judgements import read_judgements, read_queries
-from textmatch.cli.output import print_json, print_line, print_table
+from textmatch.cli.output import one_line, print_json, print_line, print_table
 from textmatch.cli.progress import StageProgress
 from textmatch.cli.stack_index import connected_index
 from textmatch.combination import WEIGHTS_NOTE, Weights, to_mapping
@@ -34,17 +34,36 @@ Directory = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be gained.")]
 Force = Annotated[bool, typer.Option("--force", help="Store the weights even if they are not better.")]
 Reset = Annotated[bool, typer.Option("--reset", help="Forget tuned weights; the server's hold again.")]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="Leave out judgements of documents that are not stored.")
+]
 NoRerank = Annotated[bool, typer.Option("--no-rerank", help="For a stack without a cross-encoder.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides which queries are held out together.")]
 
 
 @dataclass(frozen=True)
 class Judgements:
-    """Judged queries with a relevant document: texts and grades by query id; and how many had none."""
+    """Judged queries with a relevant document, texts and grades by query id; `left_out` had none."""
 
     texts: dict[str, str]
     grades: dict[str, dict[str, float]]
     left_out: int
+
+    @classmethod
+    def of(cls, directory: Path, texts: Mapping[str, str], grades: Mapping[str, dict[str, float]]) -> Self:
+        """The queries that something can be learned from.
+
+        Raises:
+            CommandFailed: there are none.
+        """
+        kept = {query: one for query, one in grades.items() if any(one.values())}
+        if not kept:
+            raise CommandFailed(f"no query of {directory} has a stored document with a grade above 0")
+        return cls({query: texts[query] for query in kept}, kept, len(texts) - len(kept))
+
+    def documents(self) -> list[str]:
+        """The ids of all that are judged, each once."""
+        return list(dict.fromkeys(document for grades in self.grades.values() for document in grades))
 
 
 def tune_weights(
@@ -52,6 +71,7 @@ def tune_weights(
     dry_run: DryRun = False,
     force: Force = False,
     reset: Reset = False,
+    skip_missing: SkipMissing = False,
     no_rerank: NoRerank = False,
     seed: Seed = 0,
     as_json: options.Json = False,
@@ -75,23 +95,8 @@ def tune_weights(
     if len(directory or []) != 1:
         raise typer.BadParameter("give the folder with queries and qrels, and nothing else")
     [folder] = map(Path, directory or [])
-    judgements = _judgements(folder)
-    collection = _run(addresses, lambda index: _checked_collection(index, judgements))
-    with addresses.client() as client, StageProgress() as progress:
-        progress.stage("matching", len(judgements.texts))
-        matches = ask(
-            client,
-            judgements.texts,
-            judgements.grades,
-            is_reranked=not no_rerank,
-            on_answer=lambda: progress.advance(1),
-        )
-    if matches.model_id != collection:
-        raise CommandFailed(
-            f"the matcher answered from {matches.model_id}, but {collection} is in use at"
-            f" {addresses.qdrant_url}; give --matcher and --qdrant-url of one stack, or try again if its"
-            " model was changed just now"
-        )
+    collection, judgements = _stored_judgements(addresses, folder, skip_missing)
+    matches = _matches(addresses, judgements, collection, is_reranked=not no_rerank)
     tuning = tune(matches.queries, matches.weights, seed)
     is_stored = not dry_run and (tuning.is_better or force)
     if is_stored:
@@ -108,33 +113,60 @@ def tune_weights(
         )
 
 
-def _judgements(directory: Path) -> Judgements:
-    texts = read_queries(directory)
-    judged = read_judgements(directory, texts)
-    grades = {query: grades for query, grades in judged.items() if any(grades.values())}
-    if not grades:
-        raise CommandFailed(f"no query of {directory} has a document with a grade above 0")
-    return Judgements({query: texts[query] for query in grades}, grades, len(texts) - len(grades))
+def _stored_judgements(addresses: Addresses, folder: Path, skip_missing: bool) -> tuple[str, Judgements]:
+    """The collection in use, and what is judged of its documents."""
+    texts = read_queries(folder)
+    judgements = Judgements.of(folder, texts, read_judgements(folder, texts))
+    documents = judgements.documents()
+    collection, missing = _run(addresses, lambda index: _collection_and_missing(index, documents))
+    if missing and not skip_missing:
+        raise CommandFailed(_missing_message(missing, len(documents)))
+    stored = {
+        query: {document: grade for document, grade in grades.items() if document not in missing}
+        for query, grades in judgements.grades.items()
+    }
+    return collection, Judgements.of(folder, texts, stored)
 
 
-async def _checked_collection(index: Index, judgements: Judgements) -> str:
-    """The collection in use, which has all documents that were judged."""
+def _matches(
+    addresses: Addresses, judgements: Judgements, collection: str, *, is_reranked: bool
+) -> JudgedMatches:
+    """The matcher's answers, which must come from this collection."""
+    with addresses.client() as client, StageProgress() as progress:
+        progress.stage("matching", len(judgements.texts))
+        matches = ask(
+            client,
+            judgements.texts,
+            judgements.grades,
+            is_reranked=is_reranked,
+            on_answer=lambda: progress.advance(1),
+        )
+    if matches.model_id != collection:
+        raise CommandFailed(
+            f"the matcher answered from {matches.model_id}, but {collection} is in use at"
+            f" {addresses.qdrant_url}; give --matcher and --qdrant-url of one stack, or try again if its"
+            " model was changed just now"
+        )
+    return matches
+
+
+async def _collection_and_missing(index: Index, documents: Sequence[str]) -> tuple[str, set[str]]:
+    """The collection in use, and which of the documents it does not have."""
     collection = await index.refresh_collection()
     if not collection:
         raise CommandFailed("nothing is ingested yet; ingest the documents that the judgements are about")
-    wanted = list(dict.fromkeys(document for grades in judgements.grades.values() for document in grades))
-    missing: list[str] = []
-    for start in range(0, len(wanted), _IDS_PER_CALL):
-        chunk = wanted[start : start + _IDS_PER_CALL]
-        stored = await index.points(collection).versions(chunk)
-        missing += [document for document in chunk if document not in stored]
-    if missing:
-        shown = ", ".join(f'"{document}"' for document in missing[:_SHOWN_IDS])
-        raise CommandFailed(
-            f"{len(missing):,} of {len(wanted):,} judged documents are not stored, such as {shown};"
-            " ingest them, or leave them out of the judgements"
-        )
-    return collection
+    missing = set(documents)
+    for start in range(0, len(documents), _IDS_PER_CALL):
+        missing -= set(await index.points(collection).versions(documents[start : start + _IDS_PER_CALL]))
+    return collection, missing
+
+
+def _missing_message(missing: set[str], judged_count: int) -> str:
+    shown = ", ".join(f'"{one_line(document)}"' for document in sorted(missing)[:_SHOWN_IDS])
+    return (
+        f"{len(missing):,} of {judged_count:,} judged documents are not stored, such as {shown};"
+        " ingest them, or leave their judgements out with --skip-missing"
+    )
 
 
 def _reset(addresses: Addresses, as_json: bool) -> None:
