@@ -15,6 +15,9 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "k8s"
+SECURITY_COMPONENTS = tuple(
+    KUBERNETES / "components" / name for name in ("api-keys", "tls", "tls-cert-manager")
+)
 OVERLAYS = tuple(sorted(path.name for path in (KUBERNETES / "overlays").iterdir()))
 COMPONENTS = (
     *sorted(path for path in (KUBERNETES / "components").iterdir() if path.is_dir()),
@@ -45,13 +48,13 @@ def overlay_objects(overlay: str) -> list[Object]:
     return objects(KUBERNETES / "overlays" / overlay)
 
 
-def write_combination(folder: Path, overlay: str, component: Path) -> None:
-    """Write a kustomization of an overlay with one component more, as a site may do."""
+def write_combination(folder: Path, overlay: str, *components: Path) -> None:
+    """Write a kustomization of an overlay with more components, as a site may do."""
     content = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(KUBERNETES / "overlays" / overlay, folder.resolve())],
-        "components": [os.path.relpath(component, folder.resolve())],
+        "components": [os.path.relpath(component, folder.resolve()) for component in components],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(content))
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
+from tests.support.certificates import Authority
 from tests.support.kubernetes import KUBERNETES, ROOT
 from textmatch.runtime.server import GrpcServer
 
@@ -31,12 +34,33 @@ async def server() -> AsyncIterator[tuple[GrpcServer, str]]:
 async def test_a_server_is_healthy_while_it_serves(name: str, server: tuple[GrpcServer, str]):
     running, port = server
     check = COMPOSE["services"][name]["healthcheck"]["test"]
-    command = [*check[2:4], port]
+    command = [*check[2:-1], port]
     assert await _exit_code(command) != 0
     await running.set_serving(is_serving=True)
     assert await _exit_code(command) == 0
     await running.set_serving(is_serving=False)
     assert await _exit_code(command) != 0
+
+
+async def test_over_mutual_tls_the_probe_takes_what_the_server_has(tmp_path: Path):
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    server = GrpcServer("127.0.0.1", 0, 1_000_000, tls=authority.server(pair, authority.file))
+    port = (await server.start()).rpartition(":")[2]
+    await server.set_serving(is_serving=True)
+    environment = {
+        "TEXTMATCH_TLS_CA": str(authority.file),
+        "TEXTMATCH_TLS_CERT": str(pair.cert),
+        "TEXTMATCH_TLS_KEY": str(pair.key),
+    }
+    command = ["-m", "textmatch.probe", port]
+    assert await _exit_code(command, environment) == 0
+    assert await _exit_code([*command, "textmatch.v1.NoSuchService"], environment) == 1
+    assert await _exit_code(command) == 1
+    only_trusting = {"TEXTMATCH_TLS_CA": str(authority.file)}
+    assert await _exit_code(command, only_trusting) == 1
+    await server.drain(grace_seconds=0)
+    assert await _exit_code(command, environment) == 1
 
 
 async def test_a_worker_is_ready_while_it_takes_messages():
@@ -66,9 +90,9 @@ def _readiness_of_the_worker() -> list[str]:
     return command
 
 
-async def _exit_code(arguments: list[str]) -> int:
+async def _exit_code(arguments: list[str], variables: Mapping[str, str] | None = None) -> int:
     """Of the Python that runs the tests, which has what the images have."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stderr=asyncio.subprocess.DEVNULL
+        sys.executable, *arguments, env={**os.environ, **(variables or {})}, stderr=asyncio.subprocess.DEVNULL
     )
     return await asyncio.wait_for(process.wait(), timeout=60)

@@ -1,6 +1,7 @@
 """Schemas of the custom resources we use, for the fields we use; any other field is refused.
 
-After the reference of KEDA's ScaledObject and of the Prometheus operator's PodMonitor and PrometheusRule.
+After the reference of KEDA's ScaledObject, of the Prometheus operator's PodMonitor and PrometheusRule, and of
+cert-manager's Certificate and Issuer.
 """
 
 from __future__ import annotations
@@ -89,6 +90,36 @@ _PROMETHEUS_RULE = _closed(
     "groups",
 )
 
+_HOURS = {"type": "string", "pattern": "^[0-9]+h$"}
+_CERTIFICATE = _closed(
+    {
+        "secretName": _STRING,
+        "isCA": {"type": "boolean"},
+        "commonName": {"type": "string", "maxLength": 64},
+        "duration": _HOURS,
+        "renewBefore": _HOURS,
+        "privateKey": _closed(
+            {
+                "algorithm": {"enum": ["RSA", "ECDSA", "Ed25519"]},
+                "size": _COUNT,
+                "rotationPolicy": {"enum": ["Never", "Always"]},
+            }
+        ),
+        "usages": _list_of({"enum": ["digital signature", "key encipherment", "server auth", "client auth"]}),
+        "dnsNames": _list_of({"type": "string", "pattern": r"^[a-z0-9.-]+$"}),
+        "ipAddresses": _list_of({"type": "string", "format": "ipv4"}),
+        "issuerRef": _closed({"name": _STRING, "kind": {"enum": ["Issuer", "ClusterIssuer"]}}, "name"),
+    },
+    "secretName",
+    "issuerRef",
+)
+_ISSUER = {
+    "oneOf": [
+        _closed({"selfSigned": _closed({})}, "selfSigned"),
+        _closed({"ca": _closed({"secretName": _STRING}, "secretName")}, "ca"),
+    ]
+}
+
 
 def _resource(api_version: str, spec: dict[str, Any]) -> dict[str, Any]:
     metadata = _closed(
@@ -105,6 +136,8 @@ def _resource(api_version: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 SCHEMAS = {
     "ScaledObject": _resource("keda.sh/v1alpha1", _SCALED_OBJECT),
+    "Certificate": _resource("cert-manager.io/v1", _CERTIFICATE),
+    "Issuer": _resource("cert-manager.io/v1", _ISSUER),
     "PodMonitor": _resource("monitoring.coreos.com/v1", _POD_MONITOR),
     "PrometheusRule": _resource("monitoring.coreos.com/v1", _PROMETHEUS_RULE),
 }

@@ -79,7 +79,7 @@ def test_targets_are_services_and_their_ports(rendered: list[Object]):
         one["data"] for one in of_kind(rendered, "ConfigMap") if "TEXTMATCH_ENCODER_TARGET" in one["data"]
     ]
     targets = [shared["TEXTMATCH_ENCODER_TARGET"].removeprefix("dns:///")]
-    targets.append(shared["TEXTMATCH_QDRANT_URL"].removeprefix("http://"))
+    targets.append(shared["TEXTMATCH_QDRANT_URL"].partition("://")[2])
     for host, _, port in (target.partition(":") for target in targets):
         assert int(port) in services[host]
 

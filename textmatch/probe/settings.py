@@ -1,0 +1,17 @@
+"""What the probe reads from the environment: that of the server which it asks."""
+
+from __future__ import annotations
+
+import os
+
+from textmatch.runtime.config import load
+from textmatch.runtime.settings import ClientTlsSettings
+
+
+def from_environment() -> ClientTlsSettings:
+    """How to connect.
+
+    Raises:
+        InvalidInput: a variable has a bad value.
+    """
+    return load(ClientTlsSettings, os.environ)
