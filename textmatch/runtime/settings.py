@@ -120,7 +120,9 @@ class StoreSettings(ProcessSettings, ClientTlsSettings):
     """What every process has that works between encoder, Qdrant and Redis."""
 
     encoder_target: str = setting(
-        "TEXTMATCH_ENCODER_TARGET", "127.0.0.1:50051", "The encoder as gRPC names it; `dns:///` balances."
+        "TEXTMATCH_ENCODER_TARGET",
+        "127.0.0.1:50051",
+        "The encoder as gRPC names it; `dns:///name:port` and `ipv4:host:port,host:port` balance.",
     )
     encoder_api_key: str = setting(
         "TEXTMATCH_ENCODER_API_KEY", "", "API key for the encoder, with the scope read.", is_secret=True
