@@ -56,6 +56,7 @@ def test_everything_is_pinned():
     assert "PIP_CONSTRAINT=/src/constraints.txt" in DOCKERFILE
     bases = re.findall(r"^ARG \w*IMAGE=(\S+)$", DOCKERFILE, re.MULTILINE)
     assert bases
+    assert all(re.search(r"@sha256:[0-9a-f]{64}$", image) for image in bases)
     images = [service["image"] for service in COMPOSE["services"].values()]
     for image in [*bases, *images]:
         assert re.search(r":v?\d+\.\d+\.\d+", image), image
