@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from services.encoder.batching import BatchPolicy
 from services.encoder.jobs import EngineModel, Job, Urgency
+from services.encoder.waiting import WaitingTexts
 from tests.support.length_model import LengthModel, texts_of
 
 
@@ -32,3 +34,9 @@ def make_job(length_model: LengthModel) -> Callable[..., Job]:
         )
 
     return make
+
+
+@pytest.fixture
+def waiting() -> WaitingTexts:
+    """With batches of 100 tokens, of which 1,000 may wait."""
+    return WaitingTexts(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)

@@ -17,17 +17,12 @@ from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloa
 MakeJob = Callable[..., Job]
 
 
-@pytest.fixture
-def waiting() -> WaitingTexts:
-    return WaitingTexts(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
-
-
 def _tokens(batch: Sequence[Item]) -> list[int]:
     return [item.tokens for item in batch]
 
 
-def _urgency(*, caller: str = "somebody", is_bulk: bool = False, deadline: float | None = None) -> Urgency:
-    return Urgency(caller, is_bulk, deadline)
+def _urgency(*, is_bulk: bool = False, deadline: float | None = None) -> Urgency:
+    return Urgency("somebody", is_bulk, deadline)
 
 
 def _depth(lane: str) -> tuple[float, float]:
@@ -191,64 +186,6 @@ async def test_interactive_calls_need_not_wait_for_bulk(waiting: WaitingTexts, m
     with waiting.admitted(10, _urgency(deadline=time.monotonic() + 1.0)):
         is_let_in = True
     assert is_let_in
-
-
-async def test_a_small_call_waits_for_a_turn_of_a_huge_one_and_no_longer(
-    waiting: WaitingTexts, make_job: MakeJob
-):
-    waiting.add(make_job(*[20] * 40, caller="huge"))
-    waiting.take()
-    waiting.add(make_job(21, 22, caller="small"))
-    assert {21, 22} <= set(_tokens(waiting.take()))
-
-
-async def test_a_model_does_not_wait_for_all_the_work_of_another(waiting: WaitingTexts, make_job: MakeJob):
-    waiting.add(make_job(*[90] * 5, caller="huge"))
-    waiting.take()
-    waiting.add(make_job(10, caller="small", model=LengthModel("other").engine_model))
-    assert [10] in (_tokens(waiting.take()), _tokens(waiting.take()))
-
-
-async def test_a_caller_is_not_refused_for_what_goes_behind_it(waiting: WaitingTexts, make_job: MakeJob):
-    waiting.note_speed(tokens=100, seconds=1.0)
-    waiting.add(make_job(*[90] * 10, caller="huge"))
-    soon = time.monotonic() + 3.0
-    with waiting.admitted(20, _urgency(caller="small", deadline=soon)):
-        pass
-    with (
-        pytest.raises(DeadlineTooShort, match=r"9\.00 s"),
-        waiting.admitted(20, _urgency(caller="huge", deadline=soon)),
-    ):
-        pass
-
-
-async def test_the_limit_leaves_room_for_other_callers(waiting: WaitingTexts, make_job: MakeJob):
-    waiting.add(make_job(*[100] * 10, caller="huge"))
-    with pytest.raises(Overloaded), waiting.admitted(1, _urgency(caller="huge")):
-        pass
-    with pytest.raises(Overloaded), waiting.admitted(501, _urgency(caller="second")):
-        pass
-    waiting.add(make_job(*[100] * 5, caller="second"))
-    waiting.add(make_job(*[100] * 3, caller="third"))
-    with waiting.admitted(200, _urgency(caller="fourth")):
-        pass
-    with pytest.raises(Overloaded), waiting.admitted(201, _urgency(caller="fourth")):
-        pass
-
-
-async def test_callers_are_forgotten_when_nothing_of_theirs_waits(waiting: WaitingTexts, make_job: MakeJob):
-    cancelled = make_job(10, caller="cancelled")
-    waiting.add(cancelled)
-    waiting.discard(cancelled)
-    waiting.add(make_job(10, caller="late", deadline=time.monotonic() - 1))
-    for number in range(100):
-        with waiting.admitted(10, _urgency(caller=str(number))):
-            waiting.add(make_job(10, caller=str(number)))
-        waiting.take()
-    waiting.add_errand(Errand(lambda: 1.0))
-    waiting.take()
-    lane = waiting._interactive
-    assert (lane._tokens_of_caller, lane._queues, lane.tokens) == ({}, {}, 0)
 
 
 async def test_small_batches_do_not_tell_the_speed(waiting: WaitingTexts, make_job: MakeJob):
