@@ -38,6 +38,8 @@ class Replica:
             "OMP_NUM_THREADS": "1",
             "TEXTMATCH_ENCODER_THREADS": "1",
             "TEXTMATCH_DRAIN_SECONDS": "20",
+            # Far more often than in use, so that connections end beside processes.
+            "TEXTMATCH_CONNECTION_AGE_SECONDS": "2",
             **environment,
             f"TEXTMATCH_{name}_PORT": str(self.port),
             f"TEXTMATCH_{name}_METRICS_PORT": "0",
