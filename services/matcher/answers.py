@@ -17,6 +17,7 @@ class Degraded(enum.Enum):
     RERANK_REFUSED = "refused"
     RERANK_UNAVAILABLE = "unavailable"
     ENCODE_LATE = "encode_late"
+    RECALL_LATE = "recall_late"
 
 
 class Recall(enum.Enum):

@@ -33,6 +33,9 @@ from textmatch.index.store import Index
 
 _log = logging.getLogger(__name__)
 
+# Looked for each way when time is short.
+_HURRIED_CANDIDATES = 20
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -95,11 +98,16 @@ class Matcher:
         result.bi_encoder_model_id = embedded.model_id
         if not embedded.collection:
             return
+        is_pressed = self._recaller.is_pressed(deadline)
+        if is_pressed:
+            options = _hurried(options)
         with _timed(result.timings, "recall"):
             candidates = await self._candidates(result, embedded, options, deadline)
         depth = self._depth(options)
         if embedded.embedding is None:
             result.degraded = Degraded.ENCODE_LATE
+        elif is_pressed:
+            result.degraded = Degraded.RECALL_LATE
         elif options.rerank is Rerank.CASCADE and len(candidates) > depth:
             with _timed(result.timings, "rerank", "classify"):
                 candidates = await self._classified(result, embedded, candidates, deadline, is_bulk)
@@ -179,6 +187,12 @@ class Matcher:
             for candidate in candidates
             if candidate.hit.point in documents
         ]
+
+
+def _hurried(options: MatchOptions) -> MatchOptions:
+    """The same question with what it takes to answer it quickly: few candidates, none of them scored."""
+    count = min(options.candidate_count, max(options.top_k, _HURRIED_CANDIDATES))
+    return replace(options, candidate_count=count, rerank=Rerank.NONE)
 
 
 def weights_of(notes: Mapping[str, object], default: Weights) -> Weights:

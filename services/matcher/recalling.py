@@ -27,6 +27,10 @@ Answer = TypeVar("Answer")
 _SEARCH_RESERVE_TIMES = 5.0
 _SEARCH_RESERVE_MAX_SHARE = 0.7
 _FIRST_SEARCH_SECONDS = 0.005
+# Searches for fewer candidates say nothing about how long others take.
+_WHOLE_CANDIDATES = 100
+# With less time left than so many searches take, fewer candidates are looked for.
+_WHOLE_SEARCH_TIMES = 3.0
 _NEWEST_SHARE = 0.1
 
 
@@ -95,8 +99,15 @@ class Recaller:
         try:
             return await before(deadline, self._index.recall(search, model_id=query.collection))
         finally:
-            took_seconds = time.monotonic() - started
-            self._search_seconds += _NEWEST_SHARE * (took_seconds - self._search_seconds)
+            if options.candidate_count >= _WHOLE_CANDIDATES:
+                took_seconds = time.monotonic() - started
+                self._search_seconds += _NEWEST_SHARE * (took_seconds - self._search_seconds)
+
+    def is_pressed(self, deadline: float) -> bool:
+        """Whether a whole search and what comes after it may not end in time."""
+        return (
+            deadline - time.monotonic() < self._search_seconds * _WHOLE_SEARCH_TIMES + ANSWER_RESERVE_SECONDS
+        )
 
     async def traits(self, collection: str, deadline: float) -> CollectionTraits:
         """What the collection can do.

@@ -103,6 +103,8 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     """The query was not embedded in time, or the encoder refused to: candidates were found by BM25 alone and not
     scored.
     """
+    DEGRADED_REASON_RECALL_LATE: _DegradedReason.ValueType  # 5
+    """There was little time left to search: fewer candidates were looked for, and none was scored."""
 
 class DegradedReason(_DegradedReason, metaclass=_DegradedReasonEnumTypeWrapper): ...
 
@@ -118,6 +120,8 @@ DEGRADED_REASON_ENCODE_LATE: DegradedReason.ValueType  # 4
 """The query was not embedded in time, or the encoder refused to: candidates were found by BM25 alone and not
 scored.
 """
+DEGRADED_REASON_RECALL_LATE: DegradedReason.ValueType  # 5
+"""There was little time left to search: fewer candidates were looked for, and none was scored."""
 Global___DegradedReason: _TypeAlias = DegradedReason  # noqa: Y015
 
 class _IngestOutcome:

@@ -66,11 +66,14 @@ async def test_scoring_leaves_time_for_the_answer():
     assert 0.5 < encoder.score_timeouts[0] <= 0.95
 
 
-async def test_without_time_left_scoring_is_not_tried():
-    encoder = ScriptedEncoder()
-    result = await matcher(encoder).match("query", MatchOptions(), deadline=soon(0.005))
+async def test_with_little_time_left_few_candidates_are_found_and_none_is_scored():
+    encoder, index = ScriptedEncoder(), ScriptedIndex(cosines={f"d{number:03}": 0.5 for number in range(200)})
+    result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon(0.02))
+    assert (result.degraded, result.candidate_count, len(result.matches)) == (Degraded.RECALL_LATE, 20, 10)
     assert encoder.score_timeouts == []
-    assert result.degraded is Degraded.RERANK_LATE
+    wide = MatchOptions(top_k=30)
+    result = await matcher(encoder, index).match("query", wide, deadline=soon(0.02))
+    assert (result.candidate_count, len(result.matches)) == (30, 30)
 
 
 @pytest.mark.parametrize("error", [errors.DependencyUnavailable("gone"), errors.Overloaded("full")])
