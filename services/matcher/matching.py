@@ -12,7 +12,15 @@ from itertools import zip_longest
 import numpy as np
 
 from services.matcher import metrics
-from services.matcher.answers import Degraded, MatchOptions, MatchResult, Rerank, ScoredDocument, Timings
+from services.matcher.answers import (
+    Degraded,
+    MatchOptions,
+    MatchResult,
+    Recall,
+    Rerank,
+    ScoredDocument,
+    Timings,
+)
 from services.matcher.recalling import EmbeddedQuery, Recaller, before, recall_mode
 from services.matcher.reranking import Reranker, Scores
 from services.matcher.single_flight import SingleFlight
@@ -33,7 +41,7 @@ from textmatch.index.store import Index
 
 _log = logging.getLogger(__name__)
 
-# Looked for each way when time is short.
+# Looked for when time is short.
 _HURRIED_CANDIDATES = 20
 
 
@@ -100,7 +108,7 @@ class Matcher:
             return
         is_pressed = self._recaller.is_pressed(deadline)
         if is_pressed:
-            options = _hurried(options)
+            options = _hurried(options, has_embedding=embedded.embedding is not None)
         with _timed(result.timings, "recall"):
             candidates = await self._candidates(result, embedded, options, deadline)
         depth = self._depth(options)
@@ -189,10 +197,11 @@ class Matcher:
         ]
 
 
-def _hurried(options: MatchOptions) -> MatchOptions:
-    """The same question with what it takes to answer it quickly: few candidates, none of them scored."""
+def _hurried(options: MatchOptions, *, has_embedding: bool) -> MatchOptions:
+    """The same question for a quick answer: one search for few candidates, none of which is scored."""
     count = min(options.candidate_count, max(options.top_k, _HURRIED_CANDIDATES))
-    return replace(options, candidate_count=count, rerank=Rerank.NONE)
+    recall = Recall.DENSE if has_embedding else options.recall
+    return replace(options, candidate_count=count, recall=recall, rerank=Rerank.NONE)
 
 
 def weights_of(notes: Mapping[str, object], default: Weights) -> Weights:

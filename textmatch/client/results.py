@@ -23,7 +23,7 @@ class DegradedReason(StrEnum):
     RERANK_REFUSED = "RERANK_REFUSED"
     RERANK_UNAVAILABLE = "RERANK_UNAVAILABLE"
     ENCODE_LATE = "ENCODE_LATE"  # found by shared words alone
-    RECALL_LATE = "RECALL_LATE"  # fewer candidates were looked for, and none was scored
+    RECALL_LATE = "RECALL_LATE"  # the nearest embeddings, not scored
     OTHER = "OTHER"  # a newer server has a reason that this client does not know
 
 

@@ -104,7 +104,9 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     scored.
     """
     DEGRADED_REASON_RECALL_LATE: _DegradedReason.ValueType  # 5
-    """There was little time left to search: fewer candidates were looked for, and none was scored."""
+    """There was little time left to search: a few candidates were looked for by their embeddings alone, and none
+    was scored.
+    """
 
 class DegradedReason(_DegradedReason, metaclass=_DegradedReasonEnumTypeWrapper): ...
 
@@ -121,7 +123,9 @@ DEGRADED_REASON_ENCODE_LATE: DegradedReason.ValueType  # 4
 scored.
 """
 DEGRADED_REASON_RECALL_LATE: DegradedReason.ValueType  # 5
-"""There was little time left to search: fewer candidates were looked for, and none was scored."""
+"""There was little time left to search: a few candidates were looked for by their embeddings alone, and none
+was scored.
+"""
 Global___DegradedReason: _TypeAlias = DegradedReason  # noqa: Y015
 
 class _IngestOutcome:
