@@ -29,7 +29,7 @@ from bench.ingest_load import (
     write_documents,
 )
 from bench.ingest_stack import RunningStack, running_stack
-from bench.processors import Processors, divided
+from bench.processors import Apart, Processors, divided
 from bench.report import machine, print_table, write_figures
 from bench.texts import mixed_texts
 from textmatch.client import TextMatchClient
@@ -77,9 +77,7 @@ class Results:
 
 def main(
     quick: Annotated[bool, typer.Option(help="Fewer documents; figures vary more.")] = False,
-    apart: Annotated[
-        bool, typer.Option(help="The encoder on half of the processors, the rest on the other.")
-    ] = False,
+    apart: Apart = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Measure and print."""

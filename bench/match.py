@@ -1,7 +1,8 @@
 """Match on 100,000 documents, and how near its recall is to exact search: `python -m bench.match [--quick]`.
 
 Then what deadlines do to it under load: how many calls are answered in time, and how much of the whole answer
-is left.
+is left. With `--apart` the encoder has half of the processors and everything else the other half, as on
+machines of their own.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import numpy as np
 import typer
 from qdrant_client import AsyncQdrantClient, models
 
 from bench.ingest_stack import RunningStack, running_stack
+from bench.match_calls import AMPLE_SECONDS, Answered, call, closed_load, half_busy, open_stub, steady_load
+from bench.processors import Apart, divided
 from bench.report import machine, print_table, write_figures
 from bench.texts import mixed_texts
 from textmatch.client import TextMatchClient
@@ -30,8 +30,6 @@ from textmatch.index.connection import connect
 from textmatch.index.recall import RecallQuery
 from textmatch.index.schema import DENSE_VECTOR
 from textmatch.index.store import Index
-from textmatch.runtime.channel import open_aio_channel
-from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 
 _DOCUMENTS = 100_000
@@ -40,31 +38,24 @@ _QUERIES = 200
 _CALLERS = (1, 8, 64)
 _SECONDS, _QUICK_SECONDS = 20.0, 3.0
 _DEADLINES_MS = (20, 50, 100, 300)
-_DEADLINE_CALLERS = 8
+_FULL_CALLERS = 8
 _RECALL_DEPTH = 100
-_TOP_K = 10
 _MIN_INDEXED_SHARE = 0.9
-_AMPLE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One call: how long it took, and the answer or what went wrong."""
-
-    seconds: float
-    response: pb.MatchResponse | None
-    error: str = ""
 
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few documents, short loads.")] = False,
+    apart: Apart = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Measure everything, with all processes on this machine."""
     texts = list(dict.fromkeys(mixed_texts(_DOCUMENTS + 2 * _QUERIES)))
     queries, documents = texts[:_QUERIES], texts[_QUERIES:]
     documents = documents[: _QUICK_DOCUMENTS if quick else _DOCUMENTS]
-    with tempfile.TemporaryDirectory() as directory, running_stack(Path(directory)) as stack:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        running_stack(Path(directory), processors=divided(apart)) as stack,
+    ):
         _ingest(stack, documents)
         figures = asyncio.run(_measure(stack, queries, _QUICK_SECONDS if quick else _SECONDS))
     write_figures(figures, json_path)
@@ -78,7 +69,7 @@ def _ingest(stack: RunningStack, documents: Sequence[str]) -> None:
 
 async def _measure(stack: RunningStack, queries: Sequence[str], seconds: float) -> dict[str, float]:
     figures = await _recall_figures(stack, queries)
-    async with _stub(stack.addresses["matcher"]) as stub:
+    async with open_stub(stack.addresses["matcher"]) as stub:
         for callers in _CALLERS:
             figures |= await _load_figures(stub, queries, callers, seconds)
         figures["overhead_p50_ms"] = figures["overhead_p50_ms_1"]
@@ -88,14 +79,14 @@ async def _measure(stack: RunningStack, queries: Sequence[str], seconds: float) 
 
 async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[str, float]:
     """The share of the exact nearest hundred that recall finds, once the graph is built."""
-    client = connect(f"http://{stack.addresses['qdrant']}", timeout_seconds=_AMPLE_SECONDS)
+    client = connect(f"http://{stack.addresses['qdrant']}", timeout_seconds=AMPLE_SECONDS)
     index, encoder = Index(client, "textmatch"), EncoderClient(stack.addresses["encoder"])
     collection = await index.collection()
     await _until_indexed(client, collection)
     shares = []
     for query in queries:
         encoded = await encoder.encode(
-            [query], is_query=True, is_bulk=False, timeout_seconds=_AMPLE_SECONDS, model=collection
+            [query], is_query=True, is_bulk=False, timeout_seconds=AMPLE_SECONDS, model=collection
         )
         exact = await client.query_points(
             collection,
@@ -123,18 +114,12 @@ async def _until_indexed(client: AsyncQdrantClient, collection: str) -> None:
         await asyncio.sleep(1.0)
 
 
-@asynccontextmanager
-async def _stub(address: str) -> AsyncIterator[pb_grpc.MatcherServiceAsyncStub]:
-    async with open_aio_channel(address) as channel:
-        yield pb_grpc.MatcherServiceStub(channel)
-
-
 async def _load_figures(
     stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str], callers: int, seconds: float
 ) -> dict[str, float]:
     """So many callers, each asking again when it is answered; no query is asked twice."""
     started = time.perf_counter()
-    answers = await _run(stub, queries, callers, seconds, _AMPLE_SECONDS, salt=f"{callers} callers")
+    answers = await closed_load(stub, queries, callers, seconds, AMPLE_SECONDS, salt=f"{callers} callers")
     elapsed = time.perf_counter() - started
     timings = [one.response.timings for one in answers if one.response]
     total = np.array([one.total_ms for one in timings])
@@ -168,7 +153,7 @@ async def _deadline_figures(
     stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str], seconds: float
 ) -> dict[str, float]:
     """With each deadline: the share answered in time, and how much of the whole answers' top ten is left."""
-    whole = await asyncio.gather(*(_call(stub, query, _AMPLE_SECONDS) for query in queries[:50]))
+    whole = await asyncio.gather(*(call(stub, query, AMPLE_SECONDS) for query in queries[:50]))
     wanted = {
         query: {match.document.id for match in answer.response.matches}
         for query, answer in zip(queries, whole, strict=False)
@@ -176,31 +161,34 @@ async def _deadline_figures(
     }
     rows, figures = [], {}
     for deadline_ms in _DEADLINES_MS:
-        load = asyncio.create_task(
-            _run(
-                stub,
-                queries,
-                _DEADLINE_CALLERS,
-                seconds,
-                deadline_ms / 1e3,
-                salt=f"{deadline_ms} ms",
-            )
+        deadline_seconds = deadline_ms / 1e3
+        async with half_busy(stub, queries):
+            answers = await steady_load(stub, queries, seconds, deadline_seconds, salt=f"{deadline_ms} ms")
+            kept = await _kept(stub, wanted, deadline_seconds)
+        full = await closed_load(
+            stub, queries, _FULL_CALLERS, seconds / 2, deadline_seconds, salt=f"full {deadline_ms}"
         )
-        kept = await _kept(stub, wanted, deadline_ms / 1e3)
-        answers = await load
-        in_time = float(np.mean([one.response is not None for one in answers]))
+        in_time, in_time_full = _in_time(answers), _in_time(full)
         complete = float(np.mean([bool(one.response and not one.response.degraded) for one in answers]))
-        rows.append([f"{deadline_ms} ms", f"{in_time:.4f}", f"{complete:.2f}", f"{kept:.2f}"])
+        rows.append(
+            [f"{deadline_ms} ms", f"{in_time:.4f}", f"{complete:.2f}", f"{kept:.2f}", f"{in_time_full:.2f}"]
+        )
         for error, count in Counter(one.error for one in answers if one.error).most_common(3):
-            typer.echo(f"{deadline_ms} ms: {count} x {error[:150]}", err=True)
+            typer.echo(f"{deadline_ms} ms: {count} of {len(answers)} x {error[:150]}", err=True)
         figures[f"in_time_{deadline_ms}_ms"] = in_time
         figures[f"kept_{deadline_ms}_ms"] = kept
+        figures[f"in_time_full_{deadline_ms}_ms"] = in_time_full
     print_table(
-        f"deadlines with {_DEADLINE_CALLERS} callers on {machine()}",
-        ["deadline", "answered in time", "complete", "top ten kept"],
+        f"deadlines beside a caller that asks half of the time, and with {_FULL_CALLERS} callers at once,"
+        f" on {machine()}",
+        ["deadline", "answered in time", "complete", "top ten kept", f"in time, {_FULL_CALLERS} callers"],
         rows,
     )
     return figures
+
+
+def _in_time(answers: Sequence[Answered]) -> float:
+    return float(np.mean([one.response is not None for one in answers]))
 
 
 async def _kept(
@@ -208,43 +196,10 @@ async def _kept(
 ) -> float:
     shares = []
     for query, ids in wanted.items():
-        answer = await _call(stub, query, deadline_seconds)
+        answer = await call(stub, query, deadline_seconds)
         found = {match.document.id for match in answer.response.matches} if answer.response else set()
         shares.append(len(found & ids) / len(ids))
     return float(np.mean(shares))
-
-
-async def _run(
-    stub: pb_grpc.MatcherServiceAsyncStub,
-    queries: Sequence[str],
-    callers: int,
-    seconds: float,
-    deadline_seconds: float,
-    *,
-    salt: str,
-) -> list[Answered]:
-    answers: list[Answered] = []
-    finish = time.perf_counter() + seconds
-
-    async def caller(number: int) -> None:
-        count = 0
-        while time.perf_counter() < finish:
-            count += 1
-            query = queries[(number * len(queries) // callers + count) % len(queries)]
-            answers.append(await _call(stub, f"{query} {salt} {number} {count}", deadline_seconds))
-
-    await asyncio.gather(*(caller(number) for number in range(callers)))
-    return answers
-
-
-async def _call(stub: pb_grpc.MatcherServiceAsyncStub, query: str, deadline_seconds: float) -> Answered:
-    request = pb.MatchRequest(query=query, options=pb.MatchOptions(top_k=_TOP_K))
-    started = time.perf_counter()
-    try:
-        response = await stub.Match(request, timeout=deadline_seconds)
-    except grpc.aio.AioRpcError as error:
-        return Answered(time.perf_counter() - started, None, f"{error.code().name}: {error.details()}")
-    return Answered(time.perf_counter() - started, response)
 
 
 if __name__ == "__main__":

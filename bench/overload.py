@@ -23,7 +23,7 @@ import typer
 from bench.loads import Embed, Load, Measured, our_embed, run_load
 from bench.overload_calls import Calls, Clients, OpenLoad
 from bench.overload_plot import write_plot
-from bench.processors import divided, running_on
+from bench.processors import Apart, divided, running_on
 from bench.report import machine, print_table, write_figures
 from bench.servers import our_encoder
 from bench.texts import mixed_texts
@@ -78,9 +78,7 @@ class Results:
 def main(
     quick: Annotated[bool, typer.Option(help="Shorter runs; figures vary more.")] = False,
     texts_per_call: Annotated[int, typer.Option("--texts", min=1, help="Texts in a call of the load.")] = 64,
-    apart: Annotated[
-        bool, typer.Option(help="Clients on half of the processors, encoder on the other.")
-    ] = False,
+    apart: Apart = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Draw the overload second by second; needs matplotlib.")

@@ -6,8 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 import typer
+
+Apart = Annotated[
+    bool,
+    typer.Option("--apart", help="The encoder on half of the processors, everything else on the other half."),
+]
 
 
 @dataclass(frozen=True)
