@@ -27,8 +27,9 @@ Answer = TypeVar("Answer")
 _SEARCH_RESERVE_TIMES = 5.0
 _SEARCH_RESERVE_MAX_SHARE = 0.7
 _FIRST_SEARCH_SECONDS = 0.005
-# Searches for fewer candidates say nothing about how long others take.
+# What a whole search looks for, and how much longer than a smaller one it takes; larger ones are not counted.
 _WHOLE_CANDIDATES = 100
+_WHOLE_BY_SMALL = 2.0
 # With less time left than so many searches take, fewer candidates are looked for.
 _WHOLE_SEARCH_TIMES = 3.0
 _NEWEST_SHARE = 0.1
@@ -99,9 +100,7 @@ class Recaller:
         try:
             return await before(deadline, self._index.recall(search, model_id=query.collection))
         finally:
-            if options.candidate_count >= _WHOLE_CANDIDATES:
-                took_seconds = time.monotonic() - started
-                self._search_seconds += _NEWEST_SHARE * (took_seconds - self._search_seconds)
+            self._observe_search(options.candidate_count, time.monotonic() - started)
 
     def is_pressed(self, deadline: float) -> bool:
         """Whether a whole search and what comes after it may not end in time."""
@@ -116,6 +115,12 @@ class Recaller:
             CollectionGone: it has been dropped.
         """
         return await before(deadline, self._index.traits(collection))
+
+    def _observe_search(self, count: int, seconds: float) -> None:
+        if count > _WHOLE_CANDIDATES:
+            return
+        whole_seconds = seconds * (1.0 if count == _WHOLE_CANDIDATES else _WHOLE_BY_SMALL)
+        self._search_seconds += _NEWEST_SHARE * (whole_seconds - self._search_seconds)
 
     async def _embed(
         self, query: str, collection: str, options: MatchOptions, deadline: float, is_bulk: bool

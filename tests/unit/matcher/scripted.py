@@ -74,6 +74,7 @@ class ScriptedIndex:
     bm25: dict[str, float] | None = None
     notes: dict[str, object] = field(default_factory=dict)
     deleted: tuple[str, ...] = ()
+    recall_seconds: float = 0.0
 
     async def collection(self):
         return self.current if self.cached is None else self.cached
@@ -89,6 +90,7 @@ class ScriptedIndex:
         return CollectionTraits(self.bm25 is not None, self.notes)
 
     async def recall(self, query, *, model_id):
+        await asyncio.sleep(self.recall_seconds)
         if query.embedding is None:
             return [Hit(key, 0.0, score) for key, score in self.bm25.items()]
         return [

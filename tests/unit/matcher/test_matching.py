@@ -76,6 +76,23 @@ async def test_with_little_time_left_few_candidates_are_found_and_none_is_scored
     assert (result.candidate_count, len(result.matches)) == (30, 30)
 
 
+async def test_what_little_time_is_follows_how_long_searches_take():
+    index = ScriptedIndex(recall_seconds=0.04)
+    matcher_ = matcher(ScriptedEncoder(), index)
+
+    async def reason(seconds: float) -> Degraded | None:
+        return (await matcher_.match("query", MatchOptions(), deadline=soon(seconds))).degraded
+
+    assert await reason(0.1) is None
+    for _ in range(20):
+        await reason(1.0)
+    assert await reason(0.1) is Degraded.RECALL_LATE
+    index.recall_seconds = 0.001
+    for _ in range(30):
+        await reason(0.1)
+    assert await reason(0.1) is None
+
+
 @pytest.mark.parametrize("error", [errors.DependencyUnavailable("gone"), errors.Overloaded("full")])
 async def test_a_query_that_cannot_be_embedded_fails(error: errors.TextMatchError):
     with pytest.raises(type(error)):
