@@ -24,7 +24,7 @@ Answer = TypeVar("Answer")
 
 # Kept back from embedding, so that searching by words alone still is in time: so many times what a search and
 # what goes with it took lately, but never more than this share of the time.
-_SEARCH_RESERVE_TIMES = 5.0
+_SEARCH_RESERVE_TIMES = 2.5
 _SEARCH_RESERVE_MAX_SHARE = 0.7
 _FIRST_SEARCH_SECONDS = 0.005
 # What a whole search looks for, and how much longer than a smaller one it takes; larger ones are not counted.
