@@ -20,7 +20,7 @@ import typer
 from qdrant_client import AsyncQdrantClient, models
 
 from bench.ingest_stack import RunningStack, running_stack
-from bench.match_calls import AMPLE_SECONDS, Answered, call, closed_load, half_busy, open_stub, steady_load
+from bench.match_calls import AMPLE_SECONDS, Answered, call, closed_load, half_busy, open_stub
 from bench.processors import Apart, divided
 from bench.report import machine, print_table, write_figures
 from bench.texts import mixed_texts
@@ -39,6 +39,7 @@ _CALLERS = (1, 8, 64)
 _SECONDS, _QUICK_SECONDS = 20.0, 3.0
 _DEADLINES_MS = (20, 50, 100, 300)
 _FULL_CALLERS = 8
+_PAUSE_SECONDS = 0.05
 _RECALL_DEPTH = 100
 _MIN_INDEXED_SHARE = 0.9
 
@@ -163,7 +164,15 @@ async def _deadline_figures(
     for deadline_ms in _DEADLINES_MS:
         deadline_seconds = deadline_ms / 1e3
         async with half_busy(stub, queries):
-            answers = await steady_load(stub, queries, seconds, deadline_seconds, salt=f"{deadline_ms} ms")
+            answers = await closed_load(
+                stub,
+                queries,
+                1,
+                seconds,
+                deadline_seconds,
+                salt=f"{deadline_ms} ms",
+                pause_seconds=_PAUSE_SECONDS,
+            )
             kept = await _kept(stub, wanted, deadline_seconds)
         full = await closed_load(
             stub, queries, _FULL_CALLERS, seconds / 2, deadline_seconds, salt=f"full {deadline_ms}"

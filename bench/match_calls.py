@@ -16,7 +16,6 @@ from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 
 AMPLE_SECONDS = 60.0
 _TOP_K = 10
-_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,9 @@ async def closed_load(
     deadline_seconds: float,
     *,
     salt: str,
+    pause_seconds: float = 0.0,
 ) -> list[Answered]:
-    """So many callers, each asking again when it is answered; with the salt no query is asked twice."""
+    """So many callers, each asking again a pause after its answer; with the salt no query is asked twice."""
     answers: list[Answered] = []
     finish = time.perf_counter() + seconds
 
@@ -65,26 +65,9 @@ async def closed_load(
             count += 1
             query = queries[(number * len(queries) // callers + count) % len(queries)]
             answers.append(await call(stub, f"{query} {salt} {number} {count}", deadline_seconds))
+            await asyncio.sleep(pause_seconds)
 
     await asyncio.gather(*(caller(number) for number in range(callers)))
-    return answers
-
-
-async def steady_load(
-    stub: pb_grpc.MatcherServiceAsyncStub,
-    queries: Sequence[str],
-    seconds: float,
-    deadline_seconds: float,
-    *,
-    salt: str,
-) -> list[Answered]:
-    """One caller that pauses between its calls."""
-    answers: list[Answered] = []
-    finish = time.perf_counter() + seconds
-    while time.perf_counter() < finish:
-        query = f"{queries[len(answers) % len(queries)]} {salt} {len(answers)}"
-        answers.append(await call(stub, query, deadline_seconds))
-        await asyncio.sleep(_PAUSE_SECONDS)
     return answers
 
 

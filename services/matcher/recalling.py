@@ -28,7 +28,7 @@ _SEARCH_RESERVE_TIMES = 2.5
 _SEARCH_RESERVE_MAX_SHARE = 0.7
 _FIRST_SEARCH_SECONDS = 0.005
 # What a whole search looks for, and how much longer than a smaller one it takes; larger ones are not counted.
-_WHOLE_CANDIDATES = 100
+_WHOLE_CANDIDATES = MatchOptions.candidate_count
 _WHOLE_BY_SMALL = 2.0
 # With less time left than so many searches take, fewer candidates are looked for.
 _WHOLE_SEARCH_TIMES = 3.0
