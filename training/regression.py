@@ -1,6 +1,7 @@
 """The regression recipe: a cross-encoder that reads a pair and says how similar it is.
 
-1. Warm-up: pairs mined from sentences without scores, labelled with the base bi-encoder's own cosine.
+1. Warm-up: pairs mined from sentences without scores, labelled with a bi-encoder's cosine: the base model's
+   own, or that of a better one, such as a siamese model trained on the same gold scores.
 2. Training on the gold scores.
 
 With `adapter_rank` above 0 the base weights stay as they are and a low-rank adapter is trained and saved;
@@ -73,6 +74,9 @@ class RegressionSettings(RunSettings):
     warm_up_sentences: Annotated[
         list[Path], Option(help="More files to mine from; labels are left out; may be given again.")
     ] = field(default_factory=list)
+    warm_up_labels: Annotated[
+        str, Option(help="Bi-encoder whose cosine labels the warm-up pairs; default: the base model.")
+    ] = ""
     warm_up_learning_rate: Annotated[
         float, Option(min=0.0, help="0: 5e-4 for an adapter, 1e-4 for all weights.")
     ] = 0.0
@@ -114,7 +118,7 @@ def train_regression(settings: RegressionSettings, console: Console) -> Outcome:
     base = find_model(settings.base, BI_ENCODER_ORGANISATION)
     model = _build(base, settings)
     if settings.warm_up_pairs > 0 and not has_checkpoint(settings.checkpoints):
-        _warm_up(model, base, settings, console)
+        _warm_up(model, settings, console)
     if settings.both_orders:
         pairs += [replace(pair, first=pair.second, second=pair.first) for pair in pairs]
     trainer = _trainer(model, pairs, settings)
@@ -185,7 +189,7 @@ def _adapter_config(rank: int) -> LoraConfig:
     )
 
 
-def _warm_up(model: CrossEncoder, base: Path, settings: RegressionSettings, console: Console) -> None:
+def _warm_up(model: CrossEncoder, settings: RegressionSettings, console: Console) -> None:
     """One epoch over the mined pairs; its own checkpoints stand beside those of the training."""
     output = settings.checkpoints / "warm-up"
     stage = replace(
@@ -200,8 +204,13 @@ def _warm_up(model: CrossEncoder, base: Path, settings: RegressionSettings, cons
         learning_rate=settings.warm_up_learning_rate,
         resume=has_checkpoint(replace(settings, output=output).checkpoints),
     )
-    console.print(f"warm-up on {settings.warm_up_pairs:,} pairs labelled by the base model")
-    bi_encoder = SentenceTransformer(str(base), device=settings.torch_device, local_files_only=True)
+    labeller = settings.warm_up_labels or settings.base
+    console.print(f"warm-up on {settings.warm_up_pairs:,} pairs labelled by {labeller}")
+    bi_encoder = SentenceTransformer(
+        str(find_model(labeller, BI_ENCODER_ORGANISATION)),
+        device=settings.torch_device,
+        local_files_only=True,
+    )
     files = (*settings.train, *settings.warm_up_sentences)
     sentences = sorted({sentence for path in files for sentence in read_sentences(path)})
     embeddings = embed(bi_encoder, sentences)  # (sentence, dimension)

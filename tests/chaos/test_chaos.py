@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 import redis
 
 from tests.chaos.outcome import compare, left_in_redis, read_index
@@ -32,6 +33,8 @@ SETTLED_SECONDS = 300.0
 BUSY_SECONDS = 2.0
 
 
+# `make chaos` goes on for as long as it is told to.
+@pytest.mark.timeout(0)
 def test_every_kill_leaves_the_index_exactly_right(tmp_path: Path):
     program = make_program(SEED, DOCUMENTS, KILLS_OF_EACH)
     print(f"seed {SEED}: {_describe(program)}")

@@ -28,6 +28,8 @@ class MortalEncoder:
         self.target = f"127.0.0.1:{self.port}"
         self.deaths = 0
         self._command = [sys.executable, "-m", __name__, str(self.port), model_id]
+        # Held while the next process starts: none may come after `stop`.
+        self._turn = threading.Lock()
         self._is_stopping = False
         self._process = subprocess.Popen(self._command)
         self._guard = threading.Thread(target=self._start_again)
@@ -39,17 +41,19 @@ class MortalEncoder:
 
     def stop(self) -> None:
         """For good."""
-        self._is_stopping = True
-        self._process.kill()
+        with self._turn:
+            self._is_stopping = True
+            self._process.kill()
         self._guard.join()
 
     def _start_again(self) -> None:
         while True:
             self._process.wait()
-            if self._is_stopping:
-                return
-            self.deaths += 1
-            self._process = subprocess.Popen(self._command)
+            with self._turn:
+                if self._is_stopping:
+                    return
+                self.deaths += 1
+                self._process = subprocess.Popen(self._command)
 
 
 def _die(texts: Sequence[str]) -> None:
