@@ -32,14 +32,8 @@ from training.evaluation.pairs import PairFile, read_pair_file
 from training.evaluation.report import Column, as_json, table, text
 from training.evaluation.resampling import Resampled, Values
 from training.evaluation.systems import COSINE, CROSS_ENCODER, PAIR_CLASSIFIER, Scored, load_model_system
-from training.model_card import (
-    CALIBRATION,
-    THRESHOLDS,
-    replace_section,
-    sha256_of,
-    short_name,
-    thresholds_section,
-)
+from training.model_card import CALIBRATION, THRESHOLDS, replace_section, sha256_of, thresholds_section
+from training.options import short_name
 
 _CHANGED = ("mse", "ece")
 

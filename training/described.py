@@ -24,11 +24,10 @@ from training.model_card import (
     Figures,
     ModelCard,
     replace_section,
-    short_name,
     thresholds_section,
     write_model_card,
 )
-from training.options import command_line
+from training.options import command_line, portable, short_name
 from training.pairs import UNIT_RANGE, ScoreRange
 from training.report import DataReport
 from training.settings import RunSettings
@@ -81,7 +80,7 @@ def write_card_of_run(
         base_name: of the base model; empty if there was none.
     """
     kind = _KINDS[recipe]
-    base = _portable(base_name)
+    base = portable(base_name)
     files = {path: _as_pairs(path, settings) for path in measured} if recipe != "mlm" else {}
     scored = _scored(settings, base_name, {path: file for path, file in files.items() if file})
     card = ModelCard(
@@ -95,8 +94,8 @@ def write_card_of_run(
             f"A text, or a pair that is read together, is cut at {settings.max_length_tokens} tokens.",
             *_lost(scored),
         ],
-        command=command_line(recipe, settings).replace(base_name or "\0", base),
-        training_files=settings.train,
+        command=command_line(recipe, settings),
+        training_files=settings.files_learnt_from,
         figures=[
             _figures(path, scored[path], files[path]) if path in scored else _plain_figures(path, figures)
             for path, figures in measured.items()
@@ -143,7 +142,7 @@ def _figures(path: Path, scored: list[MeasuredPairs], file: PairFile | None) -> 
 
 def _row_name(one: MeasuredPairs, own_model_id: str) -> str:
     if one.model_id != own_model_id:
-        return _portable(one.name)
+        return portable(one.name)
     # What stands behind the directory says which of the model's scores it is.
     return f"{_THIS_MODEL}{one.name[one.name.rfind(' (') :] if one.name.endswith(')') else ''}"
 
@@ -156,14 +155,9 @@ def _plain_figures(path: Path, measured: Mapping[str, float]) -> Figures:
 
 def _lost(scored: Mapping[Path, list[MeasuredPairs]]) -> list[str]:
     return [
-        f"On {short_name(path)} {_portable(other.name)} orders pairs better."
+        f"On {short_name(path)} {portable(other.name)} orders pairs better."
         for path, (own, *others) in scored.items()
         for other in others
         if other.model_id != own.model_id
         and other.figures.values["spearman"] > own.figures.values["spearman"]
     ]
-
-
-def _portable(name: str) -> str:
-    """A local directory by folder and name: its place differs from machine to machine."""
-    return short_name(Path(name)) if name and Path(name).is_dir() else name

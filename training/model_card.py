@@ -16,6 +16,7 @@ from training.calibration import precision_thresholds
 from training.evaluation.pair_metrics import BINS, Flags
 from training.evaluation.report import text
 from training.evaluation.resampling import COVERAGE, Estimate, Values
+from training.options import short_name
 
 THRESHOLDS, CALIBRATION = "Thresholds", "Calibration"
 FILE_NAME = "README.md"
@@ -160,11 +161,6 @@ def replace_section(directory: Path, heading: str, body: str) -> None:
     else:
         whole = f"{whole.rstrip()}\n\n{section}"
     path.write_text(f"{whole.rstrip()}\n", encoding="utf-8")
-
-
-def short_name(path: Path) -> str:
-    """Folder and name: the place of the folder differs from machine to machine."""
-    return f"{path.resolve().parent.name}/{path.name}"
 
 
 def sha256_of(path: Path) -> str:

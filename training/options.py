@@ -49,6 +49,11 @@ def short_name(path: Path) -> str:
     return f"{path.resolve().parent.name}/{path.name}"
 
 
+def portable(name: str) -> str:
+    """The name of a model; a local directory by folder and name."""
+    return short_name(Path(name)) if name and Path(name).is_dir() else name
+
+
 def _words(option: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
@@ -56,7 +61,7 @@ def _words(option: str, value: Any) -> list[str]:
         return [word for one in value for word in _words(option, one)]
     if isinstance(value, tuple):
         return [f"--{option}", *(f"{one:g}" for one in value)]
-    return [f"--{option}", short_name(value) if isinstance(value, Path) else str(value)]
+    return [f"--{option}", short_name(value) if isinstance(value, Path) else portable(str(value))]
 
 
 def _default(one: Field[Any]) -> Any:

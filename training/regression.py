@@ -88,6 +88,11 @@ class RegressionSettings(RunSettings):
     bf16: Annotated[bool, Option(help="Compute in bfloat16.")] = True
 
     @property
+    def files_learnt_from(self) -> list[Path]:
+        """The gold scores, and the sentences of the warm-up."""
+        return [*self.train, *(self.warm_up_sentences if self.warm_up_pairs else ())]
+
+    @property
     def range(self) -> ScoreRange:
         """Of the scores in the files."""
         return ScoreRange(*self.score_range)
@@ -211,7 +216,7 @@ def _warm_up(model: CrossEncoder, settings: RegressionSettings, console: Console
         device=settings.torch_device,
         local_files_only=True,
     )
-    files = (*settings.train, *settings.warm_up_sentences)
+    files = settings.files_learnt_from
     sentences = sorted({sentence for path in files for sentence in read_sentences(path)})
     embeddings = embed(bi_encoder, sentences)  # (sentence, dimension)
     pairs = mine_warm_up_pairs(sentences, embeddings, settings.warm_up_pairs, settings.seed)

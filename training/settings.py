@@ -61,6 +61,11 @@ class RunSettings:
     resume: Annotated[bool, Option(help="Go on from the last checkpoint of this output.")] = False
 
     @property
+    def files_learnt_from(self) -> list[Path]:
+        """All of them, for the model card."""
+        return self.train
+
+    @property
     def form(self) -> FileForm:
         """What is said of the form of the data files."""
         names = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()

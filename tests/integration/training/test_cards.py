@@ -12,6 +12,8 @@ from rich.console import Console
 from training.evaluation.pairs import measure_on_pairs, read_pair_file
 from training.evaluation.systems import load_model_system
 from training.mlm import MlmSettings, train_mlm
+from training.model_card import sha256_of
+from training.options import short_name
 from training.regression import RegressionSettings, train_regression
 from training.sbert import SbertSettings, train_sbert
 from training.siamese import SiameseSettings, train_siamese
@@ -44,6 +46,20 @@ def test_a_card_has_the_served_figures_beside_the_baseline(
     assert f"textmatch train {recipe}" in card
     assert str(tmp_path) not in card
     assert str(bases["bert"]) not in card
+
+
+def test_the_card_of_a_regression_names_what_it_warmed_up_with(
+    bases: dict[str, Path], scored: Path, sentences: Path, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "models" / "teacher"
+    options = _options(bases["roberta"], scored, teacher)
+    train_siamese(SiameseSettings(**options), QUIET)
+    options = _options(bases["bert"], scored, tmp_path / "models" / "model")
+    extra = {"warm_up_pairs": 20, "warm_up_sentences": [sentences], "warm_up_labels": str(teacher)}
+    train_regression(RegressionSettings(**options, **extra, bf16=False), QUIET)
+    card = (tmp_path / "models" / "model" / "README.md").read_text()
+    assert f"| {short_name(sentences)} | `{sha256_of(sentences)}` |" in card
+    assert "--warm-up-labels models/teacher" in card
 
 
 def test_classes_and_perplexity_are_told_as_the_recipe_measured_them(

@@ -77,6 +77,18 @@ def test_the_seed_decides_the_scores(bases: dict[str, Path], scored: Path, tmp_p
     np.testing.assert_array_equal(found[0], found[1])
 
 
+def test_another_model_may_label_the_warm_up(bases: dict[str, Path], scored: Path, tmp_path: Path):
+    settings = _settings(bases["bert"], scored, tmp_path / "own", 4)
+    train_regression(settings, QUIET)
+    other = replace(settings, output=tmp_path / "other", warm_up_labels=str(bases["roberta"]))
+    train_regression(other, QUIET)
+    own_scores, other_scores = (_scores(one.output, bases["bert"], scored) for one in (settings, other))
+    assert not np.array_equal(own_scores, other_scores)
+    missing = replace(settings, output=tmp_path / "third", warm_up_labels="nobody")
+    with pytest.raises(ModelNotFound, match="nobody"):
+        train_regression(missing, QUIET)
+
+
 def test_adapters_are_for_bert_with_a_sigmoid(bases: dict[str, Path], scored: Path, tmp_path: Path):
     settings = _settings(bases["distilbert"], scored, tmp_path / "model", 4)
     with pytest.raises(InvalidInput, match="adapters are for BERT; .* is distilbert: use 0"):
