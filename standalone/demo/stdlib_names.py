@@ -4,6 +4,8 @@ Runs as a script in an interpreter of its own, because importing six hundred mod
 
     python -I -S -W ignore standalone/demo/stdlib_names.py
 
+With names of packages, it prints theirs instead (without -S, which hides what is installed).
+
 Writes one JSON object a line:
 
     {"id": "shutil.rmtree", "module": "shutil", "kind": "function", "docstring": "Recursively delete ..."}
@@ -59,7 +61,7 @@ class Entry(NamedTuple):
     @property
     def rank(self) -> tuple[int, bool, bool, str]:
         """Of several names of one thing, the lowest is the one that people use."""
-        is_own_name = self.target.__name__ == self.name.rpartition(".")[2]
+        is_own_name = getattr(self.target, "__name__", "") == self.name.rpartition(".")[2]
         return self.name.count("."), not is_own_name, not self.is_defined_here, self.name
 
 
@@ -68,7 +70,7 @@ def main() -> None:
     output = sys.stdout
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
         best: dict[int, Entry] = {}
-        for module in _modules():
+        for module in _modules(sys.argv[1:]):
             for entry in _entries(module):
                 known = best.setdefault(id(entry.target), entry)
                 if entry.rank < known.rank:
@@ -83,9 +85,9 @@ def main() -> None:
         output.write(json.dumps(record) + "\n")
 
 
-def _modules() -> Iterator[ModuleType]:
+def _modules(packages: list[str]) -> Iterator[ModuleType]:
     names = [name for name in sorted(sys.stdlib_module_names) if name not in _SKIPPED_MODULES]
-    for name in [*names, "os.path"]:
+    for name in packages or [*names, "os.path"]:
         yield from _with_submodules(name)
 
 
@@ -108,8 +110,8 @@ def _entries(module: ModuleType) -> Iterator[Entry]:
     module_name = "os.path" if module is os.path else module.__name__
     prefix = "" if module_name == "builtins" else f"{module_name}."
     exported = getattr(module, "__all__", None)
-    for name in vars(module) if exported is None else exported:
-        value = getattr(module, name, None)
+    for name in list(vars(module)) if exported is None else exported:
+        value = _value(module, name)
         is_defined_here = getattr(value, "__module__", None) in {module.__name__, f"_{module.__name__}"}
         if name.startswith("_") or (exported is None and not is_defined_here):
             continue
@@ -127,13 +129,21 @@ def _class_entries(name: str, module: str, value: type, is_defined_here: bool) -
             yield Entry(f"{name}.{method_name}", module, "method", is_defined_here, _function(member))
 
 
+def _value(module: ModuleType, name: str) -> Any:
+    try:
+        return getattr(module, name, None)
+    except Exception:  # noqa: BLE001 -- made when it is asked for, of something that is not installed
+        return None
+
+
 def _function(value: Any) -> Any:
     """What a bound, class or static method wraps, so that one function counts once."""
     return getattr(value, "__func__", value)
 
 
 def _has_docstring(value: Any) -> bool:
-    return isinstance(value.__doc__, str) and bool(value.__doc__.strip())
+    docstring = getattr(value, "__doc__", None)
+    return isinstance(docstring, str) and bool(docstring.strip())
 
 
 if __name__ == "__main__":
