@@ -15,13 +15,14 @@ from torch import nn
 from typer import Option
 
 from textmatch.errors import InvalidInput
-from textmatch.models.bi_encoder import feed_lstm
+from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
 from textmatch.models.resolve import (
     BI_ENCODER_ORGANISATION,
     DEFAULT_BI_ENCODER,
     UnusableModel,
     find_model,
 )
+from training.adapters import add_adapter
 from training.settings import RunSettings
 
 PoolingName: TypeAlias = Literal["base", "cls", "pooler", "mean", "first-last-avg", "last2-avg"]
@@ -52,6 +53,19 @@ class BiEncoderSettings(RunSettings):
         float | None,
         Option(min=0.0, max=0.9, help="Dropout rate of the transformer; else the base model's own."),
     ] = None
+    adapter_rank: Annotated[
+        int, Option(min=0, help="Rank of the adapter to train and save; 0 trains and saves all weights.")
+    ] = 0
+
+    def check(self) -> None:
+        """As for every recipe.
+
+        Raises:
+            InvalidInput: also if an adapter is to go without its base model's pooling.
+        """
+        super().check()
+        if self.adapter_rank and self.pooling != "base":
+            raise InvalidInput.of_field("pooling", "an adapter pools as its base model does: use base")
 
 
 def build_bi_encoder(
@@ -74,6 +88,10 @@ def build_bi_encoder(
         modules.append(Normalize())
     model = SentenceTransformer(modules=[*modules], device=settings.torch_device, prompts=_prompts(loaded))
     feed_lstm(model)
+    if settings.adapter_rank:
+        if lstm is not None or has_separate_towers:
+            raise InvalidInput.of_field("adapter-rank", "an adapter has one tower and no LSTM: use 0")
+        add_adapter(model, settings.adapter_rank, "FEATURE_EXTRACTION", settings.base)
     return model
 
 
@@ -99,12 +117,7 @@ def load_base(base: Path) -> SentenceTransformer:
     Raises:
         UnusableModel: it cannot be read as a bi-encoder.
     """
-    try:
-        return SentenceTransformer(
-            str(base), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        raise UnusableModel(f'cannot load "{base}" as a bi-encoder: {error}') from error
+    return read_bi_encoder(base, str(base))
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

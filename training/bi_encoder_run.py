@@ -78,7 +78,8 @@ def train_bi_encoder(
     trainer.schedule = settings.schedule
     fit(trainer, settings, goal, console)
     if trainer.is_world_process_zero():
-        save_bi_encoder(task.model, settings.output, _classifier(task))
+        base = settings.base if settings.adapter_rank else ""
+        save_bi_encoder(task.model, settings.output, _classifier(task), adapter_base=base)
     return finish(
         task.recipe,
         settings,

@@ -20,10 +20,18 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _LOCAL_TOKENIZER_KEYS = ("is_local", "local_files_only")
 
 
-def save_bi_encoder(model: SentenceTransformer, output: Path, classifier: PairClassifier | None) -> None:
-    """Write the model's directory, and the classifier of its embeddings if there is one."""
+def save_bi_encoder(
+    model: SentenceTransformer, output: Path, classifier: PairClassifier | None, *, adapter_base: str = ""
+) -> None:
+    """Write the model's directory, and the classifier of its embeddings if there is one.
+
+    Args:
+        adapter_base: what an adapter needs below it; empty if all weights are written.
+    """
     model.save_pretrained(str(output), create_model_card=False)
     _forget_machine(output)
+    if adapter_base:
+        _finish_adapter(output, adapter_base)
     if classifier is not None:
         classifier.save(output)
 
@@ -50,10 +58,7 @@ def save_cross_encoder(
     if score_range is not None:
         _rewrite_json(output / _CONFIG, score_range=list(score_range))
     if is_adapter:
-        _rewrite_json(output / ADAPTER_CONFIG, base_model_name_or_path=base_name)
-        weights = output / ADAPTER_WEIGHTS
-        # Half precision halves the file; the figures are taken after it.
-        save_file({name: tensor.half().contiguous() for name, tensor in load_file(weights).items()}, weights)
+        _finish_adapter(output, base_name)
 
 
 def load_trained(directory: Path, base: Path, device: str | None = None) -> CrossEncoder:
@@ -62,6 +67,13 @@ def load_trained(directory: Path, base: Path, device: str | None = None) -> Cros
         return load_cross_encoder_directory(directory, base, device=device)
     model: CrossEncoder = CrossEncoder(str(directory), device=device, local_files_only=True)
     return model
+
+
+def _finish_adapter(output: Path, base_name: str) -> None:
+    _rewrite_json(output / ADAPTER_CONFIG, base_model_name_or_path=base_name)
+    weights = output / ADAPTER_WEIGHTS
+    # Half precision halves the file; the figures are taken after it.
+    save_file({name: tensor.half().contiguous() for name, tensor in load_file(weights).items()}, weights)
 
 
 def _forget_machine(output: Path) -> None:

@@ -17,9 +17,8 @@ from typing import Annotated
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from rich.console import Console
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.losses import MSELoss
 from sentence_transformers.cross_encoder.training_args import CrossEncoderTrainingArguments
 from transformers import set_seed
@@ -27,7 +26,8 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.resolve import BI_ENCODER_ORGANISATION, UnusableModel, find_model
-from training.architecture import DEFAULT_BASE_NAME, set_dropout
+from training.adapters import add_adapter
+from training.architecture import DEFAULT_BASE_NAME, load_base, set_dropout
 from training.batches import LengthSortedBatchSampler
 from training.bi_encoder_run import DOCUMENT, QUERY
 from training.measuring import SPEARMAN, ScoreAgreement, embed
@@ -171,27 +171,12 @@ def _build(base: Path, settings: RegressionSettings) -> CrossEncoder:
         raise UnusableModel(f'cannot train "{settings.base}" as a cross-encoder: {error}') from error
     set_dropout(model, settings.dropout)
     if settings.adapter_rank > 0:
-        model_type = getattr(model.config, "model_type", "unknown")
-        if model_type != "bert":
-            problem = f"adapters are for BERT; {settings.base} is {model_type}: use 0"
-            raise InvalidInput.of_field("adapter-rank", problem)
-        model.add_adapter(_adapter_config(settings.adapter_rank))
+        add_adapter(model, settings.adapter_rank, "SEQ_CLS", settings.base)
     return model
 
 
 def _activation(settings: RegressionSettings) -> torch.nn.Module:
     return torch.nn.Sigmoid() if settings.sigmoid else torch.nn.Identity()
-
-
-def _adapter_config(rank: int) -> LoraConfig:
-    # "dense" covers the output, both feed-forward layers and the pooler.
-    return LoraConfig(
-        task_type="SEQ_CLS",
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=["query", "key", "value", "dense"],
-        modules_to_save=["classifier"],
-    )
 
 
 def _warm_up(model: CrossEncoder, settings: RegressionSettings, console: Console) -> None:
@@ -211,11 +196,7 @@ def _warm_up(model: CrossEncoder, settings: RegressionSettings, console: Console
     )
     labeller = settings.warm_up_labels or settings.base
     console.print(f"warm-up on {settings.warm_up_pairs:,} pairs labelled by {labeller}")
-    bi_encoder = SentenceTransformer(
-        str(find_model(labeller, BI_ENCODER_ORGANISATION)),
-        device=settings.torch_device,
-        local_files_only=True,
-    )
+    bi_encoder = load_base(find_model(labeller, BI_ENCODER_ORGANISATION)).to(settings.torch_device)
     files = settings.files_learnt_from
     sentences = sorted({sentence for path in files for sentence in read_sentences(path)})
     embeddings = embed(bi_encoder, sentences)  # (sentence, dimension)

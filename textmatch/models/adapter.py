@@ -1,8 +1,8 @@
-"""Low-rank adapters over a base model: how the default cross-encoder is shipped.
+"""Low-rank adapters over a base model: how the models of our own are shipped.
 
 An adapter directory is what PEFT and sentence-transformers write: `adapter_config.json` names the base model,
-`adapter_model.safetensors` holds the low-rank deltas and the scoring head, the rest is the usual
-configuration. Loading adds the deltas to the base weights; what remains is an ordinary cross-encoder.
+`adapter_model.safetensors` holds the low-rank deltas and, of a cross-encoder, the scoring head, the rest is
+the usual configuration. Loading adds the deltas to the base weights; what remains is an ordinary model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
-from sentence_transformers import CrossEncoder
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from textmatch.errors import ModelNotFound
@@ -34,18 +35,49 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
         ModelNotFound: one of the adapter's files is missing. Weights in another format than safetensors count
             as missing, since loading them could run code.
     """
+    _check_files(path)
+    with _known_complaints_silenced():
+        model: CrossEncoder = CrossEncoder(
+            str(base), num_labels=1, max_length=_max_length_tokens(path), device=device, local_files_only=True
+        )
+        _merge(model[0], path)
+    model.eval()
+    return model
+
+
+def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
+    """The bi-encoder made of the base model in `base` and the adapter in `path`, merged, in float32.
+
+    Pooling and prompts are the base model's; only its longest text may differ.
+
+    Raises:
+        ModelNotFound: as above.
+    """
+    _check_files(path)
+    with _known_complaints_silenced():
+        model = SentenceTransformer(
+            str(base), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        )
+        _merge(model[0], path)
+    model.max_seq_length = _max_length_tokens(path)
+    model.eval()
+    return model
+
+
+def _check_files(path: Path) -> None:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, _TOKENIZER_CONFIG):
         if not (path / name).is_file():
             raise ModelNotFound(str(path), f'the adapter directory "{path}" has no {name}')
-    max_length_tokens = int(read_json(path / _TOKENIZER_CONFIG)["model_max_length"])
-    with _known_complaints_silenced():
-        model: CrossEncoder = CrossEncoder(
-            str(base), num_labels=1, max_length=max_length_tokens, device=device, local_files_only=True
-        )
-        transformer: Any = model[0]
-        transformer.model = PeftModel.from_pretrained(transformer.model, str(path)).merge_and_unload()
-    model.eval()
-    return model
+
+
+def _max_length_tokens(path: Path) -> int:
+    return int(read_json(path / _TOKENIZER_CONFIG)["model_max_length"])
+
+
+def _merge(transformer: Any, path: Path) -> None:
+    merged = PeftModel.from_pretrained(transformer.model, str(path)).merge_and_unload()
+    # PEFT has frozen the base; training may go on from here.
+    transformer.model = merged.requires_grad_(True)
 
 
 @contextmanager

@@ -19,6 +19,11 @@ def adapter_base_name(path: Path) -> str:
     return str(read_json(path / ADAPTER_CONFIG)["base_model_name_or_path"])
 
 
+def is_cross_encoder_adapter(path: Path) -> bool:
+    """Whether the adapter in `path` reads pairs; else it makes embeddings."""
+    return bool(read_json(path / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one object."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

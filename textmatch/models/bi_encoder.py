@@ -15,6 +15,8 @@ from sentence_transformers.sentence_transformer.modules import LSTM, Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from textmatch.models.adapter import load_bi_encoder_directory
+from textmatch.models.adapter_config import adapter_base_name, is_adapter_directory
 from textmatch.models.calibration import Calibration
 from textmatch.models.cosine import CosineScorer
 from textmatch.models.devices import dtype_name
@@ -24,7 +26,7 @@ from textmatch.models.native_kernel import NAME as NATIVE
 from textmatch.models.packed_forward import PackedBiEncoder
 from textmatch.models.pair_classifier import PairClassifier
 from textmatch.models.prepared import BiEncoderDescription
-from textmatch.models.resolve import UnusableModel
+from textmatch.models.resolve import BI_ENCODER_ORGANISATION, UnusableModel, find_model
 from textmatch.models.tokenizing import InputTokenizer, TransformerTokenizer, input_tokenizer
 from textmatch.models.tokens import TokenizedText
 from textmatch.vectors import Embeddings
@@ -105,15 +107,7 @@ class BiEncoder:
             UnusableEngine: the engine asked for is not installed.
             UnusableModel: it is no bi-encoder, or its files contradict each other.
         """
-        try:
-            model = SentenceTransformer(
-                str(directory),
-                device="cpu",
-                local_files_only=True,
-                model_kwargs={"dtype": torch.float32},
-            )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-            raise UnusableModel(f'cannot load "{name}" as a bi-encoder: {error}') from error
+        model = read_bi_encoder(directory, name)
         feed_lstm(model.eval())
         return cls(model, name, directory, device=device, dtype=dtype, max_tokens=max_tokens, engine=engine)
 
@@ -217,6 +211,24 @@ def _to_float32(module: nn.Module, _: tuple[Any, ...], features: dict[str, Any])
         features["all_layer_embeddings"] = tuple(
             states.float() for states in features["all_layer_embeddings"]
         )
+
+
+def read_bi_encoder(directory: Path, name: str) -> SentenceTransformer:
+    """A directory in the sentence-transformers format, or an adapter over one, on the CPU in float32.
+
+    Raises:
+        UnusableModel: it is no bi-encoder, or its files contradict each other.
+    """
+    try:
+        if is_adapter_directory(directory):
+            return load_bi_encoder_directory(
+                directory, find_model(adapter_base_name(directory), BI_ENCODER_ORGANISATION)
+            )
+        return SentenceTransformer(
+            str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise UnusableModel(f'cannot load "{name}" as a bi-encoder: {error}') from error
 
 
 def feed_lstm(model: nn.Module) -> None:

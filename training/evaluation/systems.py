@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from textmatch.models.adapter_config import is_adapter_directory
+from textmatch.models.adapter_config import is_adapter_directory, is_cross_encoder_adapter
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.calibration import Calibration, Scores
 from textmatch.models.cosine import CosineScorer
@@ -167,7 +167,7 @@ def load_model_system(name: str, device: str = AUTO) -> ModelSystem:
 def is_cross_encoder(directory: Path) -> bool:
     """Whether a model's files say that it reads pairs."""
     if is_adapter_directory(directory):
-        return True
+        return is_cross_encoder_adapter(directory)
     model_type = _read_config(directory / _MODEL_CONFIG).get("model_type")
     if model_type or is_sentence_transformer(directory):
         return bool(model_type == "CrossEncoder")

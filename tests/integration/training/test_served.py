@@ -30,7 +30,7 @@ TEXTS = [
     "large tree runs blue dog",
     "dog cat bird tree red green",
 ]
-BI_ENCODERS = ["siamese", "towers", "sbert", "simcse-pooler", "simcse-layers", "simcse-mean"]
+BI_ENCODERS = ["siamese", "towers", "sbert", "simcse-pooler", "simcse-layers", "simcse-mean", "adapter"]
 TOLERANCE = 1e-3
 QUIET = Console(quiet=True)
 
@@ -66,6 +66,7 @@ def directories(
         SimcseSettings(**options("simcse-layers", "roberta", sentences), pooling="first-last-avg"), QUIET
     )
     train_simcse(SimcseSettings(**options("simcse-mean", "albert", sentences), pooling="mean"), QUIET)
+    train_simcse(SimcseSettings(**options("adapter", "bert", sentences), adapter_rank=4), QUIET)
     settings = RegressionSettings(**options("regression", "bert", scored), warm_up_pairs=0, bf16=False)
     train_regression(settings, QUIET)
     return {name: root / name for name in (*BI_ENCODERS, "regression")}
