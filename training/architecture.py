@@ -18,7 +18,7 @@ from textmatch.errors import InvalidInput
 from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
 from textmatch.models.resolve import (
     BI_ENCODER_ORGANISATION,
-    DEFAULT_BI_ENCODER,
+    MINI_LM,
     UnusableModel,
     find_model,
 )
@@ -26,7 +26,7 @@ from training.adapters import add_adapter
 from training.settings import RunSettings
 
 PoolingName: TypeAlias = Literal["base", "cls", "pooler", "mean", "first-last-avg", "last2-avg"]
-DEFAULT_BASE_NAME = f"{BI_ENCODER_ORGANISATION}/{DEFAULT_BI_ENCODER}"
+DEFAULT_BASE_NAME = f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The acceptance runs of training; each is meant for at most 40 minutes on 2 quiet cores. Run: bash training/runs.sh DATA OUT [RUN...]
-# RUNs in order: split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm sbert-en simcse-en siamese-en regression-en questions questions-en regression-questions-en evaluate
+# RUNs in order: split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm sbert-en simcse-en siamese-en regression-en questions bi-encoder-en evaluate
 set -u
 DATA=${1:?}; OUT=${2:?}; shift 2
-RUNS=${*:-split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm sbert-en simcse-en siamese-en regression-en questions questions-en regression-questions-en evaluate}
+RUNS=${*:-split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm sbert-en simcse-en siamese-en regression-en questions bi-encoder-en evaluate}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 TM=${TEXTMATCH:-textmatch}
 DEMO=$(cd "$(dirname "$0")/../standalone/demo" && pwd)
@@ -68,29 +68,15 @@ questions() {  # what the questions of ours are about: from the texts of 120 ins
   python3 -m venv libraries && libraries/bin/pip install -q -r "$DEMO/library_packages.txt"
   "$(dirname "$(command -v "$TM")")/python" -m standalone.demo.library_pairs questions --python libraries/bin/python
 }
-questions-en() {  # the second round finds harder negatives with what the first one made
-  mine_for_questions siamese-en triples-1.tsv && teach_questions triples-1.tsv questions-en-1
-  mine_for_questions questions-en-1 triples-2.tsv && teach_questions triples-2.tsv questions-en
-}
-mine_for_questions() {
-  $TM train mine --pairs questions/pairs.tsv --no-header --corpus questions/texts.txt --model "$1" --output "$2" --depth 300 --margin 0.02 --device cpu
-}
-teach_questions() {
-  $TM train simcse --hard-negatives --base siamese-en --train "$1" --held-out "$DATA/stsb-en/dev.tsv" --output "$2" \
-    --epochs 2 --batch-size 32 --learning-rate 2e-5 --max-length-tokens 64 --bf16 --device cpu
-}
-regression-questions-en() {  # a cross-encoder from the same questions: not shipped, see LOG.md
-  # On the scale of STS-B: 4 of 5 is "mostly equivalent", 1 of 5 is "on the same topic".
-  awk -F'\t' 'NR > 1 { if (!seen[$1, $2]++) print $1 "\t" $2 "\t0.8"; print $1 "\t" $3 "\t0.2" }' triples-2.tsv >question-scores.tsv
-  $TM train regression --train "$DATA/stsb-en/train.tsv" --train question-scores.tsv --held-out "$DATA/stsb-en/dev.tsv" \
-    --held-out "$DATA/sick-en/dev.tsv" --warm-up-sentences "$DATA/snli-en/dev.tsv" --warm-up-sentences questions/pairs.tsv \
-    --warm-up-labels questions-en --output regression-questions-en --adapter-rank 32 --epochs 3 --device cpu \
-    --data-note "STS Benchmark scores CC BY-SA 4.0; SNLI sentences CC BY-SA 4.0, without labels; questions of our own about libraries."
+bi-encoder-en() {  # the default bi-encoder
+  $TM train mine --pairs questions/pairs.tsv --no-header --corpus questions/texts.txt --output triples.tsv --depth 300 --margin 0.02 --device cpu
+  $TM train simcse --hard-negatives --train triples.tsv --held-out "$DATA/stsb-en/dev.tsv" --output bi-encoder-en --adapter-rank 32 \
+    --epochs 2 --batch-size 32 --learning-rate 3e-4 --max-length-tokens 256 --bf16 --device cpu
 }
 evaluate() {
   $TM evaluate pairs char-tfidf siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm pairs-zh/test.tsv --dev pairs-zh/dev.tsv
   $TM evaluate pairs char-tfidf mlm-zh simcse-zh "$DATA/stsb-zh/dev.tsv"
-  $TM evaluate pairs all-MiniLM-L6-v2 regression-en simcse-en siamese-en "$DATA/stsb-en/dev.tsv"
+  $TM evaluate pairs all-MiniLM-L6-v2 regression-en bi-encoder-en simcse-en siamese-en "$DATA/stsb-en/dev.tsv"
 }
 for run in $RUNS; do
   echo "== $run $(date +%T)"; { time timeout 2400 bash -c "$(declare -f); DATA='$DATA'; DEMO='$DEMO'; TM='$TM'; $run"; } 2>&1 | tee "$run.log"

@@ -23,7 +23,7 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     )
     bi_encoder: str = setting(
         "TEXTMATCH_BI_ENCODER",
-        "all-MiniLM-L6-v2",
+        "textmatch-bi-encoder-en",
         "Bi-encoders, by name or path, with commas between them; the first is the default.",
     )
     cross_encoder: str = setting(

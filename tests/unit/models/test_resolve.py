@@ -13,7 +13,7 @@ def _find(name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
-def test_the_default_bi_encoder_comes_from_its_package(name: str):
+def test_mini_lm_comes_from_its_package(name: str):
     directory = _find(name)
     assert (directory / "model.safetensors").is_file()
     assert (directory / "modules.json").is_file()
