@@ -43,7 +43,7 @@ class Weights:
     """How much each part counts, 0..1; the defaults hold for corpora that nobody tuned them on."""
 
     lexical: float = 0.6
-    rerank: float = 0.1
+    rerank: float = 0.03
     calibration: Calibration | None = None
 
 
