@@ -206,11 +206,12 @@ async def test_whatever_one_caller_queues_a_small_call_of_another_is_in_the_next
         huge = [encoder.stub.Encode(pb.EncodeRequest(texts=["the cat sits"] * 1_000))]
         await gate.wait_entered()
         huge += [encoder.stub.Encode(pb.EncodeRequest(texts=["the dog"] * 64)) for _ in range(50)]
-        await _until(lambda: encoder.waiting._interactive.texts > 4_000)
+        # All of them: one that came later would be taken for the small call.
+        waiting_before = 1_000 - gate.sizes[0] + 50 * 64
+        await _until(lambda: encoder.waiting._interactive.texts == waiting_before)
         # Channels of one process share their connections unless told otherwise.
         own_connection = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(encoder.address, own_connection) as channel:
-            waiting_before = encoder.waiting._interactive.texts
             small = pb_grpc.EncoderServiceStub(channel).Encode(pb.EncodeRequest(texts=["a cat in the park"]))
             await _until(lambda: encoder.waiting._interactive.texts == waiting_before + 1)
             gate.opened.set()
