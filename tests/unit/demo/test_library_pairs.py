@@ -1,4 +1,4 @@
-"""The questions that the default cross-encoder learnt from: of other libraries than it is asked about."""
+"""The questions that the default bi-encoder learnt from: of other libraries than it is asked about."""
 
 from __future__ import annotations
 
