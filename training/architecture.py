@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, cast
 
 import torch
@@ -76,21 +75,22 @@ def build_bi_encoder(
     Raises:
         ModelNotFound: there is no such base model.
         UnusableModel: it cannot be trained so.
-        InvalidInput: it has no pooler, but was asked to pool by it.
+        InvalidInput: it has no pooler, but was asked to pool by it; or an adapter is to have an LSTM or two
+            towers.
     """
+    if settings.adapter_rank and (lstm is not None or has_separate_towers):
+        raise InvalidInput.of_field("adapter-rank", "an adapter has one tower and no LSTM: use 0")
     base = find_model(settings.base, BI_ENCODER_ORGANISATION)
-    loaded = load_base(base)
+    loaded = read_bi_encoder(base, settings.base)
     modules = _modules(loaded, settings, lstm)
     if has_separate_towers:
-        document_modules = _modules(load_base(base), settings, lstm)
+        document_modules = _modules(read_bi_encoder(base, settings.base), settings, lstm)
         modules = [Router.for_query_document(query_modules=modules, document_modules=document_modules)]
     if not isinstance(modules[-1], Normalize):
         modules.append(Normalize())
     model = SentenceTransformer(modules=[*modules], device=settings.torch_device, prompts=_prompts(loaded))
     feed_lstm(model)
     if settings.adapter_rank:
-        if lstm is not None or has_separate_towers:
-            raise InvalidInput.of_field("adapter-rank", "an adapter has one tower and no LSTM: use 0")
         add_adapter(model, settings.adapter_rank, "FEATURE_EXTRACTION", settings.base)
     return model
 
@@ -109,15 +109,6 @@ def _modules(loaded: SentenceTransformer, settings: BiEncoderSettings, lstm: Lst
 
 def _prompts(model: SentenceTransformer) -> dict[str, str]:
     return {name: prompt for name, prompt in model.prompts.items() if prompt}
-
-
-def load_base(base: Path) -> SentenceTransformer:
-    """A local model on the CPU, in float32.
-
-    Raises:
-        UnusableModel: it cannot be read as a bi-encoder.
-    """
-    return read_bi_encoder(base, str(base))
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

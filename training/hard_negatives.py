@@ -11,10 +11,10 @@ from sentence_transformers.util import mine_hard_negatives
 from typer import Option, echo
 
 from textmatch.errors import InvalidInput
-from textmatch.models.bi_encoder import feed_lstm
+from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
 from textmatch.models.devices import AUTO, resolve_device
 from textmatch.models.resolve import BI_ENCODER_ORGANISATION, find_model
-from training.architecture import DEFAULT_BASE_NAME, load_base
+from training.architecture import DEFAULT_BASE_NAME
 from training.columns import FileForm
 from training.options import short_name
 from training.pairs import Triple, read_scored_pairs, read_sentences
@@ -76,7 +76,7 @@ def mine_triples(settings: MiningSettings) -> list[Triple]:
     # Second sentences alone would leave the hardest ones out: those of pairs that were judged not the same.
     texts = dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second))
     texts |= dict.fromkeys(text for path in settings.corpus for text in read_sentences(path))
-    model = load_base(find_model(settings.model, BI_ENCODER_ORGANISATION))
+    model = read_bi_encoder(find_model(settings.model, BI_ENCODER_ORGANISATION), settings.model)
     feed_lstm(model)
     mined = mine_hard_negatives(
         Dataset.from_dict(

@@ -25,9 +25,10 @@ from transformers import set_seed
 from typer import Option
 
 from textmatch.errors import InvalidInput
+from textmatch.models.bi_encoder import read_bi_encoder
 from textmatch.models.resolve import BI_ENCODER_ORGANISATION, UnusableModel, find_model
 from training.adapters import add_adapter
-from training.architecture import DEFAULT_BASE_NAME, load_base, set_dropout
+from training.architecture import DEFAULT_BASE_NAME, set_dropout
 from training.batches import LengthSortedBatchSampler
 from training.bi_encoder_run import DOCUMENT, QUERY
 from training.measuring import SPEARMAN, ScoreAgreement, embed
@@ -196,7 +197,8 @@ def _warm_up(model: CrossEncoder, settings: RegressionSettings, console: Console
     )
     labeller = settings.warm_up_labels or settings.base
     console.print(f"warm-up on {settings.warm_up_pairs:,} pairs labelled by {labeller}")
-    bi_encoder = load_base(find_model(labeller, BI_ENCODER_ORGANISATION)).to(settings.torch_device)
+    bi_encoder = read_bi_encoder(find_model(labeller, BI_ENCODER_ORGANISATION), labeller)
+    bi_encoder.to(settings.torch_device)
     files = settings.files_learnt_from
     sentences = sorted({sentence for path in files for sentence in read_sentences(path)})
     embeddings = embed(bi_encoder, sentences)  # (sentence, dimension)

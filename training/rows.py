@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from textmatch.cli.lines import Line, UnreadableLine, read_lines
+from textmatch.cli.lines import open_data_file, read_json_objects
 from textmatch.cli.tables import Row, read_rows
 from textmatch.errors import InvalidInput
 from training.columns import (
@@ -45,7 +44,7 @@ def read_cells(path: Path, columns: Sequence[Column], form: FileForm) -> Iterato
         raise InvalidInput.of_field(
             "columns", f"{len(form.columns)} are given; {len(columns)} are read: {names}"
         )
-    with _opened(path) as file:
+    with open_data_file(path) as file:
         _refuse_utf_16(file, path)
         if path.suffix.lower() in _JSON_SUFFIXES:
             yield from _json_cells(file, path, columns, form)
@@ -62,7 +61,7 @@ def read_texts(path: Path) -> Iterator[list[Cell]]:
     Raises:
         InvalidInput: as in `read_cells`.
     """
-    with _opened(path) as file:
+    with open_data_file(path) as file:
         _refuse_utf_16(file, path)
         if path.suffix.lower() in _JSON_SUFFIXES:
             yield from _json_texts(file, path)
@@ -72,13 +71,6 @@ def read_texts(path: Path) -> Iterator[list[Cell]]:
             cells = _numbered_cells(row, path)
             # What is no table of sentences is read as plain text, TAB or not.
             yield [cell for cell in cells[: 2 if len(cells) > 2 else 1] if cell.text.strip()]
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InvalidInput.of_field(str(path), f"cannot be read: {error.strerror}") from error
 
 
 def _refuse_utf_16(file: BinaryIO, path: Path) -> None:
@@ -125,8 +117,7 @@ def _table_cells(
 def _json_cells(
     file: BinaryIO, path: Path, columns: Sequence[Column], form: FileForm
 ) -> Iterator[list[Cell]]:
-    for line, record in _json_records(file, path):
-        place = f"{path} line {line.number}"
+    for place, record in read_json_objects(file, path):
         keys = list(record)
         yield [
             _json_cell(record[keys[position]], keys[position], place)
@@ -135,28 +126,13 @@ def _json_cells(
 
 
 def _json_texts(file: BinaryIO, path: Path) -> Iterator[list[Cell]]:
-    for line, record in _json_records(file, path):
-        place = f"{path} line {line.number}"
+    for place, record in read_json_objects(file, path):
         keys = list(record)
         names = {key.lower() for key in keys}
         wanted = [TEXT] if names & TEXT.known_names else PAIR
         positions = positions_in_header(keys, wanted, (), place)
         cells = [_json_cell(record[keys[position]], keys[position], place) for position in positions]
         yield [cell for cell in cells if cell.text.strip()]
-
-
-def _json_records(file: BinaryIO, path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
-    for line in read_lines(file):
-        place = f"{path} line {line.number}"
-        try:
-            record = json.loads(line.text())
-        except UnreadableLine as error:
-            raise InvalidInput.of_field(place, str(error)) from error
-        except json.JSONDecodeError as error:
-            raise InvalidInput.of_field(place, f"is not JSON: {error.msg} at column {error.colno}") from error
-        if not isinstance(record, dict):
-            raise InvalidInput.of_field(place, "is not a JSON object")
-        yield line, record
 
 
 def _json_cell(value: Any, key: str, place: str) -> Cell:

@@ -66,7 +66,7 @@ regression-en() {  # the default cross-encoder; stsb-en/dev is measured once, at
 }
 questions() {  # what the questions of ours are about: from the texts of 120 installed libraries
   python3 -m venv libraries && libraries/bin/pip install -q -r "$DEMO/library_packages.txt"
-  "$(dirname "$(command -v "$TM")")/python" -m standalone.demo.library_pairs questions --python libraries/bin/python
+  "$(dirname "$(command -v "$TM")")/python" -m standalone.demo.training_pairs questions --python libraries/bin/python
 }
 bi-encoder-en() {  # the default bi-encoder
   $TM train mine --pairs questions/pairs.tsv --no-header --corpus questions/texts.txt --output triples.tsv --depth 300 --margin 0.02 --device cpu

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from textmatch.cli.failures import CommandFailed
 from textmatch.cli.lines import START, STDIN, Position, UnreadableLine, read_lines
@@ -66,24 +65,9 @@ def _read_json_lines(file: BinaryIO, start: Position) -> Iterator[Record]:
         if not line.content.strip():
             continue
         try:
-            yield Record(line.number, line.content, line.end, _parse_json(line.text()))
+            yield Record(line.number, line.content, line.end, line.json())
         except UnreadableLine as error:
             yield Record(line.number, line.content, line.end, problem=str(error))
-
-
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise UnreadableLine(f"is not JSON: {error.msg} at column {error.colno}") from error
-    except ValueError as error:
-        raise UnreadableLine(f"is not JSON: {error}") from error
-    except RecursionError:
-        raise UnreadableLine("is nested too deeply") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
 
 
 def _read_table(file: BinaryIO, name: str, start: Position, *, is_tsv: bool) -> Iterator[Record]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from textmatch.cli.lines import UnreadableLine, read_lines
+from textmatch.cli.lines import open_data_file, read_json_objects
 from textmatch.cli.tables import read_rows
 from textmatch.errors import InvalidInput
 
@@ -43,7 +42,7 @@ def read_judgements(
     if path is None:
         raise InvalidInput.of_field(str(directory), f"has none of {', '.join(_QRELS_FILES)}")
     judged: dict[str, dict[str, float]] = {}
-    with _opened(path) as file:
+    with open_data_file(path) as file:
         for row in read_rows(file, is_tsv=True):
             is_header = row.line_number == 1 and len(row.cells) == 3 and _number(row.cells[2]) is None
             if is_header:
@@ -67,33 +66,18 @@ def read_texts(path: Path) -> dict[str, str]:
         InvalidInput: the file is missing or empty, a line cannot be read, or an id occurs twice.
     """
     texts: dict[str, str] = {}
-    for place, record in _records(path):
-        identity = next((str(record[key]) for key in _ID_KEYS if record.get(key) not in (None, "")), None)
-        if identity is None:
-            raise InvalidInput.of_field(place, 'has no "id"')
-        if identity in texts:
-            raise InvalidInput.of_field(place, f'the id "{identity}" occurs twice')
-        body, title = (_text(record, key, place) for key in ("text", "title"))
-        texts[identity] = body if body.startswith(title) else f"{title} {body}".strip()
+    with open_data_file(path) as file:
+        for place, record in read_json_objects(file, path):
+            identity = next((str(record[key]) for key in _ID_KEYS if record.get(key) not in (None, "")), None)
+            if identity is None:
+                raise InvalidInput.of_field(place, 'has no "id"')
+            if identity in texts:
+                raise InvalidInput.of_field(place, f'the id "{identity}" occurs twice')
+            body, title = (_text(record, key, place) for key in ("text", "title"))
+            texts[identity] = body if body.startswith(title) else f"{title} {body}".strip()
     if not texts:
         raise InvalidInput.of_field(str(path), "is empty")
     return texts
-
-
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place and what it says."""
-    with _opened(path) as file:
-        for line in read_lines(file):
-            place = f"{path} line {line.number}"
-            try:
-                record = json.loads(line.text())
-            except UnreadableLine as error:
-                raise InvalidInput.of_field(place, str(error)) from error
-            except (ValueError, RecursionError) as error:
-                raise InvalidInput.of_field(place, f"is not JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise InvalidInput.of_field(place, "is not a JSON object")
-            yield place, record
 
 
 def _text(record: Mapping[str, Any], key: str, place: str) -> str:
@@ -121,10 +105,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InvalidInput.of_field(str(path), f"cannot be read: {error.strerror}") from error

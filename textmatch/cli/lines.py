@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from textmatch.cli.failures import CommandFailed
+from textmatch.errors import InvalidInput
 
 STDIN = "-"
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -55,6 +57,26 @@ class Line:
                 f"is not UTF-8: byte 0x{self.content[error.start]:02x} at byte {error.start + 1} of the line"
             ) from error
 
+    def json(self) -> Any:
+        """What the line says.
+
+        Raises:
+            UnreadableLine: as for `text`, or it is not JSON, in which there is no NaN and no infinity.
+        """
+        text = self.text()
+        try:
+            return json.loads(text, parse_constant=_refuse_constant)
+        except json.JSONDecodeError as error:
+            raise UnreadableLine(f"is not JSON: {error.msg} at column {error.colno}") from error
+        except ValueError as error:
+            raise UnreadableLine(f"is not JSON: {error}") from error
+        except RecursionError:
+            raise UnreadableLine("is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
 
 @contextmanager
 def opened(name: str) -> Iterator[BinaryIO]:
@@ -88,6 +110,35 @@ def read_lines(file: BinaryIO, start: Position = START) -> Iterator[Line]:
         if number == 1:
             content = content.removeprefix(_BYTE_ORDER_MARK)
         yield Line(number, content, Position(offset_bytes, number), is_too_long)
+
+
+def open_data_file(path: Path) -> BinaryIO:
+    """A file for reading bytes.
+
+    Raises:
+        InvalidInput: it cannot be opened.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidInput.of_field(str(path), f"cannot be read: {error.strerror}") from error
+
+
+def read_json_objects(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object of each line of JSON lines, behind its place for messages.
+
+    Raises:
+        InvalidInput: a line cannot be read or is no object; the message names file and line.
+    """
+    for line in read_lines(file):
+        place = f"{path} line {line.number}"
+        try:
+            record = line.json()
+        except UnreadableLine as error:
+            raise InvalidInput.of_field(place, str(error)) from error
+        if not isinstance(record, dict):
+            raise InvalidInput.of_field(place, "is not a JSON object")
+        yield place, record
 
 
 def file_name(name: str) -> str:

@@ -1,6 +1,6 @@
 """Pairs to train on: questions about other libraries than Python's own, and what those say of themselves.
 
-    python -m standalone.demo.library_pairs OUTPUT --python VENV/bin/python
+    python -m standalone.demo.training_pairs OUTPUT --python VENV/bin/python
 
 `library_questions.tsv` holds questions in plain words, each with the name of what answers it; a name without
 a question is only there to be told apart from the others. The texts belong to their libraries and are read

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from standalone.demo.library_pairs import QUESTIONS, read_texts
 from standalone.demo.questions import EVERYDAY, HARD, read_questions
+from standalone.demo.training_pairs import QUESTIONS, read_texts
 
 
 def rows() -> list[list[str]]:
