@@ -1,11 +1,11 @@
 """How the parts of a match become one score in 0..1, and the weights of that.
 
-    evidence = min(bm25 / 30, 1) ** 2
+    evidence = min(bm25 / 24, 1) ** 3
     recall   = 1 - (1 - max(cosine, 0)) * (1 - lexical * evidence)
     score    = (1 - rerank) * recall + rerank * cross_encoder
 
 Shared words close a part of the gap between the cosine and 1. BM25 grows with the number and the rarity of
-the words that both texts have, so that its square matters for long queries in technical terms and hardly for
+the words that both texts have, so that its cube matters for long queries in technical terms and hardly for
 a short question in everyday words, where shared words mislead. Parts that are missing change nothing.
 
 With a calibration, the score is then 1 / (1 + exp(-(slope * score + intercept))): how likely the document is
@@ -26,8 +26,8 @@ from textmatch.errors import InvalidInput
 WEIGHTS_NOTE = "match_weights"
 
 # BM25 of two texts that share so much that more would say nothing new.
-_FULL_EVIDENCE = 30.0
-_EVIDENCE_POWER = 2
+_FULL_EVIDENCE = 24.0
+_EVIDENCE_POWER = 3
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Calibration:
 class Weights:
     """How much each part counts, 0..1; the defaults hold for corpora that nobody tuned them on."""
 
-    lexical: float = 0.6
-    rerank: float = 0.03
+    lexical: float = 0.5
+    rerank: float = 0.02
     calibration: Calibration | None = None
 
 

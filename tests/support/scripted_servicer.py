@@ -28,8 +28,8 @@ DIMENSION = 4
 
 _EXPLANATION = pb.ScoreExplanation(
     cosine=0.75,
-    bm25=15.0,
-    lexical_evidence=0.25,
+    bm25=12.0,
+    lexical_evidence=0.125,
     combined_score=0.5,
     weights=pb.ScoreWeights(lexical=0.5, rerank=0.25, calibration_slope=2.0, calibration_intercept=-1.0),
 )

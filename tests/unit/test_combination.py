@@ -54,9 +54,9 @@ def test_weights_are_kept_whole(weights: Weights):
 
 def test_the_formula_by_hand():
     weights = Weights(lexical=0.5, rerank=0.25)
-    assert lexical_evidence(15.0) == 0.25
-    recall = recall_score(Parts(0.6, 15.0), weights)
-    assert recall == pytest.approx(1 - 0.4 * (1 - 0.5 * 0.25))
+    assert lexical_evidence(12.0) == 0.125
+    recall = recall_score(Parts(0.6, 12.0), weights)
+    assert recall == pytest.approx(1 - 0.4 * (1 - 0.5 * 0.125))
     assert combined_score(recall, 0.8, weights) == pytest.approx(0.25 * 0.8 + 0.75 * recall)
     calibration = Weights(calibration=Calibration(4.0, -2.0))
     assert calibrated(0.9, calibration) == pytest.approx(1 / (1 + math.exp(-(4.0 * 0.9 - 2.0))))

@@ -129,15 +129,15 @@ def test_parts_that_were_not_asked_for_are_left_out():
 
 
 def test_an_explanation_has_every_part_of_a_score():
-    match = ScoredDocument(Document("a", "text"), 0.5, 0.4, 0.45, 0.75, Parts(-0.5, 15.0), 0.25)
+    match = ScoredDocument(Document("a", "text"), 0.5, 0.4, 0.45, 0.75, Parts(-0.5, 12.0), 0.25)
     weights = Weights(0.5, 0.25, Calibration(2.0, -1.0))
     result = MatchResult([match], weights=weights, recall=Recall.HYBRID, candidate_count=7, scored_count=1)
     assert not protos.to_match_response(result, pb.MatchOptions()).matches[0].HasField("explanation")
     response = protos.to_match_response(result, pb.MatchOptions(explain=True))
     assert response.matches[0].explanation == pb.ScoreExplanation(
         cosine=-0.5,
-        bm25=15.0,
-        lexical_evidence=0.25,
+        bm25=12.0,
+        lexical_evidence=0.125,
         pair_classifier_score=0.25,
         combined_score=0.45,
         weights=pb.ScoreWeights(lexical=0.5, rerank=0.25, calibration_slope=2.0, calibration_intercept=-1.0),
