@@ -14,7 +14,7 @@ COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
 
 
 async def test_shared_words_raise_the_recall_score():
-    index = ScriptedIndex(bm25={"b": 30.0})
+    index = ScriptedIndex(bm25={"b": 24.0})
     options = MatchOptions(rerank=Rerank.NONE)
     result = await matcher(ScriptedEncoder(), index).match("query", options, deadline=soon())
     assert [(one.document.id, round(one.score, 3)) for one in result.matches] == [
@@ -40,9 +40,9 @@ async def test_hybrid_recall_needs_a_collection_that_has_bm25():
 )
 async def test_words_alone_answer_when_the_query_is_not_embedded_in_time(error: errors.TextMatchError):
     encoder = ScriptedEncoder(encode_error=error)
-    index = ScriptedIndex(bm25={"c": 30.0, "b": 15.0})
+    index = ScriptedIndex(bm25={"c": 24.0, "b": 12.0})
     result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon())
-    assert [(one.document.id, round(one.score, 4)) for one in result.matches] == [("c", 0.5), ("b", 0.125)]
+    assert [(one.document.id, round(one.score, 4)) for one in result.matches] == [("c", 0.5), ("b", 0.0625)]
     assert (result.degraded, encoder.scored) == (Degraded.ENCODE_LATE, [])
     with pytest.raises(type(error)):
         await matcher(encoder, index).match("q", MatchOptions(recall=Recall.DENSE), deadline=soon())
