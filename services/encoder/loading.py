@@ -18,7 +18,6 @@ from threadpoolctl import threadpool_limits
 from services.encoder.batching import BatchPolicy
 from services.encoder.jobs import EngineModel, Rows, RunPass, run_here
 from services.encoder.locating import FoundModel, FoundModels
-from services.encoder.memory import give_back_memory
 from services.encoder.served import BiEncoder, CrossEncoder, Served, ServedModels
 from services.encoder.settings import EncoderSettings
 from textmatch.errors import TextMatchError
@@ -28,6 +27,7 @@ from textmatch.models.native_kernel import kernel_is_usable
 from textmatch.models.prepared import PreparedBiEncoder, PreparedCrossEncoder
 from textmatch.models.resolve import UnusableModel
 from textmatch.models.tokens import TokenizedText
+from textmatch.runtime.memory import give_back_memory
 
 if TYPE_CHECKING:
     from services.encoder.torch_loading import TorchLoader

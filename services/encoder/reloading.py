@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 from services.encoder import metrics
-from services.encoder.memory import give_back_memory
 from services.encoder.served import ServedModels
+from textmatch.runtime.memory import give_back_memory
 
 _log = logging.getLogger(__name__)
 

@@ -35,6 +35,7 @@ from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.config import describe
 from textmatch.runtime.lifecycle import run_until_stopped
 from textmatch.runtime.logs import set_up_logs
+from textmatch.runtime.memory import give_back_memory
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.server import GrpcServer
 from textmatch.runtime.tracing import set_up_tracing
@@ -88,6 +89,8 @@ async def _serve(settings: MatcherSettings) -> None:
     )
     server.add(add_MatcherServiceServicer_to_server, servicer, _SERVICE_NAME)
     address = await server.start()
+    # Or a call waits 40 ms now and then until Python has walked through all that was imported.
+    give_back_memory()
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"address": address})
     try:

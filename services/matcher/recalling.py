@@ -22,6 +22,9 @@ from textmatch.vectors import Embeddings
 
 Answer = TypeVar("Answer")
 
+# The query is not embedded in time, or the encoder refuses to.
+LATE = (DeadlinePassed, DeadlineTooShort, Overloaded)
+
 # Kept back from embedding, so that searching by words alone still is in time: so many times what a search and
 # what goes with it took lately, but never more than this share of the time.
 _SEARCH_RESERVE_TIMES = 2.5
@@ -57,28 +60,61 @@ class Recaller:
         self._hedge_seconds = hedge_seconds
         self._search_seconds = _FIRST_SEARCH_SECONDS
 
-    async def embed(
-        self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool
-    ) -> EmbeddedQuery:
-        """Embed the query by the model that built the collection in use.
+    @property
+    def whole_search_seconds(self) -> float:
+        """How long a search for all candidates takes just now."""
+        return self._search_seconds
+
+    @property
+    def quick_search_seconds(self) -> float:
+        """How long one search for few candidates takes just now."""
+        return self._search_seconds / _WHOLE_BY_SMALL
+
+    async def collection(self, deadline: float) -> str:
+        """The collection in use; "" if there is none."""
+        return await before(deadline, self._index.collection())
+
+    async def embed(self, query: str, *, deadline: float, is_bulk: bool) -> EmbeddedQuery:
+        """Embed the query by the model of the collection in use.
 
         Raises:
             DependencyUnavailable: the encoder or Qdrant does not answer.
             ModelMismatch: the encoder does not serve that model.
-            DeadlinePassed, DeadlineTooShort, Overloaded: not in time, or refused, and only embeddings can be
-                searched for.
+            DeadlinePassed, DeadlineTooShort, Overloaded: not in time, or refused.
         """
-        collection = await before(deadline, self._index.collection())
+        collection = await self.collection(deadline)
         try:
-            return await self._embed(query, collection, options, deadline, is_bulk)
+            return await self._embed(query, collection, deadline, is_bulk)
         except ModelMismatch:
             # The alias may have been switched, and the old model taken away, since it was read.
             latest = await before(deadline, self._index.refresh_collection())
             if latest == collection:
                 raise
-            return await self._embed(query, latest, options, deadline, is_bulk)
+            return await self._embed(query, latest, deadline, is_bulk)
 
-    async def find(self, query: EmbeddedQuery, options: MatchOptions, *, deadline: float) -> list[Hit]:
+    async def embed_or_give_up(
+        self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool
+    ) -> EmbeddedQuery:
+        """The same, but without an embedding if it is late and words will do."""
+        collection = await self.collection(deadline)
+        if not await self.words_will_do(collection, options, deadline):
+            return await self.embed(query, deadline=deadline, is_bulk=is_bulk)
+        seconds_left = deadline - time.monotonic()
+        reserve_seconds = self._search_seconds * _SEARCH_RESERVE_TIMES + ANSWER_RESERVE_SECONDS
+        finish = deadline - min(reserve_seconds, seconds_left * _SEARCH_RESERVE_MAX_SHARE)
+        try:
+            return await self.embed(query, deadline=finish, is_bulk=is_bulk)
+        except LATE:
+            return EmbeddedQuery(query, collection, collection, None)
+
+    async def find(
+        self,
+        query: EmbeddedQuery,
+        options: MatchOptions,
+        *,
+        deadline: float,
+        with_documents: bool = False,
+    ) -> list[Hit]:
         """The candidates, in no particular order.
 
         Raises:
@@ -95,6 +131,7 @@ class Recaller:
             text="" if mode is Recall.DENSE else query.text,
             condition=options.condition,
             fuse_ranks=mode is Recall.HYBRID_RRF,
+            with_documents=with_documents,
         )
         started = time.monotonic()
         try:
@@ -107,6 +144,16 @@ class Recaller:
         return (
             deadline - time.monotonic() < self._search_seconds * _WHOLE_SEARCH_TIMES + ANSWER_RESERVE_SECONDS
         )
+
+    async def words_will_do(self, collection: str, options: MatchOptions, deadline: float) -> bool:
+        """Whether the collection can be searched without an embedding.
+
+        Raises:
+            CollectionGone: it has been dropped.
+        """
+        if not collection or options.recall is Recall.DENSE:
+            return False
+        return (await self.traits(collection, deadline)).has_lexical
 
     async def traits(self, collection: str, deadline: float) -> CollectionTraits:
         """What the collection can do.
@@ -122,39 +169,25 @@ class Recaller:
         whole_seconds = seconds * (1.0 if count == _WHOLE_CANDIDATES else _WHOLE_BY_SMALL)
         self._search_seconds += _NEWEST_SHARE * (whole_seconds - self._search_seconds)
 
-    async def _embed(
-        self, query: str, collection: str, options: MatchOptions, deadline: float, is_bulk: bool
-    ) -> EmbeddedQuery:
+    async def _embed(self, query: str, collection: str, deadline: float, is_bulk: bool) -> EmbeddedQuery:
         cached = self._cache.get(collection, query) if collection else None
         if cached is not None:
             return EmbeddedQuery(query, collection, collection, cached)
-        has_lexical = bool(collection) and (await self.traits(collection, deadline)).has_lexical
-        words_will_do = has_lexical and options.recall is not Recall.DENSE
-        finish = deadline
-        if words_will_do:
-            seconds_left = deadline - time.monotonic()
-            reserve_seconds = self._search_seconds * _SEARCH_RESERVE_TIMES + ANSWER_RESERVE_SECONDS
-            finish -= min(reserve_seconds, seconds_left * _SEARCH_RESERVE_MAX_SHARE)
 
         async def encode() -> EncodeResult:
             return await self._encoder.encode(
                 [query],
                 is_query=True,
                 is_bulk=is_bulk,
-                timeout_seconds=finish - time.monotonic(),
+                timeout_seconds=deadline - time.monotonic(),
                 model=collection,
             )
 
-        try:
-            encoded = await patiently(
-                lambda: hedged(encode, 0.0 if is_bulk else self._hedge_seconds),
-                deadline=finish,
-                is_bulk=is_bulk,
-            )
-        except (DeadlinePassed, DeadlineTooShort, Overloaded):
-            if not words_will_do:
-                raise
-            return EmbeddedQuery(query, collection, collection, None)
+        encoded = await patiently(
+            lambda: hedged(encode, 0.0 if is_bulk else self._hedge_seconds),
+            deadline=deadline,
+            is_bulk=is_bulk,
+        )
         self._cache.put(encoded.model_id, query, encoded.embeddings[0])
         return EmbeddedQuery(query, collection, encoded.model_id, encoded.embeddings[0])
 

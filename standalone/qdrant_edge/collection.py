@@ -113,10 +113,6 @@ class Collection:
         for operation in to_operations(method, request, self._schema):
             engine_call(shard.update, operation)
 
-    def query_batch(self, requests: list[edge.QueryRequest]) -> list[list[edge.ScoredPoint]]:
-        """Hits of each query, best first."""
-        return engine_call(self.shard.query_batch, edge.QueryBatchRequest(requests))
-
     def query(self, request: edge.QueryRequest) -> list[edge.ScoredPoint]:
         """Hits of one query, best first."""
         return engine_call(self.shard.query, request)

@@ -8,6 +8,7 @@ from typing import Any
 import qdrant_edge as edge
 from qdrant_client import grpc as pb
 
+from standalone.qdrant_edge.batches import query_batch
 from standalone.qdrant_edge.catalog import Catalog
 from standalone.qdrant_edge.collection import Collection
 from standalone.qdrant_edge.errors import not_found
@@ -99,8 +100,10 @@ class PointsServicer:
     async def _query_batch(self, request: pb.QueryBatchPoints) -> pb.QueryBatchResponse:
         collection = self._catalog.resolve(request.collection_name)
         lookup = partial(self._vector_of, collection)
-        batches = collection.query_batch([to_query_request(one, lookup) for one in request.query_points])
-        return pb.QueryBatchResponse(result=[pb.BatchResult(result=scored_points(hits)) for hits in batches])
+        response = pb.QueryBatchResponse()
+        for hits in query_batch(collection, request.query_points, lookup):
+            response.result.add(result=scored_points(hits))
+        return response
 
     def _vector_of(
         self, collection: Collection, point: EdgeId, name: str, place: pb.LookupLocation

@@ -23,20 +23,27 @@ _DEFAULT_RRF_K: Final = 2
 VectorLookup: TypeAlias = Callable[[EdgeId, str, pb.LookupLocation], NamedVector]
 
 
-def to_query_request(request: pb.QueryPoints, lookup: VectorLookup) -> edge.QueryRequest:
-    """A whole query with its prefetches."""
-    stage = _Stage(request, lookup)
-    query = stage.scoring()
+def to_query_request(
+    request: pb.QueryPoints, lookup: VectorLookup, found: edge.Filter | None = None
+) -> edge.QueryRequest:
+    """A whole query with its prefetches.
+
+    Args:
+        found: fits what the prefetches find, if that is known.
+    """
+    stage = _Stage(request, lookup, found)
     return edge.QueryRequest(
-        limit=request.limit if request.HasField("limit") else DEFAULT_LIMIT,
+        **stage.arguments(),
         offset=request.offset,
-        query=query,
-        prefetches=[_prefetch(one, lookup) for one in request.prefetch],
         with_vector=with_vectors(request.with_vectors),
         with_payload=with_payload(request.with_payload),
-        filter=stage.filter(),
-        score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
-        params=_search_params(request.params) if request.HasField("params") else None,
+    )
+
+
+def to_prefetch_request(message: pb.PrefetchQuery, lookup: VectorLookup) -> edge.QueryRequest:
+    """A prefetch as a query of its own, for the ids of what it finds."""
+    return edge.QueryRequest(
+        **_Stage(message, lookup).arguments(), offset=0, with_vector=False, with_payload=False
     )
 
 
@@ -63,26 +70,28 @@ def to_order_by(message: pb.OrderBy) -> edge.OrderBy:
     return edge.OrderBy(message.key, direction, _start_from(message.start_from))
 
 
-def _prefetch(message: pb.PrefetchQuery, lookup: VectorLookup) -> edge.Prefetch:
-    stage = _Stage(message, lookup)
-    query = stage.scoring()
-    return edge.Prefetch(
-        limit=message.limit if message.HasField("limit") else DEFAULT_LIMIT,
-        query=query,
-        prefetches=[_prefetch(one, lookup) for one in message.prefetch],
-        params=_search_params(message.params) if message.HasField("params") else None,
-        filter=stage.filter(),
-        score_threshold=message.score_threshold if message.HasField("score_threshold") else None,
-    )
-
-
 @dataclass
 class _Stage:
     """One level of a query; points that it names as examples are not among its own results."""
 
     message: pb.QueryPoints | pb.PrefetchQuery
     lookup: VectorLookup
+    found: edge.Filter | None = None
     examples: set[EdgeId] = field(default_factory=set)
+
+    def arguments(self) -> dict[str, Any]:
+        """What queries and prefetches of the engine have in common."""
+        message = self.message
+        query = self.scoring()
+        prefetches = message.prefetch if self.found is None else []
+        return {
+            "limit": message.limit if message.HasField("limit") else DEFAULT_LIMIT,
+            "query": query,
+            "prefetches": [edge.Prefetch(**_Stage(one, self.lookup).arguments()) for one in prefetches],
+            "filter": self.filter(),
+            "score_threshold": message.score_threshold if message.HasField("score_threshold") else None,
+            "params": _search_params(message.params) if message.HasField("params") else None,
+        }
 
     def scoring(self) -> Any:
         """What ranks the points; None orders them by id."""
@@ -107,11 +116,11 @@ class _Stage:
 
     def filter(self) -> edge.Filter | None:
         """The filter of this level, without the examples; call after `scoring`."""
-        given = optional_filter(self.message)
-        if not self.examples:
-            return given
-        without_examples = edge.Filter(must_not=[edge.HasIdCondition(set(self.examples))])
-        return edge.Filter(must=[given, without_examples]) if given else without_examples
+        conditions = [optional_filter(self.message), self.found]
+        if self.examples:
+            conditions.append(edge.Filter(must_not=[edge.HasIdCondition(set(self.examples))]))
+        given: list[Any] = [one for one in conditions if one is not None]
+        return edge.Filter(must=given) if len(given) > 1 else next(iter(given), None)
 
     @property
     def _using(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from enum import Enum
 
@@ -12,6 +11,7 @@ from qdrant_client import AsyncQdrantClient, models
 
 from textmatch.errors import ModelMismatch
 from textmatch.index.connection import translated_errors
+from textmatch.index.renewed import Renewed
 from textmatch.index.schema import HNSW, dense_vector_params, lexical_vector_params
 
 _log = logging.getLogger(__name__)
@@ -52,29 +52,19 @@ class Collections:
     def __init__(self, client: AsyncQdrantClient, alias: str) -> None:
         self._client = client
         self.alias = alias
-        self._roles = Roles()
-        self._resolved_at = float("-inf")
+        self._roles = Renewed(self._read_roles, _ALIAS_CACHE_SECONDS)
 
     async def roles(self) -> Roles:
         """Which collection does what, as known for at most two seconds."""
-        age_seconds = time.monotonic() - self._resolved_at
-        if self._roles.in_use and age_seconds < _ALIAS_CACHE_SECONDS:
-            return self._roles
-        return await self.refresh_roles()
+        roles = await self._roles.get()
+        if not roles.in_use:
+            # The first collection is seen at once.
+            self.forget()
+        return roles
 
     async def refresh_roles(self) -> Roles:
         """The same, asking Qdrant."""
-        async with translated_errors():
-            response = await self._client.get_aliases()
-        targets = {entry.alias_name: entry.collection_name for entry in response.aliases}
-        self._roles = Roles(
-            in_use=targets.get(self.alias, ""),
-            next=targets.get(self.alias + Role.NEXT.value, ""),
-            previous=targets.get(self.alias + Role.PREVIOUS.value, ""),
-            abandoned=targets.get(self.alias + Role.ABANDONED.value, ""),
-        )
-        self._resolved_at = time.monotonic()
-        return self._roles
+        return await self._roles.refresh()
 
     async def current(self) -> str:
         """The collection in use; "" while there is none."""
@@ -86,7 +76,7 @@ class Collections:
 
     def forget(self) -> None:
         """Ask Qdrant the next time."""
-        self._resolved_at = float("-inf")
+        self._roles.forget()
 
     async def prepare(self, model_id: str, dimension: int) -> None:
         """Make sure that the alias points at the collection of this model, creating both if there is none.
@@ -123,3 +113,14 @@ class Collections:
                     if error.code() not in {grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.INVALID_ARGUMENT}:
                         raise
         _log.info("created collection", extra={"collection": model_id})
+
+    async def _read_roles(self) -> Roles:
+        async with translated_errors():
+            response = await self._client.get_aliases()
+        targets = {entry.alias_name: entry.collection_name for entry in response.aliases}
+        return Roles(
+            in_use=targets.get(self.alias, ""),
+            next=targets.get(self.alias + Role.NEXT.value, ""),
+            previous=targets.get(self.alias + Role.PREVIOUS.value, ""),
+            abandoned=targets.get(self.alias + Role.ABANDONED.value, ""),
+        )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from qdrant_client import AsyncQdrantClient, grpc, models
 from qdrant_client.conversions.common_types import PointId
-from qdrant_client.conversions.conversion import RestToGrpc
+from qdrant_client.conversions.conversion import RestToGrpc, grpc_to_payload
 
 from textmatch.documents import Document
 from textmatch.filters import Filter
@@ -22,6 +21,7 @@ from textmatch.vectors import Embeddings
 # Candidates that the graph looks at; see bench/RESULTS.md for what it gives.
 _MIN_SEARCH_WIDTH = 256
 _LONGEST_SECONDS = 60.0
+_DOCUMENT_PAYLOAD = grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=DOCUMENT_FIELDS))
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RecallQuery:
     """What to look for: an (dimension,) embedding, a text whose words count, or both.
 
     With both, `count` are looked for each way, so that up to twice as many are found; `fuse_ranks` then also
-    fuses their ranks.
+    fuses their ranks. `with_documents` has the documents come along, which spares a second call.
     """
 
     count: int
@@ -37,19 +37,22 @@ class RecallQuery:
     text: str = ""
     condition: Filter | None = None
     fuse_ranks: bool = False
+    with_documents: bool = False
 
 
 @dataclass(frozen=True)
 class Hit:
     """A recalled point: cosine -1..1 (0 if there was no embedding), BM25 from 0 up (None without a text).
 
-    `fused_ranks` is 1 for what is first both ways, and None if ranks were not fused.
+    `fused_ranks` is 1 for what is first both ways, and None if ranks were not fused; `document` is None if it
+    was not asked for.
     """
 
     point: PointId
     cosine: float
     bm25: float | None = None
     fused_ranks: float | None = None
+    document: Document | None = None
 
 
 async def recall(client: AsyncQdrantClient, collection: str, query: RecallQuery) -> list[Hit]:
@@ -58,25 +61,32 @@ async def recall(client: AsyncQdrantClient, collection: str, query: RecallQuery)
     Raises:
         CollectionGone: there is no such collection.
     """
-    requests = _requests(query)
+    requests = _requests(collection, query)
     if not requests:
         return []
-    message = grpc.QueryBatchPoints(
-        collection_name=collection,
-        query_points=[RestToGrpc.convert_query_request(request, collection) for request in requests],
-    )
+    message = grpc.QueryBatchPoints(collection_name=collection, query_points=requests)
     async with translated_errors(collection):
-        # The client's own method makes an object of every point, which takes longer than the search.
+        # The client's own method makes objects of every query and point, which takes longer than the search.
         answer = await client.grpc_points.QueryBatch(message, timeout=_LONGEST_SECONDS)
     found = [{point.id.uuid: point.score for point in one.result} for one in answer.result]
-    if query.embedding is None:
-        return [Hit(point, 0.0, score) for point, score in found[0].items()]
-    if len(found) == 1:
-        return [Hit(point, score, 0.0 if query.text else None) for point, score in found[0].items()]
+    documents = {point.id.uuid: _document(point) for point in answer.result[0].result if query.with_documents}
     fused = found[2] if len(found) > 2 else {}
     return [
-        Hit(point, cosine, found[1].get(point, 0.0), fused.get(point)) for point, cosine in found[0].items()
+        Hit(point, *_scores(query, point, found), fused.get(point), documents.get(point))
+        for point in found[0]
     ]
+
+
+def _scores(
+    query: RecallQuery, point: PointId, found: Sequence[Mapping[PointId, float]]
+) -> tuple[float, float | None]:
+    """Cosine and BM25."""
+    score = found[0][point]
+    if query.embedding is None:
+        return 0.0, score
+    if len(found) == 1:
+        return score, 0.0 if query.text else None
+    return score, found[1].get(point, 0.0)
 
 
 async def read_documents(
@@ -89,9 +99,14 @@ async def read_documents(
     """
     if not points:
         return {}
+    message = grpc.GetPoints(
+        collection_name=collection,
+        ids=[grpc.PointId(uuid=str(point)) for point in points],
+        with_payload=_DOCUMENT_PAYLOAD,
+    )
     async with translated_errors(collection):
-        records = await client.retrieve(collection, points, with_payload=DOCUMENT_FIELDS)
-    return {record.id: to_document(record.payload or {}) for record in records}
+        answer = await client.grpc_points.Get(message, timeout=_LONGEST_SECONDS)
+    return {record.id.uuid: _document(record) for record in answer.result}
 
 
 async def read_embeddings(
@@ -111,55 +126,74 @@ async def read_embeddings(
     }
 
 
-def _requests(query: RecallQuery) -> list[models.QueryRequest]:
+def _requests(collection: str, query: RecallQuery) -> list[grpc.QueryPoints]:
     """One for each score; with both, each scores what either finds."""
     terms = query_vector(query.text) if query.text else models.SparseVector(indices=[], values=[])
     searches = []
     if query.embedding is not None:
-        searches.append(_dense(query.embedding.tolist(), query))
+        searches.append(_dense(query.embedding, query))
     if terms.indices:
         searches.append(_lexical(terms, query))
     if len(searches) < 2:
-        return [_alone(search) for search in searches]
-    both = [_rescored(searches, search.query, search.using, query) for search in searches]
+        return [_alone(collection, search, query) for search in searches]
+    both = [_rescored(collection, searches, search.query, search.using, query) for search in searches]
     if query.fuse_ranks:
-        both.append(_rescored(searches, models.FusionQuery(fusion=models.Fusion.RRF), None, query))
+        by_ranks = grpc.Query(fusion=grpc.Fusion.RRF)
+        both.append(_rescored(collection, searches, by_ranks, "", query))
     return both
 
 
 def _rescored(
-    searches: list[models.Prefetch], scored_by: Any, using: str | None, query: RecallQuery
-) -> models.QueryRequest:
+    collection: str,
+    searches: Sequence[grpc.PrefetchQuery],
+    scored_by: grpc.Query,
+    using: str,
+    query: RecallQuery,
+) -> grpc.QueryPoints:
     """What any of the searches finds, scored by one of them or by all ranks."""
-    return models.QueryRequest(
-        prefetch=searches, query=scored_by, using=using, limit=2 * query.count, with_payload=False
+    return grpc.QueryPoints(
+        collection_name=collection,
+        prefetch=searches,
+        query=scored_by,
+        using=using or None,
+        limit=2 * query.count,
+        with_payload=_DOCUMENT_PAYLOAD if query.with_documents else None,
     )
 
 
-def _dense(embedding: list[float], query: RecallQuery) -> models.Prefetch:
-    return models.Prefetch(
-        query=embedding,
+def _dense(embedding: Embeddings, query: RecallQuery) -> grpc.PrefetchQuery:
+    vector = grpc.VectorInput(dense=grpc.DenseVector(data=embedding.tolist()))
+    return grpc.PrefetchQuery(
+        query=grpc.Query(nearest=vector),
         using=DENSE_VECTOR,
         filter=_filter(query),
         limit=query.count,
-        params=models.SearchParams(hnsw_ef=max(_MIN_SEARCH_WIDTH, 2 * query.count)),
+        params=grpc.SearchParams(hnsw_ef=max(_MIN_SEARCH_WIDTH, 2 * query.count)),
     )
 
 
-def _lexical(terms: models.SparseVector, query: RecallQuery) -> models.Prefetch:
-    return models.Prefetch(query=terms, using=LEXICAL_VECTOR, filter=_filter(query), limit=query.count)
+def _lexical(terms: models.SparseVector, query: RecallQuery) -> grpc.PrefetchQuery:
+    vector = grpc.VectorInput(sparse=grpc.SparseVector(indices=terms.indices, values=terms.values))
+    return grpc.PrefetchQuery(
+        query=grpc.Query(nearest=vector), using=LEXICAL_VECTOR, filter=_filter(query), limit=query.count
+    )
 
 
-def _alone(search: models.Prefetch) -> models.QueryRequest:
-    return models.QueryRequest(
+def _alone(collection: str, search: grpc.PrefetchQuery, query: RecallQuery) -> grpc.QueryPoints:
+    return grpc.QueryPoints(
+        collection_name=collection,
         query=search.query,
         using=search.using,
-        filter=search.filter,
-        params=search.params,
+        filter=search.filter if search.HasField("filter") else None,
+        params=search.params if search.HasField("params") else None,
         limit=search.limit,
-        with_payload=False,
+        with_payload=_DOCUMENT_PAYLOAD if query.with_documents else None,
     )
 
 
-def _filter(query: RecallQuery) -> models.Filter | None:
-    return to_qdrant(query.condition) if query.condition else None
+def _filter(query: RecallQuery) -> grpc.Filter | None:
+    return RestToGrpc.convert_filter(to_qdrant(query.condition)) if query.condition else None
+
+
+def _document(point: grpc.ScoredPoint | grpc.RetrievedPoint) -> Document:
+    return to_document(grpc_to_payload(point.payload))

@@ -213,6 +213,8 @@ class Index:
 
     async def close(self) -> None:
         """Close the connection."""
+        self._collections.forget()
+        self._traits.forget_all()
         await self._client.close()
 
     async def _delete(self, collection: str, versions: Mapping[str, int]) -> int:

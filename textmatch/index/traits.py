@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from qdrant_client import AsyncQdrantClient
 
-from textmatch.index.connection import translated_errors
+from textmatch.index.connection import CollectionGone, translated_errors
+from textmatch.index.renewed import Renewed
 from textmatch.index.schema import LEXICAL_VECTOR
 
 # How long new notes, such as tuned weights, may go unnoticed.
@@ -29,7 +30,7 @@ class TraitsCache:
 
     def __init__(self, client: AsyncQdrantClient) -> None:
         self._client = client
-        self._known: dict[str, tuple[float, CollectionTraits]] = {}
+        self._known: dict[str, Renewed[CollectionTraits]] = {}
 
     async def get(self, collection: str) -> CollectionTraits:
         """The traits of an existing collection.
@@ -37,15 +38,13 @@ class TraitsCache:
         Raises:
             CollectionGone: there is none.
         """
-        read_at, traits = self._known.get(collection, (float("-inf"), CollectionTraits()))
-        if time.monotonic() - read_at < _CACHE_SECONDS:
-            return traits
-        async with translated_errors(collection):
-            config = (await self._client.get_collection(collection)).config
-        sparse = config.params.sparse_vectors or {}
-        traits = CollectionTraits(LEXICAL_VECTOR in sparse, config.metadata or {})
-        self._known[collection] = (time.monotonic(), traits)
-        return traits
+        if collection not in self._known:
+            self._known[collection] = Renewed(partial(self._read, collection), _CACHE_SECONDS)
+        try:
+            return await self._known[collection].get()
+        except CollectionGone:
+            self.forget(collection)
+            raise
 
     async def note(self, collection: str, notes: Mapping[str, Any]) -> None:
         """Keep notes beside a collection; other notes stay.
@@ -55,4 +54,20 @@ class TraitsCache:
         """
         async with translated_errors(collection):
             await self._client.update_collection(collection, metadata=dict(notes))
-        self._known.pop(collection, None)
+        self.forget(collection)
+
+    def forget(self, collection: str) -> None:
+        """Ask Qdrant the next time."""
+        if known := self._known.pop(collection, None):
+            known.forget()
+
+    def forget_all(self) -> None:
+        """Ask Qdrant the next time, whatever it is about."""
+        for collection in list(self._known):
+            self.forget(collection)
+
+    async def _read(self, collection: str) -> CollectionTraits:
+        async with translated_errors(collection):
+            config = (await self._client.get_collection(collection)).config
+        sparse = config.params.sparse_vectors or {}
+        return CollectionTraits(LEXICAL_VECTOR in sparse, config.metadata or {})

@@ -100,8 +100,8 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     DEGRADED_REASON_RERANK_UNAVAILABLE: _DegradedReason.ValueType  # 3
     """The encoder could not be reached for scoring."""
     DEGRADED_REASON_ENCODE_LATE: _DegradedReason.ValueType  # 4
-    """The query was not embedded in time, or the encoder refused to: candidates were found by BM25 alone and not
-    scored.
+    """The query was not embedded early enough to search by it, or the encoder refused to: candidates were found
+    by BM25 alone and not scored.
     """
     DEGRADED_REASON_RECALL_LATE: _DegradedReason.ValueType  # 5
     """There was little time left to search: a few candidates were looked for by their embeddings alone, and none
@@ -119,8 +119,8 @@ DEGRADED_REASON_RERANK_REFUSED: DegradedReason.ValueType  # 2
 DEGRADED_REASON_RERANK_UNAVAILABLE: DegradedReason.ValueType  # 3
 """The encoder could not be reached for scoring."""
 DEGRADED_REASON_ENCODE_LATE: DegradedReason.ValueType  # 4
-"""The query was not embedded in time, or the encoder refused to: candidates were found by BM25 alone and not
-scored.
+"""The query was not embedded early enough to search by it, or the encoder refused to: candidates were found
+by BM25 alone and not scored.
 """
 DEGRADED_REASON_RECALL_LATE: DegradedReason.ValueType  # 5
 """There was little time left to search: a few candidates were looked for by their embeddings alone, and none
@@ -599,6 +599,7 @@ class StageTimings(_message.Message):
     TOTAL_MS_FIELD_NUMBER: _builtins.int
     encode_ms: _builtins.float
     recall_ms: _builtins.float
+    """With hardly time for one search it holds the embedding of the query too, as both go on at once."""
     rerank_ms: _builtins.float
     total_ms: _builtins.float
     def __init__(

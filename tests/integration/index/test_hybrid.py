@@ -120,6 +120,21 @@ async def test_filters_hold_for_both_ways(index: Index):
     assert set(scores) == {"mv", "cat", "删", "看"}
 
 
+@pytest.mark.parametrize(
+    ("embedding", "text"), [(rows()[0], ""), (None, "folder 查看"), (rows()[0], "folder 查看")]
+)
+async def test_documents_come_along_if_asked_for(index: Index, embedding: Embeddings | None, text: str):
+    collection = await fill(index)
+    hits = await index.recall(RecallQuery(2, embedding, text), model_id=collection)
+    assert {hit.document for hit in hits} == {None}
+    with_documents = await index.recall(
+        RecallQuery(2, embedding, text, with_documents=True), model_id=collection
+    )
+    documents = await index.documents([hit.point for hit in hits], model_id=collection)
+    assert {hit.point: hit.document for hit in with_documents} == documents
+    assert len(documents) >= 2
+
+
 async def test_a_collection_made_before_bm25_keeps_working(qdrant: str):
     alias, collection = f"alias-{uuid.uuid4().hex}", f"old-{uuid.uuid4().hex[:12]}"
     client = connect(qdrant)

@@ -186,6 +186,39 @@ def test_a_batch_of_queries_keeps_its_order(client: QdrantClient, filled: str, v
     assert responses[0].points[0].payload == {"n": 9}
 
 
+def _ordered(points: list[models.ScoredPoint]) -> list[models.ScoredPoint]:
+    """Ranks tie, and the engine orders ties as it likes."""
+    return sorted(points, key=lambda point: (-point.score, point.id))
+
+
+def test_prefetches_that_a_batch_has_in_common_change_no_answer(
+    client: QdrantClient, filled: str, vectors: Vectors
+):
+    query = vectors[7].tolist()
+    prefetch = [
+        models.Prefetch(query=query, using="dense", limit=9),
+        models.Prefetch(query=3, using="dense", limit=8, filter=must(field("n", range=models.Range(lt=31)))),
+    ]
+    requests = [
+        models.QueryRequest(prefetch=prefetch, query=query, using="dense", limit=30),
+        models.QueryRequest(prefetch=prefetch, query=4, using="dense", limit=5, offset=2, with_payload=True),
+        models.QueryRequest(prefetch=prefetch, query=models.FusionQuery(fusion=models.Fusion.RRF), limit=30),
+        models.QueryRequest(prefetch=prefetch[:1], query=query, using="dense", limit=30),
+        models.QueryRequest(
+            prefetch=prefetch,
+            query=query,
+            using="dense",
+            limit=30,
+            score_threshold=0.2,
+            filter=must(field("n", range=models.Range(gte=5))),
+        ),
+    ]
+    together = client.query_batch_points(filled, requests)
+    apart = [client.query_batch_points(filled, [request])[0] for request in requests]
+    assert [_ordered(answer.points) for answer in together] == [_ordered(answer.points) for answer in apart]
+    assert [len(answer.points) > 2 for answer in together] == [True] * 5
+
+
 def test_facets(client: QdrantClient, filled: str):
     only = must(field("n", range=models.Range(lt=31)))
     hits = client.facet(filled, "group", facet_filter=only, exact=True).hits

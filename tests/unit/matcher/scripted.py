@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from textmatch.combination import Weights
 from textmatch.documents import Document
 from textmatch.encoder_client import EncodeResult, ScoreResult
 from textmatch.index.connection import CollectionGone
-from textmatch.index.recall import Hit
+from textmatch.index.recall import Hit, RecallQuery
 from textmatch.index.traits import CollectionTraits
 
 MODEL = "bi-000000000000"
@@ -75,6 +75,9 @@ class ScriptedIndex:
     notes: dict[str, object] = field(default_factory=dict)
     deleted: tuple[str, ...] = ()
     recall_seconds: float = 0.0
+    # As much more by embedding.
+    dense_seconds: float = 0.0
+    read_count: int = 0
 
     async def collection(self):
         return self.current if self.cached is None else self.cached
@@ -91,14 +94,25 @@ class ScriptedIndex:
 
     async def recall(self, query, *, model_id):
         await asyncio.sleep(self.recall_seconds)
-        if query.embedding is None:
-            return [Hit(key, 0.0, score) for key, score in self.bm25.items()]
+        if query.embedding is not None:
+            await asyncio.sleep(self.dense_seconds)
+        hits = self._by_words() if query.embedding is None else self._by_embedding(query)
+        if query.with_documents:
+            hits = [replace(hit, document=Document(hit.point, f"text {hit.point}")) for hit in hits]
+        return hits[: query.count]
+
+    def _by_words(self) -> list[Hit]:
+        return [Hit(key, 0.0, score) for key, score in self.bm25.items()]
+
+    def _by_embedding(self, query: RecallQuery) -> list[Hit]:
+        has_words = self.bm25 is not None and query.text
         return [
-            Hit(key, cosine, self.bm25.get(key, 0.0) if self.bm25 is not None and query.text else None)
+            Hit(key, cosine, self.bm25.get(key, 0.0) if has_words else None)
             for key, cosine in self.cosines.items()
-        ][: query.count]
+        ]
 
     async def documents(self, points, *, model_id):
+        self.read_count += 1
         return {key: Document(key, f"text {key}") for key in points if key not in self.deleted}
 
     async def embeddings(self, points, *, model_id):

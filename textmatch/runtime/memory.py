@@ -1,4 +1,4 @@
-"""Giving back what loading and releasing models leaves over."""
+"""Giving back what starting, and loading and releasing models, leaves over."""
 
 from __future__ import annotations
 

@@ -1,0 +1,90 @@
+"""With hardly time for a search: by words meanwhile, and by the embedding if that comes in time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from services.matcher.answers import Degraded, MatchOptions, MatchResult, Recall
+from services.matcher.matching import Matcher
+from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
+from textmatch import errors
+
+_SLOW_SECONDS = 0.04
+# Hardly enough for a search that takes so long.
+_HURRY_SECONDS = 0.1
+_BM25 = {"c": 24.0, "b": 12.0}
+
+
+async def _hurried(encoder: ScriptedEncoder, index: ScriptedIndex) -> Matcher:
+    """One that has known slow searches, before they become quick."""
+    index.recall_seconds = _SLOW_SECONDS
+    gate, encoder.encode_gate = encoder.encode_gate, None
+    experienced = matcher(encoder, index)
+    for number in range(20):
+        await experienced.match(f"query {number}", MatchOptions(), deadline=soon(10))
+    encoder.encode_gate = gate
+    index.recall_seconds = 0.0
+    return experienced
+
+
+def _ids(result: MatchResult) -> list[str]:
+    return [match.document.id for match in result.matches]
+
+
+async def test_words_answer_while_the_embedding_is_on_its_way():
+    encoder, index = ScriptedEncoder(encode_gate=asyncio.Event()), ScriptedIndex(bm25=_BM25)
+    hurried = await _hurried(encoder, index)
+    deadline = soon(_HURRY_SECONDS)
+    result = await hurried.match("query", MatchOptions(), deadline=deadline)
+    assert time.monotonic() < deadline
+    assert (result.degraded, result.bi_encoder_model_id) == (Degraded.ENCODE_LATE, index.current)
+    assert _ids(result) == ["c", "b"]
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_the_embedding_answers_if_it_comes_in_time():
+    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
+    hurried = await _hurried(encoder, index)
+    result = await hurried.match("query", MatchOptions(top_k=2), deadline=soon(_HURRY_SECONDS))
+    assert (result.degraded, result.recall) == (Degraded.RECALL_LATE, Recall.DENSE)
+    assert _ids(result) == ["a", "b"]
+    assert result.matches[0].parts.bm25 is None
+
+
+async def test_words_answer_while_the_search_by_embedding_takes_too_long():
+    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
+    hurried = await _hurried(encoder, index)
+    index.dense_seconds = 1.0
+    result = await hurried.match("query", MatchOptions(), deadline=soon(_HURRY_SECONDS))
+    assert (result.degraded, _ids(result)) == (Degraded.ENCODE_LATE, ["c", "b"])
+
+
+async def test_where_words_find_nothing_the_embedding_is_waited_for():
+    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25={})
+    hurried = await _hurried(encoder, index)
+    index.dense_seconds = 0.8 * _HURRY_SECONDS
+    result = await hurried.match("query", MatchOptions(), deadline=soon(_HURRY_SECONDS))
+    assert (result.degraded, _ids(result)) == (Degraded.RECALL_LATE, ["a", "b", "c"])
+
+
+async def test_in_a_hurry_too_dense_recall_needs_the_embedding():
+    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
+    hurried = await _hurried(encoder, index)
+    dense = MatchOptions(recall=Recall.DENSE)
+    index.dense_seconds = 0.8 * _HURRY_SECONDS
+    result = await hurried.match("query", dense, deadline=soon(_HURRY_SECONDS))
+    assert (result.degraded, _ids(result)) == (Degraded.RECALL_LATE, ["a", "b", "c"])
+    index.dense_seconds = 1.0
+    with pytest.raises(errors.DeadlinePassed, match="the index did not answer"):
+        await hurried.match("query", dense, deadline=soon(_HURRY_SECONDS))
+
+
+async def test_in_a_hurry_too_an_encoder_that_is_gone_is_an_error():
+    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
+    hurried = await _hurried(encoder, index)
+    encoder.encode_error = errors.DependencyUnavailable("gone")
+    with pytest.raises(errors.DependencyUnavailable, match="gone"):
+        await hurried.match("query", MatchOptions(), deadline=soon(_HURRY_SECONDS))
