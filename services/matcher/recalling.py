@@ -12,7 +12,7 @@ from services.matcher.answers import MatchOptions, Recall
 from services.matcher.embedding_cache import EmbeddingCache
 from services.matcher.hedging import hedged
 from services.matcher.patience import patiently
-from services.matcher.reranking import ANSWER_RESERVE_SECONDS
+from services.matcher.reranking import ANSWER_RESERVE_SECONDS, answer_reserve_seconds
 from textmatch.encoder_client import EncoderClient, EncodeResult
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch, Overloaded
 from textmatch.index.recall import Hit, RecallQuery
@@ -100,7 +100,7 @@ class Recaller:
         if not await self.words_will_do(collection, options, deadline):
             return await self.embed(query, deadline=deadline, is_bulk=is_bulk)
         seconds_left = deadline - time.monotonic()
-        reserve_seconds = self._search_seconds * _SEARCH_RESERVE_TIMES + ANSWER_RESERVE_SECONDS
+        reserve_seconds = self._search_seconds * _SEARCH_RESERVE_TIMES + answer_reserve_seconds(deadline)
         finish = deadline - min(reserve_seconds, seconds_left * _SEARCH_RESERVE_MAX_SHARE)
         try:
             return await self.embed(query, deadline=finish, is_bulk=is_bulk)
