@@ -11,7 +11,7 @@ from services.matcher.recalling import LATE, EmbeddedQuery, Recaller
 from textmatch.errors import DeadlinePassed
 from textmatch.index.recall import Hit
 
-# Kept back for the ways of the query and of the answer, besides the time of a whole search: both are long
+# Kept back for the ways of the query and of the answer, besides the time of a quick search: both are long
 # while processors are busy.
 _ANSWER_RESERVE_SECONDS = 0.003
 
@@ -42,7 +42,7 @@ class Hurry:
         collection = await self._recaller.collection(deadline)
         if not await self._recaller.words_will_do(collection, options, deadline):
             return await self._find_nearest(query, options, deadline, deadline, is_bulk)
-        finish = deadline - self._recaller.whole_search_seconds - _ANSWER_RESERVE_SECONDS
+        finish = deadline - self._recaller.quick_search_seconds - _ANSWER_RESERVE_SECONDS
         nearest = asyncio.create_task(self._find_nearest(query, options, finish, deadline, is_bulk))
         by_words = asyncio.create_task(
             self.search(EmbeddedQuery(query, collection, collection, None), options, deadline=deadline)

@@ -70,7 +70,7 @@ class Matcher:
     async def _answer(
         self, result: MatchResult, query: str, options: MatchOptions, deadline: float, is_bulk: bool
     ) -> None:
-        if self._recaller.is_pressed(deadline):
+        if self._recaller.is_too_short_to_wait(deadline):
             with timed(result.timings, "recall"):
                 found = await self._hurry.find(query, options, deadline=deadline, is_bulk=is_bulk)
                 await self._show(result, found, options, deadline)

@@ -61,11 +61,6 @@ class Recaller:
         self._search_seconds = _FIRST_SEARCH_SECONDS
 
     @property
-    def whole_search_seconds(self) -> float:
-        """How long a search for all candidates takes just now."""
-        return self._search_seconds
-
-    @property
     def quick_search_seconds(self) -> float:
         """How long one search for few candidates takes just now."""
         return self._search_seconds / _WHOLE_BY_SMALL
@@ -138,6 +133,11 @@ class Recaller:
             return await before(deadline, self._index.recall(search, model_id=query.collection))
         finally:
             self._observe_search(options.candidate_count, time.monotonic() - started)
+
+    def is_too_short_to_wait(self, deadline: float) -> bool:
+        """Whether little time would be left to search by words after waiting for an embedding in vain."""
+        seconds_for_words = (deadline - time.monotonic()) * _SEARCH_RESERVE_MAX_SHARE
+        return seconds_for_words < self._search_seconds + ANSWER_RESERVE_SECONDS
 
     def is_pressed(self, deadline: float) -> bool:
         """Whether a whole search and what comes after it may not end in time."""

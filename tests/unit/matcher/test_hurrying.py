@@ -14,7 +14,7 @@ from textmatch import errors
 
 _SLOW_SECONDS = 0.04
 # Hardly enough for a search that takes so long.
-_HURRY_SECONDS = 0.1
+_HURRY_SECONDS = 0.06
 _BM25 = {"c": 24.0, "b": 12.0}
 
 
