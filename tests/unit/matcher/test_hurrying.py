@@ -12,9 +12,9 @@ from services.matcher.matching import Matcher
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
 
-_SLOW_SECONDS = 0.04
+_SLOW_SECONDS = 0.4
 # Hardly enough for a search that takes so long.
-_HURRY_SECONDS = 0.06
+_HURRY_SECONDS = 0.45
 _BM25 = {"c": 24.0, "b": 12.0}
 
 
@@ -23,8 +23,9 @@ async def _hurried(encoder: ScriptedEncoder, index: ScriptedIndex) -> Matcher:
     index.recall_seconds = _SLOW_SECONDS
     gate, encoder.encode_gate = encoder.encode_gate, None
     experienced = matcher(encoder, index)
-    for number in range(20):
-        await experienced.match(f"query {number}", MatchOptions(), deadline=soon(10))
+    await asyncio.gather(
+        *(experienced.match(f"query {number}", MatchOptions(), deadline=soon(10)) for number in range(20))
+    )
     encoder.encode_gate = gate
     index.recall_seconds = 0.0
     return experienced
