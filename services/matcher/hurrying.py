@@ -7,8 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from services.matcher.answers import MatchOptions, Recall
-from services.matcher.recalling import LATE, EmbeddedQuery, Recaller
-from textmatch.errors import DeadlinePassed
+from services.matcher.recalling import NOT_EMBEDDED, EmbeddedQuery, Recaller
 from textmatch.index.recall import Hit
 
 # Kept back for the ways of the query and of the answer, besides the time of a quick search: both are long
@@ -49,7 +48,7 @@ class Hurry:
         )
         try:
             await asyncio.wait({nearest}, timeout=finish - time.monotonic())
-            if nearest.done() and not isinstance(nearest.exception(), LATE):
+            if nearest.done() and not isinstance(nearest.exception(), NOT_EMBEDDED):
                 return nearest.result()
             found = await by_words
             return found if found.hits or nearest.done() else await nearest
@@ -70,7 +69,5 @@ class Hurry:
     ) -> Found:
         """By an embedding that comes early enough for the search to end before `finish`."""
         embed_before = finish - self._recaller.quick_search_seconds
-        if embed_before <= time.monotonic():
-            raise DeadlinePassed("there is no time to embed the query")
         embedded = await self._recaller.embed(query, deadline=embed_before, is_bulk=is_bulk)
         return await self.search(embedded, options, deadline=deadline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -71,30 +71,33 @@ class Matcher:
         self, result: MatchResult, query: str, options: MatchOptions, deadline: float, is_bulk: bool
     ) -> None:
         if self._recaller.is_too_short_to_wait(deadline):
-            with timed(result.timings, "recall"):
-                found = await self._hurry.find(query, options, deadline=deadline, is_bulk=is_bulk)
-                await self._show(result, found, options, deadline)
+            finding = self._hurry.find(query, options, deadline=deadline, is_bulk=is_bulk)
+            await self._answer_hurriedly(result, finding, options, deadline)
             return
         with timed(result.timings, "encode"):
             embedded = await self._recaller.embed_or_give_up(
                 query, options, deadline=deadline, is_bulk=is_bulk
             )
         if embedded.embedding is None or self._recaller.is_pressed(deadline):
-            with timed(result.timings, "recall"):
-                found = await self._hurry.search(embedded, options, deadline=deadline)
-                await self._show(result, found, options, deadline)
+            finding = self._hurry.search(embedded, options, deadline=deadline)
+            await self._answer_hurriedly(result, finding, options, deadline)
             return
         result.bi_encoder_model_id = embedded.model_id
         if embedded.collection:
             await self._answer_whole(result, embedded, options, deadline, is_bulk)
 
-    async def _show(self, result: MatchResult, found: Found, options: MatchOptions, deadline: float) -> None:
-        """What was found in a hurry, unscored."""
-        result.bi_encoder_model_id = found.query.model_id
-        if not found.query.collection:
-            return
-        result.degraded = Degraded.ENCODE_LATE if found.query.embedding is None else Degraded.RECALL_LATE
-        candidates = await self._ranked(result, found.query.collection, found.recall, found.hits, deadline)
+    async def _answer_hurriedly(
+        self, result: MatchResult, finding: Awaitable[Found], options: MatchOptions, deadline: float
+    ) -> None:
+        """What is found, unscored."""
+        with timed(result.timings, "recall"):
+            found = await finding
+            query = found.query
+            result.bi_encoder_model_id = query.model_id
+            if not query.collection:
+                return
+            result.degraded = Degraded.ENCODE_LATE if query.embedding is None else Degraded.RECALL_LATE
+            candidates = await self._ranked(result, query.collection, found.recall, found.hits, deadline)
         shown = [(candidate, candidate.hit.document) for candidate in candidates if candidate.hit.document]
         _choose(result, shown, [], options)
 

@@ -23,7 +23,7 @@ from textmatch.vectors import Embeddings
 Answer = TypeVar("Answer")
 
 # The query is not embedded in time, or the encoder refuses to.
-LATE = (DeadlinePassed, DeadlineTooShort, Overloaded)
+NOT_EMBEDDED = (DeadlinePassed, DeadlineTooShort, Overloaded)
 
 # Kept back from embedding, so that searching by words alone still is in time: so many times what a search and
 # what goes with it took lately, but never more than this share of the time.
@@ -99,7 +99,7 @@ class Recaller:
         finish = deadline - min(reserve_seconds, seconds_left * _SEARCH_RESERVE_MAX_SHARE)
         try:
             return await self.embed(query, deadline=finish, is_bulk=is_bulk)
-        except LATE:
+        except NOT_EMBEDDED:
             return EmbeddedQuery(query, collection, collection, None)
 
     async def find(
@@ -173,6 +173,8 @@ class Recaller:
         cached = self._cache.get(collection, query) if collection else None
         if cached is not None:
             return EmbeddedQuery(query, collection, collection, cached)
+        if deadline <= time.monotonic():
+            raise DeadlinePassed("there is no time to embed the query")
 
         async def encode() -> EncodeResult:
             return await self._encoder.encode(

@@ -83,6 +83,17 @@ async def test_in_a_hurry_too_dense_recall_needs_the_embedding():
         await hurried.match("query", dense, deadline=soon(_HURRY_SECONDS))
 
 
+async def test_an_embedding_that_is_known_answers_where_there_is_no_time_to_embed():
+    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
+    hurried = await _hurried(encoder, index)
+    encoded = encoder.encode_count
+    no_time = 0.2
+    result = await hurried.match("query 19", MatchOptions(), deadline=soon(no_time))
+    assert (result.degraded, encoder.encode_count) == (Degraded.RECALL_LATE, encoded)
+    result = await hurried.match("new query", MatchOptions(), deadline=soon(no_time))
+    assert (result.degraded, encoder.encode_count) == (Degraded.ENCODE_LATE, encoded)
+
+
 async def test_in_a_hurry_too_an_encoder_that_is_gone_is_an_error():
     encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
     hurried = await _hurried(encoder, index)
