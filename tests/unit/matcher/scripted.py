@@ -34,6 +34,7 @@ class ScriptedEncoder:
     served: tuple[str, ...] = (MODEL,)
     encode_count: int = 0
     encode_gate: asyncio.Event | None = None
+    encode_seconds: float = 0.0
     # Each chunk after so many fails with `score_error`.
     good_chunks: int = 0
     classes: list[float] = field(default_factory=lambda: [0.2, 0.9, 0.5])
@@ -43,6 +44,7 @@ class ScriptedEncoder:
         self.encode_count += 1
         if self.encode_gate:
             await self.encode_gate.wait()
+        await asyncio.sleep(self.encode_seconds)
         if self.encode_error:
             raise self.encode_error
         if model and model not in self.served:
@@ -78,6 +80,8 @@ class ScriptedIndex:
     # As much more by embedding.
     dense_seconds: float = 0.0
     read_count: int = 0
+    # Searches by words alone.
+    words_count: int = 0
 
     async def collection(self):
         return self.current if self.cached is None else self.cached
@@ -93,6 +97,7 @@ class ScriptedIndex:
         return CollectionTraits(self.bm25 is not None, self.notes)
 
     async def recall(self, query, *, model_id):
+        self.words_count += query.embedding is None
         await asyncio.sleep(self.recall_seconds)
         if query.embedding is not None:
             await asyncio.sleep(self.dense_seconds)

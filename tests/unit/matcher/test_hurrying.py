@@ -8,6 +8,7 @@ import time
 import pytest
 
 from services.matcher.answers import Degraded, MatchOptions, MatchResult, Recall
+from services.matcher.hurrying import Haste
 from services.matcher.matching import Matcher
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
@@ -53,6 +54,7 @@ async def test_the_embedding_answers_if_it_comes_in_time():
     assert (result.degraded, result.recall) == (Degraded.RECALL_LATE, Recall.DENSE)
     assert _ids(result) == ["a", "b"]
     assert result.matches[0].parts.bm25 is None
+    assert index.words_count == 0
 
 
 async def test_words_answer_while_the_search_by_embedding_takes_too_long():
@@ -87,7 +89,7 @@ async def test_an_embedding_that_is_known_answers_where_there_is_no_time_to_embe
     encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
     hurried = await _hurried(encoder, index)
     encoded = encoder.encode_count
-    no_time = 0.2
+    no_time = 0.1
     result = await hurried.match("query 19", MatchOptions(), deadline=soon(no_time))
     assert (result.degraded, encoder.encode_count) == (Degraded.RECALL_LATE, encoded)
     result = await hurried.match("new query", MatchOptions(), deadline=soon(no_time))
@@ -100,3 +102,42 @@ async def test_in_a_hurry_too_an_encoder_that_is_gone_is_an_error():
     encoder.encode_error = errors.DependencyUnavailable("gone")
     with pytest.raises(errors.DependencyUnavailable, match="gone"):
         await hurried.match("query", MatchOptions(), deadline=soon(_HURRY_SECONDS))
+
+
+def test_a_late_answer_makes_haste_and_answers_in_time_take_it_away():
+    haste = Haste()
+    calm = (haste.answer_reserve_seconds, haste.searches_for_words)
+    haste.note(is_late=False)
+    assert (haste.answer_reserve_seconds, haste.searches_for_words) == calm
+    haste.note(is_late=True)
+    assert haste.answer_reserve_seconds > calm[0]
+    assert haste.searches_for_words > calm[1]
+    for _ in range(201):
+        haste.note(is_late=False)
+    assert (haste.answer_reserve_seconds, haste.searches_for_words) == calm
+
+
+def test_haste_has_a_limit_so_that_it_wears_off_after_many_late_answers_too():
+    haste = Haste()
+    calm = haste.answer_reserve_seconds
+    for _ in range(1_000):
+        haste.note(is_late=True)
+    assert haste.answer_reserve_seconds == pytest.approx(0.007)
+    for _ in range(1_001):
+        haste.note(is_late=False)
+    assert haste.answer_reserve_seconds == calm
+
+
+async def test_after_late_answers_words_are_searched_sooner():
+    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
+    hurried = await _hurried(encoder, index)
+    encoder.encode_seconds = 0.02
+    await hurried.match("calm", MatchOptions(), deadline=soon(_HURRY_SECONDS))
+    assert index.words_count == 0
+    for number in range(5):
+        # Found, but too late for the way back.
+        await hurried.match(f"late {number}", MatchOptions(), deadline=soon(0.001))
+    index.words_count = 0
+    # Searches have become quicker meanwhile, so that without haste there is time for the embedding first.
+    result = await hurried.match("hasty", MatchOptions(), deadline=soon(0.25))
+    assert (result.degraded, index.words_count) == (Degraded.RECALL_LATE, 1)
