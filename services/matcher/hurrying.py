@@ -12,12 +12,10 @@ from services.matcher.answers import MatchOptions, Recall
 from services.matcher.recalling import NOT_EMBEDDED, EmbeddedQuery, Recaller
 from textmatch.index.recall import Hit
 
-# Without haste so much is kept back for the way of the answer, and words are searched when only so many quick
-# searches still end before that; and how much more of both there is in utmost haste, when answers come late.
-_ANSWER_RESERVE_SECONDS = 0.004
-_SEARCHES_FOR_WORDS = 1.5
-_HASTY_ANSWER_RESERVE_SECONDS = 0.003
-_HASTY_SEARCHES_FOR_WORDS = 3.0
+# Kept back for the way of the answer: when nothing is late, and in utmost haste.
+_CALM_RESERVE_SECONDS, _HASTY_RESERVE_SECONDS = 0.004, 0.007
+# Words are searched when only so many quick searches still end before that, likewise.
+_CALM_SEARCHES_FOR_WORDS, _HASTY_SEARCHES_FOR_WORDS = 1.5, 4.5
 # What is ready with less time left is late: the ways of query and answer are not seen here.
 _WAYS_SECONDS = 0.0025
 # A late answer adds as much haste as so many in time take away: about one in so many will be late.
@@ -43,17 +41,20 @@ class Haste:
     @property
     def answer_reserve_seconds(self) -> float:
         """How long before the deadline an answer has to be found."""
-        return _ANSWER_RESERVE_SECONDS + self._level * _HASTY_ANSWER_RESERVE_SECONDS
+        return self._between(_CALM_RESERVE_SECONDS, _HASTY_RESERVE_SECONDS)
 
     @property
     def searches_for_words(self) -> float:
         """How many times as long as a quick search a search by words is given."""
-        return _SEARCHES_FOR_WORDS + self._level * _HASTY_SEARCHES_FOR_WORDS
+        return self._between(_CALM_SEARCHES_FOR_WORDS, _HASTY_SEARCHES_FOR_WORDS)
 
     def note(self, *, is_late: bool) -> None:
         """An answer is found, or has not been found in time."""
         step = _LATE_STEP if is_late else -_LATE_STEP / _IN_TIME_PER_LATE
         self._level = min(max(self._level + step, 0.0), 1.0)
+
+    def _between(self, calm: float, hasty: float) -> float:
+        return calm + self._level * (hasty - calm)
 
 
 class Hurry:
