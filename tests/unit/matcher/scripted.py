@@ -43,7 +43,11 @@ class ScriptedEncoder:
         assert is_query
         self.encode_count += 1
         if self.encode_gate:
-            await self.encode_gate.wait()
+            # As the real client, which waits no longer than it is told.
+            try:
+                await asyncio.wait_for(self.encode_gate.wait(), timeout_seconds)
+            except TimeoutError:
+                raise errors.DeadlinePassed("the encoder did not answer in time") from None
         await asyncio.sleep(self.encode_seconds)
         if self.encode_error:
             raise self.encode_error
