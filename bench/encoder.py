@@ -28,10 +28,9 @@ import torch
 import typer
 
 from bench import in_process
-from bench.loads import Embed, Load, Measured, infinity_embed, mosec_embed, our_embed, run_load
-from bench.report import machine, print_table, write_figures
+from bench.closed_loop import Embed, Load, Measured, infinity_embed, mosec_embed, our_embed, run_load
+from bench.report import machine, mixed_texts, print_table, write_figures
 from bench.servers import infinity, mosec, our_encoder
-from bench.texts import mixed_texts
 from textmatch.encoder_client import EncoderClient
 from textmatch.vectors import Embeddings
 

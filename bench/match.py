@@ -3,6 +3,8 @@
 Then what deadlines do to it under load: how many calls are answered in time, and how much of the whole answer
 is left. With `--apart` the encoder has half of the processors and everything else the other half, as on
 machines of their own.
+
+Calls of Match with a deadline, in closed loads and beside a background.
 """
 
 from __future__ import annotations
@@ -11,26 +13,107 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import grpc
 import numpy as np
 import typer
 from qdrant_client import AsyncQdrantClient, models
 
-from bench.ingest_stack import RunningStack, running_stack
-from bench.match_calls import AMPLE_SECONDS, Answered, call, closed_load, half_busy, open_stub
-from bench.processors import Apart, divided
-from bench.report import machine, print_table, write_figures
-from bench.texts import mixed_texts
+from bench.report import machine, mixed_texts, print_table, write_figures
+from bench.stack import Apart, RunningStack, divided, running_stack
 from textmatch.client import TextMatchClient
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.connection import connect
-from textmatch.index.recall import RecallQuery
+from textmatch.index.client import connect
+from textmatch.index.index import Index
 from textmatch.index.schema import DENSE_VECTOR
-from textmatch.index.store import Index
+from textmatch.index.search import SearchQuery
+from textmatch.runtime.channel import open_aio_channel
+from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
+
+AMPLE_SECONDS = 60.0
+_TOP_K = 10
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One call: how long it took, and the answer or what went wrong."""
+
+    seconds: float
+    response: pb.MatchResponse | None
+    error: str = ""
+
+
+@asynccontextmanager
+async def open_stub(address: str) -> AsyncIterator[pb_grpc.MatcherServiceAsyncStub]:
+    """Of the matcher there."""
+    async with open_aio_channel(address) as channel:
+        yield pb_grpc.MatcherServiceStub(channel)
+
+
+async def call(stub: pb_grpc.MatcherServiceAsyncStub, query: str, deadline_seconds: float) -> Answered:
+    """One Match."""
+    request = pb.MatchRequest(query=query, options=pb.MatchOptions(top_k=_TOP_K))
+    started = time.perf_counter()
+    try:
+        response = await stub.Match(request, timeout=deadline_seconds)
+    except grpc.aio.AioRpcError as error:
+        return Answered(time.perf_counter() - started, None, f"{error.code().name}: {error.details()}")
+    return Answered(time.perf_counter() - started, response)
+
+
+async def closed_load(
+    stub: pb_grpc.MatcherServiceAsyncStub,
+    queries: Sequence[str],
+    callers: int,
+    seconds: float,
+    deadline_seconds: float,
+    *,
+    salt: str,
+    pause_seconds: float = 0.0,
+) -> list[Answered]:
+    """So many callers, each asking again a pause after its answer; with the salt no query is asked twice."""
+    answers: list[Answered] = []
+    finish = time.perf_counter() + seconds
+
+    async def caller(number: int) -> None:
+        count = 0
+        while time.perf_counter() < finish:
+            count += 1
+            query = queries[(number * len(queries) // callers + count) % len(queries)]
+            answers.append(await call(stub, f"{query} {salt} {number} {count}", deadline_seconds))
+            await asyncio.sleep(pause_seconds)
+
+    await asyncio.gather(*(caller(number) for number in range(callers)))
+    return answers
+
+
+@asynccontextmanager
+async def half_busy(stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str]) -> AsyncIterator[None]:
+    """Meanwhile another caller asks half of the time, without a deadline to speak of."""
+
+    async def ask() -> None:
+        count = 0
+        while True:
+            count += 1
+            answered = await call(
+                stub, f"{queries[count % len(queries)]} {time.perf_counter()}", AMPLE_SECONDS
+            )
+            await asyncio.sleep(answered.seconds)
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield
+    finally:
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+
 
 _DOCUMENTS = 100_000
 _QUICK_DOCUMENTS = 3_000
@@ -97,7 +180,7 @@ async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[s
             search_params=models.SearchParams(exact=True),
             with_payload=False,
         )
-        hits = await index.recall(RecallQuery(_RECALL_DEPTH, encoded.embeddings[0]), model_id=collection)
+        hits = await index.recall(SearchQuery(_RECALL_DEPTH, encoded.embeddings[0]), model_id=collection)
         shares.append(len({hit.point for hit in hits} & {point.id for point in exact.points}) / _RECALL_DEPTH)
     await encoder.close()
     await index.close()

@@ -4,11 +4,14 @@ The clients run on the same machine and take their part of its processors; the t
 `--apart` they have half of the processors and the encoder the other half, as on machines of their own. Single
 texts cannot be generated ten times faster than they are embedded, so calls carry `--texts` each, and the load
 is compared with a closed load of calls of the same size.
+
+An overload second by second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -20,16 +23,52 @@ import numpy as np
 import psutil
 import typer
 
-from bench.loads import Embed, Load, Measured, our_embed, run_load
-from bench.overload_calls import Calls, Clients, OpenLoad
-from bench.overload_plot import write_plot
-from bench.processors import Apart, divided, running_on
-from bench.report import machine, print_table, write_figures
+from bench.closed_loop import Embed, Load, Measured, our_embed, run_load
+from bench.open_loop import Calls, Clients, OpenLoad
+from bench.report import machine, mixed_texts, print_table, write_figures
 from bench.servers import our_encoder
-from bench.texts import mixed_texts
+from bench.stack import Apart, divided, running_on
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.vectors import Embeddings
+
+
+def write_plot(calls: Calls, load: OpenLoad, rss_bytes: Sequence[int], path: Path) -> None:
+    """Draw outcomes, time to refusal and memory; says so if matplotlib is not installed."""
+    try:
+        figures = importlib.import_module("matplotlib.figure")
+    except ImportError:
+        typer.echo(f"{path} was not drawn: matplotlib is not installed", err=True)
+        return
+    edges = np.arange(round(load.seconds) + 1)
+    figure = figures.Figure(figsize=(9, 8), layout="constrained")
+    outcomes, refusal, memory = figure.subplots(3, 1, sharex=True)
+    for name, chosen in (
+        ("answered", calls.is_answered),
+        ("refused", calls.is_refused),
+        ("late", calls.is_late),
+    ):
+        counts, _ = np.histogram(calls.ended_at[chosen], bins=edges)
+        outcomes.step(edges[:-1], counts * load.texts_per_call, where="post", label=name)
+    outcomes.set_ylabel("texts/s")
+    outcomes.legend()
+    refusal.plot(edges[:-1], _refusal_p99_ms(calls, edges))
+    refusal.set_ylabel("refused after, p99 ms")
+    memory.plot(range(len(rss_bytes)), np.array(rss_bytes) / 1e6)
+    memory.set_ylabel("memory, MB")
+    memory.set_xlabel("seconds of overload")
+    figure.savefig(path)
+
+
+def _refusal_p99_ms(calls: Calls, edges: np.ndarray) -> list[float]:
+    refused_at = calls.ended_at[calls.is_refused]
+    took_ms = calls.took_seconds[calls.is_refused] * 1e3
+    p99 = []
+    for second in edges[:-1]:
+        during = took_ms[(refused_at >= second) & (refused_at < second + 1)]
+        p99.append(float(np.percentile(during, 99)) if len(during) else float("nan"))
+    return p99
+
 
 _ALONE = Load(1, 1)
 _INTERACTIVE = Load(64, 1)

@@ -17,15 +17,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from bench.ingest_stack import running_stack
 from bench.report import print_table, write_figures
+from bench.stack import running_stack
 from services.matcher.settings import MatcherSettings
-from standalone.demo.corpus import build_corpus
-from standalone.demo.questions import EVERYDAY, HARD, read_questions
+from standalone.demo.corpus import EVERYDAY, HARD, build_corpus, read_questions
 from textmatch.client import Match, MatchOptions, Recall, TextMatchClient
 from textmatch.errors import TextMatchError
-from training.evaluation.collection import Collection, read_collection
-from training.evaluation.resampling import Values
+from training.evaluation.bootstrap import Values
+from training.evaluation.retrieval import Collection, read_collection
 from training.evaluation.retrieval_metrics import retrieval_metrics
 
 _DEPTH = 100

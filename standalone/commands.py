@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from standalone import settings
-from standalone.encoders import plan_encoders
+from standalone.encoder_placement import plan_encoders
 from standalone.stack import STACK_FILE, choose_ports, process_specs
 from standalone.supervisor import StackError, Supervisor, held_data_dir, holder_pid
 

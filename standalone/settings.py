@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from textmatch.runtime.config import load
-from textmatch.runtime.settings import ClientTlsSettings
+from textmatch.runtime.settings import ClientTlsSettings, load
 from textmatch.runtime.tls import ClientTls
 
 

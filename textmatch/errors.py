@@ -15,6 +15,8 @@
     └── InternalError            INTERNAL             a bug; says nothing to the caller
 
 Codes are `google.rpc.Code`, so that code which knows nothing of gRPC can raise these.
+
+What a command fails with.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from textmatch.v1 import error_reason_pb2
 
 if TYPE_CHECKING:
     Reason: TypeAlias = error_reason_pb2.ErrorReason.ValueType  # exists in the stubs only
+
 
 ERROR_DOMAIN = "textmatch.dev"
 _REASON_PREFIX = "ERROR_REASON_"

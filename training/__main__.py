@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from textmatch.errors import TextMatchError
 from training.calibrate import calibrate
-from training.hard_negatives import MiningSettings, mine
 from training.mlm import MlmSettings, train_mlm
-from training.options import add_command
-from training.recipe_command import add_recipe
+from training.options import add_command, short_name
 from training.regression import RegressionSettings, train_regression
+from training.run_result import Outcome
 from training.sbert import SbertSettings, train_sbert
 from training.siamese import SiameseSettings, train_siamese
-from training.simcse import SimcseSettings, train_simcse
+from training.simcse import MiningSettings, SimcseSettings, mine, train_simcse
 from training.split import SplitSettings, split_files
 
+Settings = TypeVar("Settings")
+
+
+def _add_recipe(
+    app: typer.Typer, name: str, settings_class: type[Settings], train: Callable[[Settings, Console], Outcome]
+) -> None:
+    """Add the command `name`, which trains with the settings that its options give."""
+
+    def run(settings: Settings) -> None:
+        # Their bars would break into ours; that a new head is new is no news.
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        _tell(train(settings, Console(stderr=True)))
+
+    run.__doc__ = train.__doc__
+    add_command(app, name, settings_class, run)
+
+
+def _tell(outcome: Outcome) -> None:
+    console = Console()
+    if outcome.measured:
+        names = list(next(iter(outcome.measured.values())))
+        table = Table("measured on", *names)
+        for path, measured in outcome.measured.items():
+            table.add_row(short_name(path), *(f"{measured[name]:.4f}" for name in names))
+        console.print(table)
+    console.print(f"saved to {outcome.output}", highlight=False, soft_wrap=True)
+
+
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-add_recipe(app, "siamese", SiameseSettings, train_siamese)
-add_recipe(app, "sbert", SbertSettings, train_sbert)
-add_recipe(app, "simcse", SimcseSettings, train_simcse)
-add_recipe(app, "regression", RegressionSettings, train_regression)
-add_recipe(app, "mlm", MlmSettings, train_mlm)
+_add_recipe(app, "siamese", SiameseSettings, train_siamese)
+_add_recipe(app, "sbert", SbertSettings, train_sbert)
+_add_recipe(app, "simcse", SimcseSettings, train_simcse)
+_add_recipe(app, "regression", RegressionSettings, train_regression)
+_add_recipe(app, "mlm", MlmSettings, train_mlm)
 add_command(app, "mine", MiningSettings, mine)
 add_command(app, "split", SplitSettings, split_files)
 app.command()(calibrate)

@@ -14,9 +14,10 @@ from textmatch.cli.output import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
 from textmatch.models.calibration import Calibration
 from textmatch.models.devices import AUTO
-from textmatch.models.identity import model_id
+from textmatch.models.model_resolver import model_id
 from training.calibration import FOLDS, MethodName, fit, precision_thresholds
-from training.columns import FileForm
+from training.data_files import FileForm
+from training.evaluation.bootstrap import Resampled, Values
 from training.evaluation.commands import (
     ColumnsOption,
     DeviceOption,
@@ -30,8 +31,7 @@ from training.evaluation.commands import (
 from training.evaluation.pair_metrics import PairSample, correct_by_halves
 from training.evaluation.pairs import PairFile, read_pair_file
 from training.evaluation.report import Column, as_json, table, text
-from training.evaluation.resampling import Resampled, Values
-from training.evaluation.systems import COSINE, CROSS_ENCODER, PAIR_CLASSIFIER, Scored, load_model_system
+from training.evaluation.scorers import COSINE, CROSS_ENCODER, PAIR_CLASSIFIER, Scored, load_model_system
 from training.model_card import CALIBRATION, THRESHOLDS, replace_section, sha256_of, thresholds_section
 from training.options import short_name
 

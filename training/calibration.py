@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from textmatch.errors import InvalidInput
 from textmatch.models.calibration import MAX_KNOTS, Isotonic, Logistic, Method, logit
+from training.evaluation.bootstrap import Values
 from training.evaluation.pair_metrics import Flags, Threshold, threshold_for_precision
-from training.evaluation.resampling import Values
 
 PRECISIONS = (0.9, 0.95)
 FOLDS = 5

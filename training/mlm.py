@@ -25,12 +25,12 @@ from transformers import (
 from typer import Option
 
 from textmatch.errors import InvalidInput
-from textmatch.models.resolve import BI_ENCODER_ORGANISATION, find_model
-from training.architecture import DEFAULT_BASE_NAME
-from training.outcome import Outcome, finish
+from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
+from training.data_report import TrainingRow, describe, tell
+from training.fit import Goal, fit, training_arguments
+from training.model_builder import DEFAULT_BASE_NAME
 from training.pairs import read_sentences
-from training.report import TrainingRow, describe, tell
-from training.running import Goal, fit, training_arguments
+from training.run_result import Outcome, finish
 from training.settings import RunSettings
 from training.trainers import MaskedLanguageModelTrainer
 

@@ -10,9 +10,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from textmatch.models.adapter import ADAPTER_WEIGHTS, load_cross_encoder_directory
-from textmatch.models.adapter_config import ADAPTER_CONFIG, is_adapter_directory
-from textmatch.models.pair_classifier import PairClassifier
+from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.lora import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    is_adapter_directory,
+    load_cross_encoder_directory,
+)
 
 _CONFIG = "config_sentence_transformers.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"

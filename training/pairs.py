@@ -10,8 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textmatch.errors import InvalidInput
-from training.columns import ANCHOR, LABEL, NEGATIVE, PAIR, POSITIVE, SCORE, FileForm
-from training.rows import Cell, read_cells, read_texts
+from training.data_files import (
+    ANCHOR,
+    LABEL,
+    NEGATIVE,
+    PAIR,
+    POSITIVE,
+    SCORE,
+    Cell,
+    FileForm,
+    read_cells,
+    read_texts,
+)
 
 Score = TypeVar("Score", float, NDArray[np.float64])
 

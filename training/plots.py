@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
+from training.evaluation.bootstrap import Values
 from training.evaluation.pair_metrics import BINS, Flags, bins_of
-from training.evaluation.resampling import Values
 
 # Where training leaves what it logged, below a model's directory.
 HISTORY = Path(".training") / "history.json"

@@ -13,13 +13,13 @@ from transformers import set_seed
 from typer import Option
 
 from textmatch.errors import InvalidInput
-from training.architecture import BiEncoderSettings, Lstm, build_bi_encoder
 from training.bi_encoder_run import BiEncoderTask, pair_columns, train_bi_encoder
-from training.measuring import SPEARMAN, CosineAgreement
-from training.outcome import Outcome
+from training.data_report import TrainingRow, report_data
+from training.evaluators import SPEARMAN, CosineAgreement
+from training.model_builder import BiEncoderSettings, Lstm, build_bi_encoder
 from training.pairs import read_scored_pairs
-from training.report import TrainingRow, report_data
-from training.softmax import softmax_task
+from training.run_result import Outcome
+from training.sbert import softmax_task
 
 
 @dataclass(frozen=True, kw_only=True)

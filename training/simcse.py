@@ -1,24 +1,35 @@
-"""The simcse recipe: a sentence read twice under dropout is its own positive, the batch its negatives."""
+"""The simcse recipe: a sentence read twice under dropout is its own positive, the batch its negatives.
+
+Triples for simcse: to pairs that mean the same, texts that a bi-encoder finds close.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from datasets import Dataset
 from rich.console import Console
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.util import mine_hard_negatives
 from transformers import set_seed
-from typer import Option
+from typer import Option, echo
 
-from training.architecture import BiEncoderSettings, build_bi_encoder
-from training.batches import LengthSortedBatchSampler
+from textmatch.errors import InvalidInput
+from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
+from textmatch.models.devices import AUTO, resolve_device
+from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import DOCUMENT, NEGATIVE, QUERY, BiEncoderTask, train_bi_encoder
-from training.measuring import SPEARMAN, CosineAgreement
-from training.outcome import Outcome
-from training.pairs import read_scored_pairs, read_sentences, read_triples
-from training.report import TrainingRow, report_data
+from training.data_files import FileForm, write_rows
+from training.data_report import TrainingRow, report_data
+from training.evaluators import SPEARMAN, CosineAgreement
+from training.model_builder import DEFAULT_BASE_NAME, BiEncoderSettings, build_bi_encoder
+from training.options import short_name
+from training.pairs import Triple, read_scored_pairs, read_sentences, read_triples
+from training.run_result import Outcome
+from training.trainers import LengthSortedBatchSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +82,80 @@ def _sentences(settings: SimcseSettings) -> list[TrainingRow]:
 def _triples(settings: SimcseSettings) -> list[TrainingRow]:
     triples = [triple for path in settings.train for triple in read_triples(path, settings.form)]
     return [TrainingRow((triple.anchor, triple.positive, triple.negative)) for triple in triples]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningSettings:
+    """Of the search for hard negatives."""
+
+    pairs: Annotated[list[Path], Option(help="File of pairs with scores; may be given again.")]
+    output: Annotated[Path, Option(help="File to write: anchor, positive and negative with TABs between.")]
+    model: Annotated[str, Option(help="Bi-encoder that says what is close.")] = DEFAULT_BASE_NAME
+    corpus: Annotated[
+        list[Path], Option(help="File with more texts to take negatives from; may be given again.")
+    ] = field(default_factory=list)
+    positive_from: Annotated[
+        float, Option(min=0.0, max=1.0, help="Pairs from this score on mean the same.")
+    ] = 0.5
+    negatives: Annotated[int, Option(min=1, help="For each pair.")] = 1
+    skip: Annotated[
+        int, Option(min=0, help="So many of the closest texts are left out: they may mean the same.")
+    ] = 0
+    depth: Annotated[int, Option(min=1, help="So many of the closest texts are looked at.")] = 50
+    margin: Annotated[
+        float,
+        Option(min=0.0, max=1.0, help="A negative's cosine is below the positive's by this share of it."),
+    ] = 0.05
+    header: Annotated[
+        bool | None, Option("--header/--no-header", help="Whether files begin with a header.")
+    ] = None
+    columns: Annotated[str, Option(help="Columns to read, by name or number from 1: 2,3,score.")] = ""
+    batch_size: Annotated[int, Option(min=1)] = 64
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = AUTO
+
+
+def mine(settings: MiningSettings) -> None:
+    """Find hard negatives for pairs that mean the same, and write triples for simcse --hard-negatives."""
+    triples = mine_triples(settings)
+    if not triples:
+        raise InvalidInput.of_field("depth", "no negative was found; look deeper, or lessen the margin")
+    rows = [("anchor", "positive", "negative")]
+    rows += [(triple.anchor, triple.positive, triple.negative) for triple in triples]
+    write_rows(settings.output, rows)
+    echo(f"{short_name(settings.output)}: {len(triples):,} triples")
+
+
+def mine_triples(settings: MiningSettings) -> list[Triple]:
+    """The triples; a pair for which no text is close enough has none.
+
+    Raises:
+        InvalidInput: a file cannot be read, or no pair means the same.
+    """
+    form = FileForm(settings.header, tuple(settings.columns.split(",")) if settings.columns else ())
+    pairs = [pair for path in settings.pairs for pair in read_scored_pairs(path, form)]
+    same = [pair for pair in pairs if pair.score >= settings.positive_from]
+    if not same:
+        raise InvalidInput.of_field("positive-from", f"no pair has a score of {settings.positive_from:g}")
+    # Second sentences alone would leave the hardest ones out: those of pairs that were judged not the same.
+    texts = dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second))
+    texts |= dict.fromkeys(text for path in settings.corpus for text in read_sentences(path))
+    model = read_bi_encoder(find_model(settings.model, BI_ENCODER_ORGANISATION), settings.model)
+    feed_lstm(model)
+    mined = mine_hard_negatives(
+        Dataset.from_dict(
+            {"anchor": [pair.first for pair in same], "positive": [pair.second for pair in same]}
+        ),
+        model.to(resolve_device(settings.device)),
+        corpus=list(texts),
+        range_min=settings.skip,
+        range_max=settings.skip + settings.depth,
+        relative_margin=settings.margin,
+        num_negatives=settings.negatives,
+        batch_size=settings.batch_size,
+        verbose=False,
+    )
+    return [
+        Triple(row["anchor"], row["positive"], row["negative"])
+        for row in mined
+        if row["negative"] != row["anchor"]
+    ]

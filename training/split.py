@@ -13,10 +13,9 @@ from scipy.sparse.csgraph import connected_components
 from typer import Option, echo
 
 from textmatch.errors import InvalidInput
-from training.columns import FileForm
+from training.data_files import FileForm, write_rows
 from training.options import short_name
 from training.pairs import ClassPair, read_class_pairs
-from training.plain_files import write_rows
 
 
 @dataclass(frozen=True, kw_only=True)

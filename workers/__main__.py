@@ -14,31 +14,28 @@ from typing import Any
 from celery import bootsteps, signals
 
 from textmatch.errors import TextMatchError
-from textmatch.index.connection import QdrantTls
-from textmatch.index.connection import connect as connect_qdrant
-from textmatch.index.payload_indexes import PayloadIndexes
-from textmatch.index.store import Index
+from textmatch.index.client import QdrantTls
+from textmatch.index.client import connect as connect_qdrant
+from textmatch.index.index import Index
+from textmatch.index.schema import PayloadIndexes
+from textmatch.indexing import Copier
 from textmatch.queue.app import make_app
-from textmatch.queue.connection import connect as connect_redis
 from textmatch.queue.dead_letters import DeadLetters
-from textmatch.queue.gauges import QueueGauges
+from textmatch.queue.depth import QueueGauges
 from textmatch.queue.pending import Pending
+from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.queue.tombstones import Tombstones
-from textmatch.reindexing.copying import Copier
-from textmatch.runtime.config import describe
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
+from textmatch.runtime.settings import describe
 from textmatch.runtime.tracing import set_up_tracing
 from workers import metrics
-from workers.background import BackgroundLoop
+from workers.batcher import MicroBatcher
 from workers.encoder import WatchfulEncoderClient
-from workers.gathering import Gathering
-from workers.indexing import Dependencies
-from workers.leases import Leases
-from workers.mirrors import Mirrors
-from workers.persistence import PersistentIndexer
+from workers.indexer import Dependencies, DualWriter
+from workers.retrying_indexer import RetryingIndexer
 from workers.settings import WorkerSettings, from_environment
-from workers.tasks import MessageHandler, register
+from workers.tasks import EventLoopThread, Leases, MessageHandler, register
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +61,7 @@ class ReadyStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Parts:
+class WorkerRuntime:
     """What lives in the background loop."""
 
     handler: MessageHandler
@@ -79,7 +76,7 @@ def main() -> int:
         set_up_tracing("worker", settings.otlp_endpoint, settings.trace_sample_ratio)
         if settings.metrics_port:
             serve_metrics(settings.host, settings.metrics_port)
-        background = BackgroundLoop()
+        background = EventLoopThread()
         parts = background.run(_build(settings))
     except (TextMatchError, OSError) as error:
         print(f"worker: {error}", file=sys.stderr)
@@ -99,7 +96,7 @@ def _set_up_logs(settings: WorkerSettings) -> None:
     _log.info("starting", extra={"settings": describe(settings)})
 
 
-async def _build(settings: WorkerSettings) -> Parts:
+async def _build(settings: WorkerSettings) -> WorkerRuntime:
     redis = connect_redis(settings.redis_url)
     encoder = WatchfulEncoderClient(settings.encoder_target, settings.encoder_api_key, settings.client_tls())
     index = Index(
@@ -116,7 +113,7 @@ async def _build(settings: WorkerSettings) -> Parts:
     deps = Dependencies(
         encoder=encoder,
         index=index,
-        mirrors=Mirrors(
+        mirrors=DualWriter(
             index,
             Copier(index, encoder, Tombstones(redis), settings.encode_timeout_seconds),
             _MIRROR_PATIENCE_SECONDS,
@@ -126,8 +123,8 @@ async def _build(settings: WorkerSettings) -> Parts:
         dead_letters=dead_letters,
         encode_timeout_seconds=settings.encode_timeout_seconds,
     )
-    indexer = PersistentIndexer(deps, _PATIENCE_SECONDS)
-    gathering = Gathering(indexer, settings.concurrency)
+    indexer = RetryingIndexer(deps, _PATIENCE_SECONDS)
+    gathering = MicroBatcher(indexer, settings.concurrency)
     handler = MessageHandler(indexer, gathering, leases, dead_letters, pending, settings.drain_seconds)
     chores = [
         asyncio.create_task(leases.renew_forever()),
@@ -143,10 +140,10 @@ async def _build(settings: WorkerSettings) -> Parts:
         await index.close()
         await redis.aclose()
 
-    return Parts(handler, close)
+    return WorkerRuntime(handler, close)
 
 
-def _run_celery(settings: WorkerSettings, parts: Parts, background: BackgroundLoop) -> int:
+def _run_celery(settings: WorkerSettings, parts: WorkerRuntime, background: EventLoopThread) -> int:
     app = make_app(
         settings.redis_url,
         batches=settings.concurrency,

@@ -14,7 +14,7 @@ from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY
 _CONNECT_SECONDS = 5.0
 
 
-class EncoderLost(DependencyUnavailable):
+class EncoderCrashed(DependencyUnavailable):
     """The connection broke while the encoder worked on these texts: perhaps it died of one of them."""
 
 
@@ -33,7 +33,7 @@ class WatchfulEncoderClient(EncoderClient):
         except DependencyUnavailable as error:
             if _has_an_answer(error):
                 raise
-            raise EncoderLost(str(error), retry_delay_seconds=error.retry_delay_seconds) from error
+            raise EncoderCrashed(str(error), retry_delay_seconds=error.retry_delay_seconds) from error
 
     async def _connect(self) -> None:
         try:

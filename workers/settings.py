@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 
 from textmatch.queue.app import DEFAULT_SWEEP_SECONDS, DEFAULT_VISIBILITY_TIMEOUT_SECONDS
-from textmatch.runtime.config import load, setting
-from textmatch.runtime.settings import StoreSettings
+from textmatch.runtime.settings import StoreSettings, load, setting
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,103 @@
-"""The Celery task, and what happens to its message until it is acknowledged."""
+"""The Celery task, and what happens to its message until it is acknowledged.
+
+Telling Redis that messages are still being worked on, so that no other worker is given them.
+
+One event loop in a thread of its own, for the worker's threads to hand coroutines to.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
 
 from celery import Celery
 from celery.exceptions import Reject
+from redis.asyncio import Redis
 
-from textmatch.queue import messages
+from textmatch.errors import DependencyUnavailable
+from textmatch.queue import messages, transport
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters, of_document, of_raw
 from textmatch.queue.messages import MalformedMessage, RefusedEntry
 from textmatch.queue.pending import Pending
+from textmatch.queue.redis_client import translated_errors
 from workers import metrics
-from workers.background import BackgroundLoop
-from workers.gathering import Gathering
-from workers.indexing import Result
-from workers.leases import Leases
-from workers.persistence import AcceptedDocument, PatienceLost, PersistentIndexer
+from workers.batcher import MicroBatcher
+from workers.indexer import Result
+from workers.retrying_indexer import AcceptedDocument, RetryBudgetExhausted, RetryingIndexer
 
 _log = logging.getLogger(__name__)
+
+
+class Leases:
+    """The messages that this process holds.
+
+    With leases the visibility timeout bounds how long the death of a worker goes unnoticed, not how long a
+    message may take: a slow encoder never makes a batch run twice, and still its messages are not long in
+    coming back.
+    """
+
+    def __init__(self, redis: Redis, visibility_timeout_seconds: float) -> None:
+        self._renewal = redis.register_script(transport.RENEW.script)
+        # Two renewals may fail before the message is given away.
+        self._renewal_seconds = visibility_timeout_seconds / 3
+        self._delivery_tags: set[str] = set()
+
+    @contextmanager
+    def hold(self, delivery_tag: str) -> Iterator[None]:
+        """Keep this message for as long as the block runs."""
+        self._delivery_tags.add(delivery_tag)
+        try:
+            yield
+        finally:
+            self._delivery_tags.discard(delivery_tag)
+
+    async def renew_forever(self) -> None:
+        """Renew all leases, again and again."""
+        while True:
+            await asyncio.sleep(self._renewal_seconds)
+            try:
+                await self._renew()
+            except DependencyUnavailable as error:
+                _log.warning("leases not renewed", extra={"error": str(error)})
+
+    async def _renew(self) -> None:
+        if not self._delivery_tags:
+            return
+        with translated_errors():
+            await self._renewal(keys=transport.RENEW.keys, args=[time.time(), *self._delivery_tags])
+
+
+Value = TypeVar("Value")
+
+
+class EventLoopThread:
+    """Runs from the start until `close`; clients made inside it may be shared by all threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
+        """Run a coroutine in the loop and wait for it; raises what it raises. Not for the loop's own
+        thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function in the loop, soon. For any thread, and for signal handlers."""
+        self._loop.call_soon_threadsafe(function)
+
+    def close(self) -> None:
+        """Stop the loop; nothing may be running in it."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
 
 _PAUSE_SECONDS = 1.0
 
@@ -32,8 +107,8 @@ class MessageHandler:
 
     def __init__(
         self,
-        indexer: PersistentIndexer,
-        gathering: Gathering,
+        indexer: RetryingIndexer,
+        gathering: MicroBatcher,
         leases: Leases,
         dead_letters: DeadLetters,
         pending: Pending,
@@ -61,7 +136,7 @@ class MessageHandler:
             try:
                 async with self._time_limit():
                     await self._handle(argument)
-            except (PatienceLost, TimeoutError) as error:
+            except (RetryBudgetExhausted, TimeoutError) as error:
                 _log.warning("message put back", extra={"error": str(error)})
                 return False
             except Exception:  # noqa: BLE001 -- a bug here must not lose the message
@@ -102,7 +177,7 @@ class MessageHandler:
                 self._limits.discard(limit)
 
 
-def register(app: Celery, handler: MessageHandler, background: BackgroundLoop) -> None:
+def register(app: Celery, handler: MessageHandler, background: EventLoopThread) -> None:
     """Give the app its one task. It waits in a Celery thread for the handler in the background loop."""
 
     def index_documents(task: Any, argument: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from deploy.monitoring import alerting, panels
-from deploy.monitoring.boards import DASHBOARDS
+from deploy.monitoring import alerting, grafana
+from deploy.monitoring.dashboards import DASHBOARDS
 
 _HERE = Path(__file__).parent
 _HEADER = "# Made by `make monitoring` from deploy/monitoring/alerting.py.\n"
@@ -19,7 +19,7 @@ _HEADER = "# Made by `make monitoring` from deploy/monitoring/alerting.py.\n"
 def files() -> dict[str, str]:
     """Path below this folder -> content."""
     rendered = {
-        f"dashboards/{dashboard.uid}.json": json.dumps(panels.render(dashboard), indent=2) + "\n"
+        f"dashboards/{dashboard.uid}.json": json.dumps(grafana.render(dashboard), indent=2) + "\n"
         for dashboard in DASHBOARDS
     }
     groups = alerting.render()

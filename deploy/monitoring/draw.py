@@ -14,8 +14,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from deploy.monitoring.boards import DASHBOARDS
-from deploy.monitoring.panels import Dashboard, Kind, Panel
+from deploy.monitoring.dashboards import DASHBOARDS
+from deploy.monitoring.grafana import Dashboard, Kind, Panel
 
 mpl.use("agg")
 from matplotlib import pyplot as plt

@@ -10,30 +10,28 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from services.encoder.converting import convert_apart
-from services.encoder.engine import Engine, EngineBroken
-from services.encoder.jobs import run_here
-from services.encoder.locating import find_models
-from services.encoder.pipeline import Pipeline
-from services.encoder.reloading import Reloader
-from services.encoder.requests import max_message_bytes
+from services.encoder.batching import run_inline
+from services.encoder.hot_reload import Reloader
+from services.encoder.inference import EngineBroken, InferenceThread, Pipeline
+from services.encoder.loading import convert_apart, find_models
+from services.encoder.scheduler import Scheduler
 from services.encoder.servicer import EncoderServicer
 from services.encoder.settings import EncoderSettings, from_environment
-from services.encoder.waiting import WaitingTexts
+from services.encoder.validation import max_message_bytes
 from textmatch.errors import TextMatchError
-from textmatch.runtime.config import describe
-from textmatch.runtime.lifecycle import run_until_stopped
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
+from textmatch.runtime.process import run_until_stopped
 from textmatch.runtime.server import GrpcServer, PortTaken
+from textmatch.runtime.settings import describe
 from textmatch.runtime.tracing import set_up_tracing
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
-    from services.encoder.jobs import RunPass
+    from services.encoder.batching import RunPass
     from services.encoder.loading import Loaded
-    from services.encoder.served import ServedModels
+    from services.encoder.model_registry import ModelRegistry
 
 _log = logging.getLogger(__name__)
 
@@ -96,11 +94,11 @@ async def _work(
     """
     started = time.monotonic()
     loop = asyncio.get_running_loop()
-    loaded = await asyncio.to_thread(_load, settings, run_here)
+    loaded = await asyncio.to_thread(_load, settings, run_inline)
     broken: asyncio.Future[BaseException] = loop.create_future()
-    waiting = WaitingTexts(loaded.policy, limit_tokens=settings.queue_tokens)
+    waiting = Scheduler(loaded.policy, limit_tokens=settings.queue_tokens)
     waiting.note_speed(*loaded.speed)
-    engine = Engine(
+    engine = InferenceThread(
         waiting,
         prepare_thread=loaded.prepare_thread,
         on_death=lambda error: loop.call_soon_threadsafe(broken.set_result, error),
@@ -113,11 +111,11 @@ async def _work(
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"start_seconds": round(time.monotonic() - started, 2)})
 
-    async def load_again() -> ServedModels:
+    async def load_again() -> ModelRegistry:
         await convert_apart(servicer.models)
         return (await asyncio.to_thread(_load, settings, engine.run)).models
 
-    def serve(models: ServedModels) -> None:
+    def serve(models: ModelRegistry) -> None:
         servicer.open(models, pipeline)
 
     reloading = asyncio.ensure_future(reloader.run(load_again, serve))

@@ -1,9 +1,21 @@
-"""Load the models and run them once. Torch is imported only for models that cannot do without it."""
+"""Load the models and run them once. Torch is imported only for models that cannot do without it.
+
+Where the models lie that the settings name: told before torch, which takes seconds, is imported.
+
+Convert models for their engine in a process of its own: `python -m services.encoder.loading`.
+
+OpenVINO holds Python's lock for seconds while it converts a model, and so does torch while it is imported,
+which the native engine needs for a model that is not in the cache: even in a thread of their own they would
+hold up all callers of the encoder. Converted here, the model lies in the cache, which the encoder loads it
+from.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,22 +27,57 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from services.encoder.batching import BatchPolicy
-from services.encoder.jobs import EngineModel, Rows, RunPass, run_here
-from services.encoder.locating import FoundModel, FoundModels
-from services.encoder.served import BiEncoder, CrossEncoder, Served, ServedModels
-from services.encoder.settings import EncoderSettings
+from services.encoder.batching import BatchPolicy, EngineModel, Rows, RunPass, run_inline
+from services.encoder.model_registry import BiEncoder, CrossEncoder, ModelRegistry, Served
+from services.encoder.settings import NO_MODEL, EncoderSettings, from_environment
 from textmatch.errors import TextMatchError
-from textmatch.models.cache import UnreadableCache
-from textmatch.models.native_kernel import NAME as NATIVE
-from textmatch.models.native_kernel import kernel_is_usable
-from textmatch.models.prepared import PreparedBiEncoder, PreparedCrossEncoder
-from textmatch.models.resolve import UnusableModel
-from textmatch.models.tokens import TokenizedText
-from textmatch.runtime.memory import give_back_memory
+from textmatch.models.fast_tokenizer import TokenizedText
+from textmatch.models.model_cache import UnreadableCache
+from textmatch.models.model_resolver import (
+    BI_ENCODER_ORGANISATION,
+    CROSS_ENCODER_ORGANISATION,
+    UnusableModel,
+    find_model,
+)
+from textmatch.models.native.kernel import NAME as NATIVE
+from textmatch.models.native.kernel import kernel_is_usable
+from textmatch.models.native_models import PreparedBiEncoder, PreparedCrossEncoder
+from textmatch.runtime.process import trim_heap
 
 if TYPE_CHECKING:
-    from services.encoder.torch_loading import TorchLoader
+    from services.encoder.torch_loader import TorchLoader
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model that is there, under the name it was asked for."""
+
+    name: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class FoundModels:
+    """All models to load; the first of each kind is its default."""
+
+    bi_encoders: Sequence[FoundModel]
+    cross_encoders: Sequence[FoundModel]
+
+
+def find_models(settings: EncoderSettings) -> FoundModels:
+    """Find them, and fetch those that only the hub has.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        UnusableModel: it has no weights in safetensors.
+    """
+    names = [name.strip() for name in settings.bi_encoder.split(",")]
+    cross_names = [] if settings.cross_encoder == NO_MODEL else [settings.cross_encoder]
+    return FoundModels(
+        [FoundModel(name, find_model(name, BI_ENCODER_ORGANISATION)) for name in names],
+        [FoundModel(name, find_model(name, CROSS_ENCODER_ORGANISATION)) for name in cross_names],
+    )
+
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +101,7 @@ class Loaded:
     thread that the models run in.
     """
 
-    models: ServedModels
+    models: ModelRegistry
     policy: BatchPolicy
     speed: tuple[int, float]
     prepare_thread: Callable[[], None]
@@ -107,7 +154,7 @@ class _Loader:
 
     @cached_property
     def _with_torch(self) -> TorchLoader:
-        from services.encoder.torch_loading import TorchLoader
+        from services.encoder.torch_loader import TorchLoader
 
         self._torch = TorchLoader(self._settings)
         return self._torch
@@ -120,7 +167,7 @@ def _runs_native(settings: EncoderSettings) -> bool:
     return is_cpu and is_chosen and kernel_is_usable()
 
 
-def make_models(found: FoundModels, settings: EncoderSettings) -> ServedModels:
+def make_models(found: FoundModels, settings: EncoderSettings) -> ModelRegistry:
     """Load all models, but do not warm them up.
 
     Raises:
@@ -130,7 +177,7 @@ def make_models(found: FoundModels, settings: EncoderSettings) -> ServedModels:
     return _make_models(found, _Loader(settings))
 
 
-def load_models(found: FoundModels, settings: EncoderSettings, run_pass: RunPass = run_here) -> Loaded:
+def load_models(found: FoundModels, settings: EncoderSettings, run_pass: RunPass = run_inline) -> Loaded:
     """Load and warm up all models; takes some seconds if they are not in the cache.
 
     What a model computes while it is made, nobody else can see yet, so that it may do so in this thread.
@@ -149,12 +196,12 @@ def load_models(found: FoundModels, settings: EncoderSettings, run_pass: RunPass
     policy = _policy(settings, models, loader.device)
     speeds = [_warm_up(served.engine_model, policy, run_pass) for served in models.bi_encoders]
     speeds += [_warm_up(served.engine_model, policy, run_pass) for served in models.cross_encoders]
-    give_back_memory()
+    trim_heap()
     return Loaded(models, policy, speed=speeds[0], prepare_thread=loader.prepare_thread)
 
 
-def _make_models(found: FoundModels, loader: _Loader) -> ServedModels:
-    return ServedModels(
+def _make_models(found: FoundModels, loader: _Loader) -> ModelRegistry:
+    return ModelRegistry(
         [_serve_bi_encoder(loader.bi_encoder(model)) for model in found.bi_encoders],
         [_serve_cross_encoder(loader.cross_encoder(model)) for model in found.cross_encoders],
     )
@@ -177,7 +224,7 @@ def _serve_cross_encoder(model: CrossEncoder) -> Served[CrossEncoder]:
     return Served(model, EngineModel(model.model_id, forward, sample, model.is_packed))
 
 
-def _policy(settings: EncoderSettings, models: ServedModels, device: str) -> BatchPolicy:
+def _policy(settings: EncoderSettings, models: ModelRegistry, device: str) -> BatchPolicy:
     is_cpu = device == "cpu"
     is_native = all(model.engine == NATIVE for model in models.all_models())
     cpu_tokens = _NATIVE_BATCH_TOKENS if is_native else _CPU_BATCH_TOKENS
@@ -231,3 +278,43 @@ def _announce(model: BiEncoder | CrossEncoder, kind: str) -> None:
             "device": model.device,
         },
     )
+
+
+_CONVERTING_ENGINES = ("openvino", "native")
+# The encoder that serves meanwhile goes first.
+_NICENESS = 10
+
+
+async def convert_apart(served: ModelRegistry) -> None:
+    """Convert the models that the settings name, if those that are served were converted.
+
+    What is wrong with them is not told here: whoever loads them next meets it too.
+    """
+    if all(model.engine not in _CONVERTING_ENGINES for model in served.all_models()):
+        return
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.encoder.loading",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+def main() -> None:
+    """Load the models, which leaves what their engine made of them in the cache."""
+    os.nice(_NICENESS)
+    settings = from_environment()
+    found = find_models(settings)
+    from services.encoder.loading import make_models
+
+    make_models(found, settings)
+
+
+if __name__ == "__main__":
+    main()

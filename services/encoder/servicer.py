@@ -1,22 +1,30 @@
-"""EncoderService: messages in, messages out."""
+"""EncoderService: messages in, messages out.
+
+Answers to a stream of requests: several worked on at a time, answered in order.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 
 from services.encoder import metrics
-from services.encoder.jobs import Urgency
-from services.encoder.pipeline import Pipeline, Work
-from services.encoder.requests import check_dimension, check_encode, score_input
-from services.encoder.scoring import Scored, score_by_cross_encoder, score_by_embeddings
-from services.encoder.served import Model, ServedModels
-from services.encoder.streaming import answer_in_order
+from services.encoder.batching import CallContext
+from services.encoder.inference import (
+    InferenceRequest,
+    PairScores,
+    Pipeline,
+    score_by_cross_encoder,
+    score_by_embeddings,
+)
+from services.encoder.model_registry import Model, ModelRegistry
+from services.encoder.validation import check_dimension, check_encode, score_input
 from textmatch import vectors
 from textmatch.documents import MAX_TEXT_BYTES
 from textmatch.errors import InternalError, NotReady, TextMatchError
@@ -27,6 +35,47 @@ from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
+
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+async def answer_in_order(
+    requests: AsyncIterator[Request],
+    answer: Callable[[Request], Awaitable[Response]],
+    *,
+    limit: int,
+) -> AsyncIterator[Response]:
+    """Yield one answer for each request, each as soon as it and all before it are ready.
+
+    No more than `limit` requests are read ahead of the answers taken, so that a slow reader holds up its own
+    stream and nothing else.
+    """
+    started: asyncio.Queue[asyncio.Future[Response] | None] = asyncio.Queue()
+    places = asyncio.Semaphore(limit)
+
+    async def read() -> None:
+        try:
+            await places.acquire()
+            async for request in requests:
+                started.put_nowait(asyncio.ensure_future(answer(request)))
+                await places.acquire()
+        finally:
+            started.put_nowait(None)
+
+    reader = asyncio.ensure_future(read())
+    try:
+        while (pending := await started.get()) is not None:
+            yield await pending
+            places.release()
+        await reader
+    finally:
+        reader.cancel()
+        while not started.empty():
+            if (left := started.get_nowait()) is not None:
+                left.cancel()
+
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +88,7 @@ _LOADING_SECONDS = 2.0
 class _Service:
     """What there is once the models are loaded."""
 
-    models: ServedModels
+    models: ModelRegistry
     pipeline: Pipeline
 
 
@@ -50,7 +99,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         self._max_texts = max_texts
         self._service: _Service | None = None
 
-    def open(self, models: ServedModels, pipeline: Pipeline) -> None:
+    def open(self, models: ModelRegistry, pipeline: Pipeline) -> None:
         """Answer new calls with these models; before the first time every call gets NotReady.
 
         A call, or a batch of a stream, keeps the models that it began with.
@@ -60,9 +109,9 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         _show_models(models, before)
 
     @property
-    def models(self) -> ServedModels:
+    def models(self) -> ModelRegistry:
         """Those that new calls get."""
-        return self._service.models if self._service else ServedModels([], [])
+        return self._service.models if self._service else ModelRegistry([], [])
 
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
         return await self._encode(request, _urgency(request.priority, context))
@@ -108,13 +157,13 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         limits = pb.Limits(max_texts=self._max_texts, max_text_bytes=MAX_TEXT_BYTES)
         return pb.GetModelsResponse(models=_describe_all(self._opened().models), limits=limits)
 
-    async def _encode(self, request: pb.EncodeRequest, urgency: Urgency) -> pb.EncodeResponse:
+    async def _encode(self, request: pb.EncodeRequest, urgency: CallContext) -> pb.EncodeResponse:
         service = self._opened()
         check_encode(request, self._max_texts)
         served = service.models.bi_encoder(request.model)
         dimension = check_dimension(request, served.model.dimension)
         texts, is_query = list(request.texts), request.role == pb.ROLE_QUERY
-        work = Work(
+        work = InferenceRequest(
             model=served.engine_model,
             texts=texts,
             max_tokens=served.model.max_tokens,
@@ -142,7 +191,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         return self._service
 
 
-def _to_proto(scored: Scored) -> pb.ScoreResponse:
+def _to_proto(scored: PairScores) -> pb.ScoreResponse:
     started = time.perf_counter()
     response = pb.ScoreResponse(
         scores=scored.scores.tolist(),
@@ -154,10 +203,10 @@ def _to_proto(scored: Scored) -> pb.ScoreResponse:
     return response
 
 
-def _urgency(priority: pb.Priority.ValueType, context: Context) -> Urgency:
+def _urgency(priority: pb.Priority.ValueType, context: Context) -> CallContext:
     """A caller is an API key, else a connection."""
     remaining_seconds = context.time_remaining()
-    return Urgency(
+    return CallContext(
         caller=logs.api_key_name.get() or context.peer(),
         is_bulk=_is_bulk(priority),
         deadline=None if remaining_seconds is None else time.monotonic() + remaining_seconds,
@@ -168,7 +217,7 @@ def _is_bulk(priority: pb.Priority.ValueType) -> bool:
     return priority == pb.PRIORITY_BULK
 
 
-def _show_models(models: ServedModels, before: ServedModels) -> None:
+def _show_models(models: ModelRegistry, before: ModelRegistry) -> None:
     shown = _info_labels(models)
     for labels in shown:
         metrics.MODEL_INFO.labels(*labels).set(1)
@@ -176,7 +225,7 @@ def _show_models(models: ServedModels, before: ServedModels) -> None:
         metrics.MODEL_INFO.remove(*labels)
 
 
-def _info_labels(models: ServedModels) -> set[tuple[str, ...]]:
+def _info_labels(models: ModelRegistry) -> set[tuple[str, ...]]:
     of_kind: list[tuple[str, Model]] = [("bi-encoder", served.model) for served in models.bi_encoders]
     of_kind += [("cross-encoder", served.model) for served in models.cross_encoders]
     return {
@@ -184,7 +233,7 @@ def _info_labels(models: ServedModels) -> set[tuple[str, ...]]:
     }
 
 
-def _describe_all(models: ServedModels) -> list[pb.Model]:
+def _describe_all(models: ModelRegistry) -> list[pb.Model]:
     bi_encoders = [
         pb.Model(
             **_describe(served.model),

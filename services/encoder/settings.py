@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from textmatch.runtime.config import load, setting
-from textmatch.runtime.settings import ProcessSettings, ServerSettings
+from textmatch.runtime.settings import ProcessSettings, ServerSettings, load, setting
 
 NO_MODEL = "none"
 

@@ -8,37 +8,33 @@ import sys
 
 from redis.asyncio import Redis
 
-from services.matcher.admission import Admission, QueueLimits
 from services.matcher.documents import DocumentsHandler
-from services.matcher.embedding_cache import EmbeddingCache
 from services.matcher.encoder import MatchersEncoderClient
-from services.matcher.intake import IngestState
+from services.matcher.ingest import Admission, IngestDependencies, QueueLimits
 from services.matcher.matching import Matcher
-from services.matcher.recalling import Recaller
-from services.matcher.reranking import Reranker
+from services.matcher.reranker import Reranker
+from services.matcher.retriever import EmbeddingCache, Retriever
 from services.matcher.servicer import MatcherServicer
 from services.matcher.settings import MatcherSettings, from_environment
-from textmatch.combination import Weights
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
-from textmatch.index.connection import QdrantTls
-from textmatch.index.connection import connect as connect_qdrant
-from textmatch.index.store import Index
-from textmatch.queue.backlog import Backlog
-from textmatch.queue.connection import connect as connect_redis
+from textmatch.index.client import QdrantTls
+from textmatch.index.client import connect as connect_qdrant
+from textmatch.index.index import Index
 from textmatch.queue.dead_letters import DeadLetters
-from textmatch.queue.gauges import QueueGauges
+from textmatch.queue.depth import QueueDepth, QueueGauges
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
+from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES
-from textmatch.runtime.config import describe
-from textmatch.runtime.lifecycle import run_until_stopped
 from textmatch.runtime.logs import set_up_logs
-from textmatch.runtime.memory import give_back_memory
 from textmatch.runtime.metrics import serve_metrics
+from textmatch.runtime.process import run_until_stopped, trim_heap
 from textmatch.runtime.server import GrpcServer
+from textmatch.runtime.settings import describe
 from textmatch.runtime.tracing import set_up_tracing
+from textmatch.score_fusion import Weights
 from textmatch.v1.matcher_service_pb2_grpc import add_MatcherServiceServicer_to_server
 
 _log = logging.getLogger(__name__)
@@ -90,7 +86,7 @@ async def _serve(settings: MatcherSettings) -> None:
     server.add(add_MatcherServiceServicer_to_server, servicer, _SERVICE_NAME)
     address = await server.start()
     # Or a call waits 40 ms now and then until Python has walked through all that was imported.
-    give_back_memory()
+    trim_heap()
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"address": address})
     try:
@@ -104,7 +100,7 @@ async def _serve(settings: MatcherSettings) -> None:
 
 def _matcher(settings: MatcherSettings, encoder: EncoderClient, index: Index) -> Matcher:
     return Matcher(
-        Recaller(
+        Retriever(
             encoder, index, EmbeddingCache(settings.embedding_cache_entries), settings.encoder_hedge_seconds
         ),
         Reranker(encoder),
@@ -114,14 +110,14 @@ def _matcher(settings: MatcherSettings, encoder: EncoderClient, index: Index) ->
     )
 
 
-def _ingest_state(settings: MatcherSettings, redis: Redis) -> IngestState:
+def _ingest_state(settings: MatcherSettings, redis: Redis) -> IngestDependencies:
     limits = QueueLimits(settings.max_queued_documents, settings.max_queued_bytes)
-    return IngestState(
+    return IngestDependencies(
         producer=Producer(redis),
         pending=Pending(redis),
         tombstones=Tombstones(redis),
         dead_letters=DeadLetters(redis),
-        admission=Admission(Backlog(redis), limits),
+        admission=Admission(QueueDepth(redis), limits),
         tombstone_seconds=settings.tombstone_seconds,
     )
 

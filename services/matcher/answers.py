@@ -5,12 +5,12 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from textmatch.combination import Parts, Weights
 from textmatch.documents import Document
 from textmatch.filters import Filter
+from textmatch.score_fusion import ScoreComponents, Weights
 
 
-class Degraded(enum.Enum):
+class DegradedReason(enum.Enum):
     """What was left out of an answer for want of time, or because the encoder did not do it."""
 
     RERANK_LATE = "late"
@@ -63,7 +63,7 @@ class ScoredDocument:
     recall_score: float
     combined_score: float
     rerank_score: float | None
-    parts: Parts
+    parts: ScoreComponents
     pair_classifier_score: float | None = None
 
 
@@ -82,7 +82,7 @@ class MatchResult:
     """Matches, best first, and how they came about."""
 
     matches: list[ScoredDocument] = field(default_factory=list)
-    degraded: Degraded | None = None
+    degraded: DegradedReason | None = None
     timings: Timings = field(default_factory=Timings)
     bi_encoder_model_id: str = ""
     cross_encoder_model_id: str = ""

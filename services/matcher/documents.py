@@ -6,18 +6,18 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 
-from services.matcher.intake import IngestState, Intake, VersionClock
+from services.matcher.ingest import IngestDependencies, IngestHandler, VersionClock
 from services.matcher.protos import to_filter
-from textmatch.attributes import to_struct
 from textmatch.documents import (
     check_item_count,
     id_violation,
     version_violation,
 )
 from textmatch.errors import DocumentNotFound, InvalidInput
-from textmatch.index.store import Index
-from textmatch.queue.filter_tombstones import FilterTombstone
+from textmatch.index.index import Index
+from textmatch.queue.tombstones import FilterTombstone
 from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.wire.attributes import to_struct
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +27,11 @@ MAX_DELETED_IDS = 1_000
 class DocumentsHandler:
     """What the servicer calls; every failure is a TextMatchError."""
 
-    def __init__(self, index: Index, state: IngestState) -> None:
+    def __init__(self, index: Index, state: IngestDependencies) -> None:
         self._index = index
         self._state = state
         self._clock = VersionClock()
-        self._intake = Intake(index, state, self._clock)
+        self._intake = IngestHandler(index, state, self._clock)
 
     def ingest(
         self, requests: AsyncIterator[pb.IngestDocumentsRequest], deadline: float | None = None
@@ -114,7 +114,7 @@ class DocumentsHandler:
             yield versions
 
     async def _delete(self, versions: Mapping[str, int]) -> int:
-        """Tombstones first: workers/indexing.py explains why no racing write survives then."""
+        """Tombstones first: workers/indexer.py explains why no racing write survives then."""
         await self._state.tombstones.add(versions, self._state.tombstone_seconds)
         deleted_count = await self._index.delete(versions)
         await self._state.dead_letters.clear(versions)

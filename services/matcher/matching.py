@@ -1,32 +1,98 @@
-"""One Match: embed the query, recall candidates, score the best of them, combine."""
+"""One Match: embed the query, recall candidates, score the best of them, combine.
+
+Identical work that is asked for while it is being done is done once.
+
+How long the stages of a Match take.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from dataclasses import replace
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from services.matcher import metrics
-from services.matcher.answers import Degraded, MatchOptions, MatchResult, Recall, Rerank
-from services.matcher.combining import Candidate, combine, ranked, weights_of
-from services.matcher.hurrying import Found, Hurry
-from services.matcher.recalling import EmbeddedQuery, Recaller, before, recall_mode
-from services.matcher.reranking import Reranker, Scores
-from services.matcher.single_flight import SingleFlight
-from services.matcher.timing import timed
-from textmatch.combination import Weights
+from services.matcher.answers import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, Timings
+from services.matcher.lexical_fallback import Found, Hurry
+from services.matcher.ranking import Candidate, combine, ranked, weights_of
+from services.matcher.reranker import Reranker, RerankResult
+from services.matcher.retriever import EmbeddedQuery, Retriever, before, recall_mode
 from textmatch.documents import Document
-from textmatch.index.connection import CollectionGone
-from textmatch.index.recall import Hit
-from textmatch.index.store import Index
+from textmatch.index.client import CollectionGone
+from textmatch.index.index import Index
+from textmatch.index.search import Hit
+from textmatch.score_fusion import Weights
+
+Answer = TypeVar("Answer")
+
+# Who has more than twice as much time as running work was given can hope for a better answer.
+_MIN_TIME_SHARE = 0.5
+
+
+@dataclass
+class _Flight(Generic[Answer]):
+    task: asyncio.Task[Answer]
+    deadline: float
+    waiting: int = 0
+
+
+class SingleFlight(Generic[Answer]):
+    """Work goes on as long as anybody waits for it: a caller who leaves takes nothing from the others."""
+
+    def __init__(self, on_shared: Callable[[], None]) -> None:
+        self._on_shared = on_shared
+        self._flights: dict[Hashable, _Flight[Answer]] = {}
+
+    async def run(self, key: Hashable, deadline: float, start: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The answer of the work with this key, started if none runs that fits the deadline.
+
+        Args:
+            deadline: by `time.monotonic()`; work that may end later is not waited for.
+        """
+        flight = self._flights.get(key)
+        if flight is None or not _fits(flight.deadline, deadline):
+            flight = _Flight(asyncio.ensure_future(start()), deadline)
+            self._flights[key] = flight
+        else:
+            self._on_shared()
+        flight.waiting += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if flight.waiting == 0:
+                flight.task.cancel()
+            if self._flights.get(key) is flight and (flight.task.done() or flight.waiting == 0):
+                del self._flights[key]
+
+
+def _fits(flight_deadline: float, own_deadline: float) -> bool:
+    now = time.monotonic()
+    return (own_deadline - now) * _MIN_TIME_SHARE <= flight_deadline - now <= own_deadline - now
+
+
+@contextmanager
+def timed(timings: Timings, stage: str, part: str = "") -> Iterator[None]:
+    """Adds to the time of a stage; the metric has its parts apart."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - started
+        setattr(timings, f"{stage}_ms", getattr(timings, f"{stage}_ms") + seconds * 1e3)
+        metrics.MATCH_STAGE_SECONDS.labels(part or stage).observe(seconds)
 
 
 class Matcher:
     """Answers queries; holds nothing that another could not do without."""
 
     def __init__(
-        self, recaller: Recaller, reranker: Reranker, index: Index, weights: Weights, rerank_depth: int
+        self, recaller: Retriever, reranker: Reranker, index: Index, weights: Weights, rerank_depth: int
     ) -> None:
         self._recaller = recaller
         self._hurry = Hurry(recaller)
@@ -96,7 +162,9 @@ class Matcher:
             result.bi_encoder_model_id = query.model_id
             if not query.collection:
                 return
-            result.degraded = Degraded.ENCODE_LATE if query.embedding is None else Degraded.RECALL_LATE
+            result.degraded = (
+                DegradedReason.ENCODE_LATE if query.embedding is None else DegradedReason.RECALL_LATE
+            )
             candidates = await self._ranked(result, query.collection, found.recall, found.hits, deadline)
         shown = [(candidate, candidate.hit.document) for candidate in candidates if candidate.hit.document]
         _choose(result, shown, [], options)
@@ -118,7 +186,7 @@ class Matcher:
                 candidates = await self._classified(result, query, candidates, deadline, is_bulk)
         with timed(result.timings, "recall", "read"):
             found = await self._documents(query.collection, candidates[:depth], deadline)
-        scores = Scores()
+        scores = RerankResult()
         if options.rerank is not Rerank.NONE and found:
             with timed(result.timings, "rerank"):
                 texts = [document.text for _, document in found]

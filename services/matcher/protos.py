@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from google.protobuf import struct_pb2
 
-from services.matcher.answers import Degraded, MatchOptions, MatchResult, Recall, Rerank, ScoredDocument
-from textmatch.attributes import to_struct
-from textmatch.combination import Weights, lexical_evidence
+from services.matcher.answers import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, ScoredDocument
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.score_fusion import Weights, lexical_evidence
 from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.wire.attributes import to_struct
 
 MAX_TOP_K = 1_000
 MAX_CANDIDATES = 1_000
@@ -24,11 +24,11 @@ _DEFAULT_CANDIDATES = 100
 
 _DEGRADED = {
     None: pb.DEGRADED_REASON_UNSPECIFIED,
-    Degraded.RERANK_LATE: pb.DEGRADED_REASON_RERANK_LATE,
-    Degraded.RERANK_REFUSED: pb.DEGRADED_REASON_RERANK_REFUSED,
-    Degraded.RERANK_UNAVAILABLE: pb.DEGRADED_REASON_RERANK_UNAVAILABLE,
-    Degraded.ENCODE_LATE: pb.DEGRADED_REASON_ENCODE_LATE,
-    Degraded.RECALL_LATE: pb.DEGRADED_REASON_RECALL_LATE,
+    DegradedReason.RERANK_LATE: pb.DEGRADED_REASON_RERANK_LATE,
+    DegradedReason.RERANK_REFUSED: pb.DEGRADED_REASON_RERANK_REFUSED,
+    DegradedReason.RERANK_UNAVAILABLE: pb.DEGRADED_REASON_RERANK_UNAVAILABLE,
+    DegradedReason.ENCODE_LATE: pb.DEGRADED_REASON_ENCODE_LATE,
+    DegradedReason.RECALL_LATE: pb.DEGRADED_REASON_RECALL_LATE,
 }
 _RECALL = {
     pb.RECALL_MODE_UNSPECIFIED: Recall.BEST,

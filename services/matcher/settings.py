@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from textmatch.combination import Weights
-from textmatch.runtime.config import load, setting
-from textmatch.runtime.settings import ServerSettings, StoreSettings
+from textmatch.runtime.settings import ServerSettings, StoreSettings, load, setting
+from textmatch.score_fusion import Weights
 
 
 @dataclass(frozen=True)

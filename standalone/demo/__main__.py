@@ -15,12 +15,11 @@ from pathlib import Path
 from rich.table import Table
 
 from standalone.commands import DEFAULT_DATA_DIR, start_detached
-from standalone.demo.corpus import build_corpus
-from standalone.demo.questions import Question, read_questions
+from standalone.demo.corpus import Question, build_corpus, read_questions
 from standalone.supervisor import holder_pid
 from textmatch.cli.__main__ import main as textmatch
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.messages import message_of
+from textmatch.cli.errors import message_of
 from textmatch.cli.output import cell, print_line, print_table
 from textmatch.client import TextMatchClient
 from textmatch.errors import TextMatchError

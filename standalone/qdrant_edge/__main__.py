@@ -14,12 +14,12 @@ from pathlib import Path
 from qdrant_client import grpc as pb
 from qdrant_client.grpc import collections_service_pb2, points_service_pb2, qdrant_pb2
 
+from standalone.qdrant_edge.atomic_files import FolderInUse, FolderLock
 from standalone.qdrant_edge.catalog import Catalog
 from standalone.qdrant_edge.collections_servicer import CollectionsServicer
 from standalone.qdrant_edge.maintenance import Maintenance
 from standalone.qdrant_edge.points_servicer import PointsServicer
 from standalone.qdrant_edge.server import EdgeServer
-from standalone.qdrant_edge.storage import FolderInUse, FolderLock
 
 _STOP_GRACE_SECONDS = 5.0
 

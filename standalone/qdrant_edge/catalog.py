@@ -10,11 +10,11 @@ from pathlib import Path
 
 from qdrant_client import grpc as pb
 
+from standalone.qdrant_edge.atomic_files import read_json, sync_folder, write_json
 from standalone.qdrant_edge.collection import Collection
 from standalone.qdrant_edge.collection_config import check_supported
 from standalone.qdrant_edge.collection_record import CollectionRecord
 from standalone.qdrant_edge.errors import already_exists, internal, invalid, not_found
-from standalone.qdrant_edge.storage import read_json, sync_folder, write_json
 
 _log = logging.getLogger(__name__)
 

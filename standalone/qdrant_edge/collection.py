@@ -15,7 +15,7 @@ import qdrant_edge as edge
 from google.protobuf.message import Message
 from qdrant_client import grpc as pb
 
-from standalone.qdrant_edge.backlog import Backlog
+from standalone.qdrant_edge.atomic_files import sync_files
 from standalone.qdrant_edge.collection_config import (
     FLUSH_INTERVAL_SECONDS,
     described,
@@ -28,7 +28,7 @@ from standalone.qdrant_edge.collection_record import RECORD_FILE, CollectionReco
 from standalone.qdrant_edge.errors import engine_call
 from standalone.qdrant_edge.field_indexes import describe_index
 from standalone.qdrant_edge.journal import Journal
-from standalone.qdrant_edge.storage import sync_files
+from standalone.qdrant_edge.unindexed_counter import Backlog
 from standalone.qdrant_edge.updates import to_operations, written_ids
 
 _BYTES_PER_COMPONENT: Final = 4

@@ -10,7 +10,7 @@ from typing import Final
 from google.protobuf import json_format
 from qdrant_client import grpc as pb
 
-from standalone.qdrant_edge.storage import read_json, write_json
+from standalone.qdrant_edge.atomic_files import read_json, write_json
 
 RECORD_FILE: Final = "collection.json"
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import qdrant_edge as edge
 
+from standalone.qdrant_edge.atomic_files import sync_files
 from standalone.qdrant_edge.collection import Collection, new_shard_name
 from standalone.qdrant_edge.collection_config import edge_config
 from standalone.qdrant_edge.errors import RequestError, engine_call
 from standalone.qdrant_edge.journal import Journal
 from standalone.qdrant_edge.optimize_shard import NOTHING_TO_DO
-from standalone.qdrant_edge.storage import sync_files
 
 _log = logging.getLogger(__name__)
 

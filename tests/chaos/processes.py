@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from standalone.ports import any_free
-from standalone.readiness import metric_is_one
-from standalone.stack import ProcessSpec, StackPorts, free_ports, process_specs
+from standalone.health_probes import metric_is_one
+from standalone.stack import ProcessSpec, StackPorts, any_free, free_ports, process_specs
 from textmatch.client import TextMatchClient
 
 _READY_SECONDS = 120.0

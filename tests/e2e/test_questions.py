@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from standalone.demo.corpus import build_corpus
-from standalone.demo.questions import read_questions
+from standalone.demo.corpus import build_corpus, read_questions
 from tests.support.stack import Stack
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.qdrant import edge_process as qdrant_process
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.stack import Stack, running_stack, wait_until
-from textmatch.combination import WEIGHTS_NOTE
+from textmatch.score_fusion import WEIGHTS_NOTE
 
 TOPICS, DOCUMENTS_PER_TOPIC, TERMS = 30, 4, 10
 FILLER = ("cat", "dog", "sits", "on", "the", "mat", "runs", "in", "park", "where", "what", "is")

@@ -14,9 +14,8 @@ from tests.support.name_server import NameServer
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import TextMatchClient
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES, open_aio_channel, open_channel
-from textmatch.runtime.config import load
 from textmatch.runtime.server import GrpcServer
-from textmatch.runtime.settings import ServerSettings
+from textmatch.runtime.settings import ServerSettings, load
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 

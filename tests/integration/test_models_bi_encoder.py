@@ -20,8 +20,8 @@ from sentence_transformers.sentence_transformer.modules.tokenizer import Whitesp
 
 from tests.support.encoder import make_tiny_bi_encoder
 from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.pair_classifier import PairClassifier
-from textmatch.models.resolve import BI_ENCODER_ORGANISATION, UnusableModel, find_model
+from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, UnusableModel, find_model
 from textmatch.vectors import Embeddings
 
 TEXTS = [

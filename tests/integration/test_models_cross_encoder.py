@@ -11,9 +11,9 @@ import sentence_transformers
 import torch
 
 from tests.support.encoder import make_tiny_cross_encoder
-from textmatch.models.adapter import load_cross_encoder_directory
 from textmatch.models.cross_encoder import CrossEncoder
-from textmatch.models.resolve import (
+from textmatch.models.lora import load_cross_encoder_directory
+from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
     DEFAULT_CROSS_ENCODER,

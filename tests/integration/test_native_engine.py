@@ -17,8 +17,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tests.support.encoder import make_tiny_bi_encoder
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.engines import EngineOptions, start_engine
-from textmatch.models.native_kernel import kernel_is_usable
-from textmatch.models.tokens import TokenizedText
+from textmatch.models.fast_tokenizer import TokenizedText
+from textmatch.models.native.kernel import kernel_is_usable
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 128}
 # Heads of 26, as in albert_tiny, and an inner width that ends within a tile.

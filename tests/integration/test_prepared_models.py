@@ -18,21 +18,21 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from tests.support.encoder import make_tiny_bi_encoder
 from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.cache import UnreadableCache
 from textmatch.models.cross_encoder import CrossEncoder
 from textmatch.models.engines import EngineOptions
-from textmatch.models.native_kernel import kernel_is_usable
-from textmatch.models.prepared import (
-    PreparedBiEncoder,
-    PreparedCrossEncoder,
-    keep_bi_encoder,
-    keep_cross_encoder,
-)
-from textmatch.models.resolve import (
+from textmatch.models.model_cache import UnreadableCache
+from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     DEFAULT_BI_ENCODER,
     DEFAULT_CROSS_ENCODER,
     find_model,
+)
+from textmatch.models.native.kernel import kernel_is_usable
+from textmatch.models.native_models import (
+    PreparedBiEncoder,
+    PreparedCrossEncoder,
+    keep_bi_encoder,
+    keep_cross_encoder,
 )
 
 pytestmark = pytest.mark.skipif(not kernel_is_usable(), reason="the kernel needs a processor with AMX")
@@ -163,7 +163,7 @@ def check_cross_encoder(directory: Path, cache: Path) -> None:
 
 
 def test_no_torch_is_imported():
-    modules = "textmatch.models.prepared, services.encoder.loading, services.encoder.servicer"
+    modules = "textmatch.models.native_models, services.encoder.loading, services.encoder.servicer"
     code = (
         f"import sys, {modules}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )

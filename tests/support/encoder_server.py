@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import grpc
 
 from services.encoder.batching import BatchPolicy
-from services.encoder.engine import Engine
-from services.encoder.pipeline import Pipeline
-from services.encoder.requests import max_message_bytes
-from services.encoder.served import ServedModels
+from services.encoder.inference import InferenceThread, Pipeline
+from services.encoder.model_registry import ModelRegistry
+from services.encoder.scheduler import Scheduler
 from services.encoder.servicer import EncoderServicer
-from services.encoder.waiting import WaitingTexts
+from services.encoder.validation import max_message_bytes
 from textmatch.runtime.channel import open_aio_channel
 from textmatch.runtime.server import GrpcServer
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
@@ -29,13 +28,13 @@ class EncoderServer:
     address: str
     channel: grpc.aio.Channel
     stub: pb_grpc.EncoderServiceAsyncStub
-    waiting: WaitingTexts
+    waiting: Scheduler
     deaths: list[BaseException]
 
 
 @asynccontextmanager
 async def serve_encoder(
-    models: ServedModels | None,
+    models: ModelRegistry | None,
     *,
     policy: BatchPolicy = CPU_POLICY,
     max_texts: int = 1024,
@@ -46,9 +45,9 @@ async def serve_encoder(
     servicer = EncoderServicer(max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, "textmatch.v1.EncoderService")
     address = await server.start()
-    waiting = WaitingTexts(policy, limit_tokens=queue_tokens)
+    waiting = Scheduler(policy, limit_tokens=queue_tokens)
     deaths: list[BaseException] = []
-    engine = Engine(waiting, prepare_thread=lambda: None, on_death=deaths.append)
+    engine = InferenceThread(waiting, prepare_thread=lambda: None, on_death=deaths.append)
     pipeline = Pipeline(waiting)
     engine.start()
     if models is not None:

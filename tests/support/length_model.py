@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from services.encoder.batching import BatchPolicy
-from services.encoder.jobs import EngineModel, Rows
-from services.encoder.served import Served, ServedModels
-from textmatch.models.cosine import CosineScorer
-from textmatch.models.tokens import TokenizedText
+from services.encoder.batching import BatchPolicy, EngineModel, Rows
+from services.encoder.model_registry import ModelRegistry, Served
+from textmatch.models.embedding_scorers import CosineScorer
+from textmatch.models.fast_tokenizer import TokenizedText
 
 SAMPLE = TokenizedText(ids=[1], type_ids=None, truncated=False, is_query=False)
 _BREAKING, _SLOW = "break", "slow"
@@ -58,7 +57,7 @@ def loaded_length_model() -> SimpleNamespace:
     """As services.encoder.loading.load_models returns it."""
     model = LengthModel()
     return SimpleNamespace(
-        models=ServedModels([Served(model, model.engine_model)], []),
+        models=ModelRegistry([Served(model, model.engine_model)], []),
         policy=BatchPolicy(1024, 0.1, 64),
         speed=(1024, 0.01),
         prepare_thread=lambda: None,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from redis.asyncio import Redis
 
 from textmatch.documents import Document
-from textmatch.queue import envelope, keys, messages
+from textmatch.queue import keys, messages
 from textmatch.queue.pending import Pending
 
 
@@ -17,7 +17,7 @@ async def take_queued(redis: Redis) -> list[Document]:
     """Remove all tasks; returns their documents, oldest first."""
     documents: list[Document] = []
     while raw := await redis.rpop(keys.QUEUE):
-        body = envelope.unpack(str(raw).encode())["body"]
+        body = messages.unpack(str(raw).encode())["body"]
         [[argument], _, _] = json.loads(base64.b64decode(body))
         documents += messages.decode(argument).documents
     return documents

@@ -10,8 +10,8 @@ from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textmatch.attributes import from_struct, to_struct
 from textmatch.documents import attributes_violation
+from textmatch.wire.attributes import from_struct, to_struct
 
 _VALUES = st.recursive(
     st.none()

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textmatch.combination import (
+from textmatch.errors import InvalidInput
+from textmatch.score_fusion import (
     Calibration,
-    Parts,
+    ScoreComponents,
     Weights,
     calibrated,
     combined_score,
@@ -19,7 +20,6 @@ from textmatch.combination import (
     recall_score,
     to_mapping,
 )
-from textmatch.errors import InvalidInput
 
 SHARES = st.floats(0, 1)
 WEIGHTS = st.builds(
@@ -34,7 +34,7 @@ WEIGHTS = st.builds(
 def test_every_score_is_from_0_to_1(
     cosine: float, bm25: float | None, cross_encoder: float, weights: Weights
 ):
-    recall = recall_score(Parts(cosine, bm25), weights)
+    recall = recall_score(ScoreComponents(cosine, bm25), weights)
     combined = combined_score(recall, cross_encoder, weights)
     for score in (recall, combined, calibrated(recall, weights), calibrated(combined, weights)):
         assert -1e-12 <= score <= 1 + 1e-12
@@ -43,8 +43,12 @@ def test_every_score_is_from_0_to_1(
 @given(st.floats(-1, 1), st.floats(0, 100), st.floats(0, 100), WEIGHTS)
 def test_more_shared_words_never_lower_a_score(cosine: float, less: float, more: float, weights: Weights):
     less, more = sorted((less, more))
-    assert recall_score(Parts(cosine, more), weights) >= recall_score(Parts(cosine, less), weights)
-    assert recall_score(Parts(cosine, 0.0), weights) == recall_score(Parts(cosine), weights)
+    assert recall_score(ScoreComponents(cosine, more), weights) >= recall_score(
+        ScoreComponents(cosine, less), weights
+    )
+    assert recall_score(ScoreComponents(cosine, 0.0), weights) == recall_score(
+        ScoreComponents(cosine), weights
+    )
 
 
 @given(WEIGHTS)
@@ -55,7 +59,7 @@ def test_weights_are_kept_whole(weights: Weights):
 def test_the_formula_by_hand():
     weights = Weights(lexical=0.5, rerank=0.25)
     assert lexical_evidence(12.0) == 0.125
-    recall = recall_score(Parts(0.6, 12.0), weights)
+    recall = recall_score(ScoreComponents(0.6, 12.0), weights)
     assert recall == pytest.approx(1 - 0.4 * (1 - 0.5 * 0.125))
     assert combined_score(recall, 0.8, weights) == pytest.approx(0.25 * 0.8 + 0.75 * recall)
     calibration = Weights(calibration=Calibration(4.0, -2.0))

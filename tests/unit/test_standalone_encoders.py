@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from standalone.encoders import TooFewDevices, on_gpus, on_processors, plan_encoders, visible_gpus
+from standalone.encoder_placement import TooFewDevices, on_gpus, on_processors, plan_encoders, visible_gpus
 from standalone.stack import free_ports, process_specs
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from textmatch.combination import Parts, Weights, combined_score, recall_score
-from textmatch.tuning import JudgedCandidates, calibrate, combined_scores, ndcg_of, tune
+from textmatch.score_fusion import ScoreComponents, Weights, combined_score, recall_score
+from textmatch.weight_tuning import JudgedCandidates, calibrate, combined_scores, ndcg_of, tune
 
 # Bad enough for each part that something better can be found.
 START = Weights(0.6, 0.1)
@@ -113,7 +113,9 @@ def test_arrays_and_single_values_give_the_same_scores():
     weights = Weights(0.7, 0.3)
     scores = combined_scores(JudgedCandidates(query.cosine, query.bm25, unscored, query.grades), weights)
     for position in range(10):
-        recall = recall_score(Parts(float(query.cosine[position]), float(query.bm25[position])), weights)
+        recall = recall_score(
+            ScoreComponents(float(query.cosine[position]), float(query.bm25[position])), weights
+        )
         assert scores[position] == pytest.approx(combined_score(recall, float(unscored[position]), weights))
     assert not np.isnan(scores).any()
 

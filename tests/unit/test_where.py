@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textmatch.errors import InvalidInput
+from textmatch.filter_syntax import parse, to_text
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
-from textmatch.where import parse, to_text
 
 NAMES = st.sampled_from(["a", "b", "author.age", "not", "In", "two words", "带 空格", "tick`\\", "9lives"])
 TEXTS = st.sampled_from(["", "os", "O'Reilly", 'say "hi"', "back\\slash", "new\nline", "深度 学习", "\\n"])

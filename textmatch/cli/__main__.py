@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        from textmatch.cli.messages import message_of
+        from textmatch.cli.errors import message_of
 
         message = message_of(error)
         if message is None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from textmatch.cli.failures import CommandFailed
 from textmatch.cli.settings import from_environment
 from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, ClientTls, TextMatchClient
+from textmatch.io.line_reader import CommandFailed
 
 DEFAULT_DATA_DIR = Path(".textmatch")
 DEFAULT_QDRANT_URL = "http://127.0.0.1:6334"

@@ -15,16 +15,15 @@ from typing import Annotated, Any, Literal, Self, TextIO
 import typer
 
 from textmatch.cli import options
+from textmatch.cli.checkpoint import Answers, Entry, ProgressFile
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.documents import Format, Record, format_of, read_records
-from textmatch.cli.failures import CommandFailed
-from textmatch.cli.lines import START, STDIN, file_name, opened
-from textmatch.cli.messages import message_of
+from textmatch.cli.errors import message_of
 from textmatch.cli.output import one_line, print_json, print_line, warn
 from textmatch.cli.progress import IngestProgress
-from textmatch.cli.resuming import Answers, Entry, ProgressFile
 from textmatch.client import IngestOutcome, TextMatchClient
 from textmatch.errors import TextMatchError
+from textmatch.io.document_reader import Format, Record, format_of, read_records
+from textmatch.io.line_reader import START, STDIN, CommandFailed, file_name, opened
 
 File = Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines, CSV or TSV; - for stdin.")]
 FormatOption = Annotated[

@@ -1,9 +1,12 @@
-"""`textmatch match`: ask which stored texts mean the same."""
+"""`textmatch match`: ask which stored texts mean the same.
+
+Queries from a file: one a line, or an id, a tab and the query.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Annotated, Any
 
@@ -12,13 +15,49 @@ from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.messages import message_of
+from textmatch.cli.errors import message_of
 from textmatch.cli.output import cell, one_line, print_json, print_line, print_table, warn
 from textmatch.cli.progress import MatchProgress
-from textmatch.cli.queries import Query, read_queries
 from textmatch.client import Match, MatchOptions, MatchResult, Recall, ScoreExplanation, TextMatchClient
+from textmatch.documents import text_violation
 from textmatch.errors import TextMatchError
-from textmatch.where import parse
+from textmatch.filter_syntax import parse
+from textmatch.io.line_reader import CommandFailed, UnreadableLine, file_name, opened, read_lines
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query; `id` is "" if the line has none."""
+
+    text: str
+    id: str = ""
+
+
+def read_queries(name: str) -> Iterator[Query]:
+    """The queries of a file, in their order; blank lines are skipped.
+
+    Raises:
+        CommandFailed: naming the line that is no query.
+    """
+    with opened(name) as file:
+        for line in read_lines(file):
+            try:
+                text = line.text()
+                if text.strip():
+                    yield _to_query(text)
+            except UnreadableLine as error:
+                raise CommandFailed(f"{file_name(name)} line {line.number}: {error}") from error
+
+
+def _to_query(line: str) -> Query:
+    query_id, tab, text = line.partition("\t")
+    query = Query(text, query_id) if tab else Query(line)
+    if "\t" in query.text:
+        raise UnreadableLine("has more than two fields; it must be a query, or an id, a tab and a query")
+    if violation := text_violation("query", query.text):
+        raise UnreadableLine(str(violation))
+    return query
+
 
 _QUERIES_PER_CALL = 100
 

@@ -10,11 +10,10 @@ import typer
 
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.failures import CommandFailed
-from textmatch.cli.lines import UnreadableLine, file_name, opened, read_lines
 from textmatch.cli.output import one_line, print_json, print_line
 from textmatch.client import Scorer, ScoreResult, TextPair
 from textmatch.documents import text_violation
+from textmatch.io.line_reader import CommandFailed, UnreadableLine, file_name, opened, read_lines
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[A B]", help="The two texts, each in quotes.")]
 File = Annotated[str, typer.Option("--file", help="Pairs, one a line with a tab between; - for stdin.")]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from textmatch.runtime.config import load, setting
-from textmatch.runtime.settings import ClientTlsSettings
+from textmatch.runtime.settings import ClientTlsSettings, load, setting
 
 _WHERE_ELSE = "Empty: the stack of --data-dir, or if there is none"
 

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 from textmatch.cli.connection import Addresses
 from textmatch.cli.settings import from_environment
-from textmatch.index.connection import QdrantTls, connect
-from textmatch.index.payload_indexes import PayloadIndexes
-from textmatch.index.store import Index
+from textmatch.index.client import QdrantTls, connect
+from textmatch.index.index import Index
+from textmatch.index.schema import PayloadIndexes
 
 
 @asynccontextmanager

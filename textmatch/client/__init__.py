@@ -7,10 +7,8 @@ with TextMatchClient() as client:
         print(match.score, match.document.id, match.document.text)
 """
 
-from textmatch.client.calls import ServerUnreachable
-from textmatch.client.client import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient
-from textmatch.client.encoder import TextPair
-from textmatch.client.messages import DocumentLike, to_document
+from textmatch.client.connection import ServerUnreachable
+from textmatch.client.encoder_api import TextPair
 from textmatch.client.options import MatchOptions
 from textmatch.client.results import (
     BatchMatchResult,
@@ -35,9 +33,11 @@ from textmatch.client.results import (
     ServerHealth,
     StageTimings,
 )
+from textmatch.client.sync import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient
 from textmatch.documents import Document
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.runtime.tls import ClientTls
+from textmatch.wire.documents import DocumentLike, to_document
 
 __all__ = [
     "DEFAULT_ENCODER",

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from textmatch.client.calls import Server, ServerUnreachable
-from textmatch.client.messages import DocumentLike, to_document, to_proto
+from textmatch.client.connection import Connection, ServerUnreachable
 from textmatch.client.results import DocumentResult, IngestOutcome
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput, TextMatchError
 from textmatch.runtime.grpc_errors import from_status
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
+from textmatch.wire.documents import DocumentLike, to_document, to_proto
 
 MAX_BATCH_DOCUMENTS = 200
 MAX_BATCH_BYTES = 4 * 1024 * 1024
@@ -47,7 +47,7 @@ class Batch:
         self.size_bytes += document.ByteSize()
 
 
-class Ingestion:
+class IngestStream:
     """One run over some documents. Holds no more than a few batches, however many documents there are.
 
     Each batch is a call of its own, so that it has its own deadline and goes to any replica. A document whose
@@ -56,7 +56,7 @@ class Ingestion:
 
     def __init__(
         self,
-        server: Server,
+        server: Connection,
         stub: pb_grpc.MatcherServiceStub,
         *,
         timeout_seconds: float,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from textmatch.client import filters
 from textmatch.client.results import Recall, Rerank
 from textmatch.errors import InvalidInput, Violation
 from textmatch.filters import Filter
 from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.wire import filters
 
 _MAX_RESULTS = 1_000
 _DEFAULT_TOP_K = 10

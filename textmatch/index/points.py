@@ -9,7 +9,7 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
 
 from textmatch.documents import point_id
-from textmatch.index.connection import translated_errors
+from textmatch.index.client import translated_errors
 from textmatch.index.schema import DENSE_VECTOR, VERSION_FIELD, StoredDocument, to_stored_document
 from textmatch.vectors import Embeddings
 

@@ -15,20 +15,17 @@ from sentence_transformers.sentence_transformer.modules import LSTM, Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textmatch.models.adapter import load_bi_encoder_directory
-from textmatch.models.adapter_config import adapter_base_name, is_adapter_directory
 from textmatch.models.calibration import Calibration
-from textmatch.models.cosine import CosineScorer
 from textmatch.models.devices import dtype_name
+from textmatch.models.embedding_scorers import CosineScorer, PairClassifier
 from textmatch.models.engines import EngineOptions, start_engine
-from textmatch.models.identity import model_id
-from textmatch.models.native_kernel import NAME as NATIVE
-from textmatch.models.packed_forward import PackedBiEncoder
-from textmatch.models.pair_classifier import PairClassifier
-from textmatch.models.prepared import BiEncoderDescription
-from textmatch.models.resolve import BI_ENCODER_ORGANISATION, UnusableModel, find_model
-from textmatch.models.tokenizing import InputTokenizer, TransformerTokenizer, input_tokenizer
-from textmatch.models.tokens import TokenizedText
+from textmatch.models.fast_tokenizer import TokenizedText
+from textmatch.models.lora import adapter_base_name, is_adapter_directory, load_bi_encoder_directory
+from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, UnusableModel, find_model, model_id
+from textmatch.models.native.kernel import NAME as NATIVE
+from textmatch.models.native_models import BiEncoderDescription
+from textmatch.models.packed_inference import PackedBiEncoder
+from textmatch.models.torch_tokenizers import InputTokenizer, TransformerTokenizer, input_tokenizer
 from textmatch.vectors import Embeddings
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")

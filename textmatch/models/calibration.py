@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from textmatch.models.resolve import UnusableModel
+from textmatch.models.model_resolver import UnusableModel
 
 FILE_NAME = "calibration.json"
 VERSION = 1

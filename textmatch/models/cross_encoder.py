@@ -1,4 +1,7 @@
-"""Pairs of texts to scores, with any sentence-transformers cross-encoder that has one output."""
+"""Pairs of texts to scores, with any sentence-transformers cross-encoder that has one output.
+
+The layers behind the transformer of a sequence-classification model, as plain arrays.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,50 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import sentence_transformers
 import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textmatch.models.adapter import load_cross_encoder_directory
-from textmatch.models.adapter_config import adapter_base_name, is_adapter_directory
 from textmatch.models.calibration import Calibration, Scores, calibrated
 from textmatch.models.devices import dtype_name
 from textmatch.models.engines import EngineOptions, start_engine
-from textmatch.models.heads import dense_head
-from textmatch.models.identity import model_id
-from textmatch.models.native_kernel import NAME as NATIVE
-from textmatch.models.packed_forward import PackedCrossEncoder
-from textmatch.models.prepared import CrossEncoderDescription, Dense
-from textmatch.models.resolve import CROSS_ENCODER_ORGANISATION, UnusableModel, find_model
-from textmatch.models.tokenizing import InputTokenizer, TransformerTokenizer, input_tokenizer
-from textmatch.models.tokens import Pair, TokenizedText
+from textmatch.models.fast_tokenizer import Pair, TokenizedText
+from textmatch.models.lora import adapter_base_name, is_adapter_directory, load_cross_encoder_directory
+from textmatch.models.model_resolver import CROSS_ENCODER_ORGANISATION, UnusableModel, find_model, model_id
+from textmatch.models.native.kernel import NAME as NATIVE
+from textmatch.models.native_models import CrossEncoderDescription, Dense
+from textmatch.models.packed_inference import PackedCrossEncoder
+from textmatch.models.torch_tokenizers import InputTokenizer, TransformerTokenizer, input_tokenizer
+
+# Model type -> names of the layers over the first token's state, and what follows each.
+_ROBERTA = (("classifier.dense", "tanh"), ("classifier.out_proj", ""))
+_HEADS = {
+    "bert": (("bert.pooler.dense", "tanh"), ("classifier", "")),
+    "albert": (("albert.pooler", "tanh"), ("classifier", "")),
+    "distilbert": (("pre_classifier", "relu"), ("classifier", "")),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+
+
+def dense_head(classifier: PreTrainedModel) -> list[Dense] | None:
+    """The head as layers, in order; None if this kind of model has another one."""
+    layers = _HEADS.get(classifier.config.model_type)
+    if layers is None:
+        return None
+    return [_dense(classifier.get_submodule(name), activation) for name, activation in layers]
+
+
+def _dense(module: nn.Module, activation: str) -> Dense:
+    weight, bias = (
+        np.ascontiguousarray(module.get_parameter(name).detach().float().numpy())
+        for name in ("weight", "bias")
+    )
+    return Dense(weight, bias, activation)
+
 
 _log = logging.getLogger(__name__)
 

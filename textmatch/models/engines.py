@@ -13,15 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textmatch.errors import TextMatchError
-from textmatch.models.packed_model import NotPackable
-from textmatch.models.packing import PackedRows
+from textmatch.models.packing import NotPackable, PackedRows
 
 _log = logging.getLogger(__name__)
 
 AUTO = "auto"
 # Name -> where its class is; imported only when it is asked for, since each needs packages of its own.
 ENGINES = {
-    "native": "textmatch.models.native_engine:NativeEngine",
+    "native": "textmatch.models.native.engine:NativeEngine",
     "openvino": "textmatch.models.openvino_engine:OpenVinoEngine",
     "torch": "textmatch.models.torch_engine:TorchEngine",
 }
@@ -45,7 +44,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class Placement:
+class EngineConfig:
     """How to run one model. `device` is as `resolve_device` returns it."""
 
     model_id: str
@@ -69,7 +68,7 @@ class Engine(Protocol):
 class EngineClass(Protocol):
     """How an engine comes about."""
 
-    def load(self, model: PreTrainedModel, placement: Placement) -> Engine:
+    def load(self, model: PreTrainedModel, placement: EngineConfig) -> Engine:
         """Prepare a model, given in float32 on the CPU.
 
         Raises:
@@ -93,7 +92,7 @@ def start_engine(
     Raises:
         UnusableEngine: the engine asked for by name is not installed.
     """
-    placement = Placement(model_id, dtype, device, options.threads, options.cache_directory)
+    placement = EngineConfig(model_id, dtype, device, options.threads, options.cache_directory)
     for name in _candidates(options.name, placement):
         try:
             return _engine_class(name).load(model, placement)
@@ -105,7 +104,7 @@ def start_engine(
     return None
 
 
-def _candidates(name: str, placement: Placement) -> list[str]:
+def _candidates(name: str, placement: EngineConfig) -> list[str]:
     """Auto is the fastest first, on CPUs with bfloat16; every engine falls back to torch."""
     if name != AUTO:
         return list(dict.fromkeys([name, "torch"]))

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textmatch.models.engines import Placement
-from textmatch.models.packed_model import NotPackable, PackedModel, Probe, arrays
-from textmatch.models.packing import PackedRows
+from textmatch.models.engines import EngineConfig
+from textmatch.models.packing import NotPackable, PackedModel, PackedRows, PackingCheck, arrays
 
 # OpenVINO reports over the network that it is used, unless this package is missing: it has a stub for that.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -37,7 +36,7 @@ class OpenVinoEngine:
         self._position_offset = position_offset
 
     @classmethod
-    def load(cls, model: PreTrainedModel, placement: Placement) -> OpenVinoEngine:
+    def load(cls, model: PreTrainedModel, placement: EngineConfig) -> OpenVinoEngine:
         """Convert, or read the conversion of an earlier start, and compile for this processor.
 
         Raises:
@@ -45,7 +44,7 @@ class OpenVinoEngine:
         """
         if placement.device != "cpu":
             raise NotPackable(f"OpenVINO runs on the CPU here, not on {placement.device}")
-        probe = Probe(model)
+        probe = PackingCheck(model)
         core = openvino.Core()
         precision = _PRECISIONS[placement.dtype]
         properties = {
@@ -68,7 +67,7 @@ class OpenVinoEngine:
         return torch.from_numpy(outputs[0])
 
 
-def _convert(model: PreTrainedModel, probe: Probe, path: Path, dtype: torch.dtype) -> openvino.Model:
+def _convert(model: PreTrainedModel, probe: PackingCheck, path: Path, dtype: torch.dtype) -> openvino.Model:
     example = tuple(map(torch.from_numpy, arrays(probe.rows, 0)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of each constant it meets

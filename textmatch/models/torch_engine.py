@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textmatch.models.engines import Placement
-from textmatch.models.packed_model import PackedModel, Probe, arrays
-from textmatch.models.packing import PackedRows
+from textmatch.models.engines import EngineConfig
+from textmatch.models.packing import PackedModel, PackedRows, PackingCheck, arrays
 
 
 class TorchEngine:
@@ -18,20 +17,20 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: PreTrainedModel, placement: Placement, position_offset: int) -> None:
+    def __init__(self, model: PreTrainedModel, placement: EngineConfig, position_offset: int) -> None:
         self._device = torch.device(placement.device)
         self._model = PackedModel(model)
         self._model.to(device=self._device, dtype=placement.dtype)
         self._position_offset = position_offset
 
     @classmethod
-    def load(cls, model: PreTrainedModel, placement: Placement) -> TorchEngine:
+    def load(cls, model: PreTrainedModel, placement: EngineConfig) -> TorchEngine:
         """Bring the model into its precision and onto its device.
 
         Raises:
             NotPackable: the model is of another kind than this engine runs.
         """
-        probe = Probe(model)
+        probe = PackingCheck(model)
         engine = cls(copy.deepcopy(model), placement, probe.position_offset)
         probe.check(engine.run(probe.rows).float().cpu().numpy())
         return engine

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from textmatch.runtime.config import load
-from textmatch.runtime.settings import ClientTlsSettings
+from textmatch.runtime.settings import ClientTlsSettings, load
 
 
 def from_environment() -> ClientTlsSettings:

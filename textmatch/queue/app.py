@@ -20,7 +20,7 @@ from celery import Celery
 from kombu.entity import Queue
 
 from textmatch.queue import keys
-from textmatch.queue.address import RedisAddress, parse
+from textmatch.queue.redis_client import RedisAddress, parse
 
 DEFAULT_VISIBILITY_TIMEOUT_SECONDS = 30.0
 DEFAULT_SWEEP_SECONDS = 5.0

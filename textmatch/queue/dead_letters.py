@@ -22,8 +22,8 @@ from redis.asyncio import Redis
 
 from textmatch.documents import Document
 from textmatch.queue import keys
-from textmatch.queue.connection import translated_errors
 from textmatch.queue.messages import document_as_json, document_from_json
+from textmatch.queue.redis_client import translated_errors
 
 if TYPE_CHECKING:
     from textmatch.queue.producer import Producer

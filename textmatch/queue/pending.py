@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from textmatch.queue import keys
-from textmatch.queue.connection import translated_errors
+from textmatch.queue.redis_client import translated_errors
 
 # KEYS: pending, pending-versions. ARGV: id and version in turn.
 _CLEAR = """

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from redis.asyncio import Redis
 
 from textmatch.documents import Document
-from textmatch.queue import envelope, keys, messages
-from textmatch.queue.connection import translated_errors
+from textmatch.queue import keys, messages
+from textmatch.queue.redis_client import translated_errors
 
 # Marks and messages in one step: neither a killed process nor a full Redis leaves one without the other.
 # KEYS: pending, pending-versions, queue. ARGV: now, number of messages, these, then id and version in turn.
@@ -47,7 +47,7 @@ class Producer:
         for document in documents:
             versions[document.id] = max(document.version, versions.get(document.id, 0))
         packed = [
-            envelope.pack(argument) for argument in messages.encode(documents, accepted_at, traceparent)
+            messages.pack(argument) for argument in messages.encode(documents, accepted_at, traceparent)
         ]
         arguments: list[str | int | float] = [accepted_at, len(packed), *packed]
         for document_id, version in versions.items():
@@ -57,6 +57,6 @@ class Producer:
 
     async def publish(self, task_arguments: Iterable[str]) -> None:
         """Publish messages as messages.py describes them."""
-        packed = [envelope.pack(argument) for argument in task_arguments]
+        packed = [messages.pack(argument) for argument in task_arguments]
         with translated_errors():
             await self._redis.lpush(keys.QUEUE, *packed)

@@ -1,17 +1,96 @@
-"""Up to which version documents are deleted, so that older writes do not bring them back."""
+"""Up to which version documents are deleted, so that older writes do not bring them back.
+
+Deletes by a filter, kept for documents that were not in the index yet when the filter was asked for.
+"""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 
+from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.queue import keys
-from textmatch.queue.connection import translated_errors
-from textmatch.queue.filter_tombstones import FilterTombstones
+from textmatch.queue.redis_client import translated_errors
+
+# KEYS: filters by version, filters by the time of their end. ARGV: now, end, version, filter.
+_ADD = """
+for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
+  redis.call('ZREM', KEYS[1], ended)
+  redis.call('ZREM', KEYS[2], ended)
+end
+local known = redis.call('ZSCORE', KEYS[1], ARGV[4])
+if not known or tonumber(known) < tonumber(ARGV[3]) then
+  redis.call('ZADD', KEYS[1], ARGV[3], ARGV[4])
+end
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[4])
+"""
+
+_KINDS: dict[str, Any] = {"match": FieldMatch, "range": FieldRange, "exists": FieldExists}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+@dataclass(frozen=True)
+class FilterTombstone:
+    """Documents that fit are deleted up to this version; remembered for `ttl_seconds` more."""
+
+    condition: Filter
+    version: int
+    ttl_seconds: int
+
+
+class FilterTombstones:
+    """Every method raises DependencyUnavailable when Redis does not answer."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._add = redis.register_script(_ADD)
+
+    async def add(self, tombstone: FilterTombstone) -> None:
+        """What fits is deleted; a higher version of the same filter stays."""
+        now = time.time()
+        text = json.dumps(_to_json(tombstone.condition))
+        arguments: list[str | float] = [now, now + tombstone.ttl_seconds, tombstone.version, text]
+        with translated_errors():
+            await self._add(keys=[keys.FILTER_TOMBSTONES, keys.FILTER_TOMBSTONE_ENDS], args=arguments)
+
+    async def from_version(self, version: int) -> list[FilterTombstone]:
+        """Those that may cover documents of this version and newer ones."""
+        with translated_errors():
+            found: Any = await self._redis.zrange(
+                keys.FILTER_TOMBSTONES, version, "+inf", byscore=True, withscores=True
+            )
+            if not found:
+                return []
+            ends = await self._redis.zmscore(keys.FILTER_TOMBSTONE_ENDS, [text for text, _ in found])
+        now = time.time()
+        return [
+            FilterTombstone(_from_json(json.loads(text)), int(covered), max(1, round(end - now)))
+            for (text, covered), end in zip(found, ends, strict=True)
+            if end is not None and end > now
+        ]
+
+
+def _to_json(condition: Condition) -> list[Any]:
+    if isinstance(condition, Filter):
+        parts = (condition.must, condition.should, condition.must_not)
+        return ["filter", *([_to_json(child) for child in part] for part in parts)]
+    return [_NAMES[type(condition)], *astuple(condition)]
+
+
+def _from_json(content: list[Any]) -> Any:
+    name, *values = content
+    if name == "filter":
+        return Filter(*(tuple(_from_json(child) for child in part) for part in values))
+    return _KINDS[name](*(tuple(value) if isinstance(value, list) else value for value in values))
+
 
 # KEYS: one for each document. ARGV: seconds to live, then the versions in the order of the keys.
-_ADD = """
+_TOMBSTONES_ADD = """
 for i, key in ipairs(KEYS) do
   local known = redis.call('GET', key)
   if known and tonumber(known) > tonumber(ARGV[i + 1]) then
@@ -30,7 +109,7 @@ class Tombstones:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._add = redis.register_script(_ADD)
+        self._add = redis.register_script(_TOMBSTONES_ADD)
         self.filters = FilterTombstones(redis)
 
     async def add(self, versions: Mapping[str, int], ttl_seconds: int) -> None:

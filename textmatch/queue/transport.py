@@ -18,22 +18,37 @@ when it connects and then every `sweep_seconds`. So the bound is
     2 * sweep_seconds                                 (messages taken and not yet recorded)
 
 The queue has one list: priorities are not supported.
+
+How messages move between the queue and those who hold them: each step whole, or not done at all.
+
+A message is always in exactly one place:
+
+    textmatch.ingest    it waits; taken at the right end
+    textmatch:taken     taken, and not yet recorded under a delivery tag
+    textmatch:unacked   held, by delivery tag, as it was in the queue; textmatch:unacked-index has since when
+
+A Redis at `maxmemory` refuses transactions and commands that may need memory, so that workers could not even
+take what would free some. But it lets a script that has changed something go on. That is why these are
+scripts, and each removes the message from where it is before it puts it elsewhere; leases are renewed by
+removing them first.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any
 
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
+from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.sentinel import Sentinel
 
-from textmatch.queue import envelope, holding, keys
+from textmatch.queue import keys, messages
 from textmatch.queue.dead_letters import of_raw
 from textmatch.queue.messages import MalformedMessage
 
@@ -51,9 +66,9 @@ class QoS(kombu_redis.QoS):
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """One sweep."""
         with self.channel.conn_or_acquire() as client:
-            holding.RELEASE_SILENT(client, time() - self.visibility_timeout)
+            RELEASE_SILENT(client, time() - self.visibility_timeout)
             taken = set(client.lrange(keys.TAKEN, 0, -1))
-            holding.PUT_BACK(client, *(taken & self._taken_before))
+            PUT_BACK(client, *(taken & self._taken_before))
             self._taken_before = taken
 
     def can_consume(self) -> bool:
@@ -72,7 +87,7 @@ class QoS(kombu_redis.QoS):
     def ack(self, delivery_tag: str) -> None:
         """The message is done with."""
         with self.channel.conn_or_acquire() as client:
-            holding.ACKNOWLEDGE(client, delivery_tag)
+            ACKNOWLEDGE(client, delivery_tag)
         virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -86,7 +101,7 @@ class QoS(kombu_redis.QoS):
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a held message back, to be the next one taken or, `leftmost`, the last."""
         with self.channel.conn_or_acquire(client) as connected:
-            holding.RELEASE(connected, tag, "LPUSH" if leftmost else "RPUSH")
+            RELEASE(connected, tag, "LPUSH" if leftmost else "RPUSH")
 
     def _held(self) -> tuple[int, int]:
         held = [message for tag, message in self._delivered.items() if tag not in self._dirty]
@@ -169,12 +184,12 @@ class Channel(kombu_redis.Channel):
 
     def _take(self, count: int, size_bytes: int) -> list[bytes]:
         with self.conn_or_acquire() as client:
-            taken: list[bytes] = holding.TAKE(client, count, size_bytes)
+            taken: list[bytes] = TAKE(client, count, size_bytes)
         return taken
 
     def _read(self, raw: bytes) -> dict[str, Any] | None:
         try:
-            return envelope.unpack(raw)
+            return messages.unpack(raw)
         except MalformedMessage as error:
             self._refuse(raw, error)
             return None
@@ -184,12 +199,12 @@ class Channel(kombu_redis.Channel):
         for raw, message in messages:
             arguments += [raw, message["properties"]["delivery_tag"]]
         with self.conn_or_acquire() as client:
-            holding.HOLD(client, *arguments)
+            HOLD(client, *arguments)
 
     def _refuse(self, raw: bytes, error: MalformedMessage) -> None:
         letter = of_raw(raw.decode(errors="backslashreplace"), str(error))
         with self.conn_or_acquire() as client:
-            holding.REFUSE(client, raw, letter.key, letter.to_json())
+            REFUSE(client, raw, letter.key, letter.to_json())
 
 
 class Transport(kombu_redis.Transport):
@@ -230,3 +245,116 @@ class SentinelTransport(kombu_redis.SentinelTransport):
     """What `broker_transport` names when there are Sentinels."""
 
     Channel = SentinelChannel
+
+
+@dataclass(frozen=True)
+class LuaScript:
+    """A script and the keys it works on; call it with a client and its arguments."""
+
+    keys: tuple[str, ...]
+    script: str
+
+    def __call__(self, client: Redis, *arguments: Any) -> Any:
+        """Take the step."""
+        return client.register_script(self.script)(keys=self.keys, args=arguments)
+
+
+# ARGV: how many at most, and of how many bytes; the first comes whatever its size.
+TAKE = LuaScript(
+    (keys.QUEUE, keys.TAKEN),
+    """
+    local messages, size = {}, 0
+    while #messages < tonumber(ARGV[1]) and size < tonumber(ARGV[2]) do
+      local message = redis.call('RPOP', KEYS[1])
+      if not message then
+        break
+      end
+      redis.call('LPUSH', KEYS[2], message)
+      messages[#messages + 1] = message
+      size = size + #message
+    end
+    return messages
+    """,
+)
+
+# ARGV: now, then message and delivery tag in turn.
+HOLD = LuaScript(
+    (keys.TAKEN, keys.UNACKED, keys.UNACKED_INDEX),
+    """
+    for i = 2, #ARGV, 2 do
+      redis.call('LREM', KEYS[1], 1, ARGV[i])
+      redis.call('HSET', KEYS[2], ARGV[i + 1], ARGV[i])
+      redis.call('ZADD', KEYS[3], ARGV[1], ARGV[i + 1])
+    end
+    """,
+)
+
+# ARGV: now, then delivery tags. What was acknowledged meanwhile must not come back.
+RENEW = LuaScript(
+    (keys.UNACKED_INDEX,),
+    """
+    for i = 2, #ARGV do
+      if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
+        redis.call('ZADD', KEYS[1], ARGV[1], ARGV[i])
+      end
+    end
+    """,
+)
+
+# ARGV: delivery tag.
+ACKNOWLEDGE = LuaScript(
+    (keys.UNACKED, keys.UNACKED_INDEX),
+    """
+    redis.call('HDEL', KEYS[1], ARGV[1])
+    redis.call('ZREM', KEYS[2], ARGV[1])
+    """,
+)
+
+# ARGV: delivery tag, and RPUSH to be the next or LPUSH to be the last. What was acknowledged is not there.
+RELEASE = LuaScript(
+    (keys.UNACKED, keys.UNACKED_INDEX, keys.QUEUE),
+    """
+    local message = redis.call('HGET', KEYS[1], ARGV[1])
+    redis.call('ZREM', KEYS[2], ARGV[1])
+    if message then
+      redis.call('HDEL', KEYS[1], ARGV[1])
+      redis.call(ARGV[2], KEYS[3], message)
+    end
+    """,
+)
+
+# ARGV: since when at least those that are released must have been silent.
+RELEASE_SILENT = LuaScript(
+    RELEASE.keys,
+    """
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
+      local message = redis.call('HGET', KEYS[1], tag)
+      redis.call('ZREM', KEYS[2], tag)
+      if message then
+        redis.call('HDEL', KEYS[1], tag)
+        redis.call('RPUSH', KEYS[3], message)
+      end
+    end
+    """,
+)
+
+# ARGV: messages.
+PUT_BACK = LuaScript(
+    (keys.TAKEN, keys.QUEUE),
+    """
+    for _, message in ipairs(ARGV) do
+      if redis.call('LREM', KEYS[1], 1, message) == 1 then
+        redis.call('RPUSH', KEYS[2], message)
+      end
+    end
+    """,
+)
+
+# ARGV: a message that nobody can read, key and letter.
+REFUSE = LuaScript(
+    (keys.TAKEN, keys.DEAD_LETTERS),
+    """
+    redis.call('LREM', KEYS[1], 1, ARGV[1])
+    redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+    """,
+)

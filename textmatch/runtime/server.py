@@ -11,11 +11,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from textmatch.errors import TextMatchError
-from textmatch.runtime.api_keys import ApiKeys
-from textmatch.runtime.auth import AuthInterceptor
-from textmatch.runtime.interceptors import CallInterceptor
-from textmatch.runtime.malformed import MalformedInterceptor
-from textmatch.runtime.rate_limits import RateLimits
+from textmatch.runtime.auth import ApiKeys, AuthInterceptor, RateLimits
+from textmatch.runtime.interceptors import CallInterceptor, MalformedInterceptor
 from textmatch.runtime.tls import ServerTls
 
 _log = logging.getLogger(__name__)

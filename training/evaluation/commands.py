@@ -14,21 +14,21 @@ from transformers.utils import logging as transformers_logging
 from textmatch.cli.output import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
 from textmatch.models.devices import AUTO
-from training.columns import FileForm
-from training.evaluation.collection import read_collection
+from training.data_files import FileForm
+from training.evaluation.bootstrap import COVERAGE, REPEATS
 from training.evaluation.pair_metrics import BINS
 from training.evaluation.pairs import MeasuredPairs, PairFile, measure_on_pairs, read_pair_file
 from training.evaluation.report import Column, as_json, table
-from training.evaluation.resampling import COVERAGE, REPEATS
 from training.evaluation.retrieval import (
     Ranking,
     as_searcher,
     measure_ranking,
+    read_collection,
     reordered,
     rerank,
     search,
 )
-from training.evaluation.systems import CrossEncoderSystem, ModelSystem, System, load_system
+from training.evaluation.scorers import CrossEncoderSystem, ModelSystem, System, load_system
 from training.pairs import ScoreRange
 from training.plots import plot_histogram, plot_loss, plot_precision_recall, plot_reliability
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, rankdata
 from sklearn.metrics import precision_recall_curve
 
-from training.evaluation.resampling import REPEATS, Indices, Resampled, Values, resample
+from training.evaluation.bootstrap import REPEATS, Indices, Resampled, Values, resample
 
 BINS = 10
 # Figures of which less is better.

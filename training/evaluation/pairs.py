@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from textmatch.models.calibration import Scores
-from textmatch.models.tokens import Pair
-from training.columns import FileForm
+from textmatch.models.fast_tokenizer import Pair
+from training.data_files import FileForm
+from training.evaluation.bootstrap import REPEATS, Resampled, Values
 from training.evaluation.pair_metrics import (
     Flags,
     PairSample,
@@ -18,8 +19,7 @@ from training.evaluation.pair_metrics import (
     correct_by_halves,
     correct_by_threshold,
 )
-from training.evaluation.resampling import REPEATS, Resampled, Values
-from training.evaluation.systems import Scored, System
+from training.evaluation.scorers import Scored, System
 from training.pairs import AS_FOUND, UNIT_RANGE, ScoreRange, read_scored_pairs
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from textmatch.cli.output import cell
-from training.evaluation.resampling import Estimate, Resampled
+from training.evaluation.bootstrap import Estimate, Resampled
 
 _TITLES = {
     "spearman": "Spearman",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.resampling import Values
+from training.evaluation.bootstrap import Values
 
 Ranks = NDArray[np.int64]
 

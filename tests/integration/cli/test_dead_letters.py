@@ -11,8 +11,8 @@ from tests.support.redis import RedisServer
 from textmatch.cli.__main__ import main
 from textmatch.documents import Document
 from textmatch.queue import keys
-from textmatch.queue.connection import connect
 from textmatch.queue.dead_letters import DeadLetters, of_document, of_raw
+from textmatch.queue.redis_client import connect
 
 
 def with_redis(url: str, work: Callable[[Redis], Awaitable[object]]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from deploy.monitoring import draw
-from deploy.monitoring.boards import DASHBOARDS
+from deploy.monitoring.dashboards import DASHBOARDS
 from tests.support.kubernetes import ROOT
 from tests.support.prometheus import Prometheus, running_prometheus
 from tests.support.stack import Stack, running_stack, wait_until

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.encoder.loading import load_models
-from services.encoder.locating import find_models
-from services.encoder.served import ServedModels
+from services.encoder.loading import find_models, load_models
+from services.encoder.model_registry import ModelRegistry
 from services.encoder.settings import EncoderSettings
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.encoder_server import EncoderServer, serve_encoder
-from textmatch.models.pair_classifier import PairClassifier
+from textmatch.models.embedding_scorers import PairClassifier
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +33,7 @@ def model_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 @pytest.fixture(scope="session")
-def models(model_directories: dict[str, Path]) -> ServedModels:
+def models(model_directories: dict[str, Path]) -> ModelRegistry:
     settings = EncoderSettings(
         bi_encoder=f"{model_directories['plain']},{model_directories['classified']}",
         cross_encoder=str(model_directories["pairs"]),
@@ -46,6 +45,6 @@ def models(model_directories: dict[str, Path]) -> ServedModels:
 
 
 @pytest.fixture
-async def encoder(models: ServedModels) -> AsyncIterator[EncoderServer]:
+async def encoder(models: ModelRegistry) -> AsyncIterator[EncoderServer]:
     async with serve_encoder(models) as server:
         yield server

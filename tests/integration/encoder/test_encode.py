@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services.encoder import metrics
-from services.encoder.served import ServedModels
+from services.encoder.model_registry import ModelRegistry
 from tests.support.encoder_server import EncoderServer, serve_encoder
 from tests.support.grpc_failures import failure_of
 from textmatch import vectors
@@ -25,7 +25,7 @@ def _rows(response: pb.EncodeResponse) -> Embeddings:
     return vectors.unpack(response.embeddings, response.dimension)
 
 
-async def test_embeddings_are_the_models_own(encoder: EncoderServer, models: ServedModels):
+async def test_embeddings_are_the_models_own(encoder: EncoderServer, models: ModelRegistry):
     response = await encoder.stub.Encode(pb.EncodeRequest(texts=TEXTS))
     model = models.bi_encoders[0].model
     expected = model.embed(model.tokenize(TEXTS, is_query=False))
@@ -35,7 +35,7 @@ async def test_embeddings_are_the_models_own(encoder: EncoderServer, models: Ser
     assert list(response.truncated) == [False, False, False, False, True]
 
 
-async def test_ten_thousand_texts_in_one_call(models: ServedModels):
+async def test_ten_thousand_texts_in_one_call(models: ModelRegistry):
     texts = [f"the cat {number} sits in park {number % 7}" for number in range(10_000)]
     async with serve_encoder(models, max_texts=10_000) as encoder:
         response = await encoder.stub.Encode(pb.EncodeRequest(texts=texts, priority=pb.PRIORITY_BULK))
@@ -46,7 +46,7 @@ async def test_ten_thousand_texts_in_one_call(models: ServedModels):
     assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(10_000), abs=1e-5)
 
 
-async def test_roles_choose_the_prompt(encoder: EncoderServer, models: ServedModels):
+async def test_roles_choose_the_prompt(encoder: EncoderServer, models: ModelRegistry):
     model = models.bi_encoders[1].model
     embeddings = {}
     for role in (pb.ROLE_UNSPECIFIED, pb.ROLE_QUERY, pb.ROLE_DOCUMENT):
@@ -56,7 +56,7 @@ async def test_roles_choose_the_prompt(encoder: EncoderServer, models: ServedMod
     assert np.abs(embeddings[pb.ROLE_QUERY] - embeddings[pb.ROLE_DOCUMENT]).max() > 1e-3
 
 
-async def test_a_model_is_found_by_its_id_too(encoder: EncoderServer, models: ServedModels):
+async def test_a_model_is_found_by_its_id_too(encoder: EncoderServer, models: ModelRegistry):
     model_id = models.bi_encoders[1].model.model_id
     response = await encoder.stub.Encode(pb.EncodeRequest(texts=["cat"], model=model_id))
     assert response.model_id == model_id
@@ -112,7 +112,7 @@ async def test_bad_fields_are_named(
 
 
 async def test_an_unknown_model_is_answered_with_those_that_are_loaded(
-    encoder: EncoderServer, models: ServedModels
+    encoder: EncoderServer, models: ModelRegistry
 ):
     failure = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"], model="nobody")))
     assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")

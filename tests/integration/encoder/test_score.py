@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from services.encoder.served import ServedModels
+from services.encoder.model_registry import ModelRegistry
 from tests.support.encoder_server import EncoderServer, serve_encoder
 from tests.support.grpc_failures import failure_of
 from textmatch import vectors
@@ -21,7 +21,7 @@ PAIRS = [pb.TextPair(first=QUERY, second=text) for text in TEXTS]
 EMBEDDING_SCORERS = (pb.SCORER_COSINE, pb.SCORER_PAIR_CLASSIFIER)
 
 
-async def test_the_cross_encoder_scores_pairs_of_texts(encoder: EncoderServer, models: ServedModels):
+async def test_the_cross_encoder_scores_pairs_of_texts(encoder: EncoderServer, models: ModelRegistry):
     response = await encoder.stub.Score(pb.ScoreRequest(query=QUERY, texts=TEXTS))
     model = models.cross_encoders[0].model
     scores, raw = model.score(model.tokenize_pairs([(QUERY, text) for text in TEXTS]))
@@ -52,7 +52,7 @@ async def test_the_cosine_is_that_of_the_embeddings(encoder: EncoderServer):
 
 @pytest.mark.parametrize("scorer", EMBEDDING_SCORERS)
 async def test_stored_embeddings_score_as_their_texts(
-    encoder: EncoderServer, models: ServedModels, scorer: int
+    encoder: EncoderServer, models: ModelRegistry, scorer: int
 ):
     model = models.bi_encoders[1].model.name
     encoded = await encoder.stub.Encode(pb.EncodeRequest(texts=TEXTS, model=model))
@@ -64,7 +64,7 @@ async def test_stored_embeddings_score_as_their_texts(
     assert list(by_embeddings.truncated) == [False, False, False]
 
 
-async def test_the_first_model_with_a_classifier_classifies(encoder: EncoderServer, models: ServedModels):
+async def test_the_first_model_with_a_classifier_classifies(encoder: EncoderServer, models: ModelRegistry):
     request = pb.ScoreRequest(query="the cat", texts=["the cat", "park"], scorer=pb.SCORER_PAIR_CLASSIFIER)
     response = await encoder.stub.Score(request)
     assert response.model_id == models.bi_encoders[1].model.model_id
@@ -109,14 +109,14 @@ async def test_bad_texts_of_pairs_are_named(encoder: EncoderServer):
     assert failure.fields == [("pairs[3].first", "TEXT_EMPTY"), ("pairs[4].second", "TEXT_INVALID")]
 
 
-async def test_a_model_of_the_wrong_kind_is_not_found(encoder: EncoderServer, models: ServedModels):
+async def test_a_model_of_the_wrong_kind_is_not_found(encoder: EncoderServer, models: ModelRegistry):
     request = pb.ScoreRequest(query="x", texts=["y"], model=models.bi_encoders[0].model.name)
     failure = await failure_of(encoder.stub.Score(request))
     assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     assert failure.message.startswith("no cross-encoder")
 
 
-async def test_a_model_without_classifier_is_refused(encoder: EncoderServer, models: ServedModels):
+async def test_a_model_without_classifier_is_refused(encoder: EncoderServer, models: ModelRegistry):
     request = pb.ScoreRequest(
         query="x", texts=["y"], scorer=pb.SCORER_PAIR_CLASSIFIER, model=models.bi_encoders[0].model.name
     )
@@ -124,14 +124,14 @@ async def test_a_model_without_classifier_is_refused(encoder: EncoderServer, mod
     assert (failure.code, failure.fields) == (INVALID, [("model", "FIELD_INVALID")])
 
 
-async def test_without_a_cross_encoder_none_is_found(models: ServedModels):
+async def test_without_a_cross_encoder_none_is_found(models: ModelRegistry):
     async with serve_encoder(replace(models, cross_encoders=[])) as encoder:
         failure = await failure_of(encoder.stub.Score(pb.ScoreRequest(query="x", texts=["y"])))
     assert failure.code == grpc.StatusCode.NOT_FOUND
     assert failure.message == "no cross-encoder is loaded; loaded: none"
 
 
-async def test_get_models_lists_what_is_loaded(encoder: EncoderServer, models: ServedModels):
+async def test_get_models_lists_what_is_loaded(encoder: EncoderServer, models: ModelRegistry):
     response = await encoder.stub.GetModels(pb.GetModelsRequest())
     bi, cross = pb.MODEL_KIND_BI_ENCODER, pb.MODEL_KIND_CROSS_ENCODER
     assert [(model.kind, model.dimension, model.is_default) for model in response.models] == [

@@ -10,25 +10,24 @@ from dataclasses import replace
 import grpc
 import numpy as np
 
-from services.encoder.batching import BatchPolicy
-from services.encoder.jobs import EngineModel, Rows
-from services.encoder.served import ServedModels
+from services.encoder.batching import BatchPolicy, EngineModel, Rows
+from services.encoder.model_registry import ModelRegistry
 from tests.support.encoder_server import serve_encoder
 from tests.support.grpc_failures import failure_of
-from textmatch.models.tokens import TokenizedText
+from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
 Forward = Callable[[Sequence[TokenizedText]], Rows]
 
 
-def _wrapped(models: ServedModels, wrap: Callable[[Forward], Forward]) -> ServedModels:
+def _wrapped(models: ModelRegistry, wrap: Callable[[Forward], Forward]) -> ModelRegistry:
     """The same models, with something done around each forward pass."""
 
     def wrapped(model: EngineModel) -> EngineModel:
         return replace(model, forward=wrap(model.forward))
 
-    return ServedModels(
+    return ModelRegistry(
         [replace(served, engine_model=wrapped(served.engine_model)) for served in models.bi_encoders],
         [replace(served, engine_model=wrapped(served.engine_model)) for served in models.cross_encoders],
     )
@@ -73,7 +72,7 @@ def _poisoned_by(poison_tokens: int) -> Callable[[Forward], Forward]:
     return wrap
 
 
-async def test_a_poisoned_text_fails_alone(models: ServedModels):
+async def test_a_poisoned_text_fails_alone(models: ModelRegistry):
     poison = "cat " * 20
     async with serve_encoder(_wrapped(models, _poisoned_by(22))) as encoder:
         good = [encoder.stub.Encode(pb.EncodeRequest(texts=["the cat"] * 5)) for _ in range(8)]
@@ -88,7 +87,7 @@ async def test_a_poisoned_text_fails_alone(models: ServedModels):
     assert len(again.token_counts) == 2
 
 
-async def test_a_poisoned_pair_is_named(models: ServedModels):
+async def test_a_poisoned_pair_is_named(models: ModelRegistry):
     pairs = [pb.TextPair(first="cat", second="dog"), pb.TextPair(first="cat " * 10, second="dog " * 9)]
     async with serve_encoder(_wrapped(models, _poisoned_by(22))) as encoder:
         failure = await failure_of(encoder.stub.Score(pb.ScoreRequest(pairs=pairs)))
@@ -98,7 +97,7 @@ async def test_a_poisoned_pair_is_named(models: ServedModels):
     assert by_cosine.fields == [("texts[0]", "TEXT_FAILED")]
 
 
-async def test_a_dead_engine_fails_all_callers_and_none_hangs(models: ServedModels):
+async def test_a_dead_engine_fails_all_callers_and_none_hangs(models: ModelRegistry):
     def wrap(_: Forward) -> Forward:
         def broken(batch: Sequence[TokenizedText]) -> Rows:
             raise RuntimeError("the device is gone")
@@ -118,7 +117,7 @@ async def test_a_dead_engine_fails_all_callers_and_none_hangs(models: ServedMode
     assert all(failure.retry_seconds for failure in failures)
 
 
-async def test_a_cancelled_call_is_not_computed(models: ServedModels):
+async def test_a_cancelled_call_is_not_computed(models: ModelRegistry):
     gate = Gate()
     async with serve_encoder(_wrapped(models, gate.wrap)) as encoder:
         first = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"]))
@@ -133,7 +132,7 @@ async def test_a_cancelled_call_is_not_computed(models: ServedModels):
     assert gate.sizes == [1, 2]
 
 
-async def test_what_waits_past_its_deadline_is_not_computed(models: ServedModels):
+async def test_what_waits_past_its_deadline_is_not_computed(models: ModelRegistry):
     gate = Gate()
     async with serve_encoder(_wrapped(models, gate.wrap)) as encoder:
         first = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"]))
@@ -146,7 +145,7 @@ async def test_what_waits_past_its_deadline_is_not_computed(models: ServedModels
     assert gate.sizes == [1, 2]
 
 
-async def test_too_much_is_refused_and_told_when_to_come_back(models: ServedModels):
+async def test_too_much_is_refused_and_told_when_to_come_back(models: ModelRegistry):
     gate = Gate()
     async with serve_encoder(_wrapped(models, gate.wrap), queue_tokens=500) as encoder:
         encoder.waiting.note_speed(tokens=1_000, seconds=1.0)
@@ -167,7 +166,7 @@ async def test_too_much_is_refused_and_told_when_to_come_back(models: ServedMode
     assert [len(response.token_counts) for response in answered] == [1, 160, 1]
 
 
-async def test_interactive_calls_overtake_bulk_and_bulk_still_ends(models: ServedModels):
+async def test_interactive_calls_overtake_bulk_and_bulk_still_ends(models: ModelRegistry):
     order: list[str] = []
 
     async def call(stub: object, name: str, request: pb.EncodeRequest) -> None:
@@ -191,7 +190,7 @@ async def test_interactive_calls_overtake_bulk_and_bulk_still_ends(models: Serve
     assert order == ["interactive"] * 10 + ["bulk"]
 
 
-async def test_whatever_one_caller_queues_a_small_call_of_another_is_in_the_next_batch(models: ServedModels):
+async def test_whatever_one_caller_queues_a_small_call_of_another_is_in_the_next_batch(models: ModelRegistry):
     gate, batches = Gate(), []
 
     def note(forward: Forward) -> Forward:
@@ -222,7 +221,7 @@ async def test_whatever_one_caller_queues_a_small_call_of_another_is_in_the_next
     assert [len(one.token_counts) for one in answers] == [1_000, *[64] * 50]
 
 
-async def test_the_event_loop_stays_free_while_the_engine_works(models: ServedModels):
+async def test_the_event_loop_stays_free_while_the_engine_works(models: ModelRegistry):
     gate = Gate()
     async with serve_encoder(_wrapped(models, gate.wrap)) as encoder:
         running = encoder.stub.Encode(pb.EncodeRequest(texts=["x" * 30_000] * 100))

@@ -14,10 +14,10 @@ from tests.integration.qdrant.edge_process import EdgeProcess
 from textmatch.documents import Document
 from textmatch.filters import FieldMatch, Filter
 from textmatch.index.bm25 import document_vector, query_vector
-from textmatch.index.connection import connect
-from textmatch.index.recall import RecallQuery
+from textmatch.index.client import connect
+from textmatch.index.index import Index
 from textmatch.index.schema import dense_vector_params
-from textmatch.index.store import Index
+from textmatch.index.search import SearchQuery
 from textmatch.vectors import Embeddings, normalise
 
 DIMENSION = 8
@@ -57,7 +57,7 @@ async def fill(index: Index) -> str:
     return collection
 
 
-async def found(index: Index, query: RecallQuery) -> dict[str, tuple[float, float | None, float | None]]:
+async def found(index: Index, query: SearchQuery) -> dict[str, tuple[float, float | None, float | None]]:
     collection = await index.collection()
     hits = await index.recall(query, model_id=collection)
     documents = await index.documents([hit.point for hit in hits], model_id=collection)
@@ -79,7 +79,7 @@ async def test_words_alone_find_what_has_them_and_score_it_by_bm25(
     index: Index, query: str, expected: dict[str, int]
 ):
     await fill(index)
-    scores = await found(index, RecallQuery(5, text=query))
+    scores = await found(index, SearchQuery(5, text=query))
     assert scores == {
         key: (0.0, pytest.approx(bm25(query, TEXTS[key], frequency), rel=1e-4), None)
         for key, frequency in expected.items()
@@ -89,7 +89,7 @@ async def test_words_alone_find_what_has_them_and_score_it_by_bm25(
 async def test_both_ways_find_more_and_every_hit_has_both_scores(index: Index):
     await fill(index)
     nearest = rows()[2]
-    scores = await found(index, RecallQuery(1, nearest, "删除", fuse_ranks=True))
+    scores = await found(index, SearchQuery(1, nearest, "删除", fuse_ranks=True))
     assert set(scores) == {"cat", "删"}
     assert scores["cat"][0] == pytest.approx(1.0, abs=1e-5)
     assert scores["cat"][1] == 0.0
@@ -101,14 +101,14 @@ async def test_both_ways_find_more_and_every_hit_has_both_scores(index: Index):
 
 async def test_what_is_first_both_ways_has_all_of_the_fused_ranks(index: Index):
     await fill(index)
-    scores = await found(index, RecallQuery(5, rows()[0], "delete everything", fuse_ranks=True))
+    scores = await found(index, SearchQuery(5, rows()[0], "delete everything", fuse_ranks=True))
     assert scores["rm"][2] == pytest.approx(1.0)
     assert max(scores.values(), key=lambda one: one[2] or 0.0) == scores["rm"]
 
 
 async def test_without_shared_words_dense_recall_is_all_there_is(index: Index):
     await fill(index)
-    scores = await found(index, RecallQuery(2, rows()[0], "the of 的"))
+    scores = await found(index, SearchQuery(2, rows()[0], "the of 的"))
     assert len(scores) == 2
     assert {one[1] for one in scores.values()} == {0.0}
 
@@ -116,7 +116,7 @@ async def test_without_shared_words_dense_recall_is_all_there_is(index: Index):
 async def test_filters_hold_for_both_ways(index: Index):
     await fill(index)
     short = Filter(must=(FieldMatch("short", (True,)),))
-    scores = await found(index, RecallQuery(5, rows()[0], "folder file 查看", short))
+    scores = await found(index, SearchQuery(5, rows()[0], "folder file 查看", short))
     assert set(scores) == {"mv", "cat", "删", "看"}
 
 
@@ -125,10 +125,10 @@ async def test_filters_hold_for_both_ways(index: Index):
 )
 async def test_documents_come_along_if_asked_for(index: Index, embedding: Embeddings | None, text: str):
     collection = await fill(index)
-    hits = await index.recall(RecallQuery(2, embedding, text), model_id=collection)
+    hits = await index.recall(SearchQuery(2, embedding, text), model_id=collection)
     assert {hit.document for hit in hits} == {None}
     with_documents = await index.recall(
-        RecallQuery(2, embedding, text, with_documents=True), model_id=collection
+        SearchQuery(2, embedding, text, with_documents=True), model_id=collection
     )
     documents = await index.documents([hit.point for hit in hits], model_id=collection)
     assert {hit.point: hit.document for hit in with_documents} == documents
@@ -146,7 +146,7 @@ async def test_a_collection_made_before_bm25_keeps_working(qdrant: str):
     await index.prepare(collection, DIMENSION)
     await fill(index)
     assert not (await index.traits(collection)).has_lexical
-    assert "rm" in await found(index, RecallQuery(2, rows()[0]))
+    assert "rm" in await found(index, SearchQuery(2, rows()[0]))
     stored = await index.fetch(["rm"], with_embeddings=True)
     assert np.allclose(stored["rm"].embedding, rows()[0], atol=1e-6)
     await index.close()

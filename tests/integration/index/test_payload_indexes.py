@@ -9,8 +9,8 @@ from qdrant_client import models
 
 from tests.integration.qdrant.edge_process import EdgeProcess
 from textmatch.errors import InvalidInput
-from textmatch.index.connection import connect
-from textmatch.index.payload_indexes import PayloadIndexes
+from textmatch.index.client import connect
+from textmatch.index.schema import PayloadIndexes
 
 
 async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):

@@ -13,9 +13,9 @@ from tests.integration.qdrant.edge_process import EdgeProcess
 from textmatch.documents import MAX_VERSION, Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
-from textmatch.index.connection import CollectionGone, connect
-from textmatch.index.recall import RecallQuery
-from textmatch.index.store import Index
+from textmatch.index.client import CollectionGone, connect
+from textmatch.index.index import Index
+from textmatch.index.search import SearchQuery
 from textmatch.vectors import Embeddings, normalise
 
 DIMENSION = 8
@@ -60,7 +60,7 @@ async def test_nothing_is_found_before_the_first_collection(qdrant: str):
     assert await index.delete({"a": 1}) == 0
     assert [page async for page in index.find_versions(Filter(), max_version=MAX_VERSION)] == []
     with pytest.raises(CollectionGone, match="missing-000000000000"):
-        await index.recall(RecallQuery(5, embedding(1)[0]), model_id="missing-000000000000")
+        await index.recall(SearchQuery(5, embedding(1)[0]), model_id="missing-000000000000")
     await index.close()
 
 
@@ -114,7 +114,7 @@ async def test_recall_returns_the_nearest_first(index: Index):
     documents = [Document(f"d{number}", f"text {number}", version=1) for number in range(50)]
     rows = np.concatenate([embedding(number) for number in range(50)])
     await index.upsert(documents, rows, model_id=await index.collection())
-    hits = await index.recall(RecallQuery(5, embedding(7)[0]), model_id=await index.collection())
+    hits = await index.recall(SearchQuery(5, embedding(7)[0]), model_id=await index.collection())
     hits.sort(key=lambda hit: -hit.cosine)
     documents = await index.documents([hit.point for hit in hits], model_id=await index.collection())
     exact = np.argsort(-(rows @ embedding(7)[0]))[:5]
@@ -153,8 +153,8 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
     found = [one async for page in index.find_versions(condition, max_version=1) for one in page]
     assert set(found) == expected
     for query in (
-        RecallQuery(10, embedding(1)[0], "", condition),
-        RecallQuery(10, None, "b c a1", condition),
+        SearchQuery(10, embedding(1)[0], "", condition),
+        SearchQuery(10, None, "b c a1", condition),
     ):
         hits = await index.recall(query, model_id=await index.collection())
         documents = await index.documents([hit.point for hit in hits], model_id=await index.collection())
@@ -186,7 +186,7 @@ async def test_a_search_by_filter_spares_newer_versions_and_other_ids(index: Ind
 async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Index):
     condition = Filter(must=(FieldMatch('a"b', ("x",)),))
     with pytest.raises(InvalidInput, match="filter field 'a\"b': is not the path of an attribute"):
-        await index.recall(RecallQuery(10, embedding(1)[0], "", condition), model_id=await index.collection())
+        await index.recall(SearchQuery(10, embedding(1)[0], "", condition), model_id=await index.collection())
 
 
 async def test_another_models_collection_is_a_mismatch_naming_both(index: Index):

@@ -10,9 +10,9 @@ import pytest
 
 from tests.integration.qdrant.edge_process import EdgeProcess
 from textmatch.documents import Document
+from textmatch.index.client import CollectionGone, connect
 from textmatch.index.collections import Role, Roles
-from textmatch.index.connection import CollectionGone, connect
-from textmatch.index.store import Index
+from textmatch.index.index import Index
 
 DIMENSION = 4
 

@@ -10,22 +10,21 @@ import pytest
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.intake import IngestState
+from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.ingest_state import make_ingest_state
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.worker_process import WorkerProcess
 from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.redis import RedisServer, own_redis_server, redis_server, shared_redis_server
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.connection import connect as connect_qdrant
-from textmatch.index.store import Index
-from textmatch.queue.connection import connect
+from textmatch.index.client import connect as connect_qdrant
+from textmatch.index.index import Index
+from textmatch.indexing import Copier
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
+from textmatch.queue.redis_client import connect
 from textmatch.queue.tombstones import Tombstones
-from textmatch.reindexing.copying import Copier
-from workers.indexing import Dependencies
-from workers.mirrors import Mirrors
+from workers.indexer import Dependencies, DualWriter
 
 __all__ = ["own_redis_server", "redis_server", "shared_redis_server"]
 
@@ -72,7 +71,7 @@ async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIte
     yield Dependencies(
         encoder=client,
         index=index,
-        mirrors=Mirrors(index, Copier(index, client, Tombstones(redis), 10.0), patience_seconds=60.0),
+        mirrors=DualWriter(index, Copier(index, client, Tombstones(redis), 10.0), patience_seconds=60.0),
         pending=Pending(redis),
         tombstones=Tombstones(redis),
         dead_letters=DeadLetters(redis),
@@ -82,13 +81,13 @@ async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIte
 
 
 @pytest.fixture
-def state(redis: Redis) -> IngestState:
+def state(redis: Redis) -> IngestDependencies:
     """What a matcher works with."""
     return make_ingest_state(redis)
 
 
 @pytest.fixture
-def handler(index: Index, state: IngestState) -> DocumentsHandler:
+def handler(index: Index, state: IngestDependencies) -> DocumentsHandler:
     return DocumentsHandler(index, state)
 
 

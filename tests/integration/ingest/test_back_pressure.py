@@ -11,20 +11,20 @@ import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from services.matcher.admission import Admission, QueueLimits
 from services.matcher.documents import DocumentsHandler
+from services.matcher.ingest import Admission, QueueLimits
 from services.matcher.servicer import MatcherServicer
 from tests.integration.ingest.ingest_state import make_ingest_state
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
 from textmatch.errors import DependencyUnavailable, Overloaded
-from textmatch.index.store import Index
+from textmatch.index.index import Index
 from textmatch.queue import keys
 from textmatch.queue.app import make_app
-from textmatch.queue.backlog import Backlog
-from textmatch.queue.connection import connect
+from textmatch.queue.depth import QueueDepth
 from textmatch.queue.messages import TASK_NAME
 from textmatch.queue.pending import Pending
+from textmatch.queue.redis_client import connect
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.runtime.server import GrpcServer
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -120,7 +120,7 @@ async def test_what_is_stored_already_needs_no_room(
 
 
 async def test_bytes_and_messages_of_other_producers_count(redis_server: RedisServer, redis: Redis):
-    backlog = Backlog(redis)
+    backlog = QueueDepth(redis)
     assert (await backlog.measure()).size_bytes == 0
     with make_app(redis_server.url) as app:
         for _ in range(20):
@@ -142,7 +142,7 @@ async def test_small_messages_are_measured_well(redis: Redis):
     message = "x" * 500
     for _ in range(100):
         await redis.lpush(keys.QUEUE, *[message] * 1_000)
-    size_bytes = (await Backlog(redis).measure()).size_bytes
+    size_bytes = (await QueueDepth(redis).measure()).size_bytes
     assert 100_000 * 500 < size_bytes < 100_000 * 500 * 1.2
 
 

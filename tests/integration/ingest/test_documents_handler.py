@@ -11,18 +11,18 @@ from google.rpc import error_details_pb2
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.intake import IngestState
+from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.ingest_state import make_ingest_state
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
 from textmatch.documents import Document, version_now
 from textmatch.errors import DependencyUnavailable, DocumentNotFound, InvalidInput
-from textmatch.index.connection import connect as connect_qdrant
-from textmatch.index.store import Index
-from textmatch.queue.connection import connect
+from textmatch.index.client import connect as connect_qdrant
+from textmatch.index.index import Index
 from textmatch.queue.dead_letters import of_document
+from textmatch.queue.redis_client import connect
 from textmatch.v1 import matcher_service_pb2 as pb
-from workers.indexing import Dependencies, Result, index_documents
+from workers.indexer import Dependencies, Result, index_documents
 
 ACCEPTED, UNCHANGED, REJECTED = (
     pb.INGEST_OUTCOME_ACCEPTED,
@@ -70,7 +70,7 @@ async def test_each_request_of_a_stream_is_answered_in_order(handler: DocumentsH
 
 
 async def test_bad_documents_are_named_and_their_neighbours_go_in(
-    handler: DocumentsHandler, state: IngestState
+    handler: DocumentsHandler, state: IngestDependencies
 ):
     [results] = await send(
         handler,
@@ -169,7 +169,7 @@ async def test_a_change_that_is_taken_back_in_the_same_request_is_not_lost(
 
 
 async def test_nothing_is_unchanged_under_a_tombstone(
-    handler: DocumentsHandler, state: IngestState, deps: Dependencies, redis: Redis
+    handler: DocumentsHandler, state: IngestDependencies, deps: Dependencies, redis: Redis
 ):
     [[stored]] = await send(handler, [proto("a")])
     await work(deps, redis)
@@ -245,7 +245,7 @@ async def test_the_status_follows_a_document(handler: DocumentsHandler, deps: De
 
 
 async def test_the_status_says_why_a_document_failed_until_it_is_deleted(
-    handler: DocumentsHandler, state: IngestState
+    handler: DocumentsHandler, state: IngestDependencies
 ):
     await state.dead_letters.add([of_document(Document("a", "t", version=5), "TEXT_FAILED", "因为")])
     status = await handler.status(pb.GetIngestStatusRequest(document_id="a"))
@@ -263,7 +263,7 @@ async def test_ids_are_checked(handler: DocumentsHandler, document_id: str):
         await handler.status(pb.GetIngestStatusRequest(document_id=document_id))
 
 
-async def test_writes_are_taken_while_the_index_is_down(state: IngestState):
+async def test_writes_are_taken_while_the_index_is_down(state: IngestDependencies):
     index = Index(connect_qdrant("http://127.0.0.1:1"), "alias")
     [[result]] = await send(DocumentsHandler(index, state), [proto("a")])
     assert result.outcome == ACCEPTED

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from services.matcher.intake import IngestState
+from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.mortal_encoder import DEADLY_TEXT, SLOW_TEXT, MortalEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
-from textmatch.index.store import Index
-from workers.encoder import EncoderLost, WatchfulEncoderClient
+from textmatch.index.index import Index
+from workers.encoder import EncoderCrashed, WatchfulEncoderClient
 
 OPTIONS = {"is_query": False, "is_bulk": True, "timeout_seconds": 10.0}
 
@@ -27,13 +27,13 @@ def mortal() -> Iterator[MortalEncoder]:
     encoder.stop()
 
 
-async def settled(state: IngestState) -> bool:
+async def settled(state: IngestDependencies) -> bool:
     return (await state.pending.summary()).count == 0
 
 
 @pytest.mark.slow
 async def test_a_text_that_kills_the_encoder_ends_in_the_dead_letters(
-    state: IngestState, index: Index, mortal: MortalEncoder, start_worker: Callable[..., WorkerProcess]
+    state: IngestDependencies, index: Index, mortal: MortalEncoder, start_worker: Callable[..., WorkerProcess]
 ):
     worker = start_worker(TEXTMATCH_ENCODER_TARGET=mortal.target)
     deadly = Document("deadly", DEADLY_TEXT, version=1)
@@ -51,7 +51,7 @@ async def test_a_text_that_kills_the_encoder_ends_in_the_dead_letters(
 
 @pytest.mark.slow
 async def test_no_text_pays_for_an_encoder_that_is_killed_or_away(
-    state: IngestState, index: Index, mortal: MortalEncoder, start_worker: Callable[..., WorkerProcess]
+    state: IngestDependencies, index: Index, mortal: MortalEncoder, start_worker: Callable[..., WorkerProcess]
 ):
     start_worker(TEXTMATCH_ENCODER_TARGET=mortal.target)
     await state.producer.enqueue([Document("a", SLOW_TEXT, version=1), Document("b", "text", version=1)])
@@ -66,13 +66,13 @@ async def test_no_text_pays_for_an_encoder_that_is_killed_or_away(
 async def test_a_death_is_told_from_an_encoder_that_is_away(mortal: MortalEncoder):
     client = WatchfulEncoderClient(mortal.target)
     await eventually(lambda: _answers(client), "the encoder")
-    with pytest.raises(EncoderLost):
+    with pytest.raises(EncoderCrashed):
         await client.encode([DEADLY_TEXT], **OPTIONS)
     mortal.stop()
     for _ in range(2):
         with pytest.raises(DependencyUnavailable, match="cannot be reached") as caught:
             await client.encode([DEADLY_TEXT], **OPTIONS)
-        assert not isinstance(caught.value, EncoderLost)
+        assert not isinstance(caught.value, EncoderCrashed)
     await client.close()
 
 

@@ -9,21 +9,21 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import REGISTRY
 
-from services.matcher.intake import IngestState
+from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from textmatch.documents import Document
 from textmatch.errors import Overloaded
-from workers.indexing import Dependencies
-from workers.persistence import AcceptedDocument, PersistentIndexer
+from workers.indexer import Dependencies
+from workers.retrying_indexer import AcceptedDocument, RetryingIndexer
 
 POISON = "poison"
 MISMATCH_LABELS = {"reason": "MODEL_MISMATCH"}
 
 
 @pytest.fixture
-def indexer(deps: Dependencies) -> PersistentIndexer:
-    return PersistentIndexer(deps, patience_seconds=30.0)
+def indexer(deps: Dependencies) -> RetryingIndexer:
+    return RetryingIndexer(deps, patience_seconds=30.0)
 
 
 def documents(count: int) -> tuple[Document, ...]:
@@ -40,7 +40,7 @@ def fails_on_poison(texts: Sequence[str]) -> None:
 
 
 async def test_overload_is_waited_out_for_as_long_as_the_encoder_asks(
-    indexer: PersistentIndexer, deps: Dependencies, encoder: ScriptedEncoder
+    indexer: RetryingIndexer, deps: Dependencies, encoder: ScriptedEncoder
 ):
     labels = {"reason": "OVERLOADED"}
     retries = REGISTRY.get_sample_value("textmatch_worker_retries_total", labels) or 0.0
@@ -54,7 +54,7 @@ async def test_overload_is_waited_out_for_as_long_as_the_encoder_asks(
 
 
 async def test_a_bug_of_the_encoder_fails_only_the_document_that_sets_it_off(
-    indexer: PersistentIndexer, deps: Dependencies, encoder: ScriptedEncoder
+    indexer: RetryingIndexer, deps: Dependencies, encoder: ScriptedEncoder
 ):
     encoder.check = fails_on_poison
     poisoned = Document("poisoned", POISON, version=1)
@@ -65,7 +65,7 @@ async def test_a_bug_of_the_encoder_fails_only_the_document_that_sets_it_off(
 
 
 async def test_a_dead_letter_can_be_replayed(
-    indexer: PersistentIndexer, deps: Dependencies, state: IngestState, encoder: ScriptedEncoder
+    indexer: RetryingIndexer, deps: Dependencies, state: IngestDependencies, encoder: ScriptedEncoder
 ):
     encoder.check = fails_on_poison
     poisoned = Document("中毒", POISON, {"n": 1}, version=5)
@@ -79,7 +79,7 @@ async def test_a_dead_letter_can_be_replayed(
 
 
 async def test_a_model_mismatch_waits_for_the_operator(
-    indexer: PersistentIndexer, deps: Dependencies, encoder: ScriptedEncoder
+    indexer: RetryingIndexer, deps: Dependencies, encoder: ScriptedEncoder
 ):
     await deps.index.prepare("another-0123456789ab", 8)
     settling = asyncio.create_task(indexer.settle(accepted(*documents(1))))

@@ -6,14 +6,14 @@ import pytest
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.intake import IngestState
+from services.matcher.ingest import IngestDependencies
 from tests.support.queue import take_queued
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
-from textmatch.queue.filter_tombstones import FilterTombstone
+from textmatch.queue.tombstones import FilterTombstone
 from textmatch.v1 import matcher_service_pb2 as pb
-from workers.indexing import Dependencies, Result, index_documents
+from workers.indexer import Dependencies, Result, index_documents
 
 CHINESE = pb.Filter(
     must=[pb.Condition(match=pb.FieldMatch(field="language", values=[{"string_value": "zh"}]))]
@@ -38,7 +38,7 @@ async def stored_version(deps: Dependencies) -> int | None:
 
 
 async def test_queued_documents_are_deleted_once_they_are_written(
-    handler: DocumentsHandler, state: IngestState, deps: Dependencies, redis: Redis
+    handler: DocumentsHandler, state: IngestDependencies, deps: Dependencies, redis: Redis
 ):
     await state.producer.enqueue([document("zh", 5), document("en", 5, "b"), document("zh", 50, "c")])
     assert await delete(handler, version=10) == 0
@@ -77,7 +77,7 @@ async def test_documents_that_come_after_the_delete_stay(handler: DocumentsHandl
 
 
 async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
-    handler: DocumentsHandler, state: IngestState, deps: Dependencies
+    handler: DocumentsHandler, state: IngestDependencies, deps: Dependencies
 ):
     await index_documents([document("en", 1)], deps)
     unreadable = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field='a"b'))])
@@ -86,13 +86,15 @@ async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
     assert await state.tombstones.filters.from_version(1) == []
 
 
-async def test_no_document_pays_for_a_filter_that_cannot_be_read(state: IngestState, deps: Dependencies):
+async def test_no_document_pays_for_a_filter_that_cannot_be_read(
+    state: IngestDependencies, deps: Dependencies
+):
     unreadable = Filter(must=(FieldExists('a"b'),))
     await state.tombstones.filters.add(FilterTombstone(unreadable, 10, 60))
     assert await index_documents([document("en", 1)], deps) == [INDEXED]
 
 
-async def test_tombstones_come_back_whole_and_end(state: IngestState, redis: Redis):
+async def test_tombstones_come_back_whole_and_end(state: IngestDependencies, redis: Redis):
     everything = Filter(
         must=(FieldMatch("语言", ("zh", "en")), FieldMatch("n", (1, 2**53 - 1)), FieldMatch("b", (True,))),
         should=(FieldRange("n", gte=0.5, lt=float("inf")), Filter(must_not=(FieldExists("x.y"),))),

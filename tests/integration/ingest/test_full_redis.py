@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.intake import IngestState
+from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.ingest_state import make_ingest_state
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
@@ -17,10 +17,10 @@ from tests.integration.ingest.worker_process import WorkerProcess
 from tests.support.redis import RedisServer
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
-from textmatch.index.store import Index
-from textmatch.queue import gauges, keys
-from textmatch.queue.connection import connect
-from textmatch.queue.gauges import QueueGauges
+from textmatch.index.index import Index
+from textmatch.queue import depth, keys
+from textmatch.queue.depth import QueueGauges
+from textmatch.queue.redis_client import connect
 from textmatch.v1 import matcher_service_pb2 as pb
 
 StartWorker = Callable[..., WorkerProcess]
@@ -34,7 +34,7 @@ async def own_redis(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def own_state(own_redis: Redis) -> IngestState:
+def own_state(own_redis: Redis) -> IngestDependencies:
     return make_ingest_state(own_redis)
 
 
@@ -42,14 +42,14 @@ def documents(count: int) -> list[Document]:
     return [Document(f"d{number}", f"text {number}", version=1) for number in range(count)]
 
 
-async def settled(state: IngestState) -> bool:
+async def settled(state: IngestDependencies) -> bool:
     return (await state.pending.summary()).count == 0
 
 
 async def test_workers_go_on_when_redis_is_full(
     own_redis_server: RedisServer,
     own_redis: Redis,
-    own_state: IngestState,
+    own_state: IngestDependencies,
     index: Index,
     start_worker: StartWorker,
 ):
@@ -72,7 +72,7 @@ async def test_workers_go_on_when_redis_is_full(
 
 async def test_held_messages_stay_held_and_come_back_when_redis_is_full(
     own_redis_server: RedisServer,
-    own_state: IngestState,
+    own_state: IngestDependencies,
     index: Index,
     encoder: ScriptedEncoder,
     start_worker: StartWorker,
@@ -97,7 +97,7 @@ async def test_held_messages_stay_held_and_come_back_when_redis_is_full(
 
 
 async def test_what_cannot_be_kept_waits_for_room(
-    own_redis_server: RedisServer, own_state: IngestState, start_worker: StartWorker
+    own_redis_server: RedisServer, own_state: IngestDependencies, start_worker: StartWorker
 ):
     await own_state.producer.enqueue([Document("bad", REFUSED_TEXT, version=1)])
     own_redis_server.fill()
@@ -115,7 +115,7 @@ async def test_what_cannot_be_kept_waits_for_room(
 
 
 async def test_callers_are_told_to_come_back(
-    own_redis_server: RedisServer, own_state: IngestState, index: Index
+    own_redis_server: RedisServer, own_state: IngestDependencies, index: Index
 ):
     handler = DocumentsHandler(index, own_state)
     own_redis_server.fill()
@@ -143,5 +143,5 @@ async def test_a_redis_that_may_drop_documents_is_reported(
     sampling = QueueGauges(own_redis)
     await sampling.sample()
     await sampling.sample()
-    assert gauges.EVICTS_KEYS._value.get() == evicts
+    assert depth.EVICTS_KEYS._value.get() == evicts
     assert len([record for record in caplog.records if "noeviction" in record.message]) == evicts

@@ -12,7 +12,7 @@ from tests.integration.ingest.waiting import eventually
 from tests.support.queue import mark
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch, Overloaded
-from workers.indexing import Dependencies, Result, index_documents
+from workers.indexer import Dependencies, Result, index_documents
 
 INDEXED, STALE, DELETED = Result.INDEXED, Result.STALE, Result.DELETED
 

@@ -6,23 +6,23 @@ from collections.abc import Callable
 
 from redis.asyncio import Redis
 
-from services.matcher.intake import IngestState
+from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
 from textmatch.documents import Document
-from textmatch.index.store import Index
+from textmatch.index.index import Index
 from textmatch.queue import keys
 
 StartWorker = Callable[..., WorkerProcess]
 
 
-async def settled(state: IngestState) -> bool:
+async def settled(state: IngestDependencies) -> bool:
     return (await state.pending.summary()).count == 0
 
 
 async def test_a_worker_holds_one_large_message_for_each_batch(
-    state: IngestState, redis: Redis, encoder: ScriptedEncoder, start_worker: StartWorker
+    state: IngestDependencies, redis: Redis, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     encoder.may_answer.clear()
     for number in range(10):
@@ -41,7 +41,7 @@ async def test_a_worker_holds_one_large_message_for_each_batch(
 
 
 async def test_small_messages_are_worked_off_in_few_batches_and_each_is_acknowledged(
-    state: IngestState, redis: Redis, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
+    state: IngestDependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     for number in range(300):
         await state.producer.enqueue([Document(f"d{number}", f"text {number}", {"n": number}, 1)])
@@ -56,7 +56,7 @@ async def test_small_messages_are_worked_off_in_few_batches_and_each_is_acknowle
 
 
 async def test_a_killed_workers_small_messages_all_come_back(
-    state: IngestState, redis: Redis, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
+    state: IngestDependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     encoder.may_answer.clear()
     for number in range(100):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.intake import IngestState
+from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.test_documents_handler import proto, send
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
@@ -21,7 +21,7 @@ from tests.support.encoder import (
     wait_until_serving,
 )
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.store import Index
+from textmatch.index.index import Index
 
 
 class RealEncoder:
@@ -57,14 +57,14 @@ def real_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEncod
     started.kill()
 
 
-async def is_settled(state: IngestState) -> bool:
+async def is_settled(state: IngestDependencies) -> bool:
     return (await state.pending.summary()).count == 0
 
 
 async def test_documents_are_stored_with_the_encoders_embeddings(
     real_encoder: RealEncoder,
     handler: DocumentsHandler,
-    state: IngestState,
+    state: IngestDependencies,
     index: Index,
     start_worker: Callable[..., WorkerProcess],
 ):
@@ -87,7 +87,7 @@ async def test_documents_are_stored_with_the_encoders_embeddings(
 async def test_documents_wait_for_an_encoder_that_was_killed(
     real_encoder: RealEncoder,
     handler: DocumentsHandler,
-    state: IngestState,
+    state: IngestDependencies,
     index: Index,
     start_worker: Callable[..., WorkerProcess],
 ):

@@ -16,9 +16,9 @@ from tests.integration.ingest.worker_process import WorkerProcess
 from tests.support.sentinel import Certificates, Node, SentinelCluster, knows_tls
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
-from textmatch.index.store import Index
-from textmatch.queue.connection import connect
+from textmatch.index.index import Index
 from textmatch.queue.producer import Producer
+from textmatch.queue.redis_client import connect
 
 StartWorker = Callable[..., WorkerProcess]
 

@@ -30,11 +30,11 @@ from tests.integration.ingest.version_model import BAD_TEXT, Model, Moment, Race
 from tests.support.queue import take_queued
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput, Violation
-from textmatch.index.store import Index
+from textmatch.index.index import Index
 from textmatch.queue.tombstones import Tombstones
 from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
-from workers.indexing import Dependencies, index_documents
+from workers.indexer import Dependencies, index_documents
 
 NAMES = st.sampled_from(["a", "b"])
 VERSIONS = st.integers(1, 6)

@@ -10,20 +10,20 @@ from collections.abc import Callable, Sequence
 import pytest
 from redis.asyncio import Redis
 
-from services.matcher.intake import IngestState
+from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
 from tests.support.redis import RedisServer
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable, Overloaded
-from textmatch.index.store import Index
+from textmatch.index.index import Index
 from textmatch.queue import keys
 from textmatch.queue.app import make_app
-from textmatch.queue.connection import connect
 from textmatch.queue.messages import TASK_NAME
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
+from textmatch.queue.redis_client import connect
 
 StartWorker = Callable[..., WorkerProcess]
 
@@ -32,11 +32,11 @@ def documents(count: int, version: int = 1) -> list[Document]:
     return [Document(f"文档🙂{number}", f"text {number}", {"n": number}, version) for number in range(count)]
 
 
-async def settled(state: IngestState) -> bool:
+async def settled(state: IngestDependencies) -> bool:
     return (await state.pending.summary()).count == 0
 
 
-async def all_settled(state: IngestState, seconds: float = 20.0) -> None:
+async def all_settled(state: IngestDependencies, seconds: float = 20.0) -> None:
     await eventually(lambda: settled(state), "all documents to be settled", seconds)
 
 
@@ -62,7 +62,7 @@ async def stored_ids(index: Index, expected: Sequence[Document]) -> set[str]:
 
 
 async def test_accepted_documents_become_searchable_and_are_counted(
-    state: IngestState, redis: Redis, index: Index, start_worker: StartWorker
+    state: IngestDependencies, redis: Redis, index: Index, start_worker: StartWorker
 ):
     worker = start_worker()
     worker.wait_until_ready()
@@ -79,7 +79,7 @@ async def test_accepted_documents_become_searchable_and_are_counted(
 
 
 async def test_a_killed_workers_messages_are_taken_by_another(
-    state: IngestState, redis: Redis, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
+    state: IngestDependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     encoder.may_answer.clear()
     first = start_worker()
@@ -100,7 +100,7 @@ async def test_a_killed_workers_messages_are_taken_by_another(
 
 
 async def test_a_message_that_takes_longer_than_the_visibility_timeout_is_run_once(
-    state: IngestState, encoder: ScriptedEncoder, start_worker: StartWorker
+    state: IngestDependencies, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     encoder.may_answer.clear()
     start_worker(TEXTMATCH_WORKER_VISIBILITY_TIMEOUT_SECONDS="1")
@@ -114,7 +114,7 @@ async def test_a_message_that_takes_longer_than_the_visibility_timeout_is_run_on
 
 
 async def test_a_message_lost_between_the_queue_and_its_record_comes_back(
-    state: IngestState, redis: Redis, index: Index, start_worker: StartWorker
+    state: IngestDependencies, redis: Redis, index: Index, start_worker: StartWorker
 ):
     sent = documents(1)
     await state.producer.enqueue(sent)
@@ -126,7 +126,7 @@ async def test_a_message_lost_between_the_queue_and_its_record_comes_back(
 
 
 async def test_a_stopping_worker_finishes_what_runs(
-    state: IngestState, redis: Redis, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
+    state: IngestDependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     encoder.may_answer.clear()
     worker = start_worker()
@@ -142,7 +142,7 @@ async def test_a_stopping_worker_finishes_what_runs(
 
 
 async def test_a_stopping_worker_puts_back_what_it_cannot_do(
-    state: IngestState, redis: Redis, encoder: ScriptedEncoder, start_worker: StartWorker
+    state: IngestDependencies, redis: Redis, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     encoder.errors = [Overloaded("busy", retry_delay_seconds=60.0)]
     worker = start_worker()
@@ -158,7 +158,7 @@ async def test_a_stopping_worker_puts_back_what_it_cannot_do(
 
 
 async def test_a_stopping_worker_puts_back_what_takes_too_long(
-    state: IngestState, redis: Redis, encoder: ScriptedEncoder, start_worker: StartWorker
+    state: IngestDependencies, redis: Redis, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     encoder.may_answer.clear()
     worker = start_worker(TEXTMATCH_DRAIN_SECONDS="0.5")
@@ -169,7 +169,7 @@ async def test_a_stopping_worker_puts_back_what_takes_too_long(
 
 
 async def test_what_nobody_can_read_goes_to_the_dead_letters(
-    redis_server: RedisServer, state: IngestState, redis: Redis, start_worker: StartWorker
+    redis_server: RedisServer, state: IngestDependencies, redis: Redis, start_worker: StartWorker
 ):
     app = make_app(redis_server.url)
     not_utf8, not_json = b"\xff\x00", b"{broken"
@@ -191,7 +191,7 @@ async def test_what_nobody_can_read_goes_to_the_dead_letters(
 
 
 async def test_a_celery_client_can_send_documents_and_bad_ones_stay_behind(
-    redis_server: RedisServer, state: IngestState, index: Index, start_worker: StartWorker
+    redis_server: RedisServer, state: IngestDependencies, index: Index, start_worker: StartWorker
 ):
     good = {"id": "好", "text": "t", "attributes": {"__type__": "uuid", "__value__": "x"}, "version": 3}
     bad = [{"id": "bad", "text": "", "version": 3}, {"id": 5}]

@@ -12,8 +12,8 @@ import pytest
 from tests.integration.matcher.parts import EncoderProcess, RunningMatcher, fill, running_matcher
 from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
-from textmatch.index.connection import connect
-from textmatch.index.store import Index
+from textmatch.index.client import connect
+from textmatch.index.index import Index
 
 
 @pytest.fixture(scope="session")

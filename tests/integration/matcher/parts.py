@@ -14,22 +14,21 @@ from typing import Any
 
 import grpc
 
-from services.matcher.embedding_cache import EmbeddingCache
 from services.matcher.encoder import MatchersEncoderClient
 from services.matcher.matching import Matcher
-from services.matcher.recalling import Recaller
-from services.matcher.reranking import Reranker
+from services.matcher.reranker import Reranker
+from services.matcher.retriever import EmbeddingCache, Retriever
 from services.matcher.servicer import MatcherServicer
 from tests.integration.ingest.waiting import eventually
 from tests.support.encoder import free_port, spawn_encoder, wait_until_serving
-from textmatch.combination import Weights
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
-from textmatch.index.store import Index
+from textmatch.index.index import Index
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES, open_aio_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.runtime.server import GrpcServer
+from textmatch.score_fusion import Weights
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 
@@ -138,7 +137,7 @@ class RunningMatcher:
 async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterator[RunningMatcher]:
     """Serve on a free loopback port."""
     client = MatchersEncoderClient(encoder.target)
-    matcher = Matcher(Recaller(client, index, EmbeddingCache(100)), Reranker(client), index, Weights(), 40)
+    matcher = Matcher(Retriever(client, index, EmbeddingCache(100)), Reranker(client), index, Weights(), 40)
     servicer = MatcherServicer(matcher, None, match_timeout_seconds=10, batch_match_concurrency=8)
     server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")

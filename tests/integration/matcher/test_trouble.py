@@ -28,7 +28,7 @@ from textmatch.errors import (
     Overloaded,
     TextMatchError,
 )
-from textmatch.index.store import Index
+from textmatch.index.index import Index
 from textmatch.v1 import matcher_service_pb2 as pb
 
 KNOWN = "cat number 7"

@@ -14,15 +14,14 @@ from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.integration.reindex.command import ReindexCommand
 from tests.support.redis import RedisServer, redis_server, shared_redis_server
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.connection import connect as connect_qdrant
-from textmatch.index.store import Index
-from textmatch.queue.connection import connect
+from textmatch.index.client import connect as connect_qdrant
+from textmatch.index.index import Index
+from textmatch.indexing import Copier
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
+from textmatch.queue.redis_client import connect
 from textmatch.queue.tombstones import Tombstones
-from textmatch.reindexing.copying import Copier
-from workers.indexing import Dependencies
-from workers.mirrors import Mirrors
+from workers.indexer import Dependencies, DualWriter
 
 __all__ = ["redis_server", "shared_redis_server"]
 
@@ -88,7 +87,7 @@ def open_deps(qdrant_url: str, alias: str, redis: Redis, encoder: ScriptedEncode
         yield Dependencies(
             encoder=client,
             index=index,
-            mirrors=Mirrors(index, copier, mirror_patience_seconds),
+            mirrors=DualWriter(index, copier, mirror_patience_seconds),
             pending=Pending(redis),
             tombstones=Tombstones(redis),
             dead_letters=DeadLetters(redis),

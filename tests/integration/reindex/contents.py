@@ -9,7 +9,7 @@ from qdrant_client.conversions.common_types import PointId
 
 from tests.integration.ingest.scripted_encoder import embedding_of
 from textmatch.documents import Document
-from textmatch.index.store import Index
+from textmatch.index.index import Index
 
 
 async def contents(index: Index, collection: str) -> dict[str, Document]:

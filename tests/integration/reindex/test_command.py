@@ -9,8 +9,8 @@ from tests.integration.reindex.command import ReindexCommand
 from tests.integration.reindex.contents import by_id, contents
 from textmatch.documents import Document
 from textmatch.index.collections import Roles
-from textmatch.index.store import Index
-from workers.indexing import Dependencies, index_documents
+from textmatch.index.index import Index
+from workers.indexer import Dependencies, index_documents
 
 
 def documents(count: int, version: int = 1) -> list[Document]:

@@ -19,14 +19,14 @@ from redis.asyncio import Redis
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder, embedding_of
 from tests.integration.reindex.conftest import OpenDeps
 from tests.integration.reindex.contents import contents
-from textmatch.cli.reindex_run import Reindexing, ReindexOptions, ReindexReport
+from textmatch.cli.reindex import Reindexing, ReindexOptions, ReindexReport
 from textmatch.documents import Document
 from textmatch.errors import NotReady, Overloaded, TextMatchError
+from textmatch.index.client import CollectionGone
 from textmatch.index.collections import Roles
-from textmatch.index.connection import CollectionGone
-from textmatch.index.store import Index
-from textmatch.reindexing import change
-from workers.indexing import Dependencies, index_documents
+from textmatch.index.index import Index
+from textmatch.reindex import steps
+from workers.indexer import Dependencies, index_documents
 
 SEED = int(os.environ.get("TEXTMATCH_TEST_SEED", "1"))
 WORKERS = 3
@@ -150,9 +150,9 @@ async def operate(
             return number
         for _ in range(generator.randrange(3)):
             await asyncio.sleep(generator.random() * 0.1)
-            await change.roll_back(deps.index, deps.encoder)
+            await steps.roll_back(deps.index, deps.encoder)
         await asyncio.sleep(generator.random() * 0.1)
-        await change.drop_old(deps.index)
+        await steps.drop_old(deps.index)
     raise AssertionError("unreachable")
 
 

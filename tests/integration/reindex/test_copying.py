@@ -10,9 +10,9 @@ from tests.integration.ingest.scripted_encoder import ScriptedEncoder, embedding
 from tests.integration.ingest.waiting import eventually
 from tests.integration.reindex.contents import by_id, contents
 from textmatch.documents import Document
-from textmatch.index.store import Index
-from textmatch.reindexing.copying import Copier
-from workers.indexing import Dependencies, index_documents
+from textmatch.index.index import Index
+from textmatch.indexing import Copier
+from workers.indexer import Dependencies, index_documents
 
 FIRST = Document("a", "first", version=1)
 

@@ -11,8 +11,8 @@ from tests.integration.reindex.contents import by_id, contents
 from textmatch.documents import Document
 from textmatch.errors import ModelMismatch
 from textmatch.index.collections import Role, Roles
-from textmatch.index.store import Index
-from workers.indexing import Dependencies, Result, index_documents
+from textmatch.index.index import Index
+from workers.indexer import Dependencies, Result, index_documents
 
 FIRST = Document("a", "first", version=1)
 SECOND = Document("b", "second", version=1)

@@ -8,11 +8,11 @@ from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from textmatch.documents import Document
 from textmatch.errors import ModelNotFound
 from textmatch.index.collections import Role, Roles
-from textmatch.index.store import Index
-from textmatch.reindexing import change
-from textmatch.reindexing.change import Change
-from textmatch.reindexing.walking import ReindexRefused
-from workers.indexing import Dependencies, index_documents
+from textmatch.index.index import Index
+from textmatch.reindex import steps
+from textmatch.reindex.steps import Change
+from textmatch.reindex.sync import ReindexRefused
+from workers.indexer import Dependencies, index_documents
 
 
 @pytest.fixture
@@ -24,19 +24,19 @@ async def ingested(deps: Dependencies) -> Dependencies:
 
 async def test_without_an_index_there_is_nothing_to_change(deps: Dependencies, new: str):
     with pytest.raises(ReindexRefused, match="there is no index yet"):
-        await change.start(deps.index, deps.encoder, new)
+        await steps.start(deps.index, deps.encoder, new)
 
 
 async def test_the_model_in_use_is_no_change(ingested: Dependencies, old: str):
     with pytest.raises(ReindexRefused, match=f"{old} is in use already"):
-        await change.start(ingested.index, ingested.encoder, old)
+        await steps.start(ingested.index, ingested.encoder, old)
 
 
 async def test_a_model_that_is_not_served_is_named_with_those_that_are(
     ingested: Dependencies, old: str, new: str
 ):
     with pytest.raises(ModelNotFound, match=f'no bi-encoder "missing" is served; served: {old}, {new}'):
-        await change.start(ingested.index, ingested.encoder, "missing")
+        await steps.start(ingested.index, ingested.encoder, "missing")
 
 
 async def test_the_model_in_use_must_be_served_too(
@@ -44,16 +44,16 @@ async def test_the_model_in_use_must_be_served_too(
 ):
     encoder.model_id, encoder.other_model_ids = new, ()
     with pytest.raises(ModelNotFound, match=f'no bi-encoder "{old}" is served; served: {new}'):
-        await change.start(ingested.index, ingested.encoder, new)
+        await steps.start(ingested.index, ingested.encoder, new)
 
 
 async def test_what_is_not_there_cannot_be_put_to_use_or_deleted(ingested: Dependencies):
     with pytest.raises(ReindexRefused, match="nothing to go back to"):
-        await change.roll_back(ingested.index, ingested.encoder)
+        await steps.roll_back(ingested.index, ingested.encoder)
     with pytest.raises(ReindexRefused, match="no previous collection is kept"):
-        await change.drop_old(ingested.index)
+        await steps.drop_old(ingested.index)
     with pytest.raises(ReindexRefused, match="no collection is being built"):
-        await change.cancel(ingested.index)
+        await steps.cancel(ingested.index)
 
 
 async def test_a_third_model_waits_until_the_change_before_is_finished(
@@ -61,50 +61,50 @@ async def test_a_third_model_waits_until_the_change_before_is_finished(
 ):
     third = f"third-{new}"
     encoder.other_model_ids = (new, third)
-    going = await change.start(ingested.index, ingested.encoder, new)
+    going = await steps.start(ingested.index, ingested.encoder, new)
     assert going == Change(old, new)
     with pytest.raises(ReindexRefused, match=f"{new} is not finished; .* --cancel"):
-        await change.start(ingested.index, ingested.encoder, third)
-    await change.switch(ingested.index, going)
+        await steps.start(ingested.index, ingested.encoder, third)
+    await steps.switch(ingested.index, going)
     with pytest.raises(ReindexRefused, match=f"{old} is still kept .* --drop-old"):
-        await change.start(ingested.index, ingested.encoder, third)
+        await steps.start(ingested.index, ingested.encoder, third)
     with pytest.raises(ReindexRefused, match=f"{old} is kept from before; .* --rollback"):
-        await change.start(ingested.index, ingested.encoder, old)
+        await steps.start(ingested.index, ingested.encoder, old)
 
 
 async def test_a_switch_may_be_repeated_when_its_answer_got_lost(
     ingested: Dependencies, index: Index, old: str, new: str
 ):
-    going = await change.start(ingested.index, ingested.encoder, new)
-    await change.switch(ingested.index, going)
-    await change.switch(ingested.index, going)
+    going = await steps.start(ingested.index, ingested.encoder, new)
+    await steps.switch(ingested.index, going)
+    await steps.switch(ingested.index, going)
     assert await index.refresh_roles() == Roles(in_use=new, previous=old)
 
 
 async def test_what_was_abandoned_is_not_switched_to_nor_gone_back_to(
     ingested: Dependencies, index: Index, new: str, old: str
 ):
-    going = await change.start(ingested.index, ingested.encoder, new)
+    going = await steps.start(ingested.index, ingested.encoder, new)
     await index.succession.abandon(Role.NEXT)
     with pytest.raises(ReindexRefused, match=f"{new} is not being built any more"):
-        await change.switch(ingested.index, going)
+        await steps.switch(ingested.index, going)
     with pytest.raises(ReindexRefused, match=f"{new} lacks writes, .* textmatch reindex --model {new}"):
-        await change.roll_back(ingested.index, ingested.encoder)
-    assert await change.start(ingested.index, ingested.encoder, new) == going
+        await steps.roll_back(ingested.index, ingested.encoder)
+    assert await steps.start(ingested.index, ingested.encoder, new) == going
     assert await index.refresh_roles() == Roles(in_use=old, next=new)
 
 
 async def test_what_was_abandoned_can_be_deleted(ingested: Dependencies, index: Index, new: str, old: str):
-    await change.start(ingested.index, ingested.encoder, new)
+    await steps.start(ingested.index, ingested.encoder, new)
     await index.succession.abandon(Role.NEXT)
-    assert await change.cancel(ingested.index) == new
+    assert await steps.cancel(ingested.index) == new
     assert await index.refresh_roles() == Roles(in_use=old)
 
 
 async def test_going_back_needs_the_old_model(
     ingested: Dependencies, encoder: ScriptedEncoder, old: str, new: str
 ):
-    await change.switch(ingested.index, await change.start(ingested.index, ingested.encoder, new))
+    await steps.switch(ingested.index, await steps.start(ingested.index, ingested.encoder, new))
     encoder.model_id, encoder.other_model_ids = new, ()
     with pytest.raises(ModelNotFound, match=old):
-        await change.roll_back(ingested.index, ingested.encoder)
+        await steps.roll_back(ingested.index, ingested.encoder)

@@ -10,10 +10,10 @@ import pytest
 
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.reindex.command import ReindexCommand
-from textmatch.combination import WEIGHTS_NOTE
 from textmatch.documents import Document
-from textmatch.index.store import Index
-from workers.indexing import Dependencies, index_documents
+from textmatch.index.index import Index
+from textmatch.score_fusion import WEIGHTS_NOTE
+from workers.indexer import Dependencies, index_documents
 
 TUNED = {"lexical": 0.25, "rerank": 0.5, "calibration": {"slope": 8.0, "intercept": -4.0}}
 OTHERS: dict[str, Any] = {"lexical": 1.0, "rerank": 0.0, "calibration": None}

@@ -17,16 +17,9 @@ from services.matcher.encoder import MatchersEncoderClient
 from tests.support.scripted_servicer import RunningServer, ScriptedEncoder, ScriptedMatcher
 from textmatch.client import TextMatchClient
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import (
-    ApiKeyInvalid,
-    ApiKeyMissing,
-    DependencyUnavailable,
-    Overloaded,
-    PermissionDenied,
-)
+from textmatch.errors import ApiKeyInvalid, ApiKeyMissing, DependencyUnavailable, Overloaded, PermissionDenied
 from textmatch.filters import FieldMatch, Filter
-from textmatch.runtime.api_keys import ApiKeys, Scope
-from textmatch.runtime.auth import SCOPES
+from textmatch.runtime.auth import SCOPES, ApiKeys, Scope
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.v1 import encoder_service_pb2, matcher_service_pb2
 

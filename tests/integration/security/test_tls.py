@@ -16,10 +16,9 @@ from tests.support.scripted_servicer import RunningServer, ScriptedEncoder, Scri
 from textmatch.client import ClientTls, ServerUnreachable, TextMatchClient
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable, InvalidInput
-from textmatch.index.connection import QdrantTls, translated_errors
-from textmatch.index.connection import connect as connect_qdrant
-from textmatch.runtime.config import load
-from textmatch.runtime.settings import ServerSettings, StoreSettings
+from textmatch.index.client import QdrantTls, translated_errors
+from textmatch.index.client import connect as connect_qdrant
+from textmatch.runtime.settings import ServerSettings, StoreSettings, load
 from textmatch.runtime.tls import ServerTls
 
 

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from textmatch.errors import InvalidInput, ModelNotFound
-from textmatch.models.adapter import ADAPTER_WEIGHTS
 from textmatch.models.bi_encoder import read_bi_encoder
-from textmatch.models.identity import model_id
-from training.evaluation.systems import is_cross_encoder
+from textmatch.models.lora import ADAPTER_WEIGHTS
+from textmatch.models.model_resolver import model_id
+from training.evaluation.scorers import is_cross_encoder
 from training.siamese import SiameseSettings, train_siamese
 from training.simcse import SimcseSettings, train_simcse
 

@@ -13,19 +13,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from services.encoder.loading import load_models
-from services.encoder.locating import find_models
+from services.encoder.loading import find_models, load_models
 from services.encoder.settings import EncoderSettings
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.encoder_server import serve_encoder
 from textmatch.errors import TextMatchError
 from textmatch.models.calibration import FILE_NAME, Calibration
-from textmatch.models.identity import model_id
-from textmatch.models.pair_classifier import PairClassifier
-from textmatch.models.resolve import UnusableModel
+from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.model_resolver import UnusableModel, model_id
 from textmatch.v1 import encoder_service_pb2 as pb
 from training.calibrate import calibrate
-from training.evaluation.systems import Scored, load_model_system
+from training.evaluation.scorers import Scored, load_model_system
 
 WORDS = ["cat", "dog", "sits", "mat", "runs", "park", "the", "a"]
 SCORERS = {

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from training.evaluation.pairs import measure_on_pairs, read_pair_file
-from training.evaluation.systems import load_model_system
+from training.evaluation.scorers import load_model_system
 from training.mlm import MlmSettings, train_mlm
 from training.model_card import sha256_of
 from training.options import short_name

@@ -17,9 +17,9 @@ from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from textmatch.errors import TextMatchError
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.calibration import Calibration, Logistic
-from textmatch.models.pair_classifier import PairClassifier
+from textmatch.models.embedding_scorers import PairClassifier
 from training.evaluation.commands import app
-from training.evaluation.systems import is_cross_encoder, load_model_system
+from training.evaluation.scorers import is_cross_encoder, load_model_system
 
 WORDS = ["cat", "dog", "sits", "mat", "runs", "park", "the", "a"]
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from textmatch.errors import InvalidInput
-from training.running import HISTORY, Interrupted
+from training.fit import HISTORY, Interrupted
 from training.sbert import SbertSettings, train_sbert
 from training.siamese import SiameseSettings, train_siamese
 
@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
             handler(signal.SIGINT, None)
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.progress.ShowProgress.on_step_begin", interrupt_at_step_six)
+        patch.setattr("training.fit.ShowProgress.on_step_begin", interrupt_at_step_six)
         with pytest.raises(Interrupted):
             train_sbert(settings("parts"), console)
     assert "stopped at step 6" in console.file.getvalue()

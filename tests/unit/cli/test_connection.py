@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.failures import CommandFailed
+from textmatch.io.line_reader import CommandFailed
 
 
 @pytest.fixture(autouse=True)

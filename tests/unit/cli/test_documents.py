@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from textmatch.cli import lines
-from textmatch.cli.documents import Format, Record, format_of, read_records
-from textmatch.cli.failures import CommandFailed
+from textmatch.io import line_reader
+from textmatch.io.document_reader import Format, Record, format_of, read_records
+from textmatch.io.line_reader import CommandFailed
 
 
 def read(content: bytes, file_format: Format = Format.JSONL) -> list[Record]:
@@ -68,7 +68,7 @@ def test_a_bad_line_is_named_and_the_rest_is_read(line: bytes, problem: str):
 
 
 def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1_000)
+    monkeypatch.setattr(line_reader, "MAX_LINE_BYTES", 1_000)
     long, after = read(b"x" * 10_500 + b'\n{"id": 2}\n')
     assert long.problem == "is longer than 1,000 bytes"
     assert len(long.content) == 1_000

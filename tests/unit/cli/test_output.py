@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from textmatch.cli.failures import CommandFailed
-from textmatch.cli.messages import message_of
+from textmatch.cli.errors import message_of
 from textmatch.cli.output import cell, one_line, print_json
 from textmatch.client import ServerUnreachable
+from textmatch.io.line_reader import CommandFailed
 
 
 def test_json_is_one_line_of_unescaped_text(capsys: pytest.CaptureFixture[str]):

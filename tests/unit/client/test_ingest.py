@@ -11,7 +11,7 @@ import pytest
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import Document, DocumentState, IngestOutcome, ServerUnreachable, TextMatchClient
 from textmatch.client import ingest as ingest_module
-from textmatch.client import matcher as matcher_module
+from textmatch.client import matcher_api as matcher_module
 from textmatch.errors import (
     DeadlinePassed,
     DependencyUnavailable,

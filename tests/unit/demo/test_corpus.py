@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from standalone.demo.corpus import build_corpus, spell_out, summarise
-from standalone.demo.questions import EVERYDAY, HARD, read_questions
+from standalone.demo.corpus import EVERYDAY, HARD, build_corpus, read_questions, spell_out, summarise
 from textmatch.documents import Document, document_violations
 
 

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from standalone.demo import __main__ as demo
-from standalone.demo.questions import Question
+from standalone.demo.corpus import Question
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
-from textmatch.cli.documents import Format, read_records
 from textmatch.client import TextMatchClient, to_document
+from textmatch.io.document_reader import Format, read_records
 
 
 def test_the_corpus_is_written_as_lines_that_ingest_takes(tmp_path: Path):

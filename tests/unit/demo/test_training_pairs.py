@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from standalone.demo.questions import EVERYDAY, HARD, read_questions
+from standalone.demo.corpus import EVERYDAY, HARD, read_questions
 from standalone.demo.training_pairs import QUESTIONS, read_texts
 
 

@@ -21,7 +21,7 @@ from tests.support.kubernetes import (
     overlay_objects,
     workloads,
 )
-from textmatch.runtime.config import load
+from textmatch.runtime.settings import load
 from workers.settings import WorkerSettings
 
 SETTINGS: dict[str, type[Any]] = {

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.support.kubernetes import Object, every_value, of_kind, pod_spec, workloads
-from textmatch.runtime.config import load
-from textmatch.runtime.settings import ServerSettings, StoreSettings
+from textmatch.runtime.settings import ServerSettings, StoreSettings, load
 
 FOLDER = "/tls"
 STORE_CLIENTS = ("matcher", "worker")

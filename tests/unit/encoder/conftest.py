@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from services.encoder.batching import BatchPolicy
-from services.encoder.jobs import EngineModel, Job, Urgency
-from services.encoder.waiting import WaitingTexts
+from services.encoder.batching import BatchPolicy, CallContext, EngineModel, Job
+from services.encoder.scheduler import Scheduler
 from tests.support.length_model import LengthModel, texts_of
 
 
@@ -29,7 +28,7 @@ def make_job(length_model: LengthModel) -> Callable[..., Job]:
         return Job(
             model or length_model.engine_model,
             texts_of(*token_counts),
-            Urgency(caller, is_bulk, deadline),
+            CallContext(caller, is_bulk, deadline),
             "texts[{}]".format,
         )
 
@@ -37,6 +36,6 @@ def make_job(length_model: LengthModel) -> Callable[..., Job]:
 
 
 @pytest.fixture
-def waiting() -> WaitingTexts:
+def waiting() -> Scheduler:
     """With batches of 100 tokens, of which 1,000 may wait."""
-    return WaitingTexts(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
+    return Scheduler(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)

@@ -4,12 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.encoder.batching import (
-    BatchPolicy,
-    BulkCredit,
-    padded_tokens,
-    take_padded_batch,
-)
+from services.encoder.batching import BatchPolicy, BulkCredit, padded_tokens, take_padded_batch
 
 token_counts = st.lists(st.integers(1, 512), min_size=1, max_size=200)
 policies = st.builds(

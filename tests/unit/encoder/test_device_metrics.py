@@ -7,7 +7,7 @@ import torch
 from prometheus_client import generate_latest
 
 from services.encoder import metrics
-from services.encoder.torch_loading import _show_device
+from services.encoder.torch_loader import _show_device
 
 _DEVICE = "cuda:7"
 _LABEL = '{device="cuda:7"}'

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from services.encoder.batching import BatchPolicy
-from services.encoder.engine import Engine
-from services.encoder.jobs import EngineModel, Job, Rows
-from services.encoder.waiting import WaitingTexts
+from services.encoder.batching import BatchPolicy, EngineModel, Job, Rows
+from services.encoder.inference import InferenceThread
+from services.encoder.scheduler import Scheduler
 from tests.support.length_model import SAMPLE, LengthModel
 from textmatch.errors import InvalidInput, NotReady, reason_name
-from textmatch.models.tokens import TokenizedText
+from textmatch.models.fast_tokenizer import TokenizedText
 
 MakeJob = Callable[..., Job]
 
@@ -23,9 +22,9 @@ class Running:
     """An engine at work."""
 
     def __init__(self) -> None:
-        self.waiting = WaitingTexts(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
+        self.waiting = Scheduler(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
         self.deaths: list[BaseException] = []
-        self.engine = Engine(self.waiting, prepare_thread=lambda: None, on_death=self.deaths.append)
+        self.engine = InferenceThread(self.waiting, prepare_thread=lambda: None, on_death=self.deaths.append)
 
 
 @pytest.fixture

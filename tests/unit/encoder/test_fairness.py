@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from services.encoder.jobs import Errand, Job, Urgency
-from services.encoder.lanes import Item
-from services.encoder.waiting import WaitingTexts
+from services.encoder.batching import CallContext, EngineTask, Job
+from services.encoder.scheduler import Item, Scheduler
 from tests.support.length_model import LengthModel
 from textmatch.errors import DeadlineTooShort, Overloaded
 
@@ -20,12 +19,12 @@ def _tokens(batch: Sequence[Item]) -> list[int]:
     return [item.tokens for item in batch]
 
 
-def _urgency(caller: str, deadline: float | None = None) -> Urgency:
-    return Urgency(caller, is_bulk=False, deadline=deadline)
+def _urgency(caller: str, deadline: float | None = None) -> CallContext:
+    return CallContext(caller, is_bulk=False, deadline=deadline)
 
 
 async def test_a_small_call_waits_for_a_turn_of_a_huge_one_and_no_longer(
-    waiting: WaitingTexts, make_job: MakeJob
+    waiting: Scheduler, make_job: MakeJob
 ):
     waiting.add(make_job(*[20] * 40, caller="huge"))
     waiting.take()
@@ -33,23 +32,21 @@ async def test_a_small_call_waits_for_a_turn_of_a_huge_one_and_no_longer(
     assert {21, 22} <= set(_tokens(waiting.take()))
 
 
-async def test_a_text_unlike_those_of_a_huge_call_is_not_passed_over(
-    waiting: WaitingTexts, make_job: MakeJob
-):
+async def test_a_text_unlike_those_of_a_huge_call_is_not_passed_over(waiting: Scheduler, make_job: MakeJob):
     waiting.add(make_job(*[10] * 600, caller="huge"))
     waiting.take()
     waiting.add(make_job(90, caller="small"))
     assert [90] in [_tokens(waiting.take()) for _ in range(3)]
 
 
-async def test_a_model_does_not_wait_for_all_the_work_of_another(waiting: WaitingTexts, make_job: MakeJob):
+async def test_a_model_does_not_wait_for_all_the_work_of_another(waiting: Scheduler, make_job: MakeJob):
     waiting.add(make_job(*[90] * 5, caller="huge"))
     waiting.take()
     waiting.add(make_job(10, caller="small", model=LengthModel("other").engine_model))
     assert [10] in (_tokens(waiting.take()), _tokens(waiting.take()))
 
 
-async def test_a_caller_is_not_refused_for_what_goes_behind_it(waiting: WaitingTexts, make_job: MakeJob):
+async def test_a_caller_is_not_refused_for_what_goes_behind_it(waiting: Scheduler, make_job: MakeJob):
     waiting.note_speed(tokens=100, seconds=1.0)
     waiting.add(make_job(*[90] * 10, caller="huge"))
     soon = time.monotonic() + 3.0
@@ -62,7 +59,7 @@ async def test_a_caller_is_not_refused_for_what_goes_behind_it(waiting: WaitingT
         pass
 
 
-async def test_the_limit_leaves_room_for_other_callers(waiting: WaitingTexts, make_job: MakeJob):
+async def test_the_limit_leaves_room_for_other_callers(waiting: Scheduler, make_job: MakeJob):
     waiting.add(make_job(*[100] * 10, caller="huge"))
     with pytest.raises(Overloaded), waiting.admitted(1, _urgency("huge")):
         pass
@@ -76,7 +73,7 @@ async def test_the_limit_leaves_room_for_other_callers(waiting: WaitingTexts, ma
         pass
 
 
-async def test_callers_are_forgotten_when_nothing_of_theirs_waits(waiting: WaitingTexts, make_job: MakeJob):
+async def test_callers_are_forgotten_when_nothing_of_theirs_waits(waiting: Scheduler, make_job: MakeJob):
     cancelled = make_job(10, caller="cancelled")
     waiting.add(cancelled)
     waiting.discard(cancelled)
@@ -85,7 +82,7 @@ async def test_callers_are_forgotten_when_nothing_of_theirs_waits(waiting: Waiti
         with waiting.admitted(10, _urgency(str(number))):
             waiting.add(make_job(10, caller=str(number)))
         waiting.take()
-    waiting.add_errand(Errand(lambda: 1.0))
+    waiting.add_errand(EngineTask(lambda: 1.0))
     waiting.take()
     lane = waiting._interactive
     assert (lane._tokens_of_caller, lane._queues, lane.tokens) == ({}, {}, 0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.encoder.locating import find_models
+from services.encoder.loading import find_models
 from services.encoder.settings import EncoderSettings
 from textmatch.errors import ModelNotFound
 

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from services.encoder.hot_reload import Reloader
 from services.encoder.metrics import RELOADS_TOTAL
-from services.encoder.reloading import Reloader
-from services.encoder.served import ServedModels
+from services.encoder.model_registry import ModelRegistry
 from textmatch.errors import ModelNotFound
 
 
@@ -22,10 +22,10 @@ class Loads:
         self.most_at_once = 0
         self.go_on = threading.Semaphore(0)
         self.error: Exception | None = None
-        self.served: list[ServedModels] = []
+        self.served: list[ModelRegistry] = []
         self._running = 0
 
-    def load(self) -> ServedModels:
+    def load(self) -> ModelRegistry:
         self.started += 1
         self._running += 1
         self.most_at_once = max(self.most_at_once, self._running)
@@ -33,7 +33,7 @@ class Loads:
         self._running -= 1
         if self.error is not None:
             raise self.error
-        return ServedModels([], [])
+        return ModelRegistry([], [])
 
 
 @asynccontextmanager

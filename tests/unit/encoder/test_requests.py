@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.encoder.requests import max_message_bytes
+from services.encoder.validation import max_message_bytes
 from textmatch.documents import MAX_TEXT_BYTES
 from textmatch.v1 import encoder_service_pb2 as pb
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.encoder.streaming import answer_in_order
+from services.encoder.servicer import answer_in_order
 
 
 async def _numbers(count: int) -> AsyncIterator[int]:

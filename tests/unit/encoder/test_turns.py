@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.encoder.batching import BatchPolicy, take_packed_batch
-from services.encoder.turns import TurnQueue
+from services.encoder.fair_queue import DeficitRoundRobinQueue
 
 _LONGEST = 512
 _CALLERS = "abcdef"
@@ -40,11 +40,13 @@ def _texts(caller: str, token_counts: Sequence[int], first: int = 0) -> list[_Te
     return [_Text(caller, tokens, number) for number, tokens in enumerate(token_counts, first)]
 
 
-def _queue(policy: BatchPolicy, is_over: Callable[[_Text], bool] = lambda text: False) -> TurnQueue[_Text]:
-    return TurnQueue(policy.turn_tokens, is_over)
+def _queue(
+    policy: BatchPolicy, is_over: Callable[[_Text], bool] = lambda text: False
+) -> DeficitRoundRobinQueue[_Text]:
+    return DeficitRoundRobinQueue(policy.turn_tokens, is_over)
 
 
-def _add_all(queue: TurnQueue[_Text], wanted: list[tuple[str, list[int]]]) -> list[_Text]:
+def _add_all(queue: DeficitRoundRobinQueue[_Text], wanted: list[tuple[str, list[int]]]) -> list[_Text]:
     added: list[_Text] = []
     for caller, token_counts in wanted:
         texts = _texts(caller, token_counts, first=len(added))
@@ -53,7 +55,7 @@ def _add_all(queue: TurnQueue[_Text], wanted: list[tuple[str, list[int]]]) -> li
     return added
 
 
-def _batches(queue: TurnQueue[_Text], policy: BatchPolicy) -> list[list[_Text]]:
+def _batches(queue: DeficitRoundRobinQueue[_Text], policy: BatchPolicy) -> list[list[_Text]]:
     batches = []
     while batch := take_packed_batch(queue, policy):
         batches.append(batch)

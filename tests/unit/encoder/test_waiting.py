@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from services.encoder.batching import BatchPolicy
-from services.encoder.jobs import EngineModel, Errand, Job, Urgency
-from services.encoder.lanes import Item
+from services.encoder.batching import BatchPolicy, CallContext, EngineModel, EngineTask, Job
 from services.encoder.metrics import QUEUE_TEXTS, QUEUE_TOKENS, REJECTIONS_TOTAL
-from services.encoder.waiting import WaitingTexts
+from services.encoder.scheduler import Item, Scheduler
 from tests.support.length_model import SAMPLE, LengthModel
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded
 
@@ -21,15 +19,15 @@ def _tokens(batch: Sequence[Item]) -> list[int]:
     return [item.tokens for item in batch]
 
 
-def _urgency(*, is_bulk: bool = False, deadline: float | None = None) -> Urgency:
-    return Urgency("somebody", is_bulk, deadline)
+def _urgency(*, is_bulk: bool = False, deadline: float | None = None) -> CallContext:
+    return CallContext("somebody", is_bulk, deadline)
 
 
 def _depth(lane: str) -> tuple[float, float]:
     return QUEUE_TEXTS.labels(lane)._value.get(), QUEUE_TOKENS.labels(lane)._value.get()
 
 
-async def test_texts_of_several_jobs_share_a_batch(waiting: WaitingTexts, make_job: MakeJob):
+async def test_texts_of_several_jobs_share_a_batch(waiting: Scheduler, make_job: MakeJob):
     jobs = [make_job(10), make_job(11, 12), make_job(10)]
     for job in jobs:
         waiting.add(job)
@@ -38,7 +36,7 @@ async def test_texts_of_several_jobs_share_a_batch(waiting: WaitingTexts, make_j
     assert {item.job for item in batch} == set(jobs)
 
 
-async def test_a_job_too_large_for_a_batch_is_split(waiting: WaitingTexts, make_job: MakeJob):
+async def test_a_job_too_large_for_a_batch_is_split(waiting: Scheduler, make_job: MakeJob):
     job = make_job(*[30] * 7)
     waiting.add(job)
     batches = [waiting.take() for _ in range(3)]
@@ -46,20 +44,20 @@ async def test_a_job_too_large_for_a_batch_is_split(waiting: WaitingTexts, make_
     assert sorted(item.position for batch in batches for item in batch) == list(range(7))
 
 
-async def test_the_oldest_goes_first(waiting: WaitingTexts, make_job: MakeJob):
+async def test_the_oldest_goes_first(waiting: Scheduler, make_job: MakeJob):
     waiting.add(make_job(90))
     waiting.add(make_job(10))
     waiting.add(make_job(91))
     assert [_tokens(waiting.take()) for _ in range(3)] == [[90], [10], [91]]
 
 
-async def test_interactive_texts_go_ahead_of_bulk(waiting: WaitingTexts, make_job: MakeJob):
+async def test_interactive_texts_go_ahead_of_bulk(waiting: Scheduler, make_job: MakeJob):
     waiting.add(make_job(10, is_bulk=True))
     waiting.add(make_job(11))
     assert [_tokens(waiting.take()) for _ in range(2)] == [[11], [10]]
 
 
-async def test_bulk_advances_however_much_interactive_work_comes(waiting: WaitingTexts, make_job: MakeJob):
+async def test_bulk_advances_however_much_interactive_work_comes(waiting: Scheduler, make_job: MakeJob):
     waiting.add(make_job(*[50] * 10, is_bulk=True))
     lanes = []
     for _ in range(200):
@@ -69,7 +67,7 @@ async def test_bulk_advances_however_much_interactive_work_comes(waiting: Waitin
     assert lanes.index(True) < 15
 
 
-async def test_a_batch_is_of_one_model(waiting: WaitingTexts, make_job: MakeJob):
+async def test_a_batch_is_of_one_model(waiting: Scheduler, make_job: MakeJob):
     other = LengthModel("other").engine_model
     waiting.add(make_job(10))
     waiting.add(make_job(10, model=other))
@@ -77,7 +75,7 @@ async def test_a_batch_is_of_one_model(waiting: WaitingTexts, make_job: MakeJob)
     assert [len(waiting.take()) for _ in range(2)] == [2, 1]
 
 
-async def test_what_waits_is_counted(waiting: WaitingTexts, make_job: MakeJob):
+async def test_what_waits_is_counted(waiting: Scheduler, make_job: MakeJob):
     waiting.add(make_job(90, 90))
     waiting.add(make_job(5, is_bulk=True))
     assert (_depth("interactive"), _depth("bulk")) == ((2, 180), (1, 5))
@@ -88,7 +86,7 @@ async def test_what_waits_is_counted(waiting: WaitingTexts, make_job: MakeJob):
     assert (_depth("interactive"), _depth("bulk")) == ((0, 0), (0, 0))
 
 
-async def test_a_cancelled_job_is_neither_computed_nor_counted(waiting: WaitingTexts, make_job: MakeJob):
+async def test_a_cancelled_job_is_neither_computed_nor_counted(waiting: Scheduler, make_job: MakeJob):
     cancelled, kept = make_job(10, 20, 30), make_job(10)
     waiting.add(cancelled)
     waiting.add(kept)
@@ -98,7 +96,7 @@ async def test_a_cancelled_job_is_neither_computed_nor_counted(waiting: WaitingT
     assert _depth("interactive") == (0, 0)
 
 
-async def test_the_rest_of_a_job_cancelled_half_way_is_not_computed(waiting: WaitingTexts, make_job: MakeJob):
+async def test_the_rest_of_a_job_cancelled_half_way_is_not_computed(waiting: Scheduler, make_job: MakeJob):
     cancelled, kept = make_job(90, 91), make_job(92)
     waiting.add(cancelled)
     waiting.add(kept)
@@ -107,7 +105,7 @@ async def test_the_rest_of_a_job_cancelled_half_way_is_not_computed(waiting: Wai
     assert _tokens(waiting.take()) == [92]
 
 
-async def test_a_job_whose_deadline_passed_is_not_computed(waiting: WaitingTexts, make_job: MakeJob):
+async def test_a_job_whose_deadline_passed_is_not_computed(waiting: Scheduler, make_job: MakeJob):
     late, kept = make_job(10, deadline=time.monotonic() - 1), make_job(20)
     waiting.add(late)
     waiting.add(kept)
@@ -117,7 +115,7 @@ async def test_a_job_whose_deadline_passed_is_not_computed(waiting: WaitingTexts
     assert _depth("interactive") == (0, 0)
 
 
-async def test_too_much_is_refused_with_an_honest_delay(waiting: WaitingTexts, make_job: MakeJob):
+async def test_too_much_is_refused_with_an_honest_delay(waiting: Scheduler, make_job: MakeJob):
     refused = REJECTIONS_TOTAL.labels("overloaded")._value.get()
     waiting.note_speed(tokens=200, seconds=1.0)
     waiting.add(make_job(*[90] * 10))
@@ -132,7 +130,7 @@ async def test_too_much_is_refused_with_an_honest_delay(waiting: WaitingTexts, m
         pass
 
 
-async def test_calls_that_are_being_tokenised_count(waiting: WaitingTexts):
+async def test_calls_that_are_being_tokenised_count(waiting: Scheduler):
     with (
         waiting.admitted(600, _urgency()),
         pytest.raises(Overloaded),
@@ -143,7 +141,7 @@ async def test_calls_that_are_being_tokenised_count(waiting: WaitingTexts):
         pass
 
 
-async def test_each_lane_has_its_own_limit(waiting: WaitingTexts, make_job: MakeJob):
+async def test_each_lane_has_its_own_limit(waiting: Scheduler, make_job: MakeJob):
     waiting.add(make_job(*[90] * 11, is_bulk=True))
     with pytest.raises(Overloaded, match="bulk"), waiting.admitted(50, _urgency(is_bulk=True)):
         pass
@@ -151,13 +149,13 @@ async def test_each_lane_has_its_own_limit(waiting: WaitingTexts, make_job: Make
         pass
 
 
-async def test_an_empty_lane_takes_a_call_of_any_size(waiting: WaitingTexts):
+async def test_an_empty_lane_takes_a_call_of_any_size(waiting: Scheduler):
     with waiting.admitted(1_000_000, _urgency(is_bulk=True)):
         is_let_in = True
     assert is_let_in
 
 
-async def test_a_call_that_would_be_answered_too_late_is_refused(waiting: WaitingTexts, make_job: MakeJob):
+async def test_a_call_that_would_be_answered_too_late_is_refused(waiting: Scheduler, make_job: MakeJob):
     waiting.note_speed(tokens=100, seconds=1.0)
     waiting.add(make_job(*[90] * 5))
     deadline = time.monotonic() + 2.0
@@ -171,7 +169,7 @@ async def test_a_call_that_would_be_answered_too_late_is_refused(waiting: Waitin
         pass
 
 
-async def test_a_call_needs_time_to_spare_unless_nothing_is_ahead(waiting: WaitingTexts, make_job: MakeJob):
+async def test_a_call_needs_time_to_spare_unless_nothing_is_ahead(waiting: Scheduler, make_job: MakeJob):
     waiting.note_speed(tokens=100, seconds=1.0)
     soon = time.monotonic() + 1.2
     with waiting.admitted(90, _urgency(deadline=soon)):
@@ -180,7 +178,7 @@ async def test_a_call_needs_time_to_spare_unless_nothing_is_ahead(waiting: Waiti
         pass
 
 
-async def test_interactive_calls_need_not_wait_for_bulk(waiting: WaitingTexts, make_job: MakeJob):
+async def test_interactive_calls_need_not_wait_for_bulk(waiting: Scheduler, make_job: MakeJob):
     waiting.note_speed(tokens=100, seconds=1.0)
     waiting.add(make_job(*[90] * 10, is_bulk=True))
     with waiting.admitted(10, _urgency(deadline=time.monotonic() + 1.0)):
@@ -188,7 +186,7 @@ async def test_interactive_calls_need_not_wait_for_bulk(waiting: WaitingTexts, m
     assert is_let_in
 
 
-async def test_small_batches_do_not_tell_the_speed(waiting: WaitingTexts, make_job: MakeJob):
+async def test_small_batches_do_not_tell_the_speed(waiting: Scheduler, make_job: MakeJob):
     waiting.note_speed(tokens=1_000, seconds=1.0)
     for _ in range(100):
         waiting.note_speed(tokens=1, seconds=1.0)
@@ -198,7 +196,7 @@ async def test_small_batches_do_not_tell_the_speed(waiting: WaitingTexts, make_j
     assert caught.value.retry_delay_seconds == pytest.approx(0.99)
 
 
-async def test_closing_ends_what_waits_and_refuses_what_comes(waiting: WaitingTexts, make_job: MakeJob):
+async def test_closing_ends_what_waits_and_refuses_what_comes(waiting: Scheduler, make_job: MakeJob):
     job = make_job(10, 20)
     waiting.add(job)
     waiting.close(NotReady("over"))
@@ -211,7 +209,7 @@ async def test_closing_ends_what_waits_and_refuses_what_comes(waiting: WaitingTe
 
 
 async def test_choosing_from_many_waiting_texts_takes_no_time(make_job: MakeJob):
-    waiting = WaitingTexts(BatchPolicy(1024, 0.1, 64), limit_tokens=10**9)
+    waiting = Scheduler(BatchPolicy(1024, 0.1, 64), limit_tokens=10**9)
     model = EngineModel("many", lambda batch: pytest.fail("not computed here"), SAMPLE)
     waiting.add(make_job(*(1 + number % 200 for number in range(20_000)), model=model))
     started = time.process_time()
@@ -221,7 +219,7 @@ async def test_choosing_from_many_waiting_texts_takes_no_time(make_job: MakeJob)
 
 
 async def test_a_deadline_that_passes_while_a_batch_is_chosen_breaks_nothing(
-    waiting: WaitingTexts, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    waiting: Scheduler, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ):
     late = make_job(10)
     # It is in time when the lane is chosen, and over when its texts are.
@@ -235,20 +233,20 @@ async def test_a_deadline_that_passes_while_a_batch_is_chosen_breaks_nothing(
     assert _tokens(await asyncio.wait_for(taken, 5)) == [11]
 
 
-async def test_errands_and_batches_take_turns(waiting: WaitingTexts, make_job: MakeJob):
-    errands = [Errand(lambda: 1.0) for _ in range(4)]
+async def test_errands_and_batches_take_turns(waiting: Scheduler, make_job: MakeJob):
+    errands = [EngineTask(lambda: 1.0) for _ in range(4)]
     for errand in errands:
         waiting.add_errand(errand)
     waiting.add(make_job(90))
     waiting.add(make_job(91, is_bulk=True))
     taken = [waiting.take() for _ in range(6)]
-    assert [work for work in taken if isinstance(work, Errand)] == errands
-    assert [isinstance(work, Errand) for work in taken] == [True, False, True, False, True, True]
-    assert [_tokens(work) for work in taken if not isinstance(work, Errand)] == [[90], [91]]
+    assert [work for work in taken if isinstance(work, EngineTask)] == errands
+    assert [isinstance(work, EngineTask) for work in taken] == [True, False, True, False, True, True]
+    assert [_tokens(work) for work in taken if not isinstance(work, EngineTask)] == [[90], [91]]
 
 
-async def test_closing_ends_errands(waiting: WaitingTexts):
-    errand = Errand(lambda: 1.0)
+async def test_closing_ends_errands(waiting: Scheduler):
+    errand = EngineTask(lambda: 1.0)
     waiting.add_errand(errand)
     waiting.close()
     with pytest.raises(NotReady, match="shutting down"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from textmatch.errors import DependencyUnavailable
-from textmatch.index.renewed import Renewed
+from textmatch.index.collections import RefreshingCache
 
 _MAX_AGE_SECONDS = 10.0
 
@@ -34,7 +34,7 @@ class Counting:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._now = time.monotonic()
-        monkeypatch.setattr("textmatch.index.renewed.time.monotonic", lambda: self._now)
+        monkeypatch.setattr("textmatch.index.collections.time.monotonic", lambda: self._now)
 
     def advance(self, seconds: float) -> None:
         self._now += seconds
@@ -53,8 +53,8 @@ def reading() -> Counting:
 
 
 @pytest.fixture
-def renewed(reading: Counting) -> Renewed[int]:
-    return Renewed(reading.read, _MAX_AGE_SECONDS)
+def renewed(reading: Counting) -> RefreshingCache[int]:
+    return RefreshingCache(reading.read, _MAX_AGE_SECONDS)
 
 
 async def _settle() -> None:
@@ -62,14 +62,16 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_it_is_read_once_while_it_is_fresh(renewed: Renewed[int], reading: Counting, clock: Clock):
+async def test_it_is_read_once_while_it_is_fresh(
+    renewed: RefreshingCache[int], reading: Counting, clock: Clock
+):
     assert [await renewed.get() for _ in range(3)] == [1, 1, 1]
     clock.advance(4.9)
     assert (await renewed.get(), reading.count) == (1, 1)
 
 
 async def test_it_is_read_anew_before_it_is_too_old_without_letting_anybody_wait(
-    renewed: Renewed[int], reading: Counting, clock: Clock
+    renewed: RefreshingCache[int], reading: Counting, clock: Clock
 ):
     await renewed.get()
     reading.gate.clear()
@@ -86,13 +88,15 @@ async def test_it_is_read_anew_before_it_is_too_old_without_letting_anybody_wait
     assert await renewed.get() == 3
 
 
-async def test_what_is_too_old_is_waited_for(renewed: Renewed[int], clock: Clock):
+async def test_what_is_too_old_is_waited_for(renewed: RefreshingCache[int], clock: Clock):
     await renewed.get()
     clock.advance(10.0)
     assert await renewed.get() == 2
 
 
-async def test_who_needs_what_cannot_be_read_is_told(renewed: Renewed[int], reading: Counting, clock: Clock):
+async def test_who_needs_what_cannot_be_read_is_told(
+    renewed: RefreshingCache[int], reading: Counting, clock: Clock
+):
     await renewed.get()
     reading.error = DependencyUnavailable("gone")
     clock.advance(5.1)
@@ -107,7 +111,7 @@ async def test_who_needs_what_cannot_be_read_is_told(renewed: Renewed[int], read
 
 
 async def test_what_is_forgotten_is_read_again_even_if_it_was_being_read(
-    renewed: Renewed[int], reading: Counting, clock: Clock
+    renewed: RefreshingCache[int], reading: Counting, clock: Clock
 ):
     await renewed.get()
     reading.gate.clear()
@@ -120,7 +124,7 @@ async def test_what_is_forgotten_is_read_again_even_if_it_was_being_read(
 
 
 async def test_a_slow_reading_does_not_replace_a_later_one(
-    renewed: Renewed[int], reading: Counting, clock: Clock
+    renewed: RefreshingCache[int], reading: Counting, clock: Clock
 ):
     reading.gate.clear()
     slow = asyncio.create_task(renewed.refresh())

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from services.matcher.embedding_cache import EmbeddingCache
 from services.matcher.matching import Matcher
-from services.matcher.recalling import Recaller
-from services.matcher.reranking import Reranker
+from services.matcher.reranker import Reranker
+from services.matcher.retriever import EmbeddingCache, Retriever
 from textmatch import errors
-from textmatch.combination import Weights
 from textmatch.documents import Document
 from textmatch.encoder_client import EncodeResult, ScoreResult
-from textmatch.index.connection import CollectionGone
-from textmatch.index.recall import Hit, RecallQuery
-from textmatch.index.traits import CollectionTraits
+from textmatch.index.client import CollectionGone
+from textmatch.index.collection_info import CollectionInfo
+from textmatch.index.search import Hit, SearchQuery
+from textmatch.score_fusion import Weights
 
 MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
@@ -98,7 +97,7 @@ class ScriptedIndex:
         if collection in self.dropped:
             self.cached = None
             raise CollectionGone(collection)
-        return CollectionTraits(self.bm25 is not None, self.notes)
+        return CollectionInfo(self.bm25 is not None, self.notes)
 
     async def recall(self, query, *, model_id):
         self.words_count += query.embedding is None
@@ -113,7 +112,7 @@ class ScriptedIndex:
     def _by_words(self) -> list[Hit]:
         return [Hit(key, 0.0, score) for key, score in self.bm25.items()]
 
-    def _by_embedding(self, query: RecallQuery) -> list[Hit]:
+    def _by_embedding(self, query: SearchQuery) -> list[Hit]:
         has_words = self.bm25 is not None and query.text
         return [
             Hit(key, cosine, self.bm25.get(key, 0.0) if has_words else None)
@@ -130,7 +129,7 @@ class ScriptedIndex:
 
 def matcher(encoder: ScriptedEncoder, index: ScriptedIndex | None = None, depth: int = 40) -> Matcher:
     index = index or ScriptedIndex()
-    recaller = Recaller(encoder, index, EmbeddingCache(10))
+    recaller = Retriever(encoder, index, EmbeddingCache(10))
     return Matcher(recaller, Reranker(encoder), index, Weights(lexical=0.5, rerank=0.5), depth)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from services.matcher.answers import Degraded, MatchOptions, Recall, Rerank
+from services.matcher.answers import DegradedReason, MatchOptions, Recall, Rerank
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
-from textmatch.combination import WEIGHTS_NOTE, Calibration, Weights, to_mapping
+from textmatch.score_fusion import WEIGHTS_NOTE, Calibration, Weights, to_mapping
 
 MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
@@ -43,7 +43,7 @@ async def test_words_alone_answer_when_the_query_is_not_embedded_in_time(error: 
     index = ScriptedIndex(bm25={"c": 24.0, "b": 12.0})
     result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon())
     assert [(one.document.id, round(one.score, 4)) for one in result.matches] == [("c", 0.5), ("b", 0.0625)]
-    assert (result.degraded, encoder.scored) == (Degraded.ENCODE_LATE, [])
+    assert (result.degraded, encoder.scored) == (DegradedReason.ENCODE_LATE, [])
     with pytest.raises(type(error)):
         await matcher(encoder, index).match("q", MatchOptions(recall=Recall.DENSE), deadline=soon())
 
@@ -54,7 +54,11 @@ async def test_what_was_scored_before_time_ran_out_counts():
     encoder = ScriptedEncoder(scores=scores, score_error=errors.DeadlinePassed("late"), good_chunks=1)
     result = await matcher(encoder, index).match("query", MatchOptions(top_k=12), deadline=soon(1.0))
     assert encoder.scored == [[f"text d{number:02}" for number in range(8)]]
-    assert (result.degraded, result.scored_count, result.candidate_count) == (Degraded.RERANK_LATE, 8, 12)
+    assert (result.degraded, result.scored_count, result.candidate_count) == (
+        DegradedReason.RERANK_LATE,
+        8,
+        12,
+    )
     assert result.matches[0].document.id == "d07"
     by_id = {one.document.id: one for one in result.matches}
     assert by_id["d08"].rerank_score is None
@@ -85,7 +89,7 @@ async def test_a_late_classifier_leaves_the_order_of_recall():
     options = MatchOptions(top_k=2, rerank=Rerank.CASCADE, rerank_depth=2)
     result = await matcher(encoder).match("query", options, deadline=soon())
     assert [one.document.id for one in result.matches] == ["a", "b"]
-    assert result.degraded is Degraded.RERANK_LATE
+    assert result.degraded is DegradedReason.RERANK_LATE
 
 
 async def test_a_bi_encoder_without_classifier_is_the_callers_mistake():

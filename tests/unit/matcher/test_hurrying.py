@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from services.matcher.answers import Degraded, MatchOptions, MatchResult, Recall
-from services.matcher.hurrying import Haste
+from services.matcher.answers import DegradedReason, MatchOptions, MatchResult, Recall
+from services.matcher.lexical_fallback import Haste
 from services.matcher.matching import Matcher
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
@@ -42,7 +42,7 @@ async def test_words_answer_while_the_embedding_is_on_its_way():
     deadline = soon(_HURRY_SECONDS)
     result = await hurried.match("query", MatchOptions(), deadline=deadline)
     assert time.monotonic() < deadline
-    assert (result.degraded, result.bi_encoder_model_id) == (Degraded.ENCODE_LATE, index.current)
+    assert (result.degraded, result.bi_encoder_model_id) == (DegradedReason.ENCODE_LATE, index.current)
     assert _ids(result) == ["c", "b"]
     assert len(asyncio.all_tasks()) == 1
 
@@ -51,7 +51,7 @@ async def test_the_embedding_answers_if_it_comes_in_time():
     encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
     hurried = await _hurried(encoder, index)
     result = await hurried.match("query", MatchOptions(top_k=2), deadline=soon(_HURRY_SECONDS))
-    assert (result.degraded, result.recall) == (Degraded.RECALL_LATE, Recall.DENSE)
+    assert (result.degraded, result.recall) == (DegradedReason.RECALL_LATE, Recall.DENSE)
     assert _ids(result) == ["a", "b"]
     assert result.matches[0].parts.bm25 is None
     assert index.words_count == 0
@@ -62,7 +62,7 @@ async def test_words_answer_while_the_search_by_embedding_takes_too_long():
     hurried = await _hurried(encoder, index)
     index.dense_seconds = 1.0
     result = await hurried.match("query", MatchOptions(), deadline=soon(_HURRY_SECONDS))
-    assert (result.degraded, _ids(result)) == (Degraded.ENCODE_LATE, ["c", "b"])
+    assert (result.degraded, _ids(result)) == (DegradedReason.ENCODE_LATE, ["c", "b"])
 
 
 async def test_where_words_find_nothing_the_embedding_is_waited_for():
@@ -70,7 +70,7 @@ async def test_where_words_find_nothing_the_embedding_is_waited_for():
     hurried = await _hurried(encoder, index)
     index.dense_seconds = 0.8 * _HURRY_SECONDS
     result = await hurried.match("query", MatchOptions(), deadline=soon(_HURRY_SECONDS))
-    assert (result.degraded, _ids(result)) == (Degraded.RECALL_LATE, ["a", "b", "c"])
+    assert (result.degraded, _ids(result)) == (DegradedReason.RECALL_LATE, ["a", "b", "c"])
 
 
 async def test_in_a_hurry_too_dense_recall_needs_the_embedding():
@@ -79,7 +79,7 @@ async def test_in_a_hurry_too_dense_recall_needs_the_embedding():
     dense = MatchOptions(recall=Recall.DENSE)
     index.dense_seconds = 0.8 * _HURRY_SECONDS
     result = await hurried.match("query", dense, deadline=soon(_HURRY_SECONDS))
-    assert (result.degraded, _ids(result)) == (Degraded.RECALL_LATE, ["a", "b", "c"])
+    assert (result.degraded, _ids(result)) == (DegradedReason.RECALL_LATE, ["a", "b", "c"])
     index.dense_seconds = 1.0
     with pytest.raises(errors.DeadlinePassed, match="the index did not answer"):
         await hurried.match("query", dense, deadline=soon(_HURRY_SECONDS))
@@ -91,9 +91,9 @@ async def test_an_embedding_that_is_known_answers_where_there_is_no_time_to_embe
     encoded = encoder.encode_count
     no_time = 0.1
     result = await hurried.match("query 19", MatchOptions(), deadline=soon(no_time))
-    assert (result.degraded, encoder.encode_count) == (Degraded.RECALL_LATE, encoded)
+    assert (result.degraded, encoder.encode_count) == (DegradedReason.RECALL_LATE, encoded)
     result = await hurried.match("new query", MatchOptions(), deadline=soon(no_time))
-    assert (result.degraded, encoder.encode_count) == (Degraded.ENCODE_LATE, encoded)
+    assert (result.degraded, encoder.encode_count) == (DegradedReason.ENCODE_LATE, encoded)
 
 
 async def test_in_a_hurry_too_an_encoder_that_is_gone_is_an_error():
@@ -140,4 +140,4 @@ async def test_after_late_answers_words_are_searched_sooner():
     index.words_count = 0
     # Searches have become quicker meanwhile, so that without haste there is time for the embedding first.
     result = await hurried.match("hasty", MatchOptions(), deadline=soon(0.25))
-    assert (result.degraded, index.words_count) == (Degraded.RECALL_LATE, 1)
+    assert (result.degraded, index.words_count) == (DegradedReason.RECALL_LATE, 1)

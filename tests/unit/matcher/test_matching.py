@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from services.matcher.answers import Degraded, MatchOptions, Rerank
+from services.matcher.answers import DegradedReason, MatchOptions, Rerank
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
 
@@ -45,16 +45,18 @@ async def test_without_rerank_the_recall_score_is_the_score():
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (errors.DeadlinePassed("late"), Degraded.RERANK_LATE),
-        (errors.Overloaded("full"), Degraded.RERANK_REFUSED),
-        (errors.DeadlineTooShort("full"), Degraded.RERANK_REFUSED),
-        (errors.DependencyUnavailable("gone"), Degraded.RERANK_UNAVAILABLE),
-        (errors.NotReady("loading"), Degraded.RERANK_UNAVAILABLE),
-        (errors.ModelNotFound("no cross-encoder"), Degraded.RERANK_UNAVAILABLE),
-        (errors.InternalError("bug"), Degraded.RERANK_UNAVAILABLE),
+        (errors.DeadlinePassed("late"), DegradedReason.RERANK_LATE),
+        (errors.Overloaded("full"), DegradedReason.RERANK_REFUSED),
+        (errors.DeadlineTooShort("full"), DegradedReason.RERANK_REFUSED),
+        (errors.DependencyUnavailable("gone"), DegradedReason.RERANK_UNAVAILABLE),
+        (errors.NotReady("loading"), DegradedReason.RERANK_UNAVAILABLE),
+        (errors.ModelNotFound("no cross-encoder"), DegradedReason.RERANK_UNAVAILABLE),
+        (errors.InternalError("bug"), DegradedReason.RERANK_UNAVAILABLE),
     ],
 )
-async def test_when_scoring_fails_the_answer_is_degraded_to_recall_order(error: Exception, reason: Degraded):
+async def test_when_scoring_fails_the_answer_is_degraded_to_recall_order(
+    error: Exception, reason: DegradedReason
+):
     result = await matcher(ScriptedEncoder(score_error=error)).match("query", MatchOptions(), deadline=soon())
     assert [one.document.id for one in result.matches] == ["a", "b", "c"]
     assert result.degraded is reason
@@ -69,7 +71,11 @@ async def test_scoring_leaves_time_for_the_answer():
 async def test_with_little_time_left_few_candidates_are_found_and_none_is_scored():
     encoder, index = ScriptedEncoder(), ScriptedIndex(cosines={f"d{number:03}": 0.5 for number in range(200)})
     result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon(0.02))
-    assert (result.degraded, result.candidate_count, len(result.matches)) == (Degraded.RECALL_LATE, 10, 10)
+    assert (result.degraded, result.candidate_count, len(result.matches)) == (
+        DegradedReason.RECALL_LATE,
+        10,
+        10,
+    )
     assert (encoder.score_timeouts, index.read_count) == ([], 0)
     wide = MatchOptions(top_k=30)
     result = await matcher(encoder, index).match("query", wide, deadline=soon(0.02))
@@ -80,13 +86,13 @@ async def test_what_little_time_is_follows_how_long_searches_take():
     index = ScriptedIndex(recall_seconds=0.04)
     matcher_ = matcher(ScriptedEncoder(), index)
 
-    async def reason(seconds: float) -> Degraded | None:
+    async def reason(seconds: float) -> DegradedReason | None:
         return (await matcher_.match("query", MatchOptions(), deadline=soon(seconds))).degraded
 
     assert await reason(0.1) is None
     for _ in range(20):
         await reason(1.0)
-    assert await reason(0.1) is Degraded.RECALL_LATE
+    assert await reason(0.1) is DegradedReason.RECALL_LATE
     index.recall_seconds = 0.001
     for _ in range(30):
         await reason(0.1)
@@ -211,4 +217,4 @@ async def test_bulk_work_comes_back_when_the_encoder_asks_it_to():
     result = await busy.match("query", MatchOptions(), deadline=soon(5), is_bulk=True)
     assert (result.degraded, result.scored_count) == (None, 3)
     result = await matcher(RefusingEncoder()).match("query", MatchOptions(), deadline=soon(5))
-    assert (result.degraded, result.scored_count) == (Degraded.RERANK_REFUSED, 0)
+    assert (result.degraded, result.scored_count) == (DegradedReason.RERANK_REFUSED, 0)

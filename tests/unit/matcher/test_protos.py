@@ -4,11 +4,11 @@ import pytest
 from google.protobuf import struct_pb2
 
 from services.matcher import protos
-from services.matcher.answers import Degraded, MatchResult, Recall, Rerank, ScoredDocument
-from textmatch.combination import Calibration, Parts, Weights
+from services.matcher.answers import DegradedReason, MatchResult, Recall, Rerank, ScoredDocument
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.score_fusion import Calibration, ScoreComponents, Weights
 from textmatch.v1 import matcher_service_pb2 as pb
 
 
@@ -118,8 +118,8 @@ def test_a_filter_has_limits_in_depth_and_size():
 
 
 def test_parts_that_were_not_asked_for_are_left_out():
-    match = ScoredDocument(Document("a", "text", {"k": 1}, 3), 0.5, 0.4, 0.45, None, Parts(0.4))
-    result = MatchResult(matches=[match], degraded=Degraded.RERANK_REFUSED)
+    match = ScoredDocument(Document("a", "text", {"k": 1}, 3), 0.5, 0.4, 0.45, None, ScoreComponents(0.4))
+    result = MatchResult(matches=[match], degraded=DegradedReason.RERANK_REFUSED)
     bare = protos.to_match_response(result, pb.MatchOptions(omit_text=True, omit_attributes=True))
     assert (bare.matches[0].document.text, bare.matches[0].document.HasField("attributes")) == ("", False)
     full = protos.to_match_response(result, pb.MatchOptions())
@@ -129,7 +129,7 @@ def test_parts_that_were_not_asked_for_are_left_out():
 
 
 def test_an_explanation_has_every_part_of_a_score():
-    match = ScoredDocument(Document("a", "text"), 0.5, 0.4, 0.45, 0.75, Parts(-0.5, 12.0), 0.25)
+    match = ScoredDocument(Document("a", "text"), 0.5, 0.4, 0.45, 0.75, ScoreComponents(-0.5, 12.0), 0.25)
     weights = Weights(0.5, 0.25, Calibration(2.0, -1.0))
     result = MatchResult([match], weights=weights, recall=Recall.HYBRID, candidate_count=7, scored_count=1)
     assert not protos.to_match_response(result, pb.MatchOptions()).matches[0].HasField("explanation")

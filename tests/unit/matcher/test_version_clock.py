@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.matcher import intake
-from services.matcher.intake import VersionClock
+from services.matcher import ingest
+from services.matcher.ingest import VersionClock
 from textmatch.documents import Document
 
 
@@ -13,7 +13,7 @@ from textmatch.documents import Document
 def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The time in microseconds, to be changed by the test."""
     time = [1_000]
-    monkeypatch.setattr(intake, "version_now", lambda: time[0])
+    monkeypatch.setattr(ingest, "version_now", lambda: time[0])
     return time
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from textmatch.models.calibration import FILE_NAME, MAX_KNOTS, Calibration, Isotonic, Logistic, Method
-from textmatch.models.resolve import UnusableModel
+from textmatch.models.model_resolver import UnusableModel
 
 ISOTONIC = Isotonic((0.0, 0.5, 1.0), (0.1, 0.2, 0.8))
 SCORES = np.array([0.0, 1e-9, 0.25, 0.5, 0.75, 1.0], dtype=np.float32)

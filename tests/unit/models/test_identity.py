@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from textmatch.models.identity import model_id
+from textmatch.models.model_resolver import model_id
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.models.packing import ROW_WIDTHS, PackedRows, pack
-from textmatch.models.tokens import TokenizedText
 
 PAD_ID = 0
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from textmatch.models.pair_classifier import PairClassifier
-from textmatch.models.resolve import UnusableModel
+from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.model_resolver import UnusableModel
 from textmatch.vectors import normalise
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import ModelNotFound
-from textmatch.models.resolve import BI_ENCODER_ORGANISATION, UnusableModel, find_model
+from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, UnusableModel, find_model
 
 
 def _find(name: str) -> Path:

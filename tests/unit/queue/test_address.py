@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from textmatch.errors import InvalidInput
-from textmatch.queue.address import RedisAddress, parse
 from textmatch.queue.app import make_app
-from textmatch.queue.connection import connect
+from textmatch.queue.redis_client import RedisAddress, connect, parse
 
 
 @pytest.mark.parametrize(

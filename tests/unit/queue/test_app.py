@@ -8,7 +8,7 @@ import pytest
 
 from textmatch.errors import InvalidInput
 from textmatch.queue.app import make_app
-from textmatch.queue.connection import connect
+from textmatch.queue.redis_client import connect
 
 
 def test_tls_is_verified_by_both_clients():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from textmatch.queue import envelope
+from textmatch.queue import messages
 from textmatch.queue.keys import QUEUE
 from textmatch.queue.messages import MalformedMessage
 
@@ -25,7 +25,7 @@ def celery_message(body: Any = (["argument"], {}, {})) -> dict[str, Any]:
 
 
 def unpack(message: Any) -> dict[str, Any]:
-    return envelope.unpack(json.dumps(message).encode())
+    return messages.unpack(json.dumps(message).encode())
 
 
 def body_of(message: dict[str, Any]) -> Any:
@@ -76,7 +76,7 @@ def test_a_task_without_an_id_gets_one(task_id: Any):
 )
 def test_what_is_no_message_is_refused(raw: bytes, complaint: str):
     with pytest.raises(MalformedMessage, match=complaint):
-        envelope.unpack(raw)
+        messages.unpack(raw)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from tests.support.redis import RedisServer
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
 from textmatch.queue import keys
-from textmatch.queue.connection import connect
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
+from textmatch.queue.redis_client import connect
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import ApiKeyInvalid, InvalidInput
-from textmatch.runtime.api_keys import ApiKeys, Scope, parse
+from textmatch.runtime.auth import ApiKeys, Scope, parse
 
 READER = "reader-key-0123456789"
 OPERATOR = "operator-key-0123456789"

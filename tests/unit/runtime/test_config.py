@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from textmatch.errors import InvalidInput
-from textmatch.runtime.config import describe, load, setting
+from textmatch.runtime.settings import describe, load, setting
 
 
 @dataclass(frozen=True)

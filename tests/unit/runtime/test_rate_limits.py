@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from textmatch.errors import Overloaded
-from textmatch.runtime.api_keys import ApiKey, Scope
-from textmatch.runtime.rate_limits import RateLimits
+from textmatch.runtime.auth import ApiKey, RateLimits, Scope
 
 
 class Clock:

@@ -4,7 +4,7 @@ from itertools import chain
 
 from datasets import Dataset
 
-from training.batches import LengthSortedBatchSampler
+from training.trainers import LengthSortedBatchSampler
 
 
 def _sampler(lengths: list[int], batch_size: int, seed: int = 0) -> LengthSortedBatchSampler:

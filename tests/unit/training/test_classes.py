@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.classes import Classes, check_labels, find_classes
+from training.bi_encoder_run import Classes, check_labels, find_classes
 from training.pairs import ClassPair
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.evaluation.collection import read_collection
+from training.evaluation.retrieval import read_collection
 
 CORPUS = [
     {"id": "d1", "title": "Cats", "text": "sit"},

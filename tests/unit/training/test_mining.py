@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.mining import mine_warm_up_pairs
+from training.regression import mine_warm_up_pairs
 
 SENTENCES = [f"sentence {number}" for number in range(400)]
 

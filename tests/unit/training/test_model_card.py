@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.evaluation.resampling import Estimate
+from training.evaluation.bootstrap import Estimate
 from training.model_card import Figures, ModelCard, replace_section, thresholds_section, write_model_card
 
 

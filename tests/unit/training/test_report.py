@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from training.data_report import Leak, TrainingRow, describe
 from training.pairs import ClassPair
-from training.report import Leak, TrainingRow, describe
 
 DEV = Path("data/dev.tsv")
 ROWS = [

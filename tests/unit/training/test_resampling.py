@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from training.evaluation.resampling import Resampled, resample, resample_means
+from training.evaluation.bootstrap import Resampled, resample, resample_means
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.columns import FileForm
+from training.data_files import FileForm
 from training.pairs import (
     ClassPair,
     ScoredPair,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.schedule import parse_schedule
+from training.settings import parse_schedule
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.redis import RedisServer, own_redis_server, redis_server, shared_redis_server
-from textmatch.queue.connection import connect
+from textmatch.queue.redis_client import connect
 
 __all__ = ["own_redis_server", "redis", "redis_server", "shared_redis_server"]
 

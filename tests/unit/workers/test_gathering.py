@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from textmatch.documents import Document
-from workers.gathering import Gathering
-from workers.persistence import AcceptedDocument, PatienceLost
+from workers.batcher import MicroBatcher
+from workers.retrying_indexer import AcceptedDocument, RetryBudgetExhausted
 
 
 class Indexer:
@@ -34,22 +34,22 @@ def indexer() -> Indexer:
 
 
 @pytest.fixture
-def gathering(indexer: Indexer) -> Gathering:
-    return Gathering(cast("Any", indexer), batches=1)
+def gathering(indexer: Indexer) -> MicroBatcher:
+    return MicroBatcher(cast("Any", indexer), batches=1)
 
 
 def message(*ids: str) -> tuple[AcceptedDocument, ...]:
     return tuple(AcceptedDocument(Document(one, "text", version=1), 1.0) for one in ids)
 
 
-async def send(gathering: Gathering, *ids: str, size_bytes: int = 10) -> asyncio.Task[None]:
+async def send(gathering: MicroBatcher, *ids: str, size_bytes: int = 10) -> asyncio.Task[None]:
     task = asyncio.create_task(gathering.settle(message(*ids), size_bytes))
     for _ in range(5):
         await asyncio.sleep(0)
     return task
 
 
-async def test_what_waits_goes_together_and_nothing_waits_for_more(gathering: Gathering, indexer: Indexer):
+async def test_what_waits_goes_together_and_nothing_waits_for_more(gathering: MicroBatcher, indexer: Indexer):
     first = await send(gathering, "a")
     assert indexer.batches == [["a"]]
     others = [await send(gathering, f"{number}", f"{number}+") for number in range(40)]
@@ -59,7 +59,7 @@ async def test_what_waits_goes_together_and_nothing_waits_for_more(gathering: Ga
     assert indexer.batches[1][:3] == ["0", "0+", "1"]
 
 
-async def test_large_messages_go_alone(gathering: Gathering, indexer: Indexer):
+async def test_large_messages_go_alone(gathering: MicroBatcher, indexer: Indexer):
     tasks = [await send(gathering, f"{number}", size_bytes=200_000) for number in range(3)]
     tasks.append(await send(gathering, "huge", size_bytes=10**7))
     indexer.may_go_on.set()
@@ -68,7 +68,7 @@ async def test_large_messages_go_alone(gathering: Gathering, indexer: Indexer):
 
 
 async def test_several_batches_run_at_a_time(indexer: Indexer):
-    gathering = Gathering(cast("Any", indexer), batches=2)
+    gathering = MicroBatcher(cast("Any", indexer), batches=2)
     tasks = [await send(gathering, one) for one in "abc"]
     assert indexer.batches == [["a"], ["b"]]
     indexer.may_go_on.set()
@@ -77,15 +77,17 @@ async def test_several_batches_run_at_a_time(indexer: Indexer):
 
 
 async def test_every_message_of_a_batch_that_is_not_settled_is_put_back(
-    gathering: Gathering, indexer: Indexer
+    gathering: MicroBatcher, indexer: Indexer
 ):
     tasks = [await send(gathering, one) for one in "abc"]
-    indexer.error = PatienceLost("not settled")
+    indexer.error = RetryBudgetExhausted("not settled")
     indexer.may_go_on.set()
-    assert [type(one) for one in await asyncio.gather(*tasks, return_exceptions=True)] == [PatienceLost] * 3
+    assert [type(one) for one in await asyncio.gather(*tasks, return_exceptions=True)] == [
+        RetryBudgetExhausted
+    ] * 3
 
 
-async def test_what_nobody_waits_for_any_more_is_left_out(gathering: Gathering, indexer: Indexer):
+async def test_what_nobody_waits_for_any_more_is_left_out(gathering: MicroBatcher, indexer: Indexer):
     tasks = [await send(gathering, one) for one in "abc"]
     tasks[1].cancel()
     await asyncio.sleep(0)
@@ -94,7 +96,7 @@ async def test_what_nobody_waits_for_any_more_is_left_out(gathering: Gathering, 
     assert indexer.batches == [["a"], ["c"]]
 
 
-async def test_closing_ends_what_runs(gathering: Gathering, indexer: Indexer):
+async def test_closing_ends_what_runs(gathering: MicroBatcher, indexer: Indexer):
     waiting = await send(gathering, "a")
     await gathering.close()
     assert not waiting.done()

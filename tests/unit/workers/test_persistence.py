@@ -23,9 +23,9 @@ from textmatch.errors import (
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
 from textmatch.queue.tombstones import Tombstones
-from workers import persistence
-from workers.indexing import Dependencies, Result
-from workers.persistence import AcceptedDocument, PatienceLost, PersistentIndexer
+from workers import retrying_indexer
+from workers.indexer import Dependencies, Result
+from workers.retrying_indexer import AcceptedDocument, RetryBudgetExhausted, RetryingIndexer
 
 TRANSIENT = [
     Overloaded("busy"),
@@ -65,7 +65,7 @@ def deps(redis: Redis) -> Dependencies:
 
 @pytest.fixture
 def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persistence, "_delay_seconds", lambda error, attempt: 0.0)
+    monkeypatch.setattr(retrying_indexer, "_delay_seconds", lambda error, attempt: 0.0)
 
 
 def documents(count: int) -> tuple[Document, ...]:
@@ -79,8 +79,8 @@ def accepted(count: int) -> list[AcceptedDocument]:
 async def settle(
     pipeline: Pipeline, deps: Dependencies, monkeypatch: pytest.MonkeyPatch, count: int = 1, **options: float
 ) -> None:
-    monkeypatch.setattr(persistence, "index_documents", pipeline)
-    indexer = PersistentIndexer(deps, **{"patience_seconds": 60.0, **options})
+    monkeypatch.setattr(retrying_indexer, "index_documents", pipeline)
+    indexer = RetryingIndexer(deps, **{"patience_seconds": 60.0, **options})
     await indexer.settle(accepted(count))
 
 
@@ -133,9 +133,9 @@ async def test_an_outage_while_looking_for_a_bug_condemns_nobody(
 
 
 async def test_patience_ends(deps: Dependencies, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(persistence, "_delay_seconds", lambda error, attempt: 0.05)
+    monkeypatch.setattr(retrying_indexer, "_delay_seconds", lambda error, attempt: 0.05)
     pipeline = Pipeline(errors=[Overloaded("busy")] * 100)
-    with pytest.raises(PatienceLost, match="busy"):
+    with pytest.raises(RetryBudgetExhausted, match="busy"):
         await settle(pipeline, deps, monkeypatch, patience_seconds=0.2)
     assert 2 <= len(pipeline.batches) <= 5
 
@@ -144,7 +144,7 @@ async def test_the_delay_that_was_asked_for_is_kept_even_beyond_the_patience(
     deps: Dependencies, monkeypatch: pytest.MonkeyPatch
 ):
     started_at = time.monotonic()
-    with pytest.raises(PatienceLost):
+    with pytest.raises(RetryBudgetExhausted):
         await settle(
             Pipeline(errors=[Overloaded("busy", retry_delay_seconds=0.3)]),
             deps,
@@ -156,27 +156,29 @@ async def test_the_delay_that_was_asked_for_is_kept_even_beyond_the_patience(
 
 async def test_a_stop_ends_the_waiting(deps: Dependencies, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        persistence, "index_documents", Pipeline(errors=[Overloaded("busy", retry_delay_seconds=60.0)])
+        retrying_indexer, "index_documents", Pipeline(errors=[Overloaded("busy", retry_delay_seconds=60.0)])
     )
-    indexer = PersistentIndexer(deps, patience_seconds=60.0)
+    indexer = RetryingIndexer(deps, patience_seconds=60.0)
     waiting = asyncio.create_task(indexer.settle(accepted(1)))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     indexer.stop()
     async with asyncio.timeout(1):
-        with pytest.raises(PatienceLost):
+        with pytest.raises(RetryBudgetExhausted):
             await waiting
 
 
 def test_delays_grow_to_a_limit_and_differ():
     error = Overloaded("busy")
-    shortest = [min(persistence._delay_seconds(error, attempt) for _ in range(50)) for attempt in range(40)]
+    shortest = [
+        min(retrying_indexer._delay_seconds(error, attempt) for _ in range(50)) for attempt in range(40)
+    ]
     assert 0.1 < shortest[0] < 0.25
     assert shortest[0] < shortest[3] < shortest[6]
     assert all(delay <= 15.0 for delay in shortest)
-    assert len({persistence._delay_seconds(error, 3) for _ in range(10)}) > 5
+    assert len({retrying_indexer._delay_seconds(error, 3) for _ in range(10)}) > 5
 
 
 def test_a_server_that_asks_for_time_gets_it():
     error = Overloaded("busy", retry_delay_seconds=12.0)
-    assert all(12.0 < persistence._delay_seconds(error, 0) <= 12.25 for _ in range(50))
+    assert all(12.0 < retrying_indexer._delay_seconds(error, 0) <= 12.25 for _ in range(50))

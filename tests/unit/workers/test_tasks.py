@@ -10,12 +10,11 @@ from redis.asyncio import Redis
 
 from tests.support.redis import RedisServer
 from textmatch.queue import keys
-from textmatch.queue.connection import connect
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
+from textmatch.queue.redis_client import connect
 from workers import tasks
-from workers.leases import Leases
-from workers.tasks import MessageHandler
+from workers.tasks import Leases, MessageHandler
 
 UNREADABLE = "not a message"
 

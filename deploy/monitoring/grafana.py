@@ -1,0 +1,186 @@
+"""Grafana dashboards as values, and their JSON.
+
+PromQL for panels. Each query is limited to the namespaces chosen on the dashboard.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+_GRID_WIDTH = 24
+_PANEL_HEIGHT = 8
+_SCHEMA_VERSION = 39
+_DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+
+class Kind(enum.Enum):
+    """What a panel is drawn as."""
+
+    LINES = "timeseries"
+    NUMBER = "stat"
+    HEATMAP = "heatmap"
+    TABLE = "table"
+
+
+class Unit(enum.Enum):
+    """Grafana's names of units."""
+
+    NONE = "short"
+    SECONDS = "s"
+    SHARE = "percentunit"
+    PER_SECOND = "cps"
+    BYTES = "bytes"
+
+
+@dataclass(frozen=True)
+class Query:
+    """PromQL, and what its series are called: `{{label}}` stands for a label's value."""
+
+    expression: str
+    legend: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart.
+
+    Attributes:
+        needs: what a stack must have for the panel to show anything; "" if every stack does.
+    """
+
+    title: str
+    description: str
+    queries: tuple[Query, ...]
+    unit: Unit = Unit.NONE
+    kind: Kind = Kind.LINES
+    width: int = 8
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """A page of panels, filled from left to right and from top to bottom."""
+
+    uid: str
+    title: str
+    description: str
+    panels: tuple[Panel, ...] = field(default_factory=tuple)
+
+
+def render(dashboard: Dashboard) -> dict[str, Any]:
+    """The dashboard as Grafana imports it."""
+    return {
+        "uid": dashboard.uid,
+        "title": dashboard.title,
+        "description": dashboard.description,
+        "tags": ["textmatch"],
+        "schemaVersion": _SCHEMA_VERSION,
+        "editable": False,
+        "refresh": "30s",
+        "time": {"from": "now-1h", "to": "now"},
+        "links": [{"type": "dashboards", "tags": ["textmatch"], "title": "textmatch", "asDropdown": False}],
+        "templating": {"list": [_datasource_variable(), _namespace_variable()]},
+        "panels": list(_render_panels(dashboard.panels)),
+    }
+
+
+def _render_panels(panels: tuple[Panel, ...]) -> Iterator[dict[str, Any]]:
+    x = y = 0
+    for number, panel in enumerate(panels, start=1):
+        if x + panel.width > _GRID_WIDTH:
+            x, y = 0, y + _PANEL_HEIGHT
+        yield {
+            "id": number,
+            "type": panel.kind.value,
+            "title": panel.title,
+            "description": panel.description,
+            "datasource": _DATASOURCE,
+            "gridPos": {"x": x, "y": y, "w": panel.width, "h": _PANEL_HEIGHT},
+            "fieldConfig": {"defaults": {"unit": panel.unit.value, "min": 0}, "overrides": []},
+            "options": _options(panel.kind),
+            "targets": [
+                {
+                    "refId": chr(ord("A") + position),
+                    "datasource": _DATASOURCE,
+                    "expr": query.expression,
+                    "legendFormat": query.legend or "__auto",
+                    "format": "heatmap" if panel.kind is Kind.HEATMAP else "time_series",
+                    "instant": panel.kind is Kind.TABLE,
+                }
+                for position, query in enumerate(panel.queries)
+            ],
+        }
+        x += panel.width
+
+
+def _options(kind: Kind) -> dict[str, Any]:
+    match kind:
+        case Kind.LINES:
+            return {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}}
+        case Kind.NUMBER:
+            return {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "none"}
+        case Kind.HEATMAP:
+            return {"calculate": False, "yAxis": {"unit": "short"}, "color": {"scheme": "Blues"}}
+        case Kind.TABLE:
+            return {"showHeader": True}
+
+
+def _datasource_variable() -> dict[str, Any]:
+    return {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"}
+
+
+def _namespace_variable() -> dict[str, Any]:
+    """All namespaces at first; outside Kubernetes there is none, which `.*` matches as well."""
+    return {
+        "name": "namespace",
+        "type": "query",
+        "label": "Namespace",
+        "datasource": _DATASOURCE,
+        "query": {"query": "label_values(textmatch_rpc_total, namespace)", "refId": "A"},
+        "refresh": 2,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
+    }
+
+
+NEEDS_CUDA = "a GPU"
+NEEDS_PADDING = "a model whose texts are padded"
+WHERE = 'namespace=~"$namespace"'
+ONLY_MATCH = 'method="Match"'
+
+
+def rate(metric: str, by: str = "", where: str = "") -> str:
+    """Increase a second over all processes, for each value of the labels `by`."""
+    selector = f"{metric}{{{WHERE}{',' if where else ''}{where}}}"
+    grouping = f" by ({by})" if by else ""
+    return f"sum{grouping} (rate({selector}[$__rate_interval]))"
+
+
+def quantiles(
+    metric: str, where: str = "", quantiles: tuple[float, ...] = (0.5, 0.95, 0.99)
+) -> tuple[Query, ...]:
+    """Quantiles of a histogram."""
+    buckets = rate(f"{metric}_bucket", "le", where)
+    return tuple(
+        Query(f"histogram_quantile({quantile}, {buckets})", f"p{quantile * 100:g}") for quantile in quantiles
+    )
+
+
+def mean(metric: str) -> str:
+    """Mean of what a histogram counted."""
+    return f"{rate(metric + '_sum')} / {rate(metric + '_count')}"
+
+
+def heatmap(metric: str) -> tuple[Query, ...]:
+    """A histogram's buckets over time."""
+    return (Query(rate(f"{metric}_bucket", "le"), "{{le}}"),)
+
+
+def gauge(metric: str, by: str = "") -> str:
+    """A gauge that several processes show alike, for each value of the labels `by`."""
+    grouping = f" by ({by})" if by else ""
+    return f"max{grouping} ({metric}{{{WHERE}}})"

@@ -1,0 +1,131 @@
+"""Calls to one server: a deadline on each, errors in our own classes, long inputs cut to size."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import grpc
+
+from textmatch.errors import DeadlinePassed, DependencyUnavailable, TextMatchError
+from textmatch.runtime.channel import Metadata, call_metadata, open_channel
+from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY, from_rpc_error
+from textmatch.runtime.tls import ClientTls
+
+Item = TypeVar("Item")
+Request = TypeVar("Request", contravariant=True)
+Response = TypeVar("Response", covariant=True)
+
+# Two calls at a time keep the server busy while an answer travels.
+_CALLS_IN_FLIGHT = 2
+
+
+class UnaryMethod(Protocol[Request, Response]):
+    """A method of a stub with one request and one response."""
+
+    def __call__(
+        self, request: Request, timeout: float | None = None, metadata: Metadata | None = None
+    ) -> Response:
+        """Wait for the response."""
+
+    def future(self, request: Request, timeout: float | None = None, metadata: Metadata | None = None) -> Any:
+        """Start the call."""
+
+
+class ServerUnreachable(DependencyUnavailable):
+    """Nothing that speaks gRPC answers at the address."""
+
+    def __init__(self, server: str, address: str) -> None:
+        super().__init__(f"the {server} at {address} does not answer")
+        self.server = server
+        self.address = address
+
+
+class Connection:
+    """One server at one address. Connects with the first call and again whenever the connection is lost."""
+
+    def __init__(self, name: str, address: str, api_key: str = "", tls: ClientTls | None = None) -> None:
+        self.name = name
+        self.address = address
+        self.metadata = call_metadata(api_key)
+        self.channel = open_channel(address, tls)
+
+    def call(
+        self, method: UnaryMethod[Request, Response], request: Request, timeout_seconds: float
+    ) -> Response:
+        """Call and wait.
+
+        Raises:
+            TextMatchError: the call failed.
+        """
+        with self.translated_errors(timeout_seconds):
+            return method(request, timeout=timeout_seconds, metadata=self.metadata)
+
+    def call_each(
+        self,
+        method: UnaryMethod[Request, Response],
+        requests: Iterable[Request],
+        timeout_seconds: float,
+    ) -> Iterator[Response]:
+        """Call with each request, a few at a time; responses come in the order of the requests.
+
+        Raises:
+            TextMatchError: a call failed; the others are cancelled.
+        """
+        running: deque[Any] = deque()
+        try:
+            for request in requests:
+                running.append(method.future(request, timeout=timeout_seconds, metadata=self.metadata))
+                if len(running) == _CALLS_IN_FLIGHT:
+                    yield self._result(running.popleft(), timeout_seconds)
+            while running:
+                yield self._result(running.popleft(), timeout_seconds)
+        finally:
+            for call in running:
+                call.cancel()
+
+    @contextmanager
+    def translated_errors(self, timeout_seconds: float) -> Iterator[None]:
+        """Turn gRPC's errors into ours; what does not come from textmatch names the server."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._translated(error, timeout_seconds) from error
+
+    def close(self) -> None:
+        """Close the connection; running calls are cancelled."""
+        self.channel.close()
+
+    def _result(self, call: Any, timeout_seconds: float) -> Any:
+        with self.translated_errors(timeout_seconds):
+            return call.result()
+
+    def _translated(self, error: Any, timeout_seconds: float) -> TextMatchError:
+        if DETAILS_METADATA_KEY not in dict(error.trailing_metadata() or ()):
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                return ServerUnreachable(self.name, self.address)
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return DeadlinePassed(
+                    f"the {self.name} at {self.address} did not answer within {timeout_seconds:g} seconds"
+                )
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return DependencyUnavailable(f"what answers at {self.address} is not a textmatch {self.name}")
+        return from_rpc_error(error)
+
+
+def chunks(
+    items: Sequence[Item], size_bytes: Callable[[Item], int], *, max_items: int, max_bytes: int
+) -> Iterator[tuple[int, list[Item]]]:
+    """Cut a sequence into (position of the first, items), each within both limits if one item alone is."""
+    start, chunk, chunk_bytes = 0, list[Item](), 0
+    for position, item in enumerate(items):
+        item_bytes = size_bytes(item)
+        if chunk and (len(chunk) == max_items or chunk_bytes + item_bytes > max_bytes):
+            yield start, chunk
+            start, chunk, chunk_bytes = position, [], 0
+        chunk.append(item)
+        chunk_bytes += item_bytes
+    if chunk:
+        yield start, chunk

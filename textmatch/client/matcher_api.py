@@ -1,0 +1,177 @@
+"""The calls to the matcher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from textmatch.client.connection import Connection, chunks
+from textmatch.client.ingest import IngestStream
+from textmatch.client.options import MatchOptions, to_proto
+from textmatch.client.results import (
+    BatchMatchResult,
+    DocumentResult,
+    DocumentState,
+    IngestStatus,
+    MatchResult,
+)
+from textmatch.documents import Document, id_violation, text_violation, version_violation
+from textmatch.errors import DeadlinePassed, InvalidInput, Violation
+from textmatch.filters import Filter
+from textmatch.runtime.grpc_errors import from_status
+from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
+from textmatch.wire import filters
+from textmatch.wire.documents import DocumentLike, from_proto, to_match_result
+
+_QUERIES_PER_CALL = 100
+_IDS_PER_CALL = 1_000
+_MAX_CHUNK_BYTES = 4 * 1024 * 1024
+# How long nothing may move before we stop waiting for documents to be taken or to become searchable.
+_PATIENCE_SECONDS = 120.0
+_FIRST_POLL_SECONDS = 0.05
+_LAST_POLL_SECONDS = 1.0
+
+_STATES = {
+    pb.DOCUMENT_STATE_PENDING: DocumentState.PENDING,
+    pb.DOCUMENT_STATE_INDEXED: DocumentState.INDEXED,
+    pb.DOCUMENT_STATE_FAILED: DocumentState.FAILED,
+    pb.DOCUMENT_STATE_DELETED: DocumentState.DELETED,
+}
+
+
+class MatcherApi:
+    """Matching, documents and ingest status at one matcher."""
+
+    def __init__(self, server: Connection, timeout_seconds: float, bulk_timeout_seconds: float) -> None:
+        self.server = server
+        self._stub = pb_grpc.MatcherServiceStub(server.channel)
+        self._timeout_seconds = timeout_seconds
+        self._bulk_timeout_seconds = bulk_timeout_seconds
+
+    def match(self, query: str, options: MatchOptions) -> MatchResult:
+        """The best matches of one query."""
+        _check([text_violation("query", query)])
+        request = pb.MatchRequest(query=query, options=to_proto(options))
+        return to_match_result(query, self.server.call(self._stub.Match, request, self._timeout_seconds))
+
+    def batch_match(self, queries: Sequence[str], options: MatchOptions) -> Iterator[BatchMatchResult]:
+        """The best matches of many queries, each as soon as it is there."""
+        _check(text_violation(f"queries[{position}]", query) for position, query in enumerate(queries))
+        return self._batch_match(queries, to_proto(options))
+
+    def _batch_match(self, queries: Sequence[str], options: pb.MatchOptions) -> Iterator[BatchMatchResult]:
+        for start, chunk in chunks(
+            queries, _size_bytes, max_items=_QUERIES_PER_CALL, max_bytes=_MAX_CHUNK_BYTES
+        ):
+            request = pb.BatchMatchRequest(queries=chunk, options=options)
+            call = self._stub.BatchMatch(
+                request, timeout=self._bulk_timeout_seconds, metadata=self.server.metadata
+            )
+            try:
+                with self.server.translated_errors(self._bulk_timeout_seconds):
+                    for response in call:
+                        yield _batch_result(start, chunk, response)
+            finally:
+                call.cancel()  # type: ignore[no-untyped-call]
+
+    def ingest(self, documents: Iterable[DocumentLike]) -> Iterator[DocumentResult]:
+        """Send documents; one result for each."""
+        ingestion = IngestStream(
+            self.server,
+            self._stub,
+            timeout_seconds=self._bulk_timeout_seconds,
+            patience_seconds=_PATIENCE_SECONDS,
+        )
+        return ingestion.run(documents)
+
+    def get_document(self, document_id: str) -> Document:
+        """A stored document."""
+        _check([id_violation("id", document_id)])
+        request = pb.GetDocumentRequest(id=document_id)
+        return from_proto(self.server.call(self._stub.GetDocument, request, self._timeout_seconds).document)
+
+    def delete(self, ids: Sequence[str], version: int | None) -> int:
+        """Remove documents by their ids."""
+        problems = [id_violation(f"ids[{position}]", document_id) for position, document_id in enumerate(ids)]
+        _check([*problems, _version_problem(version)])
+        return sum(
+            self._delete(pb.DeleteDocumentsRequest(ids=chunk, version=version))
+            for _, chunk in chunks(ids, _size_bytes, max_items=_IDS_PER_CALL, max_bytes=_MAX_CHUNK_BYTES)
+        )
+
+    def delete_where(self, where: Filter, version: int | None) -> int:
+        """Remove the documents that fit a filter."""
+        _check([_version_problem(version)])
+        return self._delete(
+            pb.DeleteDocumentsRequest(filter=filters.to_proto(where, "where"), version=version)
+        )
+
+    def _delete(self, request: pb.DeleteDocumentsRequest) -> int:
+        response = self.server.call(self._stub.DeleteDocuments, request, self._bulk_timeout_seconds)
+        return response.deleted_count
+
+    def ingest_status(self, document_id: str) -> IngestStatus:
+        """The queue, and one document if its id is given."""
+        if document_id:
+            _check([id_violation("document_id", document_id)])
+        request = pb.GetIngestStatusRequest(document_id=document_id)
+        response = self.server.call(self._stub.GetIngestStatus, request, self._timeout_seconds)
+        return IngestStatus(
+            document_count=response.document_count,
+            queued_count=response.queued_count,
+            oldest_queued_seconds=response.oldest_queued_seconds,
+            dead_letter_count=response.dead_letter_count,
+            collection=response.collection,
+            document_state=_STATES.get(response.document_state, DocumentState.UNKNOWN)
+            if document_id
+            else None,
+            document_error=response.document_error or None,
+        )
+
+    def wait_until_searchable(self, on_status: Callable[[IngestStatus], None] | None) -> None:
+        """Wait for everything that was accepted before this call.
+
+        What others add meanwhile does not matter: all is done once the oldest that waits is younger than
+        this call.
+        """
+        started = moved_at = time.monotonic()
+        last_count, pause_seconds = -1, _FIRST_POLL_SECONDS
+        while True:
+            asked = time.monotonic()
+            status = self.ingest_status("")
+            if on_status is not None:
+                on_status(status)
+            if status.queued_count == 0 or status.oldest_queued_seconds < asked - started:
+                return
+            if status.queued_count != last_count:
+                last_count, moved_at = status.queued_count, asked
+            elif asked - moved_at > _PATIENCE_SECONDS:
+                raise DeadlinePassed(
+                    f"{last_count:,} documents still wait and nothing moved for {_PATIENCE_SECONDS:g} "
+                    "seconds; are the workers running?"
+                )
+            time.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _LAST_POLL_SECONDS)
+
+
+def _version_problem(version: int | None) -> Violation | None:
+    return None if version is None else version_violation("version", version)
+
+
+def _check(problems: Iterable[Violation | None]) -> None:
+    violations = [problem for problem in problems if problem is not None]
+    if violations:
+        raise InvalidInput(violations)
+
+
+def _batch_result(start: int, queries: Sequence[str], response: pb.BatchMatchResponse) -> BatchMatchResult:
+    position = start + response.query_index
+    if response.HasField("error"):
+        return BatchMatchResult(position, None, from_status(response.error))
+    result = to_match_result(queries[response.query_index], response.response)
+    return BatchMatchResult(position, result, None)
+
+
+def _size_bytes(text: str) -> int:
+    return len(text.encode())

@@ -1,0 +1,180 @@
+"""Bi-encoders to train: a base model with the pooling, LSTM, dropout and towers that were asked for.
+
+Low-rank adapters: what is trained and saved in place of all weights of a BERT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias, cast
+
+import torch
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module, Normalize, Router, Transformer
+from sentence_transformers.sentence_transformer.modules import LSTM, Pooling, WeightedLayerPooling
+from torch import nn
+from typer import Option
+
+from textmatch.errors import InvalidInput
+from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
+from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, MINI_LM, UnusableModel, find_model
+from training.settings import RunSettings
+
+AdapterTask = Literal["SEQ_CLS", "FEATURE_EXTRACTION"]
+
+
+def add_adapter(model: Any, rank: int, task: AdapterTask, base_name: str) -> None:
+    """Put an adapter beside the weights of a model of sentence-transformers, which then stay as they are.
+
+    Raises:
+        InvalidInput: its transformer is no BERT, whose layers the adapter is for.
+    """
+    model_type = getattr(model[0].model.config, "model_type", "unknown")
+    if model_type != "bert":
+        problem = f"adapters are for BERT; {base_name} is {model_type}: use 0"
+        raise InvalidInput.of_field("adapter-rank", problem)
+    config = LoraConfig(
+        task_type=task,
+        r=rank,
+        lora_alpha=2 * rank,
+        # "dense" covers the output, both feed-forward layers and the pooler.
+        target_modules=["query", "key", "value", "dense"],
+        modules_to_save=["classifier"] if task == "SEQ_CLS" else None,
+    )
+    model.add_adapter(config)
+
+
+PoolingName: TypeAlias = Literal["base", "cls", "pooler", "mean", "first-last-avg", "last2-avg"]
+DEFAULT_BASE_NAME = f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"
+
+
+@dataclass(frozen=True)
+class Lstm:
+    """Layers of an LSTM between transformer and pooling."""
+
+    width: int
+    layers: int
+    is_bidirectional: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiEncoderSettings(RunSettings):
+    """Of every recipe that makes a bi-encoder."""
+
+    base: Annotated[str, Option(help="Base model: a local directory or a name on the Hugging Face hub.")] = (
+        DEFAULT_BASE_NAME
+    )
+    pooling: Annotated[
+        PoolingName,
+        Option(help="From tokens to one vector; base: as the base model does, mean if it says nothing."),
+    ] = "base"
+    dropout: Annotated[
+        float | None,
+        Option(min=0.0, max=0.9, help="Dropout rate of the transformer; else the base model's own."),
+    ] = None
+    adapter_rank: Annotated[
+        int, Option(min=0, help="Rank of the adapter to train and save; 0 trains and saves all weights.")
+    ] = 0
+
+    def check(self) -> None:
+        """As for every recipe.
+
+        Raises:
+            InvalidInput: also if an adapter is to go without its base model's pooling.
+        """
+        super().check()
+        if self.adapter_rank and self.pooling != "base":
+            raise InvalidInput.of_field("pooling", "an adapter pools as its base model does: use base")
+
+
+def build_bi_encoder(
+    settings: BiEncoderSettings, *, lstm: Lstm | None = None, has_separate_towers: bool = False
+) -> SentenceTransformer:
+    """The model before training; its embeddings have length 1.
+
+    Raises:
+        ModelNotFound: there is no such base model.
+        UnusableModel: it cannot be trained so.
+        InvalidInput: it has no pooler, but was asked to pool by it; or an adapter is to have an LSTM or two
+            towers.
+    """
+    if settings.adapter_rank and (lstm is not None or has_separate_towers):
+        raise InvalidInput.of_field("adapter-rank", "an adapter has one tower and no LSTM: use 0")
+    base = find_model(settings.base, BI_ENCODER_ORGANISATION)
+    loaded = read_bi_encoder(base, settings.base)
+    modules = _modules(loaded, settings, lstm)
+    if has_separate_towers:
+        document_modules = _modules(read_bi_encoder(base, settings.base), settings, lstm)
+        modules = [Router.for_query_document(query_modules=modules, document_modules=document_modules)]
+    if not isinstance(modules[-1], Normalize):
+        modules.append(Normalize())
+    model = SentenceTransformer(modules=[*modules], device=settings.torch_device, prompts=_prompts(loaded))
+    feed_lstm(model)
+    if settings.adapter_rank:
+        add_adapter(model, settings.adapter_rank, "FEATURE_EXTRACTION", settings.base)
+    return model
+
+
+def _modules(loaded: SentenceTransformer, settings: BiEncoderSettings, lstm: Lstm | None) -> list[Module]:
+    first, *following = cast("Iterable[Module]", loaded.children())
+    if not isinstance(first, Transformer):
+        raise UnusableModel(f'"{settings.base}" begins with {type(first).__name__}; a transformer is needed')
+    first.max_seq_length = min(settings.max_length_tokens, first.max_seq_length or settings.max_length_tokens)
+    if settings.dropout is not None:
+        set_dropout(first, settings.dropout)
+    if settings.pooling == "base" and lstm is None:
+        return [first, *following]
+    return [first, *_pooling(first, settings.pooling, lstm)]
+
+
+def _prompts(model: SentenceTransformer) -> dict[str, str]:
+    return {name: prompt for name, prompt in model.prompts.items() if prompt}
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """The rate of every dropout layer, attention included, whatever the model's configuration calls it."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+
+
+def _pooling(first: Transformer, name: PoolingName, lstm: Lstm | None) -> Sequence[Module]:
+    width = first.get_embedding_dimension()
+    if name == "pooler":
+        return _pooler(first, lstm)
+    before: list[Module] = []
+    if name in ("first-last-avg", "last2-avg"):
+        before.append(_average_of_layers(first, is_first_and_last=name == "first-last-avg"))
+    if lstm is not None:
+        layers = LSTM(width, lstm.width, num_layers=lstm.layers, bidirectional=lstm.is_bidirectional)
+        before.append(layers)
+        width = layers.get_embedding_dimension()
+    return [*before, Pooling(width, "cls" if name == "cls" else "mean")]
+
+
+def _pooler(first: Transformer, lstm: Lstm | None) -> Sequence[Module]:
+    """The state of the first token behind the pooler's layer: the transformer gives the embedding itself."""
+    if lstm is not None or getattr(first.model, "pooler", None) is None:
+        reason = "an LSTM has none" if lstm is not None else f"{first.config.model_type} has none"
+        raise InvalidInput.of_field("pooling", f"pooler needs a model with a pooler; {reason}")
+    first.modality_config = {"text": {"method": "forward", "method_output_name": "pooler_output"}}
+    first.module_output_name = "sentence_embedding"
+    return []
+
+
+def _average_of_layers(first: Transformer, *, is_first_and_last: bool) -> WeightedLayerPooling:
+    """The mean of two layers: the first and the last, or the last two. The embedding layer is not counted."""
+    layer_count = int(first.config.num_hidden_layers)
+    if layer_count < 2:
+        raise InvalidInput.of_field("pooling", "the average of two layers needs a model with two layers")
+    weights = torch.zeros(layer_count)
+    weights[[0 if is_first_and_last else -2, -1]] = 1.0
+    first.model.config.output_hidden_states = True
+    return WeightedLayerPooling(
+        first.get_embedding_dimension(),
+        num_hidden_layers=layer_count,
+        layer_start=1,
+        layer_weights=nn.Parameter(weights, requires_grad=False),
+    )
