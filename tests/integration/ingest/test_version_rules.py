@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 from redis.asyncio import Redis
 
-from services.matcher.documents import DocumentsHandler, IngestState
+from services.matcher.documents import DocumentsHandler, IngestDependencies
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.version_model import BAD_TEXT, Model, Moment, Race, raced_document
 from tests.support.queue import take_queued
@@ -105,7 +105,7 @@ class Parts:
     loop: asyncio.AbstractEventLoop
     deps: Dependencies
     handler: DocumentsHandler
-    state: IngestState
+    state: IngestDependencies
     encoder: ScriptedEncoder
     redis: Redis
 
@@ -238,7 +238,7 @@ def refuse_bad_text(texts: Sequence[str]) -> None:
 async def test_the_index_is_what_the_rules_of_versions_say_after_any_events(
     deps: Dependencies,
     handler: DocumentsHandler,
-    state: IngestState,
+    state: IngestDependencies,
     encoder: ScriptedEncoder,
     redis: Redis,
 ):
