@@ -1,17 +1,14 @@
-"""Who may call what: an interceptor that asks every call to our own services for an API key.
+"""API keys: who may call which method, and how much.
 
-Health and reflection stay open, for probes and tools: they tell nothing but names of services.
-
-API keys: who may call, what each may do, and how much; from a file that may change while we run.
+Keys are read from a file that may change while the process runs:
 
     # name     scopes       key or sha256:HEX of it       tokens per second, if limited
     search-ui  read         sha256:9f86d081884c7d65…      5000
     indexer    read,write   kR3vN0qzXw7Yt5LbH2cM9dFs
     operator   admin        sha256:60303ae22b998861…
 
-A name may have several lines with several keys: that is how a key is replaced without a gap.
-
-How many tokens each API key may send; counted in this process alone.
+A name may have several lines with different keys, which allows a key to be replaced without downtime. Health
+and reflection need no key: they reveal only the names of services.
 """
 
 from __future__ import annotations
@@ -20,11 +17,12 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -37,6 +35,11 @@ from textmatch.errors import (
     TextMatchError,
 )
 from textmatch.runtime import logs
+from textmatch.runtime.file_watch import FileWatch
+from textmatch.runtime.interceptors import Interceptor, wrap_handler
+
+if TYPE_CHECKING:
+    from textmatch.runtime.interceptors import Handler
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +48,11 @@ _SHA256_PREFIX = "sha256:"
 _MIN_KEY_CHARACTERS = 16
 _CHECK_SECONDS = 1.0
 
-Signature = tuple[int, int, int]
+_BYTES_PER_TOKEN = 4
+_BURST_SECONDS = 10.0
+
+AUTHORIZATION_METADATA_KEY = "authorization"
+_SCHEME = "bearer "
 
 
 class Scope(Enum):
@@ -54,6 +61,22 @@ class Scope(Enum):
     READ = "read"
     WRITE = "write"
     ADMIN = "admin"
+
+
+# Methods that are not listed need the scope admin.
+SCOPES: Mapping[str, Scope] = {
+    "/textmatch.v1.EncoderService/Encode": Scope.READ,
+    "/textmatch.v1.EncoderService/EncodeStream": Scope.READ,
+    "/textmatch.v1.EncoderService/Score": Scope.READ,
+    "/textmatch.v1.EncoderService/GetModels": Scope.READ,
+    "/textmatch.v1.MatcherService/Match": Scope.READ,
+    "/textmatch.v1.MatcherService/BatchMatch": Scope.READ,
+    "/textmatch.v1.MatcherService/GetDocument": Scope.READ,
+    "/textmatch.v1.MatcherService/GetIngestStatus": Scope.READ,
+    "/textmatch.v1.MatcherService/IngestDocuments": Scope.WRITE,
+    # By ids. By a filter it needs admin: one call can empty the index.
+    "/textmatch.v1.MatcherService/DeleteDocuments": Scope.WRITE,
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +99,7 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys of a file. It is read again when it changes; a broken one is logged and changes nothing.
+    """The keys of a file, which is read again when it changes. A broken file is logged; the old keys stay.
 
     Raises:
         InvalidInput: the file cannot be read, or a line of it is wrong.
@@ -84,18 +107,16 @@ class ApiKeys:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
-        self._clock = clock
-        self._signature = _signature(path)
+        self._watch = FileWatch([path], _CHECK_SECONDS, clock)
         self._keys = parse(_read(path))
-        self._checked_at = clock()
 
     def find(self, presented: str) -> ApiKey:
-        """The key that was presented. Takes the same time whichever it is, and if it is none.
+        """The key that was presented. Takes the same time for every key, known or unknown.
 
         Raises:
-            ApiKeyInvalid: it is none of them.
+            ApiKeyInvalid: the key is unknown.
         """
-        self._read_again_if_changed()
+        self._reload_if_changed()
         digest = hashlib.sha256(presented.encode(errors="surrogateescape")).digest()
         found: ApiKey | None = None
         for key in self._keys:
@@ -105,21 +126,15 @@ class ApiKeys:
             raise ApiKeyInvalid("the API key is not valid")
         return found
 
-    def _read_again_if_changed(self) -> None:
-        now = self._clock()
-        if now - self._checked_at < _CHECK_SECONDS:
+    def _reload_if_changed(self) -> None:
+        if not self._watch.has_changed():
             return
-        self._checked_at = now
-        signature = _signature(self._path)
-        if signature == self._signature:
-            return
-        self._signature = signature
         try:
             self._keys = parse(_read(self._path))
         except InvalidInput as error:
-            _log.error("the API keys stay as they were", extra={"error": str(error)})
+            _log.error("API keys not reloaded, the old ones stay in force", extra={"error": str(error)})
         else:
-            _log.info("API keys read again", extra={"keys": sorted({key.name for key in self._keys})})
+            _log.info("API keys reloaded", extra={"keys": sorted({key.name for key in self._keys})})
 
 
 def parse(text: str) -> tuple[ApiKey, ...]:
@@ -186,19 +201,6 @@ def _read(path: Path) -> str:
         raise InvalidInput.of_field(_VARIABLE, f"{path} cannot be read: {reason}") from None
 
 
-def _signature(path: Path) -> Signature | None:
-    """Changes whenever the file does, also when a link to it is turned; None if it is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-_BYTES_PER_TOKEN = 4
-_BURST_SECONDS = 10.0
-
-
 @dataclass
 class _Bucket:
     tokens: float
@@ -235,94 +237,34 @@ class RateLimits:
         bucket.tokens -= 1 + size_bytes / _BYTES_PER_TOKEN
 
 
-AUTHORIZATION_METADATA_KEY = "authorization"
-_SCHEME = "bearer "
-
-# What is not named here needs the scope admin.
-SCOPES: Mapping[str, Scope] = {
-    "/textmatch.v1.EncoderService/Encode": Scope.READ,
-    "/textmatch.v1.EncoderService/EncodeStream": Scope.READ,
-    "/textmatch.v1.EncoderService/Score": Scope.READ,
-    "/textmatch.v1.EncoderService/GetModels": Scope.READ,
-    "/textmatch.v1.MatcherService/Match": Scope.READ,
-    "/textmatch.v1.MatcherService/BatchMatch": Scope.READ,
-    "/textmatch.v1.MatcherService/GetDocument": Scope.READ,
-    "/textmatch.v1.MatcherService/GetIngestStatus": Scope.READ,
-    "/textmatch.v1.MatcherService/IngestDocuments": Scope.WRITE,
-    # By ids. By a filter it needs admin: one call can empty the index.
-    "/textmatch.v1.MatcherService/DeleteDocuments": Scope.WRITE,
-}
-
-
-class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Refuses before the request is read; goes inside the interceptor that translates our errors."""
+class AuthInterceptor(Interceptor):
+    """Refuses calls without a valid key before the request is read. Goes inside CallInterceptor."""
 
     def __init__(self, keys: ApiKeys, limits: RateLimits) -> None:
         self._keys = keys
         self._limits = limits
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or not method.startswith("/textmatch."):
-            return handler
+    def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
+        method = details.method
         try:
-            key = self._keys.find(_presented(handler_call_details.invocation_metadata))
+            key = self._keys.find(_presented(details.invocation_metadata))
             _require(key, SCOPES.get(method, Scope.ADMIN), method)
         except TextMatchError as error:
             return _refusal(error)
-        return _Guard(key, method, self._limits).around(handler)
+
+        def admit(request: Any) -> Any:
+            if _deletes_by_filter(request):
+                _require(key, Scope.ADMIN, method)
+            self._limits.charge(key, _size_bytes(request))
+            return request
+
+        return wrap_handler(handler, around=lambda _: _named_in_logs(key), map_request=admit)
 
 
-class _Guard:
-    """One call by one key."""
-
-    def __init__(self, key: ApiKey, method: str, limits: RateLimits) -> None:
-        self._key = key
-        self._method = method
-        self._limits = limits
-
-    def admit(self, request: Any) -> Any:
-        """The request, if the key may send it now."""
-        if _deletes_by_filter(request):
-            _require(self._key, Scope.ADMIN, self._method)
-        self._limits.charge(self._key, _size_bytes(request))
-        return request
-
-    async def admit_each(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The requests of a stream."""
-        async for request in requests:
-            yield self.admit(request)
-
-    def around(self, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        """A handler that admits before it does as this one."""
-        codecs = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-
-        async def answer(request: Any, context: Any) -> Any:
-            logs.api_key_name.set(self._key.name)
-            return await handler.unary_unary(self.admit(request), context)
-
-        async def answers(request: Any, context: Any) -> AsyncIterator[Any]:
-            logs.api_key_name.set(self._key.name)
-            if handler.unary_stream:
-                responses = handler.unary_stream(self.admit(request), context)
-            else:
-                responses = handler.stream_stream(self.admit_each(request), context)
-            async for response in responses:
-                yield response
-
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(answer, **codecs)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(answers, **codecs)
-        return grpc.stream_stream_rpc_method_handler(answers, **codecs)
+@asynccontextmanager
+async def _named_in_logs(key: ApiKey) -> AsyncIterator[None]:
+    logs.api_key_name.set(key.name)
+    yield
 
 
 def _presented(metadata: Any) -> str:
@@ -352,8 +294,8 @@ def _size_bytes(request: Any) -> int:
     return int(request.ByteSize()) - len(getattr(request, "embeddings", b""))
 
 
-def _refusal(error: TextMatchError) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler that reads no request, whatever the kind of the method."""
+def _refusal(error: TextMatchError) -> Handler:
+    """A handler for methods of any arity that reads no request."""
 
     async def refuse(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         raise error

@@ -1,4 +1,4 @@
-"""Errors to and from their form on the wire: google.rpc.Status with ErrorInfo and details (AIP-193)."""
+"""Errors to and from google.rpc.Status with ErrorInfo and details (AIP-193)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _CLASS_OF_REASON = {
 }
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 DETAILS_METADATA_KEY = "grpc-status-details-bin"
-# Clients throw trailers of more than 8 KiB away and report RESOURCE_EXHAUSTED; there, text outside ASCII
-# takes three bytes for one, and everything is in the message and in the details.
+# gRPC clients drop trailers above 8 KiB and report RESOURCE_EXHAUSTED instead. A non-ASCII byte takes three
+# bytes there, and the text is there twice: in the message and in the details.
 _MAX_MESSAGE_BYTES = 700
 _MAX_STATUS_BYTES = 4_000
 
 
 def to_status(error: TextMatchError) -> status_pb2.Status:
-    """The error as it goes over the wire; of very many bad items, it names the first ones."""
+    """The error as a status. Of very many bad items, only the first ones are named."""
     status = status_pb2.Status(code=error.code, message=_cut(str(error)))
     info = error_details_pb2.ErrorInfo(
         reason=reason_name(error.reason), domain=ERROR_DOMAIN, metadata=error.metadata
@@ -63,7 +63,7 @@ def to_status(error: TextMatchError) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> TextMatchError:
-    """The error that a status from the wire stands for; a foreign one is judged by its code."""
+    """The error that a status stands for. A status without our reason is translated by its code."""
     info, retry, bad_request, resource = _details(status)
     reason = _reason_value(info.reason)
     delay = retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None
@@ -82,7 +82,7 @@ def from_status(status: status_pb2.Status) -> TextMatchError:
 
 
 def from_rpc_error(error: grpc.RpcError) -> TextMatchError:
-    """The error that a failed call stands for, with its details if the server sent any."""
+    """The error of a failed call, with the details that the server sent."""
     code: grpc.StatusCode = error.code()
     trailers: dict[str, bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
     if details := trailers.get(DETAILS_METADATA_KEY):
@@ -96,7 +96,7 @@ def status_code(status: status_pb2.Status) -> grpc.StatusCode:
 
 
 def trailing_metadata(status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
-    """What carries the details of a status to the caller."""
+    """The metadata that carries the details of a status."""
     metadata: tuple[tuple[str, str | bytes], ...] = rpc_status.to_status(status).trailing_metadata
     return metadata
 
@@ -162,7 +162,7 @@ def _details(
 
 def _reason_value(name: str) -> Reason:
     full_name = f"ERROR_REASON_{name}"
-    if full_name in error_reason_pb2.ErrorReason.keys():  # noqa: SIM118 -- an enum wrapper is no mapping
+    if full_name in error_reason_pb2.ErrorReason.keys():  # noqa: SIM118 -- an enum wrapper has no __contains__
         return error_reason_pb2.ErrorReason.Value(full_name)
     return error_reason_pb2.ERROR_REASON_UNSPECIFIED
 

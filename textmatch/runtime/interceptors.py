@@ -1,6 +1,6 @@
-"""What happens around every call: request id, error translation, metrics. In that order, outermost first.
+"""Interceptors around every call to our own services: request id, errors, metrics, malformed requests.
 
-Requests that are no protobuf of their type: the caller's fault, which gRPC itself would call UNKNOWN.
+Health and reflection are not wrapped.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 import uuid
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -25,59 +26,90 @@ from textmatch.runtime.metrics import RPC_SECONDS, RPC_TOTAL
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
-
+    Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
 
 _log = logging.getLogger(__name__)
 
 REQUEST_ID_METADATA_KEY = "x-request-id"
 _MAX_REQUEST_ID_CHARACTERS = 64
+# What a request that cannot be parsed becomes until it reaches the interceptor that refuses it.
+_MALFORMED = object()
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps every handler of our own services; health and reflection pass through untouched."""
+class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps the handlers of our own services."""
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> Handler:
         handler = await continuation(handler_call_details)
-        service, _, method = handler_call_details.method.lstrip("/").partition("/")
-        if handler is None or not service.startswith("textmatch."):
+        if handler is None or not handler_call_details.method.startswith("/textmatch."):
             return handler
-        return _wrap(handler, service, method)
+        return self.wrap(handler, handler_call_details)
+
+    @abstractmethod
+    def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
+        """The handler that is called instead."""
 
 
-def _wrap(handler: Any, service: str, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+def wrap_handler(
+    handler: Any,
+    *,
+    around: Callable[[Context], AbstractAsyncContextManager[None]] = lambda _: nullcontext(),
+    map_request: Callable[[Any], Any] | None = None,
+    request_deserializer: Callable[[bytes], Any] | None = None,
+) -> Handler:
+    """A handler of the same arity: unary-unary, unary-stream or stream-stream.
+
+    Args:
+        around: entered before the call and left after its last response.
+        map_request: applied to every request; raises TextMatchError to refuse it.
+        request_deserializer: replaces that of `handler`.
+    """
     codecs = {
-        "request_deserializer": handler.request_deserializer,
+        "request_deserializer": request_deserializer or handler.request_deserializer,
         "response_serializer": handler.response_serializer,
     }
-    if handler.unary_unary:
 
-        async def answer(request: Any, context: Context) -> Any:
-            async with _around(service, method, context):
-                return await handler.unary_unary(request, context)
+    def mapped(request: Any) -> Any:
+        if map_request is None:
+            return request
+        return _map_each(request, map_request) if handler.stream_stream else map_request(request)
 
-        return grpc.unary_unary_rpc_method_handler(answer, **codecs)
-
-    inner = handler.unary_stream or handler.stream_stream
-    make_handler = (
-        grpc.unary_stream_rpc_method_handler
-        if handler.unary_stream
-        else grpc.stream_stream_rpc_method_handler
-    )
+    async def answer(request: Any, context: Context) -> Any:
+        async with around(context):
+            return await handler.unary_unary(mapped(request), context)
 
     async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with _around(service, method, context):
-            async for response in inner(request, context):
+        respond = handler.unary_stream or handler.stream_stream
+        async with around(context):
+            async for response in respond(mapped(request), context):
                 yield response
 
-    return make_handler(answers, **codecs)
+    if handler.unary_unary:
+        return grpc.unary_unary_rpc_method_handler(answer, **codecs)
+    if handler.unary_stream:
+        return grpc.unary_stream_rpc_method_handler(answers, **codecs)
+    return grpc.stream_stream_rpc_method_handler(answers, **codecs)
+
+
+async def _map_each(requests: AsyncIterator[Any], map_request: Callable[[Any], Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield map_request(request)
+
+
+class CallInterceptor(Interceptor):
+    """Sets the request id, translates errors and counts calls. The outermost interceptor."""
+
+    def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
+        service, _, method = details.method.lstrip("/").partition("/")
+        return wrap_handler(handler, around=lambda context: _observed_call(service, method, context))
 
 
 @asynccontextmanager
-async def _around(service: str, method: str, context: Context) -> AsyncIterator[None]:
+async def _observed_call(service: str, method: str, context: Context) -> AsyncIterator[None]:
     started = time.perf_counter()
     logs.request_id.set(_request_id(context))
     code = grpc.StatusCode.OK
@@ -93,11 +125,11 @@ async def _around(service: str, method: str, context: Context) -> AsyncIterator[
     except grpc.aio.AbortError:
         code = context.code()
         raise
-    except Exception:  # noqa: BLE001 -- whatever it is, the caller gets INTERNAL and the log gets the trace
+    except Exception:  # noqa: BLE001 -- the caller gets INTERNAL for any bug, the log gets the trace
         code = grpc.StatusCode.INTERNAL
         _log.exception("%s/%s failed", service, method)
-        told = InternalError(f"internal error; request id {logs.request_id.get()}")
-        await _abort(context, to_status(told))
+        message = f"internal error; request id {logs.request_id.get()}"
+        await _abort(context, to_status(InternalError(message)))
     finally:
         RPC_SECONDS.labels(service, method).observe(time.perf_counter() - started)
         RPC_TOTAL.labels(service, method, code.name).inc()
@@ -114,61 +146,30 @@ def _request_id(context: Context) -> str:
     return str(given)[:_MAX_REQUEST_ID_CHARACTERS] or uuid.uuid4().hex[:16]
 
 
-class _Malformed:
-    """Stands for a request that cannot be parsed."""
+class MalformedInterceptor(Interceptor):
+    """Answers INVALID_ARGUMENT for bytes that do not parse; gRPC itself would answer UNKNOWN.
+
+    Goes inside CallInterceptor.
+    """
+
+    def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
+        return _refusing_malformed(handler)
 
 
-_MALFORMED = _Malformed()
-
-
-class MalformedInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Answers INVALID_ARGUMENT; goes inside the interceptor that translates our errors."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        handler = await continuation(handler_call_details)
-        is_ours = handler_call_details.method.startswith("/textmatch.")
-        return _checked(handler) if handler is not None and is_ours else handler
-
-
-# Every call asks for its handler anew, and it is nearly always the same.
+# gRPC asks for the handler on every call, and it is nearly always the same object.
 @lru_cache(maxsize=64)
-def _checked(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _refusing_malformed(handler: Any) -> Handler:
     def parse(data: bytes) -> Any:
         try:
             return handler.request_deserializer(data)
         except DecodeError:
             return _MALFORMED
 
-    codecs = {"request_deserializer": parse, "response_serializer": handler.response_serializer}
-
-    async def answer(request: Any, context: Any) -> Any:
-        return await handler.unary_unary(_parsed(request), context)
-
-    async def answers(request: Any, context: Any) -> AsyncIterator[Any]:
-        if handler.unary_stream:
-            responses = handler.unary_stream(_parsed(request), context)
-        else:
-            responses = handler.stream_stream(_each_parsed(request), context)
-        async for response in responses:
-            yield response
-
-    if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(answer, **codecs)
-    if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(answers, **codecs)
-    return grpc.stream_stream_rpc_method_handler(answers, **codecs)
+    return wrap_handler(handler, map_request=_check_parsed, request_deserializer=parse)
 
 
-def _parsed(request: Any) -> Any:
-    if isinstance(request, _Malformed):
-        raise InvalidInput.of_field("request", "is no protobuf message of the type that this method takes")
+def _check_parsed(request: Any) -> Any:
+    if request is _MALFORMED:
+        description = "must be a protobuf message of the type that this method takes"
+        raise InvalidInput.of_field("request", description)
     return request
-
-
-async def _each_parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _parsed(request)

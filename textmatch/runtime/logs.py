@@ -1,4 +1,4 @@
-"""Logs on stderr: one JSON object a line for machines, or one short line for people."""
+"""Logs on stderr: one JSON object per line, or short text lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def set_up_logs(service: str, level: str, style: str) -> None:
     """Send all logs of this process to stderr.
 
     Args:
-        service: name put on every JSON line.
+        service: name in every JSON line.
         level: "DEBUG", "INFO", "WARNING" or "ERROR".
         style: "json" or "text".
     """
@@ -33,7 +33,7 @@ def set_up_logs(service: str, level: str, style: str) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; what a call passes in `extra` becomes fields of its own."""
+    """One JSON object per line; the items of `extra` become fields."""
 
     def __init__(self, service: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Prometheus metrics that every process has, and the endpoint that shows them."""
+"""Prometheus metrics that every process has, and their HTTP endpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RPC_TOTAL = Counter(
 
 
 def serve_metrics(host: str, port: int) -> None:
-    """Serve `/metrics` from a thread of its own until the process ends.
+    """Serve `/metrics` in a background thread until the process ends.
 
     Raises:
         OSError: the port is taken.

@@ -19,16 +19,16 @@ _log = logging.getLogger(__name__)
 
 
 class PortTaken(TextMatchError):
-    """Something else listens on the address already."""
+    """Another process already listens on the address."""
 
 
 class GrpcServer:
     """One server on one port. Health is NOT_SERVING until `set_serving(True)`, and again while draining.
 
     Args:
-        api_keys: None: everybody may call everything.
-        tls: None: in the clear.
-        connection_age_seconds: about when clients are told to connect anew; 0: never.
+        api_keys: None: every call is allowed.
+        tls: None: not encrypted.
+        connection_age_seconds: clients are told to reconnect after about this time; 0: never.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class GrpcServer:
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
-            # Two processes on one port would each get half of the calls.
+            # Without this, two processes on one port would each get half of the calls.
             ("grpc.so_reuseport", 0),
             # Clients ping idle connections every 30 seconds; see channel.py.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
         if connection_age_seconds:
-            # gRPC spreads it by a tenth. Without a grace, calls and streams that run end in their own time.
+            # gRPC adds a jitter of 10 %. Without a grace period, running calls and streams end by themselves.
             options.append(("grpc.max_connection_age_ms", round(connection_age_seconds * 1000)))
         interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [CallInterceptor(), MalformedInterceptor()]
         if api_keys is not None:
@@ -72,7 +72,7 @@ class GrpcServer:
         """Listen; returns the address with the real port.
 
         Raises:
-            PortTaken: something else listens there.
+            PortTaken: another process listens there.
             InvalidInput: a file of `tls` cannot be used.
         """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -86,7 +86,7 @@ class GrpcServer:
             else:
                 port = self._server.add_secure_port(self._address, credentials)
         except RuntimeError as error:
-            raise PortTaken(f"cannot listen on {self._address}: is the port taken? ({error})") from error
+            raise PortTaken(f"cannot listen on {self._address}; is the port in use? ({error})") from error
         await self._server.start()
         host = self._address.rpartition(":")[0]
         return f"{host}:{port}"

@@ -1,6 +1,4 @@
-"""Settings that several processes share, under the same names everywhere.
-
-Settings: frozen dataclasses whose fields name their environment variable and explain themselves.
+"""Settings: frozen dataclasses whose fields name their environment variable, and those that processes share.
 
     @dataclass(frozen=True)
     class EncoderSettings:
@@ -8,13 +6,14 @@ Settings: frozen dataclasses whose fields name their environment variable and ex
 
     settings = load(EncoderSettings, os.environ)
 
-Only `settings.py` files declare settings, and only they pass the environment in. `docs/configuration.md` is
-made from these fields.
+Only `settings.py` files declare settings and read the environment. `docs/configuration.md` is generated from
+these fields.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +129,7 @@ _PARSERS: dict[type, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class ProcessSettings:
-    """What every process has."""
+    """Settings of every process."""
 
     drain_seconds: float = setting(
         "TEXTMATCH_DRAIN_SECONDS", 20.0, "Time for running calls to end after SIGTERM.", minimum=0
@@ -147,37 +146,37 @@ class ProcessSettings:
     trace_sample_ratio: float = setting(
         "TEXTMATCH_TRACE_SAMPLE_RATIO",
         1.0,
-        "Share of the calls traced that come without a trace.",
+        "Share of the calls without an incoming trace that are traced.",
         minimum=0,
         maximum=1,
     )
-    log_style: str = setting("TEXTMATCH_LOG_STYLE", "json", "Form of log lines.", choices=("json", "text"))
+    log_style: str = setting("TEXTMATCH_LOG_STYLE", "json", "Format of log lines.", choices=("json", "text"))
 
 
 @dataclass(frozen=True)
 class CertificateSettings:
-    """What this process shows to the other side of a TLS connection."""
+    """The certificate of this process."""
 
     tls_cert: str = setting(
         "TEXTMATCH_TLS_CERT",
         "",
-        "Certificate chain of this process, a PEM file: of its server, and as a client if asked for one.",
+        "Certificate chain of this process, a PEM file; used as server and, if asked for, as client.",
     )
-    tls_key: str = setting("TEXTMATCH_TLS_KEY", "", "The key of that certificate, a PEM file.")
+    tls_key: str = setting("TEXTMATCH_TLS_KEY", "", "Key of that certificate, a PEM file.")
 
 
 @dataclass(frozen=True)
 class ClientTlsSettings(CertificateSettings):
-    """How this process connects to our own servers."""
+    """How this process connects to encoder and matcher."""
 
     tls_ca: str = setting(
         "TEXTMATCH_TLS_CA",
         "",
-        "Connect to encoder and matcher by TLS, trusting this CA, a PEM file, or `system`; empty: no TLS.",
+        "CA of encoder and matcher, a PEM file or `system`. Empty: connect without TLS.",
     )
 
     def client_tls(self) -> ClientTls | None:
-        """None: in the clear.
+        """None: not encrypted.
 
         Raises:
             InvalidInput: a certificate without its key, or the other way round.
@@ -189,27 +188,27 @@ class ClientTlsSettings(CertificateSettings):
 
 @dataclass(frozen=True)
 class ServerSettings(CertificateSettings):
-    """Who may call a gRPC server, and how."""
+    """Who may call a gRPC server."""
 
     tls_client_ca: str = setting(
         "TEXTMATCH_TLS_CLIENT_CA",
         "",
-        "CA that clients' certificates must come from, a PEM file. Empty: clients need none.",
+        "CA that must have issued the clients' certificates, a PEM file. Empty: clients need no certificate.",
     )
     api_keys_file: str = setting(
         "TEXTMATCH_API_KEYS_FILE",
         "",
-        "File of the API keys that may call; read again when it changes. Empty: everybody may.",
+        "File of API keys, read again when it changes. Empty: every call is allowed.",
     )
     connection_age_seconds: float = setting(
         "TEXTMATCH_CONNECTION_AGE_SECONDS",
         300.0,
-        "Clients connect anew after about so long, and so find new replicas; running calls go on. 0: never.",
+        "Clients reconnect after about this time and find new replicas; running calls go on. 0: never.",
         minimum=0,
     )
 
     def api_keys(self) -> ApiKeys | None:
-        """The keys, None if none are asked for.
+        """The API keys; None: calls need no key.
 
         Raises:
             InvalidInput: the file cannot be read, or a line of it is wrong.
@@ -217,7 +216,7 @@ class ServerSettings(CertificateSettings):
         return ApiKeys(Path(self.api_keys_file)) if self.api_keys_file else None
 
     def server_tls(self) -> ServerTls | None:
-        """None: in the clear.
+        """None: not encrypted.
 
         Raises:
             InvalidInput: a certificate without its key, or a CA for clients without a certificate.
@@ -234,32 +233,44 @@ class ServerSettings(CertificateSettings):
 
 @dataclass(frozen=True)
 class StoreSettings(ProcessSettings, ClientTlsSettings):
-    """What every process has that works between encoder, Qdrant and Redis."""
+    """Settings of every process that uses encoder, Qdrant and Redis."""
 
     encoder_target: str = setting(
         "TEXTMATCH_ENCODER_TARGET",
         "127.0.0.1:50051",
-        "The encoder as gRPC names it; `dns:///name:port` and `ipv4:host:port,host:port` balance.",
+        "gRPC target of the encoder; `dns:///name:port` and `ipv4:host:port,host:port` balance the load.",
     )
     encoder_api_key: str = setting(
         "TEXTMATCH_ENCODER_API_KEY", "", "API key for the encoder, with the scope read.", is_secret=True
     )
-    qdrant_url: str = setting("TEXTMATCH_QDRANT_URL", "http://127.0.0.1:6334", "Qdrant's gRPC port as a URL.")
+    qdrant_url: str = setting("TEXTMATCH_QDRANT_URL", "http://127.0.0.1:6334", "URL of Qdrant's gRPC port.")
     qdrant_ca: str = setting(
-        "TEXTMATCH_QDRANT_CA", "", "CA to trust for an https:// Qdrant, a PEM file; empty: the usual ones."
+        "TEXTMATCH_QDRANT_CA", "", "CA to trust for an https:// Qdrant, a PEM file; empty: the system's CAs."
     )
     qdrant_api_key: str = setting("TEXTMATCH_QDRANT_API_KEY", "", "API key for Qdrant.", is_secret=True)
     redis_url: str = setting(
-        "TEXTMATCH_REDIS_URL", "redis://127.0.0.1:6379/0", "Redis: queue and ingest state.", is_secret=True
+        "TEXTMATCH_REDIS_URL",
+        "redis://127.0.0.1:6379/0",
+        "URL of Redis.",
+        is_secret=True,
     )
     payload_indexes: str = setting(
         "TEXTMATCH_PAYLOAD_INDEXES",
         "",
-        "Attributes that filters are quick on, as `name:kind,name:kind`; keyword, integer, float or bool.",
+        "Attributes with an index for filters: `name:kind,name:kind`; keyword, integer, float or bool.",
     )
     collection_alias: str = setting(
         "TEXTMATCH_COLLECTION_ALIAS", "textmatch", "Alias of the collection in use in Qdrant."
     )
+
+
+def client_tls_from_environment() -> ClientTls | None:
+    """How to connect to our own servers; None: not encrypted.
+
+    Raises:
+        InvalidInput: a variable has a bad value.
+    """
+    return load(ClientTlsSettings, os.environ).client_tls()
 
 
 def _half_a_pair() -> InvalidInput:

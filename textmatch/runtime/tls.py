@@ -1,31 +1,29 @@
-"""TLS for servers and channels, from PEM files that may be replaced while we run."""
+"""TLS for servers and channels, from PEM files that may be replaced while the process runs."""
 
 from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from textmatch.errors import InvalidInput
+from textmatch.runtime.file_watch import FileWatch
 
 _log = logging.getLogger(__name__)
 
 SYSTEM_CA = "system"
 
-Signature = tuple[tuple[int, int], ...]
-
 
 @dataclass(frozen=True)
 class ServerTls:
-    """What a server shows, and whom it lets in.
+    """The certificate of a server, and which clients it accepts.
 
     Args:
-        cert: its certificate and those between it and the CA.
-        client_ca: CA that clients' certificates must come from; None: clients need no certificate.
+        cert: the chain: its certificate and the intermediate ones.
+        client_ca: CA that must have issued the clients' certificates; None: clients need no certificate.
     """
 
     cert: Path
@@ -33,10 +31,10 @@ class ServerTls:
     client_ca: Path | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials that follow the files: every new connection gets what they hold by then.
+        """Credentials that follow the files: each new connection uses their current content.
 
         Raises:
-            InvalidInput: a file cannot be read, or the key is not that of the certificate.
+            InvalidInput: a file cannot be read, or key and certificate do not match.
         """
         latest = _LatestCertificates(self)
         return grpc.dynamic_ssl_server_credentials(
@@ -46,17 +44,17 @@ class ServerTls:
         )
 
     def files(self) -> tuple[Path, ...]:
-        """All that is read."""
+        """The files that are read."""
         return tuple(path for path in (self.cert, self.key, self.client_ca) if path is not None)
 
 
 @dataclass(frozen=True)
 class ClientTls:
-    """Whom a client trusts, and what it shows if it is asked.
+    """The CAs that a client trusts, and its own certificate.
 
     Args:
-        ca: PEM file of the CAs, or `system` for those that gRPC brings.
-        cert: empty if the servers ask for none; with the key.
+        ca: PEM file of the CAs, or `system` for the ones bundled with gRPC.
+        cert: empty if the servers ask for none; goes together with `key`.
     """
 
     ca: str
@@ -64,10 +62,10 @@ class ClientTls:
     key: str = ""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What the files hold now.
+        """Credentials from the current content of the files.
 
         Raises:
-            InvalidInput: a file cannot be read, or the key is not that of the certificate.
+            InvalidInput: a file cannot be read, or key and certificate do not match.
         """
         if self.cert:
             _check_pair(Path(self.cert), Path(self.key))
@@ -77,34 +75,27 @@ class ClientTls:
             certificate_chain=_read(Path(self.cert)) if self.cert else None,
         )
 
-    def signature(self) -> Signature:
-        """Changes whenever one of the files does."""
-        return signature(Path(name) for name in (self.ca, self.cert, self.key) if name not in ("", SYSTEM_CA))
-
-
-def signature(paths: Iterable[Path]) -> Signature:
-    """Changes whenever one of the files does; (0, 0) for one that is not there."""
-    return tuple(_signature_of(path) for path in paths)
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read."""
+        return tuple(Path(name) for name in (self.ca, self.cert, self.key) if name not in ("", SYSTEM_CA))
 
 
 class _LatestCertificates:
     def __init__(self, tls: ServerTls) -> None:
         self._tls = tls
-        self._signature = signature(tls.files())
+        self._watch = FileWatch(tls.files())
         self.first = _configuration(tls)
 
     def if_changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """For gRPC, before each handshake, in a thread of its own."""
-        found = signature(self._tls.files())
-        if found == self._signature:
+        """Called by gRPC before each handshake, in its own thread."""
+        if not self._watch.has_changed():
             return None
-        self._signature = found
         try:
             configuration = _configuration(self._tls)
         except InvalidInput as error:
-            _log.error("the certificate stays as it was", extra={"error": str(error)})
+            _log.error("certificate not reloaded, the old one stays in use", extra={"error": str(error)})
             return None
-        _log.info("certificate read again", extra={"file": str(self._tls.cert)})
+        _log.info("certificate reloaded", extra={"file": str(self._tls.cert)})
         return configuration
 
 
@@ -118,10 +109,10 @@ def _check_pair(cert: Path, key: Path) -> None:
     _read(cert)
     _read(key)
     try:
-        # Without a password it would ask for one.
+        # Without a password, OpenSSL would prompt for one.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
     except ssl.SSLError as error:
-        reason = f"{cert} and {key} are not a certificate and its key in PEM: {error.reason}"
+        reason = f"{cert} and {key} must be a certificate and its key in PEM: {error.reason}"
         raise InvalidInput.of_field("TEXTMATCH_TLS_CERT", reason) from None
 
 
@@ -130,11 +121,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidInput.of_field("TEXTMATCH_TLS_*", f"{path} cannot be read: {error.strerror}") from None
-
-
-def _signature_of(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0
-    return found.st_ino, found.st_mtime_ns

@@ -1,7 +1,7 @@
-"""OpenTelemetry traces, sent by OTLP; while they are off, nothing of OpenTelemetry is imported.
+"""OpenTelemetry traces over OTLP. While tracing is off, OpenTelemetry is not imported.
 
-Calls over gRPC, ours and those to Qdrant, are traced by OpenTelemetry's own instrumentation. Here is what it
-cannot know: how a trace goes on behind the queue, and where its id stands in the logs.
+gRPC calls, also those to Qdrant, are traced by OpenTelemetry's own instrumentation. This module adds
+the rest: traces that continue through the queue, and trace ids in the logs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _is_on = False
 
 
 def set_up_tracing(service: str, endpoint: str, sample_ratio: float = 1.0) -> None:
-    """Trace this process; call it before any server or channel is made.
+    """Turn tracing on. Call it before any server or channel is made.
 
     Args:
         service: name shown with every span.
         endpoint: of the collector, `http://host:4317` or `https://`; empty: no tracing.
-        sample_ratio: share of the traces that begin here; others are traced if their caller does.
+        sample_ratio: share of the traces that start here; a caller's decision is followed.
 
     Raises:
         InvalidInput: the packages of the extra `tracing` are missing.
@@ -39,7 +39,7 @@ def set_up_tracing(service: str, endpoint: str, sample_ratio: float = 1.0) -> No
 
 
 def current_traceparent() -> str:
-    """The trace of the running call as W3C writes it; empty if there is none."""
+    """The trace of the running call in W3C form; empty without a trace."""
     if not _is_on:
         return ""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -50,7 +50,7 @@ def current_traceparent() -> str:
 
 
 def trace_id() -> str:
-    """Of the running call, 32 hexadecimal digits; empty if there is none."""
+    """Trace id of the running call, 32 hexadecimal digits; empty without a trace."""
     if not _is_on:
         return ""
     from opentelemetry import trace
@@ -61,10 +61,10 @@ def trace_id() -> str:
 
 @contextmanager
 def consuming(name: str, traceparents: Sequence[str]) -> Iterator[None]:
-    """A span around work on several messages: it goes on with the first one's trace and links to the others.
+    """A span for work on several messages. It continues the first message's trace and links to the others.
 
     Args:
-        traceparents: of the messages that have one; what is malformed is ignored.
+        traceparents: W3C traces of the messages; malformed ones are ignored.
     """
     if not _is_on:
         yield

@@ -102,7 +102,7 @@ def test_a_port_that_is_taken_is_one_clear_line(spawned: list[subprocess.Popen[s
         status, stderr = _end(spawned[0])
     assert status == 1
     assert stderr.splitlines()[-1].startswith(
-        f"encoder: cannot listen on 127.0.0.1:{port}: is the port taken?"
+        f"encoder: cannot listen on 127.0.0.1:{port}; is the port in use?"
     )
     assert "Traceback" not in stderr
 

@@ -20,4 +20,4 @@ def test_bytes_that_are_no_message_are_the_callers_fault(method: str):
     server.stop()
     error = from_rpc_error(raised.value)
     assert isinstance(error, InvalidInput)
-    assert "is no protobuf message" in str(error)
+    assert "must be a protobuf message" in str(error)

@@ -120,7 +120,7 @@ async def test_a_client_follows_its_own_certificate(authority: Authority):
 
 def test_a_key_that_is_not_of_the_certificate_ends_the_start_with_a_clear_line(authority: Authority):
     one, other = authority.issue("one"), authority.issue("other")
-    with pytest.raises(InvalidInput, match=r"one\.pem and .*other\.key are not a certificate and its key"):
+    with pytest.raises(InvalidInput, match=r"one\.pem and .*other\.key must be a certificate and its key"):
         ServerTls(one.cert, other.key).credentials()
     with pytest.raises(InvalidInput, match=r"missing\.pem cannot be read: No such file"):
         ServerTls(one.cert.with_name("missing.pem"), one.key).credentials()

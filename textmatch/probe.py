@@ -1,4 +1,7 @@
-"""`python -m textmatch.probe PORT [SERVICE]`: ends with 0 if the server is SERVING, else with 1."""
+"""`python -m textmatch.probe PORT [SERVICE]`: exits with 0 if the gRPC server there is SERVING, else with 1.
+
+For health checks over TLS, which kubelet's own gRPC probes do not support.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from textmatch.errors import TextMatchError
-from textmatch.probe.settings import from_environment
 from textmatch.runtime.channel import open_channel
+from textmatch.runtime.settings import client_tls_from_environment
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -19,22 +22,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Ask the server at 127.0.0.1; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m textmatch.probe", description=__doc__)
     parser.add_argument("port", type=int)
-    parser.add_argument("service", nargs="?", default="", help="a service; without it, the server as a whole")
+    parser.add_argument("service", nargs="?", default="", help="full name of a service; default: the server")
     options = parser.parse_args(arguments)
     try:
-        tls = from_environment().client_tls()
+        tls = client_tls_from_environment()
         with open_channel(f"127.0.0.1:{options.port}", tls) as channel:
             request = health_pb2.HealthCheckRequest(service=options.service)
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=_TIMEOUT_SECONDS)
+            response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=_TIMEOUT_SECONDS)
     except TextMatchError as error:
         print(f"probe: {error}", file=sys.stderr)
         return 1
     except grpc.RpcError as error:
         print(f"probe: {error.code().name}: {error.details()}", file=sys.stderr)
         return 1
-    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+    if response.status == health_pb2.HealthCheckResponse.SERVING:
         return 0
-    print(f"probe: {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)}", file=sys.stderr)
+    print(f"probe: {health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)}", file=sys.stderr)
     return 1
 
 
