@@ -78,3 +78,18 @@ def test_every_package_is_pinned_known_and_free(name: str):
         CUDA.match(name) and (NVIDIA.search(licence) or name == "cuda-toolkit")
     )
     assert known, f"{name} has the licence {licence!r}"
+
+
+def test_every_requirement_has_a_lower_bound():
+    texts = [text for text in distribution("textmatch").requires or [] if not text.startswith("textmatch[")]
+    assert texts
+    for requirement in map(Requirement, texts):
+        operators = {one.operator for one in requirement.specifier}
+        assert ">=" in operators, f"{requirement} has no lower bound"
+
+
+def test_every_pin_is_within_the_bounds():
+    for requirement in map(Requirement, distribution("textmatch").requires or []):
+        if requirement.name != "textmatch":
+            pinned = pins()[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(pinned, prereleases=True), f"{requirement} excludes {pinned}"

@@ -5,7 +5,7 @@ import warnings
 
 from textmatch.v1 import encoder_service_pb2 as textmatch_dot_v1_dot_encoder__service__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class EncoderServiceStub:
+class EncoderServiceStub(object):
     """EncoderService turns texts into embeddings and pairs of texts into scores. It keeps no state: every call is
     safe to retry, on any replica.
     """
@@ -58,7 +58,7 @@ class EncoderServiceStub:
                 _registered_method=True)
 
 
-class EncoderServiceServicer:
+class EncoderServiceServicer(object):
     """EncoderService turns texts into embeddings and pairs of texts into scores. It keeps no state: every call is
     safe to retry, on any replica.
     """
@@ -124,7 +124,7 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class EncoderService:
+class EncoderService(object):
     """EncoderService turns texts into embeddings and pairs of texts into scores. It keeps no state: every call is
     safe to retry, on any replica.
     """

@@ -5,7 +5,7 @@ import warnings
 
 from textmatch.v1 import matcher_service_pb2 as textmatch_dot_v1_dot_matcher__service__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class MatcherServiceStub:
+class MatcherServiceStub(object):
     """MatcherService answers which stored texts mean the same as a query and how sure it is, and takes documents in.
     """
 
@@ -67,7 +67,7 @@ class MatcherServiceStub:
                 _registered_method=True)
 
 
-class MatcherServiceServicer:
+class MatcherServiceServicer(object):
     """MatcherService answers which stored texts mean the same as a query and how sure it is, and takes documents in.
     """
 
@@ -162,7 +162,7 @@ def add_MatcherServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class MatcherService:
+class MatcherService(object):
     """MatcherService answers which stored texts mean the same as a query and how sure it is, and takes documents in.
     """
 
