@@ -32,7 +32,7 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_DOCUMENT: _Role.ValueType  # 2
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """What a text is used for. Models trained with prompts put another prompt before a query than before a document."""
+    """What a text is used for. Models trained with prompts use different prompts for queries and documents."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """The same as ROLE_DOCUMENT."""
@@ -69,11 +69,11 @@ class _ScorerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scorer.ValueTy
     SCORER_UNSPECIFIED: _Scorer.ValueType  # 0
     """The same as SCORER_CROSS_ENCODER."""
     SCORER_CROSS_ENCODER: _Scorer.ValueType  # 1
-    """Reads both texts together. Slow and accurate."""
+    """Reads both texts together. Slower and more accurate."""
     SCORER_PAIR_CLASSIFIER: _Scorer.ValueType  # 2
-    """A classifier over the two embeddings (u, v, |u-v|), for bi-encoders that were trained with one."""
+    """A classifier over the two embeddings (u, v, |u-v|), for bi-encoders trained with one."""
     SCORER_COSINE: _Scorer.ValueType  # 3
-    """Cosine of the two embeddings, cut to 0..1."""
+    """Cosine of the two embeddings, clipped to 0..1."""
 
 class Scorer(_Scorer, metaclass=_ScorerEnumTypeWrapper):
     """Which kind of model scores a pair."""
@@ -81,11 +81,11 @@ class Scorer(_Scorer, metaclass=_ScorerEnumTypeWrapper):
 SCORER_UNSPECIFIED: Scorer.ValueType  # 0
 """The same as SCORER_CROSS_ENCODER."""
 SCORER_CROSS_ENCODER: Scorer.ValueType  # 1
-"""Reads both texts together. Slow and accurate."""
+"""Reads both texts together. Slower and more accurate."""
 SCORER_PAIR_CLASSIFIER: Scorer.ValueType  # 2
-"""A classifier over the two embeddings (u, v, |u-v|), for bi-encoders that were trained with one."""
+"""A classifier over the two embeddings (u, v, |u-v|), for bi-encoders trained with one."""
 SCORER_COSINE: Scorer.ValueType  # 3
-"""Cosine of the two embeddings, cut to 0..1."""
+"""Cosine of the two embeddings, clipped to 0..1."""
 Global___Scorer: _TypeAlias = Scorer  # noqa: Y015
 
 class _ModelKind:
@@ -117,12 +117,12 @@ class EncodeRequest(_message.Message):
     role: Global___Role.ValueType
     priority: Global___Priority.ValueType
     dimension: _builtins.int
-    """Cuts the embeddings of a Matryoshka model to this many components and normalises them again. Absent: all."""
+    """Truncates the embeddings of a Matryoshka model to this many components and normalises them again. Absent: all."""
     model: _builtins.str
     """Name or model id of a loaded bi-encoder. Empty: the default one."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to `Limits.max_texts` texts, none empty, each at most `Limits.max_text_bytes` of UTF-8."""
+        """1 to `Limits.max_texts` non-empty texts, each at most `Limits.max_text_bytes` of UTF-8."""
 
     def __init__(
         self,
@@ -159,11 +159,11 @@ class EncodeResponse(_message.Message):
     """Name and content hash of the model's files. Embeddings of different model ids must not be compared."""
     @_builtins.property
     def token_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens that the model read for each text, special tokens included."""
+        """Number of tokens that the model read of each text, including special tokens."""
 
     @_builtins.property
     def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
-        """Whether the end of a text was cut off because the model reads fewer tokens."""
+        """Whether a text was truncated to the model's maximum number of tokens."""
 
     def __init__(
         self,
@@ -262,16 +262,16 @@ class ScoreRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """The text that each of `texts` or `embeddings` is compared with. Not used with `pairs`."""
+    """The text that is compared with each of `texts` or `embeddings`. Not used with `pairs`."""
     embeddings: _builtins.bytes
-    """Stored document embeddings as EncodeResponse.embeddings has them, for the scorers that work on embeddings."""
+    """Stored document embeddings in the form of EncodeResponse.embeddings, for scorers that work on embeddings."""
     scorer: Global___Scorer.ValueType
     priority: Global___Priority.ValueType
     model: _builtins.str
     """Name or model id of a loaded model of the kind that the scorer needs. Empty: the default one."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Exactly one of `texts`, `pairs` and `embeddings` is given; at most `Limits.max_texts` of them."""
+        """Exactly one of `texts`, `pairs` and `embeddings` must be given, with at most `Limits.max_texts` items."""
 
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextPair]: ...
@@ -305,15 +305,15 @@ class ScoreResponse(_message.Message):
     model_id: _builtins.str
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """0..1, aligned with the input."""
+        """0..1, in the order of the input."""
 
     @_builtins.property
     def raw_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """What the model said before it was mapped to 0..1: a logit, or a cosine in -1..1."""
+        """Output of the model before it is mapped to 0..1: a logit, or a cosine in -1..1."""
 
     @_builtins.property
     def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
-        """Whether either text of a pair was cut."""
+        """Whether a text of the pair was truncated."""
 
     def __init__(
         self,
@@ -390,15 +390,15 @@ class Model(_message.Message):
     dimension: _builtins.int
     """Components of an embedding; 0 for cross-encoders."""
     max_tokens: _builtins.int
-    """Tokens it reads of one text, or of both texts of a pair together."""
+    """Maximum number of tokens of one text, or of both texts of a pair together."""
     dtype: _builtins.str
     """"float32", "bfloat16" or "float16"."""
     device: _builtins.str
-    """As torch names it: "cpu", "cuda:0"."""
+    """In torch's notation: "cpu", "cuda:0"."""
     has_pair_classifier: _builtins.bool
-    """Whether SCORER_PAIR_CLASSIFIER works with it."""
+    """Whether the model supports SCORER_PAIR_CLASSIFIER."""
     is_default: _builtins.bool
-    """Whether it is the default of its kind."""
+    """Whether it is the default model of its kind."""
     def __init__(
         self,
         *,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class EncoderServiceStub(object):
-    """EncoderService turns texts into embeddings and pairs of texts into scores. It keeps no state: every call is
-    safe to retry, on any replica.
+    """EncoderService turns texts into embeddings and pairs of texts into scores. It is stateless: every call can be
+    retried on any replica.
     """
 
     def __init__(self, channel):
@@ -59,35 +59,35 @@ class EncoderServiceStub(object):
 
 
 class EncoderServiceServicer(object):
-    """EncoderService turns texts into embeddings and pairs of texts into scores. It keeps no state: every call is
-    safe to retry, on any replica.
+    """EncoderService turns texts into embeddings and pairs of texts into scores. It is stateless: every call can be
+    retried on any replica.
     """
 
     def Encode(self, request, context):
         """Encode embeds a batch of texts. The batch is atomic: either every text is embedded, or the call fails with
-        INVALID_ARGUMENT naming all texts that are at fault; of more than about fifty, the first ones.
+        INVALID_ARGUMENT and names all bad texts (the first ones, if there are more than about fifty).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EncodeStream(self, request_iterator, context):
-        """EncodeStream embeds many batches over one stream, in order: one response for each request. A batch that
-        fails answers with its error and the stream goes on.
+        """EncodeStream embeds many batches over one stream, with one response per request, in order. A failed batch is
+        answered with its error; the stream continues.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Score says how alike texts are in meaning, 0 (not at all) to 1 (the same). Atomic, like Encode.
+        """Score says how similar texts are in meaning, from 0 (unrelated) to 1 (the same). Atomic, like Encode.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModels(self, request, context):
-        """GetModels lists the loaded models and the limits of this server. Cheap; answers from memory.
+        """GetModels lists the loaded models and the limits of this server. Cheap: answered from memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,8 +125,8 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EncoderService(object):
-    """EncoderService turns texts into embeddings and pairs of texts into scores. It keeps no state: every call is
-    safe to retry, on any replica.
+    """EncoderService turns texts into embeddings and pairs of texts into scores. It is stateless: every call can be
+    retried on any replica.
     """
 
     @staticmethod

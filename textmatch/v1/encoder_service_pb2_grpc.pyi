@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EncoderServiceStub:
-    """EncoderService turns texts into embeddings and pairs of texts into scores. It keeps no state: every call is
-    safe to retry, on any replica.
+    """EncoderService turns texts into embeddings and pairs of texts into scores. It is stateless: every call can be
+    retried on any replica.
     """
 
     @_typing.overload
@@ -37,40 +37,40 @@ class EncoderServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EncoderServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_encoder_service_pb2.EncodeRequest, _encoder_service_pb2.EncodeResponse]
     """Encode embeds a batch of texts. The batch is atomic: either every text is embedded, or the call fails with
-    INVALID_ARGUMENT naming all texts that are at fault; of more than about fifty, the first ones.
+    INVALID_ARGUMENT and names all bad texts (the first ones, if there are more than about fifty).
     """
     EncodeStream: _grpc.StreamStreamMultiCallable[_encoder_service_pb2.EncodeStreamRequest, _encoder_service_pb2.EncodeStreamResponse]
-    """EncodeStream embeds many batches over one stream, in order: one response for each request. A batch that
-    fails answers with its error and the stream goes on.
+    """EncodeStream embeds many batches over one stream, with one response per request, in order. A failed batch is
+    answered with its error; the stream continues.
     """
     Score: _grpc.UnaryUnaryMultiCallable[_encoder_service_pb2.ScoreRequest, _encoder_service_pb2.ScoreResponse]
-    """Score says how alike texts are in meaning, 0 (not at all) to 1 (the same). Atomic, like Encode."""
+    """Score says how similar texts are in meaning, from 0 (unrelated) to 1 (the same). Atomic, like Encode."""
     GetModels: _grpc.UnaryUnaryMultiCallable[_encoder_service_pb2.GetModelsRequest, _encoder_service_pb2.GetModelsResponse]
-    """GetModels lists the loaded models and the limits of this server. Cheap; answers from memory."""
+    """GetModels lists the loaded models and the limits of this server. Cheap: answered from memory."""
 
 @_typing.type_check_only
 class EncoderServiceAsyncStub(EncoderServiceStub):
-    """EncoderService turns texts into embeddings and pairs of texts into scores. It keeps no state: every call is
-    safe to retry, on any replica.
+    """EncoderService turns texts into embeddings and pairs of texts into scores. It is stateless: every call can be
+    retried on any replica.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_encoder_service_pb2.EncodeRequest, _encoder_service_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encode embeds a batch of texts. The batch is atomic: either every text is embedded, or the call fails with
-    INVALID_ARGUMENT naming all texts that are at fault; of more than about fifty, the first ones.
+    INVALID_ARGUMENT and names all bad texts (the first ones, if there are more than about fifty).
     """
     EncodeStream: _aio.StreamStreamMultiCallable[_encoder_service_pb2.EncodeStreamRequest, _encoder_service_pb2.EncodeStreamResponse]  # type: ignore[assignment]
-    """EncodeStream embeds many batches over one stream, in order: one response for each request. A batch that
-    fails answers with its error and the stream goes on.
+    """EncodeStream embeds many batches over one stream, with one response per request, in order. A failed batch is
+    answered with its error; the stream continues.
     """
     Score: _aio.UnaryUnaryMultiCallable[_encoder_service_pb2.ScoreRequest, _encoder_service_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Score says how alike texts are in meaning, 0 (not at all) to 1 (the same). Atomic, like Encode."""
+    """Score says how similar texts are in meaning, from 0 (unrelated) to 1 (the same). Atomic, like Encode."""
     GetModels: _aio.UnaryUnaryMultiCallable[_encoder_service_pb2.GetModelsRequest, _encoder_service_pb2.GetModelsResponse]  # type: ignore[assignment]
-    """GetModels lists the loaded models and the limits of this server. Cheap; answers from memory."""
+    """GetModels lists the loaded models and the limits of this server. Cheap: answered from memory."""
 
 class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """EncoderService turns texts into embeddings and pairs of texts into scores. It keeps no state: every call is
-    safe to retry, on any replica.
+    """EncoderService turns texts into embeddings and pairs of texts into scores. It is stateless: every call can be
+    retried on any replica.
     """
 
     @_abc_1.abstractmethod
@@ -80,7 +80,7 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_service_pb2.EncodeResponse, _abc.Awaitable[_encoder_service_pb2.EncodeResponse]]:
         """Encode embeds a batch of texts. The batch is atomic: either every text is embedded, or the call fails with
-        INVALID_ARGUMENT naming all texts that are at fault; of more than about fifty, the first ones.
+        INVALID_ARGUMENT and names all bad texts (the first ones, if there are more than about fifty).
         """
 
     @_abc_1.abstractmethod
@@ -89,8 +89,8 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_encoder_service_pb2.EncodeStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_encoder_service_pb2.EncodeStreamResponse], _abc.AsyncIterator[_encoder_service_pb2.EncodeStreamResponse]]:
-        """EncodeStream embeds many batches over one stream, in order: one response for each request. A batch that
-        fails answers with its error and the stream goes on.
+        """EncodeStream embeds many batches over one stream, with one response per request, in order. A failed batch is
+        answered with its error; the stream continues.
         """
 
     @_abc_1.abstractmethod
@@ -99,7 +99,7 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encoder_service_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_service_pb2.ScoreResponse, _abc.Awaitable[_encoder_service_pb2.ScoreResponse]]:
-        """Score says how alike texts are in meaning, 0 (not at all) to 1 (the same). Atomic, like Encode."""
+        """Score says how similar texts are in meaning, from 0 (unrelated) to 1 (the same). Atomic, like Encode."""
 
     @_abc_1.abstractmethod
     def GetModels(
@@ -107,6 +107,6 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encoder_service_pb2.GetModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_service_pb2.GetModelsResponse, _abc.Awaitable[_encoder_service_pb2.GetModelsResponse]]:
-        """GetModels lists the loaded models and the limits of this server. Cheap; answers from memory."""
+        """GetModels lists the loaded models and the limits of this server. Cheap: answered from memory."""
 
 def add_EncoderServiceServicer_to_server(servicer: EncoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,98 +24,98 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     DESCRIPTOR: _descriptor.EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     ERROR_REASON_INVALID_INPUT: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT. Something in the request is empty, too large or malformed. A google.rpc.BadRequest names
-    every bad item ("texts[3]") with one of the TEXT_* or FIELD_* reasons, so that exactly those can be dropped;
-    of more than about fifty, the first ones, because clients accept no larger errors.
+    """INVALID_ARGUMENT. Part of the request is empty, too large or malformed. A google.rpc.BadRequest names every bad
+    item ("texts[3]") with one of the TEXT_* or FIELD_* reasons, which allows a caller to drop exactly those. Of
+    more than about fifty bad items, the first ones are named, because clients accept no larger errors.
     """
     ERROR_REASON_TEXT_EMPTY: _ErrorReason.ValueType  # 2
-    """A text is empty or only white space."""
+    """A text is empty or contains only white space."""
     ERROR_REASON_TEXT_TOO_LARGE: _ErrorReason.ValueType  # 3
     """A text is larger than the server's limit in bytes; the limit is in the description."""
     ERROR_REASON_TEXT_INVALID: _ErrorReason.ValueType  # 4
-    """A text is not valid: it holds a NUL character or is not Unicode."""
+    """A text contains a NUL character or is not valid Unicode."""
     ERROR_REASON_FIELD_INVALID: _ErrorReason.ValueType  # 5
-    """A field is missing, out of range, of the wrong form or not known."""
+    """A field is missing, out of range, malformed or unknown."""
     ERROR_REASON_TOO_MANY_ITEMS: _ErrorReason.ValueType  # 6
-    """More items in one call than the server takes; the limit is in the description."""
+    """The call has more items than the server's limit, which is in the description."""
     ERROR_REASON_TEXT_FAILED: _ErrorReason.ValueType  # 7
-    """A model failed on this one text, alone. Other texts are not affected."""
+    """A model failed on this text even when it was alone. Other texts are not affected."""
     ERROR_REASON_DOCUMENT_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND with google.rpc.ResourceInfo."""
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 11
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 20
-    """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: too much work waits. Come back after the delay."""
+    """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: too much work is queued. Retry after the delay."""
     ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 21
-    """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the work ahead takes longer than the caller's deadline."""
+    """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the queued work takes longer than the caller's deadline."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 22
     """DEADLINE_EXCEEDED: the deadline passed while the call was running."""
     ERROR_REASON_NOT_READY: _ErrorReason.ValueType  # 30
     """UNAVAILABLE with google.rpc.RetryInfo: a model is still loading, or the server is draining."""
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 31
-    """UNAVAILABLE with google.rpc.RetryInfo: the encoder, Qdrant or Redis does not answer."""
+    """UNAVAILABLE with google.rpc.RetryInfo: the encoder, Qdrant or Redis does not respond."""
     ERROR_REASON_MODEL_MISMATCH: _ErrorReason.ValueType  # 40
-    """FAILED_PRECONDITION: the index was built with another model than the one that is served. Metadata:
+    """FAILED_PRECONDITION: the index was built with a model that the encoder does not serve. Metadata:
     `index_model_id`, `encoder_model_id`.
     """
     ERROR_REASON_LEXICAL_INDEX_MISSING: _ErrorReason.ValueType  # 41
-    """FAILED_PRECONDITION: hybrid recall was asked for, and the collection was made without BM25."""
+    """FAILED_PRECONDITION: hybrid recall was requested, but the collection has no BM25 index."""
     ERROR_REASON_API_KEY_MISSING: _ErrorReason.ValueType  # 50
     """UNAUTHENTICATED."""
     ERROR_REASON_API_KEY_INVALID: _ErrorReason.ValueType  # 51
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 52
     """PERMISSION_DENIED."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 60
-    """INTERNAL: a bug. The details are in the server's log under the request id, and not in the answer."""
+    """INTERNAL: a bug. The details are only in the server's log, under the request id."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """ErrorReason says why a call failed, for programs. Every error that textmatch returns carries exactly one
-    google.rpc.ErrorInfo whose `domain` is "textmatch.dev" and whose `reason` is one of these names without
-    the prefix "ERROR_REASON_". Names are never reused; new ones may appear, so treat an unknown name like the
-    gRPC code that came with it.
+    """ErrorReason is the machine-readable reason of an error. Every error of textmatch carries exactly one
+    google.rpc.ErrorInfo with the `domain` "textmatch.dev" and one of these names, without the prefix
+    "ERROR_REASON_", as its `reason`. Names are never reused. New names may appear: treat an unknown name like its
+    gRPC code.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_INVALID_INPUT: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT. Something in the request is empty, too large or malformed. A google.rpc.BadRequest names
-every bad item ("texts[3]") with one of the TEXT_* or FIELD_* reasons, so that exactly those can be dropped;
-of more than about fifty, the first ones, because clients accept no larger errors.
+"""INVALID_ARGUMENT. Part of the request is empty, too large or malformed. A google.rpc.BadRequest names every bad
+item ("texts[3]") with one of the TEXT_* or FIELD_* reasons, which allows a caller to drop exactly those. Of
+more than about fifty bad items, the first ones are named, because clients accept no larger errors.
 """
 ERROR_REASON_TEXT_EMPTY: ErrorReason.ValueType  # 2
-"""A text is empty or only white space."""
+"""A text is empty or contains only white space."""
 ERROR_REASON_TEXT_TOO_LARGE: ErrorReason.ValueType  # 3
 """A text is larger than the server's limit in bytes; the limit is in the description."""
 ERROR_REASON_TEXT_INVALID: ErrorReason.ValueType  # 4
-"""A text is not valid: it holds a NUL character or is not Unicode."""
+"""A text contains a NUL character or is not valid Unicode."""
 ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 5
-"""A field is missing, out of range, of the wrong form or not known."""
+"""A field is missing, out of range, malformed or unknown."""
 ERROR_REASON_TOO_MANY_ITEMS: ErrorReason.ValueType  # 6
-"""More items in one call than the server takes; the limit is in the description."""
+"""The call has more items than the server's limit, which is in the description."""
 ERROR_REASON_TEXT_FAILED: ErrorReason.ValueType  # 7
-"""A model failed on this one text, alone. Other texts are not affected."""
+"""A model failed on this text even when it was alone. Other texts are not affected."""
 ERROR_REASON_DOCUMENT_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND with google.rpc.ResourceInfo."""
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 11
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 20
-"""RESOURCE_EXHAUSTED with google.rpc.RetryInfo: too much work waits. Come back after the delay."""
+"""RESOURCE_EXHAUSTED with google.rpc.RetryInfo: too much work is queued. Retry after the delay."""
 ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 21
-"""RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the work ahead takes longer than the caller's deadline."""
+"""RESOURCE_EXHAUSTED with google.rpc.RetryInfo: the queued work takes longer than the caller's deadline."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 22
 """DEADLINE_EXCEEDED: the deadline passed while the call was running."""
 ERROR_REASON_NOT_READY: ErrorReason.ValueType  # 30
 """UNAVAILABLE with google.rpc.RetryInfo: a model is still loading, or the server is draining."""
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 31
-"""UNAVAILABLE with google.rpc.RetryInfo: the encoder, Qdrant or Redis does not answer."""
+"""UNAVAILABLE with google.rpc.RetryInfo: the encoder, Qdrant or Redis does not respond."""
 ERROR_REASON_MODEL_MISMATCH: ErrorReason.ValueType  # 40
-"""FAILED_PRECONDITION: the index was built with another model than the one that is served. Metadata:
+"""FAILED_PRECONDITION: the index was built with a model that the encoder does not serve. Metadata:
 `index_model_id`, `encoder_model_id`.
 """
 ERROR_REASON_LEXICAL_INDEX_MISSING: ErrorReason.ValueType  # 41
-"""FAILED_PRECONDITION: hybrid recall was asked for, and the collection was made without BM25."""
+"""FAILED_PRECONDITION: hybrid recall was requested, but the collection has no BM25 index."""
 ERROR_REASON_API_KEY_MISSING: ErrorReason.ValueType  # 50
 """UNAUTHENTICATED."""
 ERROR_REASON_API_KEY_INVALID: ErrorReason.ValueType  # 51
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 52
 """PERMISSION_DENIED."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 60
-"""INTERNAL: a bug. The details are in the server's log under the request id, and not in the answer."""
+"""INTERNAL: a bug. The details are only in the server's log, under the request id."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -28,32 +28,24 @@ class _RecallMode:
 class _RecallModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecallMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RECALL_MODE_UNSPECIFIED: _RecallMode.ValueType  # 0
-    """RECALL_MODE_HYBRID if the collection has what it needs, else RECALL_MODE_DENSE."""
+    """RECALL_MODE_HYBRID if the collection has a BM25 index, else RECALL_MODE_DENSE."""
     RECALL_MODE_DENSE: _RecallMode.ValueType  # 1
     """Nearest embeddings."""
     RECALL_MODE_HYBRID: _RecallMode.ValueType  # 2
-    """Nearest embeddings and BM25, with weighted scores. FAILED_PRECONDITION if the collection was made without
-    BM25.
-    """
+    """Nearest embeddings and BM25, with weighted scores. FAILED_PRECONDITION if the collection has no BM25 index."""
     RECALL_MODE_HYBRID_RRF: _RecallMode.ValueType  # 3
-    """The same two, fused by the ranks in each (reciprocal rank fusion). Recall scores then are about ranks and
-    say nothing about likeness.
-    """
+    """The same two, combined by reciprocal rank fusion. Recall scores then express ranks, not similarity."""
 
 class RecallMode(_RecallMode, metaclass=_RecallModeEnumTypeWrapper): ...
 
 RECALL_MODE_UNSPECIFIED: RecallMode.ValueType  # 0
-"""RECALL_MODE_HYBRID if the collection has what it needs, else RECALL_MODE_DENSE."""
+"""RECALL_MODE_HYBRID if the collection has a BM25 index, else RECALL_MODE_DENSE."""
 RECALL_MODE_DENSE: RecallMode.ValueType  # 1
 """Nearest embeddings."""
 RECALL_MODE_HYBRID: RecallMode.ValueType  # 2
-"""Nearest embeddings and BM25, with weighted scores. FAILED_PRECONDITION if the collection was made without
-BM25.
-"""
+"""Nearest embeddings and BM25, with weighted scores. FAILED_PRECONDITION if the collection has no BM25 index."""
 RECALL_MODE_HYBRID_RRF: RecallMode.ValueType  # 3
-"""The same two, fused by the ranks in each (reciprocal rank fusion). Recall scores then are about ranks and
-say nothing about likeness.
-"""
+"""The same two, combined by reciprocal rank fusion. Recall scores then express ranks, not similarity."""
 Global___RecallMode: _TypeAlias = RecallMode  # noqa: Y015
 
 class _RerankMode:
@@ -65,11 +57,11 @@ class _RerankModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RerankMode
     RERANK_MODE_UNSPECIFIED: _RerankMode.ValueType  # 0
     """The same as RERANK_MODE_CROSS_ENCODER."""
     RERANK_MODE_NONE: _RerankMode.ValueType  # 1
-    """Recall order and scores."""
+    """No pair scores: order and scores of recall."""
     RERANK_MODE_CROSS_ENCODER: _RerankMode.ValueType  # 2
     RERANK_MODE_CASCADE: _RerankMode.ValueType  # 3
     """The bi-encoder's pair classifier on the stored embeddings of all candidates, then the cross-encoder on the
-    best of those. INVALID_ARGUMENT if the bi-encoder has no classifier.
+    best of them. INVALID_ARGUMENT if the bi-encoder has no pair classifier.
     """
 
 class RerankMode(_RerankMode, metaclass=_RerankModeEnumTypeWrapper): ...
@@ -77,11 +69,11 @@ class RerankMode(_RerankMode, metaclass=_RerankModeEnumTypeWrapper): ...
 RERANK_MODE_UNSPECIFIED: RerankMode.ValueType  # 0
 """The same as RERANK_MODE_CROSS_ENCODER."""
 RERANK_MODE_NONE: RerankMode.ValueType  # 1
-"""Recall order and scores."""
+"""No pair scores: order and scores of recall."""
 RERANK_MODE_CROSS_ENCODER: RerankMode.ValueType  # 2
 RERANK_MODE_CASCADE: RerankMode.ValueType  # 3
 """The bi-encoder's pair classifier on the stored embeddings of all candidates, then the cross-encoder on the
-best of those. INVALID_ARGUMENT if the bi-encoder has no classifier.
+best of them. INVALID_ARGUMENT if the bi-encoder has no pair classifier.
 """
 Global___RerankMode: _TypeAlias = RerankMode  # noqa: Y015
 
@@ -94,38 +86,30 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     DEGRADED_REASON_UNSPECIFIED: _DegradedReason.ValueType  # 0
     """Complete."""
     DEGRADED_REASON_RERANK_LATE: _DegradedReason.ValueType  # 1
-    """Scoring did not end in time; `scored_count` candidates were scored."""
+    """Scoring was late; `scored_count` candidates were scored."""
     DEGRADED_REASON_RERANK_REFUSED: _DegradedReason.ValueType  # 2
     """The encoder refused to score."""
     DEGRADED_REASON_RERANK_UNAVAILABLE: _DegradedReason.ValueType  # 3
-    """The encoder could not be reached for scoring."""
+    """The encoder was unavailable for scoring."""
     DEGRADED_REASON_ENCODE_LATE: _DegradedReason.ValueType  # 4
-    """The query was not embedded early enough to search by it, or the encoder refused to: candidates were found
-    by BM25 alone and not scored.
-    """
+    """The embedding of the query was late or refused: candidates were found by BM25 alone and not scored."""
     DEGRADED_REASON_RECALL_LATE: _DegradedReason.ValueType  # 5
-    """There was little time left to search: a few candidates were looked for by their embeddings alone, and none
-    was scored.
-    """
+    """Little time was left to search: a few candidates were found by their embeddings alone and not scored."""
 
 class DegradedReason(_DegradedReason, metaclass=_DegradedReasonEnumTypeWrapper): ...
 
 DEGRADED_REASON_UNSPECIFIED: DegradedReason.ValueType  # 0
 """Complete."""
 DEGRADED_REASON_RERANK_LATE: DegradedReason.ValueType  # 1
-"""Scoring did not end in time; `scored_count` candidates were scored."""
+"""Scoring was late; `scored_count` candidates were scored."""
 DEGRADED_REASON_RERANK_REFUSED: DegradedReason.ValueType  # 2
 """The encoder refused to score."""
 DEGRADED_REASON_RERANK_UNAVAILABLE: DegradedReason.ValueType  # 3
-"""The encoder could not be reached for scoring."""
+"""The encoder was unavailable for scoring."""
 DEGRADED_REASON_ENCODE_LATE: DegradedReason.ValueType  # 4
-"""The query was not embedded early enough to search by it, or the encoder refused to: candidates were found
-by BM25 alone and not scored.
-"""
+"""The embedding of the query was late or refused: candidates were found by BM25 alone and not scored."""
 DEGRADED_REASON_RECALL_LATE: DegradedReason.ValueType  # 5
-"""There was little time left to search: a few candidates were looked for by their embeddings alone, and none
-was scored.
-"""
+"""Little time was left to search: a few candidates were found by their embeddings alone and not scored."""
 Global___DegradedReason: _TypeAlias = DegradedReason  # noqa: Y015
 
 class _IngestOutcome:
@@ -138,9 +122,9 @@ class _IngestOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IngestO
     INGEST_OUTCOME_ACCEPTED: _IngestOutcome.ValueType  # 1
     """Durable in the queue."""
     INGEST_OUTCOME_UNCHANGED: _IngestOutcome.ValueType  # 2
-    """Stored already with the same text and attributes, and nothing newer waits; not queued again."""
+    """Already stored with the same text and attributes, and no newer version is queued; not queued again."""
     INGEST_OUTCOME_REJECTED: _IngestOutcome.ValueType  # 3
-    """Not taken; `error` says why."""
+    """Not accepted; `error` says why."""
 
 class IngestOutcome(_IngestOutcome, metaclass=_IngestOutcomeEnumTypeWrapper): ...
 
@@ -148,9 +132,9 @@ INGEST_OUTCOME_UNSPECIFIED: IngestOutcome.ValueType  # 0
 INGEST_OUTCOME_ACCEPTED: IngestOutcome.ValueType  # 1
 """Durable in the queue."""
 INGEST_OUTCOME_UNCHANGED: IngestOutcome.ValueType  # 2
-"""Stored already with the same text and attributes, and nothing newer waits; not queued again."""
+"""Already stored with the same text and attributes, and no newer version is queued; not queued again."""
 INGEST_OUTCOME_REJECTED: IngestOutcome.ValueType  # 3
-"""Not taken; `error` says why."""
+"""Not accepted; `error` says why."""
 Global___IngestOutcome: _TypeAlias = IngestOutcome  # noqa: Y015
 
 class _DocumentState:
@@ -194,12 +178,12 @@ class Document(_message.Message):
     """Chosen by the client; 1 to 512 bytes of UTF-8."""
     text: _builtins.str
     version: _builtins.int
-    """The highest version wins, whatever order writes arrive in. 1 to 2^53-1. Absent: the time of acceptance in
-    microseconds, so that later calls win.
+    """1 to 2^53-1. The highest version wins, in any order of arrival. Absent: the time of acceptance in
+    microseconds, with which later calls win.
     """
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
-        """JSON-like; can be filtered on. Numbers are IEEE doubles; whole ones are stored as integers."""
+        """JSON-like values for filters. Numbers are IEEE doubles; whole numbers are stored as integers."""
 
     def __init__(
         self,
@@ -221,7 +205,7 @@ Global___Document: _TypeAlias = Document  # noqa: Y015
 
 @_typing.final
 class Filter(_message.Message):
-    """A document fits when all of `must`, at least one of `should` (if there are any) and none of `must_not` fit."""
+    """Selects documents for which all of `must`, at least one of `should` (if given) and none of `must_not` hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -285,14 +269,14 @@ Global___Condition: _TypeAlias = Condition  # noqa: Y015
 
 @_typing.final
 class FieldMatch(_message.Message):
-    """The attribute equals any of the values; a list fits when any of its elements does."""
+    """The attribute equals one of the values. A list matches if one of its elements does."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIELD_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """Path below `attributes`, parts joined by dots: "author.name"."""
+    """Path within `attributes`, with dots between its parts: "author.name"."""
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Value]:
         """Strings, whole numbers or booleans, all of one type."""
@@ -359,7 +343,7 @@ Global___FieldRange: _TypeAlias = FieldRange  # noqa: Y015
 
 @_typing.final
 class FieldExists(_message.Message):
-    """The attribute is there and neither null nor an empty list."""
+    """The attribute exists and is neither null nor an empty list."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -395,22 +379,22 @@ class MatchOptions(_message.Message):
     top_k: _builtins.int
     """1 to 1,000; 0 means 10."""
     candidate_count: _builtins.int
-    """How many candidates are recalled: top_k to 1,000; 0 means 100, or top_k if that is larger. With BM25, as many
-    are recalled by it too.
+    """Number of candidates to recall, top_k to 1,000; 0 means 100, or top_k if that is larger. Hybrid modes recall
+    as many by BM25 too.
     """
     min_score: _builtins.float
-    """Leaves out matches with a lower score. 0..1."""
+    """Matches with a lower score are left out. 0..1."""
     recall: Global___RecallMode.ValueType
     rerank: Global___RerankMode.ValueType
     omit_text: _builtins.bool
-    """Leave these out of the documents returned."""
+    """Return documents without text, without attributes."""
     omit_attributes: _builtins.bool
     rerank_depth: _builtins.int
-    """How many of the candidates are scored by the cross-encoder at most, the best first. At most
-    candidate_count; 0 leaves it to the server. Only these can be returned, and never fewer than top_k.
+    """Maximum number of candidates that the cross-encoder scores, best first, at most candidate_count. 0: the
+    server's default. Only these candidates can be returned; values below top_k count as top_k.
     """
     explain: _builtins.bool
-    """Also return what every score is made of."""
+    """Also return the components of each score."""
     @_builtins.property
     def filter(self) -> Global___Filter: ...
     def __init__(
@@ -468,16 +452,16 @@ class Match(_message.Message):
     RERANK_SCORE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """0..1; what matches are sorted by."""
+    """0..1. Matches are sorted by it."""
     recall_score: _builtins.float
-    """Cosine of the embeddings, cut to 0..1; with BM25, raised by the words that both texts have."""
+    """Cosine of the embeddings, clipped to 0..1; with BM25, raised by the lexical evidence."""
     rerank_score: _builtins.float
-    """Cross-encoder score, 0..1. Absent if this candidate was not scored."""
+    """Cross-encoder score, 0..1. Absent if the candidate was not scored."""
     @_builtins.property
     def document(self) -> Global___Document: ...
     @_builtins.property
     def explanation(self) -> Global___ScoreExplanation:
-        """Only if it was asked for."""
+        """Present if MatchOptions.explain was set."""
 
     def __init__(
         self,
@@ -500,7 +484,7 @@ Global___Match: _TypeAlias = Match  # noqa: Y015
 
 @_typing.final
 class ScoreExplanation(_message.Message):
-    """All that a score is made of; docs/matching.md has the formula."""
+    """The components of a score; docs/matching.md has the formula."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -511,16 +495,16 @@ class ScoreExplanation(_message.Message):
     COMBINED_SCORE_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     cosine: _builtins.float
-    """-1..1; 0 if the query could not be embedded in time."""
+    """-1..1; 0 if the query was not embedded in time."""
     bm25: _builtins.float
-    """From 0 up. Absent without BM25."""
+    """0 or more. Absent without BM25."""
     lexical_evidence: _builtins.float
-    """What BM25 counts for, 0..1."""
+    """BM25 mapped to 0..1."""
     pair_classifier_score: _builtins.float
-    """0..1; decides only which candidates the cross-encoder scores. Absent without a classifier stage."""
+    """0..1; selects the candidates that the cross-encoder scores. Absent without a classifier stage."""
     combined_score: _builtins.float
-    """Of recall and cross-encoder together, before calibration. If this candidate was not scored while others
-    were, its recall score plus what scoring added to the others on average.
+    """Weighted recall and cross-encoder scores, before calibration. For a candidate that was not scored while others
+    were: its recall score plus the mean change that scoring made to the others.
     """
     @_builtins.property
     def weights(self) -> Global___ScoreWeights: ...
@@ -551,7 +535,7 @@ Global___ScoreExplanation: _TypeAlias = ScoreExplanation  # noqa: Y015
 
 @_typing.final
 class ScoreWeights(_message.Message):
-    """The weights that were used, tuned for the collection or the server's defaults."""
+    """The weights in use: tuned for the collection, or the server's defaults."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -589,7 +573,7 @@ Global___ScoreWeights: _TypeAlias = ScoreWeights  # noqa: Y015
 
 @_typing.final
 class StageTimings(_message.Message):
-    """Where the time of one Match went, in milliseconds, as measured in the matcher."""
+    """Duration of the stages of one Match in milliseconds, measured in the matcher."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -599,7 +583,7 @@ class StageTimings(_message.Message):
     TOTAL_MS_FIELD_NUMBER: _builtins.int
     encode_ms: _builtins.float
     recall_ms: _builtins.float
-    """With hardly time for one search it holds the embedding of the query too, as both go on at once."""
+    """Close to the deadline it includes the embedding of the query, which then runs at the same time."""
     rerank_ms: _builtins.float
     total_ms: _builtins.float
     def __init__(
@@ -635,11 +619,11 @@ class MatchResponse(_message.Message):
     cross_encoder_model_id: _builtins.str
     """Empty if no pair was scored."""
     candidate_count: _builtins.int
-    """How many candidates were recalled."""
+    """Number of candidates that were recalled."""
     scored_count: _builtins.int
-    """How many of them the cross-encoder scored."""
+    """Number of candidates that the cross-encoder scored."""
     recall: Global___RecallMode.ValueType
-    """How they were recalled."""
+    """The recall mode that was used."""
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Match]: ...
     @_builtins.property
@@ -727,7 +711,7 @@ class IngestDocumentsRequest(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
-        """1 to 1,000 documents. A few hundred at a time is fastest."""
+        """1 to 1,000 documents. A few hundred per request is fastest."""
 
     def __init__(
         self,
@@ -749,7 +733,7 @@ class IngestDocumentsResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___IngestResult]:
-        """One for each document of the request, in order."""
+        """One per document of the request, in order."""
 
     def __init__(
         self,
@@ -841,11 +825,11 @@ class DeleteDocumentsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Deletes what is not newer than this. Absent: now, in microseconds."""
+    """Documents newer than this version are kept. Absent: the current time in microseconds."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Either ids (1 to 1,000) or a filter. A filter is also applied to what is still queued, once it is written: of each
-        document the newest version counts, if it is not newer than `version`.
+        """Either ids (1 to 1,000) or a filter. A filter also applies to documents that are still queued, when they are
+        written: their newest version counts if it is not newer than `version`.
         """
 
     @_builtins.property
@@ -873,7 +857,7 @@ class DeleteDocumentsResponse(_message.Message):
 
     DELETED_COUNT_FIELD_NUMBER: _builtins.int
     deleted_count: _builtins.int
-    """How many stored documents were removed."""
+    """Number of stored documents that were removed."""
     def __init__(
         self,
         *,
@@ -893,7 +877,7 @@ class GetIngestStatusRequest(_message.Message):
 
     DOCUMENT_ID_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
-    """Also say where this document stands. Empty: only the totals."""
+    """Also return the state of this document. Empty: only the totals."""
     def __init__(
         self,
         *,
@@ -923,14 +907,14 @@ class GetIngestStatusResponse(_message.Message):
     queued_count: _builtins.int
     """Documents accepted and not searchable yet."""
     oldest_queued_seconds: _builtins.float
-    """Age of the oldest of them; 0 if there is none."""
+    """Age of the oldest queued document; 0 for an empty queue."""
     dead_letter_count: _builtins.int
     collection: _builtins.str
     """The collection that the alias points at; empty before the first document."""
     document_state: Global___DocumentState.ValueType
-    """Only if a document was asked for."""
+    """Present if `document_id` was given."""
     document_error: _builtins.str
-    """Why the document is FAILED."""
+    """The error of a FAILED document."""
     def __init__(
         self,
         *,

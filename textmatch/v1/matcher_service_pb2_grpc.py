@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MatcherServiceStub(object):
-    """MatcherService answers which stored texts mean the same as a query and how sure it is, and takes documents in.
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents.
     """
 
     def __init__(self, channel):
@@ -68,54 +68,55 @@ class MatcherServiceStub(object):
 
 
 class MatcherServiceServicer(object):
-    """MatcherService answers which stored texts mean the same as a query and how sure it is, and takes documents in.
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents.
     """
 
     def Match(self, request, context):
-        """Match embeds the query, recalls candidates from the index, scores the best of them as pairs with the query,
-        as many as the deadline allows, and returns the best, highest score first. What is not done in time or
-        refused is left out, and `degraded` says so. When the encoder or the index cannot be reached, it fails at
-        once with UNAVAILABLE.
+        """Match embeds the query, recalls candidates from the index, scores as many pairs of query and candidate as the
+        deadline allows, and returns the best matches, highest score first. If a stage is late or refused, the answer
+        is returned without it and `degraded` says so. If the encoder or the index cannot be reached, the call fails
+        with UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchMatch(self, request, context):
-        """BatchMatch answers many queries; each result comes as soon as it is there, with the index of its query.
-        Runs in the bulk lane.
+        """BatchMatch answers many queries. Each result is sent as soon as it is ready, with the index of its query.
+        Runs with bulk priority.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def IngestDocuments(self, request_iterator, context):
-        """IngestDocuments takes documents in. Each request is answered by one response with one result per document,
-        in order. While the queue is full, requests are held by flow control; a caller whose deadline comes meanwhile is
-        told RESOURCE_EXHAUSTED just before it. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
-        why and does not affect its neighbours. Safe to repeat: a document is never stored twice.
+        """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
+        While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
+        with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
+        soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
+        document is never stored twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDocument(self, request, context):
-        """GetDocument returns a stored document. NOT_FOUND while it is still only queued.
+        """GetDocument returns a stored document. NOT_FOUND while the document is only queued.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDocuments(self, request, context):
-        """DeleteDocuments removes documents and keeps older writes that are still queued from bringing them back.
-        Returns after the index has confirmed. Deleting what is not there succeeds.
+        """DeleteDocuments removes documents. Older writes that are still queued do not restore them. Returns after the
+        index has confirmed the delete. Deleting a missing document succeeds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetIngestStatus(self, request, context):
-        """GetIngestStatus says how much waits in the queue, how old it is, and where one document stands.
+        """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,7 +164,7 @@ def add_MatcherServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MatcherService(object):
-    """MatcherService answers which stored texts mean the same as a query and how sure it is, and takes documents in.
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents.
     """
 
     @staticmethod

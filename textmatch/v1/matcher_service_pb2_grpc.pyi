@@ -27,69 +27,71 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MatcherServiceStub:
-    """MatcherService answers which stored texts mean the same as a query and how sure it is, and takes documents in."""
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MatcherServiceAsyncStub: ...
     Match: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.MatchRequest, _matcher_service_pb2.MatchResponse]
-    """Match embeds the query, recalls candidates from the index, scores the best of them as pairs with the query,
-    as many as the deadline allows, and returns the best, highest score first. What is not done in time or
-    refused is left out, and `degraded` says so. When the encoder or the index cannot be reached, it fails at
-    once with UNAVAILABLE.
+    """Match embeds the query, recalls candidates from the index, scores as many pairs of query and candidate as the
+    deadline allows, and returns the best matches, highest score first. If a stage is late or refused, the answer
+    is returned without it and `degraded` says so. If the encoder or the index cannot be reached, the call fails
+    with UNAVAILABLE.
     """
     BatchMatch: _grpc.UnaryStreamMultiCallable[_matcher_service_pb2.BatchMatchRequest, _matcher_service_pb2.BatchMatchResponse]
-    """BatchMatch answers many queries; each result comes as soon as it is there, with the index of its query.
-    Runs in the bulk lane.
+    """BatchMatch answers many queries. Each result is sent as soon as it is ready, with the index of its query.
+    Runs with bulk priority.
     """
     IngestDocuments: _grpc.StreamStreamMultiCallable[_matcher_service_pb2.IngestDocumentsRequest, _matcher_service_pb2.IngestDocumentsResponse]
-    """IngestDocuments takes documents in. Each request is answered by one response with one result per document,
-    in order. While the queue is full, requests are held by flow control; a caller whose deadline comes meanwhile is
-    told RESOURCE_EXHAUSTED just before it. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
-    why and does not affect its neighbours. Safe to repeat: a document is never stored twice.
+    """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
+    While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
+    with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
+    soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
+    document is never stored twice.
     """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]
-    """GetDocument returns a stored document. NOT_FOUND while it is still only queued."""
+    """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
     DeleteDocuments: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.DeleteDocumentsRequest, _matcher_service_pb2.DeleteDocumentsResponse]
-    """DeleteDocuments removes documents and keeps older writes that are still queued from bringing them back.
-    Returns after the index has confirmed. Deleting what is not there succeeds.
+    """DeleteDocuments removes documents. Older writes that are still queued do not restore them. Returns after the
+    index has confirmed the delete. Deleting a missing document succeeds.
     """
     GetIngestStatus: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetIngestStatusRequest, _matcher_service_pb2.GetIngestStatusResponse]
-    """GetIngestStatus says how much waits in the queue, how old it is, and where one document stands."""
+    """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
 
 @_typing.type_check_only
 class MatcherServiceAsyncStub(MatcherServiceStub):
-    """MatcherService answers which stored texts mean the same as a query and how sure it is, and takes documents in."""
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Match: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.MatchRequest, _matcher_service_pb2.MatchResponse]  # type: ignore[assignment]
-    """Match embeds the query, recalls candidates from the index, scores the best of them as pairs with the query,
-    as many as the deadline allows, and returns the best, highest score first. What is not done in time or
-    refused is left out, and `degraded` says so. When the encoder or the index cannot be reached, it fails at
-    once with UNAVAILABLE.
+    """Match embeds the query, recalls candidates from the index, scores as many pairs of query and candidate as the
+    deadline allows, and returns the best matches, highest score first. If a stage is late or refused, the answer
+    is returned without it and `degraded` says so. If the encoder or the index cannot be reached, the call fails
+    with UNAVAILABLE.
     """
     BatchMatch: _aio.UnaryStreamMultiCallable[_matcher_service_pb2.BatchMatchRequest, _matcher_service_pb2.BatchMatchResponse]  # type: ignore[assignment]
-    """BatchMatch answers many queries; each result comes as soon as it is there, with the index of its query.
-    Runs in the bulk lane.
+    """BatchMatch answers many queries. Each result is sent as soon as it is ready, with the index of its query.
+    Runs with bulk priority.
     """
     IngestDocuments: _aio.StreamStreamMultiCallable[_matcher_service_pb2.IngestDocumentsRequest, _matcher_service_pb2.IngestDocumentsResponse]  # type: ignore[assignment]
-    """IngestDocuments takes documents in. Each request is answered by one response with one result per document,
-    in order. While the queue is full, requests are held by flow control; a caller whose deadline comes meanwhile is
-    told RESOURCE_EXHAUSTED just before it. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
-    why and does not affect its neighbours. Safe to repeat: a document is never stored twice.
+    """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
+    While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
+    with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
+    soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
+    document is never stored twice.
     """
     GetDocument: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]  # type: ignore[assignment]
-    """GetDocument returns a stored document. NOT_FOUND while it is still only queued."""
+    """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
     DeleteDocuments: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.DeleteDocumentsRequest, _matcher_service_pb2.DeleteDocumentsResponse]  # type: ignore[assignment]
-    """DeleteDocuments removes documents and keeps older writes that are still queued from bringing them back.
-    Returns after the index has confirmed. Deleting what is not there succeeds.
+    """DeleteDocuments removes documents. Older writes that are still queued do not restore them. Returns after the
+    index has confirmed the delete. Deleting a missing document succeeds.
     """
     GetIngestStatus: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetIngestStatusRequest, _matcher_service_pb2.GetIngestStatusResponse]  # type: ignore[assignment]
-    """GetIngestStatus says how much waits in the queue, how old it is, and where one document stands."""
+    """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
 
 class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
-    """MatcherService answers which stored texts mean the same as a query and how sure it is, and takes documents in."""
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents."""
 
     @_abc_1.abstractmethod
     def Match(
@@ -97,10 +99,10 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _matcher_service_pb2.MatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_matcher_service_pb2.MatchResponse, _abc.Awaitable[_matcher_service_pb2.MatchResponse]]:
-        """Match embeds the query, recalls candidates from the index, scores the best of them as pairs with the query,
-        as many as the deadline allows, and returns the best, highest score first. What is not done in time or
-        refused is left out, and `degraded` says so. When the encoder or the index cannot be reached, it fails at
-        once with UNAVAILABLE.
+        """Match embeds the query, recalls candidates from the index, scores as many pairs of query and candidate as the
+        deadline allows, and returns the best matches, highest score first. If a stage is late or refused, the answer
+        is returned without it and `degraded` says so. If the encoder or the index cannot be reached, the call fails
+        with UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -109,8 +111,8 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _matcher_service_pb2.BatchMatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_matcher_service_pb2.BatchMatchResponse], _abc.AsyncIterator[_matcher_service_pb2.BatchMatchResponse]]:
-        """BatchMatch answers many queries; each result comes as soon as it is there, with the index of its query.
-        Runs in the bulk lane.
+        """BatchMatch answers many queries. Each result is sent as soon as it is ready, with the index of its query.
+        Runs with bulk priority.
         """
 
     @_abc_1.abstractmethod
@@ -119,10 +121,11 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_matcher_service_pb2.IngestDocumentsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_matcher_service_pb2.IngestDocumentsResponse], _abc.AsyncIterator[_matcher_service_pb2.IngestDocumentsResponse]]:
-        """IngestDocuments takes documents in. Each request is answered by one response with one result per document,
-        in order. While the queue is full, requests are held by flow control; a caller whose deadline comes meanwhile is
-        told RESOURCE_EXHAUSTED just before it. An accepted document is durable in the queue and becomes searchable soon after; a refused one says
-        why and does not affect its neighbours. Safe to repeat: a document is never stored twice.
+        """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
+        While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
+        with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
+        soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
+        document is never stored twice.
         """
 
     @_abc_1.abstractmethod
@@ -131,7 +134,7 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _matcher_service_pb2.GetDocumentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_matcher_service_pb2.GetDocumentResponse, _abc.Awaitable[_matcher_service_pb2.GetDocumentResponse]]:
-        """GetDocument returns a stored document. NOT_FOUND while it is still only queued."""
+        """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
 
     @_abc_1.abstractmethod
     def DeleteDocuments(
@@ -139,8 +142,8 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _matcher_service_pb2.DeleteDocumentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_matcher_service_pb2.DeleteDocumentsResponse, _abc.Awaitable[_matcher_service_pb2.DeleteDocumentsResponse]]:
-        """DeleteDocuments removes documents and keeps older writes that are still queued from bringing them back.
-        Returns after the index has confirmed. Deleting what is not there succeeds.
+        """DeleteDocuments removes documents. Older writes that are still queued do not restore them. Returns after the
+        index has confirmed the delete. Deleting a missing document succeeds.
         """
 
     @_abc_1.abstractmethod
@@ -149,6 +152,6 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _matcher_service_pb2.GetIngestStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_matcher_service_pb2.GetIngestStatusResponse, _abc.Awaitable[_matcher_service_pb2.GetIngestStatusResponse]]:
-        """GetIngestStatus says how much waits in the queue, how old it is, and where one document stands."""
+        """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
 
 def add_MatcherServiceServicer_to_server(servicer: MatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
