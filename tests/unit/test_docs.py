@@ -14,8 +14,8 @@ def test_the_configuration_page_is_what_the_settings_say():
     assert (DOCS / "configuration.md").read_text() == render(), "run make docs"
 
 
-def test_every_metric_in_the_operations_page_exists_and_the_other_way_round():
-    named = set(_metric_names((DOCS / "operations.md").read_text()))
+def test_every_metric_in_the_metrics_page_exists_and_the_other_way_round():
+    named = set(_metric_names((DOCS / "metrics.md").read_text()))
     sources = [path for path in DOCS.parent.glob("*/**/metrics.py") if ".venv" not in path.parts]
     sources.append(DOCS.parent / "textmatch" / "queue" / "depth.py")
     defined = {name for path in sources for name in _metric_names(path.read_text())}

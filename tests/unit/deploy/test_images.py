@@ -45,6 +45,7 @@ def test_what_a_wheel_is_built_from_is_sent_to_the_engine_and_nothing_else():
     assert sent == {
         "constraints.txt",
         "pyproject.toml",
+        *PYPROJECT["project"]["license-files"],
         "README.md",
         *build["targets"]["wheel"]["packages"],
         *hook,

@@ -88,7 +88,7 @@ def test_autoscaling_uses_metrics_that_exist():
     scaled = of_kind(overlay_objects("gpu"), "HorizontalPodAutoscaler", "ScaledObject")
     used = set(_metric_names(str([one["spec"] for one in scaled])))
     assert len(used) == 3
-    assert used <= set(_metric_names((ROOT / "docs" / "operations.md").read_text()))
+    assert used <= set(_metric_names((ROOT / "docs" / "metrics.md").read_text()))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

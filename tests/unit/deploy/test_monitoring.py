@@ -70,7 +70,7 @@ def test_alerts_are_pages_or_tickets_and_say_what_is_wrong():
 
 
 def test_metrics_of_rules_and_dashboards_are_documented():
-    documented = set(_metric_names((ROOT / "docs" / "operations.md").read_text()))
+    documented = set(_metric_names((ROOT / "docs" / "metrics.md").read_text()))
     expressions = [rule["expr"] for rule in ALERTS]
     expressions += [
         query.expression for board in DASHBOARDS for panel in board.panels for query in panel.queries
