@@ -23,9 +23,9 @@ from services.matcher.settings import MatcherSettings
 from standalone.demo.corpus import EVERYDAY, HARD, build_corpus, read_questions
 from textmatch.client import Match, MatchOptions, Recall, TextMatchClient
 from textmatch.errors import TextMatchError
+from textmatch.ranking_metrics import retrieval_metrics
 from training.evaluation.bootstrap import Values
 from training.evaluation.retrieval import Collection, read_collection
-from training.evaluation.retrieval_metrics import retrieval_metrics
 
 _DEPTH = 100
 # As many as the shipped settings have the cross-encoder score.

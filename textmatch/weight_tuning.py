@@ -8,12 +8,9 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
+from textmatch.ranking_metrics import Ranks, Values, best_first, ndcg
 from textmatch.score_fusion import Calibration, Weights, lexical_evidence
-
-Values = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _DEPTH = 10
@@ -46,6 +43,15 @@ class JudgedCandidates:
     def lexical_evidence(self) -> Values:
         """What the shared words say, (count,) in 0..1."""
         return np.array([lexical_evidence(float(one)) for one in self.bm25])
+
+    @cached_property
+    def ideal(self) -> Values:
+        """The ten highest grades, filled up with 0: (10,)."""
+        return _first_ten(-np.sort(-np.concatenate([self.grades, self.missed_grades])))
+
+    def ranked_grades(self, scores: Values) -> Values:
+        """The grades in the order of scores (count,), filled up with 0: (10,). -inf: not returned."""
+        return _first_ten(np.where(np.isfinite(scores), self.grades, 0.0)[best_first(scores)])
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ def tune(queries: Sequence[JudgedCandidates], start: Weights, seed: int = 0) -> 
 
 def ndcg_of(queries: Sequence[JudgedCandidates], weights: Weights) -> Values:
     """nDCG@10 of the candidates in the order of their scores: (queries,)."""
-    return np.array([_ndcg(query, combined_scores(query, weights)) for query in queries])
+    grades = np.array([query.ranked_grades(combined_scores(query, weights)) for query in queries])
+    return ndcg(grades, np.array([query.ideal for query in queries]), _DEPTH)
 
 
 def combined_scores(query: JudgedCandidates, weights: Weights) -> Values:
@@ -107,7 +114,7 @@ def combined_scores(query: JudgedCandidates, weights: Weights) -> Values:
     distance = 1.0 - query.cosine.clip(0.0, 1.0)
     recall = 1.0 - distance * (1.0 - weights.lexical * query.lexical_evidence)
     is_returned = np.zeros(len(recall), dtype=bool)
-    is_returned[np.argsort(-recall, kind="stable")[: query.depth]] = True
+    is_returned[best_first(recall)[: query.depth]] = True
     combined = (1.0 - weights.rerank) * recall + weights.rerank * query.cross_encoder
     is_scored = ~np.isnan(query.cross_encoder) & is_returned
     mean_raise = float((combined - recall)[is_scored].mean()) if is_scored.any() else 0.0
@@ -153,7 +160,7 @@ class _Grid:
         weights = [start, *sorted(others, key=distance)]
         return cls(weights, np.array([ndcg_of(queries, one) for one in weights]))
 
-    def choose(self, queries: Indices) -> int:
+    def choose(self, queries: Ranks) -> int:
         """The best weights for some of the queries, if they are better than the start beyond chance."""
         if len(queries) < 2:
             return 0
@@ -167,9 +174,7 @@ def _standard_error(values: Values) -> float:
     return float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("inf")
 
 
-def _ndcg(query: JudgedCandidates, scores: Values) -> float:
-    discounts = 1.0 / np.log2(np.arange(2, _DEPTH + 2))
-    gained = np.where(np.isfinite(scores), query.grades, 0.0)[np.argsort(-scores, kind="stable")][:_DEPTH]
-    ideal = np.sort(np.concatenate([query.grades, query.missed_grades]))[::-1][:_DEPTH]
-    best = float(ideal @ discounts[: len(ideal)])
-    return float(gained @ discounts[: len(gained)]) / best if best > 0 else 0.0
+def _first_ten(grades: Values) -> Values:
+    first = np.zeros(_DEPTH)
+    first[: len(grades)] = grades[:_DEPTH]
+    return first

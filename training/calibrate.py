@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from textmatch.cli.output import print_json, print_line, print_table
+from textmatch.console import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
 from textmatch.models.calibration import Calibration
 from textmatch.models.devices import AUTO

@@ -20,8 +20,8 @@ from standalone.supervisor import holder_pid
 from textmatch.cli.__main__ import main as textmatch
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import message_of
-from textmatch.cli.output import cell, print_line, print_table
 from textmatch.client import TextMatchClient
+from textmatch.console import cell, print_line, print_table
 from textmatch.errors import TextMatchError
 
 # Every third question, so that all subjects come up.

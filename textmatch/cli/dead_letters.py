@@ -14,7 +14,7 @@ from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.output import cell, print_json, print_line, print_table
+from textmatch.console import cell, print_json, print_line, print_table
 from textmatch.io.line_reader import CommandFailed
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters
 from textmatch.queue.producer import Producer

@@ -8,7 +8,7 @@ import typer
 
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.output import print_json, print_line
+from textmatch.console import print_json, print_line
 from textmatch.filter_syntax import parse
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Which documents.")]

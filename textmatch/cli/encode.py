@@ -9,8 +9,8 @@ from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.output import cell, print_json, print_line, print_table
 from textmatch.client import EncodeResult, Role
+from textmatch.console import cell, print_json, print_line, print_table
 
 Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="The texts, each in quotes.")]
 RoleOption = Annotated[Role, typer.Option("--role", help="What the texts are used for.")]

@@ -18,9 +18,9 @@ from textmatch.cli import options
 from textmatch.cli.checkpoint import Answers, Entry, ProgressFile
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import message_of
-from textmatch.cli.output import one_line, print_json, print_line, warn
 from textmatch.cli.progress import IngestProgress
 from textmatch.client import IngestOutcome, TextMatchClient
+from textmatch.console import one_line, print_json, print_line, warn
 from textmatch.errors import TextMatchError
 from textmatch.io.document_reader import Format, Record, format_of, read_records
 from textmatch.io.line_reader import START, STDIN, CommandFailed, file_name, opened

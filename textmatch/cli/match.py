@@ -16,9 +16,9 @@ from rich.table import Table
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import message_of
-from textmatch.cli.output import cell, one_line, print_json, print_line, print_table, warn
 from textmatch.cli.progress import MatchProgress
 from textmatch.client import Match, MatchOptions, MatchResult, Recall, ScoreExplanation, TextMatchClient
+from textmatch.console import cell, one_line, print_json, print_line, print_table, warn
 from textmatch.documents import text_violation
 from textmatch.errors import TextMatchError
 from textmatch.filter_syntax import parse

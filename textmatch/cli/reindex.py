@@ -18,9 +18,9 @@ from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.connection import Addresses, find_addresses
-from textmatch.cli.output import cell, print_json, print_line, print_table
 from textmatch.cli.progress import StageProgress
 from textmatch.cli.stack_index import connected_index
+from textmatch.console import cell, print_json, print_line, print_table
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.index import Index
 from textmatch.indexing import Copier

@@ -10,8 +10,8 @@ import typer
 
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.output import one_line, print_json, print_line
 from textmatch.client import Scorer, ScoreResult, TextPair
+from textmatch.console import one_line, print_json, print_line
 from textmatch.documents import text_violation
 from textmatch.io.line_reader import CommandFailed, UnreadableLine, file_name, opened, read_lines
 

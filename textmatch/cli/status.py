@@ -21,8 +21,8 @@ from rich.text import Text
 from textmatch.cli import options
 from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.errors import message_of
-from textmatch.cli.output import cell, one_line, print_json, print_line, print_table, warn
 from textmatch.client import DocumentState, HealthState, IngestStatus, Model, ServerHealth
+from textmatch.console import cell, one_line, print_json, print_line, print_table, warn
 from textmatch.errors import TextMatchError
 
 _INTERVAL_SECONDS = 1.0

@@ -17,7 +17,6 @@ from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.connection import Addresses, find_addresses
-from textmatch.cli.output import one_line, print_json, print_line, print_table
 from textmatch.cli.progress import StageProgress
 from textmatch.cli.stack_index import connected_index
 from textmatch.client import (
@@ -29,6 +28,7 @@ from textmatch.client import (
     ScoreExplanation,
     TextMatchClient,
 )
+from textmatch.console import one_line, print_json, print_line, print_table
 from textmatch.index.index import Index
 from textmatch.io.line_reader import CommandFailed
 from textmatch.io.qrels import read_judgements, read_queries

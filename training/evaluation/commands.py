@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from transformers.utils import logging as transformers_logging
 
-from textmatch.cli.output import print_json, print_line, print_table
+from textmatch.console import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
 from textmatch.models.devices import AUTO
 from training.data_files import FileForm

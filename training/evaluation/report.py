@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from textmatch.cli.output import cell
+from textmatch.console import cell
 from training.evaluation.bootstrap import Estimate, Resampled
 
 _TITLES = {

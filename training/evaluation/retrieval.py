@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from textmatch.errors import InvalidInput
 from textmatch.io.qrels import read_judgements, read_queries, read_texts
+from textmatch.ranking_metrics import Ranks, best_first, retrieval_metrics
 from training.evaluation.bootstrap import REPEATS, Resampled, Values, resample_means
-from training.evaluation.retrieval_metrics import Ranks, best_first, retrieval_metrics
 from training.evaluation.scorers import BiEncoderSystem, CharacterTfidf, CrossEncoderSystem, System
 
 

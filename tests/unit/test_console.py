@@ -5,8 +5,8 @@ import json
 import pytest
 
 from textmatch.cli.errors import message_of
-from textmatch.cli.output import cell, one_line, print_json
 from textmatch.client import ServerUnreachable
+from textmatch.console import cell, one_line, print_json
 from textmatch.io.line_reader import CommandFailed
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from training.evaluation.retrieval_metrics import best_first, ndcg, recall, reciprocal_rank, retrieval_metrics
+from textmatch.ranking_metrics import best_first, ndcg, recall, reciprocal_rank, retrieval_metrics
 
 GRADES = np.array([[0.0, 3.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
 IDEAL = np.array([[3.0, 2.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])

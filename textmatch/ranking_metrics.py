@@ -1,7 +1,7 @@
-"""Figures for ranked documents: arrays in, one number a query out.
+"""Metrics of ranked documents: arrays in, one number a query out.
 
-`grades` (queries, depth) holds the grade of the document at each rank, best rank first; 0 is not relevant, as
-is what nobody judged. `ideal` is the same for the best ranking that there could be.
+`grades` (queries, depth) holds the grade of the document at each rank, best rank first: 0 if it is not relevant
+or not judged. `ideal` holds the same for the best possible ranking.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.bootstrap import Values
-
+Values = NDArray[np.float64]
 Ranks = NDArray[np.int64]
 
 
@@ -33,7 +32,7 @@ def reciprocal_rank(grades: Values, depth: int) -> Values:
 
 
 def recall(grades: Values, relevant: Ranks, depth: int) -> Values:
-    """The share of the relevant documents, of which there are `relevant` (queries,), in the first `depth`."""
+    """The share of the `relevant` (queries,) documents that is in the first `depth`: (queries,)."""
     found = (grades[:, :depth] > 0).sum(axis=1).astype(np.float64)
     share: Values = np.divide(found, relevant, out=np.zeros_like(found), where=relevant > 0)
     return share
@@ -48,8 +47,8 @@ def retrieval_metrics(
 
 
 def best_first(scores: NDArray[np.floating[Any]]) -> Ranks:
-    """(queries, depth): the columns of each row from the highest score to the lowest; ties stay in order."""
-    return np.argsort(-scores, axis=1, kind="stable")
+    """Positions of scores (..., depth) from the highest score to the lowest; ties keep their order."""
+    return np.argsort(-scores, axis=-1, kind="stable")
 
 
 def _discounted(grades: Values, depth: int) -> Values:
