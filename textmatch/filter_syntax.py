@@ -1,4 +1,4 @@
-"""Filters as people type them: `module = "os" and kind in ("function", "class") and not deprecated = true`.
+"""The text syntax of filters: `module = "os" and kind in ("function", "class") and not deprecated = true`.
 
     expression  = all {"or" all}
     all         = one {"and" one}
@@ -7,11 +7,11 @@
                 | field ["not"] "in" "(" value {"," value} ")"
                 | field ("<" | "<=" | ">" | ">=") number
                 | field "exists"
-    field       = letters, digits and any of _ - . [ ], not a keyword; or anything between backquotes
+    field       = letters, digits and any of _ - . [ ], not a keyword; or anything in backquotes
     value       = "text" | 'text' | whole number | true | false
 
-A backslash before a quote, a backquote or a backslash takes its meaning away; \\n in a text is a new line.
-Keywords may be in capitals. docs/matching.md has examples.
+A backslash escapes a quote, a backquote or a backslash; \\n in a text is a line break. Keywords are not case
+sensitive. docs/matching.md has examples.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Fi
 
 _MAX_DEPTH = 8
 _KEYWORDS = frozenset({"and", "or", "not", "in", "exists", "true", "false"})
-_BARE_FIELD = r"[^\W\d][\w.\-\[\]]*"
 _TOKEN = re.compile(
-    rf"""\s*(?:
+    r"""\s*(?:
       (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
     | (?P<quoted>`(?:[^`\\]|\\.)+`)
     | (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)
     | (?P<symbol><=|>=|!=|[=<>(),])
-    | (?P<word>{_BARE_FIELD})
+    | (?P<word>[^\W\d][\w.\-\[\]]*)
     | (?P<end>\Z)
     )""",
     re.VERBOSE | re.DOTALL,
@@ -47,7 +46,7 @@ class _Token:
 
     @property
     def keyword(self) -> str:
-        """The keyword or symbol that this is; "" for anything else."""
+        """The keyword or symbol, in lower case; "" for any other token."""
         if self.kind == "symbol":
             return self.text
         lower = self.text.lower()
@@ -58,26 +57,14 @@ def parse(text: str) -> Filter:
     """The filter that a text describes.
 
     Raises:
-        InvalidInput: naming the character at which the text stops making sense.
+        InvalidInput: it cannot be parsed; the message names the character and what was expected there.
     """
-    parser = _Parser(_tokens(text))
-    return _as_filter(parser.expression_until_end())
-
-
-def to_text(condition: Filter) -> str:
-    """A text that `parse` reads as a filter with the same meaning.
-
-    Raises:
-        InvalidInput: the filter is empty; there is no text for "everything".
-    """
-    text = _conjunction(condition)
-    if not text:
-        raise InvalidInput.of_field("where", "is empty; leave it out to mean every document")
-    return text
+    condition = _Parser(_tokens(text)).expression_until_end()
+    return condition if isinstance(condition, Filter) else Filter(must=(condition,))
 
 
 class _Parser:
-    """Recursive descent with one token of sight."""
+    """Recursive descent with one token of lookahead."""
 
     def __init__(self, tokens: list[_Token]) -> None:
         self._tokens = tokens
@@ -206,15 +193,11 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def _error(position: int, expected: str) -> InvalidInput:
-    return InvalidInput.of_field("where", f"cannot be read at character {position + 1}: expected {expected}")
-
-
-def _as_filter(condition: Condition) -> Filter:
-    return condition if isinstance(condition, Filter) else Filter(must=(condition,))
+    return InvalidInput.of_field("where", f"is invalid at character {position + 1}: expected {expected}")
 
 
 def _merged(conditions: list[Condition]) -> Filter:
-    """One level instead of many: what "not" excludes goes to `must_not`."""
+    """One flat filter for conditions joined by "and"; negated ones go to `must_not`."""
     must: list[Condition] = []
     must_not: list[Condition] = []
     for condition in conditions:
@@ -224,63 +207,6 @@ def _merged(conditions: list[Condition]) -> Filter:
         else:
             must.append(condition)
     return Filter(must=tuple(must), must_not=tuple(must_not))
-
-
-def _conjunction(condition: Filter) -> str:
-    parts = [*(_text(one) for one in condition.must), _disjunction(condition)]
-    parts += [f"not {excluded}" if (excluded := _text(one)) else _NOTHING for one in condition.must_not]
-    return " and ".join(part for part in parts if part)
-
-
-# An empty filter fits everything, and so its opposite fits nothing.
-_NOTHING = "(`nothing` exists and not `nothing` exists)"
-
-
-def _disjunction(condition: Filter) -> str:
-    alternatives = [_text(one) for one in condition.should]
-    if not alternatives or "" in alternatives:
-        return ""
-    return f"({' or '.join(alternatives)})" if len(alternatives) > 1 else alternatives[0]
-
-
-def _text(condition: Condition) -> str:
-    match condition:
-        case Filter():
-            inner = _conjunction(condition)
-            return f"({inner})" if inner else ""
-        case FieldMatch(field, (value,)):
-            return f"{_field_text(field)} = {_value_text(value)}"
-        case FieldMatch(field, values):
-            return f"{_field_text(field)} in ({', '.join(map(_value_text, values))})"
-        case FieldExists(field):
-            return f"{_field_text(field)} exists"
-        case FieldRange(field):
-            return _range_text(condition)
-
-
-def _range_text(condition: FieldRange) -> str:
-    bounds = [
-        f"{_field_text(condition.field)} {symbol} {float(bound)!r}"
-        for symbol, name in _BOUNDS.items()
-        if (bound := getattr(condition, name)) is not None
-    ]
-    return bounds[0] if len(bounds) == 1 else f"({' and '.join(bounds)})"
-
-
-def _field_text(field: str) -> str:
-    if re.fullmatch(_BARE_FIELD, field) and field.lower() not in _KEYWORDS:
-        return field
-    escaped = field.replace("\\", "\\\\").replace("`", "\\`")
-    return f"`{escaped}`"
-
-
-def _value_text(value: str | int | bool) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
 
 
 def _unescaped(quoted: str) -> str:

@@ -1,7 +1,7 @@
 """Metrics of ranked documents: arrays in, one number a query out.
 
-`grades` (queries, depth) holds the grade of the document at each rank, best rank first: 0 if it is not relevant
-or not judged. `ideal` holds the same for the best possible ranking.
+`grades` (queries, depth) holds the grade of the document at each rank, best rank first. Documents that are
+not relevant or not judged have grade 0. `ideal` holds the same for the best possible ranking.
 """
 
 from __future__ import annotations

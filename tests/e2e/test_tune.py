@@ -81,7 +81,7 @@ def write_qrels(directory: Path, grades: Mapping[str, Mapping[str, float]]) -> N
 
 def tune(stack: Stack, *arguments: str | Path) -> dict[str, Any]:
     """Run the command with --json; it must succeed."""
-    finished = stack.textmatch("evaluate", "retrieval", "--tune", "--json", *map(str, arguments))
+    finished = stack.textmatch("tune", "--json", *map(str, arguments))
     assert finished.returncode == 0, finished.stderr
     answer: dict[str, Any] = json.loads(finished.stdout)
     return answer
@@ -89,7 +89,7 @@ def tune(stack: Stack, *arguments: str | Path) -> dict[str, Any]:
 
 def refused(stack: Stack, *arguments: str | Path) -> str:
     """Run the command; it must fail with one line on stderr, which is returned."""
-    finished = stack.textmatch("evaluate", "retrieval", *map(str, arguments), "--tune")
+    finished = stack.textmatch("tune", *map(str, arguments))
     assert finished.returncode in {1, 2}
     [line] = finished.stderr.splitlines()
     return str(line)
@@ -153,7 +153,8 @@ def test_what_cannot_be_learned_from_is_named(stack: Stack, judged: Path):
     write_qrels(judged, {"q1": {"d1-0": 0}})
     assert "has a stored document with a grade above 0" in refused(stack, judged)
     write_qrels(judged, {"stranger": {"d1-0": 1}})
-    assert 'qrels.tsv line 2: there is no query "stranger"' in refused(stack, judged)
+    assert 'qrels.tsv line 2: unknown query "stranger"' in refused(stack, judged)
     (judged / "qrels.tsv").unlink()
-    assert "has none of qrels.tsv" in refused(stack, judged)
-    assert "give the folder" in refused(stack, "all-MiniLM-L6-v2", judged)
+    assert "must contain qrels.tsv" in refused(stack, judged)
+    assert "unexpected extra argument" in refused(stack, judged, "another")
+    assert "give DIRECTORY or --reset" in refused(stack)

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from textmatch.cli.errors import message_of
+from textmatch.cli.errors import CommandFailed, message_of
 from textmatch.client import ServerUnreachable
 from textmatch.console import cell, one_line, print_json
-from textmatch.io.line_reader import CommandFailed
 
 
 def test_json_is_one_line_of_unescaped_text(capsys: pytest.CaptureFixture[str]):

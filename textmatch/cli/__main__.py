@@ -23,13 +23,13 @@ def textmatch(
     context: typer.Context,
     show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Find the stored texts that mean the same as yours, and how sure that is.
+    """Find the stored texts that mean the same as a query, with a score from 0 to 1.
 
-    Start everything here with: textmatch up
+    1. Start all servers on this machine: textmatch up
 
-    Put texts in with: textmatch ingest FILE
+    2. Store documents: textmatch ingest FILE
 
-    Ask with: textmatch match "QUERY"
+    3. Search: textmatch match "QUERY"
     """
     if show_version:
         typer.echo(f"textmatch {version('textmatch')}")
@@ -38,11 +38,11 @@ def textmatch(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run a command and return the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    # Failures are told by us, in one line.
+    # Errors are reported below, in one line; gRPC's own logs would come on top.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         result = typer.main.get_command(app).main(arguments, prog_name="textmatch", standalone_mode=False)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered has nowhere to go; Python would complain about it at exit.
+        # Python would report at exit that the rest of the buffer cannot be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:

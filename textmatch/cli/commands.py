@@ -1,12 +1,13 @@
-"""The commands of `textmatch`: imported only when invoked, so that `textmatch --help` answers at once.
+"""The commands of `textmatch`, each imported only when it is invoked: `textmatch --help` imports none.
 
-Other parts add commands by an entry point in the group "textmatch.commands", whose name is the command and
-whose object is a function as typer wants it, or a `typer.Typer` with commands of its own:
+Other packages add commands by an entry point in the group "textmatch.commands". Its name is the command. Its
+object is a function that typer accepts, or a `typer.Typer` with subcommands:
 
     [project.entry-points."textmatch.commands"]
     up = "standalone.commands:up"
 
-Help shows the first line of the function's docstring, or else of the module's, without importing the module.
+`textmatch --help` shows the first line of the docstring of the function, or else of the module. It reads the
+source for that.
 """
 
 from __future__ import annotations
@@ -32,34 +33,21 @@ _BUILT_IN = {
     "status": "textmatch.cli.status:status",
     "delete": "textmatch.cli.delete:delete",
     "reindex": "textmatch.cli.reindex:reindex [matcher]",
+    "tune": "textmatch.cli.tune:tune [matcher]",
     "dead-letters": "textmatch.cli.dead_letters:app [queue]",
 }
 
 
-# Of the command that measures models in memory; with this option it is about the running stack instead, and
-# needs nothing that training needs.
-_RETRIEVAL, _TUNE = ["evaluate", "retrieval"], "--tune"
-_TUNING = EntryPoint(
-    f"{' '.join(_RETRIEVAL)} {_TUNE}", "textmatch.cli.tune:tune_weights [matcher]", ENTRY_POINT_GROUP
-)
-
-
 class CommandGroup(TyperGroup):
-    """The group of all commands, its own and those of other parts."""
+    """The group of all commands, built-in and installed."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = LazyCommands()  # type: ignore[assignment]
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is meant, and its arguments."""
-        if args[:2] == _RETRIEVAL and _TUNE in args:
-            return _TUNING.name, LazyCommand(_TUNING), [one for one in args[2:] if one != _TUNE]
-        return super().resolve_command(ctx, args)
-
 
 class LazyCommands(Mapping[str, TyperCommand]):
-    """Command name -> command. Looks for other parts' commands only when one of its own is not meant."""
+    """Command name -> command. Entry points are read only for names that are not built in."""
 
     def __getitem__(self, name: str) -> TyperCommand:
         if name in _BUILT_IN:
@@ -75,14 +63,14 @@ class LazyCommands(Mapping[str, TyperCommand]):
 
 
 class LazyCommand(TyperCommand):
-    """Stands for a command until it is invoked."""
+    """A command that is imported when it is invoked."""
 
     def __init__(self, entry_point: EntryPoint) -> None:
         super().__init__(entry_point.name, help=_help(entry_point))
         self._entry_point = entry_point
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Let the real command take over."""
+        """The context of the real command, which takes over."""
         return _load(self._entry_point).make_context(info_name, args, parent, **extra)
 
 
@@ -111,17 +99,16 @@ def _load(entry_point: EntryPoint) -> Any:
     if isinstance(loaded, typer.Typer):
         return typer.main.get_command(loaded)
     app = typer.Typer(add_completion=False)
-    app.command(entry_point.name, help=_reflowed(loaded.__doc__ or ""))(loaded)
+    app.command(entry_point.name, help=_unwrapped(loaded.__doc__ or ""))(loaded)
     return typer.main.get_command(app)
 
 
-def _reflowed(docstring: str) -> str:
-    """Paragraphs as single lines, for typer to fold to the width of the terminal."""
+def _unwrapped(docstring: str) -> str:
+    """Each paragraph on one line, which typer wraps to the width of the terminal."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))
 
 
 def _help(entry_point: EntryPoint) -> str:
-    """The first line of the docstring, read from the source."""
     try:
         spec = find_spec(entry_point.module)
     except ModuleNotFoundError:

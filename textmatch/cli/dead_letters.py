@@ -1,52 +1,49 @@
-"""See, replay or drop documents that could not be indexed."""
+"""List, replay or drop documents that could not be indexed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from redis.asyncio import Redis
 from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
+from textmatch.cli.errors import CommandFailed
 from textmatch.console import cell, print_json, print_line, print_table
-from textmatch.io.line_reader import CommandFailed
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters
 from textmatch.queue.producer import Producer
 from textmatch.queue.redis_client import connect
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 app = typer.Typer(help=__doc__, add_completion=False)
 
-RedisUrl = Annotated[str, typer.Option("--redis-url", help="Redis, as redis://host:6379/0.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Which ones, as `list` names them.")]
-All = Annotated[bool, typer.Option("--all", help="All there are.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="Maximum number of documents.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids, as shown by `list`.")]
+All = Annotated[bool, typer.Option("--all", help="All failed documents.")]
 
 
 @app.command("list")
 def list_letters(
     limit: Limit = 100,
     as_json: options.Json = False,
-    redis_url: RedisUrl = "",
+    redis_url: options.RedisUrl = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Show the documents that failed and why, the oldest failure first.
+    """List failed documents and the reasons, oldest failure first.
 
-    With --json one line each: {"id", "reason", "error", "failed_at", "text", "raw"}; a message that is no
-    document has no text but its raw form.
+    --json prints one line per document: {"id", "reason", "error", "failed_at", "text", "raw"}. A message that
+    is not a document has "raw" instead of "text".
     """
-    url = _redis_url(redis_url, data_dir)
-    letters = _run(url, lambda redis: DeadLetters(redis).entries(limit))
+    letters = _run(redis_url, data_dir, lambda dead_letters, _: dead_letters.entries(limit))
     if as_json:
         for letter in letters:
-            print_json(to_json(letter))
+            print_json(_to_json(letter))
         return
     table = Table("id", "reason", "failed", "error", "text")
     for letter in letters:
@@ -63,19 +60,18 @@ def replay(
     ids: Ids = None,
     every: All = False,
     as_json: options.Json = False,
-    redis_url: RedisUrl = "",
+    redis_url: options.RedisUrl = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Put failed documents into the queue again, once their cause is mended.
+    """Queue failed documents again, after the cause is fixed.
 
-    With --json: {"replayed"}, how many were there.
+    --json prints {"replayed"}: how many documents were found.
     """
 
-    async def replay_them(redis: Redis) -> int:
-        letters = DeadLetters(redis)
-        return await letters.replay(await _chosen(letters, ids, every), Producer(redis))
+    async def replay_chosen(dead_letters: DeadLetters, producer: Producer) -> int:
+        return await dead_letters.replay(await _chosen(dead_letters, ids, every=every), producer)
 
-    _report("replayed", _run(_redis_url(redis_url, data_dir), replay_them), ids, as_json)
+    _report("replayed", _run(redis_url, data_dir, replay_chosen), ids, as_json=as_json)
 
 
 @app.command()
@@ -83,23 +79,46 @@ def drop(
     ids: Ids = None,
     every: All = False,
     as_json: options.Json = False,
-    redis_url: RedisUrl = "",
+    redis_url: options.RedisUrl = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Forget failed documents for good.
+    """Delete failed documents for good.
 
-    With --json: {"dropped"}, how many were there.
+    --json prints {"dropped"}: how many documents were found.
     """
 
-    async def drop_them(redis: Redis) -> int:
-        letters = DeadLetters(redis)
-        return await letters.drop(await _chosen(letters, ids, every))
+    async def drop_chosen(dead_letters: DeadLetters, _: Producer) -> int:
+        return await dead_letters.drop(await _chosen(dead_letters, ids, every=every))
 
-    _report("dropped", _run(_redis_url(redis_url, data_dir), drop_them), ids, as_json)
+    _report("dropped", _run(redis_url, data_dir, drop_chosen), ids, as_json=as_json)
 
 
-def to_json(letter: DeadLetter) -> dict[str, Any]:
-    """The shape that programs rely on."""
+def _run(
+    redis_url: str, data_dir: Path | None, work: Callable[[DeadLetters, Producer], Awaitable[Result]]
+) -> Result:
+    async def connected() -> Result:
+        async with connect(find_addresses(data_dir, redis_url=redis_url).redis_url) as redis:
+            return await work(DeadLetters(redis), Producer(redis))
+
+    return asyncio.run(connected())
+
+
+async def _chosen(dead_letters: DeadLetters, ids: list[str] | None, *, every: bool) -> list[str]:
+    if bool(ids) == every:
+        raise typer.BadParameter("give ids or --all")
+    return ids or [letter.key for letter in await dead_letters.entries(await dead_letters.count())]
+
+
+def _report(done: str, count: int, ids: list[str] | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json({done: count})
+    else:
+        print_line(f"{done} {count:,}")
+    if ids and count < len(set(ids)):
+        raise CommandFailed(f"{len(set(ids)) - count:,} of the ids are not among the dead letters")
+
+
+def _to_json(letter: DeadLetter) -> dict[str, Any]:
     return {
         "id": letter.key,
         "reason": letter.reason,
@@ -108,30 +127,3 @@ def to_json(letter: DeadLetter) -> dict[str, Any]:
         "text": letter.document.text if letter.document else None,
         "raw": letter.raw,
     }
-
-
-def _redis_url(redis_url: str, data_dir: Path | None) -> str:
-    return find_addresses(data_dir, redis_url=redis_url).redis_url
-
-
-def _run(redis_url: str, work: Callable[[Redis], Awaitable[Answer]]) -> Answer:
-    async def connected() -> Answer:
-        async with connect(redis_url) as redis:
-            return await work(redis)
-
-    return asyncio.run(connected())
-
-
-async def _chosen(letters: DeadLetters, ids: list[str] | None, every: bool) -> Sequence[str]:
-    if bool(ids) == every:
-        raise typer.BadParameter("name the documents, or give --all")
-    return ids or [letter.key for letter in await letters.entries(await letters.count())]
-
-
-def _report(done: str, count: int, ids: list[str] | None, as_json: bool) -> None:
-    if as_json:
-        print_json({done: count})
-    else:
-        print_line(f"{done} {count:,}")
-    if ids and count < len(set(ids)):
-        raise CommandFailed(f"{len(set(ids)) - count:,} of these are not among the dead letters")

@@ -1,4 +1,4 @@
-"""`textmatch delete`: remove documents."""
+"""`textmatch delete`: delete documents."""
 
 from __future__ import annotations
 
@@ -11,28 +11,22 @@ from textmatch.cli.connection import find_addresses
 from textmatch.console import print_json, print_line
 from textmatch.filter_syntax import parse
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Which documents.")]
-Where = Annotated[
-    str,
-    typer.Option(
-        metavar="FILTER", help="Those whose attributes fit, such as 'module = \"os\" and year < 2020'."
-    ),
-]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents.")]
 
 
 def delete(
     ids: Ids = None,
-    where: Where = "",
+    where: options.Where = "",
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Remove documents, those still queued too.
+    """Delete documents by id or by filter, queued ones too.
 
-    With --json: {"deleted"}, how many were in the index.
+    --json prints {"deleted"}: how many documents were in the index.
     """
     if bool(ids) == bool(where):
-        raise typer.BadParameter("name the documents, or give --where")
+        raise typer.BadParameter("give ids or --where")
     with find_addresses(data_dir, matcher=matcher).client() as client:
         deleted = client.delete(ids) if ids else client.delete_where(parse(where))
     if as_json:

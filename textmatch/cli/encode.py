@@ -1,8 +1,8 @@
-"""`textmatch encode`: turn texts into embeddings."""
+"""`textmatch encode`: embeddings of texts."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -12,9 +12,9 @@ from textmatch.cli.connection import find_addresses
 from textmatch.client import EncodeResult, Role
 from textmatch.console import cell, print_json, print_line, print_table
 
-Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="The texts, each in quotes.")]
-RoleOption = Annotated[Role, typer.Option("--role", help="What the texts are used for.")]
-Model = Annotated[str, typer.Option("--model", help="Name or model id of a loaded bi-encoder.")]
+Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, each in quotes.")]
+RoleOption = Annotated[Role, typer.Option("--role", help="What the texts are.")]
+Model = Annotated[str, typer.Option("--model", help="Name or id of a loaded bi-encoder.")]
 
 _SHOWN_COMPONENTS = 4
 
@@ -27,34 +27,33 @@ def encode(
     encoder: options.Encoder = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Turn texts into embeddings of length 1.
+    """Compute embeddings of length 1.
 
-    With --json one line a text: {"text", "embedding", "model_id", "truncated"}.
+    --json prints one line per text: {"text", "embedding", "model_id", "truncated"}.
     """
     with find_addresses(data_dir, encoder=encoder).client() as client:
         result = client.encode(texts, role=role, model=model)
     if as_json:
-        for line in to_json(texts, result):
-            print_json(line)
-        return
+        _print_json(texts, result)
+    else:
+        _print_table(texts, result)
+
+
+def _print_json(texts: list[str], result: EncodeResult) -> None:
+    for text, truncated, row in zip(texts, result.truncated, result.embeddings, strict=True):
+        # Nine digits are all that a float32 holds.
+        embedding = [float(f"{component:.9g}") for component in row.tolist()]
+        print_json(
+            {"text": text, "embedding": embedding, "model_id": result.model_id, "truncated": truncated}
+        )
+
+
+def _print_table(texts: list[str], result: EncodeResult) -> None:
     table = Table("text", "tokens", f"embedding ({result.embeddings.shape[1]} components)")
     for text, tokens, truncated, row in zip(
         texts, result.token_counts, result.truncated, result.embeddings, strict=True
     ):
         first = ", ".join(f"{component:.3f}" for component in row[:_SHOWN_COMPONENTS])
-        table.add_row(cell(text), f"{tokens}{' (cut)' if truncated else ''}", f"{first}, …")
+        table.add_row(cell(text), f"{tokens}{' (truncated)' if truncated else ''}", f"{first}, …")
     print_table(table)
     print_line(f"model {result.model_id}")
-
-
-def to_json(texts: list[str], result: EncodeResult) -> list[dict[str, Any]]:
-    """The shape that programs rely on; nine digits are all that a float32 holds."""
-    return [
-        {
-            "text": text,
-            "embedding": [float(f"{component:.9g}") for component in row.tolist()],
-            "model_id": result.model_id,
-            "truncated": truncated,
-        }
-        for text, truncated, row in zip(texts, result.truncated, result.embeddings, strict=True)
-    ]

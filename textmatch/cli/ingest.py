@@ -1,43 +1,51 @@
-"""`textmatch ingest`: put the documents of a file in."""
+"""`textmatch ingest`: store the documents of a file.
+
+Answers come in another order than the documents were sent. They are counted in the order of the file, which
+gives a position up to which everything is answered. A checkpoint next to the file keeps that position.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import stat
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TextIO
+from typing import Annotated, Any, BinaryIO, Literal, Self, TextIO
 
 import typer
 
 from textmatch.cli import options
-from textmatch.cli.checkpoint import Answers, Entry, ProgressFile
 from textmatch.cli.connection import find_addresses
-from textmatch.cli.errors import message_of
-from textmatch.cli.progress import IngestProgress
-from textmatch.client import IngestOutcome, TextMatchClient
-from textmatch.console import one_line, print_json, print_line, warn
+from textmatch.cli.errors import CommandFailed, message_of
+from textmatch.client import IngestOutcome, IngestStatus, TextMatchClient
+from textmatch.console import ProgressBars, one_line, print_json, print_line, warn
 from textmatch.errors import TextMatchError
 from textmatch.io.document_reader import Format, Record, format_of, read_records
-from textmatch.io.line_reader import START, STDIN, CommandFailed, file_name, opened
+from textmatch.io.line_reader import START, STDIN, Position, file_name, open_data_file
 
 File = Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines, CSV or TSV; - for stdin.")]
 FormatOption = Annotated[
-    Format | None, typer.Option("--format", help="How FILE is written, if its name does not say so.")
+    Format | None,
+    typer.Option("--format", help="Format of FILE. Default: by its name."),
 ]
 Rejected = Annotated[
-    Path | None, typer.Option("--rejected", metavar="FILE", help="Write rejected lines there, with reasons.")
+    Path | None,
+    typer.Option("--rejected", metavar="FILE", help="Write rejected lines and reasons to FILE."),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where an interrupted run with the same file ended.")
-]
-Wait = Annotated[bool, typer.Option("--wait", help="Return only when everything is searchable.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run with the same file.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until all documents are searchable.")]
 
 _SHOWN_REJECTIONS = 20
+_CHECKPOINT_SUFFIX = ".textmatch-progress"
+_CHECKPOINT_SECONDS = 5.0
+_FINGERPRINT_BYTES = 64 * 1024
 
 
 def ingest(
@@ -50,42 +58,42 @@ def ingest(
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Put the documents of a file in.
+    """Store the documents of a file.
 
-    A line of JSON: {"id", "text", "attributes"?, "version"?}. Columns of CSV and TSV: id, text, and version
-    if you like; other columns become attributes. In TSV, quotes mean nothing.
+    JSON lines: {"id", "text", "attributes"?, "version"?}. CSV and TSV: a header with the columns id and
+    text, and optionally version; every other column is an attribute. Quotes have no meaning in TSV.
 
-    An interrupted run leaves FILE.textmatch-progress, from which --resume goes on. Repeating all of it does
-    no harm either: what is stored already is not stored again.
+    An interrupted run leaves FILE.textmatch-progress, from which --resume continues. Starting over is
+    safe too: unchanged documents are not stored again.
 
-    The exit code is 0 if every document was accepted or is stored already with the same content. With --json:
-    {"accepted", "unchanged", "rejected", "seconds"}.
+    The exit code is 1 if a document was rejected. --json prints {"accepted", "unchanged", "rejected",
+    "seconds"}.
     """
     known_format = file_format or format_of(file)
     if known_format is None:
-        raise typer.BadParameter(f"the name {file} does not say how it is written; give --format")
+        raise typer.BadParameter(f"the format of {file} is unknown; give --format")
     if rejected is not None and file != STDIN and rejected.resolve() == Path(file).resolve():
-        raise typer.BadParameter("--rejected must not be the file that is read")
+        raise typer.BadParameter("--rejected must not be the input file")
     if resume and file == STDIN:
         raise typer.BadParameter("--resume needs a file; stdin cannot be read again")
     started = time.monotonic()
     with ExitStack() as stack:
-        source = stack.enter_context(opened(file))
+        source = stack.enter_context(open_data_file(file))
         addresses = find_addresses(data_dir, matcher=matcher)
-        progress_file = ProgressFile(file, source, addresses.matcher)
-        answers = (progress_file.load() if resume else None) or Answers(START, Counter())
+        checkpoint = Checkpoint(file, source, addresses.matcher)
+        position, counts = checkpoint.load() if resume else (START, Counter())
         rejections = stack.enter_context(
-            Rejections(file_name(file), rejected, is_continued=answers.position != START)
+            Rejections(file_name(file), rejected, is_continued=position != START)
         )
         client = stack.enter_context(addresses.client())
-        progress = stack.enter_context(IngestProgress(source, answers.position.offset_bytes))
-        records = read_records(source, known_format, file_name(file), answers.position)
-        _send(client, records, Run(answers, progress_file, rejections, progress))
+        progress = stack.enter_context(ProgressBars())
+        progress.stage("reading", _size_bytes(source), done=position.offset_bytes, unit="documents")
+        records = read_records(source, known_format, file_name(file), position)
+        IngestRun(position, counts, checkpoint, rejections, progress).send(client, records)
         if wait:
-            client.wait_until_searchable(progress.waiting)
-    counts = answers.counts
-    summary = {outcome.lower(): counts[outcome] for outcome in IngestOutcome}
+            _wait_until_searchable(client, progress)
     seconds = round(time.monotonic() - started, 3)
+    summary = {outcome.lower(): counts[outcome] for outcome in IngestOutcome}
     if as_json:
         print_json({**summary, "seconds": seconds})
     else:
@@ -96,7 +104,7 @@ def ingest(
 
 
 class Rejections:
-    """Tells people of the first rejected lines, and writes all of them to a file if one is wanted."""
+    """Shows the first rejected lines, and writes all of them to a file if there is one."""
 
     def __init__(self, source_name: str, path: Path | None, *, is_continued: bool) -> None:
         self._source_name = source_name
@@ -110,7 +118,7 @@ class Rejections:
             try:
                 self._file = self._path.open(self._mode, encoding="utf-8")
             except OSError as error:
-                raise CommandFailed(f"cannot write {self._path}: {error.strerror}") from error
+                raise CommandFailed(f"{self._path} cannot be written: {error.strerror}") from error
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -130,58 +138,174 @@ class Rejections:
             self._file.write(json.dumps(rejection, ensure_ascii=False) + "\n")
 
 
-@dataclass(frozen=True)
-class Run:
-    """Where answers go."""
+class Checkpoint:
+    """A file next to the input that says how far the input was ingested. There is none for stdin.
 
-    answers: Answers
-    progress_file: ProgressFile
-    rejections: Rejections
-    progress: IngestProgress
+    It counts for the same file at the same matcher. Where it cannot be written, the run goes on without.
+    """
 
-    def answer(self, entry: Entry, outcome: IngestOutcome, reason: str = "") -> None:
-        """One record was answered."""
-        for rejected, why in self.answers.answer(entry, outcome, reason):
-            self.rejections.add(rejected, why)
-        self.progress_file.save(self.answers)
+    def __init__(self, source_name: str, source: BinaryIO, matcher: str) -> None:
+        self._path = Path(f"{source_name}{_CHECKPOINT_SUFFIX}")
+        fingerprint = {} if source_name == STDIN else _fingerprint(source)
+        self._identity = {**fingerprint, "matcher": matcher}
+        self.is_kept = bool(fingerprint)
+        self._saved_at = time.monotonic()
+
+    def load(self) -> tuple[Position, Counter[IngestOutcome]]:
+        """The position of an earlier run and the outcomes up to it; the start if there was none.
+
+        Raises:
+            CommandFailed: the checkpoint cannot be read.
+        """
+        try:
+            content: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            counts = Counter({outcome: content["counts"][outcome] for outcome in IngestOutcome})
+            position = Position(content["offset_bytes"], content["line_number"])
+        except FileNotFoundError:
+            return START, Counter()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CommandFailed(f"{self._path} cannot be read; delete it to start over: {error}") from error
+        return (position, counts) if content.get("identity") == self._identity else (START, Counter())
+
+    def save(self, position: Position, counts: Counter[IngestOutcome], *, is_last: bool = False) -> None:
+        """Write the checkpoint if the last one is some seconds old, or this is the last."""
+        if not self.is_kept or (not is_last and time.monotonic() < self._saved_at + _CHECKPOINT_SECONDS):
+            return
+        self._saved_at = time.monotonic()
+        content = {
+            "identity": self._identity,
+            "offset_bytes": position.offset_bytes,
+            "line_number": position.line_number,
+            "counts": {outcome: counts[outcome] for outcome in IngestOutcome},
+        }
+        unfinished = self._path.with_name(f"{self._path.name}.new")
+        with suppress(OSError):
+            unfinished.write_text(json.dumps(content), encoding="utf-8")
+            unfinished.replace(self._path)
+
+    def remove(self) -> None:
+        """Delete the checkpoint, if there is one."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
-def _send(client: TextMatchClient, records: Iterable[Record], run: Run) -> None:
-    under_way: dict[int, Entry] = {}
+@dataclass
+class _Pending:
+    """A record that was read; `outcome` is None until it is answered."""
 
-    def documents() -> Iterator[Any]:
+    record: Record
+    outcome: IngestOutcome | None = None
+    reason: str = ""
+
+
+class IngestRun:
+    """Sends records, and counts the outcomes in the order of the file, whatever the order of the answers.
+
+    All records up to `position` are answered and in `counts`, to which the run adds.
+    """
+
+    def __init__(
+        self,
+        position: Position,
+        counts: Counter[IngestOutcome],
+        checkpoint: Checkpoint,
+        rejections: Rejections,
+        progress: ProgressBars,
+    ) -> None:
+        self._position = position
+        self._counts = counts
+        self._checkpoint = checkpoint
+        self._rejections = rejections
+        self._progress = progress
+        self._pending: deque[_Pending] = deque()
+        self._in_flight: dict[int, _Pending] = {}
+
+    def send(self, client: TextMatchClient, records: Iterable[Record]) -> None:
+        """Send all records.
+
+        Raises:
+            TextMatchError: the matcher failed; the checkpoint says how far the run came.
+        """
+        try:
+            for result in client.ingest(self._documents(records)):
+                sent = self._in_flight.pop(result.position)
+                self._answer(sent, result.outcome, str(result.error or ""))
+        except BaseException as error:
+            self._checkpoint.save(self._position, self._counts, is_last=True)
+            self._report(error)
+            raise
+        self._checkpoint.remove()
+
+    def _documents(self, records: Iterable[Record]) -> Iterator[Any]:
         positions = count()
         for record in records:
-            run.progress.read(len(record.content))
-            entry = run.answers.expect(record)
+            self._progress.advance(size=len(record.content))
+            read = _Pending(record)
+            self._pending.append(read)
             if record.problem:
-                run.answer(entry, IngestOutcome.REJECTED, record.problem)
+                self._answer(read, IngestOutcome.REJECTED, record.problem)
                 continue
-            under_way[next(positions)] = entry
+            self._in_flight[next(positions)] = read
             yield record.fields
-        run.progress.all_read()
 
+    def _answer(self, answered: _Pending, outcome: IngestOutcome, reason: str) -> None:
+        answered.outcome, answered.reason = outcome, reason
+        while self._pending and (first := self._pending[0]).outcome is not None:
+            self._pending.popleft()
+            self._counts[first.outcome] += 1
+            self._position = first.record.end
+            if first.outcome is IngestOutcome.REJECTED:
+                self._rejections.add(first.record, first.reason)
+        self._checkpoint.save(self._position, self._counts)
+
+    def _report(self, error: BaseException) -> None:
+        """Say how many documents were accepted before the error, if any were."""
+        accepted = self._counts[IngestOutcome.ACCEPTED] + self._counts[IngestOutcome.UNCHANGED]
+        if not accepted:
+            return
+        how = " with --resume" if self._checkpoint.is_kept else ""
+        hint = f"{accepted:,} documents were accepted; repeat the command{how} for the rest"
+        if isinstance(error, KeyboardInterrupt):
+            warn(f"textmatch: interrupted; {hint}")
+        elif isinstance(error, TextMatchError):
+            raise CommandFailed(f"{message_of(error)}; {hint}") from error
+
+
+def _wait_until_searchable(client: TextMatchClient, progress: ProgressBars) -> None:
+    before: int | None = None
+
+    def show(status: IngestStatus) -> None:
+        nonlocal before
+        if before is None:
+            before = status.queued_count
+            progress.stage("indexing", before, unit="documents")
+        progress.advance(before - status.queued_count, note=f"{status.queued_count:,} queued")
+        before = status.queued_count
+
+    client.wait_until_searchable(show)
+
+
+def _size_bytes(source: BinaryIO) -> int | None:
+    """The size of a file; None of a pipe."""
     try:
-        for result in client.ingest(documents()):
-            run.answer(under_way.pop(result.position), result.outcome, str(result.error or ""))
-    except BaseException as error:
-        run.progress_file.save(run.answers, is_last=True)
-        if not isinstance(error, TextMatchError | KeyboardInterrupt):
-            raise
-        _explain(error, run)
-        raise
-    run.progress_file.remove()
+        status = os.fstat(source.fileno())
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _explain(error: TextMatchError | KeyboardInterrupt, run: Run) -> None:
-    """Say how far we came, if anywhere."""
-    counts = run.answers.counts
-    stored = counts[IngestOutcome.ACCEPTED] + counts[IngestOutcome.UNCHANGED]
-    if not stored:
-        return
-    how = " with --resume" if run.progress_file.is_kept else ""
-    hint = f"{stored:,} documents are in; repeat the command{how} for the rest"
-    if isinstance(error, KeyboardInterrupt):
-        warn(f"textmatch: interrupted; {hint}")
-        return
-    raise CommandFailed(f"{message_of(error)}; {hint}") from error
+def _fingerprint(source: BinaryIO) -> dict[str, Any]:
+    """Tells whether a file has changed; empty for a pipe."""
+    try:
+        status = os.fstat(source.fileno())
+        if not source.seekable():
+            return {}
+        start = source.read(_FINGERPRINT_BYTES)
+        source.seek(0)
+    except OSError:
+        return {}
+    return {
+        "size_bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "start": hashlib.blake2b(start, digest_size=16).hexdigest(),
+    }

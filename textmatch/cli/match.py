@@ -1,12 +1,9 @@
-"""`textmatch match`: ask which stored texts mean the same.
-
-Queries from a file: one a line, or an id, a tab and the query.
-"""
+"""`textmatch match`: search the stored texts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from typing import Annotated, Any
 
@@ -16,81 +13,43 @@ from rich.table import Table
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import message_of
-from textmatch.cli.progress import MatchProgress
 from textmatch.client import Match, MatchOptions, MatchResult, Recall, ScoreExplanation, TextMatchClient
-from textmatch.console import cell, one_line, print_json, print_line, print_table, warn
+from textmatch.console import ProgressBars, cell, one_line, print_json, print_line, print_table, warn
 from textmatch.documents import text_violation
 from textmatch.errors import TextMatchError
 from textmatch.filter_syntax import parse
-from textmatch.io.line_reader import CommandFailed, UnreadableLine, file_name, opened, read_lines
-
-
-@dataclass(frozen=True)
-class Query:
-    """A query; `id` is "" if the line has none."""
-
-    text: str
-    id: str = ""
-
-
-def read_queries(name: str) -> Iterator[Query]:
-    """The queries of a file, in their order; blank lines are skipped.
-
-    Raises:
-        CommandFailed: naming the line that is no query.
-    """
-    with opened(name) as file:
-        for line in read_lines(file):
-            try:
-                text = line.text()
-                if text.strip():
-                    yield _to_query(text)
-            except UnreadableLine as error:
-                raise CommandFailed(f"{file_name(name)} line {line.number}: {error}") from error
-
-
-def _to_query(line: str) -> Query:
-    query_id, tab, text = line.partition("\t")
-    query = Query(text, query_id) if tab else Query(line)
-    if "\t" in query.text:
-        raise UnreadableLine("has more than two fields; it must be a query, or an id, a tab and a query")
-    if violation := text_violation("query", query.text):
-        raise UnreadableLine(str(violation))
-    return query
-
+from textmatch.io.line_reader import UnreadableFile, read_texts_of_lines
 
 _QUERIES_PER_CALL = 100
 
 Queries = Annotated[
-    list[str] | None, typer.Argument(metavar="[QUERY...]", help="The texts to look for, each in quotes.")
+    list[str] | None, typer.Argument(metavar="[QUERY...]", help="Texts to search for, each in quotes.")
 ]
 File = Annotated[
     str,
-    typer.Option("--file", help="Queries, one a line, or id, tab and query; - for stdin. In the bulk lane."),
+    typer.Option(
+        "--file",
+        metavar="FILE|-",
+        help="Queries, one per line, or an id, a tab and a query; - for stdin. Run at bulk priority.",
+    ),
 ]
-TopK = Annotated[int, typer.Option("--top-k", min=1, max=1000, help="How many matches at most.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, max=1000, help="Maximum number of matches.")]
 CandidateCount = Annotated[
     int | None,
     typer.Option(
         "--candidate-count",
         min=1,
         max=1000,
-        help="How many documents are recalled; 100 if left out.",
+        help="Number of documents that recall finds for reranking. Default: 100.",
     ),
 ]
-MinScore = Annotated[float, typer.Option("--min-score", min=0, max=1, help="Leave out what scores lower.")]
-Where = Annotated[
-    str,
-    typer.Option(
-        metavar="FILTER",
-        help="Only documents whose attributes fit, such as 'module = \"os\" and year >= 2020'.",
-    ),
-]
+MinScore = Annotated[float, typer.Option("--min-score", min=0, max=1, help="Minimum score of a match.")]
 RecallOption = Annotated[
-    Recall | None, typer.Option("--recall", help="How documents are found; the best way if left out.")
+    Recall | None,
+    typer.Option("--recall", help="Recall mode. Default: the best available."),
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="Also show what every score is made of.")]
-NoRerank = Annotated[bool, typer.Option("--no-rerank", help="Recall order and scores; faster.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Show the components of each score.")]
+NoRerank = Annotated[bool, typer.Option("--no-rerank", help="Skip the cross-encoder: faster, less exact.")]
 
 
 def match(
@@ -101,17 +60,17 @@ def match(
     min_score: MinScore = 0.0,
     no_rerank: NoRerank = False,
     recall: RecallOption = None,
-    where: Where = "",
+    where: options.Where = "",
     explain: Explain = False,
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Find the stored texts that mean about the same as a query, with scores from 0 to 1.
+    """Find the stored texts that mean the same as a query, with scores from 0 to 1.
 
-    With --json one line a query, in their order: {"query", "matches": [{"id", "score", "recall_score",
-    "rerank_score", "text", "attributes"}], "degraded", "timings_ms", "models"}; what is missing is null. With
-    --explain each match also has "explanation"; with ids in a file each line also has "query_id".
+    --json prints one line per query, in order: {"query", "matches": [{"id", "score", "recall_score",
+    "rerank_score", "text", "attributes"}], "degraded", "timings_ms", "models"}. Missing values are null.
+    Matches have an "explanation" with --explain, and lines a "query_id" if the file has ids.
     """
     match_options = MatchOptions(top_k=top_k, min_score=min_score, rerank=not no_rerank, explain=explain)
     if candidate_count is not None:
@@ -121,22 +80,23 @@ def match(
     if where:
         match_options["where"] = parse(where)
     failed = False
-    with find_addresses(data_dir, matcher=matcher).client() as client, MatchProgress(bool(file)) as progress:
-        for query, answer in _answers(client, _queries(queries or [], file), match_options):
+    client = find_addresses(data_dir, matcher=matcher).client()
+    with client, ProgressBars(is_shown=bool(file)) as progress:
+        progress.stage("matching", unit="queries")
+        for query_id, text, answer in _answers(client, _queries(queries or [], file), match_options):
             progress.advance()
             if isinstance(answer, TextMatchError):
                 failed = True
-                warn(f"textmatch: {one_line(query.id or query.text)}: {message_of(answer)}")
+                warn(f"textmatch: {one_line(query_id or text)}: {message_of(answer)}")
             elif as_json:
-                print_json(to_json(answer) | ({"query_id": query.id} if query.id else {}))
+                print_json(_to_json(answer) | ({"query_id": query_id} if query_id else {}))
             else:
                 _print(answer)
     if failed:
         raise typer.Exit(1)
 
 
-def to_json(result: MatchResult) -> dict[str, Any]:
-    """The shape that programs rely on."""
+def _to_json(result: MatchResult) -> dict[str, Any]:
     timings = result.timings
     return {
         "query": result.query,
@@ -164,25 +124,46 @@ def _match_to_json(match: Match) -> dict[str, Any]:
     }
 
 
-def _queries(texts: list[str], file: str) -> Iterator[Query]:
+def _queries(texts: list[str], file: str) -> Iterator[tuple[str, str]]:
+    """Id and text of each query; the id may be empty."""
     if bool(texts) == bool(file):
-        raise typer.BadParameter("give queries, or --file")
-    return read_queries(file) if file else (Query(text) for text in texts)
+        raise typer.BadParameter("give queries or --file")
+    return _read_queries(file) if file else (("", text) for text in texts)
+
+
+def _read_queries(file: str) -> Iterator[tuple[str, str]]:
+    """Id and text of each query of a file, without blank lines.
+
+    Raises:
+        UnreadableFile: a line is not a query.
+    """
+    for place, line in read_texts_of_lines(file):
+        if not line.strip():
+            continue
+        query_id, tab, text = line.partition("\t")
+        if not tab:
+            query_id, text = "", line
+        if "\t" in text:
+            raise UnreadableFile.of_field(place, "must be a query, or an id, a tab and a query")
+        if violation := text_violation("query", text):
+            raise UnreadableFile.of_field(place, str(violation))
+        yield query_id, text
 
 
 def _answers(
-    client: TextMatchClient, queries: Iterator[Query], match_options: MatchOptions
-) -> Iterator[tuple[Query, MatchResult | TextMatchError]]:
-    """One answer for each query, in their order."""
+    client: TextMatchClient, queries: Iterator[tuple[str, str]], match_options: MatchOptions
+) -> Iterator[tuple[str, str, MatchResult | TextMatchError]]:
+    """Id, text and answer of each query, in order."""
     while chunk := list(islice(queries, _QUERIES_PER_CALL)):
         if len(chunk) == 1:
-            yield chunk[0], client.match(chunk[0].text, **match_options)
+            [(query_id, text)] = chunk
+            yield query_id, text, client.match(text, **match_options)
             continue
-        results = client.batch_match([query.text for query in chunk], **match_options)
+        results = client.batch_match([text for _, text in chunk], **match_options)
         for result in sorted(results, key=lambda one: one.query_index):
             answer = result.result or result.error
             if answer is not None:
-                yield chunk[result.query_index], answer
+                yield *chunk[result.query_index], answer
 
 
 def _print(result: MatchResult) -> None:
@@ -198,13 +179,13 @@ def _print(result: MatchResult) -> None:
         table.add_row(str(rank), score, cell(match.document.id), cell(match.document.text))
     print_table(table)
     if result.degraded:
-        print_line(f"Incomplete: {result.degraded}; {result.scored_count} candidates were scored.")
+        print_line(f"Incomplete: {result.degraded}; {result.scored_count} candidates were reranked.")
     if not result.matches:
-        print_line("Nothing matches.")
+        print_line("No matches.")
 
 
 def _explained(match: Match, explanation: ScoreExplanation) -> str:
-    """One part a line, each with its weight if it has one."""
+    """One component per line, with its weight if it has one."""
     lines = [f"cosine {explanation.cosine:.3f}"]
     if explanation.bm25 is not None:
         evidence = f"{explanation.lexical_evidence:.3f} x {explanation.lexical_weight:g}"

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import typer
 
 Matcher = Annotated[str, typer.Option("--matcher", help="Address of the matcher, host:port.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="Address of the encoder, host:port.")]
-QdrantUrl = Annotated[str, typer.Option("--qdrant-url", help="Qdrant's gRPC port, as http://host:6334.")]
+QdrantUrl = Annotated[str, typer.Option("--qdrant-url", help="URL of Qdrant's gRPC port: http://host:6334.")]
+RedisUrl = Annotated[str, typer.Option("--redis-url", help="URL of Redis: redis://host:6379/0.")]
 DataDir = Annotated[
     Path | None,
+    typer.Option("--data-dir", help="Folder of the local stack. Default: .textmatch, if a stack runs there."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+Where = Annotated[
+    str,
     typer.Option(
-        "--data-dir", help="Folder of the stack to use; the default is .textmatch, if one runs there."
+        "--where", metavar="FILTER", help="Filter by attributes: 'module = \"os\" and year > 2020'."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

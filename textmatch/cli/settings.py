@@ -1,4 +1,4 @@
-"""What the command line reads from the environment."""
+"""Settings of the command line."""
 
 from __future__ import annotations
 
@@ -7,43 +7,41 @@ from dataclasses import dataclass
 
 from textmatch.runtime.settings import ClientTlsSettings, load, setting
 
-_WHERE_ELSE = "Empty: the stack of --data-dir, or if there is none"
+_DEFAULT = "Default: the local stack, or else"
 
 
 @dataclass(frozen=True)
 class CliSettings(ClientTlsSettings):
-    """Where the servers are; options of a command go first."""
+    """Addresses and credentials of the servers. Options of a command take precedence."""
 
     matcher_target: str = setting(
-        "TEXTMATCH_MATCHER_TARGET", "", f"Address of the matcher. {_WHERE_ELSE} 127.0.0.1:50052."
+        "TEXTMATCH_MATCHER_TARGET", "", f"Address of the matcher. {_DEFAULT} 127.0.0.1:50052."
     )
     encoder_target: str = setting(
-        "TEXTMATCH_ENCODER_TARGET", "", f"Address of the encoder. {_WHERE_ELSE} 127.0.0.1:50051."
+        "TEXTMATCH_ENCODER_TARGET", "", f"Address of the encoder. {_DEFAULT} 127.0.0.1:50051."
     )
     api_key: str = setting("TEXTMATCH_API_KEY", "", "API key for matcher and encoder.", is_secret=True)
     redis_url: str = setting(
         "TEXTMATCH_REDIS_URL",
         "",
-        f"Redis with the dead letters. {_WHERE_ELSE} redis://127.0.0.1:6379/0.",
+        f"Redis with the dead letters. {_DEFAULT} redis://127.0.0.1:6379/0.",
         is_secret=True,
     )
     qdrant_url: str = setting(
         "TEXTMATCH_QDRANT_URL",
         "",
-        f"Qdrant's gRPC port as a URL, for `reindex` and tuning. {_WHERE_ELSE} http://127.0.0.1:6334.",
+        f"URL of Qdrant's gRPC port, for `reindex` and `tune`. {_DEFAULT} http://127.0.0.1:6334.",
     )
     qdrant_ca: str = setting(
-        "TEXTMATCH_QDRANT_CA", "", "CA to trust for an https:// Qdrant, a PEM file; empty: the usual ones."
+        "TEXTMATCH_QDRANT_CA", "", "CA of an https:// Qdrant, a PEM file; empty: the system's CAs."
     )
     qdrant_api_key: str = setting("TEXTMATCH_QDRANT_API_KEY", "", "API key for Qdrant.", is_secret=True)
     collection_alias: str = setting(
         "TEXTMATCH_COLLECTION_ALIAS",
         "textmatch",
-        "Alias of the collection in use, for `reindex` and tuning.",
+        "Alias of the collection in use, for `reindex` and `tune`.",
     )
-    payload_indexes: str = setting(
-        "TEXTMATCH_PAYLOAD_INDEXES", "", "Attributes that filters are quick on, for `reindex`."
-    )
+    payload_indexes: str = setting("TEXTMATCH_PAYLOAD_INDEXES", "", "Indexed attributes, for `reindex`.")
 
 
 def from_environment() -> CliSettings:

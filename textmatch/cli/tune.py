@@ -1,24 +1,25 @@
-"""`textmatch evaluate retrieval --tune`: learn from judged queries how a running stack combines scores.
+"""`textmatch tune`: learn the weights of scores from judged queries, for the collection in use.
 
-Asking a matcher judged queries: every part of every candidate's score, with its grade.
+The matcher answers every judged query and explains the score of every candidate. textmatch.weight_tuning
+learns from these explanations and from the grades of the candidates.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import numpy as np
 import typer
 from rich.table import Table
 
+from textmatch import weight_tuning
 from textmatch.cli import options
 from textmatch.cli.connection import Addresses, find_addresses
-from textmatch.cli.progress import StageProgress
-from textmatch.cli.stack_index import connected_index
+from textmatch.cli.errors import CommandFailed
 from textmatch.client import (
     BatchMatchResult,
     DegradedReason,
@@ -28,78 +29,207 @@ from textmatch.client import (
     ScoreExplanation,
     TextMatchClient,
 )
-from textmatch.console import one_line, print_json, print_line, print_table
-from textmatch.index.index import Index
-from textmatch.io.line_reader import CommandFailed
+from textmatch.console import ProgressBars, one_line, print_json, print_line, print_table
 from textmatch.io.qrels import read_judgements, read_queries
 from textmatch.score_fusion import WEIGHTS_NOTE, Calibration, Weights, to_mapping
-from textmatch.weight_tuning import JudgedCandidates, Tuning, tune
+from textmatch.weight_tuning import JudgedCandidates, Tuning
 
-# So many are scored, so that weights can be tried that prefer other candidates than those in use.
+Directory = Annotated[
+    Path | None, typer.Argument(metavar="DIRECTORY", help="Folder with queries.jsonl and qrels.tsv.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the gain and store nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Store the weights even if they are not better.")]
+Reset = Annotated[bool, typer.Option("--reset", help="Delete tuned weights; the server's apply again.")]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="Ignore judgements of documents that are not stored.")
+]
+NoRerank = Annotated[bool, typer.Option("--no-rerank", help="For a stack without a cross-encoder.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the split for cross-validation.")]
+
+# More than a match usually reranks: other weights may prefer other candidates.
 _CANDIDATES = 100
-# A thousand pairs, which even a slow encoder scores within the time of one call.
+# With 100 candidates each that makes 1,000 pairs per call, which even a slow encoder scores in time.
 _QUERIES_PER_CALL = 10
+_IDS_PER_CALL = 1_000
+_SHOWN_IDS = 5
+
+
+def tune(
+    directory: Directory = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+    reset: Reset = False,
+    skip_missing: SkipMissing = False,
+    no_rerank: NoRerank = False,
+    seed: Seed = 0,
+    as_json: options.Json = False,
+    matcher: options.Matcher = "",
+    qdrant_url: options.QdrantUrl = "",
+    data_dir: options.DataDir = None,
+) -> None:
+    """Learn the weights of scores from judged queries about stored documents.
+
+    Sends every query to the matcher, learns weights and a calibration, and measures the gain in nDCG@10
+    by 5-fold cross-validation. Stores the weights if the gain is more than two standard errors, and fails
+    if not. Matchers use new weights within ten seconds.
+
+    --json prints {"collection", "queries", "left_out", "ndcg@10": {"before", "after", "gain",
+    "standard_error"}, "weights_before", "weights", "is_better", "stored"}; with --reset {"collection",
+    "reset"}.
+    """
+    addresses = find_addresses(data_dir, matcher=matcher, qdrant_url=qdrant_url)
+    if reset:
+        collection = asyncio.run(_reset(addresses))
+        if as_json:
+            print_json({"collection": collection, "reset": True})
+        else:
+            print_line(f"the weights of the server apply to {collection} again")
+        return
+    if directory is None:
+        raise typer.BadParameter("give DIRECTORY or --reset")
+    collection, judgements = _stored_judgements(addresses, directory, skip_missing=skip_missing)
+    matches = _ask_all(addresses, judgements, collection, is_reranked=not no_rerank)
+    tuning = weight_tuning.tune(matches.queries, matches.weights, seed)
+    is_stored = not dry_run and (tuning.is_better or force)
+    if is_stored:
+        asyncio.run(_store(addresses, collection, tuning.weights))
+    if as_json:
+        print_json(_to_json(collection, judgements, matches, tuning, is_stored))
+    else:
+        _print(collection, judgements, matches, tuning, is_stored)
+    if not dry_run and not is_stored:
+        raise CommandFailed(
+            "not stored: the weights are not better beyond chance on queries that they were not learned from;"
+            " judge more queries, or store the weights with --force"
+        )
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """Judged queries with a relevant document: texts and grades by query id. `left_out` queries have none."""
+
+    texts: dict[str, str]
+    grades: dict[str, dict[str, float]]
+    left_out: int
+
+    @classmethod
+    def of(cls, directory: Path, texts: Mapping[str, str], grades: Mapping[str, dict[str, float]]) -> Self:
+        """Keep the queries that have a relevant document.
+
+        Raises:
+            CommandFailed: no query has one.
+        """
+        kept = {query: one for query, one in grades.items() if any(one.values())}
+        if not kept:
+            raise CommandFailed(f"no query of {directory} has a stored document with a grade above 0")
+        return cls({query: texts[query] for query in kept}, kept, len(texts) - len(kept))
 
 
 @dataclass(frozen=True)
 class JudgedMatches:
-    """Answers to judged queries, the weights they were made with, and the bi-encoder that found them."""
+    """The candidates of judged queries, the weights in use, and the bi-encoder that found the candidates."""
 
     queries: list[JudgedCandidates]
     weights: Weights
     model_id: str
 
 
-def ask(
-    client: TextMatchClient,
-    texts: Mapping[str, str],
-    grades: Mapping[str, Mapping[str, float]],
-    *,
-    is_reranked: bool,
-    on_answer: Callable[[], None],
-) -> JudgedMatches:
-    """Ask every query in the bulk lane.
+def _stored_judgements(
+    addresses: Addresses, directory: Path, *, skip_missing: bool
+) -> tuple[str, Judgements]:
+    """The collection in use, and the judgements of its documents."""
+    texts = read_queries(directory)
+    judgements = Judgements.of(directory, texts, read_judgements(directory, texts))
+    documents = list(dict.fromkeys(document for one in judgements.grades.values() for document in one))
+    collection, missing = asyncio.run(_collection_and_missing(addresses, documents))
+    if missing and not skip_missing:
+        shown = ", ".join(f'"{one_line(document)}"' for document in sorted(missing)[:_SHOWN_IDS])
+        raise CommandFailed(
+            f"{len(missing):,} of {len(documents):,} judged documents are not stored, such as {shown};"
+            " ingest them, or ignore their judgements with --skip-missing"
+        )
+    stored = {
+        query: {document: grade for document, grade in grades.items() if document not in missing}
+        for query, grades in judgements.grades.items()
+    }
+    return collection, Judgements.of(directory, texts, stored)
 
-    Args:
-        texts: by query id.
-        grades: by query id, the grades of documents by their id.
-        is_reranked: whether the stack has a cross-encoder.
-        on_answer: called for every answer.
+
+async def _collection_and_missing(addresses: Addresses, documents: Sequence[str]) -> tuple[str, set[str]]:
+    """The collection in use, and the documents that are not in it."""
+    async with addresses.index() as index:
+        collection = await index.refresh_collection()
+        if not collection:
+            raise CommandFailed("nothing is stored yet; ingest the documents of the judgements first")
+        missing = set(documents)
+        for start in range(0, len(documents), _IDS_PER_CALL):
+            missing -= set(await index.points(collection).versions(documents[start : start + _IDS_PER_CALL]))
+        return collection, missing
+
+
+async def _store(addresses: Addresses, collection: str, weights: Weights) -> None:
+    async with addresses.index() as index:
+        await index.note(collection, {WEIGHTS_NOTE: to_mapping(weights)})
+
+
+async def _reset(addresses: Addresses) -> str:
+    """Delete the weights of the collection in use; returns its name."""
+    async with addresses.index() as index:
+        collection = await index.refresh_collection()
+        if not collection:
+            raise CommandFailed("there is no collection yet")
+        await index.note(collection, {WEIGHTS_NOTE: None})
+        return collection
+
+
+def _ask_all(
+    addresses: Addresses, judgements: Judgements, collection: str, *, is_reranked: bool
+) -> JudgedMatches:
+    """The matcher's answers to all queries.
 
     Raises:
-        CommandFailed: nothing is found, or an answer is not complete.
+        CommandFailed: nothing is found, an answer is incomplete, or it comes from another collection.
         TextMatchError: a query failed.
     """
-    depth = _depth(client, next(iter(texts.values()))) if is_reranked else None
-    answers: dict[str, MatchResult] = {}
-    for name, result in _answers(client, texts, is_reranked):
-        answers[name] = result
-        on_answer()
+    texts = judgements.texts
+    with addresses.client() as client, ProgressBars() as progress:
+        progress.stage("matching", len(texts), unit="queries")
+        depth = _depth(client, next(iter(texts.values()))) if is_reranked else None
+        answers: dict[str, MatchResult] = {}
+        for query, result in _answers(client, texts, is_reranked=is_reranked):
+            answers[query] = result
+            progress.advance()
     found = next((result for result in answers.values() if result.matches), None)
     if found is None:
         raise CommandFailed("the matcher finds nothing for any of the queries")
-    # In the order of the file, so that the same judgements give the same weights.
-    queries = [_judged(answers[name], grades[name], depth) for name in texts]
+    if found.bi_encoder_model_id != collection:
+        raise CommandFailed(
+            f"the matcher answered from {found.bi_encoder_model_id}, but {collection} is in use at"
+            f" {addresses.qdrant_url}; give --matcher and --qdrant-url of the same stack, or try again if the"
+            " model was just changed"
+        )
+    # In the order of the file: the same judgements give the same weights.
+    queries = [_judged(answers[query], judgements.grades[query], depth) for query in texts]
     return JudgedMatches(queries, _weights(found.matches[0]), found.bi_encoder_model_id)
 
 
 def _answers(
-    client: TextMatchClient, texts: Mapping[str, str], is_reranked: bool
+    client: TextMatchClient, texts: Mapping[str, str], *, is_reranked: bool
 ) -> Iterator[tuple[str, MatchResult]]:
-    """Each query's id with its answer, which is complete."""
-    options = MatchOptions(
+    """The id of each query with its answer, at bulk priority."""
+    match_options = MatchOptions(
         top_k=_CANDIDATES, rerank=is_reranked, explain=True, omit_text=True, omit_attributes=True
     )
-    names = list(texts)
-    for start in range(0, len(names), _QUERIES_PER_CALL):
-        chunk = names[start : start + _QUERIES_PER_CALL]
-        for answer in client.batch_match([texts[name] for name in chunk], **options):
+    queries = list(texts)
+    for start in range(0, len(queries), _QUERIES_PER_CALL):
+        chunk = queries[start : start + _QUERIES_PER_CALL]
+        for answer in client.batch_match([texts[query] for query in chunk], **match_options):
             yield chunk[answer.query_index], _complete(answer)
 
 
-def _depth(client: TextMatchClient, query: str) -> int | None:
-    """How many candidates the matcher scores when nobody says how many; None if all."""
-    [answer] = client.batch_match([query])
+def _depth(client: TextMatchClient, text: str) -> int | None:
+    """How many candidates the matcher reranks by default; None: all."""
+    [answer] = client.batch_match([text])
     result = _complete(answer)
     return result.scored_count if result.scored_count < result.candidate_count else None
 
@@ -111,14 +241,11 @@ def _complete(answer: BatchMatchResult) -> MatchResult:
     if result.degraded is None:
         return result
     hint = (
-        "; for a stack without a cross-encoder there is --no-rerank"
+        "; for a stack without a cross-encoder give --no-rerank"
         if result.degraded is DegradedReason.RERANK_UNAVAILABLE
         else ""
     )
-    raise CommandFailed(
-        f'nothing can be learned from the answer to "{one_line(result.query)}", which is incomplete:'
-        f" {result.degraded}{hint}"
-    )
+    raise CommandFailed(f'the answer to "{one_line(result.query)}" is incomplete: {result.degraded}{hint}')
 
 
 def _judged(result: MatchResult, grades: Mapping[str, float], depth: int | None) -> JudgedCandidates:
@@ -137,185 +264,16 @@ def _judged(result: MatchResult, grades: Mapping[str, float], depth: int | None)
 
 def _explanation(match: Match) -> ScoreExplanation:
     if match.explanation is None:
-        raise CommandFailed("the matcher does not explain its scores; is it older than this command?")
+        raise CommandFailed("the matcher does not explain its scores; it may be older than this command")
     return match.explanation
 
 
 def _weights(match: Match) -> Weights:
     explanation = _explanation(match)
     calibration = Calibration(*explanation.calibration) if explanation.calibration else None
-    # They come as 32 bits.
+    # The message holds them in 32 bits.
     lexical, rerank = round(explanation.lexical_weight, 6), round(explanation.rerank_weight, 6)
     return Weights(lexical, rerank, calibration)
-
-
-Answer = TypeVar("Answer")
-
-_IDS_PER_CALL = 1_000
-_SHOWN_IDS = 5
-
-Directory = Annotated[
-    list[str] | None, typer.Argument(metavar="DIR", help="Folder with queries.jsonl and qrels.tsv.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be gained.")]
-Force = Annotated[bool, typer.Option("--force", help="Store the weights even if they are not better.")]
-Reset = Annotated[bool, typer.Option("--reset", help="Forget tuned weights; the server's hold again.")]
-SkipMissing = Annotated[
-    bool, typer.Option("--skip-missing", help="Leave out judgements of documents that are not stored.")
-]
-NoRerank = Annotated[bool, typer.Option("--no-rerank", help="For a stack without a cross-encoder.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides which queries are held out together.")]
-
-
-@dataclass(frozen=True)
-class Judgements:
-    """Judged queries with a relevant document, texts and grades by query id; `left_out` had none."""
-
-    texts: dict[str, str]
-    grades: dict[str, dict[str, float]]
-    left_out: int
-
-    @classmethod
-    def of(cls, directory: Path, texts: Mapping[str, str], grades: Mapping[str, dict[str, float]]) -> Self:
-        """The queries that something can be learned from.
-
-        Raises:
-            CommandFailed: there are none.
-        """
-        kept = {query: one for query, one in grades.items() if any(one.values())}
-        if not kept:
-            raise CommandFailed(f"no query of {directory} has a stored document with a grade above 0")
-        return cls({query: texts[query] for query in kept}, kept, len(texts) - len(kept))
-
-    def documents(self) -> list[str]:
-        """The ids of all that are judged, each once."""
-        return list(dict.fromkeys(document for grades in self.grades.values() for document in grades))
-
-
-def tune_weights(
-    directory: Directory = None,
-    dry_run: DryRun = False,
-    force: Force = False,
-    reset: Reset = False,
-    skip_missing: SkipMissing = False,
-    no_rerank: NoRerank = False,
-    seed: Seed = 0,
-    as_json: options.Json = False,
-    matcher: options.Matcher = "",
-    qdrant_url: options.QdrantUrl = "",
-    data_dir: options.DataDir = None,
-) -> None:
-    """Tune the weights of scores for the running stack's collection, on judged queries about its documents.
-
-    Asks the matcher every query, learns the weights and a calibration, and measures the gain on queries that
-    they were not learned from (5-fold cross-validation). Stores them beside the collection if the gain is
-    more than two standard errors; matchers use them within ten seconds.
-
-    With --json: {"collection", "queries", "left_out", "ndcg@10": {"before", "after", "gain",
-    "standard_error"}, "weights_before", "weights", "is_better", "stored"}; --reset {"collection", "reset"}.
-    """
-    addresses = find_addresses(data_dir, matcher=matcher, qdrant_url=qdrant_url)
-    if reset:
-        _reset(addresses, as_json)
-        return
-    if len(directory or []) != 1:
-        raise typer.BadParameter("give the folder with queries and qrels, and nothing else")
-    [folder] = map(Path, directory or [])
-    collection, judgements = _stored_judgements(addresses, folder, skip_missing)
-    matches = _matches(addresses, judgements, collection, is_reranked=not no_rerank)
-    tuning = tune(matches.queries, matches.weights, seed)
-    is_stored = not dry_run and (tuning.is_better or force)
-    if is_stored:
-        _run(addresses, lambda index: index.note(collection, {WEIGHTS_NOTE: to_mapping(tuning.weights)}))
-    if as_json:
-        print_json(_to_json(collection, judgements, matches, tuning, is_stored))
-    else:
-        _print(judgements, matches, tuning)
-        print_line(_outcome(collection, tuning, is_stored))
-    if not dry_run and not is_stored:
-        raise CommandFailed(
-            "not stored: on queries that they were not learned from, the weights are not better beyond"
-            " chance; judge more queries, or store them with --force"
-        )
-
-
-def _stored_judgements(addresses: Addresses, folder: Path, skip_missing: bool) -> tuple[str, Judgements]:
-    """The collection in use, and what is judged of its documents."""
-    texts = read_queries(folder)
-    judgements = Judgements.of(folder, texts, read_judgements(folder, texts))
-    documents = judgements.documents()
-    collection, missing = _run(addresses, lambda index: _collection_and_missing(index, documents))
-    if missing and not skip_missing:
-        raise CommandFailed(_missing_message(missing, len(documents)))
-    stored = {
-        query: {document: grade for document, grade in grades.items() if document not in missing}
-        for query, grades in judgements.grades.items()
-    }
-    return collection, Judgements.of(folder, texts, stored)
-
-
-def _matches(
-    addresses: Addresses, judgements: Judgements, collection: str, *, is_reranked: bool
-) -> JudgedMatches:
-    """The matcher's answers, which must come from this collection."""
-    with addresses.client() as client, StageProgress() as progress:
-        progress.stage("matching", len(judgements.texts))
-        matches = ask(
-            client,
-            judgements.texts,
-            judgements.grades,
-            is_reranked=is_reranked,
-            on_answer=lambda: progress.advance(1),
-        )
-    if matches.model_id != collection:
-        raise CommandFailed(
-            f"the matcher answered from {matches.model_id}, but {collection} is in use at"
-            f" {addresses.qdrant_url}; give --matcher and --qdrant-url of one stack, or try again if its"
-            " model was changed just now"
-        )
-    return matches
-
-
-async def _collection_and_missing(index: Index, documents: Sequence[str]) -> tuple[str, set[str]]:
-    """The collection in use, and which of the documents it does not have."""
-    collection = await index.refresh_collection()
-    if not collection:
-        raise CommandFailed("nothing is ingested yet; ingest the documents that the judgements are about")
-    missing = set(documents)
-    for start in range(0, len(documents), _IDS_PER_CALL):
-        missing -= set(await index.points(collection).versions(documents[start : start + _IDS_PER_CALL]))
-    return collection, missing
-
-
-def _missing_message(missing: set[str], judged_count: int) -> str:
-    shown = ", ".join(f'"{one_line(document)}"' for document in sorted(missing)[:_SHOWN_IDS])
-    return (
-        f"{len(missing):,} of {judged_count:,} judged documents are not stored, such as {shown};"
-        " ingest them, or leave their judgements out with --skip-missing"
-    )
-
-
-def _reset(addresses: Addresses, as_json: bool) -> None:
-    async def forget(index: Index) -> str:
-        collection = await index.refresh_collection()
-        if not collection:
-            raise CommandFailed("there is no collection yet, and so no weights")
-        await index.note(collection, {WEIGHTS_NOTE: None})
-        return collection
-
-    collection = _run(addresses, forget)
-    if as_json:
-        print_json({"collection": collection, "reset": True})
-    else:
-        print_line(f"the weights of the server hold for {collection} again")
-
-
-def _run(addresses: Addresses, work: Callable[[Index], Awaitable[Answer]]) -> Answer:
-    async def connected() -> Answer:
-        async with connected_index(addresses) as index:
-            return await work(index)
-
-    return asyncio.run(connected())
 
 
 def _to_json(
@@ -338,8 +296,10 @@ def _to_json(
     }
 
 
-def _print(judgements: Judgements, matches: JudgedMatches, tuning: Tuning) -> None:
-    table = Table("", "lexical", "rerank", "calibration", "nDCG@10 of held-out queries")
+def _print(
+    collection: str, judgements: Judgements, matches: JudgedMatches, tuning: Tuning, is_stored: bool
+) -> None:
+    table = Table("weights", "lexical", "rerank", "calibration", "nDCG@10 of held-out queries")
     for name, weights, ndcg in (
         ("now", matches.weights, tuning.before),
         ("tuned", tuning.weights, tuning.after),
@@ -353,17 +313,17 @@ def _print(judgements: Judgements, matches: JudgedMatches, tuning: Tuning) -> No
         f"{len(matches.queries):,} queries, gain {tuning.gain:+.4f}, standard error {error};"
         f" {judgements.left_out:,} queries without relevant documents left out"
     )
+    if not is_stored:
+        print_line(f"{collection} keeps its weights")
+    elif tuning.weights.calibration is None:
+        print_line(f"stored for {collection}")
+    else:
+        print_line(
+            f"stored for {collection}; scores are now probabilities: adapt your thresholds (min_score)"
+        )
 
 
 def _calibration(weights: Weights) -> str:
     if weights.calibration is None:
         return "none"
     return f"slope {weights.calibration.slope:.2f}, intercept {weights.calibration.intercept:.2f}"
-
-
-def _outcome(collection: str, tuning: Tuning, is_stored: bool) -> str:
-    if not is_stored:
-        return f"{collection} keeps its weights"
-    if tuning.weights.calibration is None:
-        return f"stored for {collection}"
-    return f"stored for {collection}; scores are probabilities now: choose thresholds such as min_score anew"

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files, each with the lines that it took and with what is wrong with it."""
+"""Rows of CSV and TSV files, each with its lines and with what is wrong with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textmatch.io.line_reader import START, Line, Position, UnreadableLine, read
 
 @dataclass(frozen=True)
 class Row:
-    """One row; no cells if the line is blank, and a `problem` if it cannot be read."""
+    """One row: no cells if the line is blank; `problem` says why it cannot be read, "" if it can."""
 
     line_number: int
     content: bytes
@@ -24,14 +24,14 @@ class Row:
 def read_rows(file: BinaryIO, start: Position = START, *, is_tsv: bool) -> Iterator[Row]:
     """All rows from a position on, the header included.
 
-    CSV as RFC 4180 has it. In TSV, quotes mean nothing, as in IANA's text/tab-separated-values.
+    CSV follows RFC 4180. In TSV quotes are ordinary characters, as in IANA's text/tab-separated-values.
     """
     taken: list[Line] = []
 
     def feed() -> Iterator[str]:
         for line in read_lines(file, start):
             taken.append(line)
-            # What is not UTF-8 is found below, with the line's number.
+            # `_problem` reports bytes that are not UTF-8, with the line number.
             yield line.content.decode(errors="replace")
 
     reader = (

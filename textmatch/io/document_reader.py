@@ -1,4 +1,4 @@
-"""Documents of JSON lines, CSV and TSV files: one record each, with its line and what is wrong with it."""
+"""Documents in JSON lines, CSV and TSV files: one record each, with its line and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from textmatch.io.csv_reader import Row, read_rows
-from textmatch.io.line_reader import START, STDIN, CommandFailed, Position, UnreadableLine, read_lines
+from textmatch.io.line_reader import START, STDIN, Position, UnreadableFile, UnreadableLine, read_lines
 
 _REQUIRED_COLUMNS = ("id", "text")
 _VERSION_COLUMN = "version"
 
 
 class Format(StrEnum):
-    """How documents are written in a file."""
+    """File format of documents."""
 
     JSONL = "jsonl"
     CSV = "csv"
@@ -34,7 +34,7 @@ _FORMAT_OF_SUFFIX = {
 
 @dataclass(frozen=True)
 class Record:
-    """One document as it was read: its fields, or the `problem` that it cannot be read for."""
+    """One document of a file: its fields, or the `problem` why it cannot be read."""
 
     line_number: int
     content: bytes
@@ -44,15 +44,15 @@ class Record:
 
 
 def format_of(name: str) -> Format | None:
-    """The format that a file's name says; JSON lines for stdin."""
+    """The format of a file by its name; JSON lines for stdin; None if the name does not tell."""
     return Format.JSONL if name == STDIN else _FORMAT_OF_SUFFIX.get(Path(name).suffix.lower())
 
 
 def read_records(file: BinaryIO, file_format: Format, name: str, start: Position = START) -> Iterator[Record]:
-    """All documents of a file from a position on; blank lines do not count. Messages call it by its name.
+    """All documents of a file from a position on; blank lines are skipped. `name` is used in messages.
 
     Raises:
-        CommandFailed: the header of a CSV or TSV file lacks a column.
+        UnreadableFile: a CSV or TSV file has no usable header.
     """
     if file_format is Format.JSONL:
         return _read_json_lines(file, start)
@@ -81,15 +81,15 @@ def _read_table(file: BinaryIO, name: str, start: Position, *, is_tsv: bool) -> 
 
 def _header(row: Row | None, name: str) -> list[str]:
     if row is None:
-        raise CommandFailed(f"{name} is empty; a header with the columns id and text is needed")
+        raise UnreadableFile.of_field(name, "is empty; it must have a header with the columns id and text")
     columns = [column.strip() for column in row.cells]
     problem = row.problem
     if missing := [column for column in _REQUIRED_COLUMNS if column not in columns]:
-        problem = problem or f"the header lacks {' and '.join(missing)}; it has {', '.join(columns)}"
+        problem = problem or f"the header has no {' and no '.join(missing)}; it has {', '.join(columns)}"
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):
         problem = problem or f"the header has {', '.join(repeated)} more than once"
     if problem:
-        raise CommandFailed(f"{name} line {row.line_number}: {problem}")
+        raise UnreadableFile.of_field(f"{name} line {row.line_number}", problem)
     return columns
 
 
@@ -103,7 +103,7 @@ def _record(row: Row, header: list[str]) -> Record:
         try:
             version = int(version)
         except ValueError:
-            problem = f"version: is {version!r}; it must be a whole number"
+            problem = f"version must be a whole number, not {version!r}"
     if problem:
         return Record(row.line_number, row.content, row.end, problem=problem)
     document = {column: fields.pop(column) for column in _REQUIRED_COLUMNS}

@@ -1,4 +1,9 @@
-"""Lines of a file or of stdin, by number, in constant memory whatever the file holds."""
+"""Lines of a file or of stdin, with their numbers. Memory use does not depend on the file.
+
+with open_data_file("docs.jsonl") as file:
+    for line in read_lines(file):
+        line.number, line.json()
+"""
 
 from __future__ import annotations
 
@@ -10,24 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from textmatch.errors import InvalidInput, TextMatchError
+from textmatch.errors import InvalidInput
 
 STDIN = "-"
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class CommandFailed(TextMatchError):
-    """A command cannot do what it was asked to; the message says why."""
+class UnreadableFile(InvalidInput):
+    """A data file cannot be used. The message names the file, and the line if one is at fault."""
 
 
 class UnreadableLine(Exception):
-    """What is wrong with a line; the message goes behind the name of the file and the line's number."""
+    """A line cannot be used. The message says why; whoever catches it adds the file and the line number."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two lines: so many bytes and lines are before it."""
+    """A place between two lines: how many bytes and lines come before it."""
 
     offset_bytes: int = 0
     line_number: int = 0
@@ -38,7 +43,7 @@ START = Position()
 
 @dataclass(frozen=True)
 class Line:
-    """A line with its end; `content` is cut if `is_too_long`. `end` is where the next line begins."""
+    """A line with its line end; `content` is cut if `is_too_long`. `end` is where the next line begins."""
 
     number: int
     content: bytes
@@ -46,7 +51,7 @@ class Line:
     is_too_long: bool = False
 
     def text(self) -> str:
-        """The line without its end.
+        """The line without its line end.
 
         Raises:
             UnreadableLine: it is too long or not UTF-8.
@@ -61,10 +66,10 @@ class Line:
             ) from error
 
     def json(self) -> Any:
-        """What the line says.
+        """The JSON value on the line.
 
         Raises:
-            UnreadableLine: as for `text`, or it is not JSON, in which there is no NaN and no infinity.
+            UnreadableLine: as for `text`, or it is not JSON. NaN and infinity are not JSON.
         """
         text = self.text()
         try:
@@ -77,16 +82,12 @@ class Line:
             raise UnreadableLine("is nested too deeply") from None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
-
-
 @contextmanager
-def opened(name: str) -> Iterator[BinaryIO]:
-    """The file, or stdin if it is called "-".
+def open_data_file(name: str | Path) -> Iterator[BinaryIO]:
+    """A file opened for reading bytes, or stdin for "-".
 
     Raises:
-        CommandFailed: it cannot be opened.
+        UnreadableFile: it cannot be opened.
     """
     if name == STDIN:
         yield sys.stdin.buffer
@@ -95,8 +96,13 @@ def opened(name: str) -> Iterator[BinaryIO]:
         try:
             file = stack.enter_context(Path(name).open("rb"))
         except OSError as error:
-            raise CommandFailed(f"cannot read {name}: {error.strerror}") from error
+            raise UnreadableFile.of_field(str(name), f"cannot be read: {error.strerror}") from error
         yield file
+
+
+def file_name(name: str | Path) -> str:
+    """The name of a file in messages."""
+    return "stdin" if name == STDIN else str(name)
 
 
 def read_lines(file: BinaryIO, start: Position = START) -> Iterator[Line]:
@@ -115,42 +121,45 @@ def read_lines(file: BinaryIO, start: Position = START) -> Iterator[Line]:
         yield Line(number, content, Position(offset_bytes, number), is_too_long)
 
 
-def open_data_file(path: Path) -> BinaryIO:
-    """A file for reading bytes.
+def read_texts_of_lines(name: str) -> Iterator[tuple[str, str]]:
+    """The text of each line of a file or of stdin, after its place for messages.
 
     Raises:
-        InvalidInput: it cannot be opened.
+        UnreadableFile: the file cannot be opened, or a line is too long or not UTF-8.
     """
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InvalidInput.of_field(str(path), f"cannot be read: {error.strerror}") from error
+    with open_data_file(name) as file:
+        for line in read_lines(file):
+            place = f"{file_name(name)} line {line.number}"
+            try:
+                text = line.text()
+            except UnreadableLine as error:
+                raise UnreadableFile.of_field(place, str(error)) from error
+            yield place, text
 
 
 def read_json_objects(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object of each line of JSON lines, behind its place for messages.
+    """The object on each line of a JSON lines file, after its place for messages.
 
     Raises:
-        InvalidInput: a line cannot be read or is no object; the message names file and line.
+        UnreadableFile: a line cannot be read or is not an object.
     """
     for line in read_lines(file):
         place = f"{path} line {line.number}"
         try:
             record = line.json()
         except UnreadableLine as error:
-            raise InvalidInput.of_field(place, str(error)) from error
+            raise UnreadableFile.of_field(place, str(error)) from error
         if not isinstance(record, dict):
-            raise InvalidInput.of_field(place, "is not a JSON object")
+            raise UnreadableFile.of_field(place, "is not a JSON object")
         yield place, record
 
 
-def file_name(name: str) -> str:
-    """How a file is called in messages."""
-    return "stdin" if name == STDIN else name
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
 
 
 def _skip_rest_of_line(file: BinaryIO) -> int:
-    """How many bytes were skipped."""
+    """Returns how many bytes were skipped."""
     skipped = 0
     while rest := file.readline(MAX_LINE_BYTES):
         skipped += len(rest)

@@ -136,10 +136,7 @@ def retrieval(
     device: DeviceOption = AUTO,
     as_json_document: JsonOption = False,
 ) -> None:
-    """Measure how models find documents, by exact search over their embeddings.
-
-    With --tune instead of models: learn how the running stack should combine its scores; see --tune --help.
-    """
+    """Measure how models find documents, by exact search over their embeddings."""
     *models, directory = arguments
     if not models:
         raise InvalidInput.of_field("MODEL", "is missing: give at least one before the folder")

@@ -76,7 +76,7 @@ def test_drop(url: str, capsys: pytest.CaptureFixture[str]):
     assert main(["dead-letters", "drop", "b", "unknown", "--redis-url", url]) == 1
     captured = capsys.readouterr()
     assert captured.out == "dropped 1\n"
-    assert captured.err == "textmatch: 1 of these are not among the dead letters\n"
+    assert captured.err == "textmatch: 1 of the ids are not among the dead letters\n"
     assert "b" not in listed(url, capsys)
     assert main(["dead-letters", "drop", "--all", "--json", "--redis-url", url]) == 0
     assert json.loads(capsys.readouterr().out) == {"dropped": 2}
@@ -85,7 +85,7 @@ def test_drop(url: str, capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize("arguments", [["replay"], ["drop"], ["drop", "b", "--all"]])
 def test_it_must_be_said_which(url: str, capsys: pytest.CaptureFixture[str], arguments: list[str]):
     assert main(["dead-letters", *arguments, "--redis-url", url]) == 2
-    assert "name the documents, or give --all" in capsys.readouterr().err
+    assert "give ids or --all" in capsys.readouterr().err
     assert len(listed(url, capsys)) == 3
 
 

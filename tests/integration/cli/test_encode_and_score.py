@@ -68,9 +68,9 @@ def test_scores_of_a_file_come_in_its_order(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("only one", "line 2: has 1 fields; it must have two, with a tab between"),
-        ("", "line 2: has 1 fields; it must have two, with a tab between"),
-        ("a\tb\tc", "line 2: has 3 fields; it must have two, with a tab between"),
+        ("only one", "line 2: must have two columns separated by a tab, not 1"),
+        ("", "line 2: must have two columns separated by a tab, not 1"),
+        ("a\tb\tc", "line 2: must have two columns separated by a tab, not 3"),
         ("a\t ", "line 2: second text: is empty"),
     ],
 )

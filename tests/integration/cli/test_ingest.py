@@ -125,9 +125,9 @@ def test_wait_lasts_until_nothing_waits(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("docs.csv", "id,body\n", "{file} line 1: the header lacks text; it has id, body"),
-        ("docs.tsv", "", "{file} is empty; a header with the columns id and text is needed"),
-        ("docs.jsonl", None, "cannot read {file}: No such file or directory"),
+        ("docs.csv", "id,body\n", "{file} line 1: the header has no text; it has id, body"),
+        ("docs.tsv", "", "{file}: is empty; it must have a header with the columns id and text"),
+        ("docs.jsonl", None, "{file}: cannot be read: No such file or directory"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(
@@ -156,7 +156,7 @@ def test_rejections_that_cannot_be_written_are_told_before_anything_is_sent(
     file = write_lines(tmp_path / "docs.jsonl", numbered(1))
     arguments = ["ingest", file, "--rejected", str(tmp_path / "no" / "file")]
     assert main([*arguments, "--matcher", matcher_server.address]) == 1
-    assert "cannot write" in capsys.readouterr().err
+    assert "cannot be written: No such file or directory" in capsys.readouterr().err
     assert matcher.documents == {}
 
 
@@ -171,7 +171,7 @@ def test_a_failure_in_the_middle_says_how_much_is_in(
     assert main(["ingest", file, "--matcher", matcher_server.address]) == 1
     captured = capsys.readouterr()
     assert re.fullmatch(
-        r"textmatch: the key has expired; \d+ documents are in;"
+        r"textmatch: the key has expired; \d+ documents were accepted;"
         r" repeat the command with --resume for the rest\n",
         captured.err,
     )

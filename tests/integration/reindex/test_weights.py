@@ -51,8 +51,8 @@ async def test_weights_stay_with_their_model_and_the_command_says_so(
     ingested: Dependencies, command: ReindexCommand, index: Index, old: str, new: str
 ):
     output = await command.show("--model", new)
-    assert f"weights tuned for {old} do not fit another model" in output
-    assert "textmatch evaluate retrieval --tune DIR" in output
+    assert f"tuned weights of {old} do not fit another model" in output
+    assert "textmatch tune DIRECTORY" in output
     assert await weights(index, new) is None
     await command.run("--rollback")
     assert await weights(index, await index.refresh_collection()) == TUNED

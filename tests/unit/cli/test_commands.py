@@ -99,7 +99,7 @@ def test_help_lists_commands_without_importing_them(
     assert "up            Start it." in listed
     assert "train         Commands of a part." in listed
     assert "gone          Not installed: no_such_module.commands." in listed
-    assert "delete        Remove documents, those still queued too." in listed
+    assert "delete        Delete documents by id or by filter, queued ones too." in listed
     assert "part_of_tests" not in sys.modules
 
 
@@ -140,15 +140,18 @@ def test_bugs_keep_their_trace(install: Callable[[str, str], None]):
     ("arguments", "message"),
     [
         (["matsch", "q"], "textmatch: No such command 'matsch'. Did you mean 'match'?\n"),
-        (["match"], "textmatch: Invalid value: give queries, or --file\n"),
+        (["match"], "textmatch: Invalid value: give queries or --file\n"),
         (["match", "q", "--top-k", "0"], "textmatch: Invalid value for '--top-k': "),
         (["match", "q", "--topk", "1"], "textmatch: No such option: --topk"),
         (["encode"], "textmatch: Missing argument 'TEXT...'.\n"),
         (["score", "only one"], "textmatch: Invalid value: give two texts, not 1; put each in quotes\n"),
-        (["score"], "textmatch: Invalid value: give two texts, or --file\n"),
-        (["score", "a", "b", "--file", "f"], "textmatch: Invalid value: give two texts, or --file\n"),
+        (["score"], "textmatch: Invalid value: give two texts or --file\n"),
+        (["score", "a", "b", "--file", "f"], "textmatch: Invalid value: give two texts or --file\n"),
         (["score", "a", "b", "--scorer", "magic"], "textmatch: Invalid value for '--scorer'"),
-        (["ingest", "docs.json"], "textmatch: Invalid value: the name docs.json does not say how it is"),
+        (
+            ["ingest", "docs.json"],
+            "textmatch: Invalid value: the format of docs.json is unknown; give --format",
+        ),
         (["ingest", "a.csv", "--rejected", "./a.csv"], "textmatch: Invalid value: --rejected must not be"),
     ],
 )

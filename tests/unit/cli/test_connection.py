@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.cli.connection import find_addresses
-from textmatch.io.line_reader import CommandFailed
+from textmatch.cli.errors import CommandFailed
 
 
 @pytest.fixture(autouse=True)

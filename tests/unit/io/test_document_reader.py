@@ -10,7 +10,7 @@ import pytest
 
 from textmatch.io import line_reader
 from textmatch.io.document_reader import Format, Record, format_of, read_records
-from textmatch.io.line_reader import CommandFailed
+from textmatch.io.line_reader import UnreadableFile
 
 
 def read(content: bytes, file_format: Format = Format.JSONL) -> list[Record]:
@@ -108,7 +108,7 @@ def test_quotes_in_tsv_mean_nothing():
     [
         (b"a", "has 1 fields; the header has 3"),
         (b"a,b,1,d", "has 4 fields; the header has 3"),
-        (b"a,b,new", "version: is 'new'; it must be a whole number"),
+        (b"a,b,new", "version must be a whole number, not 'new'"),
         (b"a,\xff,1", "is not UTF-8: byte 0xff at byte 3 of the line"),
         (b'a,"b"c,1', "is not CSV: ',' expected after '\"'"),
         (b"a," + b"x" * 1_000_000 + b",1", "is not CSV: field larger than field limit (131072)"),
@@ -130,15 +130,15 @@ def test_a_quote_that_is_never_closed_is_reported():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "FILE is empty; a header with the columns id and text is needed"),
-        (b"id,body\n1,t\n", "FILE line 1: the header lacks text; it has id, body"),
-        (b"1,some text\n", "FILE line 1: the header lacks id and text; it has 1, some text"),
+        (b"", "FILE: is empty; it must have a header with the columns id and text"),
+        (b"id,body\n1,t\n", "FILE line 1: the header has no text; it has id, body"),
+        (b"1,some text\n", "FILE line 1: the header has no id and no text; it has 1, some text"),
         (b"id,text,id\n", "FILE line 1: the header has id more than once"),
         (b"id,\xff,text\n", "FILE line 1: is not UTF-8: byte 0xff at byte 4 of the line"),
     ],
 )
 def test_a_header_that_cannot_be_used_is_named(content: bytes, message: str):
-    with pytest.raises(CommandFailed) as raised:
+    with pytest.raises(UnreadableFile) as raised:
         read(content, Format.CSV)
     assert str(raised.value) == message
 
