@@ -31,6 +31,14 @@ def print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
+def print_result(value: Any, line: str, *, as_json: bool) -> None:
+    """One line on stdout: the value as JSON, or the line for people."""
+    if as_json:
+        print_json(value)
+    else:
+        print_line(line)
+
+
 def warn(line: str) -> None:
     """One line on stderr."""
     sys.stderr.write(line + "\n")

@@ -1,4 +1,4 @@
-"""Weights of the parts of a score, learned from judged queries."""
+"""Learns the weights of the components of a score from judged queries."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from itertools import product
 
 import numpy as np
 
-from textmatch.ranking_metrics import Ranks, Values, best_first, ndcg
+from textmatch.ranking_metrics import Values, best_first, ndcg
 from textmatch.score_fusion import Calibration, Weights, lexical_evidence
 
-_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_SHARES = tuple(tenths / 10 for tenths in range(11))
 _DEPTH = 10
 _FOLDS = 5
-# A gain that is less than this many of its standard errors may be chance.
+# A smaller gain, in standard errors of the gain, counts as chance.
 _MIN_STANDARD_ERRORS = 2.0
 _NEWTON_STEPS = 50
-# Keeps the slope finite where scores separate relevant from irrelevant documents completely.
+# Keeps the slope finite if the scores separate relevant from other documents completely.
 _RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
 class JudgedCandidates:
-    """The candidates of one query, all (count,): what a match explains, and grades, 0 for not relevant.
+    """The candidates of one query: the components of their scores and their grades, (count,) each.
 
     Attributes:
-        cross_encoder: nan where a pair was not scored.
-        missed_grades: (missed,) of the judged documents that are no candidates.
-        depth: how many a match scores and returns, the best of recall first; None: all.
+        cross_encoder: NaN where the pair was not scored.
+        grades: 0 for not relevant.
+        missed_grades: grades of the judged documents that are not candidates, (missed,).
+        depth: how many candidates a match returns, best recall score first; None: all.
     """
 
     cosine: Values
@@ -41,22 +42,22 @@ class JudgedCandidates:
 
     @cached_property
     def lexical_evidence(self) -> Values:
-        """What the shared words say, (count,) in 0..1."""
+        """BM25 as evidence in 0..1: (count,)."""
         return np.array([lexical_evidence(float(one)) for one in self.bm25])
 
     @cached_property
     def ideal(self) -> Values:
-        """The ten highest grades, filled up with 0: (10,)."""
+        """The ten highest grades, padded with 0: (10,)."""
         return _first_ten(-np.sort(-np.concatenate([self.grades, self.missed_grades])))
 
     def ranked_grades(self, scores: Values) -> Values:
-        """The grades in the order of scores (count,), filled up with 0: (10,). -inf: not returned."""
+        """The grades in the order of scores (count,), padded with 0: (10,). A score of -inf counts as 0."""
         return _first_ten(np.where(np.isfinite(scores), self.grades, 0.0)[best_first(scores)])
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Weights learned from all queries, and what such weights do to queries that they were not learned from.
+    """Weights learned from all queries, and the effect of tuning measured by cross-validation.
 
     `before` and `after` are the nDCG@10 of each query, (queries,): with the weights at the start, and with
     weights that were learned from the other folds.
@@ -78,26 +79,26 @@ class Tuning:
 
     @property
     def is_better(self) -> bool:
-        """Whether the gain is more than chance."""
+        """Whether the gain is more than two standard errors."""
         return self.gain > _MIN_STANDARD_ERRORS * self.gain_error
 
 
 def tune(queries: Sequence[JudgedCandidates], start: Weights, seed: int = 0) -> Tuning:
     """The weights with the highest mean nDCG@10, and a calibration for them.
 
-    The weights stay as they are unless others are better by two standard errors over the queries, so that few
-    judgements change little. Of weights that are equally good, the nearest to the start are taken.
+    The weights change only if others are better by two standard errors over the queries. Of equally good
+    weights, those nearest to the start win.
 
     Args:
-        seed: decides the folds of the cross-validation.
+        seed: of the folds for cross-validation.
     """
-    grid = _Grid.of(queries, start)
-    everything = np.arange(len(queries))
-    chosen = grid.weights[grid.choose(everything)]
-    before, after = grid.ndcg[0], np.empty(len(queries))
-    for fold in np.array_split(np.random.default_rng(seed).permutation(everything), _FOLDS):
-        after[fold] = grid.ndcg[grid.choose(np.setdiff1d(everything, fold)), fold]
-    return Tuning(replace(chosen, calibration=calibrate(queries, chosen)), before, after)
+    weights = _nearest_first(start)
+    ndcg_by_weights = np.array([ndcg_of(queries, one) for one in weights])
+    chosen = weights[_best(ndcg_by_weights)]
+    after = np.empty(len(queries))
+    for fold in np.array_split(np.random.default_rng(seed).permutation(len(queries)), _FOLDS):
+        after[fold] = ndcg_by_weights[_best(np.delete(ndcg_by_weights, fold, axis=1)), fold]
+    return Tuning(replace(chosen, calibration=calibrate(queries, chosen)), ndcg_by_weights[0], after)
 
 
 def ndcg_of(queries: Sequence[JudgedCandidates], weights: Weights) -> Values:
@@ -107,9 +108,9 @@ def ndcg_of(queries: Sequence[JudgedCandidates], weights: Weights) -> Values:
 
 
 def combined_scores(query: JudgedCandidates, weights: Weights) -> Values:
-    """The scores of the candidates before calibration: (count,), as textmatch.score_fusion has them.
+    """The scores of the candidates before calibration, as in textmatch.score_fusion: (count,).
 
-    -inf for those that a match would not return, because too many others come before them in recall.
+    -inf for candidates that a match would not return, because they are beyond `depth` in recall.
     """
     distance = 1.0 - query.cosine.clip(0.0, 1.0)
     recall = 1.0 - distance * (1.0 - weights.lexical * query.lexical_evidence)
@@ -124,7 +125,7 @@ def combined_scores(query: JudgedCandidates, weights: Weights) -> Values:
 
 
 def calibrate(queries: Sequence[JudgedCandidates], weights: Weights) -> Calibration | None:
-    """How likely a document with a score is relevant, by logistic regression; None without both kinds."""
+    """Fit the probability of relevance to scores; None if all or no documents are relevant."""
     scores = np.concatenate([combined_scores(query, weights) for query in queries])
     is_returned = np.isfinite(scores)
     is_relevant = np.concatenate([query.grades > 0 for query in queries])[is_returned].astype(np.float64)
@@ -144,30 +145,23 @@ def calibrate(queries: Sequence[JudgedCandidates], weights: Weights) -> Calibrat
     return Calibration(float(slope), float(intercept)) if slope > 0 else None
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Weights to choose from, those of the start first and then the nearest; `ndcg` (weights, queries)."""
+def _nearest_first(start: Weights) -> list[Weights]:
+    """All weights to choose from: the start, then the others by their distance to it."""
+    grid = [replace(start, lexical=one, rerank=two) for one, two in product(_SHARES, _SHARES)]
+    return [
+        start,
+        *sorted(grid, key=lambda one: abs(one.lexical - start.lexical) + abs(one.rerank - start.rerank)),
+    ]
 
-    weights: list[Weights]
-    ndcg: Values
 
-    @classmethod
-    def of(cls, queries: Sequence[JudgedCandidates], start: Weights) -> _Grid:
-        def distance(weights: Weights) -> float:
-            return abs(weights.lexical - start.lexical) + abs(weights.rerank - start.rerank)
-
-        others = [replace(start, lexical=one, rerank=two) for one, two in product(_SHARES, _SHARES)]
-        weights = [start, *sorted(others, key=distance)]
-        return cls(weights, np.array([ndcg_of(queries, one) for one in weights]))
-
-    def choose(self, queries: Ranks) -> int:
-        """The best weights for some of the queries, if they are better than the start beyond chance."""
-        if len(queries) < 2:
-            return 0
-        # Rounded, so that sums in another order make no difference.
-        best = int(self.ndcg[:, queries].mean(axis=1).round(12).argmax())
-        gains = self.ndcg[best, queries] - self.ndcg[0, queries]
-        return best if float(gains.mean()) > _MIN_STANDARD_ERRORS * _standard_error(gains) else 0
+def _best(ndcg_by_weights: Values) -> int:
+    """The row of (weights, queries) with the highest mean; row 0 unless the gain is beyond chance."""
+    if ndcg_by_weights.shape[1] < 2:
+        return 0
+    # Rounded, because the order of a sum changes its last digits.
+    best = int(ndcg_by_weights.mean(axis=1).round(12).argmax())
+    gains = ndcg_by_weights[best] - ndcg_by_weights[0]
+    return best if float(gains.mean()) > _MIN_STANDARD_ERRORS * _standard_error(gains) else 0
 
 
 def _standard_error(values: Values) -> float:

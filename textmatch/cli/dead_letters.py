@@ -14,7 +14,7 @@ from rich.table import Table
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import CommandFailed
-from textmatch.console import cell, print_json, print_line, print_table
+from textmatch.console import cell, print_json, print_result, print_table
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters
 from textmatch.queue.producer import Producer
 from textmatch.queue.redis_client import connect
@@ -110,10 +110,7 @@ async def _chosen(dead_letters: DeadLetters, ids: list[str] | None, *, every: bo
 
 
 def _report(done: str, count: int, ids: list[str] | None, *, as_json: bool) -> None:
-    if as_json:
-        print_json({done: count})
-    else:
-        print_line(f"{done} {count:,}")
+    print_result({done: count}, f"{done} {count:,}", as_json=as_json)
     if ids and count < len(set(ids)):
         raise CommandFailed(f"{len(set(ids)) - count:,} of the ids are not among the dead letters")
 

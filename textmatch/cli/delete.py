@@ -8,7 +8,7 @@ import typer
 
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
-from textmatch.console import print_json, print_line
+from textmatch.console import print_result
 from textmatch.filter_syntax import parse
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents.")]
@@ -29,7 +29,5 @@ def delete(
         raise typer.BadParameter("give ids or --where")
     with find_addresses(data_dir, matcher=matcher).client() as client:
         deleted = client.delete(ids) if ids else client.delete_where(parse(where))
-    if as_json:
-        print_json({"deleted": deleted})
-    else:
-        print_line(f"deleted {deleted:,}" + (f" of {len(ids):,}" if ids else ""))
+    line = f"deleted {deleted:,}" + (f" of {len(ids):,}" if ids else "")
+    print_result({"deleted": deleted}, line, as_json=as_json)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -25,7 +24,7 @@ from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import CommandFailed, message_of
 from textmatch.client import IngestOutcome, IngestStatus, TextMatchClient
-from textmatch.console import ProgressBars, one_line, print_json, print_line, warn
+from textmatch.console import ProgressBars, one_line, print_result, warn
 from textmatch.errors import TextMatchError
 from textmatch.io.document_reader import Format, Record, format_of, read_records
 from textmatch.io.line_reader import START, STDIN, Position, file_name, open_data_file
@@ -87,18 +86,15 @@ def ingest(
         )
         client = stack.enter_context(addresses.client())
         progress = stack.enter_context(ProgressBars())
-        progress.stage("reading", _size_bytes(source), done=position.offset_bytes, unit="documents")
+        progress.stage("reading", checkpoint.size_bytes, done=position.offset_bytes, unit="documents")
         records = read_records(source, known_format, file_name(file), position)
         IngestRun(position, counts, checkpoint, rejections, progress).send(client, records)
         if wait:
             _wait_until_searchable(client, progress)
     seconds = round(time.monotonic() - started, 3)
     summary = {outcome.lower(): counts[outcome] for outcome in IngestOutcome}
-    if as_json:
-        print_json({**summary, "seconds": seconds})
-    else:
-        figures = ", ".join(f"{outcome} {count:,}" for outcome, count in summary.items())
-        print_line(f"{figures} in {seconds:.1f} s")
+    figures = ", ".join(f"{outcome} {count:,}" for outcome, count in summary.items())
+    print_result({**summary, "seconds": seconds}, f"{figures} in {seconds:.1f} s", as_json=as_json)
     if counts[IngestOutcome.REJECTED]:
         raise typer.Exit(1)
 
@@ -149,6 +145,7 @@ class Checkpoint:
         fingerprint = {} if source_name == STDIN else _fingerprint(source)
         self._identity = {**fingerprint, "matcher": matcher}
         self.is_kept = bool(fingerprint)
+        self.size_bytes: int | None = fingerprint.get("size_bytes")
         self._saved_at = time.monotonic()
 
     def load(self) -> tuple[Position, Counter[IngestOutcome]]:
@@ -285,17 +282,8 @@ def _wait_until_searchable(client: TextMatchClient, progress: ProgressBars) -> N
     client.wait_until_searchable(show)
 
 
-def _size_bytes(source: BinaryIO) -> int | None:
-    """The size of a file; None of a pipe."""
-    try:
-        status = os.fstat(source.fileno())
-    except OSError:
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
 def _fingerprint(source: BinaryIO) -> dict[str, Any]:
-    """Tells whether a file has changed; empty for a pipe."""
+    """Changes with the file; empty for a pipe."""
     try:
         status = os.fstat(source.fileno())
         if not source.seekable():

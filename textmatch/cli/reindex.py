@@ -15,7 +15,7 @@ from rich.table import Table
 from textmatch.cli import options
 from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.errors import CommandFailed
-from textmatch.console import ProgressBars, cell, print_json, print_line, print_table
+from textmatch.console import ProgressBars, cell, print_json, print_line, print_result, print_table
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.index import Index
 from textmatch.indexing import Copier
@@ -109,10 +109,11 @@ def reindex(
         _reindex(addresses, reindex_options, as_json=as_json)
     elif rollback:
         change = _run(addresses, steps.roll_back)
-        _print({"in_use": change.target, "previous": change.source}, f"{change.target} is in use", as_json)
+        roles = {"in_use": change.target, "previous": change.source}
+        print_result(roles, f"{change.target} is in use", as_json=as_json)
     else:
         dropped = _run(addresses, lambda index, _: (steps.drop_old if drop_old else steps.cancel)(index))
-        _print({"dropped": dropped}, f"deleted {dropped}", as_json)
+        print_result({"dropped": dropped}, f"deleted {dropped}", as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -280,13 +281,6 @@ def _reindex(addresses: Addresses, reindex_options: ReindexOptions, *, as_json: 
         report.print()
     if report.objection:
         raise CommandFailed(report.objection)
-
-
-def _print(value: dict[str, Any], line: str, as_json: bool) -> None:
-    if as_json:
-        print_json(value)
-    else:
-        print_line(line)
 
 
 def _read_queries(file: str) -> list[str]:

@@ -19,7 +19,7 @@ from textmatch.cli import options
 from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.errors import message_of
 from textmatch.client import DocumentState, HealthState, IngestStatus, Model, ServerHealth
-from textmatch.console import cell, one_line, print_json, print_line, print_table, warn
+from textmatch.console import cell, one_line, print_json, print_result, print_table, warn
 from textmatch.errors import TextMatchError
 
 Result = TypeVar("Result")
@@ -75,11 +75,9 @@ def status(
 
 
 def _show_document(document_id: str, found: IngestStatus, *, as_json: bool) -> None:
-    state = found.document_state or DocumentState.UNKNOWN
-    if as_json:
-        print_json({"id": document_id, "state": state, "error": found.document_error})
-    else:
-        print_line(f"{state}: {one_line(found.document_error)}" if found.document_error else str(state))
+    state, error = found.document_state or DocumentState.UNKNOWN, found.document_error
+    line = f"{state}: {one_line(error)}" if error else str(state)
+    print_result({"id": document_id, "state": state, "error": error}, line, as_json=as_json)
 
 
 def _problem(server: ServerHealth) -> str:

@@ -29,7 +29,7 @@ from textmatch.client import (
     ScoreExplanation,
     TextMatchClient,
 )
-from textmatch.console import ProgressBars, one_line, print_json, print_line, print_table
+from textmatch.console import ProgressBars, one_line, print_json, print_line, print_result, print_table
 from textmatch.io.qrels import read_judgements, read_queries
 from textmatch.score_fusion import WEIGHTS_NOTE, Calibration, Weights, to_mapping
 from textmatch.weight_tuning import JudgedCandidates, Tuning
@@ -80,23 +80,21 @@ def tune(
     addresses = find_addresses(data_dir, matcher=matcher, qdrant_url=qdrant_url)
     if reset:
         collection = asyncio.run(_reset(addresses))
-        if as_json:
-            print_json({"collection": collection, "reset": True})
-        else:
-            print_line(f"the weights of the server apply to {collection} again")
+        line = f"the weights of the server apply to {collection} again"
+        print_result({"collection": collection, "reset": True}, line, as_json=as_json)
         return
     if directory is None:
         raise typer.BadParameter("give DIRECTORY or --reset")
     collection, judgements = _stored_judgements(addresses, directory, skip_missing=skip_missing)
-    matches = _ask_all(addresses, judgements, collection, is_reranked=not no_rerank)
-    tuning = weight_tuning.tune(matches.queries, matches.weights, seed)
+    queries, weights = _ask_all(addresses, judgements, collection, is_reranked=not no_rerank)
+    tuning = weight_tuning.tune(queries, weights, seed)
     is_stored = not dry_run and (tuning.is_better or force)
     if is_stored:
         asyncio.run(_store(addresses, collection, tuning.weights))
     if as_json:
-        print_json(_to_json(collection, judgements, matches, tuning, is_stored))
+        print_json(_to_json(collection, judgements, weights, tuning, is_stored))
     else:
-        _print(collection, judgements, matches, tuning, is_stored)
+        _print(collection, judgements, weights, tuning, is_stored)
     if not dry_run and not is_stored:
         raise CommandFailed(
             "not stored: the weights are not better beyond chance on queries that they were not learned from;"
@@ -123,15 +121,6 @@ class Judgements:
         if not kept:
             raise CommandFailed(f"no query of {directory} has a stored document with a grade above 0")
         return cls({query: texts[query] for query in kept}, kept, len(texts) - len(kept))
-
-
-@dataclass(frozen=True)
-class JudgedMatches:
-    """The candidates of judged queries, the weights in use, and the bi-encoder that found the candidates."""
-
-    queries: list[JudgedCandidates]
-    weights: Weights
-    model_id: str
 
 
 def _stored_judgements(
@@ -184,8 +173,8 @@ async def _reset(addresses: Addresses) -> str:
 
 def _ask_all(
     addresses: Addresses, judgements: Judgements, collection: str, *, is_reranked: bool
-) -> JudgedMatches:
-    """The matcher's answers to all queries.
+) -> tuple[list[JudgedCandidates], Weights]:
+    """The candidates that the matcher finds for each query, and the weights that it uses.
 
     Raises:
         CommandFailed: nothing is found, an answer is incomplete, or it comes from another collection.
@@ -210,7 +199,7 @@ def _ask_all(
         )
     # In the order of the file: the same judgements give the same weights.
     queries = [_judged(answers[query], judgements.grades[query], depth) for query in texts]
-    return JudgedMatches(queries, _weights(found.matches[0]), found.bi_encoder_model_id)
+    return queries, _weights(found.matches[0])
 
 
 def _answers(
@@ -277,11 +266,11 @@ def _weights(match: Match) -> Weights:
 
 
 def _to_json(
-    collection: str, judgements: Judgements, matches: JudgedMatches, tuning: Tuning, is_stored: bool
+    collection: str, judgements: Judgements, weights: Weights, tuning: Tuning, is_stored: bool
 ) -> dict[str, Any]:
     return {
         "collection": collection,
-        "queries": len(matches.queries),
+        "queries": len(judgements.texts),
         "left_out": judgements.left_out,
         "ndcg@10": {
             "before": float(tuning.before.mean()),
@@ -289,7 +278,7 @@ def _to_json(
             "gain": tuning.gain,
             "standard_error": tuning.gain_error if len(tuning.after) > 1 else None,
         },
-        "weights_before": to_mapping(matches.weights),
+        "weights_before": to_mapping(weights),
         "weights": to_mapping(tuning.weights),
         "is_better": tuning.is_better,
         "stored": is_stored,
@@ -297,20 +286,15 @@ def _to_json(
 
 
 def _print(
-    collection: str, judgements: Judgements, matches: JudgedMatches, tuning: Tuning, is_stored: bool
+    collection: str, judgements: Judgements, weights: Weights, tuning: Tuning, is_stored: bool
 ) -> None:
     table = Table("weights", "lexical", "rerank", "calibration", "nDCG@10 of held-out queries")
-    for name, weights, ndcg in (
-        ("now", matches.weights, tuning.before),
-        ("tuned", tuning.weights, tuning.after),
-    ):
-        table.add_row(
-            name, f"{weights.lexical:g}", f"{weights.rerank:g}", _calibration(weights), f"{ndcg.mean():.4f}"
-        )
+    for name, one, ndcg in (("now", weights, tuning.before), ("tuned", tuning.weights, tuning.after)):
+        table.add_row(name, f"{one.lexical:g}", f"{one.rerank:g}", _calibration(one), f"{ndcg.mean():.4f}")
     print_table(table)
     error = f"{tuning.gain_error:.4f}" if len(tuning.after) > 1 else "unknown"
     print_line(
-        f"{len(matches.queries):,} queries, gain {tuning.gain:+.4f}, standard error {error};"
+        f"{len(judgements.texts):,} queries, gain {tuning.gain:+.4f}, standard error {error};"
         f" {judgements.left_out:,} queries without relevant documents left out"
     )
     if not is_stored:
