@@ -6,7 +6,7 @@ import pytest
 
 from textmatch.cli.errors import CommandFailed, message_of
 from textmatch.client import ServerUnreachable
-from textmatch.console import cell, one_line, print_json
+from textmatch.console import ProgressBars, cell, one_line, print_json
 
 
 def test_json_is_one_line_of_unescaped_text(capsys: pytest.CaptureFixture[str]):
@@ -28,3 +28,13 @@ def test_failures_are_told_in_one_line_and_bugs_are_not():
         "the matcher at host:1 does not answer; is the stack running? Start it with: textmatch up"
     )
     assert message_of(ZeroDivisionError()) is None
+
+
+def test_progress_is_not_drawn_unless_a_person_looks(capsys: pytest.CaptureFixture[str]):
+    with ProgressBars() as progress:
+        progress.stage("reading", 10, unit="documents")
+        progress.advance(size=10)
+        progress.stage("indexing", unit="documents")
+        progress.advance(-2, note="3 queued")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")

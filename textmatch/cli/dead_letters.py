@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 app = typer.Typer(help=__doc__, add_completion=False)
 
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Maximum number of documents.")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids, as shown by `list`.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids, as shown by `list`.")]
 All = Annotated[bool, typer.Option("--all", help="All failed documents.")]
 
 

@@ -11,7 +11,7 @@ from textmatch.cli.connection import find_addresses
 from textmatch.console import print_result
 from textmatch.filter_syntax import parse
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of documents.")]
 
 
 def delete(

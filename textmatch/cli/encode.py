@@ -12,7 +12,7 @@ from textmatch.cli.connection import find_addresses
 from textmatch.client import EncodeResult, Role
 from textmatch.console import cell, print_json, print_line, print_table
 
-Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, each in quotes.")]
+Texts = Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts, each in quotes.")]
 RoleOption = Annotated[Role, typer.Option("--role", help="What the texts are.")]
 Model = Annotated[str, typer.Option("--model", help="Name or id of a loaded bi-encoder.")]
 

@@ -29,7 +29,7 @@ from textmatch.errors import TextMatchError
 from textmatch.io.document_reader import Format, Record, format_of, read_records
 from textmatch.io.line_reader import START, STDIN, Position, file_name, open_data_file
 
-File = Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines, CSV or TSV; - for stdin.")]
+File = Annotated[str, typer.Argument(metavar="FILE", help="JSON lines, CSV or TSV; - for stdin.")]
 FormatOption = Annotated[
     Format | None,
     typer.Option("--format", help="Format of FILE. Default: by its name."),

@@ -23,7 +23,7 @@ from textmatch.io.line_reader import UnreadableFile, read_texts_of_lines
 _QUERIES_PER_CALL = 100
 
 Queries = Annotated[
-    list[str] | None, typer.Argument(metavar="[QUERY...]", help="Texts to search for, each in quotes.")
+    list[str] | None, typer.Argument(metavar="QUERY", help="Texts to search for, each in quotes.")
 ]
 File = Annotated[
     str,

@@ -15,7 +15,7 @@ from textmatch.console import one_line, print_json, print_line
 from textmatch.documents import text_violation
 from textmatch.io.line_reader import UnreadableFile, read_texts_of_lines
 
-Texts = Annotated[list[str] | None, typer.Argument(metavar="[A B]", help="Two texts, each in quotes.")]
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Two texts, each in quotes.")]
 File = Annotated[
     str,
     typer.Option("--file", metavar="FILE|-", help="Pairs, one per line, separated by a tab; - for stdin."),

@@ -143,7 +143,7 @@ def test_bugs_keep_their_trace(install: Callable[[str, str], None]):
         (["match"], "textmatch: Invalid value: give queries or --file\n"),
         (["match", "q", "--top-k", "0"], "textmatch: Invalid value for '--top-k': "),
         (["match", "q", "--topk", "1"], "textmatch: No such option: --topk"),
-        (["encode"], "textmatch: Missing argument 'TEXT...'.\n"),
+        (["encode"], "textmatch: Missing argument 'TEXT'.\n"),
         (["score", "only one"], "textmatch: Invalid value: give two texts, not 1; put each in quotes\n"),
         (["score"], "textmatch: Invalid value: give two texts or --file\n"),
         (["score", "a", "b", "--file", "f"], "textmatch: Invalid value: give two texts or --file\n"),
