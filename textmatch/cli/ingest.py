@@ -196,7 +196,7 @@ class _Pending:
 
 
 class IngestRun:
-    """Sends records, and counts the outcomes in the order of the file, whatever the order of the answers.
+    """Sends records, and counts the outcomes in the order of the file, not in the order of the answers.
 
     All records up to `position` are answered and in `counts`, to which the run adds.
     """

@@ -27,7 +27,7 @@ class UnreadableFile(InvalidInput):
 
 
 class UnreadableLine(Exception):
-    """A line cannot be used. The message says why; whoever catches it adds the file and the line number."""
+    """A line cannot be used. The message says why; the reader of the file adds its name and line number."""
 
 
 @dataclass(frozen=True)
