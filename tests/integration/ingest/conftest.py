@@ -24,7 +24,7 @@ from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
 from textmatch.queue.redis_client import connect
 from textmatch.queue.tombstones import Tombstones
-from workers.indexer import Dependencies, DualWriter
+from workers.indexer import DualWriter, IndexerDependencies
 
 __all__ = ["own_redis_server", "redis_server", "shared_redis_server"]
 
@@ -65,13 +65,13 @@ async def index(qdrant_url: str, alias: str) -> AsyncIterator[Index]:
 
 
 @pytest.fixture
-async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIterator[Dependencies]:
+async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIterator[IndexerDependencies]:
     """What a worker works with."""
     client = EncoderClient(encoder.target)
-    yield Dependencies(
+    yield IndexerDependencies(
         encoder=client,
         index=index,
-        mirrors=DualWriter(index, Copier(index, client, Tombstones(redis), 10.0), patience_seconds=60.0),
+        dual_writer=DualWriter(index, Copier(index, client, Tombstones(redis), 10.0), unserved_seconds=60.0),
         pending=Pending(redis),
         tombstones=Tombstones(redis),
         dead_letters=DeadLetters(redis),

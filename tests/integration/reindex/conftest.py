@@ -21,11 +21,11 @@ from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
 from textmatch.queue.redis_client import connect
 from textmatch.queue.tombstones import Tombstones
-from workers.indexer import Dependencies, DualWriter
+from workers.indexer import DualWriter, IndexerDependencies
 
 __all__ = ["redis_server", "shared_redis_server"]
 
-OpenDeps = Callable[..., AbstractAsyncContextManager[Dependencies]]
+OpenDeps = Callable[..., AbstractAsyncContextManager[IndexerDependencies]]
 
 
 @pytest.fixture(scope="session")
@@ -80,14 +80,14 @@ def open_deps(qdrant_url: str, alias: str, redis: Redis, encoder: ScriptedEncode
     """What a worker works with, its connections and caches its own."""
 
     @asynccontextmanager
-    async def opened(mirror_patience_seconds: float = 60.0) -> AsyncIterator[Dependencies]:
+    async def opened(unserved_seconds: float = 60.0) -> AsyncIterator[IndexerDependencies]:
         client = EncoderClient(encoder.target)
         index = Index(connect_qdrant(qdrant_url), alias)
         copier = Copier(index, client, Tombstones(redis), encode_timeout_seconds=10.0)
-        yield Dependencies(
+        yield IndexerDependencies(
             encoder=client,
             index=index,
-            mirrors=DualWriter(index, copier, mirror_patience_seconds),
+            dual_writer=DualWriter(index, copier, unserved_seconds),
             pending=Pending(redis),
             tombstones=Tombstones(redis),
             dead_letters=DeadLetters(redis),
@@ -100,7 +100,7 @@ def open_deps(qdrant_url: str, alias: str, redis: Redis, encoder: ScriptedEncode
 
 
 @pytest.fixture
-async def deps(open_deps: OpenDeps) -> AsyncIterator[Dependencies]:
+async def deps(open_deps: OpenDeps) -> AsyncIterator[IndexerDependencies]:
     async with open_deps() as opened:
         yield opened
 
