@@ -1,36 +1,31 @@
-"""Kombu's Redis transport, with its holes closed: no message is lost with a worker that dies.
+"""Kombu's Redis transport, changed so that no message is lost when a worker dies.
 
 Kombu takes a message with BRPOP and records it as unacknowledged in a second step. A worker that is killed
-between the two has removed the message from the queue and left no trace of it. Here the message moves
-atomically (BLMOVE) to the list `textmatch:taken` and leaves it once it is recorded as unacknowledged. What
-two sweeps in a row find in that list belongs to nobody and goes back to the queue. holding.py has the steps,
-and how they go on in a Redis at `maxmemory`. Messages that are no task of ours go to the dead letters here,
-where the whole message is at hand, because kombu and Celery would drop them.
+between the two loses the message. Here every step moves the message atomically, so it is always in exactly
+one place:
 
-How many messages a worker holds: one for each of its batches, whatever their size, and more as long as all
-that it holds is small, so that it can make batches of small messages.
+    textmatch.ingest    waiting; taken at the right end
+    textmatch:taken     taken, not yet recorded under a delivery tag
+    textmatch:unacked   held, by delivery tag, unchanged; textmatch:unacked-index has since when
 
-How soon a message of a killed worker is taken again. A held message carries the time at which it was last
-known to be held, and sweeps put it back once that is `visibility_timeout_seconds` ago. Every worker sweeps
-when it connects and then every `sweep_seconds`. So the bound is
+A worker holds one message for each of its batches, whatever the size, and more while all it holds is small,
+to combine small messages into batches.
+
+A held message carries the time at which its worker last renewed it. A sweep puts it back once that is
+`visibility_timeout_seconds` ago. A message that two sweeps in a row find in `textmatch:taken` goes back too.
+Every worker sweeps when it connects and then every `sweep_seconds`. A killed worker's messages are therefore
+taken again after at most
 
     visibility_timeout_seconds + sweep_seconds        (held messages)
     2 * sweep_seconds                                 (messages taken and not yet recorded)
 
-The queue has one list: priorities are not supported.
+At `maxmemory`, Redis refuses transactions and commands that may need memory, and workers could not take the
+messages whose completion frees memory. Redis does let a script continue that has changed something. The
+steps are therefore scripts that remove the message from its place before they add it to another; leases are
+renewed by removing them first.
 
-How messages move between the queue and those who hold them: each step whole, or not done at all.
-
-A message is always in exactly one place:
-
-    textmatch.ingest    it waits; taken at the right end
-    textmatch:taken     taken, and not yet recorded under a delivery tag
-    textmatch:unacked   held, by delivery tag, as it was in the queue; textmatch:unacked-index has since when
-
-A Redis at `maxmemory` refuses transactions and commands that may need memory, so that workers could not even
-take what would free some. But it lets a script that has changed something go on. That is why these are
-scripts, and each removes the message from where it is before it puts it elsewhere; leases are renewed by
-removing them first.
+Messages that are not our tasks go to the dead letters here, because kombu and Celery would drop them. The
+queue has one list: priorities are not supported.
 """
 
 from __future__ import annotations
@@ -56,8 +51,121 @@ _SMALL_BYTES_PER_BATCH = 64 * 1024
 _PAUSE_SECONDS = 0.1
 
 
+@dataclass(frozen=True)
+class LuaScript:
+    """A script and its keys; call it with a client and the arguments."""
+
+    keys: tuple[str, ...]
+    script: str
+
+    def __call__(self, client: Redis, *arguments: Any) -> Any:
+        """Run the script."""
+        return client.register_script(self.script)(keys=self.keys, args=arguments)
+
+
+# ARGV: the most messages, and the most bytes; the first message may be larger.
+TAKE = LuaScript(
+    (keys.QUEUE, keys.TAKEN),
+    """
+    local messages, size = {}, 0
+    while #messages < tonumber(ARGV[1]) and size < tonumber(ARGV[2]) do
+      local message = redis.call('RPOP', KEYS[1])
+      if not message then
+        break
+      end
+      redis.call('LPUSH', KEYS[2], message)
+      messages[#messages + 1] = message
+      size = size + #message
+    end
+    return messages
+    """,
+)
+
+# ARGV: now, then messages and delivery tags.
+HOLD = LuaScript(
+    (keys.TAKEN, keys.UNACKED, keys.UNACKED_INDEX),
+    """
+    for i = 2, #ARGV, 2 do
+      redis.call('LREM', KEYS[1], 1, ARGV[i])
+      redis.call('HSET', KEYS[2], ARGV[i + 1], ARGV[i])
+      redis.call('ZADD', KEYS[3], ARGV[1], ARGV[i + 1])
+    end
+    """,
+)
+
+# ARGV: now, then delivery tags. Acknowledged messages must not come back.
+RENEW = LuaScript(
+    (keys.UNACKED_INDEX,),
+    """
+    for i = 2, #ARGV do
+      if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
+        redis.call('ZADD', KEYS[1], ARGV[1], ARGV[i])
+      end
+    end
+    """,
+)
+
+# ARGV: delivery tag.
+ACKNOWLEDGE = LuaScript(
+    (keys.UNACKED, keys.UNACKED_INDEX),
+    """
+    redis.call('HDEL', KEYS[1], ARGV[1])
+    redis.call('ZREM', KEYS[2], ARGV[1])
+    """,
+)
+
+# ARGV: delivery tag, and RPUSH for the front or LPUSH for the end. An acknowledged message is not found.
+RELEASE = LuaScript(
+    (keys.UNACKED, keys.UNACKED_INDEX, keys.QUEUE),
+    """
+    local message = redis.call('HGET', KEYS[1], ARGV[1])
+    redis.call('ZREM', KEYS[2], ARGV[1])
+    if message then
+      redis.call('HDEL', KEYS[1], ARGV[1])
+      redis.call(ARGV[2], KEYS[3], message)
+    end
+    """,
+)
+
+# ARGV: messages last renewed up to this time are released.
+RELEASE_SILENT = LuaScript(
+    RELEASE.keys,
+    """
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
+      local message = redis.call('HGET', KEYS[1], tag)
+      redis.call('ZREM', KEYS[2], tag)
+      if message then
+        redis.call('HDEL', KEYS[1], tag)
+        redis.call('RPUSH', KEYS[3], message)
+      end
+    end
+    """,
+)
+
+# ARGV: messages.
+PUT_BACK = LuaScript(
+    (keys.TAKEN, keys.QUEUE),
+    """
+    for _, message in ipairs(ARGV) do
+      if redis.call('LREM', KEYS[1], 1, message) == 1 then
+        redis.call('RPUSH', KEYS[2], message)
+      end
+    end
+    """,
+)
+
+# ARGV: an unreadable message, the key and the dead letter.
+REFUSE = LuaScript(
+    (keys.TAKEN, keys.DEAD_LETTERS),
+    """
+    redis.call('LREM', KEYS[1], 1, ARGV[1])
+    redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+    """,
+)
+
+
 class QoS(kombu_redis.QoS):
-    """Holds messages, and puts back at every sweep what no living worker holds."""
+    """Holds messages, and sweeps those of dead workers back into the queue."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -72,26 +180,26 @@ class QoS(kombu_redis.QoS):
             self._taken_before = taken
 
     def can_consume(self) -> bool:
-        """Whether one more message may be taken, whatever its size."""
+        """Whether one more message of any size may be taken."""
         count, size_bytes = self._held()
         return count < self.channel.batches or min(self._small(count, size_bytes)) > 0
 
     def room_for_small(self) -> tuple[int, int]:
-        """How many more messages may be taken if they are small, and of how many bytes together."""
+        """How many more small messages may be taken, and how many bytes they may have in total."""
         return self._small(*self._held())
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """The channel has recorded the message as held."""
+        """Note a message that the channel has recorded as held."""
         virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
-        """The message is done with."""
+        """Remove a settled message."""
         with self.channel.conn_or_acquire() as client:
             ACKNOWLEDGE(client, delivery_tag)
         virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """The message is done with, or goes back to be the last."""
+        """Remove a message, or put it back at the end of the queue."""
         if not requeue:
             self.ack(delivery_tag)
             return
@@ -99,7 +207,7 @@ class QoS(kombu_redis.QoS):
         virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """Put a held message back, to be the next one taken or, `leftmost`, the last."""
+        """Put a held message back at the front of the queue or, with `leftmost`, at the end."""
         with self.channel.conn_or_acquire(client) as connected:
             RELEASE(connected, tag, "LPUSH" if leftmost else "RPUSH")
 
@@ -112,7 +220,7 @@ class QoS(kombu_redis.QoS):
 
 
 class Channel(kombu_redis.Channel):
-    """Takes messages so that each is always in exactly one place."""
+    """Takes messages in atomic steps."""
 
     QoS = QoS
     from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "batches")
@@ -122,12 +230,12 @@ class Channel(kombu_redis.Channel):
     _brpop_sent_at: Any
 
     def _size(self, queue: str) -> int:
-        """Without kombu's transaction, which a full Redis refuses."""
+        """As in kombu, without its transaction, which a full Redis refuses."""
         with self.conn_or_acquire() as client:
             return int(client.llen(queue))
 
     def _queue_bind(self, *args: Any) -> None:
-        """Note the queue for those who publish; they do so themselves, and a full Redis takes nothing."""
+        """Publishers note the queue themselves, and a full Redis refuses the note."""
         with suppress(OutOfMemoryError):
             super()._queue_bind(*args)  # type: ignore[no-untyped-call]
 
@@ -139,7 +247,7 @@ class Channel(kombu_redis.Channel):
         self.client.connection.send_command("BLMOVE", keys.QUEUE, keys.TAKEN, "RIGHT", "LEFT", seconds)
 
     def _brpop_read(self, **options: Any) -> bool:
-        """Deliver the message that came, and small ones with it. Raises Empty when none came in time."""
+        """Deliver the message that came, and small ones that wait behind it. Raises Empty if none came."""
         raw = self._read_answer(**options)
         if raw is None:
             raise Empty
@@ -161,7 +269,7 @@ class Channel(kombu_redis.Channel):
             self.client.connection.disconnect()
             raise
         except ResponseError as error:
-            # A server that became a replica, or is still loading: whoever is the master now is asked next.
+            # The server became a replica or is still loading; the next poll asks for the master again.
             self.client.connection.disconnect()
             raise RedisConnectionError(str(error)) from error
         finally:
@@ -172,7 +280,7 @@ class Channel(kombu_redis.Channel):
         taken = self._take(1, 1)
         if taken:
             return taken[0]
-        # The next poll is refused at once again.
+        # The next poll would be refused at once.
         sleep(_PAUSE_SECONDS)
         return None
 
@@ -208,16 +316,16 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """What `broker_transport` names."""
+    """The value of `broker_transport` for one server."""
 
     Channel = Channel
 
 
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):
-    """The same at the master that Sentinels name.
+    """The same at the master that the Sentinels name.
 
-    Kombu takes the Sentinels from alternative broker URLs. But when it turns to one of those, it turns to its
-    own transport too, and so they are an option here.
+    Kombu takes the Sentinels from alternative broker URLs, but would use its own transport for those.
+    Therefore they are an option here.
     """
 
     from_transport_options: Any = (
@@ -242,119 +350,6 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):
 
 
 class SentinelTransport(kombu_redis.SentinelTransport):
-    """What `broker_transport` names when there are Sentinels."""
+    """The value of `broker_transport` for Sentinels."""
 
     Channel = SentinelChannel
-
-
-@dataclass(frozen=True)
-class LuaScript:
-    """A script and the keys it works on; call it with a client and its arguments."""
-
-    keys: tuple[str, ...]
-    script: str
-
-    def __call__(self, client: Redis, *arguments: Any) -> Any:
-        """Take the step."""
-        return client.register_script(self.script)(keys=self.keys, args=arguments)
-
-
-# ARGV: how many at most, and of how many bytes; the first comes whatever its size.
-TAKE = LuaScript(
-    (keys.QUEUE, keys.TAKEN),
-    """
-    local messages, size = {}, 0
-    while #messages < tonumber(ARGV[1]) and size < tonumber(ARGV[2]) do
-      local message = redis.call('RPOP', KEYS[1])
-      if not message then
-        break
-      end
-      redis.call('LPUSH', KEYS[2], message)
-      messages[#messages + 1] = message
-      size = size + #message
-    end
-    return messages
-    """,
-)
-
-# ARGV: now, then message and delivery tag in turn.
-HOLD = LuaScript(
-    (keys.TAKEN, keys.UNACKED, keys.UNACKED_INDEX),
-    """
-    for i = 2, #ARGV, 2 do
-      redis.call('LREM', KEYS[1], 1, ARGV[i])
-      redis.call('HSET', KEYS[2], ARGV[i + 1], ARGV[i])
-      redis.call('ZADD', KEYS[3], ARGV[1], ARGV[i + 1])
-    end
-    """,
-)
-
-# ARGV: now, then delivery tags. What was acknowledged meanwhile must not come back.
-RENEW = LuaScript(
-    (keys.UNACKED_INDEX,),
-    """
-    for i = 2, #ARGV do
-      if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
-        redis.call('ZADD', KEYS[1], ARGV[1], ARGV[i])
-      end
-    end
-    """,
-)
-
-# ARGV: delivery tag.
-ACKNOWLEDGE = LuaScript(
-    (keys.UNACKED, keys.UNACKED_INDEX),
-    """
-    redis.call('HDEL', KEYS[1], ARGV[1])
-    redis.call('ZREM', KEYS[2], ARGV[1])
-    """,
-)
-
-# ARGV: delivery tag, and RPUSH to be the next or LPUSH to be the last. What was acknowledged is not there.
-RELEASE = LuaScript(
-    (keys.UNACKED, keys.UNACKED_INDEX, keys.QUEUE),
-    """
-    local message = redis.call('HGET', KEYS[1], ARGV[1])
-    redis.call('ZREM', KEYS[2], ARGV[1])
-    if message then
-      redis.call('HDEL', KEYS[1], ARGV[1])
-      redis.call(ARGV[2], KEYS[3], message)
-    end
-    """,
-)
-
-# ARGV: since when at least those that are released must have been silent.
-RELEASE_SILENT = LuaScript(
-    RELEASE.keys,
-    """
-    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
-      local message = redis.call('HGET', KEYS[1], tag)
-      redis.call('ZREM', KEYS[2], tag)
-      if message then
-        redis.call('HDEL', KEYS[1], tag)
-        redis.call('RPUSH', KEYS[3], message)
-      end
-    end
-    """,
-)
-
-# ARGV: messages.
-PUT_BACK = LuaScript(
-    (keys.TAKEN, keys.QUEUE),
-    """
-    for _, message in ipairs(ARGV) do
-      if redis.call('LREM', KEYS[1], 1, message) == 1 then
-        redis.call('RPUSH', KEYS[2], message)
-      end
-    end
-    """,
-)
-
-# ARGV: a message that nobody can read, key and letter.
-REFUSE = LuaScript(
-    (keys.TAKEN, keys.DEAD_LETTERS),
-    """
-    redis.call('LREM', KEYS[1], 1, ARGV[1])
-    redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
-    """,
-)
