@@ -254,7 +254,11 @@ class Channel(kombu_redis.Channel):
         messages = [(one, message) for one in (raw, *self._take_more(raw)) if (message := self._read(one))]
         if not messages:
             raise Empty
-        self._hold(messages)
+        arguments: list[Any] = [time()]
+        for one, message in messages:
+            arguments += [one, message["properties"]["delivery_tag"]]
+        with self.conn_or_acquire() as client:
+            HOLD(client, *arguments)
         for _, message in messages:
             self.connection._deliver(message, keys.QUEUE)  # noqa: SLF001 -- what kombu's own does
         return True
@@ -299,20 +303,10 @@ class Channel(kombu_redis.Channel):
         try:
             return messages.unpack(raw)
         except MalformedMessage as error:
-            self._refuse(raw, error)
+            letter = of_raw(raw.decode(errors="backslashreplace"), str(error))
+            with self.conn_or_acquire() as client:
+                REFUSE(client, raw, letter.key, letter.to_json())
             return None
-
-    def _hold(self, messages: list[tuple[bytes, dict[str, Any]]]) -> None:
-        arguments: list[Any] = [time()]
-        for raw, message in messages:
-            arguments += [raw, message["properties"]["delivery_tag"]]
-        with self.conn_or_acquire() as client:
-            HOLD(client, *arguments)
-
-    def _refuse(self, raw: bytes, error: MalformedMessage) -> None:
-        letter = of_raw(raw.decode(errors="backslashreplace"), str(error))
-        with self.conn_or_acquire() as client:
-            REFUSE(client, raw, letter.key, letter.to_json())
 
 
 class Transport(kombu_redis.Transport):
