@@ -1,35 +1,32 @@
-"""Embedding documents for one collection, sparing those whose text it holds already.
+"""Embed documents, and copy them from one collection to another. Workers and `textmatch reindex` share it.
 
-Making one collection hold what another one holds.
+While the model is being changed there are two collections. The *source* is in use. The *target* is being
+built, or is kept for a rollback. Workers write, clients delete, and `textmatch reindex` copies, all at the
+same time. Six rules keep the target equal to the source:
 
-The collection in use is the *source*; the one being built, or the one kept for going back, is its *target*.
-Three kinds of actors change both at the same time: workers write, deleters delete, and `textmatch reindex`
-walks through the source. These rules keep the target equal, whatever overtakes what and whoever dies:
+1. *Versions decide.* Qdrant refuses a write that is not newer than the stored version, and a delete names
+   the highest version it removes. Actors that still confuse the two collections after a switch do no harm.
+2. *Equal versions are sent again.* A write that too few copies of a collection took fails, but stays on the
+   copies that took it, and the next read may come from one of those. See `needs_write`.
+3. *Tombstones outlast the copy.* A delete adds a tombstone before it removes anything. A copier looks up
+   tombstones once its copy is durable, and removes what they cover. A tombstone added later is followed by
+   the delete itself, which finds the copy. A document that is missing in the source proves nothing: it may
+   be on its way there.
+4. *Roles are read again before the acknowledgement.* Workers and deleters read the roles of the collections
+   once all they did is durable, and repeat it if the roles have changed. The sync starts after the target
+   has its role. Each change was therefore either made in the source before, and the sync finds it, or its
+   actor sees the target and makes it there too. The same covers a switch between two reads.
+5. *A target is complete or has no role.* A worker that cannot write to a target takes its role away before
+   it acknowledges (workers/indexer.py). It cannot be used until another sync has completed it.
+6. *Deletes made while the target had no role are found by comparing.* Workers write to the source before the
+   target. A version that the target held while it was being built, and that the source, read later, lacks,
+   was therefore deleted, or written by a worker with outdated roles. The sync removes it and copies the
+   document again. If the worker has reached the source by then, the copy restores the document; if not, the
+   worker reaches the target later.
 
-1. *Versions decide.* Qdrant itself refuses a write that is not newer than what is stored, and a delete names
-   the version up to which it goes. So actors who still take the one collection for the other, because
-   the aliases have just been changed, can do no harm.
-2. *Tombstones last.* A deleter leaves a tombstone before it deletes anywhere. Whoever has copied looks for
-   tombstones after the copy is durable, and removes what they cover. A tombstone that comes later is
-   followed by the deleter's own deletes, which find the copy. That a document is missing in the source
-   proves nothing while workers write: it may be on its way there.
-3. *Asked again before it is acknowledged.* Workers and deleters read the aliases when everything they did is
-   durable. If they are not what they were, all is done once more for those that hold now. The walk starts
-   after the alias of the target is set. So of each change one holds: it was made in the source before the
-   alias was set, and the walk finds its outcome; or the aliases, asked again, had the target in them, and
-   it was made there too. The same covers a switch between two readings.
-4. *A target is complete or has no role.* A worker that cannot write to a target any more takes its role away
-   before it acknowledges (workers/indexer.py); nobody can then put it to use until another walk has
-   completed it.
-5. *What was deleted while the target had no role* has to be found by looking. Workers write to the source
-   before the target. So a version that the target had while it was being built, and that the source, read
-   later, has not, was deleted; only one that a worker wrote by aliases of long ago looks the same. The walk
-   removes it and then copies that document once more: if the worker has come to the source meanwhile, the
-   copy brings it back; if not, the worker comes to the target later still.
-
-A worker or a walker that dies has acknowledged nothing and noted nothing: the message comes again, and the
-next walk looks at every document of both collections. One walk at a time: rule 5 relies on the target not
-being put to use during it.
+A worker or a sync that dies has acknowledged nothing: the message is delivered again, and the next sync
+compares every document. Only one sync may run at a time, because the target must not be switched to during
+rule 6.
 """
 
 from __future__ import annotations
@@ -40,11 +37,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from textmatch.documents import Document, text_hash
+from textmatch.documents import Document, content_hash, text_hash
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import InvalidInput, reason_name
 from textmatch.index.index import Index
-from textmatch.index.points import CollectionPoints
 from textmatch.index.schema import StoredDocument
 from textmatch.queue.dead_letters import DeadLetter, of_document
 from textmatch.queue.tombstones import Tombstones
@@ -55,11 +51,11 @@ _TEXT_FIELD = re.compile(r"texts\[(\d+)\]")
 
 @dataclass(frozen=True)
 class EmbeddedDocuments:
-    """Documents with their (count, dimension) embeddings, all by `model_id`; (0, 0) if there are none.
+    """Documents and their (count, dimension) embeddings by `model_id`; (0, 0) if there are none.
 
     Args:
-        reused: ids of those whose embedding was stored for the same text.
-        refused: those that the model cannot embed, which are not among `documents`.
+        reused: ids of the documents whose stored embedding was used again.
+        refused: dead letters of the texts that the model cannot embed; `documents` lacks them.
     """
 
     documents: list[Document]
@@ -77,17 +73,19 @@ async def embed_documents(
     model: str,
     timeout_seconds: float,
 ) -> EmbeddedDocuments:
-    """Embed documents in the bulk lane.
+    """Embed documents in the bulk lane, except those whose text is stored already.
 
     Args:
-        stored: what the model's collection holds of them, with embeddings.
-        model: as EncoderClient.encode takes it.
+        stored: the same documents in the model's collection, with embeddings.
+        model: as for EncoderClient.encode.
 
     Raises:
         ModelMismatch: the model is not served.
         TextMatchError: nothing can be embedded now.
     """
-    reused = [one for one in documents if _has_text_of(stored.get(one.id), one)]
+    reused = [
+        one for one in documents if one.id in stored and stored[one.id].text_hash == text_hash(one.text)
+    ]
     reused_ids = frozenset(document.id for document in reused)
     remaining = [document for document in documents if document.id not in reused_ids]
     rows = [stored[document.id].embedding for document in reused]
@@ -114,16 +112,11 @@ async def embed_documents(
     return EmbeddedDocuments([*reused, *remaining], embeddings, model_id, reused_ids, refused)
 
 
-def _has_text_of(stored: StoredDocument | None, document: Document) -> bool:
-    """Encoding the text again would give the same."""
-    return stored is not None and stored.text_hash == text_hash(document.text)
-
-
 def _letters_by_position(error: InvalidInput, documents: Sequence[Document]) -> dict[int, DeadLetter]:
-    """A dead letter for each text that the error names.
+    """A dead letter for each text that the error names, by its position.
 
     Raises:
-        InvalidInput: it names anything else, so that no document in particular is at fault.
+        InvalidInput: the error names something other than a text.
     """
     letters: dict[int, DeadLetter] = {}
     for violation in error.violations:
@@ -136,8 +129,23 @@ def _letters_by_position(error: InvalidInput, documents: Sequence[Document]) -> 
     return letters
 
 
+def needs_write(document: Document, stored: StoredDocument | None) -> bool:
+    """Whether a document must be sent to a collection: it is newer than the stored version, or equal to it.
+
+    On a replicated Qdrant, a write that too few copies took fails, but stays on those that took it, and
+    nothing repairs the others. The retry may read from a copy that took it, and must send it again. The
+    update condition stays "older than": a copy that has the version ignores the repeated write, which costs
+    no indexing, and a copy that lacks it or has an older one takes it.
+
+    Another content of the same version is not sent: the first one stays, as within one batch.
+    """
+    if stored is None or stored.document.version < document.version:
+        return True
+    return stored.document.version == document.version and stored.content_hash == content_hash(document)
+
+
 @dataclass
-class Copied:
+class CopyResult:
     """What a copy changed in the target, and what its model cannot embed, by document id."""
 
     written: int = 0
@@ -146,7 +154,7 @@ class Copied:
 
 
 class Copier:
-    """Copies by the rules above; every method may be repeated."""
+    """Copies documents by the rules above. Every method may be repeated."""
 
     def __init__(
         self, index: Index, encoder: EncoderClient, tombstones: Tombstones, encode_timeout_seconds: float
@@ -156,56 +164,48 @@ class Copier:
         self._tombstones = tombstones
         self._encode_timeout_seconds = encode_timeout_seconds
 
-    async def copy(self, ids: Sequence[str], *, source: str, target: str) -> Copied:
-        """Make the target hold what the source holds of these documents, at most a few hundred.
+    async def copy(self, ids: Sequence[str], *, source: str, target: str) -> CopyResult:
+        """Make the target equal to the source for these documents, a few hundred at most.
 
         Raises:
             ModelMismatch: the model of the target is not served.
-            CollectionGone: one of the two is.
-            TextMatchError: it must be tried again.
+            CollectionGone: one of the two collections was dropped.
+            TextMatchError: the copy must be repeated.
         """
         points = self._index.points(target)
         wanted = await self._index.points(source).fetch(ids)
         held = await points.fetch(ids, with_embeddings=True)
-        missing = [
-            found.document
-            for document_id, found in wanted.items()
-            if document_id not in held or held[document_id].document.version < found.document.version
-        ]
         embedded = await embed_documents(
-            missing, held, self._encoder, model=target, timeout_seconds=self._encode_timeout_seconds
+            [one.document for one in wanted.values() if needs_write(one.document, held.get(one.document.id))],
+            held,
+            self._encoder,
+            model=target,
+            timeout_seconds=self._encode_timeout_seconds,
         )
         if embedded.documents:
             await self._index.upsert(embedded.documents, embedded.embeddings, model_id=target)
         refused = {letter.key: letter for letter in embedded.refused}
-        # An older version of a document that cannot be embedded is not what the source holds.
+        # The target may hold an older version of a document that its model cannot embed.
         outdated = {one.key: one.document.version for one in refused.values() if one.document}
-        buried = await self._buried(embedded.documents)
-        removed = await points.delete(outdated | buried)
-        return Copied(len(embedded.documents), removed, refused)
+        deleted = await self._tombstones.covering(embedded.documents)
+        removed = await points.delete(outdated | deleted)
+        written = [one for one in embedded.documents if one.version > _version(held, one.id)]
+        return CopyResult(len(written), removed, refused)
 
-    async def remove_lost(self, versions: Mapping[str, int], *, source: str, target: str) -> Copied:
-        """Remove from the target, which is being built, what the source holds no more.
+    async def remove_deleted(self, versions: Mapping[str, int], *, source: str, target: str) -> CopyResult:
+        """Remove from the target, which is being built, what the source no longer holds.
 
         Args:
             versions: what the target held while it was being built.
         """
         left = await self._index.points(source).versions(versions)
-        lost = {one: version for one, version in versions.items() if left.get(one, 0) < version}
-        if not lost:
-            return Copied()
-        removed = await self._index.points(target).delete(lost)
-        copied = await self.copy(list(lost), source=source, target=target)
+        deleted = {one: version for one, version in versions.items() if left.get(one, 0) < version}
+        if not deleted:
+            return CopyResult()
+        removed = await self._index.points(target).delete(deleted)
+        copied = await self.copy(list(deleted), source=source, target=target)
         return replace(copied, removed=copied.removed + removed)
 
-    async def _buried(self, documents: Sequence[Document]) -> dict[str, int]:
-        """The tombstones that cover these, by document id."""
-        versions = {document.id: document.version for document in documents}
-        tombstones = await self._tombstones.get(versions)
-        return {one: version for one, version in tombstones.items() if version >= versions[one]}
 
-
-async def missing_ids(page: Mapping[str, int], target: CollectionPoints) -> list[str]:
-    """Those of the source's versions that the target lacks or has older."""
-    held = await target.versions(page)
-    return [document_id for document_id, version in page.items() if held.get(document_id, 0) < version]
+def _version(stored: Mapping[str, StoredDocument], document_id: str) -> int:
+    return stored[document_id].document.version if document_id in stored else 0

@@ -1,4 +1,4 @@
-"""`python -m workers`: takes documents from the queue, has them embedded, writes them to the index."""
+"""`python -m workers`: take documents from the queue, have them embedded, write them to the index."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
 from typing import Any
 
 from celery import bootsteps, signals
@@ -32,22 +31,22 @@ from textmatch.runtime.tracing import set_up_tracing
 from workers import metrics
 from workers.batcher import MicroBatcher
 from workers.encoder import WatchfulEncoderClient
-from workers.indexer import Dependencies, DualWriter
+from workers.indexer import DualWriter, IndexerDependencies
 from workers.retrying_indexer import RetryingIndexer
 from workers.settings import WorkerSettings, from_environment
 from workers.tasks import EventLoopThread, Leases, MessageHandler, register
 
 _log = logging.getLogger(__name__)
 
-# A batch that cannot be encoded lets others pass after so long.
-_PATIENCE_SECONDS = 30.0
+# How long a batch is retried before its message goes to the end of the queue.
+_RETRY_BUDGET_SECONDS = 30.0
 _SMALL_MESSAGES_PER_BATCH = 64
-# Encoders that are restarted one after another may serve a new model again after so long.
-_MIRROR_PATIENCE_SECONDS = 60.0
+# How long a rolling restart of the encoders may leave a new model unserved.
+_UNSERVED_SECONDS = 60.0
 
 
 class ReadyStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Shows whether the consumer takes messages; Celery stops and starts it with the connection."""
+    """Reports whether the consumer takes messages; Celery stops and starts this step with its connection."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -60,14 +59,6 @@ class ReadyStep(bootsteps.StartStopStep):  # type: ignore[misc]
         metrics.READY.set(0)
 
 
-@dataclass(frozen=True)
-class WorkerRuntime:
-    """What lives in the background loop."""
-
-    handler: MessageHandler
-    close: Callable[[], Coroutine[Any, Any, None]]
-
-
 def main() -> int:
     """Run until SIGTERM; then let running messages end."""
     try:
@@ -76,29 +67,33 @@ def main() -> int:
         set_up_tracing("worker", settings.otlp_endpoint, settings.trace_sample_ratio)
         if settings.metrics_port:
             serve_metrics(settings.host, settings.metrics_port)
-        background = EventLoopThread()
-        parts = background.run(_build(settings))
+        loop = EventLoopThread()
+        resources = AsyncExitStack()
+        handler = loop.run(_build(settings, resources))
     except (TextMatchError, OSError) as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
-    exit_code = _run_celery(settings, parts, background)
-    background.run(parts.close())
-    background.close()
+    exit_code = _run_celery(settings, handler, loop)
+    loop.run(resources.aclose())
+    loop.close()
     _log.info("stopped")
     return exit_code
 
 
 def _set_up_logs(settings: WorkerSettings) -> None:
     set_up_logs("worker", settings.log_level, settings.log_style)
-    # They say two things about every message; at DEBUG the pool also shows its text.
+    # These log every message twice, and at DEBUG the pool also logs its text.
     for noisy in ("celery.worker.strategy", "celery.app.trace", "celery.pool"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     _log.info("starting", extra={"settings": describe(settings)})
 
 
-async def _build(settings: WorkerSettings) -> WorkerRuntime:
+async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> MessageHandler:
+    """Build everything that lives in the event loop; `resources` closes it, the last one first."""
     redis = connect_redis(settings.redis_url)
+    resources.push_async_callback(redis.aclose)
     encoder = WatchfulEncoderClient(settings.encoder_target, settings.encoder_api_key, settings.client_tls())
+    resources.push_async_callback(encoder.close)
     index = Index(
         connect_qdrant(
             settings.qdrant_url,
@@ -108,42 +103,35 @@ async def _build(settings: WorkerSettings) -> WorkerRuntime:
         settings.collection_alias,
         PayloadIndexes.parse(settings.payload_indexes),
     )
-    pending, dead_letters = Pending(redis), DeadLetters(redis)
-    leases = Leases(redis, settings.visibility_timeout_seconds)
-    deps = Dependencies(
-        encoder=encoder,
-        index=index,
-        mirrors=DualWriter(
-            index,
-            Copier(index, encoder, Tombstones(redis), settings.encode_timeout_seconds),
-            _MIRROR_PATIENCE_SECONDS,
+    resources.push_async_callback(index.close)
+    pending, tombstones, dead_letters = Pending(redis), Tombstones(redis), DeadLetters(redis)
+    copier = Copier(index, encoder, tombstones, settings.encode_timeout_seconds)
+    indexer = RetryingIndexer(
+        IndexerDependencies(
+            encoder=encoder,
+            index=index,
+            dual_writer=DualWriter(index, copier, _UNSERVED_SECONDS),
+            pending=pending,
+            tombstones=tombstones,
+            dead_letters=dead_letters,
+            encode_timeout_seconds=settings.encode_timeout_seconds,
         ),
-        pending=pending,
-        tombstones=Tombstones(redis),
-        dead_letters=dead_letters,
-        encode_timeout_seconds=settings.encode_timeout_seconds,
+        _RETRY_BUDGET_SECONDS,
     )
-    indexer = RetryingIndexer(deps, _PATIENCE_SECONDS)
-    gathering = MicroBatcher(indexer, settings.concurrency)
-    handler = MessageHandler(indexer, gathering, leases, dead_letters, pending, settings.drain_seconds)
-    chores = [
-        asyncio.create_task(leases.renew_forever()),
-        asyncio.create_task(QueueGauges(redis).sample_forever()),
-    ]
-
-    async def close() -> None:
-        for chore in chores:
-            chore.cancel()
-        await asyncio.gather(*chores, return_exceptions=True)
-        await gathering.close()
-        await encoder.close()
-        await index.close()
-        await redis.aclose()
-
-    return WorkerRuntime(handler, close)
+    batcher = MicroBatcher(indexer, settings.concurrency)
+    resources.push_async_callback(batcher.close)
+    leases = Leases(redis, settings.visibility_timeout_seconds)
+    for forever in (leases.renew_forever(), QueueGauges(redis).sample_forever()):
+        resources.push_async_callback(_cancel, asyncio.create_task(forever))
+    return MessageHandler(indexer, batcher, leases, dead_letters, pending, settings.drain_seconds)
 
 
-def _run_celery(settings: WorkerSettings, parts: WorkerRuntime, background: EventLoopThread) -> int:
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _run_celery(settings: WorkerSettings, handler: MessageHandler, loop: EventLoopThread) -> int:
     app = make_app(
         settings.redis_url,
         batches=settings.concurrency,
@@ -151,20 +139,20 @@ def _run_celery(settings: WorkerSettings, parts: WorkerRuntime, background: Even
         sweep_seconds=settings.sweep_seconds,
     )
     app.steps["consumer"].add(ReadyStep)
-    register(app, parts.handler, background)
+    register(app, handler, loop)
 
     def stop(**_: object) -> None:
-        background.call(parts.handler.stop)
+        loop.call_soon(handler.stop)
 
     def keep_our_logs(**_: object) -> None:
-        """Celery sets up logs of its own unless somebody listens to this signal."""
+        """Celery sets up its own logs unless this signal has a receiver."""
 
     signals.worker_shutting_down.connect(stop)
     signals.setup_logging.connect(keep_our_logs)
     worker = app.Worker(
         hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
         pool="threads",
-        # Threads that only wait for their message's batch; transport.py bounds what they hold.
+        # Threads that only wait for their message's batch; textmatch/queue/transport.py limits the messages.
         concurrency=settings.concurrency * _SMALL_MESSAGES_PER_BATCH,
         quiet=True,
         without_gossip=True,

@@ -1,7 +1,8 @@
-"""Making one batch of small messages that wait together.
+"""Combine small messages that wait at the same time into one batch.
 
-A batch starts as soon as the worker is free, with all that has come by then and fits: alone when there is
-little to do, and full when there is much. Every message is settled with its batch, or put back with it.
+A batch starts as soon as the worker is free, with all waiting messages that fit: one message under light
+load, a full batch under heavy load. Every message is settled with its batch, or goes back to the queue with
+it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ _MAX_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Message:
-    """The documents of a message, and who waits for them."""
+class QueuedMessage:
+    """The documents of a message; `settled` resolves once they are settled or the batch has failed."""
 
     documents: tuple[AcceptedDocument, ...]
     size_bytes: int
@@ -28,32 +29,32 @@ class Message:
 
 
 class MicroBatcher:
-    """Settles messages in up to `batches` batches at a time, in the order in which they came."""
+    """Settles messages in up to `batches` concurrent batches, in the order in which they came."""
 
     def __init__(self, indexer: RetryingIndexer, batches: int) -> None:
         self._indexer = indexer
         self._batches = batches
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[QueuedMessage] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
     async def settle(
         self, documents: tuple[AcceptedDocument, ...], size_bytes: int, traceparent: str = ""
     ) -> None:
-        """Settle every document.
+        """Settle every document of a message.
 
         Args:
-            traceparent: the trace that goes on here, as W3C writes it; empty if there is none.
+            traceparent: the W3C trace context to continue; empty if there is none.
 
         Raises:
-            PatienceLost: some are not settled.
+            RetryBudgetExhausted: some are not settled.
         """
-        message = Message(documents, size_bytes, traceparent)
+        message = QueuedMessage(documents, size_bytes, traceparent)
         self._waiting.append(message)
         self._start()
         await message.settled
 
     async def close(self) -> None:
-        """Cancel what runs; nobody must wait for it any more."""
+        """Cancel running batches; nothing may wait for them any more."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -62,14 +63,14 @@ class MicroBatcher:
         while len(self._running) < self._batches and (batch := self._next_batch()):
             task = asyncio.create_task(self._run(batch))
             self._running.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(self._on_done)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._start()
 
-    def _next_batch(self) -> list[Message]:
-        batch: list[Message] = []
+    def _next_batch(self) -> list[QueuedMessage]:
+        batch: list[QueuedMessage] = []
         documents = size_bytes = 0
         while self._waiting:
             message = self._waiting[0]
@@ -78,23 +79,23 @@ class MicroBatcher:
             if batch and (documents > _MAX_DOCUMENTS or size_bytes > _MAX_BYTES):
                 break
             self._waiting.popleft()
-            # Nobody waits any more for what was put back when the process stops.
+            # A stopping process has put back the messages that are done already.
             if not message.settled.done():
                 batch.append(message)
         return batch
 
-    async def _run(self, batch: list[Message]) -> None:
+    async def _run(self, batch: list[QueuedMessage]) -> None:
         documents = [document for message in batch for document in message.documents]
+        failure: Exception | None = None
         try:
             with consuming("index_documents", [message.traceparent for message in batch]):
                 await self._indexer.settle(documents)
-        except Exception as error:  # noqa: BLE001 -- whoever waits decides
-            for message in _awaited(batch):
-                message.settled.set_exception(error)
-        else:
-            for message in _awaited(batch):
+        except Exception as error:  # noqa: BLE001 -- raised again where the message is awaited
+            failure = error
+        for message in batch:
+            if message.settled.done():
+                continue
+            if failure:
+                message.settled.set_exception(failure)
+            else:
                 message.settled.set_result(None)
-
-
-def _awaited(batch: list[Message]) -> list[Message]:
-    return [message for message in batch if not message.settled.done()]

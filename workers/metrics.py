@@ -18,21 +18,21 @@ ACCEPT_TO_SEARCHABLE_SECONDS = Histogram(
 )
 TASK_SECONDS = Histogram(
     "textmatch_worker_task_seconds",
-    "Time a worker held a message, waiting for retries included.",
+    "Time a worker held a message, including the wait for retries.",
     buckets=SECONDS_BUCKETS,
 )
 RETRIES_TOTAL = Counter(
     "textmatch_worker_retries_total",
-    "Batches tried again, by the reason of the error that made it necessary.",
+    "Batches retried, by the reason of the error.",
     ["reason"],
 )
 OPERATOR_NEEDED = Gauge(
     "textmatch_worker_operator_needed",
-    "1 while no document can be indexed until somebody acts: MODEL_MISMATCH, a missing model or key.",
+    "1 while no document can be indexed until an operator acts: MODEL_MISMATCH, a missing model or key.",
     ["reason"],
 )
 ABANDONED_COLLECTIONS = Gauge(
     "textmatch_worker_abandoned_collections",
-    "1 while a collection beside the one in use gets no writes, because its model is not served.",
+    "1 while a dual-write target gets no writes, because its model is not served.",
 )
 READY = Gauge("textmatch_worker_ready", "1 while the worker is connected and takes messages.")

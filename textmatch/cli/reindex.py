@@ -27,7 +27,7 @@ from textmatch.reindex import steps
 from textmatch.reindex.compare import Comparison, compare
 from textmatch.reindex.retry import patiently
 from textmatch.reindex.steps import TunedWeights, take_over_weights
-from textmatch.reindex.sync import Change, CollectionSync, Progress, Walked
+from textmatch.reindex.sync import CollectionSync, Migration, SyncProgress, SyncReport
 
 Result = TypeVar("Result")
 
@@ -134,9 +134,9 @@ class ReindexOptions:
 class ReindexReport:
     """The result of a run. `weights` is None without a switch, and `objection` says why it was refused."""
 
-    change: Change
+    change: Migration
     documents: int
-    walked: Walked
+    walked: SyncReport
     comparison: Comparison
     weights: TunedWeights | None
     objection: str
@@ -196,7 +196,7 @@ class Reindexing:
         encoder: EncoderClient,
         redis: Redis,
         options: ReindexOptions,
-        progress: Progress,
+        progress: SyncProgress,
     ) -> None:
         self._index = index
         self._encoder = encoder
@@ -216,7 +216,7 @@ class Reindexing:
         sync = CollectionSync(
             self._index, copier, change, self._progress, self._options.max_documents_per_second
         )
-        walked = await sync.walk_until_equal()
+        walked = await sync.run_until_equal()
         comparison = await self._compare(change, walked)
         await sync.check_roles()
         documents = await patiently(self._index.points(change.target).count)
@@ -227,7 +227,7 @@ class Reindexing:
             change, documents, walked, comparison, weights, objection, time.monotonic() - started
         )
 
-    async def _compare(self, change: Change, walked: Walked) -> Comparison:
+    async def _compare(self, change: Migration, walked: SyncReport) -> Comparison:
         queries = self._options.queries
         if queries is None:
             points = self._index.points(change.source)
@@ -244,7 +244,7 @@ class Reindexing:
             self._progress,
         )
 
-    def _objection(self, walked: Walked, comparison: Comparison) -> str:
+    def _objection(self, walked: SyncReport, comparison: Comparison) -> str:
         if comparison.overlap < self._options.min_overlap:
             return (
                 f"not switched: {comparison.overlap:.3f} of the answers are the same, less than"
@@ -258,7 +258,7 @@ class Reindexing:
             )
         return ""
 
-    async def _switch(self, change: Change, walked: Walked) -> TunedWeights:
+    async def _switch(self, change: Migration, walked: SyncReport) -> TunedWeights:
         """Switch, after refused documents are among the dead letters and the weights are stored."""
         if walked.refused:
             await patiently(DeadLetters(self._redis).add, list(walked.refused.values()))

@@ -1,12 +1,11 @@
-"""Documents that can never be indexed as they are, and messages that nobody can read: kept, with the reason.
+"""Dead letters: documents that cannot be indexed as they are, and unreadable messages, with the reason.
 
-One hash, by document id or by a generated id for what is no document, of JSON:
+A Redis hash by document id, or by a generated id for an unreadable message, of JSON:
 
     {"document": {...} or null, "raw": the message or null, "reason": "TEXT_TOO_LARGE",
-     "error": what happened, for people, "failed_at": seconds since 1970}
+     "error": a description for people, "failed_at": seconds since 1970}
 
-A second hash has the versions of the documents, so that scripts need not read JSON that anyone may have
-written.
+A second hash holds the documents' versions, so that scripts need not parse JSON from unknown senders.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from redis.asyncio import Redis
 from textmatch.documents import Document
 from textmatch.queue import keys
 from textmatch.queue.messages import document_as_json, document_from_json
-from textmatch.queue.redis_client import translated_errors
+from textmatch.queue.redis_client import flattened, translated_errors
 
 if TYPE_CHECKING:
     from textmatch.queue.producer import Producer
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 MALFORMED = "MALFORMED"
 
 # A letter never replaces one of a newer version of the document.
-# KEYS of all scripts: letters, versions. ARGV: key, version (0 for no document) and letter in turn.
+# KEYS of all scripts: letters, versions. ARGV: keys, versions (0 for no document) and letters.
 _ADD = """
 for i = 1, #ARGV, 3 do
   local key, version = ARGV[i], ARGV[i + 1]
@@ -44,7 +43,7 @@ for i = 1, #ARGV, 3 do
 end
 """
 
-# ARGV: document id and version in turn. Returns how many letters went.
+# ARGV: document ids and versions. Returns how many letters were removed.
 _CLEAR = """
 local cleared = 0
 for i = 1, #ARGV, 2 do
@@ -81,7 +80,7 @@ _SCAN_PAGE = 200
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """Either a `document`, then `key` is its id, or the `raw` text of a message that could not be read.
+    """Either a `document`, whose id is the `key`, or the `raw` text of an unreadable message.
 
     Args:
         reason: an error reason without prefix ("TEXT_TOO_LARGE"), or "MALFORMED".
@@ -122,7 +121,7 @@ def of_document(document: Document, reason: str, error: str) -> DeadLetter:
 
 
 def of_raw(raw: str, error: str) -> DeadLetter:
-    """A letter for a message that nobody can read; the same message always has the same key."""
+    """A letter for an unreadable message; the same message always has the same key."""
     digest = hashlib.blake2b(raw.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     return DeadLetter(f"malformed-{digest}", MALFORMED, error, time.time(), raw=raw)
 
@@ -138,26 +137,20 @@ class DeadLetters:
         self._drop_if_same = redis.register_script(_DROP_IF_SAME)
 
     async def add(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep these; of one document, the newest version stays."""
+        """Add letters; the newest version of a document stays."""
         if not letters:
             return
-        arguments: list[str | int] = []
-        for letter in letters:
-            arguments += [letter.key, letter.document.version if letter.document else 0, letter.to_json()]
+        entries = [(one.key, one.document.version if one.document else 0, one.to_json()) for one in letters]
         with translated_errors():
-            await self._add(keys=_KEYS, args=arguments)
+            await self._add(keys=_KEYS, args=flattened(entries))
 
     async def clear(self, versions: Mapping[str, int]) -> int:
-        """These documents are settled up to these versions: older failures no longer matter. Says how
-        many."""
-        arguments: list[str | int] = []
-        for document_id, version in versions.items():
-            arguments += [document_id, version]
+        """Remove the letters of documents that are settled up to these versions; returns how many."""
         with translated_errors():
-            return int(await self._clear(keys=_KEYS, args=arguments))
+            return int(await self._clear(keys=_KEYS, args=flattened(versions.items())))
 
     async def count(self) -> int:
-        """How many there are."""
+        """The number of letters."""
         with translated_errors():
             return await self._redis.hlen(keys.DEAD_LETTERS)
 
@@ -178,14 +171,14 @@ class DeadLetters:
         return sorted(found.values(), key=lambda letter: letter.failed_at)
 
     async def drop(self, letter_keys: Iterable[str]) -> int:
-        """Forget these for good; says how many there were."""
+        """Delete letters; returns how many there were."""
         with translated_errors():
             return int(await self._drop(keys=_KEYS, args=list(letter_keys)))
 
     async def replay(self, letter_keys: Iterable[str], producer: Producer) -> int:
-        """Put these into the queue again, each in its old version; says how many there were.
+        """Put documents into the queue again, each with its old version; returns how many.
 
-        What fails again comes back with its new reason.
+        A document that fails again comes back with its new reason.
         """
         replayed = 0
         for key in letter_keys:

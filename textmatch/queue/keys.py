@@ -1,4 +1,4 @@
-"""The keys in Redis. An id may hold any character, so that nothing follows it in a key."""
+"""The keys in Redis. An id may hold any character; therefore it comes last in a key."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PENDING = "textmatch:pending"
 # Hash: document id -> highest accepted version.
 PENDING_VERSIONS = "textmatch:pending-versions"
 
-# Hash: document id, or a generated id for messages that make no sense -> JSON.
+# Hash: document id, or a generated id for unreadable messages -> JSON.
 DEAD_LETTERS = "textmatch:dead-letters"
 # Hash: document id -> version of the document in the dead letters.
 DEAD_LETTER_VERSIONS = "textmatch:dead-letter-versions"
 
-# Sorted sets: filter as JSON -> version up to which what fits is deleted, and -> when that is forgotten.
+# Sorted sets: filter as JSON -> version up to which matches are deleted, and -> when the entry expires.
 FILTER_TOMBSTONES = "textmatch:filter-tombstones"
 FILTER_TOMBSTONE_ENDS = "textmatch:filter-tombstone-ends"
 

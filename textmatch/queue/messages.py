@@ -1,25 +1,25 @@
-"""What travels in a task: documents on their way to the index.
+"""The messages in the queue: Celery tasks that carry documents. producer.py writes them.
 
 The task `textmatch.index_documents` has one positional argument, a string that holds this JSON object:
 
     {"schema_version": 1,
      "accepted_at": 1700000000.25,                      seconds since 1970
      "documents": [{"id": "a", "text": "...", "attributes": {...}, "version": 1700000000250000}, ...],
-     "traceparent": "00-..."}                           the trace of whoever sent it, as W3C writes it
+     "traceparent": "00-..."}                           the sender's W3C trace context
 
-`attributes` and `traceparent` may be left out; nothing else may, and nothing else may be there. A string,
-because kombu would read some JSON objects in attributes as its own markers for dates and bytes. A message
-holds 1 to 256 documents. One bad document is refused alone; a message that cannot be read at all is refused
-whole.
+`attributes` and `traceparent` are optional; unknown fields are refused. The argument is a string because
+kombu would read some JSON objects in attributes as its own markers for dates and bytes. A message holds 1 to
+256 documents. An invalid document is refused alone, an unreadable message as a whole.
 
-Celery's message around a task, as it lies in the queue: checked, and made anew from what is needed.
+In the queue, the task is a Celery message (protocol 2):
 
     {"body": base64 of JSON [[argument], {}, {...}], "content-type": "application/json",
      "content-encoding": "utf-8", "headers": {"task", "id", ...}, "properties": {"body_encoding": "base64",
      ...}}
 
-Anyone may push into the queue, so that nothing is taken for granted. What could make Celery drop, delay or
-divert a task (expiry, countdown, callbacks, a delivery tag used twice) is left behind.
+Anyone may push into the queue. Therefore every field is checked, and the message for Celery is rebuilt
+without what could make Celery drop, delay or divert a task: expiry, countdown, callbacks, a reused delivery
+tag.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import base64
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,21 +40,22 @@ from textmatch.queue.keys import QUEUE
 TASK_NAME = "textmatch.index_documents"
 SCHEMA_VERSION = 1
 MAX_DOCUMENTS = 256
-# Most of what a message costs is the same however much is in it: a request of a client should be one.
-_TARGET_DOCUMENTS = MAX_DOCUMENTS
-_TARGET_BYTES = 256 * 1024
 
 _FIELDS = {"schema_version", "accepted_at", "documents", "traceparent"}
-_DOCUMENT_FIELDS = {"id", "text", "attributes", "version"}
+_DOCUMENT_FIELDS = {"id": str, "text": str, "attributes": dict, "version": int}
+_JSON_NAMES: dict[type, str] = {str: "a string", dict: "an object", int: "a whole number"}
+_CONTENT_TYPE = "application/json"
+_CONTENT_ENCODING = "utf-8"
+_BODY_ENCODING = "base64"
 
 
 class MalformedMessage(ValueError):
-    """A message, or an entry of one, has another form than the one above."""
+    """A message, or an entry of one, does not have the form above."""
 
 
 @dataclass(frozen=True)
 class RefusedEntry:
-    """An entry that is no valid document, or not even of the form of one: then `document` is None.
+    """An invalid document; `document` is None if the entry does not have the form of a document.
 
     Args:
         raw: a message with this entry alone.
@@ -74,43 +76,26 @@ class IngestMessage:
     traceparent: str = ""
 
 
-def encode(documents: Sequence[Document], accepted_at: float, traceparent: str = "") -> Iterator[str]:
-    """As many messages as the documents need, each of a size that suits the encoder."""
-    batch: list[str] = []
-    batch_bytes = 0
-    for document in documents:
-        entry = json.dumps(document_as_json(document), ensure_ascii=False)
-        entry_bytes = len(entry.encode())
-        if batch and (len(batch) == _TARGET_DOCUMENTS or batch_bytes + entry_bytes > _TARGET_BYTES):
-            yield _message(batch, accepted_at, traceparent)
-            batch, batch_bytes = [], 0
-        batch.append(entry)
-        batch_bytes += entry_bytes
-    if batch:
-        yield _message(batch, accepted_at, traceparent)
-
-
-def decode(text: str) -> IngestMessage:
-    """A message and what is wrong in it.
+def decode(argument: str) -> IngestMessage:
+    """The documents in a task's argument, and the entries that are refused.
 
     Raises:
-        MalformedMessage: it cannot be read at all.
+        MalformedMessage: the message cannot be read.
     """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MalformedMessage(f"the message is not JSON: {error}") from error
+    content = _json(argument, "the message")
     if isinstance(content, dict):
         content = {"traceparent": "", **content}
     _check_fields(content, _FIELDS, "the message")
     if content["schema_version"] != SCHEMA_VERSION:
-        found = content["schema_version"]
-        raise MalformedMessage(f"schema_version is {found!r}; only {SCHEMA_VERSION} can be read")
+        raise MalformedMessage(
+            f"schema_version is {content['schema_version']!r}; only {SCHEMA_VERSION} can be read"
+        )
     accepted_at = content["accepted_at"]
-    if not _is_number(accepted_at) or not math.isfinite(accepted_at):
+    is_number = isinstance(accepted_at, (int, float)) and not isinstance(accepted_at, bool)
+    if not is_number or not math.isfinite(accepted_at):
         raise MalformedMessage(f"accepted_at is {accepted_at!r}; it must be a number of seconds")
     if not isinstance(content["traceparent"], str):
-        raise MalformedMessage("traceparent is no string")
+        raise MalformedMessage("traceparent must be a string")
     entries = content["documents"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_DOCUMENTS:
         raise MalformedMessage(f"documents must be a list of 1 to {MAX_DOCUMENTS}")
@@ -123,43 +108,9 @@ def decode(text: str) -> IngestMessage:
     )
 
 
-def document_as_json(document: Document) -> dict[str, Any]:
-    """A document as it is in messages and dead letters."""
-    return {
-        "id": document.id,
-        "text": document.text,
-        "attributes": dict(document.attributes),
-        "version": document.version,
-    }
-
-
-def document_from_json(content: object) -> Document:
-    """The document of such an object; its values are not checked.
-
-    Raises:
-        MalformedMessage: a field is missing, not known or of another type.
-    """
-    if isinstance(content, dict):
-        content = {"attributes": {}, **content}
-    fields = _check_fields(content, _DOCUMENT_FIELDS, "a document")
-    for name, kind in (("id", str), ("text", str), ("attributes", dict), ("version", int)):
-        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
-            raise MalformedMessage(f"{name} is {fields[name]!r:.80}; it must be {_JSON_NAMES[kind]}")
-    return Document(**fields)
-
-
-_JSON_NAMES: dict[type, str] = {str: "a string", dict: "an object", int: "a whole number"}
-
-
-def _message(entries: Sequence[str], accepted_at: float, traceparent: str = "") -> str:
-    fields = {"schema_version": SCHEMA_VERSION, "accepted_at": accepted_at}
-    head = json.dumps({**fields, "traceparent": traceparent} if traceparent else fields)
-    return f'{head[:-1]}, "documents": [{", ".join(entries)}]}}'
-
-
 def _read_entry(entry: object, accepted_at: float) -> Document | RefusedEntry:
     def refused(document: Document | None, error: str) -> RefusedEntry:
-        return RefusedEntry(document, _message([json.dumps(entry)], accepted_at), error)
+        return RefusedEntry(document, join_entries([json.dumps(entry)], accepted_at), error)
 
     try:
         document = document_from_json(entry)
@@ -174,35 +125,48 @@ def _read_entry(entry: object, accepted_at: float) -> Document | RefusedEntry:
     return document
 
 
-def _check_fields(content: object, expected: set[str], what: str) -> Mapping[str, Any]:
-    if not isinstance(content, dict):
-        raise MalformedMessage(f"{what} is no JSON object")
-    if missing := expected - content.keys():
-        raise MalformedMessage(f"{what} lacks {sorted(missing)}")
-    if unknown := content.keys() - expected:
-        raise MalformedMessage(f"{what} has unknown fields {sorted(unknown)}")
-    return content
+def join_entries(entries: Sequence[str], accepted_at: float, traceparent: str = "") -> str:
+    """The task's argument with these documents, each in JSON."""
+    fields = {"schema_version": SCHEMA_VERSION, "accepted_at": accepted_at}
+    head = json.dumps({**fields, "traceparent": traceparent} if traceparent else fields)
+    return f'{head[:-1]}, "documents": [{", ".join(entries)}]}}'
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def document_as_json(document: Document) -> dict[str, Any]:
+    """A document as it is in messages and dead letters."""
+    return {
+        "id": document.id,
+        "text": document.text,
+        "attributes": dict(document.attributes),
+        "version": document.version,
+    }
 
 
-_CONTENT_TYPE = "application/json"
-_CONTENT_ENCODING = "utf-8"
-_BODY_ENCODING = "base64"
+def document_from_json(content: object) -> Document:
+    """The reverse of `document_as_json`; the values are not validated.
+
+    Raises:
+        MalformedMessage: a field is missing, unknown or of another type.
+    """
+    if isinstance(content, dict):
+        content = {"attributes": {}, **content}
+    fields = _check_fields(content, _DOCUMENT_FIELDS.keys(), "a document")
+    for name, kind in _DOCUMENT_FIELDS.items():
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            raise MalformedMessage(f"{name} is {fields[name]!r:.80}; it must be {_JSON_NAMES[kind]}")
+    return Document(**fields)
 
 
 def pack(argument: str) -> str:
-    """The message for a task with this argument, as it goes into the queue."""
-    return json.dumps(_envelope_message(_new_body(argument), str(uuid.uuid4())))
+    """The Celery message for a task with this argument, as it goes into the queue."""
+    return json.dumps(_celery_message(argument, str(uuid.uuid4())))
 
 
 def unpack(raw: bytes) -> dict[str, Any]:
-    """The message for Celery, with a delivery tag of its own.
+    """The message for Celery, with a new delivery tag.
 
     Raises:
-        MalformedMessage: it is no task of ours, or not one that can be read.
+        MalformedMessage: it is not our task, or cannot be read.
     """
     message = _object(_json(raw, "the message"), "the message")
     headers = _object(message.get("headers"), "headers")
@@ -217,13 +181,13 @@ def unpack(raw: bytes) -> dict[str, Any]:
         if value != needed:
             raise MalformedMessage(f"{field} is {value!r}; it must be {needed!r}")
     task_id = headers.get("id")
-    body = _new_body(_argument(message.get("body")))
-    return _envelope_message(body, task_id if isinstance(task_id, str) and task_id else str(uuid.uuid4()))
+    argument = _argument(message.get("body"))
+    return _celery_message(argument, task_id if isinstance(task_id, str) and task_id else str(uuid.uuid4()))
 
 
-def _envelope_message(body: str, task_id: str) -> dict[str, Any]:
+def _celery_message(argument: str, task_id: str) -> dict[str, Any]:
     return {
-        "body": body,
+        "body": base64.b64encode(json.dumps([[argument], {}, {}]).encode()).decode(),
         "content-type": _CONTENT_TYPE,
         "content-encoding": _CONTENT_ENCODING,
         "headers": {"lang": "py", "task": TASK_NAME, "id": task_id},
@@ -237,7 +201,7 @@ def _envelope_message(body: str, task_id: str) -> dict[str, Any]:
 
 def _argument(encoded_body: object) -> str:
     if not isinstance(encoded_body, str):
-        raise MalformedMessage("body is no string")
+        raise MalformedMessage("body must be a string")
     try:
         body = base64.b64decode(encoded_body, validate=True)
     except ValueError as error:
@@ -248,18 +212,23 @@ def _argument(encoded_body: object) -> str:
     raise MalformedMessage("the task must have exactly one argument, a string")
 
 
-def _new_body(argument: str) -> str:
-    return base64.b64encode(json.dumps([[argument], {}, {}]).encode()).decode()
+def _json(text: str | bytes, what: str) -> Any:
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode())
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage(f"{what} is not JSON: {error}") from error
 
 
 def _object(value: object, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise MalformedMessage(f"{what} is no JSON object")
+        raise MalformedMessage(f"{what} must be a JSON object")
     return value
 
 
-def _json(data: bytes, what: str) -> Any:
-    try:
-        return json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise MalformedMessage(f"{what} is not JSON: {error}") from error
+def _check_fields(content: object, expected: AbstractSet[str], what: str) -> Mapping[str, Any]:
+    fields = _object(content, what)
+    if missing := expected - fields.keys():
+        raise MalformedMessage(f"{what} lacks {sorted(missing)}")
+    if unknown := fields.keys() - expected:
+        raise MalformedMessage(f"{what} has unknown fields {sorted(unknown)}")
+    return fields

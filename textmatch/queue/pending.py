@@ -1,4 +1,4 @@
-"""Which documents are accepted and not yet settled, by their highest accepted version."""
+"""Documents that are accepted and not yet settled, by their highest accepted version."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from textmatch.queue import keys
-from textmatch.queue.redis_client import translated_errors
+from textmatch.queue.redis_client import flattened, translated_errors
 
-# KEYS: pending, pending-versions. ARGV: id and version in turn.
+# KEYS: pending, pending-versions. ARGV: ids and versions.
 _CLEAR = """
 for i = 1, #ARGV, 2 do
   local id, version = ARGV[i], ARGV[i + 1]
@@ -40,7 +40,7 @@ _KEYS = [keys.PENDING, keys.PENDING_VERSIONS]
 
 @dataclass(frozen=True)
 class PendingSummary:
-    """How many documents wait, and since when the oldest of them does (seconds since 1970; None if none)."""
+    """The number of pending documents, and when the oldest was accepted, in seconds since 1970."""
 
     count: int
     oldest_accepted_at: float | None
@@ -51,7 +51,7 @@ class PendingSummary:
 
 
 class Pending:
-    """What producer.py has marked. Scripts clear marks, so that a newer one set meanwhile stays.
+    """The marks that producer.py sets. Scripts clear them, so a newer mark set at the same time stays.
 
     Every method raises DependencyUnavailable when Redis does not answer.
     """
@@ -62,15 +62,12 @@ class Pending:
         self._drop_orphans = redis.register_script(_DROP_ORPHANS)
 
     async def clear(self, versions: Mapping[str, int]) -> None:
-        """Documents are settled up to these versions; one that waits in a newer version stays marked."""
-        arguments: list[str | int] = []
-        for document_id, version in versions.items():
-            arguments += [document_id, version]
+        """Clear the marks of documents up to these versions; a pending newer version stays marked."""
         with translated_errors():
-            await self._clear(keys=_KEYS, args=arguments)
+            await self._clear(keys=_KEYS, args=flattened(versions.items()))
 
     async def versions(self, ids: Iterable[str]) -> dict[str, int]:
-        """The highest accepted version of those of these documents that wait."""
+        """The highest accepted versions of those documents that are pending."""
         asked = list(ids)
         if not asked:
             return {}
@@ -80,7 +77,7 @@ class Pending:
         return {document_id: int(version) for document_id, version in pairs if version is not None}
 
     async def summary(self) -> PendingSummary:
-        """The totals."""
+        """The number and age of all pending documents."""
         with translated_errors():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.zcard(keys.PENDING)
@@ -89,9 +86,9 @@ class Pending:
         return PendingSummary(count, float(oldest[0][1]) if oldest else None)
 
     async def drop_orphans(self, accepted_before: float) -> int:
-        """Drop old marks when no message is left that could settle them; says how many.
+        """Drop old marks if the queue has no message that could settle them; returns how many.
 
-        Somebody who empties the queue by hand leaves such marks.
+        Emptying the queue by hand leaves such marks.
         """
         arguments = [*_KEYS, keys.QUEUE, keys.TAKEN, keys.UNACKED]
         with translated_errors():

@@ -1,18 +1,23 @@
-"""Putting documents into the queue."""
+"""Put documents into the queue."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from redis.asyncio import Redis
 
 from textmatch.documents import Document
 from textmatch.queue import keys, messages
-from textmatch.queue.redis_client import translated_errors
+from textmatch.queue.redis_client import flattened, translated_errors
+
+# Most of a message's cost does not depend on its size, so one request of a client should be one message.
+_TARGET_DOCUMENTS = messages.MAX_DOCUMENTS
+_TARGET_BYTES = 256 * 1024
 
 # Marks and messages in one step: neither a killed process nor a full Redis leaves one without the other.
-# KEYS: pending, pending-versions, queue. ARGV: now, number of messages, these, then id and version in turn.
+# KEYS: pending, pending-versions, queue. ARGV: now, number of messages, the messages, then ids and versions.
 _ENQUEUE = """
 local last_message = 2 + tonumber(ARGV[2])
 for i = last_message + 1, #ARGV, 2 do
@@ -33,7 +38,7 @@ _KEYS = [keys.PENDING, keys.PENDING_VERSIONS, keys.QUEUE]
 class Producer:
     """Every method raises DependencyUnavailable when Redis does not answer or is full.
 
-    Nothing was put into the queue then, unless the answer alone was lost.
+    Nothing was put into the queue then, unless only the answer was lost.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -46,17 +51,29 @@ class Producer:
         versions: dict[str, int] = {}
         for document in documents:
             versions[document.id] = max(document.version, versions.get(document.id, 0))
-        packed = [
-            messages.pack(argument) for argument in messages.encode(documents, accepted_at, traceparent)
-        ]
-        arguments: list[str | int | float] = [accepted_at, len(packed), *packed]
-        for document_id, version in versions.items():
-            arguments += [document_id, version]
+        packed = [messages.pack(argument) for argument in encode(documents, accepted_at, traceparent)]
+        arguments = [accepted_at, len(packed), *packed, *flattened(versions.items())]
         with translated_errors():
             await self._enqueue(keys=_KEYS, args=arguments)
 
     async def publish(self, task_arguments: Iterable[str]) -> None:
-        """Publish messages as messages.py describes them."""
+        """Publish tasks with these arguments, as messages.py describes them."""
         packed = [messages.pack(argument) for argument in task_arguments]
         with translated_errors():
             await self._redis.lpush(keys.QUEUE, *packed)
+
+
+def encode(documents: Sequence[Document], accepted_at: float, traceparent: str = "") -> Iterator[str]:
+    """Task arguments with these documents, each of a size that suits the encoder."""
+    batch: list[str] = []
+    batch_bytes = 0
+    for document in documents:
+        entry = json.dumps(messages.document_as_json(document), ensure_ascii=False)
+        entry_bytes = len(entry.encode())
+        if batch and (len(batch) == _TARGET_DOCUMENTS or batch_bytes + entry_bytes > _TARGET_BYTES):
+            yield messages.join_entries(batch, accepted_at, traceparent)
+            batch, batch_bytes = [], 0
+        batch.append(entry)
+        batch_bytes += entry_bytes
+    if batch:
+        yield messages.join_entries(batch, accepted_at, traceparent)

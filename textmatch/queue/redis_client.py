@@ -1,19 +1,19 @@
-"""Connecting to Redis, and what its failures mean to us.
+"""Connect to Redis, and translate its errors.
 
-Where Redis is: one server, or Sentinels that know which server is the master now; with or without TLS.
+A URL names one server, or Sentinels that know which server is the master, with or without TLS:
 
     redis://user:password@host:6379/0                          one server
     sentinel://user:password@host:26379,host2:26379/name/0     the master called "name"
     rediss://, sentinels://                                    the same over TLS
 
-User and password are those of the Redis servers. Options behind a question mark: `ssl_ca_certs`,
-`ssl_certfile` and `ssl_keyfile`, paths of PEM files, where the system's certificates do not do;
-`sentinel_username` and `sentinel_password`, if the Sentinels ask for them.
+User and password are those of the Redis servers. Options in the query: `ssl_ca_certs`, `ssl_certfile` and
+`ssl_keyfile`, paths of PEM files that replace the system's certificates; `sentinel_username` and
+`sentinel_password`, if the Sentinels require them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,21 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from textmatch.errors import DependencyUnavailable, InvalidInput
 
+CONNECT_TIMEOUT_SECONDS = 2.0
+_ANSWER_TIMEOUT_SECONDS = 5.0
+# Options of redis-py for every connection.
+SOCKET_OPTIONS: Mapping[str, Any] = {
+    "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "socket_timeout": _ANSWER_TIMEOUT_SECONDS,
+    "socket_keepalive": True,
+}
+
+_MAX_CONNECTIONS = 32
+_RETRIES = 2
+_RETRY_SECONDS = 1.0
+# Memory is freed as workers settle documents, or by an operator.
+_FULL_RETRY_SECONDS = 5.0
+
 _REDIS_PORT = 6379
 _SENTINEL_PORT = 26379
 _SCHEMES = ("redis", "rediss", "sentinel", "sentinels")
@@ -34,15 +49,84 @@ _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 
 
+def connect(redis_url: str) -> Redis:
+    """A client that answers or fails within seconds. Connects when used.
+
+    Raises:
+        InvalidInput: the URL does not have the form above.
+    """
+    address = parse(redis_url)
+    options: dict[str, Any] = {
+        **SOCKET_OPTIONS,
+        "username": address.username,
+        "password": address.password,
+        "db": address.database,
+        "health_check_interval": 30,
+        "retry": Retry(ExponentialBackoff(cap=0.2, base=0.05), _RETRIES),
+        "decode_responses": True,
+    }
+    if address.master_name:
+        sentinels = Sentinel(  # type: ignore[no-untyped-call]
+            list(address.hosts),
+            sentinel_kwargs=address.sentinel_options(),
+            **options,
+            **address.sentinel_tls(),
+        )
+        master: Redis = sentinels.master_for(address.master_name, connection_pool_class=_MasterPool)
+        return master
+    [(host, port)] = address.hosts
+    if address.tls is not None:
+        options |= {"connection_class": SSLConnection, **address.tls}
+    pool = BlockingConnectionPool(
+        max_connections=_MAX_CONNECTIONS, timeout=_ANSWER_TIMEOUT_SECONDS, host=host, port=port, **options
+    )
+    return Redis.from_pool(pool)
+
+
+class _MasterPool(SentinelConnectionPool):
+    """Asks the Sentinels for the master whenever it connects; closes the connections to them too."""
+
+    sentinel_manager: Any
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close all connections; they reopen when used."""
+        await super().disconnect(inuse_connections)
+        for sentinel in self.sentinel_manager.sentinels:
+            await sentinel.aclose()
+
+
+def flattened(rows: Iterable[tuple[str | int, ...]]) -> list[str | int]:
+    """Rows as the ARGV of a script."""
+    return [value for row in rows for value in row]
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Translates every failure of Redis. None of them is a document's fault.
+
+    Raises:
+        DependencyUnavailable: Redis does not answer in time, or refuses writes.
+    """
+    try:
+        yield
+    except OutOfMemoryError as error:
+        message = "Redis refuses writes: its memory is at maxmemory"
+        raise DependencyUnavailable(message, retry_delay_seconds=_FULL_RETRY_SECONDS) from error
+    except (RedisError, OSError) as error:
+        raise DependencyUnavailable(
+            f"Redis does not answer: {error}", retry_delay_seconds=_RETRY_SECONDS
+        ) from error
+
+
 @dataclass(frozen=True)
 class RedisAddress:
-    """A URL of the form above, in parts.
+    """A parsed URL.
 
     Args:
         hosts: the server, or the Sentinels.
-        master_name: empty if there is no Sentinel.
+        master_name: empty without Sentinels.
         tls: options of redis-py for TLS; None without TLS.
-        sentinel_login: what the Sentinels themselves ask for, as redis-py calls it.
+        sentinel_login: options of redis-py for the Sentinels' own login.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -54,32 +138,41 @@ class RedisAddress:
     sentinel_login: Mapping[str, str] = field(default_factory=dict)
 
     def broker_url(self) -> str:
-        """As Celery has it, of the first host, without the name of the master and the options."""
+        """The URL for Celery: the first host only, without the master's name and the options."""
         login = f"{quote(self.username or '', safe='')}:{quote(self.password or '', safe='')}@"
         scheme = "sentinel" if self.master_name else "redis"
         prefix = f"{scheme}://{login if self.username or self.password else ''}"
         host, port = self.hosts[0]
-        return f"{prefix}{_bracketed(host)}:{port}/{self.database}"
+        host = f"[{host}]" if ":" in host else host
+        return f"{prefix}{host}:{port}/{self.database}"
+
+    def sentinel_tls(self) -> dict[str, Any]:
+        """TLS as redis-py takes it with Sentinels."""
+        return {} if self.tls is None else {"ssl": True, **self.tls}
+
+    def sentinel_options(self) -> dict[str, Any]:
+        """Options of redis-py's connections to the Sentinels."""
+        return {**SOCKET_OPTIONS, **self.sentinel_login, **self.sentinel_tls()}
 
 
 def parse(redis_url: str) -> RedisAddress:
-    """The parts of a URL.
+    """Parse a URL.
 
     Raises:
-        InvalidInput: it has another form. The message does not repeat the URL, which may hold a password.
+        InvalidInput: it does not have the form above. The message omits the URL, which may hold a password.
     """
     try:
         return _parse(redis_url)
     except ValueError as error:
         form = "redis://host:6379/0 or sentinel://host:26379,host2:26379/name/0, over TLS rediss, sentinels"
-        reason = f"is no Redis URL: {error}; it must look like {form}"
+        reason = f"is not a Redis URL: {error}; it must look like {form}"
         raise InvalidInput.of_field("TEXTMATCH_REDIS_URL", reason) from None
 
 
 def _parse(redis_url: str) -> RedisAddress:
     parts = urlsplit(redis_url)
     if parts.scheme not in _SCHEMES:
-        raise ValueError("it begins with none of redis://, rediss://, sentinel://, sentinels://")
+        raise ValueError("it must begin with redis://, rediss://, sentinel:// or sentinels://")
     has_sentinels = parts.scheme.startswith("sentinel")
     uses_tls = parts.scheme.endswith("s") and parts.scheme != "redis"
     login, _, hosts = parts.netloc.rpartition("@")
@@ -87,7 +180,7 @@ def _parse(redis_url: str) -> RedisAddress:
     default_port = _SENTINEL_PORT if has_sentinels else _REDIS_PORT
     found = tuple(_host(host, default_port) for host in hosts.split(","))
     if len(found) > 1 and not has_sentinels:
-        raise ValueError("only Sentinels may be several")
+        raise ValueError("only Sentinels may have several hosts")
     path = [unquote(part) for part in parts.path.split("/")[1:]]
     master_name = path.pop(0) if has_sentinels and path else ""
     if has_sentinels and not master_name:
@@ -95,18 +188,17 @@ def _parse(redis_url: str) -> RedisAddress:
     options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     allowed = (*(_TLS_OPTIONS if uses_tls else ()), *(_SENTINEL_OPTIONS if has_sentinels else ()))
     if options.keys() - set(allowed):
-        raise ValueError(f"it has other options than {', '.join(allowed) or 'none'}")
+        raise ValueError(f"its only options are {', '.join(allowed)}" if allowed else "it takes no options")
+    tls = {name: value for name, value in options.items() if name in _TLS_OPTIONS}
     return RedisAddress(
         hosts=found,
         username=unquote(username) or None,
         password=unquote(password) or None,
         master_name=master_name,
         database=_database(path),
-        tls={name: value for name, value in options.items() if name in _TLS_OPTIONS} if uses_tls else None,
+        tls=tls if uses_tls else None,
         sentinel_login={
-            name.removeprefix("sentinel_"): value
-            for name, value in options.items()
-            if name in _SENTINEL_OPTIONS
+            name.removeprefix("sentinel_"): options[name] for name in options.keys() - set(_TLS_OPTIONS)
         },
     )
 
@@ -118,8 +210,8 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
     try:
         return parts.hostname, parts.port or default_port
     except ValueError:
-        # Its message repeats a piece of the URL.
-        raise ValueError("a port is no number") from None
+        # The original message repeats a part of the URL.
+        raise ValueError("a port is not a number") from None
 
 
 def _database(path: list[str]) -> int:
@@ -128,89 +220,4 @@ def _database(path: list[str]) -> int:
             return 0
         case [number] if number.isdecimal():
             return int(number)
-    raise ValueError("the database is no whole number")
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-_MAX_CONNECTIONS = 32
-_CONNECT_TIMEOUT_SECONDS = 2.0
-_ANSWER_TIMEOUT_SECONDS = 5.0
-_RETRIES = 2
-_RETRY_SECONDS = 1.0
-# Memory comes back as workers settle documents, or as somebody gives more.
-_FULL_RETRY_SECONDS = 5.0
-
-
-def connect(redis_url: str) -> Redis:
-    """A client that answers or fails within seconds; address.py has the URLs. Connects when used.
-
-    Raises:
-        InvalidInput: the URL has another form.
-    """
-    address = parse(redis_url)
-    timeouts = {
-        "socket_connect_timeout": _CONNECT_TIMEOUT_SECONDS,
-        "socket_timeout": _ANSWER_TIMEOUT_SECONDS,
-        "socket_keepalive": True,
-    }
-    options: dict[str, Any] = {
-        **timeouts,
-        "username": address.username,
-        "password": address.password,
-        "db": address.database,
-        "health_check_interval": 30,
-        "retry": Retry(ExponentialBackoff(cap=0.2, base=0.05), _RETRIES),
-        "decode_responses": True,
-    }
-    if address.master_name:
-        return _master(address, options, timeouts)
-    [(host, port)] = address.hosts
-    if address.tls is not None:
-        options |= {"connection_class": SSLConnection, **address.tls}
-    pool = BlockingConnectionPool(
-        max_connections=_MAX_CONNECTIONS, timeout=_ANSWER_TIMEOUT_SECONDS, host=host, port=port, **options
-    )
-    return Redis.from_pool(pool)
-
-
-def _master(address: RedisAddress, options: dict[str, Any], timeouts: dict[str, Any]) -> Redis:
-    """A client that asks the Sentinels for the master whenever it connects."""
-    tls = {} if address.tls is None else {"ssl": True, **address.tls}
-    sentinels = Sentinel(  # type: ignore[no-untyped-call]
-        list(address.hosts), sentinel_kwargs={**timeouts, **address.sentinel_login, **tls}, **options, **tls
-    )
-    master: Redis = sentinels.master_for(address.master_name, connection_pool_class=_MasterPool)
-    return master
-
-
-class _MasterPool(SentinelConnectionPool):
-    """Closes the connections to the Sentinels too."""
-
-    sentinel_manager: Any
-
-    async def disconnect(self, inuse_connections: bool = True) -> None:
-        """Close everything; what is used again connects again."""
-        await super().disconnect(inuse_connections)
-        for sentinel in self.sentinel_manager.sentinels:
-            await sentinel.aclose()
-
-
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Turns every failure of Redis into ours: no document is ever at fault for one.
-
-    Raises:
-        DependencyUnavailable: Redis does not answer, not in time, or takes no writes now.
-    """
-    try:
-        yield
-    except OutOfMemoryError as error:
-        message = "Redis takes no more writes: its memory is at maxmemory"
-        raise DependencyUnavailable(message, retry_delay_seconds=_FULL_RETRY_SECONDS) from error
-    except (RedisError, OSError) as error:
-        raise DependencyUnavailable(
-            f"Redis does not answer: {error}", retry_delay_seconds=_RETRY_SECONDS
-        ) from error
+    raise ValueError("the database is not a whole number")

@@ -1,24 +1,38 @@
-"""Up to which version documents are deleted, so that older writes do not bring them back.
+"""Tombstones: up to which version documents are deleted, so that older writes do not bring them back.
 
-Deletes by a filter, kept for documents that were not in the index yet when the filter was asked for.
+There is one for each deleted id, and one for each delete by a filter, for documents that were still queued
+when the delete was made. Both expire.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 
+from textmatch.documents import Document
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.queue import keys
 from textmatch.queue.redis_client import translated_errors
 
-# KEYS: filters by version, filters by the time of their end. ARGV: now, end, version, filter.
+# KEYS: one for each document. ARGV: seconds to live, then the versions in the order of the keys.
 _ADD = """
+for i, key in ipairs(KEYS) do
+  local known = redis.call('GET', key)
+  if known and tonumber(known) > tonumber(ARGV[i + 1]) then
+    redis.call('EXPIRE', key, ARGV[1])
+  else
+    redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1])
+  end
+end
+"""
+
+# KEYS: filters by version, filters by the time of their end. ARGV: now, end, version, filter.
+_ADD_FILTER = """
 for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
   redis.call('ZREM', KEYS[1], ended)
   redis.call('ZREM', KEYS[2], ended)
@@ -30,13 +44,53 @@ end
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[4])
 """
 
-_KINDS: dict[str, Any] = {"match": FieldMatch, "range": FieldRange, "exists": FieldExists}
-_NAMES = {kind: name for name, kind in _KINDS.items()}
+_CONDITIONS: dict[str, Any] = {"match": FieldMatch, "range": FieldRange, "exists": FieldExists}
+_CONDITION_NAMES = {kind: name for name, kind in _CONDITIONS.items()}
+
+
+class Tombstones:
+    """Tombstones by document id; `filters` has those of deletes by a filter.
+
+    Every method raises DependencyUnavailable when Redis does not answer.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._add = redis.register_script(_ADD)
+        self.filters = FilterTombstones(redis)
+
+    async def add(self, versions: Mapping[str, int], ttl_seconds: int) -> None:
+        """Mark documents as deleted up to these versions; a higher tombstone stays.
+
+        Args:
+            ttl_seconds: must be longer than a message can stay in the queue.
+        """
+        with translated_errors():
+            await self._add(
+                keys=[keys.tombstone(document_id) for document_id in versions],
+                args=[ttl_seconds, *versions.values()],
+            )
+
+    async def get(self, ids: Iterable[str]) -> dict[str, int]:
+        """The tombstones of those documents that have one."""
+        asked = list(ids)
+        if not asked:
+            return {}
+        with translated_errors():
+            found = await self._redis.mget([keys.tombstone(document_id) for document_id in asked])
+        pairs = zip(asked, found, strict=True)
+        return {document_id: int(version) for document_id, version in pairs if version is not None}
+
+    async def covering(self, documents: Collection[Document]) -> dict[str, int]:
+        """The tombstones, by id, that delete these versions of the documents."""
+        versions = {document.id: document.version for document in documents}
+        found = await self.get(versions)
+        return {one: version for one, version in found.items() if version >= versions[one]}
 
 
 @dataclass(frozen=True)
 class FilterTombstone:
-    """Documents that fit are deleted up to this version; remembered for `ttl_seconds` more."""
+    """Documents that match are deleted up to this version; it expires after `ttl_seconds`."""
 
     condition: Filter
     version: int
@@ -48,10 +102,10 @@ class FilterTombstones:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._add = redis.register_script(_ADD)
+        self._add = redis.register_script(_ADD_FILTER)
 
     async def add(self, tombstone: FilterTombstone) -> None:
-        """What fits is deleted; a higher version of the same filter stays."""
+        """Mark what matches as deleted; a higher version of the same filter stays."""
         now = time.time()
         text = json.dumps(_to_json(tombstone.condition))
         arguments: list[str | float] = [now, now + tombstone.ttl_seconds, tombstone.version, text]
@@ -77,59 +131,13 @@ class FilterTombstones:
 
 def _to_json(condition: Condition) -> list[Any]:
     if isinstance(condition, Filter):
-        parts = (condition.must, condition.should, condition.must_not)
-        return ["filter", *([_to_json(child) for child in part] for part in parts)]
-    return [_NAMES[type(condition)], *astuple(condition)]
+        clauses = (condition.must, condition.should, condition.must_not)
+        return ["filter", *([_to_json(child) for child in clause] for clause in clauses)]
+    return [_CONDITION_NAMES[type(condition)], *astuple(condition)]
 
 
 def _from_json(content: list[Any]) -> Any:
     name, *values = content
     if name == "filter":
-        return Filter(*(tuple(_from_json(child) for child in part) for part in values))
-    return _KINDS[name](*(tuple(value) if isinstance(value, list) else value for value in values))
-
-
-# KEYS: one for each document. ARGV: seconds to live, then the versions in the order of the keys.
-_TOMBSTONES_ADD = """
-for i, key in ipairs(KEYS) do
-  local known = redis.call('GET', key)
-  if known and tonumber(known) > tonumber(ARGV[i + 1]) then
-    redis.call('EXPIRE', key, ARGV[1])
-  else
-    redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1])
-  end
-end
-"""
-
-
-class Tombstones:
-    """By document id; `filters` has those of deletes by a filter.
-
-    Every method raises DependencyUnavailable when Redis does not answer."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._add = redis.register_script(_TOMBSTONES_ADD)
-        self.filters = FilterTombstones(redis)
-
-    async def add(self, versions: Mapping[str, int], ttl_seconds: int) -> None:
-        """Documents are deleted up to these versions; a higher tombstone stays.
-
-        Args:
-            ttl_seconds: must be longer than a message can stay in the queue.
-        """
-        with translated_errors():
-            await self._add(
-                keys=[keys.tombstone(document_id) for document_id in versions],
-                args=[ttl_seconds, *versions.values()],
-            )
-
-    async def get(self, ids: Iterable[str]) -> dict[str, int]:
-        """The tombstones there are for these documents."""
-        asked = list(ids)
-        if not asked:
-            return {}
-        with translated_errors():
-            found = await self._redis.mget([keys.tombstone(document_id) for document_id in asked])
-        pairs = zip(asked, found, strict=True)
-        return {document_id: int(version) for document_id, version in pairs if version is not None}
+        return Filter(*(tuple(_from_json(child) for child in clause) for clause in values))
+    return _CONDITIONS[name](*(tuple(value) if isinstance(value, list) else value for value in values))

@@ -1,36 +1,31 @@
-"""Kombu's Redis transport, with its holes closed: no message is lost with a worker that dies.
+"""Kombu's Redis transport, changed so that no message is lost when a worker dies.
 
 Kombu takes a message with BRPOP and records it as unacknowledged in a second step. A worker that is killed
-between the two has removed the message from the queue and left no trace of it. Here the message moves
-atomically (BLMOVE) to the list `textmatch:taken` and leaves it once it is recorded as unacknowledged. What
-two sweeps in a row find in that list belongs to nobody and goes back to the queue. holding.py has the steps,
-and how they go on in a Redis at `maxmemory`. Messages that are no task of ours go to the dead letters here,
-where the whole message is at hand, because kombu and Celery would drop them.
+between the two loses the message. Here every step moves the message atomically, so it is always in exactly
+one place:
 
-How many messages a worker holds: one for each of its batches, whatever their size, and more as long as all
-that it holds is small, so that it can make batches of small messages.
+    textmatch.ingest    waiting; taken at the right end
+    textmatch:taken     taken, not yet recorded under a delivery tag
+    textmatch:unacked   held, by delivery tag, unchanged; textmatch:unacked-index has since when
 
-How soon a message of a killed worker is taken again. A held message carries the time at which it was last
-known to be held, and sweeps put it back once that is `visibility_timeout_seconds` ago. Every worker sweeps
-when it connects and then every `sweep_seconds`. So the bound is
+A worker holds one message for each of its batches, whatever the size, and more while all it holds is small,
+to combine small messages into batches.
+
+A held message carries the time at which its worker last renewed it. A sweep puts it back once that is
+`visibility_timeout_seconds` ago. A message that two sweeps in a row find in `textmatch:taken` goes back too.
+Every worker sweeps when it connects and then every `sweep_seconds`. A killed worker's messages are therefore
+taken again after at most
 
     visibility_timeout_seconds + sweep_seconds        (held messages)
     2 * sweep_seconds                                 (messages taken and not yet recorded)
 
-The queue has one list: priorities are not supported.
+At `maxmemory`, Redis refuses transactions and commands that may need memory, and workers could not take the
+messages whose completion frees memory. Redis does let a script continue that has changed something. The
+steps are therefore scripts that remove the message from its place before they add it to another; leases are
+renewed by removing them first.
 
-How messages move between the queue and those who hold them: each step whole, or not done at all.
-
-A message is always in exactly one place:
-
-    textmatch.ingest    it waits; taken at the right end
-    textmatch:taken     taken, and not yet recorded under a delivery tag
-    textmatch:unacked   held, by delivery tag, as it was in the queue; textmatch:unacked-index has since when
-
-A Redis at `maxmemory` refuses transactions and commands that may need memory, so that workers could not even
-take what would free some. But it lets a script that has changed something go on. That is why these are
-scripts, and each removes the message from where it is before it puts it elsewhere; leases are renewed by
-removing them first.
+Messages that are not our tasks go to the dead letters here, because kombu and Celery would drop them. The
+queue has one list: priorities are not supported.
 """
 
 from __future__ import annotations
@@ -56,210 +51,19 @@ _SMALL_BYTES_PER_BATCH = 64 * 1024
 _PAUSE_SECONDS = 0.1
 
 
-class QoS(kombu_redis.QoS):
-    """Holds messages, and puts back at every sweep what no living worker holds."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self._taken_before: set[bytes] = set()
-
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """One sweep."""
-        with self.channel.conn_or_acquire() as client:
-            RELEASE_SILENT(client, time() - self.visibility_timeout)
-            taken = set(client.lrange(keys.TAKEN, 0, -1))
-            PUT_BACK(client, *(taken & self._taken_before))
-            self._taken_before = taken
-
-    def can_consume(self) -> bool:
-        """Whether one more message may be taken, whatever its size."""
-        count, size_bytes = self._held()
-        return count < self.channel.batches or min(self._small(count, size_bytes)) > 0
-
-    def room_for_small(self) -> tuple[int, int]:
-        """How many more messages may be taken if they are small, and of how many bytes together."""
-        return self._small(*self._held())
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """The channel has recorded the message as held."""
-        virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
-
-    def ack(self, delivery_tag: str) -> None:
-        """The message is done with."""
-        with self.channel.conn_or_acquire() as client:
-            ACKNOWLEDGE(client, delivery_tag)
-        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """The message is done with, or goes back to be the last."""
-        if not requeue:
-            self.ack(delivery_tag)
-            return
-        self.restore_by_tag(delivery_tag, leftmost=True)
-        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
-
-    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """Put a held message back, to be the next one taken or, `leftmost`, the last."""
-        with self.channel.conn_or_acquire(client) as connected:
-            RELEASE(connected, tag, "LPUSH" if leftmost else "RPUSH")
-
-    def _held(self) -> tuple[int, int]:
-        held = [message for tag, message in self._delivered.items() if tag not in self._dirty]
-        return len(held), sum(len(message.body) for message in held)
-
-    def _small(self, count: int, size_bytes: int) -> tuple[int, int]:
-        return self.prefetch_count - count, self.channel.batches * _SMALL_BYTES_PER_BATCH - size_bytes
-
-
-class Channel(kombu_redis.Channel):
-    """Takes messages so that each is always in exactly one place."""
-
-    QoS = QoS
-    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "batches")
-    # How many batches the worker works on at a time.
-    batches = 1
-    _in_poll: Any
-    _brpop_sent_at: Any
-
-    def _size(self, queue: str) -> int:
-        """Without kombu's transaction, which a full Redis refuses."""
-        with self.conn_or_acquire() as client:
-            return int(client.llen(queue))
-
-    def _queue_bind(self, *args: Any) -> None:
-        """Note the queue for those who publish; they do so themselves, and a full Redis takes nothing."""
-        with suppress(OutOfMemoryError):
-            super()._queue_bind(*args)  # type: ignore[no-untyped-call]
-
-    def _brpop_start(self, timeout: float | None = None) -> None:
-        """Ask for a message; the answer is read by `_brpop_read`."""
-        seconds = timeout or self.brpop_timeout
-        self._in_poll = self.client.connection
-        self._brpop_sent_at = monotonic()
-        self.client.connection.send_command("BLMOVE", keys.QUEUE, keys.TAKEN, "RIGHT", "LEFT", seconds)
-
-    def _brpop_read(self, **options: Any) -> bool:
-        """Deliver the message that came, and small ones with it. Raises Empty when none came in time."""
-        raw = self._read_answer(**options)
-        if raw is None:
-            raise Empty
-        messages = [(one, message) for one in (raw, *self._take_more(raw)) if (message := self._read(one))]
-        if not messages:
-            raise Empty
-        self._hold(messages)
-        for _, message in messages:
-            self.connection._deliver(message, keys.QUEUE)  # noqa: SLF001 -- what kombu's own does
-        return True
-
-    def _read_answer(self, **options: Any) -> bytes | None:
-        try:
-            raw: bytes | None = self.client.parse_response(self.client.connection, "BLMOVE", **options)
-        except OutOfMemoryError:
-            return self._take_at_maxmemory()
-        except self.connection_errors:
-            # The next poll connects again.
-            self.client.connection.disconnect()
-            raise
-        except ResponseError as error:
-            # A server that became a replica, or is still loading: whoever is the master now is asked next.
-            self.client.connection.disconnect()
-            raise RedisConnectionError(str(error)) from error
-        finally:
-            self._in_poll = None
-        return raw
-
-    def _take_at_maxmemory(self) -> bytes | None:
-        taken = self._take(1, 1)
-        if taken:
-            return taken[0]
-        # The next poll is refused at once again.
-        sleep(_PAUSE_SECONDS)
-        return None
-
-    def _take_more(self, first: bytes) -> list[bytes]:
-        count, size_bytes = self.qos.room_for_small()
-        if count <= 1 or size_bytes <= len(first):
-            return []
-        return self._take(count - 1, size_bytes - len(first))
-
-    def _take(self, count: int, size_bytes: int) -> list[bytes]:
-        with self.conn_or_acquire() as client:
-            taken: list[bytes] = TAKE(client, count, size_bytes)
-        return taken
-
-    def _read(self, raw: bytes) -> dict[str, Any] | None:
-        try:
-            return messages.unpack(raw)
-        except MalformedMessage as error:
-            self._refuse(raw, error)
-            return None
-
-    def _hold(self, messages: list[tuple[bytes, dict[str, Any]]]) -> None:
-        arguments: list[Any] = [time()]
-        for raw, message in messages:
-            arguments += [raw, message["properties"]["delivery_tag"]]
-        with self.conn_or_acquire() as client:
-            HOLD(client, *arguments)
-
-    def _refuse(self, raw: bytes, error: MalformedMessage) -> None:
-        letter = of_raw(raw.decode(errors="backslashreplace"), str(error))
-        with self.conn_or_acquire() as client:
-            REFUSE(client, raw, letter.key, letter.to_json())
-
-
-class Transport(kombu_redis.Transport):
-    """What `broker_transport` names."""
-
-    Channel = Channel
-
-
-class SentinelChannel(Channel, kombu_redis.SentinelChannel):
-    """The same at the master that Sentinels name.
-
-    Kombu takes the Sentinels from alternative broker URLs. But when it turns to one of those, it turns to its
-    own transport too, and so they are an option here.
-    """
-
-    from_transport_options: Any = (
-        *kombu_redis.SentinelChannel.from_transport_options,
-        "batches",
-        "sentinels",
-    )
-    sentinels: Any = ()
-    sentinel_kwargs: Any = None
-    master_name = ""
-
-    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
-        options = self._connparams(asynchronous)  # type: ignore[no-untyped-call]
-        del options["host"], options["port"]
-        manager = Sentinel(self.sentinels, sentinel_kwargs=self.sentinel_kwargs, **options)  # type: ignore[no-untyped-call]
-        # Kombu closes what these hold.
-        if asynchronous:
-            self._async_sentinel_manager = manager
-        else:
-            self._sentinel_manager = manager
-        return manager.master_for(self.master_name).connection_pool  # type: ignore[no-untyped-call]
-
-
-class SentinelTransport(kombu_redis.SentinelTransport):
-    """What `broker_transport` names when there are Sentinels."""
-
-    Channel = SentinelChannel
-
-
 @dataclass(frozen=True)
 class LuaScript:
-    """A script and the keys it works on; call it with a client and its arguments."""
+    """A script and its keys; call it with a client and the arguments."""
 
     keys: tuple[str, ...]
     script: str
 
     def __call__(self, client: Redis, *arguments: Any) -> Any:
-        """Take the step."""
+        """Run the script."""
         return client.register_script(self.script)(keys=self.keys, args=arguments)
 
 
-# ARGV: how many at most, and of how many bytes; the first comes whatever its size.
+# ARGV: the most messages, and the most bytes; the first message may be larger.
 TAKE = LuaScript(
     (keys.QUEUE, keys.TAKEN),
     """
@@ -277,7 +81,7 @@ TAKE = LuaScript(
     """,
 )
 
-# ARGV: now, then message and delivery tag in turn.
+# ARGV: now, then messages and delivery tags.
 HOLD = LuaScript(
     (keys.TAKEN, keys.UNACKED, keys.UNACKED_INDEX),
     """
@@ -289,7 +93,7 @@ HOLD = LuaScript(
     """,
 )
 
-# ARGV: now, then delivery tags. What was acknowledged meanwhile must not come back.
+# ARGV: now, then delivery tags. Acknowledged messages must not come back.
 RENEW = LuaScript(
     (keys.UNACKED_INDEX,),
     """
@@ -310,7 +114,7 @@ ACKNOWLEDGE = LuaScript(
     """,
 )
 
-# ARGV: delivery tag, and RPUSH to be the next or LPUSH to be the last. What was acknowledged is not there.
+# ARGV: delivery tag, and RPUSH for the front or LPUSH for the end. An acknowledged message is not found.
 RELEASE = LuaScript(
     (keys.UNACKED, keys.UNACKED_INDEX, keys.QUEUE),
     """
@@ -323,7 +127,7 @@ RELEASE = LuaScript(
     """,
 )
 
-# ARGV: since when at least those that are released must have been silent.
+# ARGV: messages last renewed up to this time are released.
 RELEASE_SILENT = LuaScript(
     RELEASE.keys,
     """
@@ -350,7 +154,7 @@ PUT_BACK = LuaScript(
     """,
 )
 
-# ARGV: a message that nobody can read, key and letter.
+# ARGV: an unreadable message, the key and the dead letter.
 REFUSE = LuaScript(
     (keys.TAKEN, keys.DEAD_LETTERS),
     """
@@ -358,3 +162,188 @@ REFUSE = LuaScript(
     redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
     """,
 )
+
+
+class QoS(kombu_redis.QoS):
+    """Holds messages, and sweeps those of dead workers back into the queue."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._taken_before: set[bytes] = set()
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """One sweep."""
+        with self.channel.conn_or_acquire() as client:
+            RELEASE_SILENT(client, time() - self.visibility_timeout)
+            taken = set(client.lrange(keys.TAKEN, 0, -1))
+            PUT_BACK(client, *(taken & self._taken_before))
+            self._taken_before = taken
+
+    def can_consume(self) -> bool:
+        """Whether one more message of any size may be taken."""
+        count, size_bytes = self._held()
+        return count < self.channel.batches or min(self._small(count, size_bytes)) > 0
+
+    def room_for_small(self) -> tuple[int, int]:
+        """How many more small messages may be taken, and how many bytes they may have in total."""
+        return self._small(*self._held())
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note a message that the channel has recorded as held."""
+        virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: str) -> None:
+        """Remove a settled message."""
+        with self.channel.conn_or_acquire() as client:
+            ACKNOWLEDGE(client, delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Remove a message, or put it back at the end of the queue."""
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        self.restore_by_tag(delivery_tag, leftmost=True)
+        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Put a held message back at the front of the queue or, with `leftmost`, at the end."""
+        with self.channel.conn_or_acquire(client) as connected:
+            RELEASE(connected, tag, "LPUSH" if leftmost else "RPUSH")
+
+    def _held(self) -> tuple[int, int]:
+        held = [message for tag, message in self._delivered.items() if tag not in self._dirty]
+        return len(held), sum(len(message.body) for message in held)
+
+    def _small(self, count: int, size_bytes: int) -> tuple[int, int]:
+        return self.prefetch_count - count, self.channel.batches * _SMALL_BYTES_PER_BATCH - size_bytes
+
+
+class Channel(kombu_redis.Channel):
+    """Takes messages in atomic steps."""
+
+    QoS = QoS
+    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "batches")
+    # How many batches the worker works on at a time.
+    batches = 1
+    _in_poll: Any
+    _brpop_sent_at: Any
+
+    def _size(self, queue: str) -> int:
+        """As in kombu, without its transaction, which a full Redis refuses."""
+        with self.conn_or_acquire() as client:
+            return int(client.llen(queue))
+
+    def _queue_bind(self, *args: Any) -> None:
+        """Publishers note the queue themselves, and a full Redis refuses the note."""
+        with suppress(OutOfMemoryError):
+            super()._queue_bind(*args)  # type: ignore[no-untyped-call]
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for a message; the answer is read by `_brpop_read`."""
+        seconds = timeout or self.brpop_timeout
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self.client.connection.send_command("BLMOVE", keys.QUEUE, keys.TAKEN, "RIGHT", "LEFT", seconds)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """Deliver the message that came, and small ones that wait behind it. Raises Empty if none came."""
+        raw = self._read_answer(**options)
+        if raw is None:
+            raise Empty
+        messages = [(one, message) for one in (raw, *self._take_more(raw)) if (message := self._read(one))]
+        if not messages:
+            raise Empty
+        arguments: list[Any] = [time()]
+        for one, message in messages:
+            arguments += [one, message["properties"]["delivery_tag"]]
+        with self.conn_or_acquire() as client:
+            HOLD(client, *arguments)
+        for _, message in messages:
+            self.connection._deliver(message, keys.QUEUE)  # noqa: SLF001 -- what kombu's own does
+        return True
+
+    def _read_answer(self, **options: Any) -> bytes | None:
+        try:
+            raw: bytes | None = self.client.parse_response(self.client.connection, "BLMOVE", **options)
+        except OutOfMemoryError:
+            return self._take_at_maxmemory()
+        except self.connection_errors:
+            # The next poll connects again.
+            self.client.connection.disconnect()
+            raise
+        except ResponseError as error:
+            # The server became a replica or is still loading; the next poll asks for the master again.
+            self.client.connection.disconnect()
+            raise RedisConnectionError(str(error)) from error
+        finally:
+            self._in_poll = None
+        return raw
+
+    def _take_at_maxmemory(self) -> bytes | None:
+        taken = self._take(1, 1)
+        if taken:
+            return taken[0]
+        # The next poll would be refused at once.
+        sleep(_PAUSE_SECONDS)
+        return None
+
+    def _take_more(self, first: bytes) -> list[bytes]:
+        count, size_bytes = self.qos.room_for_small()
+        if count <= 1 or size_bytes <= len(first):
+            return []
+        return self._take(count - 1, size_bytes - len(first))
+
+    def _take(self, count: int, size_bytes: int) -> list[bytes]:
+        with self.conn_or_acquire() as client:
+            taken: list[bytes] = TAKE(client, count, size_bytes)
+        return taken
+
+    def _read(self, raw: bytes) -> dict[str, Any] | None:
+        try:
+            return messages.unpack(raw)
+        except MalformedMessage as error:
+            letter = of_raw(raw.decode(errors="backslashreplace"), str(error))
+            with self.conn_or_acquire() as client:
+                REFUSE(client, raw, letter.key, letter.to_json())
+            return None
+
+
+class Transport(kombu_redis.Transport):
+    """The value of `broker_transport` for one server."""
+
+    Channel = Channel
+
+
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):
+    """The same at the master that the Sentinels name.
+
+    Kombu takes the Sentinels from alternative broker URLs, but would use its own transport for those.
+    Therefore they are an option here.
+    """
+
+    from_transport_options: Any = (
+        *kombu_redis.SentinelChannel.from_transport_options,
+        "batches",
+        "sentinels",
+    )
+    sentinels: Any = ()
+    sentinel_kwargs: Any = None
+    master_name = ""
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        options = self._connparams(asynchronous)  # type: ignore[no-untyped-call]
+        del options["host"], options["port"]
+        manager = Sentinel(self.sentinels, sentinel_kwargs=self.sentinel_kwargs, **options)  # type: ignore[no-untyped-call]
+        # Kombu closes what these hold.
+        if asynchronous:
+            self._async_sentinel_manager = manager
+        else:
+            self._sentinel_manager = manager
+        return manager.master_for(self.master_name).connection_pool  # type: ignore[no-untyped-call]
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):
+    """The value of `broker_transport` for Sentinels."""
+
+    Channel = SentinelChannel

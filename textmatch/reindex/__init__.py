@@ -1,5 +1,4 @@
-"""Keeping a second collection equal to the one in use, and building one for another model.
+"""Migrate to another model: build its collection, compare both, switch, roll back.
 
-Workers and the command `textmatch reindex` share it: both copy documents by copying.py, whose docstring says
-why nothing is lost, stale or resurrected in the copy.
+`textmatch reindex` runs these steps. textmatch/indexing.py explains why the copy loses no document.
 """

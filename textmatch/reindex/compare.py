@@ -1,4 +1,4 @@
-"""How alike two collections answer the same queries."""
+"""Compare how two collections answer the same queries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import fmean
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.index import Index
 from textmatch.reindex.retry import patiently
-from textmatch.reindex.sync import Change, Progress
+from textmatch.reindex.sync import Migration, SyncProgress
 from textmatch.vectors import Embeddings
 
 _QUERIES_PER_CALL = 64
@@ -17,7 +17,7 @@ _QUERIES_PER_CALL = 64
 
 @dataclass(frozen=True)
 class ComparedQuery:
-    """`overlap` is the share 0..1 of the old answers that are among the new ones as well."""
+    """`overlap` is the share, 0..1, of the source's answers that the target gives too."""
 
     text: str
     overlap: float
@@ -26,46 +26,48 @@ class ComparedQuery:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All queries, each with its `top_k` nearest documents before and after."""
+    """All queries, compared by their `top_k` nearest documents in both collections."""
 
     top_k: int
     queries: list[ComparedQuery]
 
     @property
     def overlap(self) -> float:
-        """The mean; 1 if there was nothing to compare."""
+        """The mean of all queries; 1 if there are none."""
         return fmean(query.overlap for query in self.queries) if self.queries else 1.0
 
     @property
     def same_first(self) -> float:
-        """The share of queries whose best answer stays the best; 1 if there was nothing to compare."""
+        """The share of queries whose best answer stays the best; 1 if there are none."""
         return fmean(query.same_first for query in self.queries) if self.queries else 1.0
 
 
 async def compare(
     index: Index,
     encoder: EncoderClient,
-    change: Change,
+    migration: Migration,
     texts: Sequence[str],
     top_k: int,
     timeout_seconds: float,
-    progress: Progress,
+    progress: SyncProgress,
 ) -> Comparison:
-    """Ask both collections, each with its own model's embeddings, in the bulk lane.
+    """Query both collections, each with the embeddings of its own model, in the bulk lane.
+
+    Queries without an answer in the source are left out.
 
     Raises:
         ModelMismatch: one of the models is not served.
-        TextMatchError: repeating does not help.
+        TextMatchError: retrying does not help.
     """
     progress.stage("comparing", len(texts))
     compared: list[ComparedQuery] = []
     for start in range(0, len(texts), _QUERIES_PER_CALL):
         some = texts[start : start + _QUERIES_PER_CALL]
-        old_rows = await _embed(encoder, some, change.source, timeout_seconds)
-        new_rows = await _embed(encoder, some, change.target, timeout_seconds)
+        old_rows = await _embed(encoder, some, migration.source, timeout_seconds)
+        new_rows = await _embed(encoder, some, migration.target, timeout_seconds)
         for text, old_row, new_row in zip(some, old_rows, new_rows, strict=True):
-            old = await patiently(index.points(change.source).nearest, old_row, top_k)
-            new = await patiently(index.points(change.target).nearest, new_row, top_k)
+            old = await patiently(index.points(migration.source).nearest, old_row, top_k)
+            new = await patiently(index.points(migration.target).nearest, new_row, top_k)
             if old:
                 overlap = len(set(old) & set(new)) / len(old)
                 compared.append(ComparedQuery(text, overlap, same_first=old[:1] == new[:1]))

@@ -1,7 +1,4 @@
-"""The steps of changing the model, each allowed only where it makes sense.
-
-What becomes of weights that were tuned for a collection when another takes its place.
-"""
+"""The steps of a migration to another model. Each step checks that it is possible now."""
 
 from __future__ import annotations
 
@@ -12,21 +9,21 @@ from textmatch.errors import ModelNotFound
 from textmatch.index.collections import Role, Roles
 from textmatch.index.index import Index
 from textmatch.reindex.retry import patiently
-from textmatch.reindex.sync import Change, ReindexRefused
+from textmatch.reindex.sync import Migration, ReindexRefused
 from textmatch.score_fusion import WEIGHTS_NOTE
 
 _GET_MODELS_SECONDS = 10.0
 
 
-async def start(index: Index, encoder: EncoderClient, model: str) -> Change:
-    """Make the collection of a model the next one, or go on with it.
+async def start(index: Index, encoder: EncoderClient, model: str) -> Migration:
+    """Create the collection of another model as the next one, or continue to build it.
 
     Args:
-        model: name or id of a bi-encoder that the encoder serves beside the one in use.
+        model: name or id of a bi-encoder that the encoder serves, in addition to the one in use.
 
     Raises:
-        ModelNotFound: it is not served.
-        ReindexRefused: there is nothing to index anew, or another change is not finished.
+        ModelNotFound: the model is not served.
+        ReindexRefused: there is nothing to reindex, or another migration is not finished.
     """
     new = await _served(encoder, model)
     roles = await patiently(index.refresh_roles)
@@ -36,27 +33,29 @@ async def start(index: Index, encoder: EncoderClient, model: str) -> Change:
         await index.succession.resume()
     else:
         await index.succession.start(new.model_id, new.dimension)
-    return Change(roles.in_use, new.model_id)
+    return Migration(roles.in_use, new.model_id)
 
 
-async def switch(index: Index, change: Change) -> None:
-    """Put the new collection to use and keep the old one.
+async def switch(index: Index, migration: Migration) -> None:
+    """Use the target and keep the source. May be repeated.
 
     Raises:
-        ReindexRefused: it has been abandoned meanwhile.
+        ReindexRefused: the target is no longer being built.
     """
-    if await index.succession.promote(Role.NEXT, in_use=change.source):
+    if await index.succession.promote(Role.NEXT, in_use=migration.source):
         return
-    # Or the answer to a first try got lost.
-    if (await index.refresh_roles()).in_use != change.target:
-        raise ReindexRefused(f"{change.target} is not being built any more; start again to see why")
+    # The answer to a first attempt may have been lost.
+    if (await index.refresh_roles()).in_use != migration.target:
+        raise ReindexRefused(
+            f"{migration.target} is not being built any more; run the command again to see why"
+        )
 
 
-async def roll_back(index: Index, encoder: EncoderClient) -> Change:
-    """Put the previous collection to use again and keep the one in use as the previous one.
+async def roll_back(index: Index, encoder: EncoderClient) -> Migration:
+    """Use the previous collection again and keep the one in use as the previous one.
 
     Raises:
-        ReindexRefused: there is no previous collection.
+        ReindexRefused: there is no complete previous collection.
         ModelNotFound: its model is not served.
     """
     roles = await patiently(index.refresh_roles)
@@ -66,15 +65,15 @@ async def roll_back(index: Index, encoder: EncoderClient) -> Change:
             f" complete it first with: textmatch reindex --model {roles.abandoned}"
         )
     if not roles.previous:
-        raise ReindexRefused("no previous collection is kept, so that there is nothing to go back to")
+        raise ReindexRefused("no previous collection is kept; there is nothing to go back to")
     await _served(encoder, roles.previous)
     if not await index.succession.promote(Role.PREVIOUS, in_use=roles.in_use):
-        raise ReindexRefused(f"{roles.previous} is not kept any more; somebody has changed that")
-    return Change(roles.in_use, roles.previous)
+        raise ReindexRefused(f"{roles.previous} is not kept any more: its role was changed")
+    return Migration(roles.in_use, roles.previous)
 
 
 async def drop_old(index: Index) -> str:
-    """Delete the collection that is kept for going back; returns its name.
+    """Delete the collection that is kept for a rollback; returns its name.
 
     Raises:
         ReindexRefused: there is none.
@@ -95,7 +94,7 @@ async def cancel(index: Index) -> str:
 
 async def _drop(index: Index, collection: str, nothing: str) -> str:
     if not collection:
-        raise ReindexRefused(f"{nothing}, so that there is nothing to delete")
+        raise ReindexRefused(f"{nothing}; there is nothing to delete")
     await index.succession.drop(collection)
     return collection
 
@@ -111,7 +110,7 @@ async def _served(encoder: EncoderClient, model: str) -> BiEncoderInfo:
 
 def _check_start(roles: Roles, model_id: str) -> None:
     if not roles.in_use:
-        raise ReindexRefused("there is no index yet; the first document that is ingested creates it")
+        raise ReindexRefused("there is no index yet; the first ingested document creates it")
     if roles.in_use == model_id:
         raise ReindexRefused(f"{model_id} is in use already")
     if roles.previous == model_id:
@@ -132,30 +131,26 @@ def _check_start(roles: Roles, model_id: str) -> None:
 
 
 class TunedWeights(StrEnum):
-    """Whether tuned weights hold after the change, and which."""
+    """Which tuned weights apply after a migration."""
 
     NONE = "none"  # neither collection had any
-    TAKEN_OVER = "taken over"  # those of the old collection
-    OWN = "own"  # the new collection had some already
-    LEFT_BEHIND = "left behind"  # the old ones would not fit; the server's hold
+    TAKEN_OVER = "taken over"  # those of the source
+    OWN = "own"  # the target had some already
+    LEFT_BEHIND = "left behind"  # those of the source do not fit; the server's default weights apply
 
 
-async def take_over_weights(index: Index, change: Change) -> TunedWeights:
-    """Give the target the source's weights, if it has none and its model has the name of the source's.
+async def take_over_weights(index: Index, migration: Migration) -> TunedWeights:
+    """Copy the source's weights to a target that has none, if both models have the same name.
 
-    Cosines of models of other names mean something else. May be repeated.
+    Cosines of models with different names are not comparable. May be repeated.
     """
-    tuned = (await index.traits(change.source)).notes.get(WEIGHTS_NOTE)
-    if (await index.traits(change.target)).notes.get(WEIGHTS_NOTE) is not None:
+    tuned = (await index.traits(migration.source)).notes.get(WEIGHTS_NOTE)
+    if (await index.traits(migration.target)).notes.get(WEIGHTS_NOTE) is not None:
         return TunedWeights.OWN
     if tuned is None:
         return TunedWeights.NONE
-    if _name(change.source) != _name(change.target):
+    # A model id is the model's name, a hyphen and the hash of its files.
+    if migration.source.rpartition("-")[0] != migration.target.rpartition("-")[0]:
         return TunedWeights.LEFT_BEHIND
-    await index.note(change.target, {WEIGHTS_NOTE: tuned})
+    await index.note(migration.target, {WEIGHTS_NOTE: tuned})
     return TunedWeights.TAKEN_OVER
-
-
-def _name(model_id: str) -> str:
-    """Without the hash behind it."""
-    return model_id.rpartition("-")[0]

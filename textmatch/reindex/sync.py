@@ -1,7 +1,7 @@
-"""Walking through the collection in use, and through the one that shall replace it, until both are equal.
+"""Compare two collections page by page, and copy or remove what differs, until both are equal.
 
-A walk keeps no notes: it compares ids and versions, which is quick, and copies what differs. So the first
-walk, one that goes on after an interruption, and one that only verifies are the same.
+A pass compares ids and versions, which is fast, and keeps no state. The first pass, a pass after an
+interruption and a pass that only verifies are therefore the same.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from qdrant_client.conversions.common_types import PointId
 
 from textmatch.errors import TextMatchError
 from textmatch.index.index import Index
-from textmatch.indexing import Copied, Copier, missing_ids
+from textmatch.indexing import Copier, CopyResult
 from textmatch.queue.dead_letters import DeadLetter
 from textmatch.reindex.retry import patiently
 
-# As many as make a good batch for the encoder, and enough batches to keep it busy.
-_COPIED_TOGETHER = 64
+# One batch for the encoder, and enough batches to keep it busy.
+_DOCUMENTS_PER_COPY = 64
 _COPIES_IN_FLIGHT = 4
-# With documents coming in, each walk finds some that their workers are about to copy.
-_MAX_WALKS = 5
+# While documents are ingested, each pass finds some that their workers are about to copy.
+_MAX_PASSES = 5
 
 
 class ReindexRefused(TextMatchError):
-    """A step of changing the model cannot be taken now; the message says why and what can be done."""
+    """A step is not possible now; the message says why, and what can be done."""
 
 
 @dataclass(frozen=True)
-class Change:
+class Migration:
     """From one collection to another; both are named for their models."""
 
     source: str
@@ -40,112 +40,133 @@ class Change:
 
 
 @dataclass
-class Walked:
-    """What walking did; `differing` is how many documents the last walk found to differ."""
+class SyncReport:
+    """What all passes did; `differing` is how many documents differed in the last one."""
 
     written: int = 0
     removed: int = 0
-    walks: int = 0
+    passes: int = 0
     differing: int = 0
     refused: dict[str, DeadLetter] = field(default_factory=dict)
 
-    def add(self, copied: Copied) -> None:
-        """Count what was done."""
+    def add(self, copied: CopyResult) -> None:
+        """Count a copy."""
         self.written += copied.written
         self.removed += copied.removed
         self.differing += copied.written + copied.removed
         self.refused |= copied.refused
 
 
-class Progress(Protocol):
-    """Told of what is going on."""
+class SyncProgress(Protocol):
+    """Receives progress."""
 
     def stage(self, name: str, total: int) -> None:
-        """Something begins that has so many documents before it."""
+        """A stage begins, with so many documents to do."""
 
     def advance(self, count: int) -> None:
-        """So many of them are behind it."""
+        """So many more documents of the stage are done."""
 
 
 class CollectionSync:
-    """Makes the target equal to the source."""
+    """Makes the target of a migration equal to its source."""
 
     def __init__(
         self,
         index: Index,
         copier: Copier,
-        change: Change,
-        progress: Progress,
+        migration: Migration,
+        progress: SyncProgress,
         max_documents_per_second: float | None,
     ) -> None:
         self._index = index
         self._copier = copier
-        self._change = change
+        self._migration = migration
+        self._target = index.points(migration.target)
         self._progress = progress
         self._seconds_per_document = 1.0 / max_documents_per_second if max_documents_per_second else 0.0
         self._next_copy_at = 0.0
         self._in_flight = asyncio.Semaphore(_COPIES_IN_FLIGHT)
 
-    async def walk_until_equal(self) -> Walked:
-        """Walk until a walk finds nothing to do, or often enough.
+    async def run_until_equal(self) -> SyncReport:
+        """Repeat passes until one finds no difference, up to a limit.
 
         Raises:
-            ReindexRefused: the target is not to be built any more.
-            TextMatchError: repeating does not help.
+            ReindexRefused: the target is no longer being built.
+            TextMatchError: retrying does not help.
         """
-        total = Walked()
-        while total.walks < _MAX_WALKS and (total.differing or total.walks < 2):
-            total.differing = 0
-            refused_before, total.refused = total.refused, {}
-            await self._walk_source(total, refused_before)
-            await self._walk_target(total)
-            total.walks += 1
-        return total
+        report = SyncReport()
+        while report.passes < _MAX_PASSES and (report.differing or report.passes < 2):
+            report.differing = 0
+            refused_before, report.refused = report.refused, {}
+            await self._copy_missing(report, refused_before)
+            await self._remove_deleted(report)
+            report.passes += 1
+        return report
 
-    async def _walk_source(self, total: Walked, refused_before: Mapping[str, DeadLetter]) -> None:
-        """Copy what the target lacks."""
-        name = "verifying" if total.walks else "copying"
-        async for page in self._pages(self._change.source, name):
+    async def check_roles(self) -> None:
+        """Check that the source is still in use and the target is still being built.
+
+        Raises:
+            ReindexRefused: one of them is not.
+        """
+        roles = await patiently(self._index.refresh_roles)
+        if (roles.in_use, roles.next) == (self._migration.source, self._migration.target):
+            return
+        if roles.abandoned == self._migration.target:
+            raise ReindexRefused(
+                f"the workers gave up {self._migration.target}, because an encoder does not serve its model;"
+                " serve the model from every encoder and start again to continue from here"
+            )
+        raise ReindexRefused(f"{self._migration.target} is not being built any more: its role was changed")
+
+    async def _copy_missing(self, report: SyncReport, refused_before: Mapping[str, DeadLetter]) -> None:
+        """Copy the documents that the target lacks or has in an older version."""
+        name = "verifying" if report.passes else "copying"
+        async for page in self._pages(self._migration.source, name):
             await self.check_roles()
-            missing = await patiently(missing_ids, page, self._index.points(self._change.target))
-            known = [one for one in missing if _is_refused(refused_before.get(one), page[one])]
-            total.refused |= {one: refused_before[one] for one in known}
-            await self._copy_all([one for one in missing if one not in total.refused], total)
+            held = await patiently(self._target.versions, page)
+            missing = [one for one, version in page.items() if held.get(one, 0) < version]
+            known = {one: refused_before[one] for one in missing if one in refused_before}
+            report.refused |= {one: letter for one, letter in known.items() if _is_about(letter, page[one])}
+            await self._copy_all([one for one in missing if one not in report.refused], report)
 
-    async def _walk_target(self, total: Walked) -> None:
-        """Remove what the source has lost."""
-        async for page in self._pages(self._change.target, "cleaning"):
-            # After reading: everything on the page was there while the target was being built.
+    async def _remove_deleted(self, report: SyncReport) -> None:
+        """Remove what was deleted from the source."""
+        async for page in self._pages(self._migration.target, "cleaning"):
+            # Checked after the read: everything on the page was there while the target was being built.
             await self.check_roles()
-            total.add(await patiently(self._remove_lost, page))
+            removed = await patiently(
+                self._copier.remove_deleted,
+                page,
+                source=self._migration.source,
+                target=self._migration.target,
+            )
+            report.add(removed)
 
-    async def _copy_all(self, ids: list[str], total: Walked) -> None:
+    async def _copy_all(self, ids: list[str], report: SyncReport) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for start in range(0, len(ids), _COPIED_TOGETHER):
-                    some = ids[start : start + _COPIED_TOGETHER]
+                for start in range(0, len(ids), _DOCUMENTS_PER_COPY):
+                    some = ids[start : start + _DOCUMENTS_PER_COPY]
                     await self._in_flight.acquire()
                     await self._keep_to_rate(len(some))
-                    group.create_task(self._copy(some, total))
+                    group.create_task(self._copy(some, report))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def _copy(self, ids: list[str], total: Walked) -> None:
+    async def _copy(self, ids: list[str], report: SyncReport) -> None:
         try:
-            total.add(await patiently(self._copy_once, ids))
+            copied = await patiently(
+                self._copier.copy, ids, source=self._migration.source, target=self._migration.target
+            )
+            report.add(copied)
         finally:
             self._in_flight.release()
 
-    async def _copy_once(self, ids: list[str]) -> Copied:
-        return await self._copier.copy(ids, source=self._change.source, target=self._change.target)
-
-    async def _remove_lost(self, page: Mapping[str, int]) -> Copied:
-        return await self._copier.remove_lost(page, source=self._change.source, target=self._change.target)
-
-    async def _pages(self, collection: str, name: str) -> AsyncIterator[dict[str, int]]:
+    async def _pages(self, collection: str, stage: str) -> AsyncIterator[dict[str, int]]:
         """Versions by id."""
         points = self._index.points(collection)
-        self._progress.stage(name, await patiently(points.count))
+        self._progress.stage(stage, await patiently(points.count))
         position: PointId | None = None
         while True:
             page = await patiently(points.page, position)
@@ -156,22 +177,6 @@ class CollectionSync:
                 return
             position = page.next_position
 
-    async def check_roles(self) -> None:
-        """See that nobody has changed what the collections are there for.
-
-        Raises:
-            ReindexRefused: somebody has.
-        """
-        roles = await patiently(self._index.refresh_roles)
-        if (roles.in_use, roles.next) == (self._change.source, self._change.target):
-            return
-        if roles.abandoned == self._change.target:
-            raise ReindexRefused(
-                f"the workers gave up {self._change.target}, because an encoder does not serve it;"
-                " let every encoder serve it and start again, which goes on from here"
-            )
-        raise ReindexRefused(f"{self._change.target} is not being built any more; somebody has changed that")
-
     async def _keep_to_rate(self, count: int) -> None:
         now = time.monotonic()
         starts_at = max(now, self._next_copy_at)
@@ -179,5 +184,5 @@ class CollectionSync:
         await asyncio.sleep(starts_at - now)
 
 
-def _is_refused(letter: DeadLetter | None, version: int) -> bool:
-    return letter is not None and letter.document is not None and letter.document.version == version
+def _is_about(letter: DeadLetter, version: int) -> bool:
+    return letter.document is not None and letter.document.version == version

@@ -11,35 +11,35 @@ from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestDependencies
-from tests.integration.ingest.ingest_state import make_ingest_state
+from tests.integration.ingest.indexing import (
+    alias,
+    index,
+    make_indexer_dependencies,
+    make_ingest_state,
+    qdrant_url,
+)
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.worker_process import WorkerProcess
-from tests.integration.qdrant.edge_process import EdgeProcess
-from tests.support.redis import RedisServer, own_redis_server, redis_server, shared_redis_server
+from tests.support.redis import (
+    RedisServer,
+    own_redis_server,
+    redis_client,
+    redis_server,
+    shared_redis_server,
+)
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.client import connect as connect_qdrant
 from textmatch.index.index import Index
-from textmatch.indexing import Copier
-from textmatch.queue.dead_letters import DeadLetters
-from textmatch.queue.pending import Pending
-from textmatch.queue.redis_client import connect
-from textmatch.queue.tombstones import Tombstones
-from workers.indexer import Dependencies, DualWriter
+from workers.indexer import IndexerDependencies
 
-__all__ = ["own_redis_server", "redis_server", "shared_redis_server"]
-
-
-@pytest.fixture(scope="session")
-def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
-    assert server.stop() == 0
-
-
-@pytest.fixture
-def alias() -> str:
-    return f"alias-{uuid.uuid4().hex}"
+__all__ = [
+    "alias",
+    "index",
+    "own_redis_server",
+    "qdrant_url",
+    "redis_client",
+    "redis_server",
+    "shared_redis_server",
+]
 
 
 @pytest.fixture
@@ -51,38 +51,14 @@ def encoder() -> Iterator[ScriptedEncoder]:
 
 
 @pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    client = connect(redis_server.url)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-async def index(qdrant_url: str, alias: str) -> AsyncIterator[Index]:
-    connected = Index(connect_qdrant(qdrant_url), alias)
-    yield connected
-    await connected.close()
-
-
-@pytest.fixture
-async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIterator[Dependencies]:
-    """What a worker works with."""
+async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIterator[IndexerDependencies]:
     client = EncoderClient(encoder.target)
-    yield Dependencies(
-        encoder=client,
-        index=index,
-        mirrors=DualWriter(index, Copier(index, client, Tombstones(redis), 10.0), patience_seconds=60.0),
-        pending=Pending(redis),
-        tombstones=Tombstones(redis),
-        dead_letters=DeadLetters(redis),
-        encode_timeout_seconds=10.0,
-    )
+    yield make_indexer_dependencies(index, redis, client)
     await client.close()
 
 
 @pytest.fixture
 def state(redis: Redis) -> IngestDependencies:
-    """What a matcher works with."""
     return make_ingest_state(redis)
 
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import Admission, QueueLimits
 from services.matcher.servicer import MatcherServicer
-from tests.integration.ingest.ingest_state import make_ingest_state
+from tests.integration.ingest.indexing import make_ingest_state
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
 from textmatch.errors import DependencyUnavailable, Overloaded

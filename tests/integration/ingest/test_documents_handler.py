@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestDependencies
-from tests.integration.ingest.ingest_state import make_ingest_state
+from tests.integration.ingest.indexing import make_ingest_state
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
 from textmatch.documents import Document, version_now
@@ -22,7 +22,7 @@ from textmatch.index.index import Index
 from textmatch.queue.dead_letters import of_document
 from textmatch.queue.redis_client import connect
 from textmatch.v1 import matcher_service_pb2 as pb
-from workers.indexer import Dependencies, Result, index_documents
+from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
 ACCEPTED, UNCHANGED, REJECTED = (
     pb.INGEST_OUTCOME_ACCEPTED,
@@ -47,7 +47,7 @@ async def send(handler: DocumentsHandler, *batches: list[pb.Document]) -> list[l
     return [list(response.results) async for response in handler.ingest(requests())]
 
 
-async def work(deps: Dependencies, redis: Redis) -> list[Result]:
+async def work(deps: IndexerDependencies, redis: Redis) -> list[DocumentOutcome]:
     """Do what a worker would do with all that is queued."""
     return await index_documents(await take_queued(redis), deps)
 
@@ -106,7 +106,7 @@ async def test_a_request_of_a_wrong_size_fails_the_call(
 
 
 async def test_of_a_repeated_id_the_later_document_wins(
-    handler: DocumentsHandler, deps: Dependencies, redis: Redis
+    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
 ):
     [results] = await send(handler, [proto("a", "one"), proto("b"), proto("a", "two"), proto("a", "three")])
     versions = [result.version for result in results]
@@ -122,7 +122,7 @@ async def test_versions_never_go_back_within_a_process(handler: DocumentsHandler
 
 
 async def test_a_stored_document_comes_back_whole(
-    handler: DocumentsHandler, deps: Dependencies, redis: Redis
+    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
 ):
     sent = proto("文档🙂", "猫 🐈", version=7, n=3, half=0.5, many=[1, "二", None, {"深": True}], empty={})
     await send(handler, [sent])
@@ -136,7 +136,7 @@ async def test_a_stored_document_comes_back_whole(
 
 
 async def test_what_is_stored_already_is_unchanged(
-    handler: DocumentsHandler, deps: Dependencies, redis: Redis
+    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
 ):
     [[first]] = await send(handler, [proto("a", n=1)])
     [[waiting]] = await send(handler, [proto("a", n=1)])
@@ -158,7 +158,7 @@ async def test_what_is_stored_already_is_unchanged(
 
 
 async def test_a_change_that_is_taken_back_in_the_same_request_is_not_lost(
-    handler: DocumentsHandler, deps: Dependencies, redis: Redis
+    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
 ):
     await send(handler, [proto("a", "old")])
     await work(deps, redis)
@@ -169,7 +169,7 @@ async def test_a_change_that_is_taken_back_in_the_same_request_is_not_lost(
 
 
 async def test_nothing_is_unchanged_under_a_tombstone(
-    handler: DocumentsHandler, state: IngestDependencies, deps: Dependencies, redis: Redis
+    handler: DocumentsHandler, state: IngestDependencies, deps: IndexerDependencies, redis: Redis
 ):
     [[stored]] = await send(handler, [proto("a")])
     await work(deps, redis)
@@ -178,22 +178,26 @@ async def test_nothing_is_unchanged_under_a_tombstone(
     assert again.outcome == ACCEPTED
 
 
-async def test_deleted_documents_stay_deleted(handler: DocumentsHandler, deps: Dependencies, redis: Redis):
+async def test_deleted_documents_stay_deleted(
+    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+):
     await send(handler, [proto("a"), proto("b"), proto("c")])
     await work(deps, redis)
     await send(handler, [proto("a", "a late write"), proto("queued")])
     answer = await handler.delete(pb.DeleteDocumentsRequest(ids=["a", "b", "queued", "never seen"]))
     assert answer.deleted_count == 2
     assert [await document_state(handler, one) for one in ("a", "b", "queued")] == ["DELETED"] * 3
-    assert await work(deps, redis) == [Result.DELETED, Result.DELETED]
+    assert await work(deps, redis) == [DocumentOutcome.DELETED, DocumentOutcome.DELETED]
     status = await handler.status(pb.GetIngestStatusRequest())
     assert (status.document_count, status.queued_count) == (1, 0)
     [[again]] = await send(handler, [proto("a", "after the delete")])
     assert again.outcome == ACCEPTED
-    assert await work(deps, redis) == [Result.INDEXED]
+    assert await work(deps, redis) == [DocumentOutcome.INDEXED]
 
 
-async def test_a_delete_spares_newer_versions(handler: DocumentsHandler, deps: Dependencies, redis: Redis):
+async def test_a_delete_spares_newer_versions(
+    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+):
     await send(handler, [proto("a", version=5), proto("b", version=7)])
     await work(deps, redis)
     answer = await handler.delete(pb.DeleteDocumentsRequest(ids=["a", "b"], version=6))
@@ -201,7 +205,9 @@ async def test_a_delete_spares_newer_versions(handler: DocumentsHandler, deps: D
     assert [await document_state(handler, one) for one in ("a", "b")] == ["DELETED", "INDEXED"]
 
 
-async def test_documents_are_deleted_by_a_filter(handler: DocumentsHandler, deps: Dependencies, redis: Redis):
+async def test_documents_are_deleted_by_a_filter(
+    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+):
     await send(handler, [proto(f"d{number}", language="zh" if number % 2 else "en") for number in range(10)])
     await work(deps, redis)
     condition = pb.Filter(
@@ -230,7 +236,9 @@ async def test_a_delete_that_is_not_clear_is_refused(
         await handler.delete(request_)
 
 
-async def test_the_status_follows_a_document(handler: DocumentsHandler, deps: Dependencies, redis: Redis):
+async def test_the_status_follows_a_document(
+    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+):
     assert await document_state(handler, "a") == "UNKNOWN"
     await send(handler, [proto("a")])
     assert await document_state(handler, "a") == "PENDING"

@@ -14,7 +14,7 @@ from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from textmatch.documents import Document
 from textmatch.errors import Overloaded
-from workers.indexer import Dependencies
+from workers.indexer import IndexerDependencies
 from workers.retrying_indexer import AcceptedDocument, RetryingIndexer
 
 POISON = "poison"
@@ -22,8 +22,8 @@ MISMATCH_LABELS = {"reason": "MODEL_MISMATCH"}
 
 
 @pytest.fixture
-def indexer(deps: Dependencies) -> RetryingIndexer:
-    return RetryingIndexer(deps, patience_seconds=30.0)
+def indexer(deps: IndexerDependencies) -> RetryingIndexer:
+    return RetryingIndexer(deps, budget_seconds=30.0)
 
 
 def documents(count: int) -> tuple[Document, ...]:
@@ -40,7 +40,7 @@ def fails_on_poison(texts: Sequence[str]) -> None:
 
 
 async def test_overload_is_waited_out_for_as_long_as_the_encoder_asks(
-    indexer: RetryingIndexer, deps: Dependencies, encoder: ScriptedEncoder
+    indexer: RetryingIndexer, deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
     labels = {"reason": "OVERLOADED"}
     retries = REGISTRY.get_sample_value("textmatch_worker_retries_total", labels) or 0.0
@@ -54,7 +54,7 @@ async def test_overload_is_waited_out_for_as_long_as_the_encoder_asks(
 
 
 async def test_a_bug_of_the_encoder_fails_only_the_document_that_sets_it_off(
-    indexer: RetryingIndexer, deps: Dependencies, encoder: ScriptedEncoder
+    indexer: RetryingIndexer, deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
     encoder.check = fails_on_poison
     poisoned = Document("poisoned", POISON, version=1)
@@ -65,7 +65,7 @@ async def test_a_bug_of_the_encoder_fails_only_the_document_that_sets_it_off(
 
 
 async def test_a_dead_letter_can_be_replayed(
-    indexer: RetryingIndexer, deps: Dependencies, state: IngestDependencies, encoder: ScriptedEncoder
+    indexer: RetryingIndexer, deps: IndexerDependencies, state: IngestDependencies, encoder: ScriptedEncoder
 ):
     encoder.check = fails_on_poison
     poisoned = Document("中毒", POISON, {"n": 1}, version=5)
@@ -79,7 +79,7 @@ async def test_a_dead_letter_can_be_replayed(
 
 
 async def test_a_model_mismatch_waits_for_the_operator(
-    indexer: RetryingIndexer, deps: Dependencies, encoder: ScriptedEncoder
+    indexer: RetryingIndexer, deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
     await deps.index.prepare("another-0123456789ab", 8)
     settling = asyncio.create_task(indexer.settle(accepted(*documents(1))))

@@ -13,12 +13,13 @@ from textmatch.errors import InvalidInput
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.queue.tombstones import FilterTombstone
 from textmatch.v1 import matcher_service_pb2 as pb
-from workers.indexer import Dependencies, Result, index_documents
+from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
 CHINESE = pb.Filter(
     must=[pb.Condition(match=pb.FieldMatch(field="language", values=[{"string_value": "zh"}]))]
 )
-INDEXED, DELETED, STALE = Result.INDEXED, Result.DELETED, Result.STALE
+INDEXED, DELETED = DocumentOutcome.INDEXED, DocumentOutcome.DELETED
+UNCHANGED = DocumentOutcome.UNCHANGED_TEXT
 
 
 def document(language: str, version: int, document_id: str = "a") -> Document:
@@ -32,13 +33,13 @@ async def delete(
     return (await handler.delete(request)).deleted_count
 
 
-async def stored_version(deps: Dependencies) -> int | None:
+async def stored_version(deps: IndexerDependencies) -> int | None:
     found = (await deps.index.fetch(["a"])).get("a")
     return found.document.version if found else None
 
 
 async def test_queued_documents_are_deleted_once_they_are_written(
-    handler: DocumentsHandler, state: IngestDependencies, deps: Dependencies, redis: Redis
+    handler: DocumentsHandler, state: IngestDependencies, deps: IndexerDependencies, redis: Redis
 ):
     await state.producer.enqueue([document("zh", 5), document("en", 5, "b"), document("zh", 50, "c")])
     assert await delete(handler, version=10) == 0
@@ -46,7 +47,7 @@ async def test_queued_documents_are_deleted_once_they_are_written(
     assert await index_documents(queued, deps) == [DELETED, INDEXED, INDEXED]
     assert set(await deps.index.fetch(["a", "b", "c"])) == {"b", "c"}
     # A redelivery brings nothing back.
-    assert await index_documents(queued, deps) == [DELETED, STALE, STALE]
+    assert await index_documents(queued, deps) == [DELETED, UNCHANGED, UNCHANGED]
     status = await handler.status(pb.GetIngestStatusRequest(document_id="a"))
     assert status.document_state == pb.DOCUMENT_STATE_DELETED
     assert status.queued_count == 0
@@ -54,7 +55,7 @@ async def test_queued_documents_are_deleted_once_they_are_written(
 
 @pytest.mark.parametrize("order", [(3, 5), (5, 3), (3, 5, 3), (5, 3, 5)])
 async def test_what_is_deleted_depends_on_the_newest_version_only(
-    handler: DocumentsHandler, deps: Dependencies, order: tuple[int, ...]
+    handler: DocumentsHandler, deps: IndexerDependencies, order: tuple[int, ...]
 ):
     newest_is_chinese = {3: document("en", 3), 5: document("zh", 5)}
     await delete(handler, version=10)
@@ -63,7 +64,9 @@ async def test_what_is_deleted_depends_on_the_newest_version_only(
     assert await stored_version(deps) is None
 
 
-async def test_a_queued_version_that_does_not_fit_survives(handler: DocumentsHandler, deps: Dependencies):
+async def test_a_queued_version_that_does_not_fit_survives(
+    handler: DocumentsHandler, deps: IndexerDependencies
+):
     await index_documents([document("zh", 3)], deps)
     assert await delete(handler, version=10) == 1
     assert await index_documents([document("en", 5)], deps) == [INDEXED]
@@ -71,13 +74,15 @@ async def test_a_queued_version_that_does_not_fit_survives(handler: DocumentsHan
     assert await stored_version(deps) == 5
 
 
-async def test_documents_that_come_after_the_delete_stay(handler: DocumentsHandler, deps: Dependencies):
+async def test_documents_that_come_after_the_delete_stay(
+    handler: DocumentsHandler, deps: IndexerDependencies
+):
     await delete(handler, version=10)
     assert await index_documents([document("zh", 11)], deps) == [INDEXED]
 
 
 async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
-    handler: DocumentsHandler, state: IngestDependencies, deps: Dependencies
+    handler: DocumentsHandler, state: IngestDependencies, deps: IndexerDependencies
 ):
     await index_documents([document("en", 1)], deps)
     unreadable = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field='a"b'))])
@@ -87,7 +92,7 @@ async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
 
 
 async def test_no_document_pays_for_a_filter_that_cannot_be_read(
-    state: IngestDependencies, deps: Dependencies
+    state: IngestDependencies, deps: IndexerDependencies
 ):
     unreadable = Filter(must=(FieldExists('a"b'),))
     await state.tombstones.filters.add(FilterTombstone(unreadable, 10, 60))

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestDependencies
-from tests.integration.ingest.ingest_state import make_ingest_state
+from tests.integration.ingest.indexing import make_ingest_state
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess

@@ -12,18 +12,18 @@ from tests.integration.ingest.waiting import eventually
 from tests.support.queue import mark
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch, Overloaded
-from workers.indexer import Dependencies, Result, index_documents
+from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
-INDEXED, STALE, DELETED = Result.INDEXED, Result.STALE, Result.DELETED
+INDEXED, STALE, DELETED = DocumentOutcome.INDEXED, DocumentOutcome.STALE, DocumentOutcome.DELETED
 
 
-async def stored_text(deps: Dependencies, document_id: str) -> str | None:
+async def stored_text(deps: IndexerDependencies, document_id: str) -> str | None:
     found = (await deps.index.fetch([document_id])).get(document_id)
     return found.document.text if found else None
 
 
 async def test_documents_are_encoded_in_one_call_and_stored_whole(
-    deps: Dependencies, encoder: ScriptedEncoder
+    deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
     documents = [
         Document("文档🙂", "猫坐在垫子上", {"作者": ["李", None], "n": 2**53 - 1}, 7),
@@ -41,10 +41,10 @@ async def test_documents_are_encoded_in_one_call_and_stored_whole(
     assert (await deps.pending.summary()).count == 0
 
 
-async def test_an_unchanged_text_is_not_encoded_again(deps: Dependencies, encoder: ScriptedEncoder):
+async def test_an_unchanged_text_is_not_encoded_again(deps: IndexerDependencies, encoder: ScriptedEncoder):
     await index_documents([Document("a", "same", {"n": 1}, 1), Document("b", "old", {}, 1)], deps)
     again = [Document("a", "same", {"n": 2}, 2), Document("b", "new", {}, 2)]
-    assert await index_documents(again, deps) == [Result.UNCHANGED_TEXT, INDEXED]
+    assert await index_documents(again, deps) == [DocumentOutcome.UNCHANGED_TEXT, INDEXED]
     assert encoder.calls[1:] == [["new"]]
     stored = await deps.index.fetch(["a"], with_embeddings=True)
     assert stored["a"].document == again[0]
@@ -52,14 +52,24 @@ async def test_an_unchanged_text_is_not_encoded_again(deps: Dependencies, encode
     assert np.allclose(stored["a"].embedding, embedding_of("same", encoder.model_id)[0], atol=1e-6)
 
 
-async def test_the_same_batch_twice_is_encoded_once(deps: Dependencies, encoder: ScriptedEncoder):
+async def test_the_same_batch_twice_is_encoded_once(deps: IndexerDependencies, encoder: ScriptedEncoder):
     documents = [Document("a", "text", {}, 5)]
     assert await index_documents(documents, deps) == [INDEXED]
-    assert await index_documents(documents, deps) == [STALE]
+    assert await index_documents(documents, deps) == [DocumentOutcome.UNCHANGED_TEXT]
     assert len(encoder.calls) == 1
 
 
-async def test_the_highest_version_wins_whatever_the_order(deps: Dependencies):
+async def test_of_equal_versions_with_other_contents_the_first_stays(
+    deps: IndexerDependencies, encoder: ScriptedEncoder
+):
+    await index_documents([Document("a", "first", version=5)], deps)
+    assert await index_documents([Document("a", "second", version=5)], deps) == [STALE]
+    assert await index_documents([Document("a", "first", {"n": 1}, version=5)], deps) == [STALE]
+    assert (await deps.index.fetch(["a"]))["a"].document == Document("a", "first", version=5)
+    assert len(encoder.calls) == 1
+
+
+async def test_the_highest_version_wins_whatever_the_order(deps: IndexerDependencies):
     assert await index_documents([Document("a", "third", version=3)], deps) == [INDEXED]
     assert await index_documents([Document("a", "first", version=1)], deps) == [STALE]
     assert await stored_text(deps, "a") == "third"
@@ -72,13 +82,13 @@ async def test_the_highest_version_wins_whatever_the_order(deps: Dependencies):
     assert await stored_text(deps, "a") == "sixth"
 
 
-async def test_a_settled_old_version_leaves_the_mark_of_the_newer(deps: Dependencies):
+async def test_a_settled_old_version_leaves_the_mark_of_the_newer(deps: IndexerDependencies):
     await mark(deps.pending, {"a": 9}, accepted_at=1.0)
     await index_documents([Document("a", "old", version=8)], deps)
     assert await deps.pending.versions(["a"]) == {"a": 9}
 
 
-async def test_a_tombstone_keeps_older_writes_out(deps: Dependencies, encoder: ScriptedEncoder):
+async def test_a_tombstone_keeps_older_writes_out(deps: IndexerDependencies, encoder: ScriptedEncoder):
     await deps.tombstones.add({"a": 10}, ttl_seconds=60)
     await mark(deps.pending, {"a": 10}, accepted_at=1.0)
     older = [Document("a", "old", version=9), Document("a", "equal", version=10)]
@@ -90,7 +100,7 @@ async def test_a_tombstone_keeps_older_writes_out(deps: Dependencies, encoder: S
 
 
 async def test_a_delete_during_the_write_takes_the_document_with_it(
-    deps: Dependencies, encoder: ScriptedEncoder
+    deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
     encoder.may_answer.clear()
     writing = asyncio.create_task(
@@ -105,7 +115,7 @@ async def test_a_delete_during_the_write_takes_the_document_with_it(
     assert await stored_text(deps, "b") == "text"
 
 
-async def test_a_redelivery_removes_what_a_killed_worker_wrote_after_a_delete(deps: Dependencies):
+async def test_a_redelivery_removes_what_a_killed_worker_wrote_after_a_delete(deps: IndexerDependencies):
     document = Document("a", "text", version=5)
     await index_documents([document], deps)
     # The delete came between the killed worker's two looks for tombstones, and was done before its write.
@@ -115,13 +125,13 @@ async def test_a_redelivery_removes_what_a_killed_worker_wrote_after_a_delete(de
 
 
 async def test_texts_the_encoder_names_go_to_the_dead_letters_alone(
-    deps: Dependencies, encoder: ScriptedEncoder
+    deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
     documents = [Document(f"d{number}", f"text {number}", version=1) for number in range(4)]
     documents[1:1] = [Document("坏", REFUSED_TEXT, {"k": 1}, 1)]
     await mark(deps.pending, {document.id: 1 for document in documents}, accepted_at=1.0)
     results = await index_documents(documents, deps)
-    assert results == [INDEXED, Result.FAILED, INDEXED, INDEXED, INDEXED]
+    assert results == [INDEXED, DocumentOutcome.FAILED, INDEXED, INDEXED, INDEXED]
     assert [len(texts) for texts in encoder.calls] == [5, 4]
     letter = await deps.dead_letters.get("坏")
     assert letter is not None
@@ -130,18 +140,20 @@ async def test_texts_the_encoder_names_go_to_the_dead_letters_alone(
     assert (await deps.pending.summary()).count == 0
 
 
-async def test_a_batch_of_bad_texts_only_is_settled(deps: Dependencies, encoder: ScriptedEncoder):
-    assert await index_documents([Document("a", REFUSED_TEXT, version=1)], deps) == [Result.FAILED]
+async def test_a_batch_of_bad_texts_only_is_settled(deps: IndexerDependencies, encoder: ScriptedEncoder):
+    assert await index_documents([Document("a", REFUSED_TEXT, version=1)], deps) == [DocumentOutcome.FAILED]
     assert await deps.index.collection() == ""
 
 
-async def test_a_later_good_version_clears_the_dead_letter(deps: Dependencies):
+async def test_a_later_good_version_clears_the_dead_letter(deps: IndexerDependencies):
     await index_documents([Document("a", REFUSED_TEXT, version=1)], deps)
     assert await index_documents([Document("a", "good", version=2)], deps) == [INDEXED]
     assert await deps.dead_letters.count() == 0
 
 
-async def test_failures_leave_everything_to_be_tried_again(deps: Dependencies, encoder: ScriptedEncoder):
+async def test_failures_leave_everything_to_be_tried_again(
+    deps: IndexerDependencies, encoder: ScriptedEncoder
+):
     await mark(deps.pending, {"a": 1}, accepted_at=1.0)
     encoder.errors = [Overloaded("busy", retry_delay_seconds=7.0), InvalidInput.of_field("texts", "too many")]
     document = Document("a", "text", version=1)
@@ -155,7 +167,7 @@ async def test_failures_leave_everything_to_be_tried_again(deps: Dependencies, e
     assert await index_documents([document], deps) == [INDEXED]
 
 
-async def test_another_model_is_refused_by_the_index(deps: Dependencies, encoder: ScriptedEncoder):
+async def test_another_model_is_refused_by_the_index(deps: IndexerDependencies, encoder: ScriptedEncoder):
     await index_documents([Document("a", "text", version=1)], deps)
     built_by, encoder.model_id = encoder.model_id, "other-0123456789ab"
     with pytest.raises(ModelMismatch) as mismatch:
@@ -164,7 +176,7 @@ async def test_another_model_is_refused_by_the_index(deps: Dependencies, encoder
     assert await stored_text(deps, "b") is None
 
 
-async def test_a_dead_encoder_is_named(deps: Dependencies, encoder: ScriptedEncoder):
+async def test_a_dead_encoder_is_named(deps: IndexerDependencies, encoder: ScriptedEncoder):
     encoder.stop()
     with pytest.raises(DependencyUnavailable):
         await index_documents([Document("a", "text", version=1)], deps)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.ingest.ingest_state import make_ingest_state
+from tests.integration.ingest.indexing import make_ingest_state
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess

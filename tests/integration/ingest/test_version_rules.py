@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from textmatch.index.index import Index
 from textmatch.queue.tombstones import Tombstones
 from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
-from workers.indexer import Dependencies, index_documents
+from workers.indexer import IndexerDependencies, index_documents
 
 NAMES = st.sampled_from(["a", "b"])
 VERSIONS = st.integers(1, 6)
@@ -71,16 +71,16 @@ class RacedTombstones:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
-    async def get(self, ids: Sequence[str]) -> dict[str, int]:
+    async def covering(self, documents: Collection[Document]) -> dict[str, int]:
         if not self._is_read:
             self._is_read = True
-            found = await self._real.get(ids)
+            found = await self._real.covering(documents)
             await self._run_race(Moment.BEFORE_READING)
             return found
         await self._run_race(Moment.AFTER_WRITE)
         if self._crashes:
             raise Crash
-        return await self._real.get(ids)
+        return await self._real.covering(documents)
 
 
 class RacedIndex:
@@ -103,7 +103,7 @@ class Parts:
     """The real parts, all of one event loop."""
 
     loop: asyncio.AbstractEventLoop
-    deps: Dependencies
+    deps: IndexerDependencies
     handler: DocumentsHandler
     state: IngestDependencies
     encoder: ScriptedEncoder
@@ -236,7 +236,7 @@ def refuse_bad_text(texts: Sequence[str]) -> None:
 
 
 async def test_the_index_is_what_the_rules_of_versions_say_after_any_events(
-    deps: Dependencies,
+    deps: IndexerDependencies,
     handler: DocumentsHandler,
     state: IngestDependencies,
     encoder: ScriptedEncoder,

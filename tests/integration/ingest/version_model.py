@@ -47,7 +47,9 @@ class Model:
         is_buried_at_first = self._is_buried(document)
         self._race(document, race, Moment.BEFORE_READING)
         is_refused = self._is_refused(document) and not is_buried_at_first
-        if not (is_buried_at_first or is_refused or self._is_stale(document)):
+        # What is stored already is sent again.
+        is_sent = not self._is_stale(document) or self.stored[document.id] == document
+        if is_sent and not (is_buried_at_first or is_refused):
             self._race(document, race, Moment.BETWEEN_READING_AND_WRITE)
             if not self._is_stale(document):
                 self.stored[document.id] = document

@@ -9,36 +9,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
+from tests.integration.ingest.indexing import alias, index, make_indexer_dependencies, qdrant_url
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.integration.reindex.command import ReindexCommand
-from tests.support.redis import RedisServer, redis_server, shared_redis_server
+from tests.support.redis import RedisServer, redis_client, redis_server, shared_redis_server
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.client import connect as connect_qdrant
+from textmatch.index.client import connect
 from textmatch.index.index import Index
-from textmatch.indexing import Copier
-from textmatch.queue.dead_letters import DeadLetters
-from textmatch.queue.pending import Pending
-from textmatch.queue.redis_client import connect
-from textmatch.queue.tombstones import Tombstones
-from workers.indexer import Dependencies, DualWriter
+from workers.indexer import IndexerDependencies
 
-__all__ = ["redis_server", "shared_redis_server"]
+__all__ = ["alias", "index", "qdrant_url", "redis_client", "redis_server", "shared_redis_server"]
 
-OpenDeps = Callable[..., AbstractAsyncContextManager[Dependencies]]
-
-
-@pytest.fixture(scope="session")
-def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
-    assert server.stop() == 0
-
-
-@pytest.fixture
-def alias() -> str:
-    return f"alias-{uuid.uuid4().hex}"
+OpenDeps = Callable[..., AbstractAsyncContextManager[IndexerDependencies]]
 
 
 @pytest.fixture
@@ -62,37 +44,14 @@ def new(encoder: ScriptedEncoder) -> str:
 
 
 @pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    client = connect(redis_server.url)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-async def index(qdrant_url: str, alias: str) -> AsyncIterator[Index]:
-    connected = Index(connect_qdrant(qdrant_url), alias)
-    yield connected
-    await connected.close()
-
-
-@pytest.fixture
 def open_deps(qdrant_url: str, alias: str, redis: Redis, encoder: ScriptedEncoder) -> OpenDeps:
-    """What a worker works with, its connections and caches its own."""
+    """What a worker works with, with its own connections and caches."""
 
     @asynccontextmanager
-    async def opened(mirror_patience_seconds: float = 60.0) -> AsyncIterator[Dependencies]:
+    async def opened(unserved_seconds: float = 60.0) -> AsyncIterator[IndexerDependencies]:
         client = EncoderClient(encoder.target)
-        index = Index(connect_qdrant(qdrant_url), alias)
-        copier = Copier(index, client, Tombstones(redis), encode_timeout_seconds=10.0)
-        yield Dependencies(
-            encoder=client,
-            index=index,
-            mirrors=DualWriter(index, copier, mirror_patience_seconds),
-            pending=Pending(redis),
-            tombstones=Tombstones(redis),
-            dead_letters=DeadLetters(redis),
-            encode_timeout_seconds=10.0,
-        )
+        index = Index(connect(qdrant_url), alias)
+        yield make_indexer_dependencies(index, redis, client, unserved_seconds)
         await client.close()
         await index.close()
 
@@ -100,7 +59,7 @@ def open_deps(qdrant_url: str, alias: str, redis: Redis, encoder: ScriptedEncode
 
 
 @pytest.fixture
-async def deps(open_deps: OpenDeps) -> AsyncIterator[Dependencies]:
+async def deps(open_deps: OpenDeps) -> AsyncIterator[IndexerDependencies]:
     async with open_deps() as opened:
         yield opened
 

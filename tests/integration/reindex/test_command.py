@@ -10,7 +10,7 @@ from tests.integration.reindex.contents import by_id, contents
 from textmatch.documents import Document
 from textmatch.index.collections import Roles
 from textmatch.index.index import Index
-from workers.indexer import Dependencies, index_documents
+from workers.indexer import IndexerDependencies, index_documents
 
 
 def documents(count: int, version: int = 1) -> list[Document]:
@@ -18,7 +18,7 @@ def documents(count: int, version: int = 1) -> list[Document]:
 
 
 async def test_a_change_of_the_model_and_back_loses_nothing(
-    command: ReindexCommand, deps: Dependencies, index: Index, old: str, new: str
+    command: ReindexCommand, deps: IndexerDependencies, index: Index, old: str, new: str
 ):
     kept = documents(1_200)
     for start in range(0, len(kept), 200):
@@ -47,7 +47,7 @@ async def test_a_change_of_the_model_and_back_loses_nothing(
 
 
 async def test_without_a_switch_it_is_kept_equal_until_the_next_run(
-    command: ReindexCommand, deps: Dependencies, index: Index, old: str, new: str
+    command: ReindexCommand, deps: IndexerDependencies, index: Index, old: str, new: str
 ):
     await index_documents(documents(10), deps)
     report = await command.run("--model", new, "--no-switch")
@@ -60,7 +60,7 @@ async def test_without_a_switch_it_is_kept_equal_until_the_next_run(
 
 
 async def test_a_build_can_be_cancelled(
-    command: ReindexCommand, deps: Dependencies, index: Index, old: str, new: str
+    command: ReindexCommand, deps: IndexerDependencies, index: Index, old: str, new: str
 ):
     await index_documents(documents(3), deps)
     await command.run("--model", new, "--no-switch")
@@ -69,7 +69,7 @@ async def test_a_build_can_be_cancelled(
 
 
 async def test_too_different_answers_are_no_switch(
-    command: ReindexCommand, deps: Dependencies, index: Index, old: str, new: str, tmp_path: Path
+    command: ReindexCommand, deps: IndexerDependencies, index: Index, old: str, new: str, tmp_path: Path
 ):
     await index_documents(documents(50), deps)
     queries = tmp_path / "queries.txt"
@@ -80,7 +80,7 @@ async def test_too_different_answers_are_no_switch(
 
 
 async def test_what_the_new_model_cannot_embed_is_named_and_goes_to_the_dead_letters(
-    command: ReindexCommand, deps: Dependencies, index: Index, encoder: ScriptedEncoder, new: str
+    command: ReindexCommand, deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, new: str
 ):
     refused = Document("bad", "only the old model can read this", version=3)
     await index_documents([*documents(5), refused], deps)
@@ -95,7 +95,7 @@ async def test_what_the_new_model_cannot_embed_is_named_and_goes_to_the_dead_let
 
 
 async def test_what_was_deleted_while_nobody_wrote_to_the_copy_goes_from_it(
-    command: ReindexCommand, deps: Dependencies, index: Index, new: str
+    command: ReindexCommand, deps: IndexerDependencies, index: Index, new: str
 ):
     await index_documents(documents(10), deps)
     await index.succession.start(new, 8)
@@ -108,5 +108,5 @@ async def test_what_was_deleted_while_nobody_wrote_to_the_copy_goes_from_it(
 
 async def test_nothing_to_do_is_said_in_one_line(command: ReindexCommand):
     line = await command.fail("--rollback")
-    assert line == "textmatch: no previous collection is kept, so that there is nothing to go back to"
+    assert line == "textmatch: no previous collection is kept; there is nothing to go back to"
     assert "exactly one of" in await command.fail("--cancel", "--drop-old")

@@ -26,7 +26,7 @@ from textmatch.index.client import CollectionGone
 from textmatch.index.collections import Roles
 from textmatch.index.index import Index
 from textmatch.reindex import steps
-from workers.indexer import Dependencies, index_documents
+from workers.indexer import IndexerDependencies, index_documents
 
 SEED = int(os.environ.get("TEXTMATCH_TEST_SEED", "1"))
 WORKERS = 3
@@ -81,7 +81,7 @@ def differences(
     return {one: (found.get(one), expected.get(one)) for one in ids if found.get(one) != expected.get(one)}
 
 
-async def settle(documents: Sequence[Document], deps: Dependencies) -> None:
+async def settle(documents: Sequence[Document], deps: IndexerDependencies) -> None:
     """Try again what may pass, as a worker does."""
     for _ in range(10):
         try:
@@ -93,7 +93,9 @@ async def settle(documents: Sequence[Document], deps: Dependencies) -> None:
     raise AssertionError("not settled")
 
 
-async def send(made: Sequence[Document | Delete], deps: Dependencies, generator: random.Random) -> None:
+async def send(
+    made: Sequence[Document | Delete], deps: IndexerDependencies, generator: random.Random
+) -> None:
     """Out of order, some of it twice, each worker tried again until it has settled its batch."""
     order = [*made, *generator.sample(made, len(made) // 5)]
     generator.shuffle(order)
@@ -111,7 +113,7 @@ async def send(made: Sequence[Document | Delete], deps: Dependencies, generator:
         await asyncio.sleep(generator.random() * 0.02)
 
 
-async def reindex(deps: Dependencies, redis: Redis, model: str) -> ReindexReport:
+async def reindex(deps: IndexerDependencies, redis: Redis, model: str) -> ReindexReport:
     options = ReindexOptions(
         model=model,
         switch=True,
@@ -126,7 +128,7 @@ async def reindex(deps: Dependencies, redis: Redis, model: str) -> ReindexReport
 
 
 async def reindex_with_interruptions(
-    deps: Dependencies, redis: Redis, model: str, generator: random.Random
+    deps: IndexerDependencies, redis: Redis, model: str, generator: random.Random
 ) -> None:
     """Cancelled again and again, at any point, until it is left alone."""
     for _ in range(3):
@@ -139,7 +141,7 @@ async def reindex_with_interruptions(
 
 
 async def operate(
-    deps: Dependencies, redis: Redis, models: list[str], generator: random.Random, done: asyncio.Event
+    deps: IndexerDependencies, redis: Redis, models: list[str], generator: random.Random, done: asyncio.Event
 ) -> int:
     """Change from one model to the other, sometimes back and forth, until done; says how often."""
     for number in itertools.count(1):
@@ -205,7 +207,7 @@ async def test_after_all_changes_both_collections_hold_exactly_what_they_must(
 
 
 async def test_a_failing_encoder_or_index_is_waited_for(
-    deps: Dependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, new: str
+    deps: IndexerDependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, new: str
 ):
     documents = [Document(f"d{number}", f"text {number}", version=1) for number in range(100)]
     await index_documents(documents, deps)
@@ -216,7 +218,7 @@ async def test_a_failing_encoder_or_index_is_waited_for(
 
 
 async def test_a_bug_ends_the_command_and_changes_nothing(
-    deps: Dependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, old: str, new: str
+    deps: IndexerDependencies, redis: Redis, index: Index, encoder: ScriptedEncoder, old: str, new: str
 ):
     await index_documents([Document("a", "text", version=1)], deps)
 

@@ -12,13 +12,13 @@ from tests.integration.reindex.contents import by_id, contents
 from textmatch.documents import Document
 from textmatch.index.index import Index
 from textmatch.indexing import Copier
-from workers.indexer import Dependencies, index_documents
+from workers.indexer import IndexerDependencies, index_documents
 
 FIRST = Document("a", "first", version=1)
 
 
 @pytest.fixture
-async def copier(deps: Dependencies, new: str) -> Copier:
+async def copier(deps: IndexerDependencies, new: str) -> Copier:
     """An index with a document in it, and a collection beside it that nobody has written to."""
     await index_documents([FIRST], deps)
     await deps.index.succession.start(new, 8)
@@ -30,7 +30,7 @@ async def write(index: Index, collection: str, document: Document) -> None:
 
 
 async def test_a_delete_while_a_document_is_copied_takes_the_copy_with_it(
-    copier: Copier, deps: Dependencies, index: Index, encoder: ScriptedEncoder, old: str, new: str
+    copier: Copier, deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, old: str, new: str
 ):
     encoder.may_answer.clear()
     calls = len(encoder.calls)
@@ -48,7 +48,7 @@ async def test_a_delete_while_a_document_is_copied_takes_the_copy_with_it(
 
 
 async def test_a_newer_write_while_a_document_is_copied_wins(
-    copier: Copier, deps: Dependencies, index: Index, encoder: ScriptedEncoder, old: str, new: str
+    copier: Copier, deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, old: str, new: str
 ):
     encoder.may_answer.clear()
     calls = len(encoder.calls)
@@ -88,6 +88,6 @@ async def test_what_the_source_has_lost_goes_and_what_it_has_in_another_version_
 ):
     await write(index, new, Document("a", "of a version that is gone", version=9))
     await write(index, new, Document("b", "gone", version=1))
-    copied = await copier.remove_lost({"a": 9, "b": 1}, source=old, target=new)
+    copied = await copier.remove_deleted({"a": 9, "b": 1}, source=old, target=new)
     assert (copied.removed, copied.written) == (2, 1)
     assert await contents(index, new) == by_id([FIRST])

@@ -12,43 +12,43 @@ from textmatch.documents import Document
 from textmatch.errors import ModelMismatch
 from textmatch.index.collections import Role, Roles
 from textmatch.index.index import Index
-from workers.indexer import Dependencies, Result, index_documents
+from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
 FIRST = Document("a", "first", version=1)
 SECOND = Document("b", "second", version=1)
 
 
 async def test_a_worker_that_has_not_seen_the_change_yet_misses_nothing(
-    deps: Dependencies, index: Index, old: str, new: str
+    deps: IndexerDependencies, index: Index, old: str, new: str
 ):
     await index_documents([FIRST], deps)
     # The worker knows the aliases of a moment ago, and must not rely on them.
     assert (await deps.index.roles()).mirrors == ()
     await index.succession.start(new, 8)
-    assert await index_documents([SECOND], deps) == [Result.INDEXED]
+    assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND])
     await index.succession.promote(Role.NEXT, in_use=old)
     third = Document("c", "third", version=1)
-    assert await index_documents([third], deps) == [Result.INDEXED]
+    assert await index_documents([third], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND, third])
     assert await contents(index, old) == by_id([FIRST, SECOND, third])
 
 
 async def test_attributes_alone_are_not_encoded_again_for_the_mirror_either(
-    deps: Dependencies, index: Index, encoder: ScriptedEncoder, new: str
+    deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, new: str
 ):
     await index_documents([FIRST], deps)
     await index.succession.start(new, 8)
     await index_documents([Document("a", "first", {"n": 1}, 2)], deps)
     calls = len(encoder.calls)
     newest = Document("a", "first", {"n": 2}, 3)
-    assert await index_documents([newest], deps) == [Result.UNCHANGED_TEXT]
+    assert await index_documents([newest], deps) == [DocumentOutcome.UNCHANGED_TEXT]
     assert len(encoder.calls) == calls
     assert await contents(index, new) == by_id([newest])
 
 
 async def test_of_equal_versions_the_mirror_holds_what_the_index_holds(
-    deps: Dependencies, index: Index, new: str
+    deps: IndexerDependencies, index: Index, new: str
 ):
     await index_documents([FIRST], deps)
     await index.succession.start(new, 8)
@@ -57,19 +57,19 @@ async def test_of_equal_versions_the_mirror_holds_what_the_index_holds(
 
 
 async def test_a_document_that_only_the_new_model_refuses_is_indexed_and_leaves_no_old_version_behind(
-    deps: Dependencies, index: Index, encoder: ScriptedEncoder, new: str
+    deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, new: str
 ):
     await index_documents([FIRST], deps)
     await index.succession.start(new, 8)
     await index_documents([Document("a", "older", version=2)], deps)
     encoder.refused_by_model = {new: "newer"}
-    assert await index_documents([Document("a", "newer", version=3)], deps) == [Result.INDEXED]
+    assert await index_documents([Document("a", "newer", version=3)], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == {}
     assert await deps.dead_letters.count() == 0
 
 
 async def test_a_mirror_whose_model_is_not_served_is_waited_for(
-    deps: Dependencies, index: Index, encoder: ScriptedEncoder, old: str, new: str
+    deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, old: str, new: str
 ):
     await index_documents([FIRST], deps)
     await index.succession.start(new, 8)
@@ -87,16 +87,16 @@ async def test_a_mirror_whose_model_is_not_served_is_waited_for(
 async def test_a_mirror_whose_model_stays_away_is_abandoned_and_ingest_goes_on(
     open_deps: OpenDeps, index: Index, encoder: ScriptedEncoder, old: str, new: str, role: Role
 ):
-    async with open_deps(mirror_patience_seconds=0.0) as deps:
+    async with open_deps(unserved_seconds=0.0) as deps:
         await index_documents([FIRST], deps)
         await index.succession.start(new, 8)
         if role is Role.PREVIOUS:
             await index.succession.promote(Role.NEXT, in_use=old)
             await index.succession.promote(Role.PREVIOUS, in_use=new)
         encoder.other_model_ids = ()
-        assert await index_documents([SECOND], deps) == [Result.INDEXED]
+        assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
         assert await index.refresh_roles() == Roles(in_use=old, abandoned=new)
-        assert await index_documents([Document("c", "third", version=1)], deps) == [Result.INDEXED]
+        assert await index_documents([Document("c", "third", version=1)], deps) == [DocumentOutcome.INDEXED]
         assert REGISTRY.get_sample_value("textmatch_worker_abandoned_collections") == 1.0
     assert set(await contents(index, old)) == {"a", "b", "c"}
 
@@ -104,7 +104,7 @@ async def test_a_mirror_whose_model_stays_away_is_abandoned_and_ingest_goes_on(
 async def test_the_model_in_use_is_never_given_up(
     open_deps: OpenDeps, index: Index, encoder: ScriptedEncoder, old: str, new: str
 ):
-    async with open_deps(mirror_patience_seconds=0.0) as deps:
+    async with open_deps(unserved_seconds=0.0) as deps:
         await index_documents([FIRST], deps)
         encoder.model_id, encoder.other_model_ids = new, ()
         with pytest.raises(ModelMismatch, match=f"{old}.*{new}"):

@@ -10,44 +10,43 @@ from textmatch.errors import ModelNotFound
 from textmatch.index.collections import Role, Roles
 from textmatch.index.index import Index
 from textmatch.reindex import steps
-from textmatch.reindex.steps import Change
-from textmatch.reindex.sync import ReindexRefused
-from workers.indexer import Dependencies, index_documents
+from textmatch.reindex.sync import Migration, ReindexRefused
+from workers.indexer import IndexerDependencies, index_documents
 
 
 @pytest.fixture
-async def ingested(deps: Dependencies) -> Dependencies:
+async def ingested(deps: IndexerDependencies) -> IndexerDependencies:
     """A worker's parts, and an index of the old model with a document in it."""
     await index_documents([Document("a", "text", version=1)], deps)
     return deps
 
 
-async def test_without_an_index_there_is_nothing_to_change(deps: Dependencies, new: str):
+async def test_without_an_index_there_is_nothing_to_change(deps: IndexerDependencies, new: str):
     with pytest.raises(ReindexRefused, match="there is no index yet"):
         await steps.start(deps.index, deps.encoder, new)
 
 
-async def test_the_model_in_use_is_no_change(ingested: Dependencies, old: str):
+async def test_the_model_in_use_is_no_change(ingested: IndexerDependencies, old: str):
     with pytest.raises(ReindexRefused, match=f"{old} is in use already"):
         await steps.start(ingested.index, ingested.encoder, old)
 
 
 async def test_a_model_that_is_not_served_is_named_with_those_that_are(
-    ingested: Dependencies, old: str, new: str
+    ingested: IndexerDependencies, old: str, new: str
 ):
     with pytest.raises(ModelNotFound, match=f'no bi-encoder "missing" is served; served: {old}, {new}'):
         await steps.start(ingested.index, ingested.encoder, "missing")
 
 
 async def test_the_model_in_use_must_be_served_too(
-    ingested: Dependencies, encoder: ScriptedEncoder, old: str, new: str
+    ingested: IndexerDependencies, encoder: ScriptedEncoder, old: str, new: str
 ):
     encoder.model_id, encoder.other_model_ids = new, ()
     with pytest.raises(ModelNotFound, match=f'no bi-encoder "{old}" is served; served: {new}'):
         await steps.start(ingested.index, ingested.encoder, new)
 
 
-async def test_what_is_not_there_cannot_be_put_to_use_or_deleted(ingested: Dependencies):
+async def test_what_is_not_there_cannot_be_put_to_use_or_deleted(ingested: IndexerDependencies):
     with pytest.raises(ReindexRefused, match="nothing to go back to"):
         await steps.roll_back(ingested.index, ingested.encoder)
     with pytest.raises(ReindexRefused, match="no previous collection is kept"):
@@ -57,12 +56,12 @@ async def test_what_is_not_there_cannot_be_put_to_use_or_deleted(ingested: Depen
 
 
 async def test_a_third_model_waits_until_the_change_before_is_finished(
-    ingested: Dependencies, encoder: ScriptedEncoder, old: str, new: str
+    ingested: IndexerDependencies, encoder: ScriptedEncoder, old: str, new: str
 ):
     third = f"third-{new}"
     encoder.other_model_ids = (new, third)
     going = await steps.start(ingested.index, ingested.encoder, new)
-    assert going == Change(old, new)
+    assert going == Migration(old, new)
     with pytest.raises(ReindexRefused, match=f"{new} is not finished; .* --cancel"):
         await steps.start(ingested.index, ingested.encoder, third)
     await steps.switch(ingested.index, going)
@@ -73,7 +72,7 @@ async def test_a_third_model_waits_until_the_change_before_is_finished(
 
 
 async def test_a_switch_may_be_repeated_when_its_answer_got_lost(
-    ingested: Dependencies, index: Index, old: str, new: str
+    ingested: IndexerDependencies, index: Index, old: str, new: str
 ):
     going = await steps.start(ingested.index, ingested.encoder, new)
     await steps.switch(ingested.index, going)
@@ -82,7 +81,7 @@ async def test_a_switch_may_be_repeated_when_its_answer_got_lost(
 
 
 async def test_what_was_abandoned_is_not_switched_to_nor_gone_back_to(
-    ingested: Dependencies, index: Index, new: str, old: str
+    ingested: IndexerDependencies, index: Index, new: str, old: str
 ):
     going = await steps.start(ingested.index, ingested.encoder, new)
     await index.succession.abandon(Role.NEXT)
@@ -94,7 +93,9 @@ async def test_what_was_abandoned_is_not_switched_to_nor_gone_back_to(
     assert await index.refresh_roles() == Roles(in_use=old, next=new)
 
 
-async def test_what_was_abandoned_can_be_deleted(ingested: Dependencies, index: Index, new: str, old: str):
+async def test_what_was_abandoned_can_be_deleted(
+    ingested: IndexerDependencies, index: Index, new: str, old: str
+):
     await steps.start(ingested.index, ingested.encoder, new)
     await index.succession.abandon(Role.NEXT)
     assert await steps.cancel(ingested.index) == new
@@ -102,7 +103,7 @@ async def test_what_was_abandoned_can_be_deleted(ingested: Dependencies, index: 
 
 
 async def test_going_back_needs_the_old_model(
-    ingested: Dependencies, encoder: ScriptedEncoder, old: str, new: str
+    ingested: IndexerDependencies, encoder: ScriptedEncoder, old: str, new: str
 ):
     await steps.switch(ingested.index, await steps.start(ingested.index, ingested.encoder, new))
     encoder.model_id, encoder.other_model_ids = new, ()

@@ -13,7 +13,7 @@ from tests.integration.reindex.command import ReindexCommand
 from textmatch.documents import Document
 from textmatch.index.index import Index
 from textmatch.score_fusion import WEIGHTS_NOTE
-from workers.indexer import Dependencies, index_documents
+from workers.indexer import IndexerDependencies, index_documents
 
 TUNED = {"lexical": 0.25, "rerank": 0.5, "calibration": {"slope": 8.0, "intercept": -4.0}}
 OTHERS: dict[str, Any] = {"lexical": 1.0, "rerank": 0.0, "calibration": None}
@@ -28,7 +28,7 @@ def retrained(encoder: ScriptedEncoder, old: str) -> str:
 
 
 @pytest.fixture
-async def ingested(deps: Dependencies, old: str) -> Dependencies:
+async def ingested(deps: IndexerDependencies, old: str) -> IndexerDependencies:
     """A worker's parts, and a collection of the old model with tuned weights."""
     await index_documents([Document("a", "text", version=1)], deps)
     await deps.index.note(old, {WEIGHTS_NOTE: TUNED})
@@ -41,14 +41,14 @@ async def weights(index: Index, collection: str) -> Mapping[str, Any] | None:
 
 
 async def test_weights_go_on_with_a_model_of_the_same_name(
-    ingested: Dependencies, command: ReindexCommand, index: Index, retrained: str
+    ingested: IndexerDependencies, command: ReindexCommand, index: Index, retrained: str
 ):
     assert (await command.run("--model", retrained))["tuned_weights"] == "taken over"
     assert await weights(index, retrained) == TUNED
 
 
 async def test_weights_stay_with_their_model_and_the_command_says_so(
-    ingested: Dependencies, command: ReindexCommand, index: Index, old: str, new: str
+    ingested: IndexerDependencies, command: ReindexCommand, index: Index, old: str, new: str
 ):
     output = await command.show("--model", new)
     assert f"tuned weights of {old} do not fit another model" in output
@@ -59,7 +59,7 @@ async def test_weights_stay_with_their_model_and_the_command_says_so(
 
 
 async def test_weights_of_its_own_are_kept(
-    ingested: Dependencies, command: ReindexCommand, index: Index, retrained: str
+    ingested: IndexerDependencies, command: ReindexCommand, index: Index, retrained: str
 ):
     assert (await command.run("--model", retrained, "--no-switch"))["tuned_weights"] is None
     await index.note(retrained, {WEIGHTS_NOTE: OTHERS})
@@ -68,7 +68,7 @@ async def test_weights_of_its_own_are_kept(
 
 
 async def test_without_weights_there_is_nothing_to_say(
-    deps: Dependencies, command: ReindexCommand, index: Index, old: str, new: str
+    deps: IndexerDependencies, command: ReindexCommand, index: Index, old: str, new: str
 ):
     await index_documents([Document("a", "text", version=1)], deps)
     await index.note(old, {WEIGHTS_NOTE: None})

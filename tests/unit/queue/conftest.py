@@ -2,20 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from tests.support.redis import own_redis_server, redis_client, redis_server, shared_redis_server
 
-import pytest
-from redis.asyncio import Redis
-
-from tests.support.redis import RedisServer, own_redis_server, redis_server, shared_redis_server
-from textmatch.queue.redis_client import connect
-
-__all__ = ["own_redis_server", "redis", "redis_server", "shared_redis_server"]
-
-
-@pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """The client that the code under test gets."""
-    client = connect(redis_server.url)
-    yield client
-    await client.aclose()
+__all__ = ["own_redis_server", "redis_client", "redis_server", "shared_redis_server"]

@@ -32,6 +32,6 @@ def test_only_json_is_read():
 
 @pytest.mark.parametrize("url", ["", "example.org", "amqp://user:geheim@example.org"])
 def test_another_url_is_refused_without_showing_it(url: str):
-    with pytest.raises(InvalidInput, match="TEXTMATCH_REDIS_URL: is no Redis URL") as caught:
+    with pytest.raises(InvalidInput, match="TEXTMATCH_REDIS_URL: is not a Redis URL") as caught:
         connect(url)
     assert "geheim" not in str(caught.value)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from textmatch.documents import MAX_VERSION, Document, document_violations
 from textmatch.queue import messages
 from textmatch.queue.messages import MalformedMessage
+from textmatch.queue.producer import encode
 
 _SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
 _ATTRIBUTES = st.dictionaries(st.text(), st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3)))
@@ -36,24 +37,22 @@ def message(**changes: Any) -> str:
 @settings(deadline=None)
 @given(st.lists(_DOCUMENTS, max_size=5))
 def test_documents_survive_the_journey(documents: list[Document]):
-    decoded = [messages.decode(text) for text in messages.encode(documents, accepted_at=1.5)]
+    decoded = [messages.decode(text) for text in encode(documents, accepted_at=1.5)]
     assert [document for one in decoded for document in one.documents] == documents
     assert all(one.accepted_at == 1.5 and not one.refused for one in decoded)
 
 
 def test_attributes_that_look_like_kombus_own_markers_survive():
     document = Document("a", "t", {"x": {"__type__": "datetime", "__value__": "never"}}, 1)
-    [text] = messages.encode([document], accepted_at=1.0)
+    [text] = encode([document], accepted_at=1.0)
     assert messages.decode(text).documents == (document,)
 
 
 def test_messages_are_split_by_count_and_by_size():
     small = [Document(f"s{number}", "short", version=1) for number in range(514)]
-    assert [len(messages.decode(text).documents) for text in messages.encode(small, 1.0)] == [256, 256, 2]
+    assert [len(messages.decode(text).documents) for text in encode(small, 1.0)] == [256, 256, 2]
     large = [Document(f"l{number}", "好" * 10_000, version=1) for number in range(17)]
-    sizes = [
-        (len(text.encode()), len(messages.decode(text).documents)) for text in messages.encode(large, 1.0)
-    ]
+    sizes = [(len(text.encode()), len(messages.decode(text).documents)) for text in encode(large, 1.0)]
     assert [count for _, count in sizes] == [8, 8, 1]
     assert all(size <= 257 * 1024 for size, _ in sizes)
 
@@ -68,7 +67,7 @@ def test_attributes_may_be_left_out():
     [
         ("no json", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "must be a JSON object"),
         (message(schema_version=2), "schema_version is 2"),
         (message(surprise=1), r"unknown fields \['surprise'\]"),
         ('{"schema_version": 1}', r"lacks \['accepted_at', 'documents'\]"),
@@ -88,7 +87,7 @@ def test_a_message_of_another_form_is_refused_whole(text: str, complaint: str):
 @pytest.mark.parametrize(
     ("entry", "complaint"),
     [
-        (5, "no JSON object"),
+        (5, "must be a JSON object"),
         ({"id": "b", "text": "t"}, r"lacks \['version'\]"),
         ({"id": "b", "text": "t", "version": 1, "x": 1}, r"unknown fields \['x'\]"),
         ({"id": 5, "text": "t", "version": 1}, "id is 5; it must be a string"),
@@ -136,8 +135,8 @@ def test_an_invalid_document_is_refused_alone_and_by_name(changes: dict[str, Any
 
 def test_a_trace_goes_along_and_may_be_missing():
     document = Document("a", "t", {}, 1)
-    [text] = messages.encode([document], 1.0, "00-11111111111111111111111111111111-2222222222222222-01")
+    [text] = encode([document], 1.0, "00-11111111111111111111111111111111-2222222222222222-01")
     assert messages.decode(text).traceparent == "00-11111111111111111111111111111111-2222222222222222-01"
     assert messages.decode(message()).traceparent == ""
-    with pytest.raises(MalformedMessage, match="traceparent is no string"):
+    with pytest.raises(MalformedMessage, match="traceparent must be a string"):
         messages.decode(message(traceparent=1))

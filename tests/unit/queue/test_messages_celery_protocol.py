@@ -69,9 +69,9 @@ def test_a_task_without_an_id_gets_one(task_id: Any):
         (b"\xff\xfe", "not JSON"),
         (b"hello", "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b"5", "no JSON object"),
-        (b"{}", "headers is no JSON object"),
-        (b'{"headers": {}}', "properties is no JSON object"),
+        (b"5", "must be a JSON object"),
+        (b"{}", "headers must be a JSON object"),
+        (b'{"headers": {}}', "properties must be a JSON object"),
     ],
 )
 def test_what_is_no_message_is_refused(raw: bytes, complaint: str):
@@ -87,7 +87,7 @@ def test_what_is_no_message_is_refused(raw: bytes, complaint: str):
         ({"content-type": "application/x-python-serialize"}, "content-type is"),
         ({"content-encoding": "binary"}, "content-encoding is"),
         ({"properties": {}}, "body_encoding is None"),
-        ({"body": None}, "body is no string"),
+        ({"body": None}, "body must be a string"),
         ({"body": "!"}, "body is not base64"),
         ({"body": "AAAA"}, "body is not JSON"),
     ],

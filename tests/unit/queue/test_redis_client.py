@@ -32,19 +32,19 @@ def test_every_part_is_read(url: str, expected: RedisAddress):
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("http://:geheim@h", "it begins with none of"),
-        ("redis://:geheim@a,b", "only Sentinels may be several"),
+        ("http://:geheim@h", "it must begin with"),
+        ("redis://:geheim@a,b", "only Sentinels may have several hosts"),
         ("sentinel://:geheim@a,b", "the name of the master is missing"),
         ("sentinel://:geheim@a,,b/main", "a host is missing"),
-        ("redis://:geheim@h/x", "the database is no whole number"),
-        ("redis://:geheim@h:x", "a port is no number"),
-        ("redis://user:ge/heim@h", "a port is no number"),
-        ("redis://:geheim@h/0?ssl_ca_certs=x", "it has other options than none"),
-        ("rediss://:geheim@h/0?verify=geheim", "it has other options than ssl_ca_certs"),
+        ("redis://:geheim@h/x", "the database is not a whole number"),
+        ("redis://:geheim@h:x", "a port is not a number"),
+        ("redis://user:ge/heim@h", "a port is not a number"),
+        ("redis://:geheim@h/0?ssl_ca_certs=x", "it takes no options"),
+        ("rediss://:geheim@h/0?verify=geheim", "its only options are ssl_ca_certs"),
     ],
 )
 def test_what_is_wrong_is_said_without_the_password(url: str, problem: str):
-    with pytest.raises(InvalidInput, match=f"TEXTMATCH_REDIS_URL: is no Redis URL: {problem}") as caught:
+    with pytest.raises(InvalidInput, match=f"TEXTMATCH_REDIS_URL: is not a Redis URL: {problem}") as caught:
         parse(url)
     assert "heim" not in str(caught.value)
 

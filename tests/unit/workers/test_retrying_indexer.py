@@ -24,7 +24,7 @@ from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.pending import Pending
 from textmatch.queue.tombstones import Tombstones
 from workers import retrying_indexer
-from workers.indexer import Dependencies, Result
+from workers.indexer import DocumentOutcome, IndexerDependencies
 from workers.retrying_indexer import AcceptedDocument, RetryBudgetExhausted, RetryingIndexer
 
 TRANSIENT = [
@@ -44,7 +44,9 @@ class Pipeline:
         self._errors = list(errors)
         self._poisoned = set(poisoned)
 
-    async def __call__(self, documents: Sequence[Document], deps: Dependencies) -> list[Result]:
+    async def __call__(
+        self, documents: Sequence[Document], deps: IndexerDependencies
+    ) -> list[DocumentOutcome]:
         ids = [document.id for document in documents]
         self.batches.append(ids)
         if self._errors:
@@ -52,13 +54,13 @@ class Pipeline:
         if self._poisoned & set(ids):
             raise RuntimeError("a bug")
         self.settled += ids
-        return [Result.INDEXED] * len(ids)
+        return [DocumentOutcome.INDEXED] * len(ids)
 
 
 @pytest.fixture
-def deps(redis: Redis) -> Dependencies:
+def deps(redis: Redis) -> IndexerDependencies:
     untouched = cast("Any", None)
-    return Dependencies(
+    return IndexerDependencies(
         untouched, untouched, untouched, Pending(redis), Tombstones(redis), DeadLetters(redis), 1.0
     )
 
@@ -77,16 +79,20 @@ def accepted(count: int) -> list[AcceptedDocument]:
 
 
 async def settle(
-    pipeline: Pipeline, deps: Dependencies, monkeypatch: pytest.MonkeyPatch, count: int = 1, **options: float
+    pipeline: Pipeline,
+    deps: IndexerDependencies,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int = 1,
+    **options: float,
 ) -> None:
     monkeypatch.setattr(retrying_indexer, "index_documents", pipeline)
-    indexer = RetryingIndexer(deps, **{"patience_seconds": 60.0, **options})
+    indexer = RetryingIndexer(deps, **{"budget_seconds": 60.0, **options})
     await indexer.settle(accepted(count))
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=lambda error: type(error).__name__)
 async def test_what_may_pass_is_never_held_against_a_document(
-    error: Exception, deps: Dependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
+    error: Exception, deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
 ):
     pipeline = Pipeline(errors=[error] * 20)
     await settle(pipeline, deps, monkeypatch, count=2)
@@ -98,7 +104,7 @@ async def test_what_may_pass_is_never_held_against_a_document(
     "error", [RuntimeError("bug"), InternalError("bug"), InvalidInput.of_field("x", "y")]
 )
 async def test_a_bug_that_passes_leaves_no_trace(
-    error: Exception, deps: Dependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
+    error: Exception, deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
 ):
     pipeline = Pipeline(errors=[error, Overloaded("busy"), error])
     await settle(pipeline, deps, monkeypatch, count=2)
@@ -107,7 +113,7 @@ async def test_a_bug_that_passes_leaves_no_trace(
 
 
 async def test_documents_that_set_off_a_bug_are_found(
-    deps: Dependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
+    deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
 ):
     await mark(deps.pending, {document.id: 5 for document in documents(16)}, accepted_at=1.0)
     pipeline = Pipeline(poisoned=["d3", "d11"])
@@ -123,7 +129,7 @@ async def test_documents_that_set_off_a_bug_are_found(
 
 
 async def test_an_outage_while_looking_for_a_bug_condemns_nobody(
-    deps: Dependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
+    deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
 ):
     bug = RuntimeError("bug")
     pipeline = Pipeline(errors=[bug, bug, bug, DependencyUnavailable("gone"), DependencyUnavailable("gone")])
@@ -132,16 +138,16 @@ async def test_an_outage_while_looking_for_a_bug_condemns_nobody(
     assert await deps.dead_letters.count() == 0
 
 
-async def test_patience_ends(deps: Dependencies, monkeypatch: pytest.MonkeyPatch):
+async def test_patience_ends(deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(retrying_indexer, "_delay_seconds", lambda error, attempt: 0.05)
     pipeline = Pipeline(errors=[Overloaded("busy")] * 100)
     with pytest.raises(RetryBudgetExhausted, match="busy"):
-        await settle(pipeline, deps, monkeypatch, patience_seconds=0.2)
+        await settle(pipeline, deps, monkeypatch, budget_seconds=0.2)
     assert 2 <= len(pipeline.batches) <= 5
 
 
 async def test_the_delay_that_was_asked_for_is_kept_even_beyond_the_patience(
-    deps: Dependencies, monkeypatch: pytest.MonkeyPatch
+    deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch
 ):
     started_at = time.monotonic()
     with pytest.raises(RetryBudgetExhausted):
@@ -149,16 +155,16 @@ async def test_the_delay_that_was_asked_for_is_kept_even_beyond_the_patience(
             Pipeline(errors=[Overloaded("busy", retry_delay_seconds=0.3)]),
             deps,
             monkeypatch,
-            patience_seconds=0.0,
+            budget_seconds=0.0,
         )
     assert time.monotonic() - started_at >= 0.3
 
 
-async def test_a_stop_ends_the_waiting(deps: Dependencies, monkeypatch: pytest.MonkeyPatch):
+async def test_a_stop_ends_the_waiting(deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         retrying_indexer, "index_documents", Pipeline(errors=[Overloaded("busy", retry_delay_seconds=60.0)])
     )
-    indexer = RetryingIndexer(deps, patience_seconds=60.0)
+    indexer = RetryingIndexer(deps, budget_seconds=60.0)
     waiting = asyncio.create_task(indexer.settle(accepted(1)))
     await asyncio.sleep(0.05)
     assert not waiting.done()

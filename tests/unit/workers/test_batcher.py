@@ -34,7 +34,7 @@ def indexer() -> Indexer:
 
 
 @pytest.fixture
-def gathering(indexer: Indexer) -> MicroBatcher:
+def batcher(indexer: Indexer) -> MicroBatcher:
     return MicroBatcher(cast("Any", indexer), batches=1)
 
 
@@ -42,34 +42,34 @@ def message(*ids: str) -> tuple[AcceptedDocument, ...]:
     return tuple(AcceptedDocument(Document(one, "text", version=1), 1.0) for one in ids)
 
 
-async def send(gathering: MicroBatcher, *ids: str, size_bytes: int = 10) -> asyncio.Task[None]:
-    task = asyncio.create_task(gathering.settle(message(*ids), size_bytes))
+async def send(batcher: MicroBatcher, *ids: str, size_bytes: int = 10) -> asyncio.Task[None]:
+    task = asyncio.create_task(batcher.settle(message(*ids), size_bytes))
     for _ in range(5):
         await asyncio.sleep(0)
     return task
 
 
-async def test_what_waits_goes_together_and_nothing_waits_for_more(gathering: MicroBatcher, indexer: Indexer):
-    first = await send(gathering, "a")
+async def test_what_waits_goes_together_and_nothing_waits_for_more(batcher: MicroBatcher, indexer: Indexer):
+    first = await send(batcher, "a")
     assert indexer.batches == [["a"]]
-    others = [await send(gathering, f"{number}", f"{number}+") for number in range(40)]
+    others = [await send(batcher, f"{number}", f"{number}+") for number in range(40)]
     indexer.may_go_on.set()
     await asyncio.gather(first, *others)
     assert [len(batch) for batch in indexer.batches] == [1, 64, 16]
     assert indexer.batches[1][:3] == ["0", "0+", "1"]
 
 
-async def test_large_messages_go_alone(gathering: MicroBatcher, indexer: Indexer):
-    tasks = [await send(gathering, f"{number}", size_bytes=200_000) for number in range(3)]
-    tasks.append(await send(gathering, "huge", size_bytes=10**7))
+async def test_large_messages_go_alone(batcher: MicroBatcher, indexer: Indexer):
+    tasks = [await send(batcher, f"{number}", size_bytes=200_000) for number in range(3)]
+    tasks.append(await send(batcher, "huge", size_bytes=10**7))
     indexer.may_go_on.set()
     await asyncio.gather(*tasks)
     assert indexer.batches == [["0"], ["1"], ["2"], ["huge"]]
 
 
 async def test_several_batches_run_at_a_time(indexer: Indexer):
-    gathering = MicroBatcher(cast("Any", indexer), batches=2)
-    tasks = [await send(gathering, one) for one in "abc"]
+    batcher = MicroBatcher(cast("Any", indexer), batches=2)
+    tasks = [await send(batcher, one) for one in "abc"]
     assert indexer.batches == [["a"], ["b"]]
     indexer.may_go_on.set()
     await asyncio.gather(*tasks)
@@ -77,9 +77,9 @@ async def test_several_batches_run_at_a_time(indexer: Indexer):
 
 
 async def test_every_message_of_a_batch_that_is_not_settled_is_put_back(
-    gathering: MicroBatcher, indexer: Indexer
+    batcher: MicroBatcher, indexer: Indexer
 ):
-    tasks = [await send(gathering, one) for one in "abc"]
+    tasks = [await send(batcher, one) for one in "abc"]
     indexer.error = RetryBudgetExhausted("not settled")
     indexer.may_go_on.set()
     assert [type(one) for one in await asyncio.gather(*tasks, return_exceptions=True)] == [
@@ -87,8 +87,8 @@ async def test_every_message_of_a_batch_that_is_not_settled_is_put_back(
     ] * 3
 
 
-async def test_what_nobody_waits_for_any_more_is_left_out(gathering: MicroBatcher, indexer: Indexer):
-    tasks = [await send(gathering, one) for one in "abc"]
+async def test_what_nobody_waits_for_any_more_is_left_out(batcher: MicroBatcher, indexer: Indexer):
+    tasks = [await send(batcher, one) for one in "abc"]
     tasks[1].cancel()
     await asyncio.sleep(0)
     indexer.may_go_on.set()
@@ -96,8 +96,8 @@ async def test_what_nobody_waits_for_any_more_is_left_out(gathering: MicroBatche
     assert indexer.batches == [["a"], ["c"]]
 
 
-async def test_closing_ends_what_runs(gathering: MicroBatcher, indexer: Indexer):
-    waiting = await send(gathering, "a")
-    await gathering.close()
+async def test_closing_ends_what_runs(batcher: MicroBatcher, indexer: Indexer):
+    waiting = await send(batcher, "a")
+    await batcher.close()
     assert not waiting.done()
     waiting.cancel()

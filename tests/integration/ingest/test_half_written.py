@@ -1,0 +1,181 @@
+"""Writes that one of two copies refuses: they fail, stay on the other copy, and must be sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.integration.ingest.scripted_encoder import DIMENSION, ScriptedEncoder, embedding_of
+from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.replicated_qdrant import ReplicatedQdrant
+from textmatch.documents import Document
+from textmatch.errors import DependencyUnavailable
+from textmatch.index.client import connect as connect_qdrant
+from textmatch.index.index import Index
+from textmatch.indexing import Copier
+from workers.indexer import DocumentOutcome, DualWriter, IndexerDependencies, index_documents
+from workers.retrying_indexer import AcceptedDocument, RetryingIndexer
+
+DOCUMENTS = [Document(f"文档🙂{number}", f"text {number}", {"n": number}, 5) for number in range(3)]
+BOTH_READS = pytest.mark.parametrize("read_from", [0, 1])
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    copies = [EdgeProcess(tmp_path_factory.mktemp("copy")) for _ in range(2)]
+    for copy in copies:
+        copy.start()
+    yield copies[0].port, copies[1].port
+    for copy in copies:
+        assert copy.stop() == 0
+
+
+@pytest.fixture
+async def qdrant(ports: tuple[int, int]) -> AsyncIterator[ReplicatedQdrant]:
+    replicated = ReplicatedQdrant(ports)
+    await replicated.start()
+    yield replicated
+    await replicated.stop()
+
+
+@pytest.fixture
+async def copies(ports: tuple[int, int], alias: str) -> AsyncIterator[list[Index]]:
+    """Each copy by itself."""
+    indexes = [Index(connect_qdrant(f"http://127.0.0.1:{port}"), alias) for port in ports]
+    yield indexes
+    for index in indexes:
+        await index.close()
+
+
+@pytest.fixture
+async def deps(
+    deps: IndexerDependencies, qdrant: ReplicatedQdrant, alias: str
+) -> AsyncIterator[IndexerDependencies]:
+    index = Index(connect_qdrant(qdrant.url), alias)
+    copier = Copier(index, deps.encoder, deps.tombstones, 10.0)
+    yield replace(deps, index=index, dual_writer=DualWriter(index, copier, unserved_seconds=60.0))
+    await index.close()
+
+
+async def assert_held(copy: Index, collection: str, documents: list[Document]) -> None:
+    stored = await copy.points(collection).fetch([one.id for one in documents], with_embeddings=True)
+    assert {one.document.id: one.document for one in stored.values()} == {one.id: one for one in documents}
+    for one in stored.values():
+        assert one.embedding is not None
+        assert np.allclose(one.embedding, embedding_of(one.document.text, collection)[0], atol=1e-5)
+
+
+@BOTH_READS
+async def test_a_half_written_batch_is_sent_to_both_copies_again(
+    deps: IndexerDependencies,
+    qdrant: ReplicatedQdrant,
+    copies: list[Index],
+    encoder: ScriptedEncoder,
+    read_from: int,
+):
+    qdrant.refuses = lambda copy, _: copy == 1
+    with pytest.raises(DependencyUnavailable, match="1 out of 2 shards failed"):
+        await index_documents(DOCUMENTS, deps)
+    await assert_held(copies[0], encoder.model_id, DOCUMENTS)
+    assert await copies[1].points(encoder.model_id).count() == 0
+
+    qdrant.refuses = lambda copy, _: False
+    qdrant.read_from = read_from
+    expected = DocumentOutcome.UNCHANGED_TEXT if read_from == 0 else DocumentOutcome.INDEXED
+    assert await index_documents(DOCUMENTS, deps) == [expected] * 3
+    for copy in copies:
+        await assert_held(copy, encoder.model_id, DOCUMENTS)
+
+
+@BOTH_READS
+async def test_a_half_written_update_is_sent_to_both_copies_again(
+    deps: IndexerDependencies,
+    qdrant: ReplicatedQdrant,
+    copies: list[Index],
+    encoder: ScriptedEncoder,
+    read_from: int,
+):
+    await index_documents(DOCUMENTS, deps)
+    newer = [replace(one, text="newer", version=6) for one in DOCUMENTS]
+    qdrant.refuses = lambda copy, _: copy == 1
+    with pytest.raises(DependencyUnavailable):
+        await index_documents(newer, deps)
+    await assert_held(copies[1], encoder.model_id, DOCUMENTS)
+    qdrant.refuses = lambda copy, _: False
+    qdrant.read_from = read_from
+    await index_documents(newer, deps)
+    # A later delivery of the older version changes neither copy.
+    assert await index_documents(DOCUMENTS, deps) == [DocumentOutcome.STALE] * 3
+    for copy in copies:
+        await assert_held(copy, encoder.model_id, newer)
+
+
+@BOTH_READS
+async def test_a_worker_waits_for_the_refusing_copy_and_settles_only_then(
+    deps: IndexerDependencies,
+    qdrant: ReplicatedQdrant,
+    copies: list[Index],
+    encoder: ScriptedEncoder,
+    read_from: int,
+):
+    qdrant.refuses = lambda copy, _: copy == 1
+    qdrant.read_from = read_from
+    indexer = RetryingIndexer(deps, 30.0)
+    settling = asyncio.create_task(indexer.settle([AcceptedDocument(one, time.time()) for one in DOCUMENTS]))
+    async with asyncio.timeout(20):
+        while not await copies[0].fetch([DOCUMENTS[0].id]):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert not settling.done()
+    qdrant.refuses = lambda copy, _: False
+    await settling
+    assert await deps.dead_letters.count() == 0
+    for copy in copies:
+        await assert_held(copy, encoder.model_id, DOCUMENTS)
+
+
+@BOTH_READS
+async def test_a_half_written_dual_write_is_sent_to_both_copies_again(
+    deps: IndexerDependencies,
+    qdrant: ReplicatedQdrant,
+    copies: list[Index],
+    encoder: ScriptedEncoder,
+    read_from: int,
+):
+    await index_documents(DOCUMENTS[:1], deps)
+    target = f"new-{encoder.model_id}"
+    encoder.other_model_ids = (target,)
+    await deps.index.succession.start(target, DIMENSION)
+    qdrant.refuses = lambda copy, collection: copy == 1 and collection == target
+    with pytest.raises(DependencyUnavailable):
+        await index_documents(DOCUMENTS, deps)
+    await assert_held(copies[0], target, DOCUMENTS)
+    assert await copies[1].points(target).count() == 0
+    qdrant.refuses = lambda copy, _: False
+    qdrant.read_from = read_from
+    await index_documents(DOCUMENTS, deps)
+    for copy in copies:
+        await assert_held(copy, target, DOCUMENTS)
+
+
+@BOTH_READS
+async def test_a_delete_of_a_half_written_document_reaches_both_copies(
+    deps: IndexerDependencies,
+    qdrant: ReplicatedQdrant,
+    copies: list[Index],
+    encoder: ScriptedEncoder,
+    read_from: int,
+):
+    qdrant.refuses = lambda copy, _: copy == 1
+    with pytest.raises(DependencyUnavailable):
+        await index_documents(DOCUMENTS, deps)
+    qdrant.refuses = lambda copy, _: False
+    qdrant.read_from = read_from
+    await deps.tombstones.add({one.id: 9 for one in DOCUMENTS}, ttl_seconds=60)
+    assert await index_documents(DOCUMENTS, deps) == [DocumentOutcome.DELETED] * 3
+    for copy in copies:
+        assert await copy.points(encoder.model_id).count() == 0
