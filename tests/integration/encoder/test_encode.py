@@ -117,7 +117,7 @@ async def test_an_unknown_model_is_answered_with_those_that_are_loaded(
     failure = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"], model="nobody")))
     assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     assert failure.resource == ("model", "nobody")
-    assert all(served.model.name in failure.message for served in models.bi_encoders)
+    assert all(entry.model.name in failure.message for entry in models.bi_encoders)
 
 
 async def test_a_call_while_the_models_load_is_told_to_come_back():

@@ -21,13 +21,11 @@ from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
 # The real process around models without weights, so that it starts at once and can be made to break.
 _WITHOUT_TORCH = """
-import sys, types
+import sys
+from services.encoder import __main__
 from tests.support.length_model import loaded_length_model
-module = types.ModuleType("services.encoder.loading")
-module.load_models = lambda found, settings, run_pass: loaded_length_model()
-sys.modules["services.encoder.loading"] = module
-from services.encoder.__main__ import main
-sys.exit(main())
+__main__.load_models = lambda settings: loaded_length_model()
+sys.exit(__main__.main())
 """
 
 

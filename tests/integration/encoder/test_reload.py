@@ -250,7 +250,7 @@ async def test_models_that_cannot_be_served_leave_the_old_ones_serving(
         await _until(lambda: encoder.reloads("done") == 1)
     assert _served_id(encoder) == _bi_encoder(encoder.served).model_id != old_id
     assert set(answers.health) == {_SERVING}
-    start = "cannot reload, the models loaded before keep serving: "
+    start = "cannot reload; the old models keep serving: "
     reasons = [line.removeprefix(start) for line in encoder.lines("", "ERROR")]
     assert reasons[0].startswith(f'cannot load "{encoder.served}"')
     assert "header" in reasons[0].lower()

@@ -28,8 +28,8 @@ def _wrapped(models: ModelRegistry, wrap: Callable[[Forward], Forward]) -> Model
         return replace(model, forward=wrap(model.forward))
 
     return ModelRegistry(
-        [replace(served, engine_model=wrapped(served.engine_model)) for served in models.bi_encoders],
-        [replace(served, engine_model=wrapped(served.engine_model)) for served in models.cross_encoders],
+        [replace(entry, engine_model=wrapped(entry.engine_model)) for entry in models.bi_encoders],
+        [replace(entry, engine_model=wrapped(entry.engine_model)) for entry in models.cross_encoders],
     )
 
 
@@ -124,9 +124,9 @@ async def test_a_cancelled_call_is_not_computed(models: ModelRegistry):
         await gate.wait_entered()
         cancelled = encoder.stub.Encode(pb.EncodeRequest(texts=["dog"] * 7))
         last = encoder.stub.Encode(pb.EncodeRequest(texts=["park"] * 2))
-        await _until(lambda: encoder.waiting._interactive.texts == 9)
+        await _until(lambda: encoder.scheduler._interactive.texts == 9)
         cancelled.cancel()
-        await _until(lambda: encoder.waiting._interactive.texts == 2)
+        await _until(lambda: encoder.scheduler._interactive.texts == 2)
         gate.opened.set()
         await asyncio.gather(first, last)
     assert gate.sizes == [1, 2]
@@ -148,18 +148,18 @@ async def test_what_waits_past_its_deadline_is_not_computed(models: ModelRegistr
 async def test_too_much_is_refused_and_told_when_to_come_back(models: ModelRegistry):
     gate = Gate()
     async with serve_encoder(_wrapped(models, gate.wrap), queue_tokens=500) as encoder:
-        encoder.waiting.note_speed(tokens=1_000, seconds=1.0)
+        encoder.scheduler.note_speed(tokens=1_000, seconds=1.0)
         running = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"]))
         await gate.wait_entered()
         waiting = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"] * 160))
-        await _until(lambda: encoder.waiting._interactive.texts == 160)
+        await _until(lambda: encoder.scheduler._interactive.texts == 160)
         refused = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["dog " * 30])))
         bulk = encoder.stub.Encode(pb.EncodeRequest(texts=["dog " * 30], priority=pb.PRIORITY_BULK))
         in_a_hurry = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"]), timeout=0.3))
         gate.opened.set()
         answered = await asyncio.gather(running, waiting, bulk)
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-    assert refused.message == "480 interactive tokens wait already; the limit is 500"
+    assert refused.message == "480 interactive tokens are queued; the limit is 500"
     assert refused.retry_seconds is not None
     assert 0.4 < refused.retry_seconds < 0.6
     assert in_a_hurry.reason == "DEADLINE_TOO_SHORT"
@@ -184,7 +184,7 @@ async def test_interactive_calls_overtake_bulk_and_bulk_still_ends(models: Model
             asyncio.create_task(call(encoder.stub, "interactive", pb.EncodeRequest(texts=["the dog"] * 20)))
             for _ in range(10)
         ]
-        await _until(lambda: encoder.waiting._bulk.texts == 500 and encoder.waiting._interactive.texts == 200)
+        await _until(lambda: encoder.scheduler._bulk.texts == 500 and encoder.scheduler._interactive.texts == 200)
         gate.opened.set()
         await asyncio.wait_for(asyncio.gather(first, bulk, *interactive), 30)
     assert order == ["interactive"] * 10 + ["bulk"]
@@ -207,12 +207,12 @@ async def test_whatever_one_caller_queues_a_small_call_of_another_is_in_the_next
         huge += [encoder.stub.Encode(pb.EncodeRequest(texts=["the dog"] * 64)) for _ in range(50)]
         # All of them: one that came later would be taken for the small call.
         waiting_before = 1_000 - gate.sizes[0] + 50 * 64
-        await _until(lambda: encoder.waiting._interactive.texts == waiting_before)
+        await _until(lambda: encoder.scheduler._interactive.texts == waiting_before)
         # Channels of one process share their connections unless told otherwise.
         own_connection = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(encoder.address, own_connection) as channel:
             small = pb_grpc.EncoderServiceStub(channel).Encode(pb.EncodeRequest(texts=["a cat in the park"]))
-            await _until(lambda: encoder.waiting._interactive.texts == waiting_before + 1)
+            await _until(lambda: encoder.scheduler._interactive.texts == waiting_before + 1)
             gate.opened.set()
             answer = await asyncio.wait_for(small, 30)
         answers = await asyncio.wait_for(asyncio.gather(*huge), 60)
