@@ -184,7 +184,8 @@ async def test_interactive_calls_overtake_bulk_and_bulk_still_ends(models: Model
             asyncio.create_task(call(encoder.stub, "interactive", pb.EncodeRequest(texts=["the dog"] * 20)))
             for _ in range(10)
         ]
-        await _until(lambda: encoder.scheduler._bulk.texts == 500 and encoder.scheduler._interactive.texts == 200)
+        lanes = encoder.scheduler._interactive, encoder.scheduler._bulk
+        await _until(lambda: [lane.texts for lane in lanes] == [200, 500])
         gate.opened.set()
         await asyncio.wait_for(asyncio.gather(first, bulk, *interactive), 30)
     assert order == ["interactive"] * 10 + ["bulk"]
