@@ -97,12 +97,7 @@ async def _run_models(
 ) -> None:
     """Load the models and serve them, reloading on request, until cancelled.
 
-    Args:
-        settings: of the encoder.
-        server: set to serving once the models are loaded.
-        servicer: gets the models.
-        reloader: is asked for reloads.
-        running: what to stop after the last call has ended.
+    What must run until the last call has ended is put on the stack `running`.
 
     Raises:
         TextMatchError: a model is missing or cannot be loaded.

@@ -15,9 +15,7 @@ STAGE_SECONDS = Histogram(
     buckets=SECONDS_BUCKETS,
 )
 BATCH_TEXTS = Histogram(
-    "textmatch_encoder_batch_texts",
-    "Texts or pairs per forward pass.",
-    buckets=_POWERS_OF_TWO[:11],
+    "textmatch_encoder_batch_texts", "Texts or pairs per forward pass.", buckets=_POWERS_OF_TWO[:11]
 )
 BATCH_TOKENS = Histogram(
     "textmatch_encoder_batch_tokens",
@@ -33,15 +31,11 @@ QUEUE_TEXTS = Gauge("textmatch_encoder_queue_texts", "Texts or pairs that are qu
 QUEUE_TOKENS = Gauge("textmatch_encoder_queue_tokens", "Tokens that are queued.", ["lane"])
 REJECTIONS_TOTAL = Counter("textmatch_encoder_rejections_total", "Calls refused, by reason.", ["reason"])
 DROPPED_TOTAL = Counter(
-    "textmatch_encoder_dropped_total",
-    "Calls dropped from the queue: cancelled by the caller, or past their deadline.",
-    ["reason"],
+    "textmatch_encoder_dropped_total", "Calls dropped from the queue: cancelled, late.", ["reason"]
 )
 TOKENS_TOTAL = Counter("textmatch_encoder_tokens_total", "Tokens computed, without padding.", ["lane"])
 TRUNCATED_TOTAL = Counter("textmatch_encoder_truncated_total", "Texts or pairs that were truncated.")
-FAILED_TEXTS_TOTAL = Counter(
-    "textmatch_encoder_failed_texts_total", "Texts that a model failed on while it worked on others."
-)
+FAILED_TEXTS_TOTAL = Counter("textmatch_encoder_failed_texts_total", "Texts that a model failed on alone.")
 RELOADS_TOTAL = Counter("textmatch_encoder_reloads_total", "Reloads of the models: done, failed.", ["result"])
 MODEL_INFO = Gauge(
     "textmatch_encoder_model_info",

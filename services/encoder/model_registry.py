@@ -1,6 +1,6 @@
 """The loaded models as the rest of the service sees them, and their replacement without downtime.
 
-Free of torch: models that need it are made by torch_loader.py and used through these protocols.
+Free of torch: loading.py and torch_loader.py make the models, this module only knows their types.
 """
 
 from __future__ import annotations
@@ -10,65 +10,29 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from services.encoder import metrics
 from services.encoder.batching import EngineModel
 from textmatch.errors import InvalidInput, ModelNotFound
-from textmatch.models.calibration import Scores
 from textmatch.models.embedding_scorers import CosineScorer, PairClassifier
-from textmatch.models.fast_tokenizer import Pair, TokenizedText
+from textmatch.models.native_models import PreparedBiEncoder, PreparedCrossEncoder
 from textmatch.runtime.process import trim_heap
-from textmatch.vectors import Embeddings
+
+if TYPE_CHECKING:
+    from textmatch.models.bi_encoder import BiEncoder
+    from textmatch.models.cross_encoder import CrossEncoder
+
+ServedBiEncoder: TypeAlias = "PreparedBiEncoder | BiEncoder"
+ServedCrossEncoder: TypeAlias = "PreparedCrossEncoder | CrossEncoder"
+ServedModel: TypeAlias = "ServedBiEncoder | ServedCrossEncoder"
+EmbeddingScorer: TypeAlias = CosineScorer | PairClassifier
+Kind = TypeVar("Kind", bound="ServedModel", covariant=True)
 
 _log = logging.getLogger(__name__)
 
-EmbeddingScorer: TypeAlias = CosineScorer | PairClassifier
-
 # Calls that began with the old models have ended by then.
 _RELEASED_AFTER_SECONDS = 60.0
-
-
-class ServedModel(Protocol):
-    """What every model says about itself."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def model_id(self) -> str: ...
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def engine(self) -> str: ...
-    @property
-    def is_packed(self) -> bool: ...
-
-
-class ServedBiEncoder(ServedModel, Protocol):
-    """A bi-encoder of textmatch.models; `embed` runs in the inference thread only."""
-
-    @property
-    def dimension(self) -> int: ...
-    @property
-    def cosine(self) -> CosineScorer: ...
-    @property
-    def pair_classifier(self) -> PairClassifier | None: ...
-    def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]: ...
-    def embed(self, batch: Sequence[TokenizedText]) -> Embeddings: ...
-
-
-class ServedCrossEncoder(ServedModel, Protocol):
-    """A cross-encoder of textmatch.models; `score` runs in the inference thread only."""
-
-    def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]: ...
-    def score(self, batch: Sequence[TokenizedText]) -> tuple[Scores, Scores]: ...
-
-
-Kind = TypeVar("Kind", bound=ServedModel, covariant=True)
 
 
 @dataclass(frozen=True)

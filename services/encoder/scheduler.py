@@ -80,20 +80,20 @@ class Lane:
         """Tokens that are queued or reserved."""
         return self._queued_tokens + self._reserved_tokens
 
-    def tokens_of(self, caller: str) -> int:
-        """Tokens of one caller that are queued or reserved."""
-        return self._tokens_of_caller.get(caller, 0)
-
-    def callers_with(self, caller: str) -> int:
-        """How many callers have texts here, counting this one."""
-        return len(self._tokens_of_caller) + (caller not in self._tokens_of_caller)
+    def has_room(self, caller: str, tokens: int, limit_tokens: int) -> bool:
+        """Whether a call is within the limit, or within its caller's equal part of the same amount again."""
+        if not self.tokens or self.tokens + tokens <= limit_tokens:
+            return True
+        callers = len(self._tokens_of_caller) + (caller not in self._tokens_of_caller)
+        is_small = self._tokens_of_caller.get(caller, 0) + tokens <= limit_tokens // callers
+        return is_small and self.tokens + tokens <= 2 * limit_tokens
 
     def tokens_ahead(self, caller: str, tokens: int) -> int:
         """Tokens that are computed before the last text of a new call of so many tokens.
 
         Until then every other caller gets at most as many quanta as this one.
         """
-        share = max(self.tokens_of(caller) + tokens, self._policy.quantum_tokens)
+        share = max(self._tokens_of_caller.get(caller, 0) + tokens, self._policy.quantum_tokens)
         return sum(min(queued, share) for queued in self._tokens_of_caller.values())
 
     def reserve(self, caller: str, tokens: int) -> None:
@@ -248,7 +248,9 @@ class Scheduler:
                 # Empty if the last deadline in the lane passed just now.
                 elif batch := lane.take():
                     self._is_task_next = True
-                    self._account(lane, batch)
+                    self._running_tokens = sum(item.tokens for item in batch)
+                    is_bulk, bulk_queued = lane is self._bulk, self._bulk.has_work()
+                    self._credit.account(self._running_tokens, is_bulk=is_bulk, bulk_queued=bulk_queued)
                     return batch
         return []
 
@@ -288,7 +290,7 @@ class Scheduler:
         return self._bulk if is_bulk else self._interactive
 
     def _check_admission(self, lane: Lane, tokens: int, call: CallContext) -> None:
-        is_full = lane.tokens > 0 and not self._has_room(lane, tokens, call.caller)
+        is_full = not lane.has_room(call.caller, tokens, self._limit_tokens)
         if not is_full and self._is_in_time(self._ahead_of(lane, lane.tokens), tokens, call):
             return
         # Texts of other callers that are served after this call do not count; finding them takes longer.
@@ -303,14 +305,6 @@ class Scheduler:
             metrics.REJECTIONS_TOTAL.labels("deadline_too_short").inc()
             message = f"the queued work takes about {delay_seconds:.2f} s; the deadline is too short for it"
             raise DeadlineTooShort(message, retry_delay_seconds=delay_seconds)
-
-    def _has_room(self, lane: Lane, tokens: int, caller: str) -> bool:
-        """Whether a call fits in the limit, or in its caller's equal part of the same amount again."""
-        if lane.tokens + tokens <= self._limit_tokens:
-            return True
-        part_tokens = self._limit_tokens // lane.callers_with(caller)
-        is_small = lane.tokens_of(caller) + tokens <= part_tokens
-        return is_small and lane.tokens + tokens <= 2 * self._limit_tokens
 
     def _ahead_of(self, lane: Lane, tokens_in_lane: int) -> int:
         """Tokens computed before a call, given those ahead of it in its own lane."""
@@ -331,14 +325,8 @@ class Scheduler:
         interactive_queued, bulk_queued = self._interactive.has_work(), self._bulk.has_work()
         if not interactive_queued and not bulk_queued:
             return None
-        return self._lane(
-            self._credit.is_bulk_next(interactive_queued=interactive_queued, bulk_queued=bulk_queued)
-        )
-
-    def _account(self, lane: Lane, batch: list[Item]) -> None:
-        self._running_tokens = sum(item.tokens for item in batch)
-        is_bulk = lane is self._bulk
-        self._credit.account(self._running_tokens, is_bulk=is_bulk, bulk_queued=self._bulk.has_work())
+        is_bulk = self._credit.is_bulk_next(interactive_queued=interactive_queued, bulk_queued=bulk_queued)
+        return self._lane(is_bulk)
 
     def _is_over(self, job: Job) -> bool:
         """Whether a job no longer needs to be computed; ends it here if its deadline has passed."""

@@ -58,9 +58,7 @@ def test_of_texts_of_one_length_the_older_go_first(counts: list[int], policy: Ba
 
 @unhurried
 @given(token_counts, policies)
-def test_emptying_the_queue_takes_every_text_once(
-    counts: list[int], policy: BatchPolicy
-):
+def test_emptying_the_queue_takes_every_text_once(counts: list[int], policy: BatchPolicy):
     queued = list(enumerate(counts))
     taken: list[int] = []
     while queued:

@@ -19,8 +19,13 @@ def _tokens(batch: Sequence[Item]) -> list[int]:
     return [item.tokens for item in batch]
 
 
-def _call(*, is_bulk: bool = False, deadline: float | None = None) -> CallContext:
-    return CallContext("anyone", is_bulk, deadline)
+def _call(*, caller: str = "anyone", is_bulk: bool = False, deadline: float | None = None) -> CallContext:
+    return CallContext(caller, is_bulk, deadline)
+
+
+def _admit(scheduler: Scheduler, tokens: int, call: CallContext) -> None:
+    with scheduler.admitted(tokens, call):
+        pass
 
 
 def _depth(lane: str) -> tuple[float, float]:
@@ -119,15 +124,11 @@ async def test_too_much_is_refused_with_an_honest_delay(scheduler: Scheduler, ma
     refused = REJECTIONS_TOTAL.labels("overloaded")._value.get()
     scheduler.note_speed(tokens=200, seconds=1.0)
     scheduler.add(make_job(*[90] * 10))
-    with (
-        pytest.raises(Overloaded, match="900 interactive tokens are queued; the limit is 1,000") as caught,
-        scheduler.admitted(101, _call()),
-    ):
-        pass
+    with pytest.raises(Overloaded, match="900 interactive tokens are queued; the limit is 1,000") as caught:
+        _admit(scheduler, 101, _call())
     assert caught.value.retry_delay_seconds == pytest.approx(4.5)
     assert REJECTIONS_TOTAL.labels("overloaded")._value.get() == refused + 1
-    with scheduler.admitted(100, _call()):
-        pass
+    _admit(scheduler, 100, _call())
 
 
 async def test_calls_that_are_being_tokenised_count(scheduler: Scheduler):
@@ -137,36 +138,28 @@ async def test_calls_that_are_being_tokenised_count(scheduler: Scheduler):
         scheduler.admitted(600, _call()),
     ):
         pass
-    with scheduler.admitted(600, _call()):
-        pass
+    _admit(scheduler, 600, _call())
 
 
 async def test_each_lane_has_its_own_limit(scheduler: Scheduler, make_job: MakeJob):
     scheduler.add(make_job(*[90] * 11, is_bulk=True))
-    with pytest.raises(Overloaded, match="bulk"), scheduler.admitted(50, _call(is_bulk=True)):
-        pass
-    with scheduler.admitted(50, _call()):
-        pass
+    with pytest.raises(Overloaded, match="bulk"):
+        _admit(scheduler, 50, _call(is_bulk=True))
+    _admit(scheduler, 50, _call())
 
 
 async def test_an_empty_lane_takes_a_call_of_any_size(scheduler: Scheduler):
-    with scheduler.admitted(1_000_000, _call(is_bulk=True)):
-        is_let_in = True
-    assert is_let_in
+    _admit(scheduler, 1_000_000, _call(is_bulk=True))
 
 
 async def test_a_call_that_would_be_answered_too_late_is_refused(scheduler: Scheduler, make_job: MakeJob):
     scheduler.note_speed(tokens=100, seconds=1.0)
     scheduler.add(make_job(*[90] * 5))
     deadline = time.monotonic() + 2.0
-    with (
-        pytest.raises(DeadlineTooShort, match=r"takes about 4\.50 s") as caught,
-        scheduler.admitted(10, _call(deadline=deadline)),
-    ):
-        pass
+    with pytest.raises(DeadlineTooShort, match=r"takes about 4\.50 s") as caught:
+        _admit(scheduler, 10, _call(deadline=deadline))
     assert caught.value.retry_delay_seconds == pytest.approx(4.5)
-    with scheduler.admitted(10, _call(deadline=deadline + 60)):
-        pass
+    _admit(scheduler, 10, _call(deadline=deadline + 60))
 
 
 async def test_a_call_needs_time_to_spare_unless_nothing_is_ahead(scheduler: Scheduler, make_job: MakeJob):
@@ -174,16 +167,14 @@ async def test_a_call_needs_time_to_spare_unless_nothing_is_ahead(scheduler: Sch
     soon = time.monotonic() + 1.2
     with scheduler.admitted(90, _call(deadline=soon)):
         scheduler.add(make_job(10))
-    with pytest.raises(DeadlineTooShort), scheduler.admitted(90, _call(deadline=soon)):
-        pass
+    with pytest.raises(DeadlineTooShort):
+        _admit(scheduler, 90, _call(deadline=soon))
 
 
 async def test_interactive_calls_do_not_wait_for_bulk(scheduler: Scheduler, make_job: MakeJob):
     scheduler.note_speed(tokens=100, seconds=1.0)
     scheduler.add(make_job(*[90] * 10, is_bulk=True))
-    with scheduler.admitted(10, _call(deadline=time.monotonic() + 1.0)):
-        is_let_in = True
-    assert is_let_in
+    _admit(scheduler, 10, _call(deadline=time.monotonic() + 1.0))
 
 
 async def test_small_batches_do_not_tell_the_speed(scheduler: Scheduler, make_job: MakeJob):
@@ -191,8 +182,8 @@ async def test_small_batches_do_not_tell_the_speed(scheduler: Scheduler, make_jo
     for _ in range(100):
         scheduler.note_speed(tokens=1, seconds=1.0)
     scheduler.add(make_job(*[90] * 11))
-    with pytest.raises(Overloaded) as caught, scheduler.admitted(100, _call()):
-        pass
+    with pytest.raises(Overloaded) as caught:
+        _admit(scheduler, 100, _call())
     assert caught.value.retry_delay_seconds == pytest.approx(0.99)
 
 
@@ -254,3 +245,61 @@ async def test_closing_fails_tasks(scheduler: Scheduler):
     with pytest.raises(NotReady, match="shutting down"):
         scheduler.add_task(task)
     assert scheduler.take() == []
+
+
+async def test_a_small_call_waits_for_one_quantum_of_a_huge_one(scheduler: Scheduler, make_job: MakeJob):
+    scheduler.add(make_job(*[20] * 40, caller="huge"))
+    scheduler.take()
+    scheduler.add(make_job(21, 22, caller="small"))
+    assert {21, 22} <= set(_tokens(scheduler.take()))
+
+
+async def test_a_text_unlike_those_of_a_huge_call_is_not_passed_over(scheduler: Scheduler, make_job: MakeJob):
+    scheduler.add(make_job(*[10] * 600, caller="huge"))
+    scheduler.take()
+    scheduler.add(make_job(90, caller="small"))
+    assert [90] in [_tokens(scheduler.take()) for _ in range(3)]
+
+
+async def test_a_model_does_not_wait_for_all_the_work_of_another(scheduler: Scheduler, make_job: MakeJob):
+    scheduler.add(make_job(*[90] * 5, caller="huge"))
+    scheduler.take()
+    scheduler.add(make_job(10, caller="small", model=LengthModel("other").engine_model))
+    assert [10] in (_tokens(scheduler.take()), _tokens(scheduler.take()))
+
+
+async def test_a_caller_is_not_refused_for_what_goes_behind_it(scheduler: Scheduler, make_job: MakeJob):
+    scheduler.note_speed(tokens=100, seconds=1.0)
+    scheduler.add(make_job(*[90] * 10, caller="huge"))
+    soon = time.monotonic() + 3.0
+    _admit(scheduler, 20, _call(caller="small", deadline=soon))
+    with pytest.raises(DeadlineTooShort, match=r"9\.00 s"):
+        _admit(scheduler, 20, _call(caller="huge", deadline=soon))
+
+
+async def test_the_limit_leaves_room_for_other_callers(scheduler: Scheduler, make_job: MakeJob):
+    scheduler.add(make_job(*[100] * 10, caller="huge"))
+    with pytest.raises(Overloaded):
+        _admit(scheduler, 1, _call(caller="huge"))
+    with pytest.raises(Overloaded):
+        _admit(scheduler, 501, _call(caller="second"))
+    scheduler.add(make_job(*[100] * 5, caller="second"))
+    scheduler.add(make_job(*[100] * 3, caller="third"))
+    _admit(scheduler, 200, _call(caller="fourth"))
+    with pytest.raises(Overloaded):
+        _admit(scheduler, 201, _call(caller="fourth"))
+
+
+async def test_callers_without_queued_texts_are_forgotten(scheduler: Scheduler, make_job: MakeJob):
+    cancelled = make_job(10, caller="cancelled")
+    scheduler.add(cancelled)
+    scheduler.discard(cancelled)
+    scheduler.add(make_job(10, caller="late", deadline=time.monotonic() - 1))
+    for number in range(100):
+        with scheduler.admitted(10, _call(caller=str(number))):
+            scheduler.add(make_job(10, caller=str(number)))
+        scheduler.take()
+    scheduler.add_task(EngineTask(lambda: 1.0))
+    scheduler.take()
+    lane = scheduler._interactive
+    assert (lane._tokens_of_caller, lane._queues, lane.tokens) == ({}, {}, 0)
