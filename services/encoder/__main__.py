@@ -1,19 +1,20 @@
-"""The encoder: `python -m services.encoder`. SIGTERM ends it, SIGHUP makes it load its models once more."""
+"""The encoder process: `python -m services.encoder`. SIGTERM stops it, SIGHUP reloads its models."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
-from services.encoder.batching import run_inline
-from services.encoder.hot_reload import Reloader
-from services.encoder.inference import EngineBroken, InferenceThread, Pipeline
-from services.encoder.loading import convert_apart, find_models
+from services.encoder.inference import Pipeline
+from services.encoder.inference_thread import EngineBroken, InferenceThread
+from services.encoder.loading import convert_in_subprocess, convert_models, load_models
+from services.encoder.model_registry import ModelRegistry, Reloader
 from services.encoder.scheduler import Scheduler
 from services.encoder.servicer import EncoderServicer
 from services.encoder.settings import EncoderSettings, from_environment
@@ -28,20 +29,26 @@ from textmatch.runtime.tracing import set_up_tracing
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
-if TYPE_CHECKING:
-    from services.encoder.batching import RunPass
-    from services.encoder.loading import Loaded
-    from services.encoder.model_registry import ModelRegistry
-
 _log = logging.getLogger(__name__)
 
 _SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EncoderService"].full_name
+# The serving encoder takes precedence over a conversion.
+_CONVERSION_NICENESS = 10
 
 
 def main() -> int:
     """Run until SIGTERM; returns the exit status."""
+    parser = argparse.ArgumentParser("python -m services.encoder", description="Serve models over gRPC.")
+    parser.add_argument(
+        "--convert", action="store_true", help="convert the models for their engine into the cache, and exit"
+    )
+    arguments = parser.parse_args()
     try:
         settings = from_environment()
+        if arguments.convert:
+            os.nice(_CONVERSION_NICENESS)
+            convert_models(settings)
+            return 0
         set_up_logs("encoder", settings.log_level, settings.log_style)
         set_up_tracing("encoder", settings.otlp_endpoint, settings.trace_sample_ratio)
         asyncio.run(_serve(settings))
@@ -52,6 +59,7 @@ def main() -> int:
 
 
 async def _serve(settings: EncoderSettings) -> None:
+    """Listen at once, answer NotReady while the models load, and drain before the end."""
     _log.info("starting", extra=describe(settings))
     reloader = Reloader()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
@@ -66,27 +74,30 @@ async def _serve(settings: EncoderSettings) -> None:
     servicer = EncoderServicer(settings.max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, _SERVICE_NAME)
     if settings.metrics_port:
-        _serve_metrics(settings.host, settings.metrics_port)
+        try:
+            serve_metrics(settings.host, settings.metrics_port)
+        except OSError as error:
+            address = f"{settings.host}:{settings.metrics_port}"
+            raise PortTaken(f"cannot serve metrics on {address}: {error.strerror}") from error
     address = await server.start()
     with ExitStack() as running:
         try:
-            await run_until_stopped(_work(settings, server, servicer, reloader, running))
+            await run_until_stopped(_run_models(settings, server, servicer, reloader, running))
         finally:
             await server.drain(settings.drain_seconds)
     _log.info("ended", extra={"address": address})
 
 
-async def _work(
+async def _run_models(
     settings: EncoderSettings,
     server: GrpcServer,
     servicer: EncoderServicer,
     reloader: Reloader,
     running: ExitStack,
 ) -> None:
-    """Load the models, then serve, and reload them when asked to, until cancelled.
+    """Load the models and serve them, reloading on request, until cancelled.
 
-    Args:
-        running: what is to be ended once the last call has ended.
+    What must run until the last call has ended is put on the stack `running`.
 
     Raises:
         TextMatchError: a model is missing or cannot be loaded.
@@ -94,51 +105,34 @@ async def _work(
     """
     started = time.monotonic()
     loop = asyncio.get_running_loop()
-    loaded = await asyncio.to_thread(_load, settings, run_inline)
+    loaded = await asyncio.to_thread(load_models, settings)
     broken: asyncio.Future[BaseException] = loop.create_future()
-    waiting = Scheduler(loaded.policy, limit_tokens=settings.queue_tokens)
-    waiting.note_speed(*loaded.speed)
-    engine = InferenceThread(
-        waiting,
+    scheduler = Scheduler(loaded.policy, limit_tokens=settings.queue_tokens)
+    scheduler.note_speed(*loaded.speed)
+    thread = InferenceThread(
+        scheduler,
         prepare_thread=loaded.prepare_thread,
         on_death=lambda error: loop.call_soon_threadsafe(broken.set_result, error),
     )
-    pipeline = Pipeline(waiting)
+    pipeline = Pipeline(scheduler)
     running.callback(pipeline.close)
-    running.callback(engine.stop)
-    engine.start()
+    running.callback(thread.stop)
+    thread.start()
     servicer.open(loaded.models, pipeline)
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"start_seconds": round(time.monotonic() - started, 2)})
 
     async def load_again() -> ModelRegistry:
-        await convert_apart(servicer.models)
-        return (await asyncio.to_thread(_load, settings, engine.run)).models
+        await convert_in_subprocess(servicer.models)
+        return (await asyncio.to_thread(load_models, settings, thread.run)).models
 
-    def serve(models: ModelRegistry) -> None:
-        servicer.open(models, pipeline)
-
-    reloading = asyncio.ensure_future(reloader.run(load_again, serve))
+    reloads = reloader.run(load_again, lambda models: servicer.open(models, pipeline))
+    reloading = asyncio.ensure_future(reloads)
     try:
         error = await broken
     finally:
         reloading.cancel()
     raise EngineBroken(f"the engine broke: {error}") from error
-
-
-def _serve_metrics(host: str, port: int) -> None:
-    try:
-        serve_metrics(host, port)
-    except OSError as error:
-        raise PortTaken(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
-
-
-def _load(settings: EncoderSettings, run_pass: RunPass) -> Loaded:
-    found = find_models(settings)
-    # May take seconds, if torch is needed: meanwhile the port is bound and callers are told to come back.
-    from services.encoder.loading import load_models
-
-    return load_models(found, settings, run_pass)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Whose text is next, so that nobody waits for all that another caller has queued.
+"""A queue that is fair between callers: deficit round robin.
 
-Deficit round robin: the callers that have texts waiting stand in a line, and the first may send so many
-tokens to the engine before it goes to the end. What a turn takes too much, the caller's next turns lack. A
-caller with few texts is through with its first turn; the texts of one caller stay in the order they came.
+Callers with queued items form a ring. The first caller may take items of up to one quantum of tokens, then it
+goes to the end of the ring. Overdraft is deducted from the caller's next quantum. A caller with few items is
+served within one quantum of each other caller. The items of one caller keep their order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class QueuedItem(Protocol):
-    """A text that waits."""
+    """An item in the queue: who it belongs to, and what it costs."""
 
     @property
     def caller(self) -> str: ...
@@ -21,74 +21,74 @@ class QueuedItem(Protocol):
     def tokens(self) -> int: ...
 
 
-Text = TypeVar("Text", bound=QueuedItem)
+AnyItem = TypeVar("AnyItem", bound=QueuedItem)
 
 
-class _Turn(Generic[Text]):
-    """The texts of one caller, the oldest first, and how many tokens of them it may still send."""
+class _CallerQueue(Generic[AnyItem]):
+    """The items of one caller, oldest first, and how many tokens it may still take."""
 
-    __slots__ = ("caller", "credit_tokens", "texts")
+    __slots__ = ("caller", "credit_tokens", "items")
 
     def __init__(self, caller: str, credit_tokens: int) -> None:
         self.caller = caller
         self.credit_tokens = credit_tokens
-        self.texts: deque[Text] = deque()
+        self.items: deque[AnyItem] = deque()
 
 
-class DeficitRoundRobinQueue(Generic[Text]):
-    """Texts of many callers. It knows of nobody who has no text in it.
+class DeficitRoundRobinQueue(Generic[AnyItem]):
+    """Items of many callers. A caller without items leaves no state behind.
 
     Args:
-        turn_tokens: how many tokens a caller may send in its turn; the last text may be more.
-        is_over: texts that nobody waits for any more; they are thrown away when they come up.
+        quantum_tokens: how many tokens a caller may take before the next caller; the last item may exceed it.
+        is_over: whether an item is no longer needed; it is dropped when it reaches the front.
     """
 
-    def __init__(self, turn_tokens: int, is_over: Callable[[Text], bool]) -> None:
-        self._turn_tokens = turn_tokens
+    def __init__(self, quantum_tokens: int, is_over: Callable[[AnyItem], bool]) -> None:
+        self._quantum_tokens = quantum_tokens
         self._is_over = is_over
-        self._line: deque[_Turn[Text]] = deque()
-        self._turns: dict[str, _Turn[Text]] = {}
+        self._ring: deque[_CallerQueue[AnyItem]] = deque()
+        self._by_caller: dict[str, _CallerQueue[AnyItem]] = {}
 
-    def __iter__(self) -> Iterator[Text]:
-        """All texts, in no order that means anything."""
-        return (text for turn in self._line for text in turn.texts)
+    def __iter__(self) -> Iterator[AnyItem]:
+        """All items, in no particular order."""
+        return (item for queue in self._ring for item in queue.items)
 
-    def add(self, caller: str, texts: Iterable[Text]) -> None:
-        """Let the texts of one caller wait behind those it has waiting already."""
-        turn = self._turns.get(caller)
-        if turn is None:
-            turn = self._turns[caller] = _Turn(caller, self._turn_tokens)
-            self._line.append(turn)
-        turn.texts.extend(texts)
+    def add(self, caller: str, items: Iterable[AnyItem]) -> None:
+        """Append items to those of the caller."""
+        queue = self._by_caller.get(caller)
+        if queue is None:
+            queue = self._by_caller[caller] = _CallerQueue(caller, self._quantum_tokens)
+            self._ring.append(queue)
+        queue.items.extend(items)
 
-    def peek(self) -> Text | None:
-        """The text that is next; None if none waits."""
-        while self._line:
-            turn = self._line[0]
-            while turn.texts and self._is_over(turn.texts[0]):
-                turn.texts.popleft()
-            if not turn.texts:
-                del self._turns[self._line.popleft().caller]
-            elif turn.credit_tokens <= 0:
-                turn.credit_tokens += self._turn_tokens
-                self._line.rotate(-1)
+    def peek(self) -> AnyItem | None:
+        """The next item; None if the queue is empty."""
+        while self._ring:
+            queue = self._ring[0]
+            while queue.items and self._is_over(queue.items[0]):
+                queue.items.popleft()
+            if not queue.items:
+                del self._by_caller[self._ring.popleft().caller]
+            elif queue.credit_tokens <= 0:
+                queue.credit_tokens += self._quantum_tokens
+                self._ring.rotate(-1)
             else:
-                return turn.texts[0]
+                return queue.items[0]
         return None
 
-    def take(self) -> Text:
-        """Take the text that `peek` has just returned."""
-        turn = self._line[0]
-        text = turn.texts.popleft()
-        turn.credit_tokens -= text.tokens
-        return text
+    def take(self) -> AnyItem:
+        """Remove and return the item that `peek` has just returned."""
+        queue = self._ring[0]
+        item = queue.items.popleft()
+        queue.credit_tokens -= item.tokens
+        return item
 
-    def put_back(self, texts: Sequence[Text]) -> None:
-        """Undo that these were taken: the texts not used of the last ones taken, in the order of taking."""
-        for text in reversed(texts):
-            turn = self._turns.get(text.caller)
-            if turn is None:
-                turn = self._turns[text.caller] = _Turn(text.caller, 0)
-                self._line.appendleft(turn)
-            turn.texts.appendleft(text)
-            turn.credit_tokens += text.tokens
+    def put_back(self, items: Sequence[AnyItem]) -> None:
+        """Undo `take` for items that were not used, given in the order in which they were taken."""
+        for item in reversed(items):
+            queue = self._by_caller.get(item.caller)
+            if queue is None:
+                queue = self._by_caller[item.caller] = _CallerQueue(item.caller, 0)
+                self._ring.appendleft(queue)
+            queue.items.appendleft(item)
+            queue.credit_tokens += item.tokens

@@ -1,75 +1,43 @@
-"""The loaded models as the rest of the service sees them. Free of torch, which only loading.py reaches."""
+"""The loaded models as the rest of the service sees them, and their replacement without downtime.
+
+Free of torch: loading.py and torch_loader.py make the models, this module only knows their types.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from services.encoder import metrics
 from services.encoder.batching import EngineModel
 from textmatch.errors import InvalidInput, ModelNotFound
-from textmatch.models.fast_tokenizer import Pair, TokenizedText
-from textmatch.vectors import Embeddings
+from textmatch.models.embedding_scorers import CosineScorer, PairClassifier
+from textmatch.models.native_models import PreparedBiEncoder, PreparedCrossEncoder
+from textmatch.runtime.process import trim_heap
 
-Scores = NDArray[np.float32]
+if TYPE_CHECKING:
+    from textmatch.models.bi_encoder import BiEncoder
+    from textmatch.models.cross_encoder import CrossEncoder
 
+ServedBiEncoder: TypeAlias = "PreparedBiEncoder | BiEncoder"
+ServedCrossEncoder: TypeAlias = "PreparedCrossEncoder | CrossEncoder"
+ServedModel: TypeAlias = "ServedBiEncoder | ServedCrossEncoder"
+EmbeddingScorer: TypeAlias = CosineScorer | PairClassifier
+Kind = TypeVar("Kind", bound="ServedModel", covariant=True)
 
-class EmbeddingScorer(Protocol):
-    """As textmatch.models.embedding_scorers and textmatch.models.embedding_scorers have it."""
+_log = logging.getLogger(__name__)
 
-    def score(self, first: Embeddings, second: Embeddings) -> tuple[Scores, Scores]:
-        """Scores in 0..1, and what they came from."""
-        ...
-
-
-class Model(Protocol):
-    """What all models tell about themselves."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def model_id(self) -> str: ...
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def engine(self) -> str: ...
-    @property
-    def is_packed(self) -> bool: ...
-
-
-class BiEncoder(Model, Protocol):
-    """As textmatch.models.bi_encoder has it; `embed` is the engine's."""
-
-    @property
-    def dimension(self) -> int: ...
-    @property
-    def cosine(self) -> EmbeddingScorer: ...
-    @property
-    def pair_classifier(self) -> EmbeddingScorer | None: ...
-    def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]: ...
-    def embed(self, batch: Sequence[TokenizedText]) -> Embeddings: ...
-
-
-class CrossEncoder(Model, Protocol):
-    """As textmatch.models.cross_encoder has it; `score` is the engine's."""
-
-    def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]: ...
-    def score(self, batch: Sequence[TokenizedText]) -> tuple[Scores, Scores]: ...
-
-
-Kind = TypeVar("Kind", bound=Model, covariant=True)
+# Calls that began with the old models have ended by then.
+_RELEASED_AFTER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Served(Generic[Kind]):
-    """A model, and the part of it that the engine runs."""
+class RegistryEntry(Generic[Kind]):
+    """A model, and the part of it that the inference thread runs."""
 
     model: Kind
     engine_model: EngineModel
@@ -77,51 +45,98 @@ class Served(Generic[Kind]):
 
 @dataclass(frozen=True)
 class ModelRegistry:
-    """All loaded models; the first of each kind is its default."""
+    """All loaded models; the first of each kind is the default."""
 
-    bi_encoders: Sequence[Served[BiEncoder]]
-    cross_encoders: Sequence[Served[CrossEncoder]]
+    bi_encoders: Sequence[RegistryEntry[ServedBiEncoder]]
+    cross_encoders: Sequence[RegistryEntry[ServedCrossEncoder]]
 
-    def all_models(self) -> list[Model]:
-        """Of either kind."""
-        return [served.model for served in (*self.bi_encoders, *self.cross_encoders)]
+    def all_models(self) -> list[ServedModel]:
+        """The models of both kinds."""
+        return [entry.model for entry in (*self.bi_encoders, *self.cross_encoders)]
 
-    def bi_encoder(self, name: str) -> Served[BiEncoder]:
-        """The one with this name or model id; the default one for an empty name.
+    def bi_encoder(self, name: str) -> RegistryEntry[ServedBiEncoder]:
+        """Find a bi-encoder by name or model id; "" means the default.
 
         Raises:
-            ModelNotFound: naming those that are loaded.
+            ModelNotFound: naming the loaded ones.
         """
         return _find(self.bi_encoders, name, "bi-encoder")
 
-    def cross_encoder(self, name: str) -> Served[CrossEncoder]:
-        """The one with this name or model id; the default one for an empty name.
+    def cross_encoder(self, name: str) -> RegistryEntry[ServedCrossEncoder]:
+        """Find a cross-encoder by name or model id; "" means the default.
 
         Raises:
-            ModelNotFound: naming those that are loaded.
+            ModelNotFound: naming the loaded ones.
         """
         return _find(self.cross_encoders, name, "cross-encoder")
 
-    def bi_encoder_with_classifier(self, name: str) -> tuple[Served[BiEncoder], EmbeddingScorer]:
-        """The named bi-encoder and its pair classifier; for an empty name, the first that has one.
+    def bi_encoder_with_classifier(self, name: str) -> tuple[RegistryEntry[ServedBiEncoder], EmbeddingScorer]:
+        """The named bi-encoder and its pair classifier; for "", the first that has one.
 
         Raises:
-            ModelNotFound: naming those that are loaded; or none has a classifier.
-            InvalidInput: the named model has no classifier.
+            ModelNotFound: there is no such model, or none has a pair classifier.
+            InvalidInput: the named model has no pair classifier.
         """
         candidates = [self.bi_encoder(name)] if name else self.bi_encoders
-        for served in candidates:
-            if (classifier := served.model.pair_classifier) is not None:
-                return served, classifier
+        for entry in candidates:
+            if (classifier := entry.model.pair_classifier) is not None:
+                return entry, classifier
         if name:
             raise InvalidInput.of_field("model", f'"{name}" has no pair classifier')
         raise ModelNotFound("", "no bi-encoder with a pair classifier is loaded")
 
 
-def _find(loaded: Sequence[Served[Kind]], name: str, kind: str) -> Served[Kind]:
-    for served in loaded:
-        if name in ("", served.model.name, served.model.model_id):
-            return served
-    names = ", ".join(served.model.name for served in loaded) or "none"
+def _find(loaded: Sequence[RegistryEntry[Kind]], name: str, kind: str) -> RegistryEntry[Kind]:
+    for entry in loaded:
+        if name in ("", entry.model.name, entry.model.model_id):
+            return entry
+    names = ", ".join(entry.model.name for entry in loaded) or "none"
     wanted = f'no {kind} "{name}" is loaded' if name else f"no {kind} is loaded"
     raise ModelNotFound(name, f"{wanted}; loaded: {names}")
+
+
+class Reloader:
+    """Loads the models again on request, one reload at a time, while the old ones serve.
+
+    Warm-up passes run in the inference thread as tasks, not as jobs: a job that fails blames its texts and
+    can break the engine, and its tokens would count as callers' work.
+    """
+
+    def __init__(self) -> None:
+        self._requested = asyncio.Event()
+
+    def request(self) -> None:
+        """Ask for a reload. Requests during a reload lead to one more reload."""
+        self._requested.set()
+
+    async def run(
+        self, load: Callable[[], Awaitable[ModelRegistry]], serve: Callable[[ModelRegistry], None]
+    ) -> None:
+        """Reload on each request until cancelled. A request made before `run` counts.
+
+        Args:
+            load: finds, loads and warms up the models, without blocking the event loop.
+            serve: makes new calls use the models.
+        """
+        while True:
+            await self._requested.wait()
+            self._requested.clear()
+            await _reload(load, serve)
+            # Models contain reference cycles, which the garbage collector may find late.
+            asyncio.get_running_loop().call_later(_RELEASED_AFTER_SECONDS, trim_heap)
+
+
+async def _reload(
+    load: Callable[[], Awaitable[ModelRegistry]], serve: Callable[[ModelRegistry], None]
+) -> None:
+    started = time.monotonic()
+    _log.info("reloading the models")
+    try:
+        models = await load()
+    except Exception as error:  # noqa: BLE001 -- any failure leaves the old models serving
+        metrics.RELOADS_TOTAL.labels("failed").inc()
+        _log.error("cannot reload; the old models keep serving: %s", " ".join(str(error).split()))
+        return
+    serve(models)
+    metrics.RELOADS_TOTAL.labels("done").inc()
+    _log.info("reloaded", extra={"reload_seconds": round(time.monotonic() - started, 2)})

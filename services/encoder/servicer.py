@@ -1,7 +1,4 @@
-"""EncoderService: messages in, messages out.
-
-Answers to a stream of requests: several worked on at a time, answered in order.
-"""
+"""EncoderService: checks requests, has them computed, and turns results into messages."""
 
 from __future__ import annotations
 
@@ -16,29 +13,167 @@ import grpc
 
 from services.encoder import metrics
 from services.encoder.batching import CallContext
-from services.encoder.inference import (
-    InferenceRequest,
-    PairScores,
-    Pipeline,
-    score_by_cross_encoder,
-    score_by_embeddings,
-)
-from services.encoder.model_registry import Model, ModelRegistry
-from services.encoder.validation import check_dimension, check_encode, score_input
+from services.encoder.inference import InferenceRequest, PairScores, Pipeline
+from services.encoder.model_registry import ModelRegistry, ServedModel
+from services.encoder.validation import check_dimension, check_enum, score_input, stored_embeddings
 from textmatch import vectors
-from textmatch.documents import MAX_TEXT_BYTES
-from textmatch.errors import InternalError, NotReady, TextMatchError
+from textmatch.documents import MAX_TEXT_BYTES, check_texts
+from textmatch.errors import InternalError, InvalidInput, NotReady, TextMatchError
 from textmatch.runtime import logs
 from textmatch.runtime.grpc_errors import to_status
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
-    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
-
+    GrpcContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+
+_log = logging.getLogger(__name__)
+
+# Enough to keep the models busy while a client reads an answer and sends the next batch.
+_STREAM_BATCHES_IN_FLIGHT = 4
+_LOADING_RETRY_DELAY_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class _Service:
+    """What exists once the models are loaded."""
+
+    models: ModelRegistry
+    pipeline: Pipeline
+
+
+class EncoderServicer(pb_grpc.EncoderServiceServicer):
+    """The service that protos/textmatch/v1/encoder_service.proto describes."""
+
+    def __init__(self, max_texts: int) -> None:
+        self._max_texts = max_texts
+        self._service: _Service | None = None
+
+    def open(self, models: ModelRegistry, pipeline: Pipeline) -> None:
+        """Answer new calls with these models; before the first `open` every call gets NotReady.
+
+        A call, or a batch of a stream, keeps the models that it began with.
+        """
+        old = _info_labels(self.models)
+        self._service = _Service(models, pipeline)
+        new = _info_labels(models)
+        for labels in new:
+            metrics.MODEL_INFO.labels(*labels).set(1)
+        for labels in old - new:
+            metrics.MODEL_INFO.remove(*labels)
+
+    @property
+    def models(self) -> ModelRegistry:
+        """The models that new calls get."""
+        return self._service.models if self._service else ModelRegistry([], [])
+
+    async def Encode(self, request: pb.EncodeRequest, context: GrpcContext) -> pb.EncodeResponse:
+        return await self._encode(request, _call_context(request.priority, context))
+
+    async def EncodeStream(
+        self, request_iterator: AsyncIterator[pb.EncodeStreamRequest], context: GrpcContext
+    ) -> AsyncIterator[pb.EncodeStreamResponse]:
+        stream = _call_context(pb.PRIORITY_UNSPECIFIED, context)
+
+        async def answer(request: pb.EncodeStreamRequest) -> pb.EncodeStreamResponse:
+            call = replace(stream, is_bulk=request.request.priority == pb.PRIORITY_BULK)
+            try:
+                return pb.EncodeStreamResponse(response=await self._encode(request.request, call))
+            except TextMatchError as error:
+                return pb.EncodeStreamResponse(error=to_status(error))
+            except Exception:  # noqa: BLE001 -- the stream goes on, as after any failed batch
+                _log.exception("a batch of a stream failed")
+                failure = InternalError(f"internal error; request id {logs.request_id.get()}")
+                return pb.EncodeStreamResponse(error=to_status(failure))
+
+        async for response in answer_in_order(request_iterator, answer, limit=_STREAM_BATCHES_IN_FLIGHT):
+            yield response
+
+    async def Score(self, request: pb.ScoreRequest, context: GrpcContext) -> pb.ScoreResponse:
+        service = self._opened()
+        check_enum("scorer", request.scorer, pb.Scorer.values())
+        check_enum("priority", request.priority, pb.Priority.values())
+        wanted = score_input(
+            query=request.query,
+            texts=request.texts,
+            pairs=[(pair.first, pair.second) for pair in request.pairs],
+            has_embeddings=bool(request.embeddings),
+            max_texts=self._max_texts,
+        )
+        call = _call_context(request.priority, context)
+        if request.scorer in (pb.SCORER_UNSPECIFIED, pb.SCORER_CROSS_ENCODER):
+            cross_encoder = service.models.cross_encoder(request.model)
+            if request.embeddings:
+                raise InvalidInput.of_field("embeddings", "a cross-encoder reads texts, not embeddings")
+            return _to_proto(await service.pipeline.score_by_cross_encoder(cross_encoder, wanted, call))
+        if request.scorer == pb.SCORER_PAIR_CLASSIFIER:
+            bi_encoder, scorer = service.models.bi_encoder_with_classifier(request.model)
+        else:
+            bi_encoder = service.models.bi_encoder(request.model)
+            scorer = bi_encoder.model.cosine
+        stored = None
+        if request.embeddings:
+            stored = stored_embeddings(request.embeddings, bi_encoder.model.dimension, self._max_texts)
+        return _to_proto(await service.pipeline.score_by_embeddings(bi_encoder, scorer, wanted, stored, call))
+
+    async def GetModels(self, request: pb.GetModelsRequest, context: GrpcContext) -> pb.GetModelsResponse:
+        models = self._opened().models
+        messages = [
+            _model_message(
+                entry.model,
+                kind=pb.MODEL_KIND_BI_ENCODER,
+                dimension=entry.model.dimension,
+                has_pair_classifier=entry.model.pair_classifier is not None,
+                is_default=position == 0,
+            )
+            for position, entry in enumerate(models.bi_encoders)
+        ]
+        messages += [
+            _model_message(entry.model, kind=pb.MODEL_KIND_CROSS_ENCODER, is_default=position == 0)
+            for position, entry in enumerate(models.cross_encoders)
+        ]
+        limits = pb.Limits(max_texts=self._max_texts, max_text_bytes=MAX_TEXT_BYTES)
+        return pb.GetModelsResponse(models=messages, limits=limits)
+
+    async def _encode(self, request: pb.EncodeRequest, call: CallContext) -> pb.EncodeResponse:
+        service = self._opened()
+        check_enum("role", request.role, pb.Role.values())
+        check_enum("priority", request.priority, pb.Priority.values())
+        check_texts("texts", request.texts, self._max_texts)
+        entry = service.models.bi_encoder(request.model)
+        model = entry.model
+        dimension = request.dimension if request.HasField("dimension") else model.dimension
+        check_dimension(dimension, model.dimension)
+        texts, is_query = list(request.texts), request.role == pb.ROLE_QUERY
+        wanted = InferenceRequest(
+            model=entry.engine_model,
+            texts=texts,
+            max_tokens=model.max_tokens,
+            tokenize=lambda: model.tokenize(texts, is_query=is_query),
+            name_item="texts[{}]".format,
+        )
+        result = await service.pipeline.compute(wanted, call)
+        started = time.perf_counter()
+        embeddings = result.rows
+        if dimension < model.dimension:
+            embeddings = vectors.normalise(embeddings[:, :dimension])
+        response = pb.EncodeResponse(
+            embeddings=vectors.pack(embeddings),
+            dimension=dimension,
+            token_counts=[text.token_count for text in result.texts],
+            truncated=[text.truncated for text in result.texts],
+            model_id=model.model_id,
+        )
+        metrics.STAGE_SECONDS.labels("serialise").observe(time.perf_counter() - started)
+        return response
+
+    def _opened(self) -> _Service:
+        if self._service is None:
+            raise NotReady("the models are loading", retry_delay_seconds=_LOADING_RETRY_DELAY_SECONDS)
+        return self._service
 
 
 async def answer_in_order(
@@ -47,20 +182,19 @@ async def answer_in_order(
     *,
     limit: int,
 ) -> AsyncIterator[Response]:
-    """Yield one answer for each request, each as soon as it and all before it are ready.
+    """Work on several requests at a time and yield their answers in the order of the requests.
 
-    No more than `limit` requests are read ahead of the answers taken, so that a slow reader holds up its own
-    stream and nothing else.
+    At most `limit` requests are read ahead of the answers taken: a slow reader holds up only its own stream.
     """
     started: asyncio.Queue[asyncio.Future[Response] | None] = asyncio.Queue()
-    places = asyncio.Semaphore(limit)
+    slots = asyncio.Semaphore(limit)
 
     async def read() -> None:
         try:
-            await places.acquire()
+            await slots.acquire()
             async for request in requests:
                 started.put_nowait(asyncio.ensure_future(answer(request)))
-                await places.acquire()
+                await slots.acquire()
         finally:
             started.put_nowait(None)
 
@@ -68,127 +202,13 @@ async def answer_in_order(
     try:
         while (pending := await started.get()) is not None:
             yield await pending
-            places.release()
+            slots.release()
         await reader
     finally:
         reader.cancel()
         while not started.empty():
             if (left := started.get_nowait()) is not None:
                 left.cancel()
-
-
-_log = logging.getLogger(__name__)
-
-# Enough to keep the engine busy while a client reads an answer and sends the next batch.
-_STREAM_BATCHES_IN_FLIGHT = 4
-_LOADING_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class _Service:
-    """What there is once the models are loaded."""
-
-    models: ModelRegistry
-    pipeline: Pipeline
-
-
-class EncoderServicer(pb_grpc.EncoderServiceServicer):
-    """The service as protos/textmatch/v1/encoder_service.proto describes it."""
-
-    def __init__(self, max_texts: int) -> None:
-        self._max_texts = max_texts
-        self._service: _Service | None = None
-
-    def open(self, models: ModelRegistry, pipeline: Pipeline) -> None:
-        """Answer new calls with these models; before the first time every call gets NotReady.
-
-        A call, or a batch of a stream, keeps the models that it began with.
-        """
-        before = self.models
-        self._service = _Service(models, pipeline)
-        _show_models(models, before)
-
-    @property
-    def models(self) -> ModelRegistry:
-        """Those that new calls get."""
-        return self._service.models if self._service else ModelRegistry([], [])
-
-    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
-        return await self._encode(request, _urgency(request.priority, context))
-
-    async def EncodeStream(
-        self, request_iterator: AsyncIterator[pb.EncodeStreamRequest], context: Context
-    ) -> AsyncIterator[pb.EncodeStreamResponse]:
-        of_stream = _urgency(pb.PRIORITY_UNSPECIFIED, context)
-
-        async def answer(request: pb.EncodeStreamRequest) -> pb.EncodeStreamResponse:
-            urgency = replace(of_stream, is_bulk=_is_bulk(request.request.priority))
-            try:
-                return pb.EncodeStreamResponse(response=await self._encode(request.request, urgency))
-            except TextMatchError as error:
-                return pb.EncodeStreamResponse(error=to_status(error))
-            except Exception:  # noqa: BLE001 -- the stream goes on, as for any failed batch
-                _log.exception("a batch of a stream failed")
-                failure = InternalError(f"internal error; request id {logs.request_id.get()}")
-                return pb.EncodeStreamResponse(error=to_status(failure))
-
-        async for response in answer_in_order(request_iterator, answer, limit=_STREAM_BATCHES_IN_FLIGHT):
-            yield response
-
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
-        service = self._opened()
-        wanted = score_input(request, self._max_texts)
-        urgency = _urgency(request.priority, context)
-        if request.scorer in (pb.SCORER_UNSPECIFIED, pb.SCORER_CROSS_ENCODER):
-            cross_encoder = service.models.cross_encoder(request.model)
-            return _to_proto(await score_by_cross_encoder(cross_encoder, wanted, urgency, service.pipeline))
-        if request.scorer == pb.SCORER_PAIR_CLASSIFIER:
-            bi_encoder, scorer = service.models.bi_encoder_with_classifier(request.model)
-        else:
-            bi_encoder = service.models.bi_encoder(request.model)
-            scorer = bi_encoder.model.cosine
-        return _to_proto(
-            await score_by_embeddings(
-                bi_encoder, scorer, wanted, urgency, service.pipeline, max_texts=self._max_texts
-            )
-        )
-
-    async def GetModels(self, request: pb.GetModelsRequest, context: Context) -> pb.GetModelsResponse:
-        limits = pb.Limits(max_texts=self._max_texts, max_text_bytes=MAX_TEXT_BYTES)
-        return pb.GetModelsResponse(models=_describe_all(self._opened().models), limits=limits)
-
-    async def _encode(self, request: pb.EncodeRequest, urgency: CallContext) -> pb.EncodeResponse:
-        service = self._opened()
-        check_encode(request, self._max_texts)
-        served = service.models.bi_encoder(request.model)
-        dimension = check_dimension(request, served.model.dimension)
-        texts, is_query = list(request.texts), request.role == pb.ROLE_QUERY
-        work = InferenceRequest(
-            model=served.engine_model,
-            texts=texts,
-            max_tokens=served.model.max_tokens,
-            tokenize=lambda: served.model.tokenize(texts, is_query=is_query),
-            name_item="texts[{}]".format,
-        )
-        computed = await service.pipeline.compute(work, urgency)
-        started = time.perf_counter()
-        embeddings = computed.rows
-        if dimension < served.model.dimension:
-            embeddings = vectors.normalise(embeddings[:, :dimension])
-        response = pb.EncodeResponse(
-            embeddings=vectors.pack(embeddings),
-            dimension=dimension,
-            token_counts=[text.token_count for text in computed.texts],
-            truncated=[text.truncated for text in computed.texts],
-            model_id=served.model.model_id,
-        )
-        metrics.STAGE_SECONDS.labels("serialise").observe(time.perf_counter() - started)
-        return response
-
-    def _opened(self) -> _Service:
-        if self._service is None:
-            raise NotReady("the models are loading", retry_delay_seconds=_LOADING_SECONDS)
-        return self._service
 
 
 def _to_proto(scored: PairScores) -> pb.ScoreResponse:
@@ -203,59 +223,31 @@ def _to_proto(scored: PairScores) -> pb.ScoreResponse:
     return response
 
 
-def _urgency(priority: pb.Priority.ValueType, context: Context) -> CallContext:
-    """A caller is an API key, else a connection."""
+def _call_context(priority: pb.Priority.ValueType, context: GrpcContext) -> CallContext:
+    """The caller is the API key if there is one, else the connection."""
     remaining_seconds = context.time_remaining()
     return CallContext(
         caller=logs.api_key_name.get() or context.peer(),
-        is_bulk=_is_bulk(priority),
+        is_bulk=priority == pb.PRIORITY_BULK,
         deadline=None if remaining_seconds is None else time.monotonic() + remaining_seconds,
     )
 
 
-def _is_bulk(priority: pb.Priority.ValueType) -> bool:
-    return priority == pb.PRIORITY_BULK
-
-
-def _show_models(models: ModelRegistry, before: ModelRegistry) -> None:
-    shown = _info_labels(models)
-    for labels in shown:
-        metrics.MODEL_INFO.labels(*labels).set(1)
-    for labels in _info_labels(before) - shown:
-        metrics.MODEL_INFO.remove(*labels)
-
-
 def _info_labels(models: ModelRegistry) -> set[tuple[str, ...]]:
-    of_kind: list[tuple[str, Model]] = [("bi-encoder", served.model) for served in models.bi_encoders]
-    of_kind += [("cross-encoder", served.model) for served in models.cross_encoders]
+    """The labels of `textmatch_encoder_model_info`, one tuple per model."""
+    kinds = ["bi-encoder"] * len(models.bi_encoders) + ["cross-encoder"] * len(models.cross_encoders)
     return {
-        (model.model_id, model.name, kind, model.engine, model.dtype, model.device) for kind, model in of_kind
+        (model.model_id, model.name, kind, model.engine, model.dtype, model.device)
+        for kind, model in zip(kinds, models.all_models(), strict=True)
     }
 
 
-def _describe_all(models: ModelRegistry) -> list[pb.Model]:
-    bi_encoders = [
-        pb.Model(
-            **_describe(served.model),
-            kind=pb.MODEL_KIND_BI_ENCODER,
-            dimension=served.model.dimension,
-            has_pair_classifier=served.model.pair_classifier is not None,
-            is_default=position == 0,
-        )
-        for position, served in enumerate(models.bi_encoders)
-    ]
-    cross_encoders = [
-        pb.Model(**_describe(served.model), kind=pb.MODEL_KIND_CROSS_ENCODER, is_default=position == 0)
-        for position, served in enumerate(models.cross_encoders)
-    ]
-    return bi_encoders + cross_encoders
-
-
-def _describe(model: Model) -> dict[str, Any]:
-    return {
-        "model_id": model.model_id,
-        "name": model.name,
-        "max_tokens": model.max_tokens,
-        "dtype": model.dtype,
-        "device": model.device,
-    }
+def _model_message(model: ServedModel, **fields: Any) -> pb.Model:
+    return pb.Model(
+        model_id=model.model_id,
+        name=model.name,
+        max_tokens=model.max_tokens,
+        dtype=model.dtype,
+        device=model.device,
+        **fields,
+    )

@@ -13,7 +13,7 @@ NO_MODEL = "none"
 
 @dataclass(frozen=True)
 class EncoderSettings(ProcessSettings, ServerSettings):
-    """Read once at start."""
+    """Settings of the encoder, read once at start."""
 
     host: str = setting("TEXTMATCH_ENCODER_HOST", "127.0.0.1", "Address the gRPC server listens on.")
     port: int = setting("TEXTMATCH_ENCODER_PORT", 50051, "Port of the gRPC server.", minimum=0)
@@ -23,7 +23,7 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     bi_encoder: str = setting(
         "TEXTMATCH_BI_ENCODER",
         "textmatch-bi-encoder-en",
-        "Bi-encoders, by name or path, with commas between them; the first is the default.",
+        "Bi-encoders, by name or path, separated by commas; the first is the default.",
     )
     cross_encoder: str = setting(
         "TEXTMATCH_CROSS_ENCODER",
@@ -36,7 +36,7 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     dtype: str = setting(
         "TEXTMATCH_ENCODER_DTYPE",
         "auto",
-        "Precision; `auto` takes bfloat16 where the processor computes with it.",
+        "Precision; `auto` is bfloat16 if the processor computes with it, else float32.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     engine: str = setting(
@@ -48,43 +48,43 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     cache_dir: str = setting(
         "TEXTMATCH_CACHE_DIR",
         "~/.cache/textmatch",
-        "Folder for what engines prepare for a model, so that the next start is quick.",
+        "Folder for converted models, which make the next start fast.",
     )
     threads: int = setting(
-        "TEXTMATCH_ENCODER_THREADS", 0, "Threads a forward pass may use; 0: one a core.", minimum=0
+        "TEXTMATCH_ENCODER_THREADS", 0, "Threads of a forward pass; 0: one per core.", minimum=0
     )
     max_tokens: int = setting(
         "TEXTMATCH_ENCODER_MAX_TOKENS",
         0,
-        "Tokens after which texts are cut; 0: as the model does.",
+        "Tokens after which texts are truncated; 0: the limit of the model.",
         minimum=0,
     )
     max_texts: int = setting("TEXTMATCH_ENCODER_MAX_TEXTS", 1024, "Texts or pairs in one call.", minimum=1)
     batch_tokens: int = setting(
         "TEXTMATCH_ENCODER_BATCH_TOKENS",
         0,
-        "Tokens of one forward pass; 0: 1,024 in the native engine, else 2,048 on a CPU, 32,768 on a GPU.",
+        "Tokens of one forward pass; 0: 1,024 with the native engine, else 2,048 on a CPU, 32,768 on a GPU.",
         minimum=0,
     )
     queue_tokens: int = setting(
         "TEXTMATCH_ENCODER_QUEUE_TOKENS",
         262_144,
-        "Tokens that may wait, for interactive and for bulk calls each; more are refused, but for callers"
-        " that have few: up to twice as many, in equal parts.",
+        "Tokens that may be queued in each lane (interactive, bulk). Above the limit, a caller is admitted up"
+        " to its equal share of the same amount again.",
         minimum=1,
     )
     bulk_share: float = setting(
         "TEXTMATCH_ENCODER_BULK_SHARE",
         0.15,
-        "Share of the tokens that bulk calls get at least while interactive calls wait; as batches of single"
-        " texts are less efficient, 0.15 keeps a tenth of what bulk calls get alone.",
+        "Smallest share of the tokens for bulk calls while interactive calls are queued. Interactive batches"
+        " are less efficient: with 0.15, bulk calls keep a tenth of their speed without interactive calls.",
         minimum=0.01,
         maximum=0.99,
     )
 
     @property
     def cache_directory(self) -> Path:
-        """Where `cache_dir` is."""
+        """`cache_dir` as a path, with `~` expanded."""
         return Path(self.cache_dir).expanduser()
 
 

@@ -1,4 +1,4 @@
-"""Load models with torch, and keep those in the cache that can do without it the next time."""
+"""Load models with torch, and cache those that do not need torch the next time."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class TorchLoader:
             _show_device(self.device)
 
     def prepare_thread(self) -> Callable[[], None]:
-        """What the thread that runs the models has to do first."""
+        """A function that sets up the thread that runs the models."""
         threads = torch.get_num_threads()
         return lambda: torch.set_num_threads(threads)
 
     def bi_encoder(self, found: FoundModel) -> BiEncoder:
-        """Load one.
+        """Load a bi-encoder.
 
         Raises:
             UnusableModel: it cannot be served.
@@ -58,7 +58,7 @@ class TorchLoader:
         return model
 
     def cross_encoder(self, found: FoundModel) -> CrossEncoder:
-        """Load one.
+        """Load a cross-encoder.
 
         Raises:
             UnusableModel: it cannot be served.
@@ -80,20 +80,21 @@ class TorchLoader:
 
 
 def _show_device(device: str) -> None:
+    """Export the metrics of a GPU."""
     metrics.DEVICE_MEMORY_BYTES.labels(device).set_function(lambda: torch.cuda.memory_allocated(device))
     try:
         torch.cuda.utilization(device)
-    except Exception as error:  # noqa: BLE001 -- without nvidia-ml-py, or whatever it raises
+    except Exception as error:  # noqa: BLE001 -- without nvidia-ml-py, or for any reason of the driver's
         _log.info("no metric of the GPU's utilisation", extra={"reason": repr(error)})
         return
     metrics.DEVICE_UTILIZATION_RATIO.labels(device).set_function(lambda: _utilization_ratio(device))
 
 
 def _utilization_ratio(device: str) -> float:
-    """Not a number if the driver does not answer: the other metrics must still be shown."""
+    """NaN if the driver does not answer: the other metrics must still be exported."""
     try:
         return torch.cuda.utilization(device) / 100
-    except Exception:  # noqa: BLE001 -- errors of nvidia-ml-py have no base class that can be named here
+    except Exception:  # noqa: BLE001 -- the errors of nvidia-ml-py have no base class that can be named here
         return math.nan
 
 

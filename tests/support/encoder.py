@@ -19,22 +19,9 @@ if TYPE_CHECKING:
     from sentence_transformers.base.modules import Module
 
 _WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sits",
-    "on",
-    "mat",
-    "runs",
-    "in",
-    "park",
-    "query",
-    "document",
-    "what",
-    "is",
-    "where",
-]
+    "the", "a", "cat", "dog", "sits", "on", "mat", "runs", "in", "park", "query", "document",
+    "what", "is", "where",
+]  # fmt: skip
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'-猫狗坐"
 _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _START_SECONDS = 120.0
@@ -86,7 +73,7 @@ def start_encoder(environment: Mapping[str, str]) -> tuple[subprocess.Popen[str]
     """Start `python -m services.encoder` on a free loopback port and wait until it is SERVING.
 
     Args:
-        environment: `TEXTMATCH_*`, over quiet defaults.
+        environment: `TEXTMATCH_*`; overrides the defaults of `spawn_encoder`.
 
     Returns:
         The process, which the caller ends, and its address.
@@ -110,7 +97,7 @@ def spawn_encoder(
     command: Sequence[str] = ENCODER_COMMAND,
     stderr: int | IO[str] = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
-    """Start the encoder and return at once."""
+    """Start the encoder without waiting for it."""
     defaults = {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
@@ -123,7 +110,7 @@ def spawn_encoder(
 
 
 def wait_until_serving(process: subprocess.Popen[str], address: str) -> None:
-    """Returns when health is SERVING; fails when the process ends or takes too long."""
+    """Return when health is SERVING; fail if the process ends or takes too long."""
     deadline = time.monotonic() + _START_SECONDS
     while not is_serving(address):
         assert process.poll() is None, f"the encoder ended with status {process.returncode}"
@@ -132,7 +119,7 @@ def wait_until_serving(process: subprocess.Popen[str], address: str) -> None:
 
 
 def is_serving(address: str) -> bool:
-    """What its health service says; False while nothing listens."""
+    """Whether its health service says SERVING; False while nothing listens."""
     with grpc.insecure_channel(address) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
@@ -142,7 +129,7 @@ def is_serving(address: str) -> bool:
 
 
 def free_port() -> int:
-    """A port on the loopback address that nobody listens on."""
+    """A free port on the loopback address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import grpc
 
 from services.encoder.batching import BatchPolicy
-from services.encoder.inference import InferenceThread, Pipeline
+from services.encoder.inference import Pipeline
+from services.encoder.inference_thread import InferenceThread
 from services.encoder.model_registry import ModelRegistry
 from services.encoder.scheduler import Scheduler
 from services.encoder.servicer import EncoderServicer
@@ -23,12 +24,12 @@ CPU_POLICY = BatchPolicy(token_budget=1024, bulk_share=0.1, forward_cost_tokens=
 
 @dataclass(frozen=True)
 class EncoderServer:
-    """What a test may look at."""
+    """The running server, and what tests inspect."""
 
     address: str
     channel: grpc.aio.Channel
     stub: pb_grpc.EncoderServiceAsyncStub
-    waiting: Scheduler
+    scheduler: Scheduler
     deaths: list[BaseException]
 
 
@@ -40,24 +41,24 @@ async def serve_encoder(
     max_texts: int = 1024,
     queue_tokens: int = 1_000_000,
 ) -> AsyncIterator[EncoderServer]:
-    """Serve these models; None: as if they were loading still."""
+    """Serve these models; None: as if they were still loading."""
     server = GrpcServer("127.0.0.1", 0, max_message_bytes(max_texts))
     servicer = EncoderServicer(max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, "textmatch.v1.EncoderService")
     address = await server.start()
-    waiting = Scheduler(policy, limit_tokens=queue_tokens)
+    scheduler = Scheduler(policy, limit_tokens=queue_tokens)
     deaths: list[BaseException] = []
-    engine = InferenceThread(waiting, prepare_thread=lambda: None, on_death=deaths.append)
-    pipeline = Pipeline(waiting)
-    engine.start()
+    thread = InferenceThread(scheduler, prepare_thread=lambda: None, on_death=deaths.append)
+    pipeline = Pipeline(scheduler)
+    thread.start()
     if models is not None:
         servicer.open(models, pipeline)
         await server.set_serving(is_serving=True)
     channel = open_aio_channel(address)
     try:
-        yield EncoderServer(address, channel, pb_grpc.EncoderServiceStub(channel), waiting, deaths)
+        yield EncoderServer(address, channel, pb_grpc.EncoderServiceStub(channel), scheduler, deaths)
     finally:
         await channel.close()
         await server.drain(5)
-        engine.stop()
+        thread.stop()
         pipeline.close()

@@ -1,4 +1,4 @@
-"""A model without weights for tests of what happens around models: a text's row is its length in tokens."""
+"""A model without weights, for tests of the code around models: the row of a text is its length in tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from services.encoder.batching import BatchPolicy, EngineModel, Rows
-from services.encoder.model_registry import ModelRegistry, Served
+from services.encoder.model_registry import ModelRegistry, RegistryEntry
 from textmatch.models.embedding_scorers import CosineScorer
 from textmatch.models.fast_tokenizer import TokenizedText
 
@@ -18,14 +18,14 @@ _BREAKING, _SLOW = "break", "slow"
 
 
 def texts_of(*token_counts: int) -> list[TokenizedText]:
-    """Texts with so many tokens."""
+    """One text for each count, with so many tokens."""
     return [TokenizedText([1] * count, None, truncated=False, is_query=False) for count in token_counts]
 
 
 class LengthModel:
-    """Answers each text with its length; notes the batches it got.
+    """Returns the length of each text; records the batches that it gets.
 
-    As a bi-encoder, its tokens are characters. The text "break" breaks it for good, "slow" takes a while.
+    Its tokens are characters. The text "break" breaks it for good, "slow" takes half a second.
     """
 
     dimension, max_tokens, dtype, device, engine = 1, 64, "float32", "cpu", "none"
@@ -57,7 +57,7 @@ def loaded_length_model() -> SimpleNamespace:
     """As services.encoder.loading.load_models returns it."""
     model = LengthModel()
     return SimpleNamespace(
-        models=ModelRegistry([Served(model, model.engine_model)], []),
+        models=ModelRegistry([RegistryEntry(model, model.engine_model)], []),
         policy=BatchPolicy(1024, 0.1, 64),
         speed=(1024, 0.01),
         prepare_thread=lambda: None,

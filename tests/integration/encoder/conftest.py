@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.encoder.loading import find_models, load_models
+from services.encoder.loading import load_models
 from services.encoder.model_registry import ModelRegistry
 from services.encoder.settings import EncoderSettings
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
@@ -41,7 +41,7 @@ def models(model_directories: dict[str, Path]) -> ModelRegistry:
         dtype="float32",
         threads=1,
     )
-    return load_models(find_models(settings), settings).models
+    return load_models(settings).models
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A thousand clients that leave in the middle of a stream leave nothing behind."""
+"""A thousand clients that leave in the middle of a stream leak no memory, threads or connections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 STREAMS = 1_000
 AT_ONCE = 25
 TEXTS = [f"how do I sort a list of {number} numbers" for number in range(64)]
-# What pools of memory may keep; a leak of one batch a stream would be twenty times as much.
+# What memory pools may keep; a leak of one batch per stream would be twenty times as much.
 GROWTH_BYTES = 32 * 1024 * 1024
 
 
@@ -30,7 +30,7 @@ async def requests() -> AsyncIterator[pb.EncodeStreamRequest]:
 
 
 async def break_off(address: str, number: int) -> None:
-    """Leave while batches are on their way: some by cancelling, some by closing the connection."""
+    """Leave in the middle of a stream: some by cancelling, some by closing the connection."""
     async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = pb_grpc.EncoderServiceStub(channel).EncodeStream(requests(), timeout=60)
         for _ in range(number % 3):
@@ -58,11 +58,11 @@ def samples(metrics_port: int, name: str) -> list[float]:
 def wait_until_idle(process: psutil.Process, metrics_port: int, connections: int) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        waiting = sum(samples(metrics_port, "textmatch_encoder_queue_tokens"))
-        if not waiting and len(process.net_connections()) <= connections:
+        queued = sum(samples(metrics_port, "textmatch_encoder_queue_tokens"))
+        if not queued and len(process.net_connections()) <= connections:
             return
         time.sleep(0.1)
-    pytest.fail(f"{waiting} tokens wait, {len(process.net_connections())} connections are open")
+    pytest.fail(f"{queued} tokens are queued, {len(process.net_connections())} connections are open")
 
 
 def test_a_thousand_broken_streams_leave_nothing_behind(model_directories: dict[str, Path]):
@@ -76,7 +76,7 @@ def test_a_thousand_broken_streams_leave_nothing_behind(model_directories: dict[
     )
     try:
         process = psutil.Process(started.pid)
-        # The first ones fill pools that stay.
+        # The first streams fill pools that stay.
         asyncio.run(break_all(address, STREAMS // 5))
         wait_until_idle(process, metrics_port, connections=2)
         before_bytes, before_threads = process.memory_info().rss, process.num_threads()

@@ -70,7 +70,7 @@ async def test_a_cut_dimension_is_normalised_again(encoder: EncoderServer):
 
 
 @pytest.mark.parametrize("dimension", [0, -1, 33])
-async def test_a_dimension_that_the_model_has_not_is_refused(encoder: EncoderServer, dimension: int):
+async def test_a_dimension_that_the_model_does_not_have_is_refused(encoder: EncoderServer, dimension: int):
     failure = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"], dimension=dimension)))
     assert (failure.code, failure.reason, failure.domain) == (INVALID, "INVALID_INPUT", "textmatch.dev")
     assert failure.fields == [("dimension", "FIELD_INVALID")]
@@ -114,13 +114,13 @@ async def test_bad_fields_are_named(
 async def test_an_unknown_model_is_answered_with_those_that_are_loaded(
     encoder: EncoderServer, models: ModelRegistry
 ):
-    failure = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"], model="nobody")))
+    failure = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"], model="unknown")))
     assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
-    assert failure.resource == ("model", "nobody")
-    assert all(served.model.name in failure.message for served in models.bi_encoders)
+    assert failure.resource == ("model", "unknown")
+    assert all(entry.model.name in failure.message for entry in models.bi_encoders)
 
 
-async def test_a_call_while_the_models_load_is_told_to_come_back():
+async def test_a_call_while_the_models_load_gets_a_retry_delay():
     async with serve_encoder(None) as encoder:
         for call in (
             encoder.stub.Encode(pb.EncodeRequest(texts=["x"]), timeout=5),

@@ -18,7 +18,7 @@ def _batch(*texts: str) -> pb.EncodeStreamRequest:
     return pb.EncodeStreamRequest(request=pb.EncodeRequest(texts=texts, priority=pb.PRIORITY_BULK))
 
 
-async def test_answers_come_in_order_whatever_takes_longest(encoder: EncoderServer):
+async def test_answers_come_in_the_order_of_the_requests(encoder: EncoderServer):
     sizes = [400, 1, 30, 2, 200, 1]
     requests = [_batch(*["the cat sits on the mat"] * size) for size in sizes]
     responses = [response async for response in encoder.stub.EncodeStream(iter(requests))]

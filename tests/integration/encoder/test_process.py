@@ -19,21 +19,19 @@ from tests.support.encoder import free_port, is_serving, spawn_encoder, wait_unt
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
-# The real process around models without weights, so that it starts at once and can be made to break.
+# The real process with models without weights: it starts at once, and a test can break it.
 _WITHOUT_TORCH = """
-import sys, types
+import sys
+from services.encoder import __main__
 from tests.support.length_model import loaded_length_model
-module = types.ModuleType("services.encoder.loading")
-module.load_models = lambda found, settings, run_pass: loaded_length_model()
-sys.modules["services.encoder.loading"] = module
-from services.encoder.__main__ import main
-sys.exit(main())
+__main__.load_models = lambda settings: loaded_length_model()
+sys.exit(__main__.main())
 """
 
 
 @pytest.fixture
 def spawned() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that are killed at the end if they live still."""
+    """Processes that are killed at the end if they are still running."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
     for process in processes:
@@ -170,7 +168,7 @@ def test_a_running_call_ends_before_the_process_does(spawned: list[subprocess.Po
 
 
 def _wait_for_tokens(metrics_port: int) -> None:
-    """Until the engine is at work."""
+    """Wait until the first batch is computed."""
     deadline = time.monotonic() + 30
     url = f"http://127.0.0.1:{metrics_port}/metrics"
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""SIGHUP: the running encoder changes its models, and nobody notices but by the model id."""
+"""SIGHUP: the running encoder replaces its models, and callers see only another model id."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RunningEncoder:
         self.process.send_signal(signal.SIGHUP)
 
     def lines(self, message: str, level: str = "INFO") -> list[str]:
-        """What it logged, of messages that begin so."""
+        """Its log messages of this level that start with `message`."""
         entries = [json.loads(line) for line in self.log.read_text().splitlines()]
         of_level = [entry["message"] for entry in entries if entry["level"] == level]
         return [found for found in of_level if found.startswith(message)]
@@ -92,7 +92,7 @@ class RunningEncoder:
 
 @dataclass
 class Answers:
-    """What callers got, in the order of their calls; a failed call ends the test."""
+    """Responses in the order of the calls; a failed call ends the test."""
 
     encoded: list[list[pb.EncodeResponse]] = field(default_factory=list)
     health: list[int] = field(default_factory=list)
@@ -108,7 +108,7 @@ def encoder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RunningE
 
 @asynccontextmanager
 async def _load(address: str) -> AsyncIterator[Answers]:
-    """Calls of all kinds without a pause, each made once, and a look at health."""
+    """Calls of all kinds without a pause or a retry, and a watch on the health service."""
     channel = grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)])
     stub = pb_grpc.EncoderServiceStub(channel)
     answers = Answers()
@@ -143,7 +143,7 @@ async def _load(address: str) -> AsyncIterator[Answers]:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(120):
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 -- it waits for a process
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 -- the condition changes in a process
             await asyncio.sleep(0.02)
 
 
@@ -250,7 +250,7 @@ async def test_models_that_cannot_be_served_leave_the_old_ones_serving(
         await _until(lambda: encoder.reloads("done") == 1)
     assert _served_id(encoder) == _bi_encoder(encoder.served).model_id != old_id
     assert set(answers.health) == {_SERVING}
-    start = "cannot reload, the models loaded before keep serving: "
+    start = "cannot reload; the old models keep serving: "
     reasons = [line.removeprefix(start) for line in encoder.lines("", "ERROR")]
     assert reasons[0].startswith(f'cannot load "{encoder.served}"')
     assert "header" in reasons[0].lower()

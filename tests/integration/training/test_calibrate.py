@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from services.encoder.loading import find_models, load_models
+from services.encoder.loading import load_models
 from services.encoder.settings import EncoderSettings
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.encoder_server import serve_encoder
@@ -104,7 +104,7 @@ async def test_the_encoder_answers_with_calibrated_scores(
         dtype="float32",
         threads=1,
     )
-    served = load_models(find_models(settings), settings).models
+    served = load_models(settings).models
     async with serve_encoder(served) as encoder:
         wanted = [pb.TextPair(first=first, second=second) for first, second in pairs]
         response = await encoder.stub.Score(pb.ScoreRequest(pairs=wanted, scorer=SCORERS[scorer]))

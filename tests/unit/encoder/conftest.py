@@ -23,7 +23,7 @@ def make_job(length_model: LengthModel) -> Callable[..., Job]:
         is_bulk: bool = False,
         model: EngineModel | None = None,
         deadline: float | None = None,
-        caller: str = "somebody",
+        caller: str = "anyone",
     ) -> Job:
         return Job(
             model or length_model.engine_model,
@@ -36,6 +36,6 @@ def make_job(length_model: LengthModel) -> Callable[..., Job]:
 
 
 @pytest.fixture
-def waiting() -> Scheduler:
+def scheduler() -> Scheduler:
     """With batches of 100 tokens, of which 1,000 may wait."""
     return Scheduler(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)

@@ -14,7 +14,7 @@ policies = st.builds(
     forward_cost_tokens=st.integers(0, 256),
 )
 
-# The machine may be busy with other things.
+# The machine may be busy.
 unhurried = settings(deadline=None, max_examples=50)
 
 
@@ -58,17 +58,17 @@ def test_of_texts_of_one_length_the_older_go_first(counts: list[int], policy: Ba
 
 @unhurried
 @given(token_counts, policies)
-def test_taking_batches_until_nothing_waits_takes_every_text_once(counts: list[int], policy: BatchPolicy):
-    waiting = list(enumerate(counts))
+def test_emptying_the_queue_takes_every_text_once(counts: list[int], policy: BatchPolicy):
+    queued = list(enumerate(counts))
     taken: list[int] = []
-    while waiting:
-        batch = set(take_padded_batch([tokens for _, tokens in waiting], policy))
-        taken += [waiting[position][0] for position in batch]
-        waiting = [item for position, item in enumerate(waiting) if position not in batch]
+    while queued:
+        batch = set(take_padded_batch([tokens for _, tokens in queued], policy))
+        taken += [queued[position][0] for position in batch]
+        queued = [item for position, item in enumerate(queued) if position not in batch]
     assert sorted(taken) == list(range(len(counts)))
 
 
-def test_texts_of_like_length_share_a_batch():
+def test_texts_of_similar_length_share_a_batch():
     assert sorted(take_padded_batch([20, 200, 21, 190, 19, 400], _policy(1024))) == [0, 2, 4]
 
 
@@ -86,32 +86,32 @@ def test_a_text_larger_than_the_budget_goes_alone():
     st.lists(st.integers(1, 256), min_size=150, max_size=150),
     st.integers(64, 2048),
 )
-def test_bulk_gets_its_share_however_much_interactive_work_waits(
+def test_bulk_gets_its_share_under_any_interactive_load(
     bulk_share: float, batch_tokens: list[int], token_budget: int
 ):
     credit = BulkCredit(_policy(token_budget, bulk_share=bulk_share))
     taken = {False: 0, True: 0}
     for tokens in batch_tokens:
-        is_bulk = credit.is_bulk_turn(interactive_waits=True, bulk_waits=True)
+        is_bulk = credit.is_bulk_next(interactive_queued=True, bulk_queued=True)
         # A bulk batch is full at most; it is what the credit is for.
         tokens = min(tokens, token_budget)
-        credit.account(tokens, is_bulk=is_bulk, bulk_waits=True)
+        credit.account(tokens, is_bulk=is_bulk, bulk_queued=True)
         taken[is_bulk] += tokens
     owed = bulk_share * (taken[False] + taken[True]) - taken[True]
     assert owed <= token_budget
 
 
-def test_bulk_has_its_turn_at_once_when_nothing_else_waits():
+def test_bulk_is_next_when_nothing_else_is_queued():
     credit = BulkCredit(_policy(100))
-    assert credit.is_bulk_turn(interactive_waits=False, bulk_waits=True)
-    assert not credit.is_bulk_turn(interactive_waits=True, bulk_waits=True)
-    assert not credit.is_bulk_turn(interactive_waits=True, bulk_waits=False)
+    assert credit.is_bulk_next(interactive_queued=False, bulk_queued=True)
+    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True)
+    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=False)
 
 
-def test_no_credit_is_earned_while_no_bulk_waits():
+def test_no_credit_is_earned_while_no_bulk_queued():
     credit = BulkCredit(_policy(100, bulk_share=0.5))
-    credit.account(1_000, is_bulk=False, bulk_waits=False)
-    assert not credit.is_bulk_turn(interactive_waits=True, bulk_waits=True)
+    credit.account(1_000, is_bulk=False, bulk_queued=False)
+    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True)
 
 
 @pytest.mark.parametrize(("counts", "padded"), [([5], 5), ([5, 3, 1], 15)])

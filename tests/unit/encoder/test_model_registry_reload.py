@@ -8,9 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.encoder.hot_reload import Reloader
 from services.encoder.metrics import RELOADS_TOTAL
-from services.encoder.model_registry import ModelRegistry
+from services.encoder.model_registry import ModelRegistry, Reloader
 from textmatch.errors import ModelNotFound
 
 
@@ -45,7 +44,7 @@ async def _running(reloader: Reloader, loads: Loads) -> AsyncIterator[None]:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 -- what it waits for happens in a thread
+        while not condition():  # noqa: ASYNC110 -- the condition changes in a thread
             await asyncio.sleep(0.002)
 
 
@@ -91,4 +90,4 @@ async def test_a_failed_reload_is_one_line_and_the_next_one_works(caplog: pytest
         reloader.request()
         loads.go_on.release()
         await _until(lambda: len(loads.served) == 1)
-    assert caplog.messages == ["cannot reload, the models loaded before keep serving: no model of that name"]
+    assert caplog.messages == ["cannot reload; the old models keep serving: no model of that name"]

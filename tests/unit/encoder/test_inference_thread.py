@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from services.encoder.batching import BatchPolicy, EngineModel, Job, Rows
-from services.encoder.inference import InferenceThread
+from services.encoder.inference_thread import InferenceThread
 from services.encoder.scheduler import Scheduler
 from tests.support.length_model import SAMPLE, LengthModel
 from textmatch.errors import InvalidInput, NotReady, reason_name
@@ -19,20 +19,22 @@ MakeJob = Callable[..., Job]
 
 
 class Running:
-    """An engine at work."""
+    """An inference thread and its scheduler."""
 
     def __init__(self) -> None:
-        self.waiting = Scheduler(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
+        self.scheduler = Scheduler(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
         self.deaths: list[BaseException] = []
-        self.engine = InferenceThread(self.waiting, prepare_thread=lambda: None, on_death=self.deaths.append)
+        self.thread = InferenceThread(
+            self.scheduler, prepare_thread=lambda: None, on_death=self.deaths.append
+        )
 
 
 @pytest.fixture
 def running() -> Iterator[Running]:
     running = Running()
-    running.engine.start()
+    running.thread.start()
     yield running
-    running.engine.stop()
+    running.thread.stop()
 
 
 def _poisoned(poison: int, *, breaks_for_good: bool = False) -> tuple[EngineModel, list[int]]:
@@ -58,7 +60,7 @@ async def _result(job: Job) -> list[float]:
 
 async def test_rows_come_back_in_the_order_of_the_texts(running: Running, make_job: MakeJob):
     job = make_job(5, 90, 7, 60, 5, 30)
-    running.waiting.add(job)
+    running.scheduler.add(job)
     assert await _result(job) == [5, 90, 7, 60, 5, 30]
 
 
@@ -66,20 +68,20 @@ async def test_jobs_are_joined_and_each_gets_its_own(make_job: MakeJob, length_m
     running = Running()
     jobs = [make_job(number, number) for number in range(5, 10)]
     for job in jobs:
-        running.waiting.add(job)
-    running.engine.start()
+        running.scheduler.add(job)
+    running.thread.start()
     assert [await _result(job) for job in jobs] == [[number, number] for number in range(5, 10)]
     assert [len(batch) for batch in length_model.batches] == [3, 7]
-    running.engine.stop()
+    running.thread.stop()
 
 
 async def test_only_the_text_at_fault_fails(make_job: MakeJob):
     running = Running()
     model, _ = _poisoned(13)
     good, bad = make_job(12, 11, model=model), make_job(10, 13, 12, 13, model=model)
-    running.waiting.add(good)
-    running.waiting.add(bad)
-    running.engine.start()
+    running.scheduler.add(good)
+    running.scheduler.add(bad)
+    running.thread.start()
     assert await _result(good) == [12, 11]
     with pytest.raises(InvalidInput) as caught:
         await _result(bad)
@@ -87,19 +89,19 @@ async def test_only_the_text_at_fault_fails(make_job: MakeJob):
     assert [violation.field for violation in violations] == ["texts[1]", "texts[3]"]
     assert {reason_name(violation.reason) for violation in violations} == {"TEXT_FAILED"}
     assert running.deaths == []
-    running.engine.stop()
+    running.thread.stop()
 
 
-async def test_the_engine_works_on_after_a_poisoned_text(running: Running, make_job: MakeJob):
+async def test_the_thread_continues_after_a_poisoned_text(running: Running, make_job: MakeJob):
     model, sizes = _poisoned(13)
     for _ in range(3):
         bad = make_job(13, model=model)
-        running.waiting.add(bad)
+        running.scheduler.add(bad)
         with pytest.raises(InvalidInput):
             await _result(bad)
     assert sizes == [1, 1] * 3
     good = make_job(12, model=model)
-    running.waiting.add(good)
+    running.scheduler.add(good)
     assert await _result(good) == [12]
 
 
@@ -109,26 +111,26 @@ async def test_a_model_that_breaks_for_good_fails_all_callers(make_job: MakeJob)
     model, _ = _poisoned(13, breaks_for_good=True)
     jobs = [make_job(12, 80, model=model), make_job(13, model=model), make_job(90), make_job(5, is_bulk=True)]
     for job in jobs:
-        running.waiting.add(job)
-    running.engine.start()
+        running.scheduler.add(job)
+    running.thread.start()
     for job in jobs:
         with pytest.raises(NotReady, match="the encoder restarts"):
             await _result(job)
-    running.engine.stop()
+    running.thread.stop()
     assert [str(death) for death in running.deaths] == ["poisoned fails on its sample too"]
     with pytest.raises(NotReady):
-        running.waiting.add(make_job(1))
+        running.scheduler.add(make_job(1))
 
 
 async def test_a_bug_in_the_thread_fails_all_callers(make_job: MakeJob):
     running = Running()
     model = EngineModel("wrong", lambda batch: np.zeros((len(batch) + 1, 1), dtype=np.float32), SAMPLE)
     job = make_job(10, model=model)
-    running.waiting.add(job)
-    running.engine.start()
+    running.scheduler.add(job)
+    running.thread.start()
     with pytest.raises(NotReady):
         await _result(job)
-    running.engine.stop()
+    running.thread.stop()
     assert len(running.deaths) == 1
 
 
@@ -143,11 +145,11 @@ async def test_stopping_finishes_the_running_batch(make_job: MakeJob):
 
     model = EngineModel("slow", forward, SAMPLE)
     first, second = make_job(90, model=model), make_job(90, model=model)
-    running.waiting.add(first)
-    running.waiting.add(second)
-    running.engine.start()
+    running.scheduler.add(first)
+    running.scheduler.add(second)
+    running.thread.start()
     await asyncio.to_thread(started.wait, 10)
-    stopping = asyncio.create_task(asyncio.to_thread(running.engine.stop))
+    stopping = asyncio.create_task(asyncio.to_thread(running.thread.stop))
     with pytest.raises(NotReady, match="shutting down"):
         await _result(second)
     go_on.set()
@@ -156,17 +158,17 @@ async def test_stopping_finishes_the_running_batch(make_job: MakeJob):
     assert running.deaths == []
 
 
-async def test_a_caller_that_has_gone_is_not_missed(running: Running, make_job: MakeJob):
+async def test_a_caller_that_has_gone_affects_nothing_else(running: Running, make_job: MakeJob):
     gone, kept = make_job(90), make_job(90)
     task = asyncio.create_task(gone.result())
     await asyncio.sleep(0)
     task.cancel()
-    running.waiting.add(gone)
-    running.waiting.add(kept)
+    running.scheduler.add(gone)
+    running.scheduler.add(kept)
     assert await _result(kept) == [90]
 
 
-async def test_errands_run_in_the_thread_of_the_models(running: Running, make_job: MakeJob):
+async def test_tasks_run_in_the_inference_thread(running: Running, make_job: MakeJob):
     threads: set[str] = set()
 
     def forward(batch: Sequence[TokenizedText]) -> Rows:
@@ -174,40 +176,40 @@ async def test_errands_run_in_the_thread_of_the_models(running: Running, make_jo
         return np.ones((len(batch), 1), dtype=np.float32)
 
     job = make_job(5, model=EngineModel("named", forward, SAMPLE))
-    running.waiting.add(job)
+    running.scheduler.add(job)
     await _result(job)
-    name = await asyncio.to_thread(running.engine.run, lambda: threading.current_thread().name)
+    name = await asyncio.to_thread(running.thread.run, lambda: threading.current_thread().name)
     assert threads == {name}
 
 
-async def test_an_errand_that_fails_harms_nobody_else(running: Running, make_job: MakeJob):
+async def test_a_failing_task_affects_nothing_else(running: Running, make_job: MakeJob):
     def fail() -> float:
         raise RuntimeError("this model cannot be run")
 
     with pytest.raises(RuntimeError, match="this model cannot be run"):
-        await asyncio.to_thread(running.engine.run, fail)
+        await asyncio.to_thread(running.thread.run, fail)
     job = make_job(12)
-    running.waiting.add(job)
+    running.scheduler.add(job)
     assert await _result(job) == [12]
     assert running.deaths == []
 
 
-async def test_a_stopped_engine_does_no_errands():
+async def test_a_stopped_thread_runs_no_tasks():
     running = Running()
-    running.engine.start()
-    running.engine.stop()
+    running.thread.start()
+    running.thread.stop()
     with pytest.raises(NotReady, match="shutting down"):
-        running.engine.run(lambda: 1.0)
+        running.thread.run(lambda: 1.0)
 
 
-async def test_an_idle_engine_keeps_no_model(running: Running, make_job: MakeJob):
+async def test_an_idle_thread_keeps_no_model(running: Running, make_job: MakeJob):
     def forward(batch: Sequence[TokenizedText]) -> Rows:
         return np.ones((len(batch), 1), dtype=np.float32)
 
     kept = weakref.ref(forward)
     job = make_job(5, 6, model=EngineModel("replaced", forward, SAMPLE))
     del forward
-    running.waiting.add(job)
+    running.scheduler.add(job)
     await _result(job)
     assert kept() is not None
     del job

@@ -1,4 +1,4 @@
-"""Callers take turns: whatever one of them queues, the others wait for a turn of it and no longer."""
+"""Callers share the queue: a new caller waits for at most one quantum of each other caller."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ calls = st.lists(
     min_size=1,
     max_size=20,
 )
-# The machine may be busy with other things.
+# The machine may be busy.
 unhurried = settings(deadline=None, max_examples=100)
 
 
@@ -43,7 +43,7 @@ def _texts(caller: str, token_counts: Sequence[int], first: int = 0) -> list[_Te
 def _queue(
     policy: BatchPolicy, is_over: Callable[[_Text], bool] = lambda text: False
 ) -> DeficitRoundRobinQueue[_Text]:
-    return DeficitRoundRobinQueue(policy.turn_tokens, is_over)
+    return DeficitRoundRobinQueue(policy.quantum_tokens, is_over)
 
 
 def _add_all(queue: DeficitRoundRobinQueue[_Text], wanted: list[tuple[str, list[int]]]) -> list[_Text]:
@@ -105,7 +105,7 @@ def test_calls_of_one_text_go_in_the_order_they_came(token_counts: list[int], po
     st.integers(0, 20),
     policies,
 )
-def test_a_new_caller_waits_for_one_turn_of_each_other(
+def test_a_new_caller_waits_for_one_quantum_of_each_other(
     queued: list[list[int]], wanted: list[int], batches_before: int, policy: BatchPolicy
 ):
     queue = _queue(policy)
@@ -117,7 +117,7 @@ def test_a_new_caller_waits_for_one_turn_of_each_other(
     ahead: Counter[str] = Counter()
     while (text := queue.peek()) is not None and text.caller != "new":
         ahead[text.caller] += queue.take().tokens
-    assert all(tokens < policy.turn_tokens + _LONGEST for tokens in ahead.values())
+    assert all(tokens < policy.quantum_tokens + _LONGEST for tokens in ahead.values())
 
 
 @unhurried
@@ -138,17 +138,17 @@ def test_callers_that_always_wait_get_as_many_tokens(
         text = queue.take()
         left[text.caller] -= 1
         tokens[text.caller] += text.tokens
-        assert abs(tokens["a"] - tokens["b"]) <= 2 * policy.turn_tokens + _LONGEST
+        assert abs(tokens["a"] - tokens["b"]) <= 2 * policy.quantum_tokens + _LONGEST
 
 
 @unhurried
 @given(st.integers(1, _LONGEST), st.integers(1, 60), policies)
-def test_new_callers_without_end_starve_nobody(tokens: int, callers: int, policy: BatchPolicy):
+def test_endless_new_callers_starve_no_caller(tokens: int, callers: int, policy: BatchPolicy):
     queue = _queue(policy)
     queue.add("patient", _texts("patient", [_LONGEST] * 3))
     numbers = iter(range(10**6))
-    # Debt of a text longer than a turn is paid in so many rounds, each of one text of all others.
-    rounds = 3 * (1 + _LONGEST // policy.turn_tokens)
+    # The overdraft of a text longer than a quantum is paid in so many rounds, each of one text of all others.
+    rounds = 3 * (1 + _LONGEST // policy.quantum_tokens)
     for _ in range(callers):
         queue.add(f"new {next(numbers)}", _texts("new", [tokens]))
     taken = 0
@@ -177,7 +177,7 @@ def test_what_is_over_is_not_taken_and_costs_its_caller_nothing(
 
 @unhurried
 @given(calls, policies, st.data())
-def test_what_is_put_back_comes_again(
+def test_items_put_back_are_taken_again(
     wanted: list[tuple[str, list[int]]], policy: BatchPolicy, data: st.DataObject
 ):
     queue = _queue(policy)
@@ -194,14 +194,14 @@ def test_what_is_put_back_comes_again(
 
 
 @given(calls, policies)
-def test_it_knows_of_nobody_who_has_no_text(wanted: list[tuple[str, list[int]]], policy: BatchPolicy):
+def test_a_caller_without_texts_leaves_no_state(wanted: list[tuple[str, list[int]]], policy: BatchPolicy):
     queue = _queue(policy)
     _add_all(queue, wanted)
     _batches(queue, policy)
-    assert (len(queue._turns), len(queue._line)) == (0, 0)
+    assert (len(queue._by_caller), len(queue._ring)) == (0, 0)
 
 
-def test_a_text_costs_the_same_however_many_wait():
+def test_the_cost_of_a_text_does_not_grow_with_the_queue():
     """Ten times as many callers with ten times as many texts take about a hundred times as long, not more."""
 
     def seconds(callers: int, texts: int) -> float:

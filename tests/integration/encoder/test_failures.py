@@ -1,4 +1,4 @@
-"""What goes wrong in the engine, as callers see it."""
+"""Failures, overload and cancellation in the inference thread, as callers see them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Forward = Callable[[Sequence[TokenizedText]], Rows]
 
 
 def _wrapped(models: ModelRegistry, wrap: Callable[[Forward], Forward]) -> ModelRegistry:
-    """The same models, with something done around each forward pass."""
+    """The same models, with a wrapper around each forward pass."""
 
     def wrapped(model: EngineModel) -> EngineModel:
         return replace(model, forward=wrap(model.forward))
 
     return ModelRegistry(
-        [replace(served, engine_model=wrapped(served.engine_model)) for served in models.bi_encoders],
-        [replace(served, engine_model=wrapped(served.engine_model)) for served in models.cross_encoders],
+        [replace(entry, engine_model=wrapped(entry.engine_model)) for entry in models.bi_encoders],
+        [replace(entry, engine_model=wrapped(entry.engine_model)) for entry in models.cross_encoders],
     )
 
 
 class Gate:
-    """Holds up forward passes until it is opened; notes how large they are."""
+    """Blocks forward passes until it is opened; records their sizes."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -56,7 +56,7 @@ class Gate:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 -- what it waits for happens in a server
+        while not condition():  # noqa: ASYNC110 -- the condition changes in a server
             await asyncio.sleep(0.005)
 
 
@@ -97,7 +97,7 @@ async def test_a_poisoned_pair_is_named(models: ModelRegistry):
     assert by_cosine.fields == [("texts[0]", "TEXT_FAILED")]
 
 
-async def test_a_dead_engine_fails_all_callers_and_none_hangs(models: ModelRegistry):
+async def test_a_broken_engine_fails_all_callers_and_none_hangs(models: ModelRegistry):
     def wrap(_: Forward) -> Forward:
         def broken(batch: Sequence[TokenizedText]) -> Rows:
             raise RuntimeError("the device is gone")
@@ -124,15 +124,15 @@ async def test_a_cancelled_call_is_not_computed(models: ModelRegistry):
         await gate.wait_entered()
         cancelled = encoder.stub.Encode(pb.EncodeRequest(texts=["dog"] * 7))
         last = encoder.stub.Encode(pb.EncodeRequest(texts=["park"] * 2))
-        await _until(lambda: encoder.waiting._interactive.texts == 9)
+        await _until(lambda: encoder.scheduler._interactive.texts == 9)
         cancelled.cancel()
-        await _until(lambda: encoder.waiting._interactive.texts == 2)
+        await _until(lambda: encoder.scheduler._interactive.texts == 2)
         gate.opened.set()
         await asyncio.gather(first, last)
     assert gate.sizes == [1, 2]
 
 
-async def test_what_waits_past_its_deadline_is_not_computed(models: ModelRegistry):
+async def test_texts_queued_past_their_deadline_are_not_computed(models: ModelRegistry):
     gate = Gate()
     async with serve_encoder(_wrapped(models, gate.wrap)) as encoder:
         first = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"]))
@@ -145,24 +145,24 @@ async def test_what_waits_past_its_deadline_is_not_computed(models: ModelRegistr
     assert gate.sizes == [1, 2]
 
 
-async def test_too_much_is_refused_and_told_when_to_come_back(models: ModelRegistry):
+async def test_overload_is_refused_with_a_retry_delay(models: ModelRegistry):
     gate = Gate()
     async with serve_encoder(_wrapped(models, gate.wrap), queue_tokens=500) as encoder:
-        encoder.waiting.note_speed(tokens=1_000, seconds=1.0)
+        encoder.scheduler.note_speed(tokens=1_000, seconds=1.0)
         running = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"]))
         await gate.wait_entered()
-        waiting = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"] * 160))
-        await _until(lambda: encoder.waiting._interactive.texts == 160)
+        queued = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"] * 160))
+        await _until(lambda: encoder.scheduler._interactive.texts == 160)
         refused = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["dog " * 30])))
         bulk = encoder.stub.Encode(pb.EncodeRequest(texts=["dog " * 30], priority=pb.PRIORITY_BULK))
-        in_a_hurry = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"]), timeout=0.3))
+        too_late = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"]), timeout=0.3))
         gate.opened.set()
-        answered = await asyncio.gather(running, waiting, bulk)
+        answered = await asyncio.gather(running, queued, bulk)
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-    assert refused.message == "480 interactive tokens wait already; the limit is 500"
+    assert refused.message == "480 interactive tokens are queued; the limit is 500"
     assert refused.retry_seconds is not None
     assert 0.4 < refused.retry_seconds < 0.6
-    assert in_a_hurry.reason == "DEADLINE_TOO_SHORT"
+    assert too_late.reason == "DEADLINE_TOO_SHORT"
     assert [len(response.token_counts) for response in answered] == [1, 160, 1]
 
 
@@ -184,13 +184,14 @@ async def test_interactive_calls_overtake_bulk_and_bulk_still_ends(models: Model
             asyncio.create_task(call(encoder.stub, "interactive", pb.EncodeRequest(texts=["the dog"] * 20)))
             for _ in range(10)
         ]
-        await _until(lambda: encoder.waiting._bulk.texts == 500 and encoder.waiting._interactive.texts == 200)
+        lanes = encoder.scheduler._interactive, encoder.scheduler._bulk
+        await _until(lambda: [lane.texts for lane in lanes] == [200, 500])
         gate.opened.set()
         await asyncio.wait_for(asyncio.gather(first, bulk, *interactive), 30)
     assert order == ["interactive"] * 10 + ["bulk"]
 
 
-async def test_whatever_one_caller_queues_a_small_call_of_another_is_in_the_next_batch(models: ModelRegistry):
+async def test_a_small_call_is_in_the_next_batch_behind_a_long_queue_of_another(models: ModelRegistry):
     gate, batches = Gate(), []
 
     def note(forward: Forward) -> Forward:
@@ -205,14 +206,14 @@ async def test_whatever_one_caller_queues_a_small_call_of_another_is_in_the_next
         huge = [encoder.stub.Encode(pb.EncodeRequest(texts=["the cat sits"] * 1_000))]
         await gate.wait_entered()
         huge += [encoder.stub.Encode(pb.EncodeRequest(texts=["the dog"] * 64)) for _ in range(50)]
-        # All of them: one that came later would be taken for the small call.
-        waiting_before = 1_000 - gate.sizes[0] + 50 * 64
-        await _until(lambda: encoder.waiting._interactive.texts == waiting_before)
-        # Channels of one process share their connections unless told otherwise.
+        # All of them: a later one would be mistaken for the small call.
+        queued_before = 1_000 - gate.sizes[0] + 50 * 64
+        await _until(lambda: encoder.scheduler._interactive.texts == queued_before)
+        # Channels of one process share their connections by default.
         own_connection = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(encoder.address, own_connection) as channel:
             small = pb_grpc.EncoderServiceStub(channel).Encode(pb.EncodeRequest(texts=["a cat in the park"]))
-            await _until(lambda: encoder.waiting._interactive.texts == waiting_before + 1)
+            await _until(lambda: encoder.scheduler._interactive.texts == queued_before + 1)
             gate.opened.set()
             answer = await asyncio.wait_for(small, 30)
         answers = await asyncio.wait_for(asyncio.gather(*huge), 60)
