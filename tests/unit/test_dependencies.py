@@ -92,4 +92,4 @@ def test_every_pin_is_within_the_bounds():
     for requirement in map(Requirement, distribution("textmatch").requires or []):
         if requirement.name != "textmatch":
             pinned = pins()[canonicalize_name(requirement.name)]
-            assert requirement.specifier.contains(pinned, prereleases=True), f"{requirement} excludes {pinned}"
+            assert requirement.specifier.contains(pinned, prereleases=True), f"{requirement}, {pinned}"
