@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from textmatch.encoder_client import EncoderClient, EncodeResult
+from textmatch.encoder_client import EncoderClient
+from textmatch.types import EncodeResult
 from workers.__main__ import main
 
 _encode_in_lane = EncoderClient.encode

@@ -21,7 +21,7 @@ from bench.report import print_table, write_figures
 from bench.stack import running_stack
 from services.matcher.settings import MatcherSettings
 from standalone.demo.corpus import EVERYDAY, HARD, build_corpus, read_questions
-from textmatch.client import Match, MatchOptions, Recall, TextMatchClient
+from textmatch.client import Match, MatchKeywords, Recall, TextMatchClient
 from textmatch.errors import TextMatchError
 from textmatch.ranking_metrics import retrieval_metrics
 from training.evaluation.bootstrap import Values
@@ -37,7 +37,7 @@ _BULK_SECONDS = 1_800.0
 _DEADLINES_MS = (20, 50, 100, 300, 1_000)
 _DEADLINE_CALLERS = 4
 
-MODES: dict[str, MatchOptions] = {
+MODES: dict[str, MatchKeywords] = {
     "dense": {"recall": Recall.DENSE, "rerank": False},
     "hybrid": {"recall": Recall.HYBRID, "rerank": False},
     "hybrid_rrf": {"recall": Recall.HYBRID_RRF, "rerank": False},
@@ -150,7 +150,7 @@ def _rankings(client: TextMatchClient, queries: Sequence[str]) -> dict[str, list
         if mode == "dense_cross_encoder":
             # What the cross-encoder would say alone.
             rankings["cross_encoder"] = [_positions(sorted(head, key=_by_pair)) for head in scored]
-    wide: MatchOptions = {"recall": Recall.HYBRID, "rerank": False, "explain": True}
+    wide: MatchKeywords = {"recall": Recall.HYBRID, "rerank": False, "explain": True}
     found = _matches(client, queries, {**wide, "top_k": _WIDE, "candidate_count": _WIDE})
     rankings["bm25"] = [_positions(sorted(matches, key=_by_words)) for matches in found]
     return rankings
@@ -174,7 +174,7 @@ def _in_time(address: str, queries: Sequence[str], deadline_ms: int) -> list[lis
 
 
 def _matches(
-    client: TextMatchClient, queries: Sequence[str], options: MatchOptions
+    client: TextMatchClient, queries: Sequence[str], options: MatchKeywords
 ) -> list[tuple[Match, ...]]:
     found: list[tuple[Match, ...]] = [()] * len(queries)
     for answer in client.batch_match(queries, **options):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -13,42 +12,15 @@ from textmatch.errors import DependencyUnavailable, ModelMismatch, ModelNotFound
 from textmatch.runtime.channel import ReloadingChannel, call_metadata
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.runtime.tls import ClientTls
+from textmatch.types import EncodeResult, ModelInfo, ModelKind, ScoreResult
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 from textmatch.vectors import Embeddings
+from textmatch.wire.encoding import encode_result, model_info, priority, score_result
 
 Answer = TypeVar("Answer")
 
 _RETRY_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class EncodeResult:
-    """`embeddings` is (count, dimension) float32 with rows of length 1, in the order of the texts."""
-
-    embeddings: Embeddings
-    model_id: str
-    token_counts: list[int]
-    truncated: list[bool]
-
-
-@dataclass(frozen=True)
-class ScoreResult:
-    """`scores` are 0..1, in the order of the texts."""
-
-    scores: list[float]
-    raw_scores: list[float]
-    truncated: list[bool]
-    model_id: str
-
-
-@dataclass(frozen=True)
-class BiEncoderInfo:
-    """A bi-encoder that the encoder serves; `dimension` in components."""
-
-    model_id: str
-    name: str
-    dimension: int
 
 
 class EncoderClient:
@@ -80,7 +52,7 @@ class EncoderClient:
         request = pb.EncodeRequest(
             texts=texts,
             role=pb.ROLE_QUERY if is_query else pb.ROLE_DOCUMENT,
-            priority=_priority(is_bulk),
+            priority=priority(is_bulk=is_bulk),
             model=model,
         )
         try:
@@ -91,21 +63,16 @@ class EncoderClient:
             served = await self.bi_encoders(timeout_seconds=timeout_seconds)
             served_ids = ", ".join(one.model_id for one in served) or "no bi-encoder"
             raise ModelMismatch(index_model_id=model, encoder_model_id=served_ids) from error
-        return EncodeResult(
-            embeddings=vectors.unpack(response.embeddings, response.dimension),
-            model_id=response.model_id,
-            token_counts=list(response.token_counts),
-            truncated=list(response.truncated),
-        )
+        return encode_result([response])
 
     async def score(
         self, query: str, texts: Sequence[str], *, is_bulk: bool, timeout_seconds: float
     ) -> ScoreResult:
         """Score the query with each text by the default cross-encoder."""
         request = pb.ScoreRequest(
-            query=query, texts=texts, scorer=pb.SCORER_CROSS_ENCODER, priority=_priority(is_bulk)
+            query=query, texts=texts, scorer=pb.SCORER_CROSS_ENCODER, priority=priority(is_bulk=is_bulk)
         )
-        return _score_result(await self._call(self._channel.stub.Score, request, timeout_seconds))
+        return score_result([await self._call(self._channel.stub.Score, request, timeout_seconds)])
 
     async def classify(
         self, query: str, embeddings: Embeddings, *, is_bulk: bool, timeout_seconds: float, model: str
@@ -115,19 +82,16 @@ class EncoderClient:
             query=query,
             embeddings=vectors.pack(embeddings),
             scorer=pb.SCORER_PAIR_CLASSIFIER,
-            priority=_priority(is_bulk),
+            priority=priority(is_bulk=is_bulk),
             model=model,
         )
-        return _score_result(await self._call(self._channel.stub.Score, request, timeout_seconds))
+        return score_result([await self._call(self._channel.stub.Score, request, timeout_seconds)])
 
-    async def bi_encoders(self, *, timeout_seconds: float) -> list[BiEncoderInfo]:
+    async def bi_encoders(self, *, timeout_seconds: float) -> list[ModelInfo]:
         """The bi-encoders that are served, the default one first."""
         answer = await self._call(self._channel.stub.GetModels, pb.GetModelsRequest(), timeout_seconds)
-        return [
-            BiEncoderInfo(model.model_id, model.name, model.dimension)
-            for model in answer.models
-            if model.kind == pb.MODEL_KIND_BI_ENCODER
-        ]
+        models = [model_info(message) for message in answer.models]
+        return [model for model in models if model.kind is ModelKind.BI_ENCODER]
 
     async def _call(
         self, method: Callable[..., Awaitable[Answer]], request: object, timeout_seconds: float
@@ -144,16 +108,3 @@ class EncoderClient:
     async def close(self) -> None:
         """Close the channel; running calls are cancelled."""
         await self._channel.close()
-
-
-def _priority(is_bulk: bool) -> pb.Priority.ValueType:
-    return pb.PRIORITY_BULK if is_bulk else pb.PRIORITY_INTERACTIVE
-
-
-def _score_result(response: pb.ScoreResponse) -> ScoreResult:
-    return ScoreResult(
-        scores=list(response.scores),
-        raw_scores=list(response.raw_scores),
-        truncated=list(response.truncated),
-        model_id=response.model_id,
-    )

@@ -31,7 +31,7 @@ _EVIDENCE_POWER = 3
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ScoreCalibration:
     """Makes a score the probability that the document is relevant."""
 
     slope: float
@@ -44,7 +44,7 @@ class Weights:
 
     lexical: float = 0.5
     rerank: float = 0.02
-    calibration: Calibration | None = None
+    calibration: ScoreCalibration | None = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ def from_mapping(values: Mapping[str, Any]) -> Weights:
     )
 
 
-def _calibration(values: Any) -> Calibration | None:
+def _calibration(values: Any) -> ScoreCalibration | None:
     if values is None:
         return None
     if not isinstance(values, Mapping):
         raise InvalidInput.of_field("weights.calibration", f"is {values!r}; it must have slope and intercept")
-    return Calibration(
+    return ScoreCalibration(
         slope=_number("calibration.slope", values.get("slope"), 0.0, math.inf),
         intercept=_number("calibration.intercept", values.get("intercept"), -math.inf, math.inf),
     )

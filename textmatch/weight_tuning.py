@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 
 from textmatch.ranking_metrics import Values, best_first, ndcg
-from textmatch.score_fusion import Calibration, Weights, lexical_evidence
+from textmatch.score_fusion import ScoreCalibration, Weights, lexical_evidence
 
 _SHARES = tuple(tenths / 10 for tenths in range(11))
 _DEPTH = 10
@@ -124,7 +124,7 @@ def combined_scores(query: JudgedCandidates, weights: Weights) -> Values:
     return returned
 
 
-def calibrate(queries: Sequence[JudgedCandidates], weights: Weights) -> Calibration | None:
+def calibrate(queries: Sequence[JudgedCandidates], weights: Weights) -> ScoreCalibration | None:
     """Fit the probability of relevance to scores; None if all or no documents are relevant."""
     scores = np.concatenate([combined_scores(query, weights) for query in queries])
     is_returned = np.isfinite(scores)
@@ -142,7 +142,7 @@ def calibrate(queries: Sequence[JudgedCandidates], weights: Weights) -> Calibrat
         if float(np.abs(step).max()) < 1e-9:
             break
     slope, intercept = parameters
-    return Calibration(float(slope), float(intercept)) if slope > 0 else None
+    return ScoreCalibration(float(slope), float(intercept)) if slope > 0 else None
 
 
 def _nearest_first(start: Weights) -> list[Weights]:

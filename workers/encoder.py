@@ -7,9 +7,10 @@ from typing import Any
 
 import grpc
 
-from textmatch.encoder_client import EncoderClient, EncodeResult
+from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable
 from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY
+from textmatch.types import EncodeResult
 
 _CONNECT_SECONDS = 5.0
 

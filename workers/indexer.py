@@ -31,7 +31,7 @@ from enum import Enum
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import InvalidInput, ModelMismatch
-from textmatch.index.collections import Role, Roles
+from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters
@@ -191,11 +191,11 @@ class DualWriter:
             TextMatchError: the batch must be tried again.
         """
         metrics.ABANDONED_COLLECTIONS.set(1 if roles.abandoned else 0)
-        for role, target in ((Role.NEXT, roles.next), (Role.PREVIOUS, roles.previous)):
+        for role, target in ((CollectionRole.NEXT, roles.next), (CollectionRole.PREVIOUS, roles.previous)):
             if target:
                 await self._update(ids, role, source=roles.in_use, target=target)
 
-    async def _update(self, ids: Sequence[str], role: Role, *, source: str, target: str) -> None:
+    async def _update(self, ids: Sequence[str], role: CollectionRole, *, source: str, target: str) -> None:
         try:
             copied = await self._copier.copy(ids, source=source, target=target)
         except ModelMismatch as error:

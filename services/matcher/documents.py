@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 
 from services.matcher.ingest import IngestDependencies, IngestHandler, VersionClock
-from services.matcher.protos import to_filter
 from textmatch.documents import (
     check_item_count,
     id_violation,
@@ -17,7 +16,8 @@ from textmatch.errors import DocumentNotFound, InvalidInput
 from textmatch.index.index import Index
 from textmatch.queue.tombstones import FilterTombstone
 from textmatch.v1 import matcher_service_pb2 as pb
-from textmatch.wire.attributes import to_struct
+from textmatch.wire.documents import to_proto
+from textmatch.wire.matching import filter_from_proto
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +49,7 @@ class DocumentsHandler:
         stored = await self._index.fetch([request.id])
         if request.id not in stored:
             raise DocumentNotFound(request.id)
-        document = stored[request.id].document
-        message = pb.Document(
-            id=document.id,
-            text=document.text,
-            attributes=to_struct(document.attributes),
-            version=document.version,
-        )
-        return pb.GetDocumentResponse(document=message)
+        return pb.GetDocumentResponse(document=to_proto(stored[request.id].document))
 
     async def delete(self, request: pb.DeleteDocumentsRequest) -> pb.DeleteDocumentsResponse:
         """Remove documents, and keep older writes of them from bringing them back."""
@@ -102,7 +95,7 @@ class DocumentsHandler:
                 raise InvalidInput(found)
             yield dict.fromkeys(request.ids, version)
             return
-        condition = to_filter(request.filter, "filter")
+        condition = filter_from_proto(request.filter, "filter")
         if not (condition.must or condition.should or condition.must_not):
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
         # Whether Qdrant can read the filter must be known before workers are told of it.

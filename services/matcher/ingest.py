@@ -37,7 +37,7 @@ from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.grpc_errors import to_status
 from textmatch.runtime.tracing import current_traceparent
 from textmatch.v1 import matcher_service_pb2 as pb
-from textmatch.wire.attributes import from_struct
+from textmatch.wire.documents import from_proto
 
 _PAUSE_SECONDS = 0.1
 _RETRY_SECONDS = 2.0
@@ -193,7 +193,7 @@ class IngestHandler:
         documents: dict[int, Document] = {}
         results: dict[int, pb.IngestResult] = {}
         for position, message in enumerate(messages):
-            document = _to_document(message)
+            document = from_proto(message)
             if error := _input_error(f"documents[{position}].", message, document):
                 results[position] = _rejected(document, error)
             else:
@@ -243,11 +243,6 @@ class IngestHandler:
             else:
                 written.add(document.id)
         return unchanged
-
-
-def _to_document(message: pb.Document) -> Document:
-    attributes = from_struct(message.attributes)
-    return Document(id=message.id, text=message.text, attributes=attributes, version=message.version)
 
 
 def _input_error(prefix: str, message: pb.Document, document: Document) -> InvalidInput | None:

@@ -8,9 +8,9 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from services.matcher.answers import MatchOptions, Recall
 from services.matcher.retriever import NOT_EMBEDDED, EmbeddedQuery, Retriever
 from textmatch.index.search import Hit
+from textmatch.types import MatchOptions, Recall
 
 # Kept back for the way of the answer: when nothing is late, and in utmost haste.
 _CALM_RESERVE_SECONDS, _HASTY_RESERVE_SECONDS = 0.004, 0.007
@@ -28,7 +28,7 @@ class Found:
     """Hits that bring their documents, in no particular order; by words if the query has no embedding."""
 
     query: EmbeddedQuery
-    recall: Recall
+    recall: Recall | None
     hits: list[Hit]
 
 

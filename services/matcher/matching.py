@@ -17,7 +17,6 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from services.matcher import metrics
-from services.matcher.answers import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, Timings
 from services.matcher.lexical_fallback import Found, Hurry
 from services.matcher.ranking import Candidate, combine, ranked, weights_of
 from services.matcher.reranker import Reranker, RerankResult
@@ -27,6 +26,7 @@ from textmatch.index.client import CollectionGone
 from textmatch.index.index import Index
 from textmatch.index.search import Hit
 from textmatch.score_fusion import Weights
+from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, StageTimings
 
 Answer = TypeVar("Answer")
 
@@ -77,7 +77,7 @@ def _fits(flight_deadline: float, own_deadline: float) -> bool:
 
 
 @contextmanager
-def timed(timings: Timings, stage: str, part: str = "") -> Iterator[None]:
+def timed(timings: StageTimings, stage: str, part: str = "") -> Iterator[None]:
     """Adds to the time of a stage; the metric has its parts apart."""
     started = time.perf_counter()
     try:
@@ -115,12 +115,14 @@ class Matcher:
             ModelMismatch: the encoder does not serve the model that the index was built by.
             LexicalIndexMissing: hybrid recall was asked for in a collection without BM25.
         """
+        # What is shown of a document makes no difference to the work.
+        work = replace(options, explain=False, omit_text=False, omit_attributes=False)
         return await self._running.run(
-            (query, options, is_bulk), deadline, lambda: self._match(query, options, deadline, is_bulk)
+            (query, work, is_bulk), deadline, lambda: self._match(query, options, deadline, is_bulk)
         )
 
     async def _match(self, query: str, options: MatchOptions, deadline: float, is_bulk: bool) -> MatchResult:
-        result = MatchResult()
+        result = MatchResult(query)
         with timed(result.timings, "total"):
             try:
                 await self._answer(result, query, options, deadline, is_bulk)
@@ -128,7 +130,7 @@ class Matcher:
                 # It was dropped after the alias was read: the next reading finds its successor.
                 await self._answer(result, query, options, deadline, is_bulk)
         if result.degraded:
-            metrics.DEGRADED_TOTAL.labels(result.degraded.value).inc()
+            metrics.DEGRADED_TOTAL.labels(result.degraded.removeprefix("RERANK_").lower()).inc()
         if result.matches:
             metrics.TOP_SCORE.observe(result.matches[0].score)
         return result
@@ -165,9 +167,11 @@ class Matcher:
             result.degraded = (
                 DegradedReason.ENCODE_LATE if query.embedding is None else DegradedReason.RECALL_LATE
             )
-            candidates = await self._ranked(result, query.collection, found.recall, found.hits, deadline)
+            candidates, weights = await self._ranked(
+                result, query.collection, found.recall, found.hits, deadline
+            )
         shown = [(candidate, candidate.hit.document) for candidate in candidates if candidate.hit.document]
-        _choose(result, shown, [], options)
+        _choose(result, shown, [], weights, options)
 
     async def _answer_whole(
         self,
@@ -179,7 +183,7 @@ class Matcher:
     ) -> None:
         with timed(result.timings, "recall"):
             hits = await self._recaller.find(query, options, deadline=deadline)
-            candidates = await self._ranked(result, query.collection, options.recall, hits, deadline)
+            candidates, weights = await self._ranked(result, query.collection, options.recall, hits, deadline)
         depth = self._depth(options)
         if options.rerank is Rerank.CASCADE and len(candidates) > depth:
             with timed(result.timings, "rerank", "classify"):
@@ -194,19 +198,24 @@ class Matcher:
             metrics.SCORED_CANDIDATES.observe(len(scores.values))
         result.degraded = result.degraded or scores.degraded
         result.scored_count = len(scores.values)
-        result.cross_encoder_model_id = scores.model_id
-        _choose(result, found, scores.values, options)
+        result.cross_encoder_model_id = scores.model_id or None
+        _choose(result, found, scores.values, weights, options)
 
     async def _ranked(
-        self, result: MatchResult, collection: str, recall: Recall, hits: Sequence[Hit], deadline: float
-    ) -> list[Candidate]:
-        """Best first, by the weights of the collection."""
+        self,
+        result: MatchResult,
+        collection: str,
+        recall: Recall | None,
+        hits: Sequence[Hit],
+        deadline: float,
+    ) -> tuple[list[Candidate], Weights]:
+        """The candidates, best first by the weights of the collection, and these weights."""
         traits = await self._recaller.traits(collection, deadline)
         result.recall = recall_mode(recall, traits, collection)
-        result.weights = weights_of(traits.notes, self._weights)
+        weights = weights_of(traits.notes, self._weights)
         metrics.CANDIDATES.observe(len(hits))
         result.candidate_count = len(hits)
-        return ranked(hits, result.weights)
+        return ranked(hits, weights), weights
 
     def _depth(self, options: MatchOptions) -> int:
         """How many candidates go on to be scored."""
@@ -263,7 +272,9 @@ def _choose(
     result: MatchResult,
     found: Sequence[tuple[Candidate, Document]],
     scores: Sequence[float],
+    weights: Weights,
     options: MatchOptions,
 ) -> None:
-    matches = combine(found, scores, result.weights)
-    result.matches = [match for match in matches if match.score >= options.min_score][: options.top_k]
+    matches = combine(found, scores, weights)
+    good = [match for match in matches if match.score >= options.min_score]
+    result.matches = tuple(good[: options.top_k])

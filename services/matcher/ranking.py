@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from services.matcher.answers import ScoredDocument
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.index.search import Hit
@@ -18,8 +17,10 @@ from textmatch.score_fusion import (
     calibrated,
     combined_score,
     from_mapping,
+    lexical_evidence,
     recall_score,
 )
+from textmatch.types import Match, ScoreExplanation
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def weights_of(notes: Mapping[str, object], default: Weights) -> Weights:
 
 def combine(
     found: Sequence[tuple[Candidate, Document]], scores: Sequence[float], weights: Weights
-) -> list[ScoredDocument]:
+) -> list[Match]:
     """All candidates, best first, of which the first have been scored.
 
     Scoring lifts or lowers most scores alike. So that a candidate gains nothing from not being scored, it is
@@ -65,33 +66,37 @@ def combine(
     ]
     mean_raise = (sum(combined) - sum(recalled[: len(combined)])) / max(len(combined), 1)
     combined += [recall + mean_raise for recall in recalled[len(combined) :]]
-    matches = [
-        _scored_document(candidate, document, one, score, weights)
-        for (candidate, document), one, score in zip_longest(found, combined, scores)
-    ]
-    return sorted(matches, key=lambda match: (-match.combined_score, -match.recall_score, match.document.id))
+    bounded = [min(max(score, 0.0), 1.0) for score in combined]
+    parts = sorted(
+        zip_longest(found, bounded, scores),
+        key=lambda part: (-part[1], -part[0][0].recall_score, part[0][1].id),
+    )
+    return [_match(candidate, document, one, score, weights) for (candidate, document), one, score in parts]
 
 
-def _scored_document(
+def _match(
     candidate: Candidate, document: Document, combined: float, rerank: float | None, weights: Weights
-) -> ScoredDocument:
-    combined = min(max(combined, 0.0), 1.0)
-    return ScoredDocument(
+) -> Match:
+    hit, calibration = candidate.hit, weights.calibration
+    return Match(
         document=document,
         score=calibrated(combined, weights),
         recall_score=candidate.recall_score,
-        combined_score=combined,
         rerank_score=rerank,
-        parts=_parts(candidate.hit),
-        pair_classifier_score=candidate.pair_classifier_score,
+        explanation=ScoreExplanation(
+            cosine=hit.cosine,
+            bm25=hit.bm25,
+            lexical_evidence=lexical_evidence(hit.bm25),
+            pair_classifier_score=candidate.pair_classifier_score,
+            combined_score=combined,
+            lexical_weight=weights.lexical,
+            rerank_weight=weights.rerank,
+            calibration=(calibration.slope, calibration.intercept) if calibration else None,
+        ),
     )
 
 
 def _recall_score(hit: Hit, weights: Weights) -> float:
     if hit.fused_ranks is not None:
         return min(hit.fused_ranks, 1.0)
-    return recall_score(_parts(hit), weights)
-
-
-def _parts(hit: Hit) -> ScoreComponents:
-    return ScoreComponents(hit.cosine, hit.bm25)
+    return recall_score(ScoreComponents(hit.cosine, hit.bm25), weights)

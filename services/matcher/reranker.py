@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.matcher.answers import DegradedReason
 from services.matcher.retry import patiently
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import (
@@ -22,6 +21,7 @@ from textmatch.errors import (
     Overloaded,
     TextMatchError,
 )
+from textmatch.types import DegradedReason
 from textmatch.vectors import Embeddings
 
 # How much one answer says about the next.
@@ -130,7 +130,7 @@ class Reranker:
             )
         except (*_LATE, *_REFUSED, *_UNAVAILABLE) as error:
             return RerankResult(degraded=_degraded(error))
-        return RerankResult(result.scores, result.model_id)
+        return RerankResult(result.scores.tolist(), result.model_id)
 
     async def _score_chunk(
         self, scores: RerankResult, query: str, texts: Sequence[str], finish: float, is_bulk: bool
@@ -156,7 +156,7 @@ class Reranker:
                 speed.observe_late(query, chunk, time.monotonic() - started)
             return
         speed.observe(query, chunk, time.monotonic() - started)
-        scores.values += result.scores
+        scores.values += result.scores.tolist()
         scores.model_id = result.model_id
 
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from services.matcher import metrics
-from services.matcher.answers import MatchOptions, Recall
 from services.matcher.hedging import hedged
 from services.matcher.reranker import ANSWER_RESERVE_SECONDS, answer_reserve_seconds
 from services.matcher.retry import patiently
-from textmatch.encoder_client import EncoderClient, EncodeResult
+from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch, Overloaded
 from textmatch.index.collection_info import CollectionInfo
 from textmatch.index.index import Index
 from textmatch.index.search import Hit, SearchQuery
+from textmatch.types import EncodeResult, MatchOptions, Recall
 from textmatch.vectors import Embeddings
 
 
@@ -153,7 +153,7 @@ class Retriever:
             count=options.candidate_count,
             embedding=query.embedding,
             text="" if mode is Recall.DENSE else query.text,
-            condition=options.condition,
+            condition=options.where,
             fuse_ranks=mode is Recall.HYBRID_RRF,
             with_documents=with_documents,
         )
@@ -223,13 +223,13 @@ class Retriever:
         return EmbeddedQuery(query, collection, encoded.model_id, encoded.embeddings[0])
 
 
-def recall_mode(wanted: Recall, traits: CollectionInfo, collection: str) -> Recall:
+def recall_mode(wanted: Recall | None, traits: CollectionInfo, collection: str) -> Recall:
     """How to search a collection.
 
     Raises:
         LexicalIndexMissing: what is wanted needs BM25, and the collection has none.
     """
-    if wanted is Recall.BEST:
+    if wanted is None:
         return Recall.HYBRID if traits.has_lexical else Recall.DENSE
     if wanted is not Recall.DENSE and not traits.has_lexical:
         raise LexicalIndexMissing(

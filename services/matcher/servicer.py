@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from services.matcher import protos
-from services.matcher.answers import MatchOptions
 from services.matcher.documents import DocumentsHandler
 from services.matcher.matching import Matcher
 from textmatch.documents import check_texts, text_violation
 from textmatch.errors import InvalidInput, TextMatchError
-from textmatch.runtime.grpc_errors import to_status
+from textmatch.types import MatchOptions
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
+from textmatch.wire.matching import batch_result_to_proto, options_from_proto, result_to_proto
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
@@ -44,15 +43,15 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchResponse:
         if violation := text_violation("query", request.query):
             raise InvalidInput([violation])
-        options = protos.to_options(request.options)
+        options = options_from_proto(request.options)
         result = await self._matcher.match(request.query, options, deadline=self._deadline(context))
-        return protos.to_match_response(result, request.options)
+        return result_to_proto(result, options)
 
     async def BatchMatch(
         self, request: pb.BatchMatchRequest, context: Context
     ) -> AsyncIterator[pb.BatchMatchResponse]:
         check_texts("queries", request.queries, MAX_QUERIES)
-        options = protos.to_options(request.options)
+        options = options_from_proto(request.options)
         turns = asyncio.Semaphore(self._batch_match_concurrency)
 
         async def answer(query_index: int) -> pb.BatchMatchResponse:
@@ -72,9 +71,8 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
                 request.queries[query_index], options, deadline=deadline, is_bulk=True
             )
         except TextMatchError as error:
-            return pb.BatchMatchResponse(query_index=query_index, error=to_status(error))
-        response = protos.to_match_response(result, request.options)
-        return pb.BatchMatchResponse(query_index=query_index, response=response)
+            return batch_result_to_proto(query_index, error, options)
+        return batch_result_to_proto(query_index, result, options)
 
     async def IngestDocuments(
         self, request_iterator: AsyncIterator[pb.IngestDocumentsRequest], context: Context

@@ -98,15 +98,18 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     ) -> pb.GetIngestStatusResponse:
         self._fail_if_told()
         queued_count, oldest_seconds = self.queued.popleft() if self.queued else (0, 0.0)
-        indexed = request.document_id in self.documents
+        state = pb.DOCUMENT_STATE_UNSPECIFIED
+        if request.document_id:
+            indexed = request.document_id in self.documents
+            state = pb.DOCUMENT_STATE_INDEXED if indexed else pb.DOCUMENT_STATE_FAILED
         return pb.GetIngestStatusResponse(
             document_count=len(self.documents),
             queued_count=queued_count,
             oldest_queued_seconds=oldest_seconds,
             dead_letter_count=1,
             collection="tiny-0123456789ab",
-            document_state=pb.DOCUMENT_STATE_INDEXED if indexed else pb.DOCUMENT_STATE_FAILED,
-            document_error="" if indexed else "the model failed on it",
+            document_state=state,
+            document_error="the model failed on it" if state == pb.DOCUMENT_STATE_FAILED else "",
         )
 
     def _fail_if_told(self) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from textmatch.errors import InvalidInput
 from textmatch.score_fusion import (
-    Calibration,
+    ScoreCalibration,
     ScoreComponents,
     Weights,
     calibrated,
@@ -26,7 +26,7 @@ WEIGHTS = st.builds(
     Weights,
     SHARES,
     SHARES,
-    st.none() | st.builds(Calibration, st.floats(0, 50), st.floats(-50, 50)),
+    st.none() | st.builds(ScoreCalibration, st.floats(0, 50), st.floats(-50, 50)),
 )
 
 
@@ -62,7 +62,7 @@ def test_the_formula_by_hand():
     recall = recall_score(ScoreComponents(0.6, 12.0), weights)
     assert recall == pytest.approx(1 - 0.4 * (1 - 0.5 * 0.125))
     assert combined_score(recall, 0.8, weights) == pytest.approx(0.25 * 0.8 + 0.75 * recall)
-    calibration = Weights(calibration=Calibration(4.0, -2.0))
+    calibration = Weights(calibration=ScoreCalibration(4.0, -2.0))
     assert calibrated(0.9, calibration) == pytest.approx(1 / (1 + math.exp(-(4.0 * 0.9 - 2.0))))
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from textmatch.cli import options
 from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import message_of
-from textmatch.client import Match, MatchOptions, MatchResult, Recall, ScoreExplanation, TextMatchClient
+from textmatch.client import Match, MatchKeywords, MatchResult, Recall, ScoreExplanation, TextMatchClient
 from textmatch.console import ProgressBars, cell, one_line, print_json, print_line, print_table, warn
 from textmatch.documents import text_violation
 from textmatch.errors import TextMatchError
@@ -72,7 +72,7 @@ def match(
     "rerank_score", "text", "attributes"}], "degraded", "timings_ms", "models"}. Missing values are null.
     Matches have an "explanation" with --explain, and lines a "query_id" if the file has ids.
     """
-    match_options = MatchOptions(top_k=top_k, min_score=min_score, rerank=not no_rerank, explain=explain)
+    match_options = MatchKeywords(top_k=top_k, min_score=min_score, rerank=not no_rerank, explain=explain)
     if candidate_count is not None:
         match_options["candidate_count"] = candidate_count
     if recall is not None:
@@ -151,7 +151,7 @@ def _read_queries(file: str) -> Iterator[tuple[str, str]]:
 
 
 def _answers(
-    client: TextMatchClient, queries: Iterator[tuple[str, str]], match_options: MatchOptions
+    client: TextMatchClient, queries: Iterator[tuple[str, str]], match_options: MatchKeywords
 ) -> Iterator[tuple[str, str, MatchResult | TextMatchError]]:
     """Id, text and answer of each query, in order."""
     while chunk := list(islice(queries, _QUERIES_PER_CALL)):

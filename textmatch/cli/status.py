@@ -18,7 +18,7 @@ from rich.text import Text
 from textmatch.cli import options
 from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.errors import message_of
-from textmatch.client import DocumentState, HealthState, IngestStatus, Model, ServerHealth
+from textmatch.client import DocumentState, HealthState, IngestStatus, ModelInfo, ServerHealth
 from textmatch.console import cell, one_line, print_json, print_result, print_table, warn
 from textmatch.errors import TextMatchError
 
@@ -115,7 +115,7 @@ def _connects(address: str) -> HealthState:
 
 
 def _to_json(
-    queue: IngestStatus | None, models: Sequence[Model] | None, processes: Sequence[ServerHealth]
+    queue: IngestStatus | None, models: Sequence[ModelInfo] | None, processes: Sequence[ServerHealth]
 ) -> dict[str, Any]:
     return {
         **_queue_to_json(queue),
@@ -138,7 +138,7 @@ def _queue_to_json(queue: IngestStatus | None) -> dict[str, Any]:
 
 
 def _print(
-    queue: IngestStatus | None, models: Sequence[Model] | None, processes: Sequence[ServerHealth]
+    queue: IngestStatus | None, models: Sequence[ModelInfo] | None, processes: Sequence[ServerHealth]
 ) -> None:
     if queue is not None:
         figures = Table(*_QUEUE_COLUMNS, "collection")

@@ -24,14 +24,14 @@ from textmatch.client import (
     BatchMatchResult,
     DegradedReason,
     Match,
-    MatchOptions,
+    MatchKeywords,
     MatchResult,
     ScoreExplanation,
     TextMatchClient,
 )
 from textmatch.console import ProgressBars, one_line, print_json, print_line, print_result, print_table
 from textmatch.io.qrels import read_judgements, read_queries
-from textmatch.score_fusion import WEIGHTS_NOTE, Calibration, Weights, to_mapping
+from textmatch.score_fusion import WEIGHTS_NOTE, ScoreCalibration, Weights, to_mapping
 from textmatch.weight_tuning import JudgedCandidates, Tuning
 
 Directory = Annotated[
@@ -206,7 +206,7 @@ def _answers(
     client: TextMatchClient, texts: Mapping[str, str], *, is_reranked: bool
 ) -> Iterator[tuple[str, MatchResult]]:
     """The id of each query with its answer, at bulk priority."""
-    match_options = MatchOptions(
+    match_options = MatchKeywords(
         top_k=_CANDIDATES, rerank=is_reranked, explain=True, omit_text=True, omit_attributes=True
     )
     queries = list(texts)
@@ -259,7 +259,7 @@ def _explanation(match: Match) -> ScoreExplanation:
 
 def _weights(match: Match) -> Weights:
     explanation = _explanation(match)
-    calibration = Calibration(*explanation.calibration) if explanation.calibration else None
+    calibration = ScoreCalibration(*explanation.calibration) if explanation.calibration else None
     # The message holds them in 32 bits.
     lexical, rerank = round(explanation.lexical_weight, 6), round(explanation.rerank_weight, 6)
     return Weights(lexical, rerank, calibration)

@@ -9,8 +9,11 @@ with TextMatchClient() as client:
 
 from textmatch.client.connection import ServerUnreachable
 from textmatch.client.encoder_api import TextPair
-from textmatch.client.options import MatchOptions
-from textmatch.client.results import (
+from textmatch.client.sync import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient
+from textmatch.documents import Document
+from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.runtime.tls import ClientTls
+from textmatch.types import (
     BatchMatchResult,
     DegradedReason,
     DocumentResult,
@@ -21,8 +24,10 @@ from textmatch.client.results import (
     IngestStatus,
     IngestSummary,
     Match,
+    MatchKeywords,
+    MatchOptions,
     MatchResult,
-    Model,
+    ModelInfo,
     ModelKind,
     Recall,
     Rerank,
@@ -33,10 +38,6 @@ from textmatch.client.results import (
     ServerHealth,
     StageTimings,
 )
-from textmatch.client.sync import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient
-from textmatch.documents import Document
-from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
-from textmatch.runtime.tls import ClientTls
 from textmatch.wire.documents import DocumentLike, to_document
 
 __all__ = [
@@ -59,9 +60,10 @@ __all__ = [
     "IngestStatus",
     "IngestSummary",
     "Match",
+    "MatchKeywords",
     "MatchOptions",
     "MatchResult",
-    "Model",
+    "ModelInfo",
     "ModelKind",
     "Recall",
     "Rerank",

@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
-import numpy as np
-
-from textmatch import vectors
 from textmatch.client.connection import Connection, UnaryMethod, chunks
-from textmatch.client.results import EncodeResult, Model, ModelKind, Role, Scorer, ScoreResult
 from textmatch.documents import text_violation
-from textmatch.errors import InvalidInput, NotReady, Violation
+from textmatch.errors import InvalidInput, Violation
+from textmatch.types import EncodeResult, ModelInfo, Role, Scorer, ScoreResult
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
+from textmatch.wire.encoding import ROLES, SCORERS, encode_result, model_info, priority, score_result
 
 Item = TypeVar("Item")
 Request = TypeVar("Request")
@@ -27,16 +25,6 @@ TextPair = tuple[str, str]
 _MAX_INTERACTIVE_TEXTS = 64
 _MAX_CHUNK_BYTES = 4 * 1024 * 1024
 
-_ROLES = {Role.QUERY: pb.ROLE_QUERY, Role.DOCUMENT: pb.ROLE_DOCUMENT}
-_SCORERS = {
-    Scorer.CROSS_ENCODER: pb.SCORER_CROSS_ENCODER,
-    Scorer.PAIR_CLASSIFIER: pb.SCORER_PAIR_CLASSIFIER,
-    Scorer.COSINE: pb.SCORER_COSINE,
-}
-_KINDS = {
-    pb.MODEL_KIND_BI_ENCODER: ModelKind.BI_ENCODER,
-    pb.MODEL_KIND_CROSS_ENCODER: ModelKind.CROSS_ENCODER,
-}
 _POSITION = re.compile(r"(texts|pairs)\[(\d+)\]")
 
 
@@ -57,53 +45,46 @@ class EncoderApi:
         self._timeout_seconds = timeout_seconds
         self._bulk_timeout_seconds = bulk_timeout_seconds
 
-    def models(self) -> tuple[Model, ...]:
+    def models(self) -> tuple[ModelInfo, ...]:
         """The loaded models."""
-        return tuple(_model(message) for message in self._get_models().models)
+        return tuple(model_info(message) for message in self._get_models().models)
 
     def encode(self, texts: Sequence[str], role: Role, dimension: int | None, model: str) -> EncodeResult:
         """Embed texts of any number."""
         self._check("texts", [(text,) for text in texts])
-        priority = _priority(len(texts))
+        lane = priority(is_bulk=_is_bulk(len(texts)))
 
         def request(chunk: list[str]) -> pb.EncodeRequest:
             return pb.EncodeRequest(
-                texts=chunk, role=_ROLES[role], priority=priority, dimension=dimension, model=model
+                texts=chunk, role=ROLES[role], priority=lane, dimension=dimension, model=model
             )
 
-        answers = self._call(self._stub.Encode, texts, _text_bytes, request)
-        blocks = [vectors.unpack(answer.embeddings, answer.dimension) for answer in answers]
-        return EncodeResult(
-            embeddings=np.concatenate(blocks),
-            token_counts=tuple(count for answer in answers for count in answer.token_counts),
-            truncated=tuple(flag for answer in answers for flag in answer.truncated),
-            model_id=_only_model_id({answer.model_id for answer in answers}),
-        )
+        return encode_result(self._call(self._stub.Encode, texts, _text_bytes, request))
 
     def score(self, query: str, texts: Sequence[str], scorer: Scorer, model: str) -> ScoreResult:
         """Score the query with each of the texts."""
         if violation := text_violation("query", query):
             raise InvalidInput([violation])
         self._check("texts", [(text,) for text in texts])
-        priority = _priority(len(texts))
+        lane = priority(is_bulk=_is_bulk(len(texts)))
 
         def request(chunk: list[str]) -> pb.ScoreRequest:
             return pb.ScoreRequest(
-                query=query, texts=chunk, scorer=_SCORERS[scorer], priority=priority, model=model
+                query=query, texts=chunk, scorer=SCORERS[scorer], priority=lane, model=model
             )
 
-        return _score_result(self._call(self._stub.Score, texts, _text_bytes, request))
+        return score_result(self._call(self._stub.Score, texts, _text_bytes, request))
 
     def score_pairs(self, pairs: Sequence[TextPair], scorer: Scorer, model: str) -> ScoreResult:
         """Score the two texts of each pair."""
         self._check("pairs", pairs)
-        priority = _priority(len(pairs))
+        lane = priority(is_bulk=_is_bulk(len(pairs)))
 
         def request(chunk: list[TextPair]) -> pb.ScoreRequest:
             messages = [pb.TextPair(first=first, second=second) for first, second in chunk]
-            return pb.ScoreRequest(pairs=messages, scorer=_SCORERS[scorer], priority=priority, model=model)
+            return pb.ScoreRequest(pairs=messages, scorer=SCORERS[scorer], priority=lane, model=model)
 
-        return _score_result(self._call(self._stub.Score, pairs, _pair_bytes, request))
+        return score_result(self._call(self._stub.Score, pairs, _pair_bytes, request))
 
     def _call(
         self,
@@ -114,8 +95,7 @@ class EncoderApi:
     ) -> list[Response]:
         """Call the method with as many chunks as the items need."""
         pieces = list(chunks(items, size_bytes, max_items=self._limits.max_texts, max_bytes=_MAX_CHUNK_BYTES))
-        is_bulk = _priority(len(items)) == pb.PRIORITY_BULK
-        timeout_seconds = self._bulk_timeout_seconds if is_bulk else self._timeout_seconds
+        timeout_seconds = self._bulk_timeout_seconds if _is_bulk(len(items)) else self._timeout_seconds
         requests = (to_request(chunk) for _, chunk in pieces)
         answers = self.server.call_each(method, requests, timeout_seconds)
         return list(_in_callers_positions([start for start, _ in pieces], answers))
@@ -157,26 +137,8 @@ def _moved(violation: Violation, start: int) -> Violation:
     return replace(violation, field=field)
 
 
-def _only_model_id(model_ids: set[str]) -> str:
-    """Embeddings of two models must not be mixed, even if the encoder is updated between two chunks."""
-    if len(model_ids) == 1:
-        return model_ids.pop()
-    raise NotReady(
-        f"the encoder changed its model during the call ({', '.join(sorted(model_ids))}); call again"
-    )
-
-
-def _score_result(answers: list[pb.ScoreResponse]) -> ScoreResult:
-    return ScoreResult(
-        scores=np.array([score for answer in answers for score in answer.scores], np.float32),
-        raw_scores=np.array([score for answer in answers for score in answer.raw_scores], np.float32),
-        truncated=tuple(flag for answer in answers for flag in answer.truncated),
-        model_id=_only_model_id({answer.model_id for answer in answers}),
-    )
-
-
-def _priority(count: int) -> pb.Priority.ValueType:
-    return pb.PRIORITY_BULK if count > _MAX_INTERACTIVE_TEXTS else pb.PRIORITY_INTERACTIVE
+def _is_bulk(count: int) -> bool:
+    return count > _MAX_INTERACTIVE_TEXTS
 
 
 def _text_bytes(text: str) -> int:
@@ -185,17 +147,3 @@ def _text_bytes(text: str) -> int:
 
 def _pair_bytes(pair: TextPair) -> int:
     return _text_bytes(pair[0]) + _text_bytes(pair[1])
-
-
-def _model(message: pb.Model) -> Model:
-    return Model(
-        model_id=message.model_id,
-        name=message.name,
-        kind=_KINDS.get(message.kind, ModelKind.OTHER),
-        dimension=message.dimension,
-        max_tokens=message.max_tokens,
-        dtype=message.dtype,
-        device=message.device,
-        has_pair_classifier=message.has_pair_classifier,
-        is_default=message.is_default,
-    )

@@ -9,27 +9,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from textmatch.client.connection import Connection, ServerUnreachable
-from textmatch.client.results import DocumentResult, IngestOutcome
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput, TextMatchError
-from textmatch.runtime.grpc_errors import from_status
+from textmatch.types import DocumentResult
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
-from textmatch.wire.documents import DocumentLike, to_document, to_proto
+from textmatch.wire.documents import (
+    DocumentLike,
+    ingest_results_from_proto,
+    rejection,
+    to_document,
+    to_proto,
+)
 
 MAX_BATCH_DOCUMENTS = 200
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 MAX_BATCHES_UNDER_WAY = 4
 _RETRY_DELAY_SECONDS = 1.0
 
-_OUTCOMES = {
-    pb.INGEST_OUTCOME_ACCEPTED: IngestOutcome.ACCEPTED,
-    pb.INGEST_OUTCOME_UNCHANGED: IngestOutcome.UNCHANGED,
-}
-
 
 @dataclass
-class Batch:
+class IngestBatch:
     """Documents that travel together, by their position in the input."""
 
     documents: dict[int, pb.Document] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class IngestStream:
         self._stub = stub
         self._timeout_seconds = timeout_seconds
         self._patience_seconds = patience_seconds
-        self._under_way: deque[Batch] = deque()
+        self._under_way: deque[IngestBatch] = deque()
         self._ids: set[str] = set()
         self._has_answered = False
         self._progress_at = time.monotonic()
@@ -77,17 +77,17 @@ class IngestStream:
         Raises:
             TextMatchError: the matcher cannot be reached, or took nothing for as long as we are patient.
         """
-        batch = Batch()
+        batch = IngestBatch()
         try:
             for position, value in enumerate(documents):
                 try:
                     document = to_proto(to_document(value))
                 except InvalidInput as error:
-                    yield _rejection(position, _id_of(value), error)
+                    yield rejection(position, _id_of(value), error)
                     continue
                 if document.id in self._ids or not batch.has_room_for(document):
                     yield from self._send(batch)
-                    batch = Batch()
+                    batch = IngestBatch()
                 while document.id in self._ids:
                     yield from self._finish_oldest()
                 batch.add(position, document)
@@ -99,7 +99,7 @@ class IngestStream:
             for unfinished in self._under_way:
                 unfinished.call.cancel()
 
-    def _send(self, batch: Batch) -> Iterator[DocumentResult]:
+    def _send(self, batch: IngestBatch) -> Iterator[DocumentResult]:
         if not batch.documents:
             return
         if len(self._under_way) == MAX_BATCHES_UNDER_WAY:
@@ -107,7 +107,7 @@ class IngestStream:
         batch.call = self._start(batch)
         self._under_way.append(batch)
 
-    def _start(self, batch: Batch) -> Any:
+    def _start(self, batch: IngestBatch) -> Any:
         request = pb.IngestDocumentsRequest(documents=batch.documents.values())
         return self._stub.IngestDocuments(
             iter((request,)), timeout=self._timeout_seconds, metadata=self._server.metadata
@@ -130,7 +130,7 @@ class IngestStream:
                 batch.call = self._start(batch)
         self._under_way.popleft()
 
-    def _answer(self, batch: Batch) -> list[DocumentResult]:
+    def _answer(self, batch: IngestBatch) -> list[DocumentResult]:
         """One result for each document; a call that failed for now counts against all of its documents."""
         try:
             with self._server.translated_errors(self._timeout_seconds):
@@ -139,31 +139,16 @@ class IngestStream:
             never_answered = isinstance(error, ServerUnreachable) and not self._has_answered
             if never_answered or not error.is_transient:
                 raise
-            return [
-                _rejection(position, document.id, error) for position, document in batch.documents.items()
-            ]
+            return [rejection(position, document.id, error) for position, document in batch.documents.items()]
         self._has_answered = True
         results = [result for response in responses for result in response.results]
-        return [
-            _to_result(position, result) for position, result in zip(batch.documents, results, strict=True)
-        ]
+        return ingest_results_from_proto(batch.documents, results)
 
     def _wait_after(self, refusal: TextMatchError) -> None:
         delay_seconds = refusal.retry_delay_seconds or _RETRY_DELAY_SECONDS
         if time.monotonic() + delay_seconds > self._progress_at + self._patience_seconds:
             raise refusal
         time.sleep(delay_seconds)
-
-
-def _to_result(position: int, result: pb.IngestResult) -> DocumentResult:
-    outcome = _OUTCOMES.get(result.outcome)
-    if outcome is None:
-        return _rejection(position, result.id, from_status(result.error))
-    return DocumentResult(position, result.id, outcome, result.version, None)
-
-
-def _rejection(position: int, document_id: str, error: TextMatchError) -> DocumentResult:
-    return DocumentResult(position, document_id, IngestOutcome.REJECTED, 0, error)
 
 
 def _id_of(value: DocumentLike) -> str:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from textmatch.client.connection import Connection, chunks
 from textmatch.client.ingest import IngestStream
-from textmatch.client.options import MatchOptions, to_proto
-from textmatch.client.results import (
-    BatchMatchResult,
-    DocumentResult,
-    DocumentState,
-    IngestStatus,
-    MatchResult,
-)
 from textmatch.documents import Document, id_violation, text_violation, version_violation
 from textmatch.errors import DeadlinePassed, InvalidInput, Violation
 from textmatch.filters import Filter
-from textmatch.runtime.grpc_errors import from_status
+from textmatch.types import (
+    BatchMatchResult,
+    DocumentResult,
+    IngestStatus,
+    MatchKeywords,
+    MatchOptions,
+    MatchResult,
+    Rerank,
+)
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
-from textmatch.wire import filters
-from textmatch.wire.documents import DocumentLike, from_proto, to_match_result
+from textmatch.wire.documents import DocumentLike, from_proto, ingest_status_from_proto
+from textmatch.wire.matching import (
+    batch_result_from_proto,
+    default_candidate_count,
+    filter_to_proto,
+    options_to_proto,
+    result_from_proto,
+)
 
 _QUERIES_PER_CALL = 100
 _IDS_PER_CALL = 1_000
@@ -31,13 +38,6 @@ _MAX_CHUNK_BYTES = 4 * 1024 * 1024
 _PATIENCE_SECONDS = 120.0
 _FIRST_POLL_SECONDS = 0.05
 _LAST_POLL_SECONDS = 1.0
-
-_STATES = {
-    pb.DOCUMENT_STATE_PENDING: DocumentState.PENDING,
-    pb.DOCUMENT_STATE_INDEXED: DocumentState.INDEXED,
-    pb.DOCUMENT_STATE_FAILED: DocumentState.FAILED,
-    pb.DOCUMENT_STATE_DELETED: DocumentState.DELETED,
-}
 
 
 class MatcherApi:
@@ -49,16 +49,16 @@ class MatcherApi:
         self._timeout_seconds = timeout_seconds
         self._bulk_timeout_seconds = bulk_timeout_seconds
 
-    def match(self, query: str, options: MatchOptions) -> MatchResult:
+    def match(self, query: str, options: MatchKeywords) -> MatchResult:
         """The best matches of one query."""
         _check([text_violation("query", query)])
-        request = pb.MatchRequest(query=query, options=to_proto(options))
-        return to_match_result(query, self.server.call(self._stub.Match, request, self._timeout_seconds))
+        request = pb.MatchRequest(query=query, options=options_to_proto(_options(options)))
+        return result_from_proto(query, self.server.call(self._stub.Match, request, self._timeout_seconds))
 
-    def batch_match(self, queries: Sequence[str], options: MatchOptions) -> Iterator[BatchMatchResult]:
+    def batch_match(self, queries: Sequence[str], options: MatchKeywords) -> Iterator[BatchMatchResult]:
         """The best matches of many queries, each as soon as it is there."""
         _check(text_violation(f"queries[{position}]", query) for position, query in enumerate(queries))
-        return self._batch_match(queries, to_proto(options))
+        return self._batch_match(queries, options_to_proto(_options(options)))
 
     def _batch_match(self, queries: Sequence[str], options: pb.MatchOptions) -> Iterator[BatchMatchResult]:
         for start, chunk in chunks(
@@ -71,7 +71,7 @@ class MatcherApi:
             try:
                 with self.server.translated_errors(self._bulk_timeout_seconds):
                     for response in call:
-                        yield _batch_result(start, chunk, response)
+                        yield batch_result_from_proto(start, chunk, response)
             finally:
                 call.cancel()  # type: ignore[no-untyped-call]
 
@@ -104,7 +104,7 @@ class MatcherApi:
         """Remove the documents that fit a filter."""
         _check([_version_problem(version)])
         return self._delete(
-            pb.DeleteDocumentsRequest(filter=filters.to_proto(where, "where"), version=version)
+            pb.DeleteDocumentsRequest(filter=filter_to_proto(where, "where"), version=version)
         )
 
     def _delete(self, request: pb.DeleteDocumentsRequest) -> int:
@@ -116,17 +116,8 @@ class MatcherApi:
         if document_id:
             _check([id_violation("document_id", document_id)])
         request = pb.GetIngestStatusRequest(document_id=document_id)
-        response = self.server.call(self._stub.GetIngestStatus, request, self._timeout_seconds)
-        return IngestStatus(
-            document_count=response.document_count,
-            queued_count=response.queued_count,
-            oldest_queued_seconds=response.oldest_queued_seconds,
-            dead_letter_count=response.dead_letter_count,
-            collection=response.collection,
-            document_state=_STATES.get(response.document_state, DocumentState.UNKNOWN)
-            if document_id
-            else None,
-            document_error=response.document_error or None,
+        return ingest_status_from_proto(
+            self.server.call(self._stub.GetIngestStatus, request, self._timeout_seconds)
         )
 
     def wait_until_searchable(self, on_status: Callable[[IngestStatus], None] | None) -> None:
@@ -155,6 +146,14 @@ class MatcherApi:
             pause_seconds = min(2 * pause_seconds, _LAST_POLL_SECONDS)
 
 
+def _options(keywords: MatchKeywords) -> MatchOptions:
+    given: dict[str, Any] = dict(keywords)
+    given.setdefault("candidate_count", default_candidate_count(given.get("top_k", MatchOptions.top_k)))
+    if isinstance(rerank := given.get("rerank"), bool):
+        given["rerank"] = Rerank.CROSS_ENCODER if rerank else Rerank.NONE
+    return MatchOptions(**given)
+
+
 def _version_problem(version: int | None) -> Violation | None:
     return None if version is None else version_violation("version", version)
 
@@ -163,14 +162,6 @@ def _check(problems: Iterable[Violation | None]) -> None:
     violations = [problem for problem in problems if problem is not None]
     if violations:
         raise InvalidInput(violations)
-
-
-def _batch_result(start: int, queries: Sequence[str], response: pb.BatchMatchResponse) -> BatchMatchResult:
-    position = start + response.query_index
-    if response.HasField("error"):
-        return BatchMatchResult(position, None, from_status(response.error))
-    result = to_match_result(queries[response.query_index], response.response)
-    return BatchMatchResult(position, result, None)
 
 
 def _size_bytes(text: str) -> int:

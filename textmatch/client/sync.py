@@ -11,8 +11,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from textmatch.client.connection import Connection
 from textmatch.client.encoder_api import EncoderApi, TextPair
 from textmatch.client.matcher_api import MatcherApi
-from textmatch.client.options import MatchOptions
-from textmatch.client.results import (
+from textmatch.documents import Document
+from textmatch.filters import Filter
+from textmatch.runtime.tls import ClientTls
+from textmatch.types import (
     BatchMatchResult,
     DocumentResult,
     EncodeResult,
@@ -20,16 +22,14 @@ from textmatch.client.results import (
     IngestOutcome,
     IngestStatus,
     IngestSummary,
+    MatchKeywords,
     MatchResult,
-    Model,
+    ModelInfo,
     Role,
     Scorer,
     ScoreResult,
     ServerHealth,
 )
-from textmatch.documents import Document
-from textmatch.filters import Filter
-from textmatch.runtime.tls import ClientTls
 from textmatch.wire.documents import DocumentLike
 
 DEFAULT_MATCHER = "127.0.0.1:50052"
@@ -91,7 +91,7 @@ class TextMatchClient:
         self._matcher.server.close()
         self._encoder.server.close()
 
-    def match(self, query: str, **options: Unpack[MatchOptions]) -> MatchResult:
+    def match(self, query: str, **options: Unpack[MatchKeywords]) -> MatchResult:
         """The stored documents that mean about the same as the query, the best first.
 
         Args:
@@ -101,7 +101,7 @@ class TextMatchClient:
         return self._matcher.match(query, options)
 
     def batch_match(
-        self, queries: Sequence[str], **options: Unpack[MatchOptions]
+        self, queries: Sequence[str], **options: Unpack[MatchKeywords]
     ) -> Iterator[BatchMatchResult]:
         """Match many queries, as many as you like, in the bulk lane.
 
@@ -228,7 +228,7 @@ class TextMatchClient:
         """How alike the two texts of each pair are; the rest as for `score`."""
         return self._encoder.score_pairs(pairs, scorer, model)
 
-    def models(self) -> tuple[Model, ...]:
+    def models(self) -> tuple[ModelInfo, ...]:
         """The models that the encoder has loaded."""
         return self._encoder.models()
 

@@ -100,7 +100,7 @@ _log = logging.getLogger(__name__)
 _ALIAS_CACHE_SECONDS = 2.0
 
 
-class Role(Enum):
+class CollectionRole(Enum):
     """What a collection is there for besides the one in use; the values are endings of its alias."""
 
     # Being built; becomes the one in use.
@@ -200,9 +200,9 @@ class Collections:
         targets = {entry.alias_name: entry.collection_name for entry in response.aliases}
         return Roles(
             in_use=targets.get(self.alias, ""),
-            next=targets.get(self.alias + Role.NEXT.value, ""),
-            previous=targets.get(self.alias + Role.PREVIOUS.value, ""),
-            abandoned=targets.get(self.alias + Role.ABANDONED.value, ""),
+            next=targets.get(self.alias + CollectionRole.NEXT.value, ""),
+            previous=targets.get(self.alias + CollectionRole.PREVIOUS.value, ""),
+            abandoned=targets.get(self.alias + CollectionRole.ABANDONED.value, ""),
         )
 
 
@@ -216,23 +216,23 @@ class AliasSwitcher:
     async def start(self, model_id: str, dimension: int) -> None:
         """Make this model's collection the next one; it receives writes from now on. May be repeated."""
         await self._collections.create(model_id, dimension)
-        await self._change_aliases(self._create(Role.NEXT, model_id))
+        await self._change_aliases(self._create(CollectionRole.NEXT, model_id))
 
     async def resume(self) -> bool:
         """Make the abandoned collection the next one; says whether there was one."""
-        return await self._rename(Role.ABANDONED, Role.NEXT.value)
+        return await self._rename(CollectionRole.ABANDONED, CollectionRole.NEXT.value)
 
-    async def promote(self, role: Role, *, in_use: str) -> bool:
+    async def promote(self, role: CollectionRole, *, in_use: str) -> bool:
         """Put the collection of this role to use and keep the one in use as the previous one, at once.
 
         Returns:
             False if no collection has the role, and nothing has changed.
         """
-        return await self._rename(role, "", self._create(Role.PREVIOUS, in_use))
+        return await self._rename(role, "", self._create(CollectionRole.PREVIOUS, in_use))
 
-    async def abandon(self, role: Role) -> bool:
+    async def abandon(self, role: CollectionRole) -> bool:
         """Stop writing to the collection of this role; says whether there was one."""
-        return await self._rename(role, Role.ABANDONED.value)
+        return await self._rename(role, CollectionRole.ABANDONED.value)
 
     async def drop(self, collection: str) -> None:
         """Delete a collection together with its aliases."""
@@ -241,7 +241,7 @@ class AliasSwitcher:
         self._collections.forget()
         _log.info("dropped collection", extra={"collection": collection})
 
-    async def _rename(self, role: Role, ending: str, *more: models.AliasOperations) -> bool:
+    async def _rename(self, role: CollectionRole, ending: str, *more: models.AliasOperations) -> bool:
         alias = self._collections.alias
         rename = models.RenameAlias(old_alias_name=alias + role.value, new_alias_name=alias + ending)
         try:
@@ -252,7 +252,7 @@ class AliasSwitcher:
             return False
         return True
 
-    def _create(self, role: Role, collection: str) -> models.CreateAliasOperation:
+    def _create(self, role: CollectionRole, collection: str) -> models.CreateAliasOperation:
         alias = self._collections.alias + role.value
         return models.CreateAliasOperation(
             create_alias=models.CreateAlias(collection_name=collection, alias_name=alias)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from textmatch.encoder_client import BiEncoderInfo, EncoderClient
+from textmatch.encoder_client import EncoderClient
 from textmatch.errors import ModelNotFound
-from textmatch.index.collections import Role, Roles
+from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.reindex.retry import patiently
 from textmatch.reindex.sync import Migration, ReindexRefused
 from textmatch.score_fusion import WEIGHTS_NOTE
+from textmatch.types import ModelInfo
 
 _GET_MODELS_SECONDS = 10.0
 
@@ -42,7 +43,7 @@ async def switch(index: Index, migration: Migration) -> None:
     Raises:
         ReindexRefused: the target is no longer being built.
     """
-    if await index.succession.promote(Role.NEXT, in_use=migration.source):
+    if await index.succession.promote(CollectionRole.NEXT, in_use=migration.source):
         return
     # The answer to a first attempt may have been lost.
     if (await index.refresh_roles()).in_use != migration.target:
@@ -67,7 +68,7 @@ async def roll_back(index: Index, encoder: EncoderClient) -> Migration:
     if not roles.previous:
         raise ReindexRefused("no previous collection is kept; there is nothing to go back to")
     await _served(encoder, roles.previous)
-    if not await index.succession.promote(Role.PREVIOUS, in_use=roles.in_use):
+    if not await index.succession.promote(CollectionRole.PREVIOUS, in_use=roles.in_use):
         raise ReindexRefused(f"{roles.previous} is not kept any more: its role was changed")
     return Migration(roles.in_use, roles.previous)
 
@@ -99,7 +100,7 @@ async def _drop(index: Index, collection: str, nothing: str) -> str:
     return collection
 
 
-async def _served(encoder: EncoderClient, model: str) -> BiEncoderInfo:
+async def _served(encoder: EncoderClient, model: str) -> ModelInfo:
     served = await patiently(encoder.bi_encoders, timeout_seconds=_GET_MODELS_SECONDS)
     for info in served:
         if model in (info.model_id, info.name):

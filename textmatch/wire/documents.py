@@ -1,40 +1,48 @@
-"""Documents and matches between plain Python and protobuf."""
+"""Documents, their attributes (google.protobuf.Struct) and the results of ingesting them.
+
+`to_document` also checks what users give to the client: a `Document`, or a dict as it comes from JSON.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from textmatch.client.results import (
-    DegradedReason,
-    Match,
-    MatchResult,
-    Recall,
-    ScoreExplanation,
-    StageTimings,
+from google.protobuf import struct_pb2
+
+from textmatch.documents import (
+    MAX_EXACT_WHOLE_NUMBER,
+    Document,
+    check_item_count,
+    document_violations,
+    version_violation,
 )
-from textmatch.documents import Document, document_violations
-from textmatch.errors import InvalidInput, Violation
+from textmatch.errors import InvalidInput, TextMatchError, Violation
+from textmatch.runtime.grpc_errors import from_status, to_status
+from textmatch.types import DocumentResult, DocumentState, IngestOutcome, IngestStatus
 from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
-from textmatch.wire.attributes import from_struct, to_struct
+
+MAX_INGEST_DOCUMENTS = 1_000
 
 # A document, or a dict with the keys "id", "text" and, if wanted, "attributes" and "version".
 DocumentLike: TypeAlias = Document | Mapping[str, Any]
 
-_DEGRADED = {
-    pb.DEGRADED_REASON_UNSPECIFIED: None,
-    pb.DEGRADED_REASON_RERANK_LATE: DegradedReason.RERANK_LATE,
-    pb.DEGRADED_REASON_RERANK_REFUSED: DegradedReason.RERANK_REFUSED,
-    pb.DEGRADED_REASON_RERANK_UNAVAILABLE: DegradedReason.RERANK_UNAVAILABLE,
-    pb.DEGRADED_REASON_ENCODE_LATE: DegradedReason.ENCODE_LATE,
-    pb.DEGRADED_REASON_RECALL_LATE: DegradedReason.RECALL_LATE,
+_OUTCOMES = {
+    IngestOutcome.ACCEPTED: pb.INGEST_OUTCOME_ACCEPTED,
+    IngestOutcome.UNCHANGED: pb.INGEST_OUTCOME_UNCHANGED,
+    IngestOutcome.REJECTED: pb.INGEST_OUTCOME_REJECTED,
 }
-_RECALL = {
-    pb.RECALL_MODE_DENSE: Recall.DENSE,
-    pb.RECALL_MODE_HYBRID: Recall.HYBRID,
-    pb.RECALL_MODE_HYBRID_RRF: Recall.HYBRID_RRF,
+_OUTCOMES_OF_PROTO = {message: outcome for outcome, message in _OUTCOMES.items()}
+_STATES = {
+    None: pb.DOCUMENT_STATE_UNSPECIFIED,
+    DocumentState.UNKNOWN: pb.DOCUMENT_STATE_UNKNOWN,
+    DocumentState.PENDING: pb.DOCUMENT_STATE_PENDING,
+    DocumentState.INDEXED: pb.DOCUMENT_STATE_INDEXED,
+    DocumentState.FAILED: pb.DOCUMENT_STATE_FAILED,
+    DocumentState.DELETED: pb.DOCUMENT_STATE_DELETED,
 }
+_STATES_OF_PROTO = {message: state for state, message in _STATES.items()}
 _JSON_NAMES = {
     type(None): "null",
     bool: "a boolean",
@@ -84,47 +92,150 @@ def from_proto(message: pb.Document) -> Document:
     return Document(message.id, message.text, from_struct(message.attributes), message.version)
 
 
-def to_match_result(query: str, response: pb.MatchResponse) -> MatchResult:
-    """The answer to one query."""
-    timings = response.timings
-    return MatchResult(
-        query=query,
-        matches=tuple(_match(match) for match in response.matches),
-        degraded=_DEGRADED.get(response.degraded, DegradedReason.OTHER),
-        timings=StageTimings(timings.encode_ms, timings.recall_ms, timings.rerank_ms, timings.total_ms),
-        bi_encoder_model_id=response.bi_encoder_model_id,
-        cross_encoder_model_id=response.cross_encoder_model_id or None,
-        candidate_count=response.candidate_count,
-        scored_count=response.scored_count,
-        recall=_RECALL.get(response.recall),
+def ingest_request_from_proto(
+    request: pb.IngestDocumentsRequest,
+) -> tuple[dict[int, Document], list[DocumentResult]]:
+    """The valid documents by their position in the request, and a rejection for each of the others.
+
+    Raises:
+        InvalidInput: the request has no documents or too many.
+    """
+    check_item_count("documents", len(request.documents), MAX_INGEST_DOCUMENTS)
+    documents: dict[int, Document] = {}
+    rejections: list[DocumentResult] = []
+    for position, message in enumerate(request.documents):
+        document = from_proto(message)
+        prefix = f"documents[{position}]."
+        violations = document_violations(document, prefix)
+        if message.HasField("version") and message.version == 0:
+            violations += filter(None, [version_violation(f"{prefix}version", 0)])
+        if violations:
+            rejections.append(rejection(position, document.id, InvalidInput(violations)))
+        else:
+            documents[position] = document
+    return documents, rejections
+
+
+def ingest_response_to_proto(results: Iterable[DocumentResult]) -> pb.IngestDocumentsResponse:
+    """The results in the order of their positions."""
+    return pb.IngestDocumentsResponse(
+        results=[
+            pb.IngestResult(
+                id=result.id,
+                outcome=_OUTCOMES[result.outcome],
+                version=result.version,
+                error=to_status(result.error) if result.error else None,
+            )
+            for result in sorted(results, key=lambda result: result.position)
+        ]
     )
 
 
-def _match(message: pb.Match) -> Match:
-    return Match(
-        document=from_proto(message.document),
-        score=message.score,
-        recall_score=message.recall_score,
-        rerank_score=message.rerank_score if message.HasField("rerank_score") else None,
-        explanation=_explanation(message.explanation) if message.HasField("explanation") else None,
+def ingest_results_from_proto(
+    positions: Iterable[int], results: Sequence[pb.IngestResult]
+) -> list[DocumentResult]:
+    """The results of documents that have these positions in the caller's input."""
+    return [_ingest_result(position, result) for position, result in zip(positions, results, strict=True)]
+
+
+def rejection(position: int, document_id: str, error: TextMatchError) -> DocumentResult:
+    """The result of a document that was not taken."""
+    return DocumentResult(position, document_id, IngestOutcome.REJECTED, error=error)
+
+
+def ingest_status_to_proto(status: IngestStatus) -> pb.GetIngestStatusResponse:
+    """The totals, and the state of one document if there is one."""
+    return pb.GetIngestStatusResponse(
+        document_count=status.document_count,
+        queued_count=status.queued_count,
+        oldest_queued_seconds=status.oldest_queued_seconds,
+        dead_letter_count=status.dead_letter_count,
+        collection=status.collection,
+        document_state=_STATES[status.document_state],
+        document_error=status.document_error or "",
     )
 
 
-def _explanation(message: pb.ScoreExplanation) -> ScoreExplanation:
-    weights = message.weights
-    calibration = (weights.calibration_slope, weights.calibration_intercept)
-    return ScoreExplanation(
-        cosine=message.cosine,
-        bm25=message.bm25 if message.HasField("bm25") else None,
-        lexical_evidence=message.lexical_evidence,
-        pair_classifier_score=(
-            message.pair_classifier_score if message.HasField("pair_classifier_score") else None
-        ),
-        combined_score=message.combined_score,
-        lexical_weight=weights.lexical,
-        rerank_weight=weights.rerank,
-        calibration=calibration if weights.HasField("calibration_slope") else None,
+def ingest_status_from_proto(response: pb.GetIngestStatusResponse) -> IngestStatus:
+    """The reverse of `ingest_status_to_proto`; a state of a newer server is UNKNOWN."""
+    return IngestStatus(
+        document_count=response.document_count,
+        queued_count=response.queued_count,
+        oldest_queued_seconds=response.oldest_queued_seconds,
+        dead_letter_count=response.dead_letter_count,
+        collection=response.collection,
+        document_state=_STATES_OF_PROTO.get(response.document_state, DocumentState.UNKNOWN),
+        document_error=response.document_error or None,
     )
+
+
+def to_struct(attributes: Mapping[str, Any], path: str = "attributes") -> struct_pb2.Struct:
+    """JSON-like values -> Struct.
+
+    Raises:
+        InvalidInput: naming the value that JSON or a double cannot hold ("attributes.added").
+    """
+    fields = {_key(key, path): to_value(value, f"{path}.{key}") for key, value in attributes.items()}
+    return struct_pb2.Struct(fields=fields)
+
+
+def from_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
+    """Struct -> JSON-like values; whole numbers come back as int."""
+    return {key: _from_value(value) for key, value in struct.fields.items()}
+
+
+def to_value(value: Any, path: str) -> struct_pb2.Value:
+    """One JSON-like value -> Value.
+
+    Raises:
+        InvalidInput: naming the value that JSON or a double cannot hold.
+    """
+    match value:
+        case None:
+            return struct_pb2.Value(null_value=struct_pb2.NULL_VALUE)
+        case bool():
+            return struct_pb2.Value(bool_value=value)
+        case str():
+            return struct_pb2.Value(string_value=value)
+        case int() if abs(value) > MAX_EXACT_WHOLE_NUMBER:
+            raise InvalidInput.of_field(path, f"is {value}; whole numbers are exact up to 2^53-1 only")
+        case int() | float():
+            return struct_pb2.Value(number_value=value)
+        case Mapping():
+            return struct_pb2.Value(struct_value=to_struct(value, path))
+        case list() | tuple():
+            items = [to_value(item, f"{path}[{position}]") for position, item in enumerate(value)]
+            return struct_pb2.Value(list_value=struct_pb2.ListValue(values=items))
+    raise InvalidInput.of_field(path, f"is a {type(value).__name__}, which JSON does not have")
+
+
+def _key(key: Any, path: str) -> str:
+    if isinstance(key, str):
+        return key
+    raise InvalidInput.of_field(path, f"has the key {key!r}; keys must be strings")
+
+
+def _from_value(value: struct_pb2.Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() and abs(number) <= MAX_EXACT_WHOLE_NUMBER else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return from_struct(value.struct_value)
+        case "list_value":
+            return [_from_value(item) for item in value.list_value.values]
+    return None
+
+
+def _ingest_result(position: int, result: pb.IngestResult) -> DocumentResult:
+    outcome = _OUTCOMES_OF_PROTO.get(result.outcome, IngestOutcome.REJECTED)
+    if outcome is IngestOutcome.REJECTED:
+        return rejection(position, result.id, from_status(result.error))
+    return DocumentResult(position, result.id, outcome, result.version)
 
 
 def _from_mapping(value: Any) -> Document:

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.qdrant.edge_process import EdgeProcess
 from textmatch.documents import Document
 from textmatch.index.client import CollectionGone, connect
-from textmatch.index.collections import Role, Roles
+from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 
 DIMENSION = 4
@@ -56,9 +56,9 @@ async def write(index: Index, collection: str, *documents: Document) -> None:
 async def test_a_change_and_the_way_back(index: Index, old: str, new: str):
     await index.succession.start(new, DIMENSION)
     assert await index.refresh_roles() == Roles(in_use=old, next=new)
-    assert await index.succession.promote(Role.NEXT, in_use=old)
+    assert await index.succession.promote(CollectionRole.NEXT, in_use=old)
     assert await index.roles() == Roles(in_use=new, previous=old)
-    assert await index.succession.promote(Role.PREVIOUS, in_use=new)
+    assert await index.succession.promote(CollectionRole.PREVIOUS, in_use=new)
     assert await index.roles() == Roles(in_use=old, previous=new)
     await index.succession.drop(new)
     assert await index.roles() == Roles(in_use=old)
@@ -70,7 +70,7 @@ async def test_another_reader_follows_within_the_time_of_its_cache(
     reader = Index(connect(qdrant), alias)
     assert await reader.collection() == old
     await index.succession.start(new, DIMENSION)
-    await index.succession.promote(Role.NEXT, in_use=old)
+    await index.succession.promote(CollectionRole.NEXT, in_use=old)
     assert await reader.collection() == old
     assert await reader.refresh_collection() == new
     await reader.close()
@@ -78,15 +78,15 @@ async def test_another_reader_follows_within_the_time_of_its_cache(
 
 async def test_what_is_abandoned_cannot_be_put_to_use(index: Index, old: str, new: str):
     await index.succession.start(new, DIMENSION)
-    assert await index.succession.abandon(Role.NEXT)
-    assert not await index.succession.promote(Role.NEXT, in_use=old)
+    assert await index.succession.abandon(CollectionRole.NEXT)
+    assert not await index.succession.promote(CollectionRole.NEXT, in_use=old)
     assert await index.roles() == Roles(in_use=old, abandoned=new)
-    assert not await index.succession.abandon(Role.NEXT)
+    assert not await index.succession.abandon(CollectionRole.NEXT)
 
 
 async def test_what_is_abandoned_can_be_taken_up_again(index: Index, old: str, new: str):
     await index.succession.start(new, DIMENSION)
-    await index.succession.abandon(Role.NEXT)
+    await index.succession.abandon(CollectionRole.NEXT)
     assert await index.succession.resume()
     assert not await index.succession.resume()
     assert await index.roles() == Roles(in_use=old, next=new)
@@ -111,7 +111,7 @@ async def test_deletes_reach_the_collections_beside_the_one_in_use(
     assert await deleter.delete({"a": 2, "b": 2}) == 1
     assert await index.points(old).versions(["a", "b"]) == {"b": 3}
     assert await index.points(new).versions(["a", "b"]) == {"b": 3}
-    await index.succession.promote(Role.NEXT, in_use=old)
+    await index.succession.promote(CollectionRole.NEXT, in_use=old)
     assert await deleter.delete({"b": 3}) == 1
     assert await index.points(old).count() == await index.points(new).count() == 0
     await deleter.close()
@@ -124,7 +124,7 @@ async def test_reads_through_a_stale_alias_find_the_successor(
     assert await reader.collection() == old
     await index.succession.start(new, DIMENSION)
     await write(index, new, Document("a", "text", version=1))
-    await index.succession.promote(Role.NEXT, in_use=old)
+    await index.succession.promote(CollectionRole.NEXT, in_use=old)
     await index.succession.drop(old)
     assert set(await reader.fetch(["a"])) == {"a"}
     await reader.close()

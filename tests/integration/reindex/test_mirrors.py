@@ -10,7 +10,7 @@ from tests.integration.reindex.conftest import OpenDeps
 from tests.integration.reindex.contents import by_id, contents
 from textmatch.documents import Document
 from textmatch.errors import ModelMismatch
-from textmatch.index.collections import Role, Roles
+from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
@@ -27,7 +27,7 @@ async def test_a_worker_that_has_not_seen_the_change_yet_misses_nothing(
     await index.succession.start(new, 8)
     assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND])
-    await index.succession.promote(Role.NEXT, in_use=old)
+    await index.succession.promote(CollectionRole.NEXT, in_use=old)
     third = Document("c", "third", version=1)
     assert await index_documents([third], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND, third])
@@ -83,16 +83,16 @@ async def test_a_mirror_whose_model_is_not_served_is_waited_for(
     assert await contents(index, new) == by_id([SECOND])
 
 
-@pytest.mark.parametrize("role", [Role.NEXT, Role.PREVIOUS])
+@pytest.mark.parametrize("role", [CollectionRole.NEXT, CollectionRole.PREVIOUS])
 async def test_a_mirror_whose_model_stays_away_is_abandoned_and_ingest_goes_on(
-    open_deps: OpenDeps, index: Index, encoder: ScriptedEncoder, old: str, new: str, role: Role
+    open_deps: OpenDeps, index: Index, encoder: ScriptedEncoder, old: str, new: str, role: CollectionRole
 ):
     async with open_deps(unserved_seconds=0.0) as deps:
         await index_documents([FIRST], deps)
         await index.succession.start(new, 8)
-        if role is Role.PREVIOUS:
-            await index.succession.promote(Role.NEXT, in_use=old)
-            await index.succession.promote(Role.PREVIOUS, in_use=new)
+        if role is CollectionRole.PREVIOUS:
+            await index.succession.promote(CollectionRole.NEXT, in_use=old)
+            await index.succession.promote(CollectionRole.PREVIOUS, in_use=new)
         encoder.other_model_ids = ()
         assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
         assert await index.refresh_roles() == Roles(in_use=old, abandoned=new)

@@ -7,7 +7,7 @@ import pytest
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from textmatch.documents import Document
 from textmatch.errors import ModelNotFound
-from textmatch.index.collections import Role, Roles
+from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.reindex import steps
 from textmatch.reindex.sync import Migration, ReindexRefused
@@ -84,7 +84,7 @@ async def test_what_was_abandoned_is_not_switched_to_nor_gone_back_to(
     ingested: IndexerDependencies, index: Index, new: str, old: str
 ):
     going = await steps.start(ingested.index, ingested.encoder, new)
-    await index.succession.abandon(Role.NEXT)
+    await index.succession.abandon(CollectionRole.NEXT)
     with pytest.raises(ReindexRefused, match=f"{new} is not being built any more"):
         await steps.switch(ingested.index, going)
     with pytest.raises(ReindexRefused, match=f"{new} lacks writes, .* textmatch reindex --model {new}"):
@@ -97,7 +97,7 @@ async def test_what_was_abandoned_can_be_deleted(
     ingested: IndexerDependencies, index: Index, new: str, old: str
 ):
     await steps.start(ingested.index, ingested.encoder, new)
-    await index.succession.abandon(Role.NEXT)
+    await index.succession.abandon(CollectionRole.NEXT)
     assert await steps.cancel(ingested.index) == new
     assert await index.refresh_roles() == Roles(in_use=old)
 

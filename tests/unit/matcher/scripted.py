@@ -13,11 +13,11 @@ from services.matcher.reranker import Reranker
 from services.matcher.retriever import EmbeddingCache, Retriever
 from textmatch import errors
 from textmatch.documents import Document
-from textmatch.encoder_client import EncodeResult, ScoreResult
 from textmatch.index.client import CollectionGone
 from textmatch.index.collection_info import CollectionInfo
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.score_fusion import Weights
+from textmatch.types import EncodeResult, ScoreResult
 
 MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
@@ -52,21 +52,22 @@ class ScriptedEncoder:
             raise self.encode_error
         if model and model not in self.served:
             raise errors.ModelMismatch(index_model_id=model, encoder_model_id=", ".join(self.served))
-        return EncodeResult(np.ones((1, 2), dtype=np.float32), model or self.served[0], [3], [False])
+        return EncodeResult(np.ones((1, 2), dtype=np.float32), (3,), (False,), model or self.served[0])
 
     async def score(self, query, texts, *, is_bulk, timeout_seconds):
         self.score_timeouts.append(timeout_seconds)
         if self.score_error and len(self.scored) >= self.good_chunks:
             raise self.score_error
         self.scored.append(list(texts))
-        scores = [self.scores.get(text, 0.5) for text in texts]
-        return ScoreResult(scores, scores, [False] * len(texts), "cross-000000000000")
+        scores = np.array([self.scores.get(text, 0.5) for text in texts])
+        return ScoreResult(scores, scores, (False,) * len(texts), "cross-000000000000")
 
     async def classify(self, query, embeddings, *, is_bulk, timeout_seconds, model):
         assert (model, embeddings.shape) == (MODEL, (3, 2))
         if self.score_error:
             raise self.score_error
-        return ScoreResult(self.classes, self.classes, [False] * 3, MODEL)
+        classes = np.array(self.classes)
+        return ScoreResult(classes, classes, (False,) * 3, MODEL)
 
 
 @dataclass

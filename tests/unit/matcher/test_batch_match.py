@@ -7,13 +7,12 @@ import time
 
 import pytest
 
-from services.matcher.answers import MatchOptions, MatchResult, ScoredDocument
 from services.matcher.servicer import MatcherServicer
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES, open_aio_channel
 from textmatch.runtime.server import GrpcServer
-from textmatch.score_fusion import ScoreComponents
+from textmatch.types import Match, MatchOptions, MatchResult
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 
@@ -51,7 +50,7 @@ class ScriptedMatcher:
             if not self.running:
                 self.is_idle.set()
         document = Document(query, f"text of {query}")
-        return MatchResult([ScoredDocument(document, 0.5, 0.5, 0.5, None, ScoreComponents(0.5))])
+        return MatchResult(query, (Match(document, 0.5, 0.5, None),))
 
 
 @pytest.fixture

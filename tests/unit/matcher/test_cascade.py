@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from services.matcher.answers import DegradedReason, MatchOptions, Recall, Rerank
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
-from textmatch.score_fusion import WEIGHTS_NOTE, Calibration, Weights, to_mapping
+from textmatch.score_fusion import WEIGHTS_NOTE, ScoreCalibration, Weights, to_mapping
+from textmatch.types import DegradedReason, MatchOptions, Recall, Rerank
 
 MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
@@ -81,7 +81,7 @@ async def test_in_a_cascade_the_pair_classifier_chooses_what_is_scored():
     options = MatchOptions(top_k=1, rerank=Rerank.CASCADE, rerank_depth=2)
     result = await matcher(encoder).match("query", options, deadline=soon())
     assert encoder.scored == [["text b", "text c"]]
-    assert result.matches[0].pair_classifier_score == 0.9
+    assert result.matches[0].explanation.pair_classifier_score == 0.9
 
 
 async def test_a_late_classifier_leaves_the_order_of_recall():
@@ -109,19 +109,23 @@ async def test_what_is_deleted_between_recall_and_scoring_is_left_out(rerank: Re
 
 
 async def test_weights_tuned_for_the_collection_are_used():
-    weights = Weights(lexical=0.0, rerank=1.0, calibration=Calibration(slope=10.0, intercept=-5.0))
+    weights = Weights(lexical=0.0, rerank=1.0, calibration=ScoreCalibration(slope=10.0, intercept=-5.0))
     index = ScriptedIndex(notes={WEIGHTS_NOTE: to_mapping(weights)})
     options = MatchOptions(min_score=0.5)
     result = await matcher(ScriptedEncoder(), index).match("query", options, deadline=soon())
     assert [(one.document.id, round(one.score, 3)) for one in result.matches] == [("b", 0.982)]
-    assert result.matches[0].combined_score == pytest.approx(0.9)
-    assert result.weights == weights
+    explanation = result.matches[0].explanation
+    assert explanation.combined_score == pytest.approx(0.9)
+    assert (explanation.lexical_weight, explanation.rerank_weight) == (0.0, 1.0)
+    assert explanation.calibration == (10.0, -5.0)
 
 
 async def test_weights_that_make_no_sense_are_not_used():
     index = ScriptedIndex(notes={WEIGHTS_NOTE: {"lexical": 7}})
     result = await matcher(ScriptedEncoder(), index).match("query", MatchOptions(), deadline=soon())
-    assert result.weights == Weights(lexical=0.5, rerank=0.5)
+    explanation = result.matches[0].explanation
+    assert (explanation.lexical_weight, explanation.rerank_weight) == (0.5, 0.5)
+    assert explanation.calibration is None
 
 
 async def test_equal_scores_are_in_an_order_that_is_always_the_same():

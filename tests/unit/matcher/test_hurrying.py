@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from services.matcher.answers import DegradedReason, MatchOptions, MatchResult, Recall
 from services.matcher.lexical_fallback import Haste
 from services.matcher.matching import Matcher
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
+from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall
 
 _SLOW_SECONDS = 0.4
 # Hardly enough for a search that takes so long.
@@ -53,7 +53,7 @@ async def test_the_embedding_answers_if_it_comes_in_time():
     result = await hurried.match("query", MatchOptions(top_k=2), deadline=soon(_HURRY_SECONDS))
     assert (result.degraded, result.recall) == (DegradedReason.RECALL_LATE, Recall.DENSE)
     assert _ids(result) == ["a", "b"]
-    assert result.matches[0].parts.bm25 is None
+    assert result.matches[0].explanation.bm25 is None
     assert index.words_count == 0
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from services.matcher.answers import DegradedReason, MatchOptions, Rerank
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
+from textmatch.types import DegradedReason, MatchOptions, Rerank
 
 MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
@@ -39,7 +39,7 @@ async def test_without_rerank_the_recall_score_is_the_score():
     assert [one.document.id for one in result.matches] == ["a", "b", "c"]
     assert result.matches[0].rerank_score is None
     assert encoder.score_timeouts == []
-    assert (result.degraded, result.cross_encoder_model_id) == (None, "")
+    assert (result.degraded, result.cross_encoder_model_id) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ async def test_an_index_of_another_model_is_a_mismatch():
 
 async def test_an_empty_index_has_no_matches():
     result = await matcher(ScriptedEncoder(), ScriptedIndex("")).match("q", MatchOptions(), deadline=soon())
-    assert (result.matches, result.degraded) == ([], None)
+    assert (result.matches, result.degraded) == ((), None)
 
 
 async def test_the_query_is_embedded_by_the_model_that_built_the_index():

@@ -1,4 +1,4 @@
-"""Attributes to and from protobuf's Struct."""
+"""Documents on the wire: attributes to and from protobuf's Struct."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textmatch.documents import attributes_violation
-from textmatch.wire.attributes import from_struct, to_struct
+from textmatch.wire.documents import from_struct, to_struct
 
 _VALUES = st.recursive(
     st.none()

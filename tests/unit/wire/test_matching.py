@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from google.protobuf import struct_pb2
 
-from services.matcher import protos
-from services.matcher.answers import DegradedReason, MatchResult, Recall, Rerank, ScoredDocument
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
-from textmatch.score_fusion import Calibration, ScoreComponents, Weights
+from textmatch.types import (
+    DegradedReason,
+    Match,
+    MatchOptions,
+    MatchResult,
+    Recall,
+    Rerank,
+    ScoreExplanation,
+)
 from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.wire import matching
 
 
 def string(value: str) -> struct_pb2.Value:
@@ -17,35 +26,35 @@ def string(value: str) -> struct_pb2.Value:
 
 
 def test_defaults_are_filled_in():
-    options = protos.to_options(pb.MatchOptions())
+    options = matching.options_from_proto(pb.MatchOptions())
     assert (options.top_k, options.candidate_count, options.rerank_depth) == (10, 100, 0)
-    assert (options.recall, options.rerank) == (Recall.BEST, Rerank.CROSS_ENCODER)
-    assert options.condition is None
-    assert protos.to_options(pb.MatchOptions(top_k=300)).candidate_count == 300
-    assert protos.to_options(pb.MatchOptions(rerank=pb.RERANK_MODE_NONE)).rerank is Rerank.NONE
-    assert protos.to_options(pb.MatchOptions(recall=pb.RECALL_MODE_DENSE)).recall is Recall.DENSE
+    assert (options.recall, options.rerank) == (None, Rerank.CROSS_ENCODER)
+    assert options.where is None
+    assert matching.options_from_proto(pb.MatchOptions(top_k=300)).candidate_count == 300
+    assert matching.options_from_proto(pb.MatchOptions(rerank=pb.RERANK_MODE_NONE)).rerank is Rerank.NONE
+    assert matching.options_from_proto(pb.MatchOptions(recall=pb.RECALL_MODE_DENSE)).recall is Recall.DENSE
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": -1}, "options.top_k: is -1; it must be 1 to 1000"),
-        ({"top_k": 1001}, "options.top_k: is 1001; it must be 1 to 1000"),
+        ({"top_k": -1}, "options.top_k: is -1; it must be 1 to 1,000"),
+        ({"top_k": 1001}, "options.top_k: is 1001; it must be 1 to 1,000"),
         (
             {"top_k": 20, "candidate_count": 10},
-            "options.candidate_count: is 10; it must be 20 (top_k) to 1000",
+            "options.candidate_count: is 10; it must be 20 to 1,000",
         ),
-        ({"candidate_count": 1001}, "options.candidate_count: is 1001; it must be 10 (top_k) to 1000"),
+        ({"candidate_count": 1001}, "options.candidate_count: is 1001; it must be 10 to 1,000"),
         ({"min_score": 1.5}, "options.min_score: is 1.5; it must be 0 to 1"),
         ({"min_score": float("nan")}, "options.min_score: is nan; it must be 0 to 1"),
         ({"recall": 9}, "options.recall: 9 is not known"),
-        ({"rerank_depth": 101}, "options.rerank_depth: is 101; it must be 0 to 100 (candidate_count)"),
+        ({"rerank_depth": 101}, "options.rerank_depth: is 101; it must be 0 to 100"),
         ({"rerank": 77}, "options.rerank: 77 is not known"),
     ],
 )
 def test_a_bad_option_is_named_with_its_limit(options: dict[str, object], message: str):
     with pytest.raises(InvalidInput) as raised:
-        protos.to_options(pb.MatchOptions(**options))
+        matching.options_from_proto(pb.MatchOptions(**options))
     assert str(raised.value) == message
 
 
@@ -61,7 +70,7 @@ def test_a_filter_is_converted_whole():
             pb.Condition(match=pb.FieldMatch(field="b", values=[struct_pb2.Value(bool_value=True)])),
         ],
     )
-    assert protos.to_filter(message, "filter") == Filter(
+    assert matching.filter_from_proto(message, "filter") == Filter(
         must=(FieldMatch("kind", ("a", "b")),),
         should=(FieldRange("year", gte=2020, lt=2030), Filter(must=(FieldExists("tags"),))),
         must_not=(FieldMatch("n", (3,)), FieldMatch("b", (True,))),
@@ -102,38 +111,49 @@ def test_a_filter_is_converted_whole():
 )
 def test_a_bad_condition_is_named_by_its_place(condition: pb.Condition, message: str):
     with pytest.raises(InvalidInput) as raised:
-        protos.to_filter(pb.Filter(must=[condition]), "filter")
+        matching.filter_from_proto(pb.Filter(must=[condition]), "filter")
     assert str(raised.value) == message
 
 
 def test_a_filter_has_limits_in_depth_and_size():
     nested = pb.Filter()
-    for _ in range(protos.MAX_FILTER_DEPTH):
+    for _ in range(matching.MAX_FILTER_DEPTH):
         nested = pb.Filter(must=[pb.Condition(filter=nested)])
     with pytest.raises(InvalidInput, match="nested deeper than 8 levels"):
-        protos.to_filter(nested, "filter")
+        matching.filter_from_proto(nested, "filter")
     wide = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field="a"))] * 257)
     with pytest.raises(InvalidInput, match="more than 256 conditions"):
-        protos.to_filter(wide, "filter")
+        matching.filter_from_proto(wide, "filter")
+
+
+EXPLANATION = ScoreExplanation(
+    cosine=-0.5,
+    bm25=12.0,
+    lexical_evidence=0.125,
+    pair_classifier_score=0.25,
+    combined_score=0.45,
+    lexical_weight=0.5,
+    rerank_weight=0.25,
+    calibration=(2.0, -1.0),
+)
 
 
 def test_parts_that_were_not_asked_for_are_left_out():
-    match = ScoredDocument(Document("a", "text", {"k": 1}, 3), 0.5, 0.4, 0.45, None, ScoreComponents(0.4))
-    result = MatchResult(matches=[match], degraded=DegradedReason.RERANK_REFUSED)
-    bare = protos.to_match_response(result, pb.MatchOptions(omit_text=True, omit_attributes=True))
+    match = Match(Document("a", "text", {"k": 1}, 3), 0.5, 0.4, None)
+    result = MatchResult("query", (match,), DegradedReason.RERANK_REFUSED)
+    bare = matching.result_to_proto(result, MatchOptions(omit_text=True, omit_attributes=True))
     assert (bare.matches[0].document.text, bare.matches[0].document.HasField("attributes")) == ("", False)
-    full = protos.to_match_response(result, pb.MatchOptions())
+    full = matching.result_to_proto(result, MatchOptions())
     assert full.matches[0].document.attributes.fields["k"].number_value == 1
     assert not full.matches[0].HasField("rerank_score")
     assert full.degraded == pb.DEGRADED_REASON_RERANK_REFUSED
 
 
 def test_an_explanation_has_every_part_of_a_score():
-    match = ScoredDocument(Document("a", "text"), 0.5, 0.4, 0.45, 0.75, ScoreComponents(-0.5, 12.0), 0.25)
-    weights = Weights(0.5, 0.25, Calibration(2.0, -1.0))
-    result = MatchResult([match], weights=weights, recall=Recall.HYBRID, candidate_count=7, scored_count=1)
-    assert not protos.to_match_response(result, pb.MatchOptions()).matches[0].HasField("explanation")
-    response = protos.to_match_response(result, pb.MatchOptions(explain=True))
+    match = Match(Document("a", "text"), 0.5, 0.4, 0.75, EXPLANATION)
+    result = MatchResult("query", (match,), recall=Recall.HYBRID, candidate_count=7, scored_count=1)
+    assert not matching.result_to_proto(result, MatchOptions()).matches[0].HasField("explanation")
+    response = matching.result_to_proto(result, MatchOptions(explain=True))
     assert response.matches[0].explanation == pb.ScoreExplanation(
         cosine=-0.5,
         bm25=12.0,
@@ -145,3 +165,22 @@ def test_an_explanation_has_every_part_of_a_score():
     assert response.matches[0].rerank_score == 0.75
     assert (response.candidate_count, response.scored_count) == (7, 1)
     assert response.recall == pb.RECALL_MODE_HYBRID
+
+
+def test_options_and_results_survive_the_journey():
+    options = MatchOptions(
+        top_k=3,
+        where=Filter(must=(FieldMatch("kind", ("a",)), Filter(should=(FieldRange("n", gt=1.0),)))),
+        min_score=0.25,
+        recall=Recall.HYBRID_RRF,
+        rerank=Rerank.CASCADE,
+        rerank_depth=7,
+        explain=True,
+        omit_text=True,
+    )
+    assert matching.options_from_proto(matching.options_to_proto(options)) == options
+    scores = replace(EXPLANATION, combined_score=0.5)
+    match = Match(Document("a", "text", {"k": 1}, 3), 0.5, 0.25, 0.75, scores)
+    result = MatchResult("query", (match,), DegradedReason.RERANK_LATE, bi_encoder_model_id="m-1")
+    message = matching.result_to_proto(result, MatchOptions(explain=True))
+    assert matching.result_from_proto("query", message) == result

@@ -1,0 +1,288 @@
+"""Options, results and enums that the client, the matcher and the encoder's clients share.
+
+Plain values, without protobuf and gRPC. `textmatch.wire` converts them to and from messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textmatch.documents import Document
+from textmatch.errors import TextMatchError
+from textmatch.filters import Filter
+from textmatch.vectors import Embeddings
+
+Scores = NDArray[np.float32]
+
+
+class Role(StrEnum):
+    """What a text is used for. Some models put a prompt before the text that depends on it."""
+
+    QUERY = "query"
+    DOCUMENT = "document"
+
+
+class Scorer(StrEnum):
+    """Which kind of model scores a pair."""
+
+    CROSS_ENCODER = "cross-encoder"  # reads both texts together; slow and accurate
+    PAIR_CLASSIFIER = "pair-classifier"  # for bi-encoders that were trained with one
+    COSINE = "cosine"  # of the two embeddings, cut to 0..1
+
+
+class ModelKind(StrEnum):
+    """What a model does."""
+
+    BI_ENCODER = "bi-encoder"
+    CROSS_ENCODER = "cross-encoder"
+    OTHER = "other"  # a kind of a newer server that this client does not know
+
+
+class Recall(StrEnum):
+    """How candidates are found."""
+
+    DENSE = "dense"  # nearest embeddings
+    HYBRID = "hybrid"  # nearest embeddings and BM25, with weighted scores
+    HYBRID_RRF = "hybrid-rrf"  # the same two, fused by ranks
+
+
+class Rerank(StrEnum):
+    """What scores the candidates."""
+
+    NONE = "none"
+    CROSS_ENCODER = "cross-encoder"
+    CASCADE = "cascade"  # the bi-encoder's pair classifier, then the cross-encoder on the best
+
+
+class DegradedReason(StrEnum):
+    """Which part of an answer is missing."""
+
+    RERANK_LATE = "RERANK_LATE"  # `scored_count` candidates were scored in time
+    RERANK_REFUSED = "RERANK_REFUSED"
+    RERANK_UNAVAILABLE = "RERANK_UNAVAILABLE"
+    ENCODE_LATE = "ENCODE_LATE"  # candidates come from BM25 alone and are not scored
+    RECALL_LATE = "RECALL_LATE"  # candidates are the nearest embeddings and are not scored
+    OTHER = "OTHER"  # a reason of a newer server that this client does not know
+
+
+class IngestOutcome(StrEnum):
+    """What became of one document."""
+
+    ACCEPTED = "ACCEPTED"  # durable in the queue, searchable soon
+    UNCHANGED = "UNCHANGED"  # already stored with the same content
+    REJECTED = "REJECTED"  # not taken; the result's `error` says why
+
+
+class DocumentState(StrEnum):
+    """Where one document stands."""
+
+    UNKNOWN = "UNKNOWN"
+    PENDING = "PENDING"
+    INDEXED = "INDEXED"
+    FAILED = "FAILED"
+    DELETED = "DELETED"
+
+
+class HealthState(StrEnum):
+    """The health that a server reports, or that it cannot be reached."""
+
+    SERVING = "SERVING"
+    NOT_SERVING = "NOT_SERVING"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """Options of a match, with their defaults.
+
+    Args:
+        top_k: how many matches are returned at most, 1 to 1,000.
+        candidate_count: how many documents are recalled, `top_k` to 1,000.
+        where: only documents whose attributes fit; None means all.
+        min_score: leaves out matches with a lower score, 0 to 1.
+        recall: how candidates are found; None means hybrid where the collection has BM25, else dense.
+        rerank: what scores the candidates.
+        rerank_depth: how many candidates are scored at most, the best first; 0 leaves it to the server.
+        explain: also return what every score is made of.
+        omit_text: leave the text out of the documents returned.
+        omit_attributes: leave the attributes out of the documents returned.
+    """
+
+    top_k: int = 10
+    candidate_count: int = 100
+    where: Filter | None = None
+    min_score: float = 0.0
+    recall: Recall | None = None
+    rerank: Rerank = Rerank.CROSS_ENCODER
+    rerank_depth: int = 0
+    explain: bool = False
+    omit_text: bool = False
+    omit_attributes: bool = False
+
+
+class MatchKeywords(TypedDict, total=False):
+    """`MatchOptions` as keyword arguments of the client's methods.
+
+    Without `candidate_count`, at least `top_k` documents are recalled. `rerank` may also be False for
+    `Rerank.NONE` and True for the cross-encoder.
+    """
+
+    top_k: int
+    candidate_count: int
+    where: Filter
+    min_score: float
+    recall: Recall
+    rerank: Rerank | bool
+    rerank_depth: int
+    explain: bool
+    omit_text: bool
+    omit_attributes: bool
+
+
+@dataclass(frozen=True)
+class ScoreExplanation:
+    """What a score is made of; docs/matching.md has the formula."""
+
+    cosine: float  # -1..1
+    bm25: float | None  # from 0 up; None without BM25
+    lexical_evidence: float  # what BM25 counts for, 0..1
+    pair_classifier_score: float | None  # 0..1; None without a classifier stage
+    combined_score: float  # 0..1, before calibration
+    lexical_weight: float
+    rerank_weight: float
+    calibration: tuple[float, float] | None  # slope and intercept; None without calibration
+
+
+@dataclass(frozen=True)
+class Match:
+    """A stored document that means about the same as the query. Scores are 0..1."""
+
+    document: Document
+    score: float  # what matches are sorted by
+    recall_score: float  # cosine of the embeddings, raised by shared terms
+    rerank_score: float | None  # None if the cross-encoder did not score this document
+    explanation: ScoreExplanation | None = None  # the client has it only if it asked for it
+
+
+@dataclass
+class StageTimings:
+    """Where the time of one match went, in milliseconds, as measured in the matcher."""
+
+    encode_ms: float = 0.0
+    recall_ms: float = 0.0
+    rerank_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass
+class MatchResult:
+    """The best matches of one query, highest score first. Iterating gives the matches."""
+
+    query: str
+    matches: tuple[Match, ...] = ()
+    degraded: DegradedReason | None = None
+    timings: StageTimings = field(default_factory=StageTimings)
+    bi_encoder_model_id: str = ""
+    cross_encoder_model_id: str | None = None  # None if no pair was scored
+    candidate_count: int = 0  # how many were recalled
+    scored_count: int = 0  # how many of them the cross-encoder scored
+    recall: Recall | None = None  # how they were recalled; None if there is no collection
+
+    def __iter__(self) -> Iterator[Match]:
+        return iter(self.matches)
+
+    def __len__(self) -> int:
+        return len(self.matches)
+
+
+@dataclass(frozen=True)
+class BatchMatchResult:
+    """The answer to one query of many: either `result` or `error` is set."""
+
+    query_index: int
+    result: MatchResult | None
+    error: TextMatchError | None
+
+
+@dataclass(frozen=True)
+class DocumentResult:
+    """What became of one document; `position` counts from 0 in the order they were given."""
+
+    position: int
+    id: str
+    outcome: IngestOutcome
+    version: int = 0  # under which it was accepted or is stored; 0 if it was rejected
+    error: TextMatchError | None = None
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """Counts of one ingest, and the first rejected documents with their errors."""
+
+    accepted: int
+    unchanged: int
+    rejected: int
+    rejections: tuple[DocumentResult, ...]
+
+
+@dataclass(frozen=True)
+class IngestStatus:
+    """What waits in the queue, and where one document stands if it was asked for."""
+
+    document_count: int
+    queued_count: int
+    oldest_queued_seconds: float
+    dead_letter_count: int
+    collection: str  # empty before the first document
+    document_state: DocumentState | None = None
+    document_error: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EncodeResult:
+    """`embeddings` is (count, dimension) float32 with rows of length 1, in the order of the texts."""
+
+    embeddings: Embeddings
+    token_counts: tuple[int, ...]
+    truncated: tuple[bool, ...]  # the model did not read the end of the text
+    model_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreResult:
+    """`scores` is (count,) float32 in 0..1, in the order of the pairs."""
+
+    scores: Scores
+    raw_scores: Scores  # before the mapping to 0..1: a logit, or a cosine in -1..1
+    truncated: tuple[bool, ...]  # the model did not read the end of one of the two texts
+    model_id: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that the encoder has loaded."""
+
+    model_id: str
+    name: str
+    kind: ModelKind
+    dimension: int  # 0 for a cross-encoder
+    max_tokens: int
+    dtype: str
+    device: str
+    has_pair_classifier: bool
+    is_default: bool
+
+
+@dataclass(frozen=True)
+class ServerHealth:
+    """The health of one server."""
+
+    name: str
+    address: str
+    state: HealthState
