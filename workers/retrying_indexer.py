@@ -22,7 +22,6 @@ import asyncio
 import itertools
 import logging
 import math
-import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from textmatch import errors
 from textmatch.documents import Document
 from textmatch.errors import TextMatchError, reason_name
 from textmatch.queue.dead_letters import of_document
+from textmatch.retry import delay_seconds
 from textmatch.v1 import error_reason_pb2
 from workers import metrics
 from workers.encoder import EncoderCrashed
@@ -51,8 +51,6 @@ _BUG_TRIES = 3
 _CRASH_TRIES = 2
 # More for a text alone: an encoder may also be killed by chance while it works on a text.
 _CRASH_TRIES_ALONE = 3
-_FIRST_DELAY_SECONDS = 0.25
-_LONGEST_DELAY_SECONDS = 15.0
 
 
 class RetryBudgetExhausted(Exception):
@@ -156,7 +154,7 @@ class RetryingIndexer:
         Raises:
             RetryBudgetExhausted: the time for this batch is over, or the process stops.
         """
-        delay_seconds = _delay_seconds(error, attempt)
+        seconds = delay_seconds(error, attempt)
         reason = _reason(error)
         metrics.RETRIES_TOTAL.labels(reason).inc()
         needs_operator = isinstance(error, _OPERATOR_ERRORS)
@@ -165,10 +163,10 @@ class RetryingIndexer:
         _log.log(
             logging.ERROR if needs_operator else logging.WARNING,
             "batch will be retried",
-            extra={"reason": reason, "error": str(error), "delay_seconds": round(delay_seconds, 3)},
+            extra={"reason": reason, "error": str(error), "delay_seconds": round(seconds, 3)},
         )
         try:
-            async with asyncio.timeout(delay_seconds):
+            async with asyncio.timeout(seconds):
                 await self._stopping.wait()
         except TimeoutError:
             if time.monotonic() < batch.give_up_at:
@@ -187,13 +185,6 @@ def _may_be_a_documents_fault(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     return reason_name(error.reason) if isinstance(error, TextMatchError) else _INTERNAL
-
-
-def _delay_seconds(error: Exception, attempt: int) -> float:
-    """What the server asked for, and exponential backoff on top of it so that workers spread out."""
-    asked = (error.retry_delay_seconds or 0.0) if isinstance(error, TextMatchError) else 0.0
-    backoff = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** min(attempt, 16))
-    return asked + backoff * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
 
 
 def _report(outcomes: list[DocumentOutcome], batch: RetriedBatch) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.matcher.retry import patiently
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import (
     DeadlinePassed,
@@ -21,6 +20,7 @@ from textmatch.errors import (
     Overloaded,
     TextMatchError,
 )
+from textmatch.retry import RETRY_OVERLOADED
 from textmatch.types import DegradedReason
 from textmatch.vectors import Embeddings
 
@@ -143,12 +143,11 @@ class Reranker:
             scores.degraded = DegradedReason.RERANK_LATE
             return
         try:
-            result = await patiently(
+            result = await RETRY_OVERLOADED.call_until(
+                finish if is_bulk else 0.0,
                 lambda: self._encoder.score(
                     query, chunk, is_bulk=is_bulk, timeout_seconds=finish - time.monotonic()
                 ),
-                deadline=finish,
-                is_bulk=is_bulk,
             )
         except (*_LATE, *_REFUSED, *_UNAVAILABLE) as error:
             scores.degraded = _degraded(error)

@@ -15,12 +15,12 @@ from typing import TypeVar
 from services.matcher import metrics
 from services.matcher.hedging import hedged
 from services.matcher.reranker import ANSWER_RESERVE_SECONDS, answer_reserve_seconds
-from services.matcher.retry import patiently
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch, Overloaded
 from textmatch.index.collection_info import CollectionInfo
 from textmatch.index.index import Index
 from textmatch.index.search import Hit, SearchQuery
+from textmatch.retry import RETRY_OVERLOADED
 from textmatch.types import EncodeResult, MatchOptions, Recall
 from textmatch.vectors import Embeddings
 
@@ -214,10 +214,9 @@ class Retriever:
                 model=collection,
             )
 
-        encoded = await patiently(
-            lambda: hedged(encode, 0.0 if is_bulk else self._hedge_seconds),
-            deadline=deadline,
-            is_bulk=is_bulk,
+        # Interactive work is not tried again: its caller waits.
+        encoded = await RETRY_OVERLOADED.call_until(
+            deadline if is_bulk else 0.0, hedged, encode, 0.0 if is_bulk else self._hedge_seconds
         )
         self._cache.put(encoded.model_id, query, encoded.embeddings[0])
         return EmbeddedQuery(query, collection, encoded.model_id, encoded.embeddings[0])

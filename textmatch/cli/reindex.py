@@ -25,9 +25,8 @@ from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.queue.tombstones import Tombstones
 from textmatch.reindex import steps
 from textmatch.reindex.compare import Comparison, compare
-from textmatch.reindex.retry import patiently
 from textmatch.reindex.steps import TunedWeights, take_over_weights
-from textmatch.reindex.sync import CollectionSync, Migration, SyncProgress, SyncReport
+from textmatch.reindex.sync import RETRY, CollectionSync, Migration, SyncProgress, SyncReport
 
 Result = TypeVar("Result")
 
@@ -219,7 +218,7 @@ class Reindexing:
         walked = await sync.run_until_equal()
         comparison = await self._compare(change, walked)
         await sync.check_roles()
-        documents = await patiently(self._index.points(change.target).count)
+        documents = await RETRY.call(self._index.points(change.target).count)
         objection = self._objection(walked, comparison) if self._options.switch else ""
         is_wanted = self._options.switch and not objection
         weights = await self._switch(change, walked) if is_wanted else None
@@ -231,7 +230,7 @@ class Reindexing:
         queries = self._options.queries
         if queries is None:
             points = self._index.points(change.source)
-            sampled = await patiently(points.sample, self._options.sample) if self._options.sample else []
+            sampled = await RETRY.call(points.sample, self._options.sample) if self._options.sample else []
             refused = {letter.document.text for letter in walked.refused.values() if letter.document}
             queries = [text for text in sampled if text not in refused]
         return await compare(
@@ -261,8 +260,8 @@ class Reindexing:
     async def _switch(self, change: Migration, walked: SyncReport) -> TunedWeights:
         """Switch, after refused documents are among the dead letters and the weights are stored."""
         if walked.refused:
-            await patiently(DeadLetters(self._redis).add, list(walked.refused.values()))
-        weights = await patiently(take_over_weights, self._index, change)
+            await RETRY.call(DeadLetters(self._redis).add, list(walked.refused.values()))
+        weights = await RETRY.call(take_over_weights, self._index, change)
         await steps.switch(self._index, change)
         return weights
 

@@ -11,6 +11,7 @@ from typing import Any
 from textmatch.client.connection import Connection, ServerUnreachable
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput, TextMatchError
+from textmatch.retry import RetryPolicy
 from textmatch.types import DocumentResult
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
@@ -25,7 +26,7 @@ from textmatch.wire.documents import (
 MAX_BATCH_DOCUMENTS = 200
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 MAX_BATCHES_UNDER_WAY = 4
-_RETRY_DELAY_SECONDS = 1.0
+_MAX_BACKOFF_SECONDS = 1.0
 
 
 @dataclass
@@ -97,7 +98,8 @@ class IngestStream:
                 yield from self._finish_oldest()
         finally:
             for unfinished in self._under_way:
-                unfinished.call.cancel()
+                if unfinished.call is not None:
+                    unfinished.call.cancel()
 
     def _send(self, batch: IngestBatch) -> Iterator[DocumentResult]:
         if not batch.documents:
@@ -116,7 +118,10 @@ class IngestStream:
     def _finish_oldest(self) -> Iterator[DocumentResult]:
         """Wait for the answer to the oldest batch; send again what could not be taken just now."""
         batch = self._under_way[0]
-        while batch.documents:
+        policy = RetryPolicy(max_backoff_seconds=_MAX_BACKOFF_SECONDS)
+        for attempt in policy.attempts(lambda: self._progress_at + self._patience_seconds):
+            if batch.call is None:
+                batch.call = self._start(batch)
             refusal: TextMatchError | None = None
             for result in self._answer(batch):
                 if result.error is not None and result.error.is_transient:
@@ -125,9 +130,10 @@ class IngestStream:
                 self._ids.discard(batch.documents.pop(result.position).id)
                 self._progress_at = time.monotonic()
                 yield result
-            if refusal is not None:
-                self._wait_after(refusal)
-                batch.call = self._start(batch)
+            with attempt:
+                if refusal is not None:
+                    batch.call = None
+                    raise refusal
         self._under_way.popleft()
 
     def _answer(self, batch: IngestBatch) -> list[DocumentResult]:
@@ -143,12 +149,6 @@ class IngestStream:
         self._has_answered = True
         results = [result for response in responses for result in response.results]
         return ingest_results_from_proto(batch.documents, results)
-
-    def _wait_after(self, refusal: TextMatchError) -> None:
-        delay_seconds = refusal.retry_delay_seconds or _RETRY_DELAY_SECONDS
-        if time.monotonic() + delay_seconds > self._progress_at + self._patience_seconds:
-            raise refusal
-        time.sleep(delay_seconds)
 
 
 def _id_of(value: DocumentLike) -> str:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from tenacity import Retrying, retry_if_result, wait_exponential
+
 from textmatch.client.connection import Connection, chunks
 from textmatch.client.ingest import IngestStream
 from textmatch.documents import Document, id_violation, text_violation, version_violation
@@ -127,14 +129,16 @@ class MatcherApi:
         this call.
         """
         started = moved_at = time.monotonic()
-        last_count, pause_seconds = -1, _FIRST_POLL_SECONDS
-        while True:
+        last_count = -1
+
+        def are_waiting() -> bool:
+            nonlocal moved_at, last_count
             asked = time.monotonic()
             status = self.ingest_status("")
             if on_status is not None:
                 on_status(status)
             if status.queued_count == 0 or status.oldest_queued_seconds < asked - started:
-                return
+                return False
             if status.queued_count != last_count:
                 last_count, moved_at = status.queued_count, asked
             elif asked - moved_at > _PATIENCE_SECONDS:
@@ -142,8 +146,12 @@ class MatcherApi:
                     f"{last_count:,} documents still wait and nothing moved for {_PATIENCE_SECONDS:g} "
                     "seconds; are the workers running?"
                 )
-            time.sleep(pause_seconds)
-            pause_seconds = min(2 * pause_seconds, _LAST_POLL_SECONDS)
+            return True
+
+        Retrying(
+            retry=retry_if_result(bool),
+            wait=wait_exponential(_FIRST_POLL_SECONDS, max=_LAST_POLL_SECONDS),
+        )(are_waiting)
 
 
 def _options(keywords: MatchKeywords) -> MatchOptions:

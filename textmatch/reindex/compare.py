@@ -8,8 +8,7 @@ from statistics import fmean
 
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.index import Index
-from textmatch.reindex.retry import patiently
-from textmatch.reindex.sync import Migration, SyncProgress
+from textmatch.reindex.sync import RETRY, Migration, SyncProgress
 from textmatch.vectors import Embeddings
 
 _QUERIES_PER_CALL = 64
@@ -66,8 +65,8 @@ async def compare(
         old_rows = await _embed(encoder, some, migration.source, timeout_seconds)
         new_rows = await _embed(encoder, some, migration.target, timeout_seconds)
         for text, old_row, new_row in zip(some, old_rows, new_rows, strict=True):
-            old = await patiently(index.points(migration.source).nearest, old_row, top_k)
-            new = await patiently(index.points(migration.target).nearest, new_row, top_k)
+            old = await RETRY.call(index.points(migration.source).nearest, old_row, top_k)
+            new = await RETRY.call(index.points(migration.target).nearest, new_row, top_k)
             if old:
                 overlap = len(set(old) & set(new)) / len(old)
                 compared.append(ComparedQuery(text, overlap, same_first=old[:1] == new[:1]))
@@ -78,7 +77,7 @@ async def compare(
 async def _embed(
     encoder: EncoderClient, texts: Sequence[str], model: str, timeout_seconds: float
 ) -> Embeddings:
-    encoded = await patiently(
+    encoded = await RETRY.call(
         encoder.encode, texts, is_query=True, is_bulk=True, timeout_seconds=timeout_seconds, model=model
     )
     return encoded.embeddings

@@ -8,8 +8,7 @@ from textmatch.encoder_client import EncoderClient
 from textmatch.errors import ModelNotFound
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
-from textmatch.reindex.retry import patiently
-from textmatch.reindex.sync import Migration, ReindexRefused
+from textmatch.reindex.sync import RETRY, Migration, ReindexRefused
 from textmatch.score_fusion import WEIGHTS_NOTE
 from textmatch.types import ModelInfo
 
@@ -27,7 +26,7 @@ async def start(index: Index, encoder: EncoderClient, model: str) -> Migration:
         ReindexRefused: there is nothing to reindex, or another migration is not finished.
     """
     new = await _served(encoder, model)
-    roles = await patiently(index.refresh_roles)
+    roles = await RETRY.call(index.refresh_roles)
     _check_start(roles, new.model_id)
     await _served(encoder, roles.in_use)
     if roles.abandoned:
@@ -59,7 +58,7 @@ async def roll_back(index: Index, encoder: EncoderClient) -> Migration:
         ReindexRefused: there is no complete previous collection.
         ModelNotFound: its model is not served.
     """
-    roles = await patiently(index.refresh_roles)
+    roles = await RETRY.call(index.refresh_roles)
     if roles.abandoned:
         raise ReindexRefused(
             f"{roles.abandoned} lacks writes, because its model was not served to the workers;"
@@ -79,7 +78,7 @@ async def drop_old(index: Index) -> str:
     Raises:
         ReindexRefused: there is none.
     """
-    roles = await patiently(index.refresh_roles)
+    roles = await RETRY.call(index.refresh_roles)
     return await _drop(index, roles.previous or roles.abandoned, "no previous collection is kept")
 
 
@@ -89,7 +88,7 @@ async def cancel(index: Index) -> str:
     Raises:
         ReindexRefused: there is none.
     """
-    roles = await patiently(index.refresh_roles)
+    roles = await RETRY.call(index.refresh_roles)
     return await _drop(index, roles.next or roles.abandoned, "no collection is being built")
 
 
@@ -101,7 +100,7 @@ async def _drop(index: Index, collection: str, nothing: str) -> str:
 
 
 async def _served(encoder: EncoderClient, model: str) -> ModelInfo:
-    served = await patiently(encoder.bi_encoders, timeout_seconds=_GET_MODELS_SECONDS)
+    served = await RETRY.call(encoder.bi_encoders, timeout_seconds=_GET_MODELS_SECONDS)
     for info in served:
         if model in (info.model_id, info.name):
             return info

