@@ -1,42 +1,74 @@
-"""The encoder as the matcher and the workers see it: arrays in, arrays out, our errors only."""
+"""The asyncio client of the encoder, for the matcher, the workers and the command line.
+
+Arrays in, arrays out. Every failure is a TextMatchError.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
 
 from textmatch import vectors
-from textmatch.errors import DependencyUnavailable, ModelMismatch, ModelNotFound
+from textmatch.errors import (
+    DependencyUnavailable,
+    ModelMismatch,
+    ModelNotFound,
+    PermissionDenied,
+    TextMatchError,
+    Unauthenticated,
+)
 from textmatch.runtime.channel import ReloadingChannel, call_metadata
-from textmatch.runtime.grpc_errors import from_rpc_error
+from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY, from_rpc_error
 from textmatch.runtime.tls import ClientTls
-from textmatch.types import EncodeResult, ModelInfo, ModelKind, ScoreResult
+from textmatch.types import EncodeResult, ModelInfo, ModelKind, Role, Scorer, ScoreResult
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 from textmatch.vectors import Embeddings
-from textmatch.wire.encoding import encode_result, model_info, priority, score_result
+from textmatch.wire.encoding import ROLES, SCORERS, encode_result, model_info, priority, score_result
 
 Answer = TypeVar("Answer")
 
+_log = logging.getLogger(__name__)
+
 _RETRY_SECONDS = 1.0
+_AUTH_RETRY_SECONDS = 5.0
+_CONNECT_SECONDS = 5.0
+
+
+class EncoderCrashed(DependencyUnavailable):
+    """The connection broke while the encoder worked on these texts. One of them may have crashed it."""
 
 
 class EncoderClient:
     """Calls one encoder or, by a `dns:///` target, many in turn. Create it inside a running event loop.
 
-    Every method raises a TextMatchError and nothing else.
-
     Args:
         api_key: empty if the encoder asks for none.
-        tls: None: in the clear. Its files may be replaced.
+        tls: None means plain text. Its files may be replaced while the client is in use.
+        hide_auth_errors: report a refused API key as DependencyUnavailable, as the matcher does: the callers'
+            own keys are good.
+        detect_crashes: `encode` connects before it sends texts, and raises EncoderCrashed if the encoder
+            went away with them. An encoder that cannot be reached is not counted as crashed.
     """
 
-    def __init__(self, target: str, api_key: str = "", tls: ClientTls | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        api_key: str = "",
+        tls: ClientTls | None = None,
+        *,
+        hide_auth_errors: bool = False,
+        detect_crashes: bool = False,
+    ) -> None:
         self._target = target
         self._metadata = call_metadata(api_key)
         self._channel: ReloadingChannel[Any] = ReloadingChannel(target, tls, pb_grpc.EncoderServiceStub)
+        self._hide_auth_errors = hide_auth_errors
+        self._detect_crashes = detect_crashes
 
     async def encode(
         self, texts: Sequence[str], *, is_query: bool, is_bulk: bool, timeout_seconds: float, model: str = ""
@@ -44,19 +76,24 @@ class EncoderClient:
         """Embed texts.
 
         Args:
-            model: the id of the bi-encoder that built the index; empty: the encoder's default one.
+            model: the id of the bi-encoder that built the index; empty means the encoder's default one.
 
         Raises:
             ModelMismatch: that model is not served.
+            EncoderCrashed: the encoder took the texts and went away without an answer.
         """
+        if self._detect_crashes:
+            await self._connect()
         request = pb.EncodeRequest(
             texts=texts,
-            role=pb.ROLE_QUERY if is_query else pb.ROLE_DOCUMENT,
+            role=ROLES[Role.QUERY if is_query else Role.DOCUMENT],
             priority=priority(is_bulk=is_bulk),
             model=model,
         )
         try:
-            response = await self._call(self._channel.stub.Encode, request, timeout_seconds)
+            response = await self._call(
+                self._channel.stub.Encode, request, timeout_seconds, may_crash=self._detect_crashes
+            )
         except ModelNotFound as error:
             if not model:
                 raise
@@ -70,7 +107,10 @@ class EncoderClient:
     ) -> ScoreResult:
         """Score the query with each text by the default cross-encoder."""
         request = pb.ScoreRequest(
-            query=query, texts=texts, scorer=pb.SCORER_CROSS_ENCODER, priority=priority(is_bulk=is_bulk)
+            query=query,
+            texts=texts,
+            scorer=SCORERS[Scorer.CROSS_ENCODER],
+            priority=priority(is_bulk=is_bulk),
         )
         return score_result([await self._call(self._channel.stub.Score, request, timeout_seconds)])
 
@@ -81,7 +121,7 @@ class EncoderClient:
         request = pb.ScoreRequest(
             query=query,
             embeddings=vectors.pack(embeddings),
-            scorer=pb.SCORER_PAIR_CLASSIFIER,
+            scorer=SCORERS[Scorer.PAIR_CLASSIFIER],
             priority=priority(is_bulk=is_bulk),
             model=model,
         )
@@ -93,18 +133,45 @@ class EncoderClient:
         models = [model_info(message) for message in answer.models]
         return [model for model in models if model.kind is ModelKind.BI_ENCODER]
 
+    async def close(self) -> None:
+        """Close the channel; running calls are cancelled."""
+        await self._channel.close()
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await self._channel.ready()
+        except TimeoutError:
+            message = f"the encoder at {self._target} cannot be reached"
+            raise DependencyUnavailable(message, retry_delay_seconds=_RETRY_SECONDS) from None
+
     async def _call(
-        self, method: Callable[..., Awaitable[Answer]], request: object, timeout_seconds: float
+        self,
+        method: Callable[..., Awaitable[Answer]],
+        request: object,
+        timeout_seconds: float,
+        *,
+        may_crash: bool = False,
     ) -> Answer:
         try:
             return await method(request, timeout=timeout_seconds, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            translated = from_rpc_error(error)
-            if type(translated) is DependencyUnavailable:
-                message = f"the encoder at {self._target} does not answer: {translated}"
-                raise DependencyUnavailable(message, retry_delay_seconds=_RETRY_SECONDS) from error
-            raise translated from error
+            raise self._translated(error, may_crash=may_crash) from error
 
-    async def close(self) -> None:
-        """Close the channel; running calls are cancelled."""
-        await self._channel.close()
+    def _translated(self, error: grpc.aio.AioRpcError, *, may_crash: bool) -> TextMatchError:
+        translated = from_rpc_error(error)
+        if self._hide_auth_errors and isinstance(translated, (Unauthenticated, PermissionDenied)):
+            _log.error("the encoder refuses TEXTMATCH_ENCODER_API_KEY", extra={"error": str(translated)})
+            message = "the encoder refuses the matcher's API key"
+            return DependencyUnavailable(message, retry_delay_seconds=_AUTH_RETRY_SECONDS)
+        if type(translated) is not DependencyUnavailable:
+            return translated
+        error_class = EncoderCrashed if may_crash and _lost_connection(error) else DependencyUnavailable
+        message = f"the encoder at {self._target} does not answer: {translated}"
+        return error_class(message, retry_delay_seconds=_RETRY_SECONDS)
+
+
+def _lost_connection(error: grpc.aio.AioRpcError) -> bool:
+    """Whether gRPC, and not the encoder itself, has said what is wrong."""
+    trailers: Any = error.trailing_metadata() or ()
+    return error.code() is grpc.StatusCode.UNAVAILABLE and DETAILS_METADATA_KEY not in dict(trailers)

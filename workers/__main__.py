@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import bootsteps, signals
 
+from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.index.client import QdrantTls
 from textmatch.index.client import connect as connect_qdrant
@@ -30,7 +31,6 @@ from textmatch.runtime.settings import describe
 from textmatch.runtime.tracing import set_up_tracing
 from workers import metrics
 from workers.batcher import MicroBatcher
-from workers.encoder import WatchfulEncoderClient
 from workers.indexer import DualWriter, IndexerDependencies
 from workers.retrying_indexer import RetryingIndexer
 from workers.settings import WorkerSettings, from_environment
@@ -92,7 +92,9 @@ async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> Message
     """Build everything that lives in the event loop; `resources` closes it, the last one first."""
     redis = connect_redis(settings.redis_url)
     resources.push_async_callback(redis.aclose)
-    encoder = WatchfulEncoderClient(settings.encoder_target, settings.encoder_api_key, settings.client_tls())
+    encoder = EncoderClient(
+        settings.encoder_target, settings.encoder_api_key, settings.client_tls(), detect_crashes=True
+    )
     resources.push_async_callback(encoder.close)
     index = Index(
         connect_qdrant(

@@ -29,12 +29,12 @@ from dataclasses import dataclass, replace
 
 from textmatch import errors
 from textmatch.documents import Document
+from textmatch.encoder_client import EncoderCrashed
 from textmatch.errors import TextMatchError, reason_name
 from textmatch.queue.dead_letters import of_document
 from textmatch.retry import delay_seconds
 from textmatch.v1 import error_reason_pb2
 from workers import metrics
-from workers.encoder import EncoderCrashed
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ import sys
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.encoder import MatchersEncoderClient
 from services.matcher.ingest import Admission, IngestDependencies, QueueLimits
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
@@ -60,7 +59,9 @@ async def _serve(settings: MatcherSettings) -> None:
     if settings.metrics_port:
         serve_metrics(settings.host, settings.metrics_port)
     redis = connect_redis(settings.redis_url)
-    encoder = MatchersEncoderClient(settings.encoder_target, settings.encoder_api_key, settings.client_tls())
+    encoder = EncoderClient(
+        settings.encoder_target, settings.encoder_api_key, settings.client_tls(), hide_auth_errors=True
+    )
     qdrant = connect_qdrant(
         settings.qdrant_url,
         settings.qdrant_api_key,

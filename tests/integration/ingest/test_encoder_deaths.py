@@ -13,9 +13,9 @@ from tests.integration.ingest.mortal_encoder import DEADLY_TEXT, SLOW_TEXT, Mort
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
 from textmatch.documents import Document
+from textmatch.encoder_client import EncoderClient, EncoderCrashed
 from textmatch.errors import DependencyUnavailable
 from textmatch.index.index import Index
-from workers.encoder import EncoderCrashed, WatchfulEncoderClient
 
 OPTIONS = {"is_query": False, "is_bulk": True, "timeout_seconds": 10.0}
 
@@ -64,7 +64,7 @@ async def test_no_text_pays_for_an_encoder_that_is_killed_or_away(
 
 
 async def test_a_death_is_told_from_an_encoder_that_is_away(mortal: MortalEncoder):
-    client = WatchfulEncoderClient(mortal.target)
+    client = EncoderClient(mortal.target, detect_crashes=True)
     await eventually(lambda: _answers(client), "the encoder")
     with pytest.raises(EncoderCrashed):
         await client.encode([DEADLY_TEXT], **OPTIONS)
@@ -76,7 +76,7 @@ async def test_a_death_is_told_from_an_encoder_that_is_away(mortal: MortalEncode
     await client.close()
 
 
-async def _answers(client: WatchfulEncoderClient) -> bool:
+async def _answers(client: EncoderClient) -> bool:
     try:
         await client.encode(["text"], **OPTIONS)
     except DependencyUnavailable:

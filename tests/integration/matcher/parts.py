@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 
-from services.matcher.encoder import MatchersEncoderClient
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
 from services.matcher.retriever import EmbeddingCache, Retriever
@@ -136,7 +135,7 @@ class RunningMatcher:
 @asynccontextmanager
 async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterator[RunningMatcher]:
     """Serve on a free loopback port."""
-    client = MatchersEncoderClient(encoder.target)
+    client = EncoderClient(encoder.target, hide_auth_errors=True)
     matcher = Matcher(Retriever(client, index, EmbeddingCache(100)), Reranker(client), index, Weights(), 40)
     servicer = MatcherServicer(matcher, None, match_timeout_seconds=10, batch_match_concurrency=8)
     server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)

@@ -13,7 +13,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.matcher.encoder import MatchersEncoderClient
 from tests.support.scripted_servicer import RunningServer, ScriptedEncoder, ScriptedMatcher
 from textmatch.client import TextMatchClient
 from textmatch.encoder_client import EncoderClient
@@ -141,8 +140,8 @@ async def test_a_matcher_that_the_encoder_refuses_does_not_blame_its_callers_key
     encoder_address: str, caplog: pytest.LogCaptureFixture
 ):
     for key in ("", "no-such-key-0123456789", KEYS[Scope.WRITE]):
-        client = MatchersEncoderClient(encoder_address, key)
-        with pytest.raises(DependencyUnavailable, match="the encoder refuses the matcher"):
+        client = EncoderClient(encoder_address, key, hide_auth_errors=True)
+        with pytest.raises(DependencyUnavailable, match="the encoder refuses the matcher's API key"):
             await client.encode(["one text"], is_query=True, is_bulk=False, timeout_seconds=20)
         await client.close()
     assert "the encoder refuses TEXTMATCH_ENCODER_API_KEY" in caplog.text
