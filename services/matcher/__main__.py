@@ -68,7 +68,7 @@ async def _serve(settings: MatcherSettings) -> None:
         tls=QdrantTls(settings.qdrant_ca, settings.tls_cert, settings.tls_key),
     )
     index = Index(qdrant, settings.collection_alias)
-    state = _ingest_state(settings, redis)
+    dependencies = _ingest_dependencies(settings, redis)
 
     server = GrpcServer(
         settings.host,
@@ -80,7 +80,7 @@ async def _serve(settings: MatcherSettings) -> None:
     )
     servicer = MatcherServicer(
         _matcher(settings, encoder, index),
-        DocumentsHandler(index, state),
+        DocumentsHandler(index, dependencies),
         match_timeout_seconds=settings.match_timeout_seconds,
         batch_match_concurrency=settings.batch_match_concurrency,
     )
@@ -111,7 +111,7 @@ def _matcher(settings: MatcherSettings, encoder: EncoderClient, index: Index) ->
     )
 
 
-def _ingest_state(settings: MatcherSettings, redis: Redis) -> IngestDependencies:
+def _ingest_dependencies(settings: MatcherSettings, redis: Redis) -> IngestDependencies:
     limits = QueueLimits(settings.max_queued_documents, settings.max_queued_bytes)
     return IngestDependencies(
         producer=Producer(redis),

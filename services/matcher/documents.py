@@ -1,129 +1,124 @@
-"""The document half of MatcherService: reading, deleting, where documents stand; intake.py takes them in."""
+"""The document half of MatcherService: reading, deleting and status. ingest.py takes documents in."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping, Sequence
 
 from services.matcher.ingest import IngestDependencies, IngestHandler, VersionClock
 from textmatch.documents import (
+    Document,
     check_item_count,
     id_violation,
     version_violation,
 )
 from textmatch.errors import DocumentNotFound, InvalidInput
+from textmatch.filters import Filter
 from textmatch.index.index import Index
 from textmatch.queue.tombstones import FilterTombstone
-from textmatch.v1 import matcher_service_pb2 as pb
-from textmatch.wire.documents import to_proto
-from textmatch.wire.matching import filter_from_proto
-
-_log = logging.getLogger(__name__)
+from textmatch.types import DocumentResult, DocumentState, IngestStatus
 
 MAX_DELETED_IDS = 1_000
 
 
 class DocumentsHandler:
-    """What the servicer calls; every failure is a TextMatchError."""
+    """What the servicer calls. Every failure is a TextMatchError."""
 
-    def __init__(self, index: Index, state: IngestDependencies) -> None:
+    def __init__(self, index: Index, dependencies: IngestDependencies) -> None:
         self._index = index
-        self._state = state
+        self._dependencies = dependencies
         self._clock = VersionClock()
-        self._intake = IngestHandler(index, state, self._clock)
+        self._ingest = IngestHandler(index, dependencies, self._clock)
 
-    def ingest(
-        self, requests: AsyncIterator[pb.IngestDocumentsRequest], deadline: float | None = None
-    ) -> AsyncIterator[pb.IngestDocumentsResponse]:
-        """See intake.py."""
-        return self._intake.ingest(requests, deadline)
+    async def ingest(self, documents: Mapping[int, Document], deadline: float | None) -> list[DocumentResult]:
+        """As IngestHandler.ingest."""
+        return await self._ingest.ingest(documents, deadline)
 
-    async def get(self, request: pb.GetDocumentRequest) -> pb.GetDocumentResponse:
+    async def get(self, document_id: str) -> Document:
         """A stored document.
 
         Raises:
             DocumentNotFound: it is not stored, though it may be in the queue.
         """
-        _check_id("id", request.id)
-        stored = await self._index.fetch([request.id])
-        if request.id not in stored:
-            raise DocumentNotFound(request.id)
-        return pb.GetDocumentResponse(document=to_proto(stored[request.id].document))
+        _check_id("id", document_id)
+        stored = await self._index.fetch([document_id])
+        if document_id not in stored:
+            raise DocumentNotFound(document_id)
+        return stored[document_id].document
 
-    async def delete(self, request: pb.DeleteDocumentsRequest) -> pb.DeleteDocumentsResponse:
-        """Remove documents, and keep older writes of them from bringing them back."""
-        version = self._delete_version(request)
+    async def delete(self, ids: Sequence[str], version: int | None) -> int:
+        """Delete documents, and keep older writes from bringing them back. Returns how many were stored.
+
+        Args:
+            version: delete only what is not newer than this; None means now.
+        """
+        version = self._delete_version(version)
+        check_item_count("ids", len(ids), MAX_DELETED_IDS)
+        violations = [id_violation(f"ids[{position}]", one) for position, one in enumerate(ids)]
+        if found := [violation for violation in violations if violation]:
+            raise InvalidInput(found)
+        return await self._delete(dict.fromkeys(ids, version))
+
+    async def delete_where(self, where: Filter, version: int | None) -> int:
+        """Delete the documents that fit a filter; the rest as for `delete`."""
+        version = self._delete_version(version)
+        if not (where.must or where.should or where.must_not):
+            raise InvalidInput.of_field("filter", "is empty; it would delete every document")
+        # Qdrant must be known to accept the filter before workers apply it to what is queued.
+        await anext(self._index.find_versions(where, max_version=version), None)
+        # Before the search: workers read the tombstone after they have written what the search does not see.
+        tombstone = FilterTombstone(where, version, self._dependencies.tombstone_seconds)
+        await self._dependencies.tombstones.filters.add(tombstone)
         deleted_count = 0
-        async for versions in self._versions_to_delete(request, version):
+        async for versions in self._index.find_versions(where, max_version=version):
             deleted_count += await self._delete(versions)
-        return pb.DeleteDocumentsResponse(deleted_count=deleted_count)
+        return deleted_count
 
-    async def status(self, request: pb.GetIngestStatusRequest) -> pb.GetIngestStatusResponse:
-        """The totals, and where one document stands if one was asked for."""
-        waiting = await self._state.pending.summary()
-        response = pb.GetIngestStatusResponse(
-            document_count=await self._index.count(),
+    async def status(self, document_id: str) -> IngestStatus:
+        """The totals, and where one document stands if its id is given."""
+        waiting = await self._dependencies.pending.summary()
+        document_count = await self._index.count()
+        dead_letter_count = await self._dependencies.dead_letters.count()
+        collection = await self._index.collection()
+        state, error = None, ""
+        if document_id:
+            _check_id("document_id", document_id)
+            state, error = await self._document_state(document_id)
+        return IngestStatus(
+            document_count=document_count,
             queued_count=waiting.count,
             oldest_queued_seconds=waiting.oldest_seconds(time.time()),
-            dead_letter_count=await self._state.dead_letters.count(),
-            collection=await self._index.collection(),
+            dead_letter_count=dead_letter_count,
+            collection=collection,
+            document_state=state,
+            document_error=error or None,
         )
-        if request.document_id:
-            _check_id("document_id", request.document_id)
-            state, error = await self._document_state(request.document_id)
-            response.document_state = state
-            response.document_error = error
-        return response
 
-    def _delete_version(self, request: pb.DeleteDocumentsRequest) -> int:
-        if not request.HasField("version"):
+    def _delete_version(self, version: int | None) -> int:
+        if version is None:
             return self._clock.next()
-        if violation := version_violation("version", request.version):
+        if violation := version_violation("version", version):
             raise InvalidInput([violation])
-        return request.version
-
-    async def _versions_to_delete(
-        self, request: pb.DeleteDocumentsRequest, version: int
-    ) -> AsyncIterator[dict[str, int]]:
-        if bool(request.ids) == request.HasField("filter"):
-            raise InvalidInput.of_field("ids", "give either ids or a filter")
-        if request.ids:
-            check_item_count("ids", len(request.ids), MAX_DELETED_IDS)
-            violations = [id_violation(f"ids[{position}]", one) for position, one in enumerate(request.ids)]
-            if found := [violation for violation in violations if violation]:
-                raise InvalidInput(found)
-            yield dict.fromkeys(request.ids, version)
-            return
-        condition = filter_from_proto(request.filter, "filter")
-        if not (condition.must or condition.should or condition.must_not):
-            raise InvalidInput.of_field("filter", "is empty; it would delete every document")
-        # Whether Qdrant can read the filter must be known before workers are told of it.
-        await anext(self._index.find_versions(condition, max_version=version), None)
-        # Before the search: workers find it after they have written what the search does not see.
-        tombstone = FilterTombstone(condition, version, self._state.tombstone_seconds)
-        await self._state.tombstones.filters.add(tombstone)
-        async for versions in self._index.find_versions(condition, max_version=version):
-            yield versions
+        return version
 
     async def _delete(self, versions: Mapping[str, int]) -> int:
         """Tombstones first: workers/indexer.py explains why no racing write survives then."""
-        await self._state.tombstones.add(versions, self._state.tombstone_seconds)
+        await self._dependencies.tombstones.add(versions, self._dependencies.tombstone_seconds)
         deleted_count = await self._index.delete(versions)
-        await self._state.dead_letters.clear(versions)
-        await self._state.pending.clear(versions)
+        await self._dependencies.dead_letters.clear(versions)
+        await self._dependencies.pending.clear(versions)
         return deleted_count
 
-    async def _document_state(self, document_id: str) -> tuple[pb.DocumentState.ValueType, str]:
-        if await self._state.pending.versions([document_id]):
-            return pb.DOCUMENT_STATE_PENDING, ""
-        if letter := await self._state.dead_letters.get(document_id):
-            return pb.DOCUMENT_STATE_FAILED, letter.error
+    async def _document_state(self, document_id: str) -> tuple[DocumentState, str]:
+        if await self._dependencies.pending.versions([document_id]):
+            return DocumentState.PENDING, ""
+        if letter := await self._dependencies.dead_letters.get(document_id):
+            return DocumentState.FAILED, letter.error
         if await self._index.fetch([document_id]):
-            return pb.DOCUMENT_STATE_INDEXED, ""
-        if await self._state.tombstones.get([document_id]):
-            return pb.DOCUMENT_STATE_DELETED, ""
-        return pb.DOCUMENT_STATE_UNKNOWN, ""
+            return DocumentState.INDEXED, ""
+        if await self._dependencies.tombstones.get([document_id]):
+            return DocumentState.DELETED, ""
+        return DocumentState.UNKNOWN, ""
 
 
 def _check_id(field: str, document_id: str) -> None:

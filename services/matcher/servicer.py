@@ -1,4 +1,4 @@
-"""MatcherService: messages in, messages out; the work is done in matching.py and documents.py."""
+"""MatcherService: converts messages to plain types and back. matching.py and documents.py do the work."""
 
 from __future__ import annotations
 
@@ -13,10 +13,21 @@ from services.matcher.documents import DocumentsHandler
 from services.matcher.matching import Matcher
 from textmatch.documents import check_texts, text_violation
 from textmatch.errors import InvalidInput, TextMatchError
-from textmatch.types import MatchOptions
+from textmatch.types import MatchOptions, MatchResult
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
-from textmatch.wire.matching import batch_result_to_proto, options_from_proto, result_to_proto
+from textmatch.wire.documents import (
+    ingest_request_from_proto,
+    ingest_response_to_proto,
+    ingest_status_to_proto,
+    to_proto,
+)
+from textmatch.wire.matching import (
+    batch_result_to_proto,
+    filter_from_proto,
+    options_from_proto,
+    result_to_proto,
+)
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
@@ -44,7 +55,7 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         if violation := text_violation("query", request.query):
             raise InvalidInput([violation])
         options = options_from_proto(request.options)
-        result = await self._matcher.match(request.query, options, deadline=self._deadline(context))
+        result = await self._matcher.match(request.query, options, deadline=self._match_deadline(context))
         return result_to_proto(result, options)
 
     async def BatchMatch(
@@ -52,50 +63,60 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     ) -> AsyncIterator[pb.BatchMatchResponse]:
         check_texts("queries", request.queries, MAX_QUERIES)
         options = options_from_proto(request.options)
-        turns = asyncio.Semaphore(self._batch_match_concurrency)
+        slots = asyncio.Semaphore(self._batch_match_concurrency)
 
         async def answer(query_index: int) -> pb.BatchMatchResponse:
-            async with turns:
-                return await self._answer(request, options, query_index, self._deadline(context))
+            async with slots:
+                query, deadline = request.queries[query_index], self._match_deadline(context)
+                return batch_result_to_proto(
+                    query_index, await self._answer(query, options, deadline), options
+                )
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(answer(position)) for position in range(len(request.queries))]
             for task in asyncio.as_completed(tasks):
                 yield await task
 
-    async def _answer(
-        self, request: pb.BatchMatchRequest, options: MatchOptions, query_index: int, deadline: float
-    ) -> pb.BatchMatchResponse:
-        try:
-            result = await self._matcher.match(
-                request.queries[query_index], options, deadline=deadline, is_bulk=True
-            )
-        except TextMatchError as error:
-            return batch_result_to_proto(query_index, error, options)
-        return batch_result_to_proto(query_index, result, options)
-
     async def IngestDocuments(
         self, request_iterator: AsyncIterator[pb.IngestDocumentsRequest], context: Context
     ) -> AsyncIterator[pb.IngestDocumentsResponse]:
         remaining_seconds = context.time_remaining()
         deadline = None if remaining_seconds is None else time.monotonic() + remaining_seconds
-        async for response in self._documents.ingest(request_iterator, deadline):
-            yield response
+        async for request in request_iterator:
+            documents, rejections = ingest_request_from_proto(request)
+            results = await self._documents.ingest(documents, deadline)
+            yield ingest_response_to_proto([*rejections, *results])
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
-        return await self._documents.get(request)
+        return pb.GetDocumentResponse(document=to_proto(await self._documents.get(request.id)))
 
     async def DeleteDocuments(
         self, request: pb.DeleteDocumentsRequest, context: Context
     ) -> pb.DeleteDocumentsResponse:
-        return await self._documents.delete(request)
+        if bool(request.ids) == request.HasField("filter"):
+            raise InvalidInput.of_field("ids", "give either ids or a filter")
+        version = request.version if request.HasField("version") else None
+        if request.ids:
+            deleted_count = await self._documents.delete(request.ids, version)
+        else:
+            where = filter_from_proto(request.filter, "filter")
+            deleted_count = await self._documents.delete_where(where, version)
+        return pb.DeleteDocumentsResponse(deleted_count=deleted_count)
 
     async def GetIngestStatus(
         self, request: pb.GetIngestStatusRequest, context: Context
     ) -> pb.GetIngestStatusResponse:
-        return await self._documents.status(request)
+        return ingest_status_to_proto(await self._documents.status(request.document_id))
 
-    def _deadline(self, context: Context) -> float:
+    async def _answer(
+        self, query: str, options: MatchOptions, deadline: float
+    ) -> MatchResult | TextMatchError:
+        try:
+            return await self._matcher.match(query, options, deadline=deadline, is_bulk=True)
+        except TextMatchError as error:
+            return error
+
+    def _match_deadline(self, context: Context) -> float:
         remaining_seconds = context.time_remaining()
         if remaining_seconds is None:
             remaining_seconds = self._match_timeout_seconds

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestDependencies
+from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import (
     alias,
     index,
@@ -63,8 +63,8 @@ def state(redis: Redis) -> IngestDependencies:
 
 
 @pytest.fixture
-def handler(index: Index, state: IngestDependencies) -> DocumentsHandler:
-    return DocumentsHandler(index, state)
+def handler(index: Index, state: IngestDependencies) -> DocumentCalls:
+    return DocumentCalls(index, state)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import Admission, QueueLimits
 from services.matcher.servicer import MatcherServicer
+from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import make_ingest_state
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
@@ -43,7 +44,7 @@ async def stream(*requests: pb.IngestDocumentsRequest) -> AsyncIterator[pb.Inges
 
 
 async def ingest(
-    handler: DocumentsHandler, request: pb.IngestDocumentsRequest, timeout_seconds: float | None = None
+    handler: DocumentCalls, request: pb.IngestDocumentsRequest, timeout_seconds: float | None = None
 ) -> list[pb.IngestDocumentsResponse]:
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     return [response async for response in handler.ingest(stream(request), deadline)]
@@ -56,14 +57,14 @@ async def work_off(redis: Redis) -> None:
 
 
 @pytest.fixture
-def matchers(index: Index, redis: Redis) -> tuple[DocumentsHandler, DocumentsHandler]:
+def matchers(index: Index, redis: Redis) -> tuple[DocumentCalls, DocumentCalls]:
     """Two that share the queue."""
-    first, second = (DocumentsHandler(index, make_ingest_state(redis, LIMITS)) for _ in range(2))
+    first, second = (DocumentCalls(index, make_ingest_state(redis, LIMITS)) for _ in range(2))
     return first, second
 
 
 async def test_callers_of_all_matchers_are_held_until_there_is_room(
-    matchers: tuple[DocumentsHandler, DocumentsHandler], redis: Redis
+    matchers: tuple[DocumentCalls, DocumentCalls], redis: Redis
 ):
     await ingest(matchers[0], request_of(*(f"d{number}" for number in range(10))))
     held = [
@@ -86,7 +87,7 @@ async def test_callers_of_all_matchers_are_held_until_there_is_room(
 
 
 async def test_the_limit_is_passed_by_one_request_at_most(index: Index, redis: Redis):
-    matcher = DocumentsHandler(index, make_ingest_state(redis, LIMITS))
+    matcher = DocumentCalls(index, make_ingest_state(redis, LIMITS))
     held = [
         asyncio.create_task(ingest(matcher, request_of(*(f"{number}-{i}" for i in range(4)))))
         for number in range(20)
@@ -101,18 +102,18 @@ async def test_the_limit_is_passed_by_one_request_at_most(index: Index, redis: R
 
 
 async def test_a_caller_is_told_before_its_deadline(
-    matchers: tuple[DocumentsHandler, DocumentsHandler],
+    matchers: tuple[DocumentCalls, DocumentCalls],
 ):
     await ingest(matchers[0], request_of(*(f"d{number}" for number in range(10))))
     started = time.monotonic()
-    with pytest.raises(Overloaded, match="the ingest queue is full, it holds 10 documents") as caught:
+    with pytest.raises(Overloaded, match="the ingest queue is full; its limit is 10 documents") as caught:
         await ingest(matchers[0], request_of("late"), timeout_seconds=1.0)
     assert 0.5 < time.monotonic() - started < 1.0
     assert caught.value.retry_delay_seconds
 
 
 async def test_what_is_stored_already_needs_no_room(
-    matchers: tuple[DocumentsHandler, DocumentsHandler], redis: Redis
+    matchers: tuple[DocumentCalls, DocumentCalls], redis: Redis
 ):
     await ingest(matchers[0], request_of(*(f"d{number}" for number in range(10))))
     [answer] = await ingest(matchers[0], request_of("rejected", text=""), timeout_seconds=5.0)
@@ -148,7 +149,7 @@ async def test_small_messages_are_measured_well(redis: Redis):
 
 async def test_a_held_caller_learns_that_redis_is_gone(own_redis_server: RedisServer, index: Index):
     redis = connect(own_redis_server.url)
-    matcher = DocumentsHandler(index, make_ingest_state(redis, QueueLimits(documents=1, size_bytes=10**9)))
+    matcher = DocumentCalls(index, make_ingest_state(redis, QueueLimits(documents=1, size_bytes=10**9)))
     await ingest(matcher, request_of("a"))
     held = asyncio.create_task(ingest(matcher, request_of("b")))
     await asyncio.sleep(0.3)

@@ -10,8 +10,8 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2
 from redis.asyncio import Redis
 
-from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestDependencies
+from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import make_ingest_state
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
@@ -37,7 +37,7 @@ def proto(document_id: str, text: str = "text", version: int | None = None, **at
     return pb.Document(id=document_id, text=text, attributes=struct, version=version)
 
 
-async def send(handler: DocumentsHandler, *batches: list[pb.Document]) -> list[list[pb.IngestResult]]:
+async def send(handler: DocumentCalls, *batches: list[pb.Document]) -> list[list[pb.IngestResult]]:
     """Send each batch as one request of a stream."""
 
     async def requests() -> AsyncIterator[pb.IngestDocumentsRequest]:
@@ -56,12 +56,12 @@ def outcomes(results: list[pb.IngestResult]) -> list[int]:
     return [result.outcome for result in results]
 
 
-async def document_state(handler: DocumentsHandler, document_id: str) -> str:
+async def document_state(handler: DocumentCalls, document_id: str) -> str:
     response = await handler.status(pb.GetIngestStatusRequest(document_id=document_id))
     return pb.DocumentState.Name(response.document_state).removeprefix("DOCUMENT_STATE_")
 
 
-async def test_each_request_of_a_stream_is_answered_in_order(handler: DocumentsHandler):
+async def test_each_request_of_a_stream_is_answered_in_order(handler: DocumentCalls):
     first, second = await send(handler, [proto("a"), proto("文档🙂")], [proto("c")])
     assert [(result.id, result.outcome) for result in first] == [("a", ACCEPTED), ("文档🙂", ACCEPTED)]
     assert [result.id for result in second] == ["c"]
@@ -70,7 +70,7 @@ async def test_each_request_of_a_stream_is_answered_in_order(handler: DocumentsH
 
 
 async def test_bad_documents_are_named_and_their_neighbours_go_in(
-    handler: DocumentsHandler, state: IngestDependencies
+    handler: DocumentCalls, state: IngestDependencies
 ):
     [results] = await send(
         handler,
@@ -98,15 +98,13 @@ async def test_bad_documents_are_named_and_their_neighbours_go_in(
 
 
 @pytest.mark.parametrize(("count", "complaint"), [(0, "documents: is empty"), (1_001, "1,001 items")])
-async def test_a_request_of_a_wrong_size_fails_the_call(
-    handler: DocumentsHandler, count: int, complaint: str
-):
+async def test_a_request_of_a_wrong_size_fails_the_call(handler: DocumentCalls, count: int, complaint: str):
     with pytest.raises(InvalidInput, match=complaint):
         await send(handler, [proto("a")] * count)
 
 
 async def test_of_a_repeated_id_the_later_document_wins(
-    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
 ):
     [results] = await send(handler, [proto("a", "one"), proto("b"), proto("a", "two"), proto("a", "three")])
     versions = [result.version for result in results]
@@ -115,14 +113,14 @@ async def test_of_a_repeated_id_the_later_document_wins(
     assert (await handler.get(pb.GetDocumentRequest(id="a"))).document.text == "three"
 
 
-async def test_versions_never_go_back_within_a_process(handler: DocumentsHandler):
+async def test_versions_never_go_back_within_a_process(handler: DocumentCalls):
     [first] = await send(handler, [proto("a")] * 1_000)
     [second] = await send(handler, [proto("a")])
     assert second[0].version > first[-1].version
 
 
 async def test_a_stored_document_comes_back_whole(
-    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
 ):
     sent = proto("文档🙂", "猫 🐈", version=7, n=3, half=0.5, many=[1, "二", None, {"深": True}], empty={})
     await send(handler, [sent])
@@ -136,7 +134,7 @@ async def test_a_stored_document_comes_back_whole(
 
 
 async def test_what_is_stored_already_is_unchanged(
-    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
 ):
     [[first]] = await send(handler, [proto("a", n=1)])
     [[waiting]] = await send(handler, [proto("a", n=1)])
@@ -158,7 +156,7 @@ async def test_what_is_stored_already_is_unchanged(
 
 
 async def test_a_change_that_is_taken_back_in_the_same_request_is_not_lost(
-    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
 ):
     await send(handler, [proto("a", "old")])
     await work(deps, redis)
@@ -169,7 +167,7 @@ async def test_a_change_that_is_taken_back_in_the_same_request_is_not_lost(
 
 
 async def test_nothing_is_unchanged_under_a_tombstone(
-    handler: DocumentsHandler, state: IngestDependencies, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, state: IngestDependencies, deps: IndexerDependencies, redis: Redis
 ):
     [[stored]] = await send(handler, [proto("a")])
     await work(deps, redis)
@@ -179,7 +177,7 @@ async def test_nothing_is_unchanged_under_a_tombstone(
 
 
 async def test_deleted_documents_stay_deleted(
-    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
 ):
     await send(handler, [proto("a"), proto("b"), proto("c")])
     await work(deps, redis)
@@ -196,7 +194,7 @@ async def test_deleted_documents_stay_deleted(
 
 
 async def test_a_delete_spares_newer_versions(
-    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
 ):
     await send(handler, [proto("a", version=5), proto("b", version=7)])
     await work(deps, redis)
@@ -206,7 +204,7 @@ async def test_a_delete_spares_newer_versions(
 
 
 async def test_documents_are_deleted_by_a_filter(
-    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
 ):
     await send(handler, [proto(f"d{number}", language="zh" if number % 2 else "en") for number in range(10)])
     await work(deps, redis)
@@ -230,15 +228,13 @@ async def test_documents_are_deleted_by_a_filter(
     ],
 )
 async def test_a_delete_that_is_not_clear_is_refused(
-    handler: DocumentsHandler, request_: pb.DeleteDocumentsRequest, complaint: str
+    handler: DocumentCalls, request_: pb.DeleteDocumentsRequest, complaint: str
 ):
     with pytest.raises(InvalidInput, match=complaint):
         await handler.delete(request_)
 
 
-async def test_the_status_follows_a_document(
-    handler: DocumentsHandler, deps: IndexerDependencies, redis: Redis
-):
+async def test_the_status_follows_a_document(handler: DocumentCalls, deps: IndexerDependencies, redis: Redis):
     assert await document_state(handler, "a") == "UNKNOWN"
     await send(handler, [proto("a")])
     assert await document_state(handler, "a") == "PENDING"
@@ -253,7 +249,7 @@ async def test_the_status_follows_a_document(
 
 
 async def test_the_status_says_why_a_document_failed_until_it_is_deleted(
-    handler: DocumentsHandler, state: IngestDependencies
+    handler: DocumentCalls, state: IngestDependencies
 ):
     await state.dead_letters.add([of_document(Document("a", "t", version=5), "TEXT_FAILED", "因为")])
     status = await handler.status(pb.GetIngestStatusRequest(document_id="a"))
@@ -264,7 +260,7 @@ async def test_the_status_says_why_a_document_failed_until_it_is_deleted(
 
 
 @pytest.mark.parametrize("document_id", ["x" * 513, "a\0b", "  "])
-async def test_ids_are_checked(handler: DocumentsHandler, document_id: str):
+async def test_ids_are_checked(handler: DocumentCalls, document_id: str):
     with pytest.raises(InvalidInput, match="id:"):
         await handler.get(pb.GetDocumentRequest(id=document_id))
     with pytest.raises(InvalidInput, match="document_id:"):
@@ -273,14 +269,14 @@ async def test_ids_are_checked(handler: DocumentsHandler, document_id: str):
 
 async def test_writes_are_taken_while_the_index_is_down(state: IngestDependencies):
     index = Index(connect_qdrant("http://127.0.0.1:1"), "alias")
-    [[result]] = await send(DocumentsHandler(index, state), [proto("a")])
+    [[result]] = await send(DocumentCalls(index, state), [proto("a")])
     assert result.outcome == ACCEPTED
     await index.close()
 
 
 async def test_writes_are_refused_while_redis_is_down(own_redis_server: RedisServer, index: Index):
     redis = connect(own_redis_server.url)
-    down = DocumentsHandler(index, make_ingest_state(redis))
+    down = DocumentCalls(index, make_ingest_state(redis))
     own_redis_server.kill()
     with pytest.raises(DependencyUnavailable, match="Redis"):
         await send(down, [proto("a")])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestDependencies
+from tests.integration.ingest.document_calls import DocumentCalls
 from tests.support.queue import take_queued
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
@@ -26,9 +26,7 @@ def document(language: str, version: int, document_id: str = "a") -> Document:
     return Document(document_id, f"text {version}", {"language": language}, version)
 
 
-async def delete(
-    handler: DocumentsHandler, version: int | None = None, condition: pb.Filter = CHINESE
-) -> int:
+async def delete(handler: DocumentCalls, version: int | None = None, condition: pb.Filter = CHINESE) -> int:
     request = pb.DeleteDocumentsRequest(filter=condition, version=version)
     return (await handler.delete(request)).deleted_count
 
@@ -39,7 +37,7 @@ async def stored_version(deps: IndexerDependencies) -> int | None:
 
 
 async def test_queued_documents_are_deleted_once_they_are_written(
-    handler: DocumentsHandler, state: IngestDependencies, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, state: IngestDependencies, deps: IndexerDependencies, redis: Redis
 ):
     await state.producer.enqueue([document("zh", 5), document("en", 5, "b"), document("zh", 50, "c")])
     assert await delete(handler, version=10) == 0
@@ -55,7 +53,7 @@ async def test_queued_documents_are_deleted_once_they_are_written(
 
 @pytest.mark.parametrize("order", [(3, 5), (5, 3), (3, 5, 3), (5, 3, 5)])
 async def test_what_is_deleted_depends_on_the_newest_version_only(
-    handler: DocumentsHandler, deps: IndexerDependencies, order: tuple[int, ...]
+    handler: DocumentCalls, deps: IndexerDependencies, order: tuple[int, ...]
 ):
     newest_is_chinese = {3: document("en", 3), 5: document("zh", 5)}
     await delete(handler, version=10)
@@ -64,9 +62,7 @@ async def test_what_is_deleted_depends_on_the_newest_version_only(
     assert await stored_version(deps) is None
 
 
-async def test_a_queued_version_that_does_not_fit_survives(
-    handler: DocumentsHandler, deps: IndexerDependencies
-):
+async def test_a_queued_version_that_does_not_fit_survives(handler: DocumentCalls, deps: IndexerDependencies):
     await index_documents([document("zh", 3)], deps)
     assert await delete(handler, version=10) == 1
     assert await index_documents([document("en", 5)], deps) == [INDEXED]
@@ -74,15 +70,13 @@ async def test_a_queued_version_that_does_not_fit_survives(
     assert await stored_version(deps) == 5
 
 
-async def test_documents_that_come_after_the_delete_stay(
-    handler: DocumentsHandler, deps: IndexerDependencies
-):
+async def test_documents_that_come_after_the_delete_stay(handler: DocumentCalls, deps: IndexerDependencies):
     await delete(handler, version=10)
     assert await index_documents([document("zh", 11)], deps) == [INDEXED]
 
 
 async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
-    handler: DocumentsHandler, state: IngestDependencies, deps: IndexerDependencies
+    handler: DocumentCalls, state: IngestDependencies, deps: IndexerDependencies
 ):
     await index_documents([document("en", 1)], deps)
     unreadable = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field='a"b'))])

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from redis.asyncio import Redis
 
-from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestDependencies
+from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import make_ingest_state
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
@@ -117,7 +117,7 @@ async def test_what_cannot_be_kept_waits_for_room(
 async def test_callers_are_told_to_come_back(
     own_redis_server: RedisServer, own_state: IngestDependencies, index: Index
 ):
-    handler = DocumentsHandler(index, own_state)
+    handler = DocumentCalls(index, own_state)
     own_redis_server.fill()
 
     async def requests() -> AsyncIterator[pb.IngestDocumentsRequest]:

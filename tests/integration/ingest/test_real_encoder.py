@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestDependencies
+from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.test_documents_handler import proto, send
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
@@ -63,7 +63,7 @@ async def is_settled(state: IngestDependencies) -> bool:
 
 async def test_documents_are_stored_with_the_encoders_embeddings(
     real_encoder: RealEncoder,
-    handler: DocumentsHandler,
+    handler: DocumentCalls,
     state: IngestDependencies,
     index: Index,
     start_worker: Callable[..., WorkerProcess],
@@ -86,7 +86,7 @@ async def test_documents_are_stored_with_the_encoders_embeddings(
 @pytest.mark.slow
 async def test_documents_wait_for_an_encoder_that_was_killed(
     real_encoder: RealEncoder,
-    handler: DocumentsHandler,
+    handler: DocumentCalls,
     state: IngestDependencies,
     index: Index,
     start_worker: Callable[..., WorkerProcess],

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 )
 from redis.asyncio import Redis
 
-from services.matcher.documents import DocumentsHandler, IngestDependencies
+from services.matcher.ingest import IngestDependencies
+from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.version_model import BAD_TEXT, Model, Moment, Race, raced_document
 from tests.support.queue import take_queued
@@ -104,7 +105,7 @@ class Parts:
 
     loop: asyncio.AbstractEventLoop
     deps: IndexerDependencies
-    handler: DocumentsHandler
+    handler: DocumentCalls
     state: IngestDependencies
     encoder: ScriptedEncoder
     redis: Redis
@@ -237,7 +238,7 @@ def refuse_bad_text(texts: Sequence[str]) -> None:
 
 async def test_the_index_is_what_the_rules_of_versions_say_after_any_events(
     deps: IndexerDependencies,
-    handler: DocumentsHandler,
+    handler: DocumentCalls,
     state: IngestDependencies,
     encoder: ScriptedEncoder,
     redis: Redis,

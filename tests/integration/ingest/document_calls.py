@@ -1,0 +1,45 @@
+"""The document calls of the matcher's servicer, without a network in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from services.matcher.documents import DocumentsHandler
+from services.matcher.ingest import IngestDependencies
+from services.matcher.servicer import MatcherServicer
+from textmatch.index.index import Index
+from textmatch.v1 import matcher_service_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Call:
+    """The context of a call, as far as the servicer reads it."""
+
+    deadline: float | None
+
+    def time_remaining(self) -> float | None:
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+class DocumentCalls:
+    """Calls the servicer with messages."""
+
+    def __init__(self, index: Index, state: IngestDependencies) -> None:
+        handler = DocumentsHandler(index, state)
+        self._servicer = MatcherServicer(None, handler, match_timeout_seconds=10, batch_match_concurrency=1)
+
+    def ingest(
+        self, requests: AsyncIterator[pb.IngestDocumentsRequest], deadline: float | None = None
+    ) -> AsyncIterator[pb.IngestDocumentsResponse]:
+        return self._servicer.IngestDocuments(requests, Call(deadline))
+
+    async def get(self, request: pb.GetDocumentRequest) -> pb.GetDocumentResponse:
+        return await self._servicer.GetDocument(request, Call(None))
+
+    async def delete(self, request: pb.DeleteDocumentsRequest) -> pb.DeleteDocumentsResponse:
+        return await self._servicer.DeleteDocuments(request, Call(None))
+
+    async def status(self, request: pb.GetIngestStatusRequest) -> pb.GetIngestStatusResponse:
+        return await self._servicer.GetIngestStatus(request, Call(None))
