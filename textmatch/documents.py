@@ -1,4 +1,4 @@
-"""What a document is: its identity, its version, its content hash, and what makes one invalid."""
+"""Documents: identity, version, content hash, and the limits that make one valid."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from textmatch.errors import InvalidInput, Violation
+from textmatch.errors import InvalidInput, Violation, raise_violations
 from textmatch.v1 import error_reason_pb2
 
 MAX_ID_BYTES = 512
 MAX_TEXT_BYTES = 32 * 1024
 MAX_ATTRIBUTES_BYTES = 16 * 1024
 MAX_ATTRIBUTES_DEPTH = 8
-# Qdrant and protobuf's Struct have numbers as IEEE doubles, which tell whole numbers apart up to here.
+# Qdrant and protobuf's Struct store numbers as IEEE doubles, which hold every integer up to this one.
 MAX_EXACT_WHOLE_NUMBER = 2**53 - 1
 MAX_VERSION = MAX_EXACT_WHOLE_NUMBER
 
@@ -26,7 +26,7 @@ _POINT_NAMESPACE = uuid.UUID("6b0f8a52-2b57-5d0f-9f43-6d0f4a1c7e11")
 
 @dataclass(frozen=True)
 class Document:
-    """A text of the corpus. `version` 0 means "not set yet": the matcher sets the time of acceptance."""
+    """A text of the corpus. `version` 0 means unset: the matcher sets the time of acceptance."""
 
     id: str
     text: str
@@ -40,23 +40,23 @@ def version_now() -> int:
 
 
 def point_id(document_id: str) -> str:
-    """A document always has the same point in Qdrant (UUIDv5, RFC 9562), so that a retry overwrites."""
+    """The id of a document's point in Qdrant (UUIDv5, RFC 9562). It is stable, so a retry overwrites."""
     return str(uuid.uuid5(_POINT_NAMESPACE, document_id))
 
 
 def text_hash(text: str) -> str:
-    """What decides whether a text must be encoded again: 128 bits in hex."""
+    """128 bits in hex. A text is encoded again only if its hash changed."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def content_hash(document: Document) -> str:
-    """What decides whether anything of a document changed, its version aside: 128 bits in hex."""
+    """128 bits in hex over text and attributes, without the version."""
     content = json.dumps([document.text, document.attributes], sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def text_violation(field_name: str, text: str, max_bytes: int = MAX_TEXT_BYTES) -> Violation | None:
-    """What is wrong with a text, if anything."""
+    """What is wrong with a text; None if it is valid."""
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError as error:
@@ -77,39 +77,36 @@ def text_violation(field_name: str, text: str, max_bytes: int = MAX_TEXT_BYTES) 
         return Violation(
             field_name,
             error_reason_pb2.ERROR_REASON_TEXT_INVALID,
-            f"holds a NUL character at character {position}",
+            f"contains a NUL character at character {position}",
         )
     return None
 
 
 def id_violation(field_name: str, document_id: str) -> Violation | None:
-    """What is wrong with a document id, if anything."""
+    """What is wrong with a document id; None if it is valid."""
     problem = text_violation(field_name, document_id, MAX_ID_BYTES)
-    if problem is None:
-        return None
-    return Violation(field_name, error_reason_pb2.ERROR_REASON_FIELD_INVALID, problem.description)
+    return None if problem is None else _bad_field(field_name, problem.description)
 
 
 def version_violation(field_name: str, version: int) -> Violation | None:
-    """What is wrong with a version that a client chose, if anything."""
+    """What is wrong with a version that a client chose; None if it is valid."""
     if 1 <= version <= MAX_VERSION:
         return None
-    description = f"is {version}; it must be 1 to {MAX_VERSION}"
-    return Violation(field_name, error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)
+    return _bad_field(field_name, f"is {version}; it must be 1 to {MAX_VERSION}")
 
 
 def attributes_violation(field_name: str, attributes: Mapping[str, Any]) -> Violation | None:
-    """What is wrong with attributes, if anything: too large, too deep, or not JSON."""
+    """Whether attributes are too large, too deep or not JSON; None if they are valid."""
     values = _nested_values(attributes)
     if values is None:
         return _bad_field(field_name, f"are nested deeper than {MAX_ATTRIBUTES_DEPTH} levels")
     for value in values:
         if isinstance(value, int) and abs(value) > MAX_EXACT_WHOLE_NUMBER:
-            return _bad_field(field_name, f"hold {value}; whole numbers are exact up to 2^53-1 only")
+            return _bad_field(field_name, f"contain {value}; integers are exact only up to 2^53-1")
     try:
         size_bytes = len(json.dumps(attributes, ensure_ascii=False, allow_nan=False).encode())
     except UnicodeEncodeError:
-        return _bad_field(field_name, "hold a lone surrogate, which is not Unicode text")
+        return _bad_field(field_name, "contain a lone surrogate, which is not Unicode text")
     except (TypeError, ValueError) as error:
         return _bad_field(field_name, f"are not JSON: {error}")
     if size_bytes > MAX_ATTRIBUTES_BYTES:
@@ -120,7 +117,7 @@ def attributes_violation(field_name: str, attributes: Mapping[str, Any]) -> Viol
 
 
 def document_violations(document: Document, prefix: str = "") -> list[Violation]:
-    """Everything that is wrong with a document; `prefix` is put before field names ("documents[3].")."""
+    """Everything that is wrong with a document. `prefix` precedes field names ("documents[3].")."""
     checks = [
         id_violation(f"{prefix}id", document.id),
         text_violation(f"{prefix}text", document.text),
@@ -134,20 +131,14 @@ def check_texts(field_name: str, texts: Sequence[str], max_texts: int) -> None:
     """Check a batch of texts.
 
     Raises:
-        InvalidInput: naming every bad text by its position, or the limit on their number.
+        InvalidInput: naming every bad text by its position, or the limit on the number of texts.
     """
     check_item_count(field_name, len(texts), max_texts)
-    violations = [
-        violation
-        for position, text in enumerate(texts)
-        if (violation := text_violation(f"{field_name}[{position}]", text)) is not None
-    ]
-    if violations:
-        raise InvalidInput(violations)
+    raise_violations(text_violation(f"{field_name}[{position}]", text) for position, text in enumerate(texts))
 
 
 def check_item_count(field_name: str, count: int, max_count: int) -> None:
-    """Check that there is at least one item and not more than the limit.
+    """Check that there is at least one item and no more than the limit.
 
     Raises:
         InvalidInput: naming the field, the count and the limit.
@@ -166,7 +157,7 @@ def _bad_field(field_name: str, description: str) -> Violation:
 
 
 def _nested_values(attributes: Any) -> list[Any] | None:
-    """All values at every level; None if there are more levels than the limit. Without recursion."""
+    """The values of all levels; None if there are more levels than the limit. Not recursive."""
     values: list[Any] = []
     level: list[Any] = [attributes]
     for _ in range(MAX_ATTRIBUTES_DEPTH + 1):

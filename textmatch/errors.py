@@ -1,27 +1,25 @@
-"""Every failure that a caller can meet, and what it is on the wire.
+"""All errors that a caller can get, with their gRPC codes and reasons.
 
     TextMatchError
     ├── InvalidInput             INVALID_ARGUMENT     names every bad item
     ├── NotFound                 NOT_FOUND            a document or a model
     ├── Overloaded               RESOURCE_EXHAUSTED   come back after `retry_delay_seconds`
-    ├── DeadlineTooShort         RESOURCE_EXHAUSTED   the work ahead takes longer than the caller waits
+    ├── DeadlineTooShort         RESOURCE_EXHAUSTED   the queued work takes longer than the deadline
     ├── DeadlinePassed           DEADLINE_EXCEEDED
     ├── NotReady                 UNAVAILABLE          loading or draining
     ├── DependencyUnavailable    UNAVAILABLE          encoder, Qdrant or Redis does not answer
-    ├── ModelMismatch            FAILED_PRECONDITION  the index was built by another model
+    ├── ModelMismatch            FAILED_PRECONDITION  the index was built with another model
     ├── LexicalIndexMissing      FAILED_PRECONDITION  the collection was made without BM25
     ├── Unauthenticated          UNAUTHENTICATED      the API key is missing or not valid
     ├── PermissionDenied         PERMISSION_DENIED
-    └── InternalError            INTERNAL             a bug; says nothing to the caller
+    └── InternalError            INTERNAL             a bug; the details are in the server's log
 
-Codes are `google.rpc.Code`, so that code which knows nothing of gRPC can raise these.
-
-What a command fails with.
+Codes are `google.rpc.Code`: modules that do not use gRPC raise these errors too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
@@ -44,7 +42,7 @@ def reason_name(reason: Reason) -> str:
 
 @dataclass(frozen=True)
 class Violation:
-    """One bad item of a request: `field` as in "texts[3]", `reason` one of the TEXT_* or FIELD_* reasons."""
+    """One bad item of a request: a `field` such as "texts[3]", and one of the TEXT_* or FIELD_* reasons."""
 
     field: str
     reason: Reason
@@ -55,11 +53,11 @@ class Violation:
 
 
 class TextMatchError(Exception):
-    """Base of all errors that are meant for the caller; the message is safe to show."""
+    """Base of all errors that are meant for the caller. The message is safe to show."""
 
     code: ClassVar[int] = code_pb2.INTERNAL
     reason: ClassVar[Reason] = error_reason_pb2.ERROR_REASON_INTERNAL
-    # Whether the same call may succeed later without being changed.
+    # Whether the same call may succeed later.
     is_transient: ClassVar[bool] = False
 
     def __init__(self, message: str, *, retry_delay_seconds: float | None = None) -> None:
@@ -68,12 +66,12 @@ class TextMatchError(Exception):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What goes into ErrorInfo.metadata."""
+        """The content of ErrorInfo.metadata."""
         return {}
 
 
 class InvalidInput(TextMatchError):
-    """The request itself is wrong; it names every bad item."""
+    """The request is invalid. `violations` names every bad item."""
 
     code = code_pb2.INVALID_ARGUMENT
     reason = error_reason_pb2.ERROR_REASON_INVALID_INPUT
@@ -91,8 +89,14 @@ class InvalidInput(TextMatchError):
         return cls([Violation(field, error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)])
 
 
+def raise_violations(violations: Iterable[Violation | None]) -> None:
+    """Raise InvalidInput if there are any; None stands for an item without one."""
+    if found := [violation for violation in violations if violation is not None]:
+        raise InvalidInput(found)
+
+
 class NotFound(TextMatchError):
-    """There is no such document or model."""
+    """The document or model does not exist."""
 
     code = code_pb2.NOT_FOUND
 
@@ -117,7 +121,7 @@ class ModelNotFound(NotFound):
 
 
 class Overloaded(TextMatchError):
-    """Too much work waits; `retry_delay_seconds` says when to come back."""
+    """Too much work is queued; `retry_delay_seconds` says when to come back."""
 
     code = code_pb2.RESOURCE_EXHAUSTED
     reason = error_reason_pb2.ERROR_REASON_OVERLOADED
@@ -125,7 +129,7 @@ class Overloaded(TextMatchError):
 
 
 class DeadlineTooShort(TextMatchError):
-    """The work ahead takes longer than the caller is ready to wait."""
+    """The queued work takes longer than the caller's deadline allows."""
 
     code = code_pb2.RESOURCE_EXHAUSTED
     reason = error_reason_pb2.ERROR_REASON_DEADLINE_TOO_SHORT
@@ -157,13 +161,15 @@ class DependencyUnavailable(TextMatchError):
 
 
 class ModelMismatch(TextMatchError):
-    """The index was built by another model than the one served."""
+    """The index was built with another model than the one served."""
 
     code = code_pb2.FAILED_PRECONDITION
     reason = error_reason_pb2.ERROR_REASON_MODEL_MISMATCH
 
     def __init__(self, index_model_id: str, encoder_model_id: str) -> None:
-        super().__init__(f"the index was built by {index_model_id}, the encoder serves {encoder_model_id}")
+        super().__init__(
+            f"the index was built with {index_model_id}, but the encoder serves {encoder_model_id}"
+        )
         self.index_model_id = index_model_id
         self.encoder_model_id = encoder_model_id
 
@@ -173,27 +179,27 @@ class ModelMismatch(TextMatchError):
 
 
 class LexicalIndexMissing(TextMatchError):
-    """Hybrid recall was asked for, and the collection was made without BM25."""
+    """Hybrid recall was requested, but the collection has no BM25 index."""
 
     code = code_pb2.FAILED_PRECONDITION
     reason = error_reason_pb2.ERROR_REASON_LEXICAL_INDEX_MISSING
 
 
 class Unauthenticated(TextMatchError):
-    """No valid API key came with the call."""
+    """The call has no valid API key."""
 
     code = code_pb2.UNAUTHENTICATED
     reason = error_reason_pb2.ERROR_REASON_API_KEY_INVALID
 
 
 class ApiKeyMissing(Unauthenticated):
-    """The call came without an API key."""
+    """The call has no API key."""
 
     reason = error_reason_pb2.ERROR_REASON_API_KEY_MISSING
 
 
 class ApiKeyInvalid(Unauthenticated):
-    """The call came with a key that is not, or no longer, valid."""
+    """The call's API key is not valid, or no longer valid."""
 
 
 class PermissionDenied(TextMatchError):
@@ -204,4 +210,4 @@ class PermissionDenied(TextMatchError):
 
 
 class InternalError(TextMatchError):
-    """A bug. The caller learns nothing but a reference for the log."""
+    """A bug. The caller gets only a reference to the log."""

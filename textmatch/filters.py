@@ -1,4 +1,4 @@
-"""Filters over the attributes of documents: the same tree for the client, the matcher and the index."""
+"""Filters over the attributes of documents. The client, the matcher and the index share this tree."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class FieldMatch:
-    """The attribute equals any of the values; a list fits when any of its elements does.
+    """The attribute equals any of the values. A list fits if any of its elements does.
 
     Args:
         field: path below `attributes`, parts joined by dots: "author.name".
-        values: strings, whole numbers or booleans, all of one type.
+        values: strings, integers or booleans, all of one type.
     """
 
     field: str
@@ -21,7 +21,7 @@ class FieldMatch:
 
 @dataclass(frozen=True)
 class FieldRange:
-    """The attribute is a number within the bounds that are given."""
+    """The attribute is a number within the given bounds."""
 
     field: str
     gt: float | None = None
@@ -32,14 +32,14 @@ class FieldRange:
 
 @dataclass(frozen=True)
 class FieldExists:
-    """The attribute is there and neither null nor an empty list."""
+    """The attribute exists and is neither null nor an empty list."""
 
     field: str
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Fits when all of `must`, at least one of `should` (if there are any) and none of `must_not` fit."""
+    """Fits if all of `must`, at least one of `should` (if there are any) and none of `must_not` fit."""
 
     must: tuple[Condition, ...] = ()
     should: tuple[Condition, ...] = ()

@@ -1,4 +1,4 @@
-"""Float32 arrays to and from their form on the wire: one block of row-major little-endian float32."""
+"""Embeddings to and from bytes: one block of row-major little-endian float32."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def pack(embeddings: Embeddings) -> bytes:
 
 
 def unpack(block: bytes, dimension: int) -> Embeddings:
-    """Bytes -> (count, dimension), read-only and without a copy.
+    """Bytes -> (count, dimension) float32, read-only and without a copy.
 
     Raises:
         ValueError: the block does not hold whole rows.
     """
     if dimension < 1:
-        raise ValueError(f"dimension is {dimension}; at least 1 is needed")
+        raise ValueError(f"dimension is {dimension}; it must be at least 1")
     row_bytes = dimension * _WIRE_DTYPE.itemsize
     if len(block) % row_bytes:
         raise ValueError(f"{len(block)} bytes are not whole rows of {dimension} float32 ({row_bytes} bytes)")
@@ -31,7 +31,7 @@ def unpack(block: bytes, dimension: int) -> Embeddings:
 
 
 def normalise(embeddings: Embeddings) -> Embeddings:
-    """(count, dimension) with rows of length 1; a zero row stays zero."""
+    """(count, dimension) with rows of length 1. A zero row stays zero."""
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)  # (count, 1)
     normalised: Embeddings = embeddings / np.maximum(lengths, np.finfo(np.float32).tiny)
     return normalised

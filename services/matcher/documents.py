@@ -6,13 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from services.matcher.ingest import IngestDependencies, IngestHandler, VersionClock
-from textmatch.documents import (
-    Document,
-    check_item_count,
-    id_violation,
-    version_violation,
-)
-from textmatch.errors import DocumentNotFound, InvalidInput
+from textmatch.documents import Document, check_item_count, id_violation, version_violation
+from textmatch.errors import DocumentNotFound, InvalidInput, raise_violations
 from textmatch.filters import Filter
 from textmatch.index.index import Index
 from textmatch.queue.tombstones import FilterTombstone
@@ -40,7 +35,7 @@ class DocumentsHandler:
         Raises:
             DocumentNotFound: it is not stored, though it may be in the queue.
         """
-        _check_id("id", document_id)
+        raise_violations([id_violation("id", document_id)])
         stored = await self._index.fetch([document_id])
         if document_id not in stored:
             raise DocumentNotFound(document_id)
@@ -54,9 +49,7 @@ class DocumentsHandler:
         """
         version = self._delete_version(version)
         check_item_count("ids", len(ids), MAX_DELETED_IDS)
-        violations = [id_violation(f"ids[{position}]", one) for position, one in enumerate(ids)]
-        if found := [violation for violation in violations if violation]:
-            raise InvalidInput(found)
+        raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
         return await self._delete(dict.fromkeys(ids, version))
 
     async def delete_where(self, where: Filter, version: int | None) -> int:
@@ -82,7 +75,7 @@ class DocumentsHandler:
         collection = await self._index.collection()
         state, error = None, ""
         if document_id:
-            _check_id("document_id", document_id)
+            raise_violations([id_violation("document_id", document_id)])
             state, error = await self._document_state(document_id)
         return IngestStatus(
             document_count=document_count,
@@ -97,8 +90,7 @@ class DocumentsHandler:
     def _delete_version(self, version: int | None) -> int:
         if version is None:
             return self._clock.next()
-        if violation := version_violation("version", version):
-            raise InvalidInput([violation])
+        raise_violations([version_violation("version", version)])
         return version
 
     async def _delete(self, versions: Mapping[str, int]) -> int:
@@ -119,8 +111,3 @@ class DocumentsHandler:
         if await self._dependencies.tombstones.get([document_id]):
             return DocumentState.DELETED, ""
         return DocumentState.UNKNOWN, ""
-
-
-def _check_id(field: str, document_id: str) -> None:
-    if violation := id_violation(field, document_id):
-        raise InvalidInput([violation])

@@ -12,7 +12,7 @@ import grpc
 from services.matcher.documents import DocumentsHandler
 from services.matcher.matching import Matcher
 from textmatch.documents import check_texts, text_violation
-from textmatch.errors import InvalidInput, TextMatchError
+from textmatch.errors import InvalidInput, TextMatchError, raise_violations
 from textmatch.types import MatchOptions, MatchResult
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
@@ -52,8 +52,7 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         self._batch_match_concurrency = batch_match_concurrency
 
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchResponse:
-        if violation := text_violation("query", request.query):
-            raise InvalidInput([violation])
+        raise_violations([text_violation("query", request.query)])
         options = options_from_proto(request.options)
         result = await self._matcher.match(request.query, options, deadline=self._match_deadline(context))
         return result_to_proto(result, options)
@@ -68,9 +67,8 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         async def answer(query_index: int) -> pb.BatchMatchResponse:
             async with slots:
                 query, deadline = request.queries[query_index], self._match_deadline(context)
-                return batch_result_to_proto(
-                    query_index, await self._answer(query, options, deadline), options
-                )
+                result = await self._answer(query, options, deadline)
+                return batch_result_to_proto(query_index, result, options)
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(answer(position)) for position in range(len(request.queries))]

@@ -21,7 +21,7 @@ BAD_TEXTS = [
     ("", "TEXT_EMPTY", "is empty"),
     (" \n", "TEXT_EMPTY", "is empty"),
     (MEGABYTE, "TEXT_TOO_LARGE", "has 1,048,576 bytes of UTF-8; the limit is 32,768"),
-    ("NUL \0 inside", "TEXT_INVALID", "holds a NUL character at character 4"),
+    ("NUL \0 inside", "TEXT_INVALID", "contains a NUL character at character 4"),
 ]
 
 
@@ -85,7 +85,7 @@ def test_of_a_file_the_good_lines_go_in_and_each_bad_one_is_named(stack: Stack, 
         (20, "text: is not Unicode text: lone surrogate at character 5"),
         (21, "text: is missing"),
         (22, "id: is a number; it must be a string"),
-        (23, "text: holds a NUL character at character 4"),
+        (23, "text: contains a NUL character at character 4"),
     ):
         [message] = [found for found in done.stderr.splitlines() if f"line {line}:" in found]
         assert problem in message

@@ -1,4 +1,4 @@
-"""Calls to one server: a deadline on each, errors in our own classes, long inputs cut to size."""
+"""Calls to one server: every call has a deadline and fails with a TextMatchError; long inputs go in chunks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ Item = TypeVar("Item")
 Request = TypeVar("Request", contravariant=True)
 Response = TypeVar("Response", covariant=True)
 
+# Of one call. gRPC takes larger ones, but progress would be coarse.
+MAX_CHUNK_BYTES = 4 * 1024 * 1024
 # Two calls at a time keep the server busy while an answer travels.
 _CALLS_IN_FLIGHT = 2
 
@@ -35,7 +37,7 @@ class UnaryMethod(Protocol[Request, Response]):
 
 
 class ServerUnreachable(DependencyUnavailable):
-    """Nothing that speaks gRPC answers at the address."""
+    """No gRPC server answers at the address."""
 
     def __init__(self, server: str, address: str) -> None:
         super().__init__(f"the {server} at {address} does not answer")
@@ -44,7 +46,7 @@ class ServerUnreachable(DependencyUnavailable):
 
 
 class Connection:
-    """One server at one address. Connects with the first call and again whenever the connection is lost."""
+    """One server at one address. Connects with the first call, and again after the connection is lost."""
 
     def __init__(self, name: str, address: str, api_key: str = "", tls: ClientTls | None = None) -> None:
         self.name = name
@@ -69,7 +71,7 @@ class Connection:
         requests: Iterable[Request],
         timeout_seconds: float,
     ) -> Iterator[Response]:
-        """Call with each request, a few at a time; responses come in the order of the requests.
+        """Call with each request, a few at a time. Responses come in the order of the requests.
 
         Raises:
             TextMatchError: a call failed; the others are cancelled.
@@ -88,7 +90,7 @@ class Connection:
 
     @contextmanager
     def translated_errors(self, timeout_seconds: float) -> Iterator[None]:
-        """Turn gRPC's errors into ours; what does not come from textmatch names the server."""
+        """Turn gRPC's errors into TextMatchErrors. An error that the server did not send names the server."""
         try:
             yield
         except grpc.RpcError as error:
@@ -111,21 +113,29 @@ class Connection:
                     f"the {self.name} at {self.address} did not answer within {timeout_seconds:g} seconds"
                 )
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                return DependencyUnavailable(f"what answers at {self.address} is not a textmatch {self.name}")
+                return DependencyUnavailable(f"the server at {self.address} is not a textmatch {self.name}")
         return from_rpc_error(error)
 
 
 def chunks(
-    items: Sequence[Item], size_bytes: Callable[[Item], int], *, max_items: int, max_bytes: int
+    items: Sequence[Item], size_bytes: Callable[[Item], int], max_items: int
 ) -> Iterator[tuple[int, list[Item]]]:
-    """Cut a sequence into (position of the first, items), each within both limits if one item alone is."""
+    """Cut a sequence into (position of the first item, items).
+
+    A chunk has at most `max_items` items and `MAX_CHUNK_BYTES`, unless a single item is larger.
+    """
     start, chunk, chunk_bytes = 0, list[Item](), 0
     for position, item in enumerate(items):
         item_bytes = size_bytes(item)
-        if chunk and (len(chunk) == max_items or chunk_bytes + item_bytes > max_bytes):
+        if chunk and (len(chunk) == max_items or chunk_bytes + item_bytes > MAX_CHUNK_BYTES):
             yield start, chunk
             start, chunk, chunk_bytes = position, [], 0
         chunk.append(item)
         chunk_bytes += item_bytes
     if chunk:
         yield start, chunk
+
+
+def utf8_bytes(text: str) -> int:
+    """The size of a text on the wire."""
+    return len(text.encode())

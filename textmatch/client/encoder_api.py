@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
-from textmatch.client.connection import Connection, UnaryMethod, chunks
+from textmatch.client.connection import Connection, UnaryMethod, chunks, utf8_bytes
 from textmatch.documents import text_violation
-from textmatch.errors import InvalidInput, Violation
+from textmatch.errors import InvalidInput, Violation, raise_violations
 from textmatch.types import EncodeResult, ModelInfo, Role, Scorer, ScoreResult
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
@@ -21,10 +21,8 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 TextPair = tuple[str, str]
 
-# More than this is bulk work, which lets interactive work go ahead.
+# More texts than this go in the bulk lane.
 _MAX_INTERACTIVE_TEXTS = 64
-_MAX_CHUNK_BYTES = 4 * 1024 * 1024
-
 _POSITION = re.compile(r"(texts|pairs)\[(\d+)\]")
 
 
@@ -37,7 +35,7 @@ class Limits:
 
 
 class EncoderApi:
-    """Encoding and scoring at one encoder; inputs of any length are cut to the encoder's limits."""
+    """Encoding and scoring at one encoder. Inputs of any length are cut to the encoder's limits."""
 
     def __init__(self, server: Connection, timeout_seconds: float, bulk_timeout_seconds: float) -> None:
         self.server = server
@@ -50,39 +48,47 @@ class EncoderApi:
         return tuple(model_info(message) for message in self._get_models().models)
 
     def encode(self, texts: Sequence[str], role: Role, dimension: int | None, model: str) -> EncodeResult:
-        """Embed texts of any number."""
+        """Embed texts."""
         self._check("texts", [(text,) for text in texts])
-        lane = priority(is_bulk=_is_bulk(len(texts)))
 
         def request(chunk: list[str]) -> pb.EncodeRequest:
             return pb.EncodeRequest(
-                texts=chunk, role=ROLES[role], priority=lane, dimension=dimension, model=model
+                texts=chunk,
+                role=ROLES[role],
+                priority=priority(is_bulk=_is_bulk(texts)),
+                dimension=dimension,
+                model=model,
             )
 
-        return encode_result(self._call(self._stub.Encode, texts, _text_bytes, request))
+        return encode_result(self._call(self._stub.Encode, texts, utf8_bytes, request))
 
     def score(self, query: str, texts: Sequence[str], scorer: Scorer, model: str) -> ScoreResult:
         """Score the query with each of the texts."""
-        if violation := text_violation("query", query):
-            raise InvalidInput([violation])
+        raise_violations([text_violation("query", query)])
         self._check("texts", [(text,) for text in texts])
-        lane = priority(is_bulk=_is_bulk(len(texts)))
 
         def request(chunk: list[str]) -> pb.ScoreRequest:
             return pb.ScoreRequest(
-                query=query, texts=chunk, scorer=SCORERS[scorer], priority=lane, model=model
+                query=query,
+                texts=chunk,
+                scorer=SCORERS[scorer],
+                priority=priority(is_bulk=_is_bulk(texts)),
+                model=model,
             )
 
-        return score_result(self._call(self._stub.Score, texts, _text_bytes, request))
+        return score_result(self._call(self._stub.Score, texts, utf8_bytes, request))
 
     def score_pairs(self, pairs: Sequence[TextPair], scorer: Scorer, model: str) -> ScoreResult:
         """Score the two texts of each pair."""
         self._check("pairs", pairs)
-        lane = priority(is_bulk=_is_bulk(len(pairs)))
 
         def request(chunk: list[TextPair]) -> pb.ScoreRequest:
-            messages = [pb.TextPair(first=first, second=second) for first, second in chunk]
-            return pb.ScoreRequest(pairs=messages, scorer=SCORERS[scorer], priority=lane, model=model)
+            return pb.ScoreRequest(
+                pairs=[pb.TextPair(first=first, second=second) for first, second in chunk],
+                scorer=SCORERS[scorer],
+                priority=priority(is_bulk=_is_bulk(pairs)),
+                model=model,
+            )
 
         return score_result(self._call(self._stub.Score, pairs, _pair_bytes, request))
 
@@ -93,12 +99,12 @@ class EncoderApi:
         size_bytes: Callable[[Item], int],
         to_request: Callable[[list[Item]], Request],
     ) -> list[Response]:
-        """Call the method with as many chunks as the items need."""
-        pieces = list(chunks(items, size_bytes, max_items=self._limits.max_texts, max_bytes=_MAX_CHUNK_BYTES))
-        timeout_seconds = self._bulk_timeout_seconds if _is_bulk(len(items)) else self._timeout_seconds
+        """Call the method with each chunk of the items."""
+        pieces = list(chunks(items, size_bytes, self._limits.max_texts))
+        timeout_seconds = self._bulk_timeout_seconds if _is_bulk(items) else self._timeout_seconds
         requests = (to_request(chunk) for _, chunk in pieces)
         answers = self.server.call_each(method, requests, timeout_seconds)
-        return list(_in_callers_positions([start for start, _ in pieces], answers))
+        return list(_with_positions_of_caller([start for start, _ in pieces], answers))
 
     @cached_property
     def _limits(self) -> Limits:
@@ -109,22 +115,19 @@ class EncoderApi:
         return self.server.call(self._stub.GetModels, pb.GetModelsRequest(), self._timeout_seconds)
 
     def _check(self, field: str, items: Sequence[tuple[str, ...]]) -> None:
-        """Name every bad text by its position before anything is sent."""
+        """Check all texts before anything is sent."""
         if not items:
             raise InvalidInput.of_field(field, "is empty; at least one item is needed")
         max_bytes = self._limits.max_text_bytes
-        violations = [
-            violation
+        raise_violations(
+            text_violation(f"{field}[{position}]", text, max_bytes)
             for position, texts in enumerate(items)
             for text in texts
-            if (violation := text_violation(f"{field}[{position}]", text, max_bytes)) is not None
-        ]
-        if violations:
-            raise InvalidInput(violations)
+        )
 
 
-def _in_callers_positions(starts: Sequence[int], answers: Iterator[Response]) -> Iterator[Response]:
-    """The answers; an error names texts by their position in the whole input and not in its chunk."""
+def _with_positions_of_caller(starts: Sequence[int], answers: Iterator[Response]) -> Iterator[Response]:
+    """The answers. Errors name texts by their position in the whole input instead of the chunk."""
     for start in starts:
         try:
             yield next(answers)
@@ -137,13 +140,9 @@ def _moved(violation: Violation, start: int) -> Violation:
     return replace(violation, field=field)
 
 
-def _is_bulk(count: int) -> bool:
-    return count > _MAX_INTERACTIVE_TEXTS
-
-
-def _text_bytes(text: str) -> int:
-    return len(text.encode())
+def _is_bulk(items: Sequence[object]) -> bool:
+    return len(items) > _MAX_INTERACTIVE_TEXTS
 
 
 def _pair_bytes(pair: TextPair) -> int:
-    return _text_bytes(pair[0]) + _text_bytes(pair[1])
+    return utf8_bytes(pair[0]) + utf8_bytes(pair[1])

@@ -1,4 +1,4 @@
-"""Sending documents: in batches, a few under way at a time, again when the queue was full."""
+"""Sending documents: in batches, several in flight, and again when the matcher could not take them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from textmatch.client.connection import Connection, ServerUnreachable
+from textmatch.client.connection import MAX_CHUNK_BYTES, Connection, ServerUnreachable
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput, TextMatchError
 from textmatch.retry import RetryPolicy
@@ -24,14 +24,13 @@ from textmatch.wire.documents import (
 )
 
 MAX_BATCH_DOCUMENTS = 200
-MAX_BATCH_BYTES = 4 * 1024 * 1024
-MAX_BATCHES_UNDER_WAY = 4
+MAX_BATCHES_IN_FLIGHT = 4
 _MAX_BACKOFF_SECONDS = 1.0
 
 
 @dataclass
 class IngestBatch:
-    """Documents that travel together, by their position in the input."""
+    """Documents of one call, by their position in the input. `call` is None before it is sent."""
 
     documents: dict[int, pb.Document] = field(default_factory=dict)
     size_bytes: int = 0
@@ -39,20 +38,24 @@ class IngestBatch:
 
     def has_room_for(self, document: pb.Document) -> bool:
         """Whether the batch stays within the limits with this document."""
-        fits = self.size_bytes + document.ByteSize() <= MAX_BATCH_BYTES
+        fits = self.size_bytes + document.ByteSize() <= MAX_CHUNK_BYTES
         return not self.documents or (fits and len(self.documents) < MAX_BATCH_DOCUMENTS)
 
     def add(self, position: int, document: pb.Document) -> None:
-        """Put a document into the batch."""
+        """Add a document to the batch."""
         self.documents[position] = document
         self.size_bytes += document.ByteSize()
 
 
 class IngestStream:
-    """One run over some documents. Holds no more than a few batches, however many documents there are.
+    """One run over some documents. Holds only a few batches in memory.
 
-    Each batch is a call of its own, so that it has its own deadline and goes to any replica. A document whose
-    id is already under way waits for the earlier one to be answered: the later one must win.
+    Each batch is a call of its own, with its own deadline, and may go to any replica. A document whose id is
+    in flight waits until the earlier one is answered, because the later one must win.
+
+    Args:
+        timeout_seconds: of each call.
+        stall_timeout_seconds: how long to retry while the matcher takes no document.
     """
 
     def __init__(
@@ -61,22 +64,22 @@ class IngestStream:
         stub: pb_grpc.MatcherServiceStub,
         *,
         timeout_seconds: float,
-        patience_seconds: float,
+        stall_timeout_seconds: float,
     ) -> None:
         self._server = server
         self._stub = stub
         self._timeout_seconds = timeout_seconds
-        self._patience_seconds = patience_seconds
-        self._under_way: deque[IngestBatch] = deque()
+        self._stall_timeout_seconds = stall_timeout_seconds
+        self._in_flight: deque[IngestBatch] = deque()
         self._ids: set[str] = set()
         self._has_answered = False
         self._progress_at = time.monotonic()
 
     def run(self, documents: Iterable[DocumentLike]) -> Iterator[DocumentResult]:
-        """Send the documents and yield one result for each; a bad one comes at once, ahead of its neighbours.
+        """Send the documents and yield one result for each. A bad document is reported before its neighbours.
 
         Raises:
-            TextMatchError: the matcher cannot be reached, or took nothing for as long as we are patient.
+            TextMatchError: the matcher cannot be reached, or took no document for `stall_timeout_seconds`.
         """
         batch = IngestBatch()
         try:
@@ -94,34 +97,34 @@ class IngestStream:
                 batch.add(position, document)
                 self._ids.add(document.id)
             yield from self._send(batch)
-            while self._under_way:
+            while self._in_flight:
                 yield from self._finish_oldest()
         finally:
-            for unfinished in self._under_way:
+            for unfinished in self._in_flight:
                 if unfinished.call is not None:
                     unfinished.call.cancel()
 
     def _send(self, batch: IngestBatch) -> Iterator[DocumentResult]:
         if not batch.documents:
             return
-        if len(self._under_way) == MAX_BATCHES_UNDER_WAY:
+        if len(self._in_flight) == MAX_BATCHES_IN_FLIGHT:
             yield from self._finish_oldest()
-        batch.call = self._start(batch)
-        self._under_way.append(batch)
+        self._start(batch)
+        self._in_flight.append(batch)
 
-    def _start(self, batch: IngestBatch) -> Any:
+    def _start(self, batch: IngestBatch) -> None:
         request = pb.IngestDocumentsRequest(documents=batch.documents.values())
-        return self._stub.IngestDocuments(
+        batch.call = self._stub.IngestDocuments(
             iter((request,)), timeout=self._timeout_seconds, metadata=self._server.metadata
         )
 
     def _finish_oldest(self) -> Iterator[DocumentResult]:
-        """Wait for the answer to the oldest batch; send again what could not be taken just now."""
-        batch = self._under_way[0]
+        """Wait for the answer to the oldest batch. Documents that were refused for now are sent again."""
+        batch = self._in_flight[0]
         policy = RetryPolicy(max_backoff_seconds=_MAX_BACKOFF_SECONDS)
-        for attempt in policy.attempts(lambda: self._progress_at + self._patience_seconds):
+        for attempt in policy.attempts(lambda: self._progress_at + self._stall_timeout_seconds):
             if batch.call is None:
-                batch.call = self._start(batch)
+                self._start(batch)
             refusal: TextMatchError | None = None
             for result in self._answer(batch):
                 if result.error is not None and result.error.is_transient:
@@ -134,10 +137,10 @@ class IngestStream:
                 if refusal is not None:
                     batch.call = None
                     raise refusal
-        self._under_way.popleft()
+        self._in_flight.popleft()
 
     def _answer(self, batch: IngestBatch) -> list[DocumentResult]:
-        """One result for each document; a call that failed for now counts against all of its documents."""
+        """One result for each document. If the call failed for now, that is the result of all of them."""
         try:
             with self._server.translated_errors(self._timeout_seconds):
                 responses: list[pb.IngestDocumentsResponse] = list(batch.call)
@@ -151,11 +154,10 @@ class IngestStream:
         return ingest_results_from_proto(batch.documents, results)
 
 
-def _id_of(value: DocumentLike) -> str:
-    """The id of a document that may be anything."""
-    document_id = value.id if isinstance(value, Document) else _mapping(value).get("id")
+def _id_of(value: Any) -> str:
+    """The id of a document that may not be valid."""
+    if isinstance(value, Document):
+        document_id: Any = value.id
+    else:
+        document_id = value.get("id") if isinstance(value, Mapping) else None
     return document_id if isinstance(document_id, str) else ""
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

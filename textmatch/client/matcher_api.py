@@ -8,10 +8,10 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_result, wait_exponential
 
-from textmatch.client.connection import Connection, chunks
+from textmatch.client.connection import Connection, chunks, utf8_bytes
 from textmatch.client.ingest import IngestStream
 from textmatch.documents import Document, id_violation, text_violation, version_violation
-from textmatch.errors import DeadlinePassed, InvalidInput, Violation
+from textmatch.errors import DeadlinePassed, Violation, raise_violations
 from textmatch.filters import Filter
 from textmatch.types import (
     BatchMatchResult,
@@ -35,9 +35,8 @@ from textmatch.wire.matching import (
 
 _QUERIES_PER_CALL = 100
 _IDS_PER_CALL = 1_000
-_MAX_CHUNK_BYTES = 4 * 1024 * 1024
-# How long nothing may move before we stop waiting for documents to be taken or to become searchable.
-_PATIENCE_SECONDS = 120.0
+# How long the matcher may take no document, or the queue may not move, before the client gives up.
+_STALL_TIMEOUT_SECONDS = 120.0
 _FIRST_POLL_SECONDS = 0.05
 _LAST_POLL_SECONDS = 1.0
 
@@ -53,19 +52,19 @@ class MatcherApi:
 
     def match(self, query: str, options: MatchKeywords) -> MatchResult:
         """The best matches of one query."""
-        _check([text_violation("query", query)])
+        raise_violations([text_violation("query", query)])
         request = pb.MatchRequest(query=query, options=options_to_proto(_options(options)))
         return result_from_proto(query, self.server.call(self._stub.Match, request, self._timeout_seconds))
 
     def batch_match(self, queries: Sequence[str], options: MatchKeywords) -> Iterator[BatchMatchResult]:
-        """The best matches of many queries, each as soon as it is there."""
-        _check(text_violation(f"queries[{position}]", query) for position, query in enumerate(queries))
+        """The best matches of many queries, each as soon as it is ready."""
+        raise_violations(
+            text_violation(f"queries[{position}]", query) for position, query in enumerate(queries)
+        )
         return self._batch_match(queries, options_to_proto(_options(options)))
 
     def _batch_match(self, queries: Sequence[str], options: pb.MatchOptions) -> Iterator[BatchMatchResult]:
-        for start, chunk in chunks(
-            queries, _size_bytes, max_items=_QUERIES_PER_CALL, max_bytes=_MAX_CHUNK_BYTES
-        ):
+        for start, chunk in chunks(queries, utf8_bytes, _QUERIES_PER_CALL):
             request = pb.BatchMatchRequest(queries=chunk, options=options)
             call = self._stub.BatchMatch(
                 request, timeout=self._bulk_timeout_seconds, metadata=self.server.metadata
@@ -79,32 +78,32 @@ class MatcherApi:
 
     def ingest(self, documents: Iterable[DocumentLike]) -> Iterator[DocumentResult]:
         """Send documents; one result for each."""
-        ingestion = IngestStream(
+        stream = IngestStream(
             self.server,
             self._stub,
             timeout_seconds=self._bulk_timeout_seconds,
-            patience_seconds=_PATIENCE_SECONDS,
+            stall_timeout_seconds=_STALL_TIMEOUT_SECONDS,
         )
-        return ingestion.run(documents)
+        return stream.run(documents)
 
     def get_document(self, document_id: str) -> Document:
         """A stored document."""
-        _check([id_violation("id", document_id)])
+        raise_violations([id_violation("id", document_id)])
         request = pb.GetDocumentRequest(id=document_id)
         return from_proto(self.server.call(self._stub.GetDocument, request, self._timeout_seconds).document)
 
     def delete(self, ids: Sequence[str], version: int | None) -> int:
-        """Remove documents by their ids."""
-        problems = [id_violation(f"ids[{position}]", document_id) for position, document_id in enumerate(ids)]
-        _check([*problems, _version_problem(version)])
+        """Delete documents by their ids."""
+        violations = [id_violation(f"ids[{position}]", one) for position, one in enumerate(ids)]
+        raise_violations([*violations, _version_violation(version)])
         return sum(
             self._delete(pb.DeleteDocumentsRequest(ids=chunk, version=version))
-            for _, chunk in chunks(ids, _size_bytes, max_items=_IDS_PER_CALL, max_bytes=_MAX_CHUNK_BYTES)
+            for _, chunk in chunks(ids, utf8_bytes, _IDS_PER_CALL)
         )
 
     def delete_where(self, where: Filter, version: int | None) -> int:
-        """Remove the documents that fit a filter."""
-        _check([_version_problem(version)])
+        """Delete the documents that fit a filter."""
+        raise_violations([_version_violation(version)])
         return self._delete(
             pb.DeleteDocumentsRequest(filter=filter_to_proto(where, "where"), version=version)
         )
@@ -116,17 +115,16 @@ class MatcherApi:
     def ingest_status(self, document_id: str) -> IngestStatus:
         """The queue, and one document if its id is given."""
         if document_id:
-            _check([id_violation("document_id", document_id)])
+            raise_violations([id_violation("document_id", document_id)])
         request = pb.GetIngestStatusRequest(document_id=document_id)
         return ingest_status_from_proto(
             self.server.call(self._stub.GetIngestStatus, request, self._timeout_seconds)
         )
 
     def wait_until_searchable(self, on_status: Callable[[IngestStatus], None] | None) -> None:
-        """Wait for everything that was accepted before this call.
+        """Wait until the queue is empty, or until its oldest document is younger than this call.
 
-        What others add meanwhile does not matter: all is done once the oldest that waits is younger than
-        this call.
+        Documents that others add in the meantime do not prolong it.
         """
         started = moved_at = time.monotonic()
         last_count = -1
@@ -141,10 +139,10 @@ class MatcherApi:
                 return False
             if status.queued_count != last_count:
                 last_count, moved_at = status.queued_count, asked
-            elif asked - moved_at > _PATIENCE_SECONDS:
+            elif asked - moved_at > _STALL_TIMEOUT_SECONDS:
                 raise DeadlinePassed(
-                    f"{last_count:,} documents still wait and nothing moved for {_PATIENCE_SECONDS:g} "
-                    "seconds; are the workers running?"
+                    f"{last_count:,} documents are queued, and their number has not changed for "
+                    f"{_STALL_TIMEOUT_SECONDS:g} seconds; are the workers running?"
                 )
             return True
 
@@ -162,15 +160,5 @@ def _options(keywords: MatchKeywords) -> MatchOptions:
     return MatchOptions(**given)
 
 
-def _version_problem(version: int | None) -> Violation | None:
+def _version_violation(version: int | None) -> Violation | None:
     return None if version is None else version_violation("version", version)
-
-
-def _check(problems: Iterable[Violation | None]) -> None:
-    violations = [problem for problem in problems if problem is not None]
-    if violations:
-        raise InvalidInput(violations)
-
-
-def _size_bytes(text: str) -> int:
-    return len(text.encode())

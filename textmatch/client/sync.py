@@ -1,4 +1,4 @@
-"""The public client: plain Python in and out, one method for each thing that textmatch does."""
+"""The synchronous client of the matcher and the encoder. No protobuf in its arguments and results."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ class TextMatchClient:
             for match in client.match("remove a directory tree", top_k=3):
                 print(match.score, match.document.id, match.document.text)
 
-    Connects with the first call, and again by itself when a server was away. One client serves many threads.
-    Whatever fails raises a `textmatch.errors.TextMatchError`:
+    Connects with the first call, and reconnects when a server was away. Threads may share a client.
+    Every failure is a `textmatch.errors.TextMatchError`:
 
     * `InvalidInput` names everything that is wrong with the arguments;
-    * `ServerUnreachable`, a `DependencyUnavailable`, when no server answers at the address;
-    * `DeadlinePassed` when the answer took longer than the timeout;
-    * `Unauthenticated` and `PermissionDenied` when the API key is not valid or lacks a scope;
-    * `Overloaded` when the server has too much to do: come back after `retry_delay_seconds`.
+    * `ServerUnreachable`, a `DependencyUnavailable`: no server answers at the address;
+    * `DeadlinePassed`: the answer took longer than the timeout;
+    * `Unauthenticated` and `PermissionDenied`: the API key is not valid or lacks a scope;
+    * `Overloaded`: the server has too much to do; come back after `retry_delay_seconds`.
 
     Args:
-        matcher: address as gRPC has it, `host:port` or `dns:///name:port` for all replicas behind a name.
+        matcher: a gRPC target: `host:port`, or `dns:///name:port` for all replicas behind a name.
         encoder: the same. Each server is needed only for the methods that use it.
-        timeout_seconds: how long one interactive call may take.
-        bulk_timeout_seconds: how long one part of bulk work may take: a batch of documents, a hundred queries
-            of `batch_match`, one of the calls into which more than 64 texts are cut.
+        timeout_seconds: of one interactive call.
+        bulk_timeout_seconds: of one call of bulk work: a batch of documents, a hundred queries of
+            `batch_match`, or a part of more than 64 texts.
         api_key: for both servers; empty if they ask for none.
-        tls: which CA to trust, and the certificate to show if one is asked for; None: in the clear.
+        tls: the CA to trust, and the certificate to show if one is asked for. None means plain text.
     """
 
     def __init__(
@@ -96,30 +96,33 @@ class TextMatchClient:
 
         Args:
             query: the text to look for.
-            options: `top_k`, `where`, `min_score` and others, as `MatchOptions` explains them.
+            options: `top_k`, `where`, `min_score` and others; see `MatchOptions`.
+
+        Raises:
+            TypeError: an option does not exist.
         """
         return self._matcher.match(query, options)
 
     def batch_match(
         self, queries: Sequence[str], **options: Unpack[MatchKeywords]
     ) -> Iterator[BatchMatchResult]:
-        """Match many queries, as many as you like, in the bulk lane.
+        """Match any number of queries, in the bulk lane. Options as for `match`.
 
-        Results come as soon as they are there, each with the position of its query; a query that failed comes
-        with its error and does not stop the others. Options as for `match`.
+        Results come as soon as they are ready, each with the position of its query. A query that fails comes
+        with its error and does not stop the others.
         """
         return self._matcher.batch_match(queries, options)
 
     def ingest(self, documents: Iterable[DocumentLike]) -> Iterator[DocumentResult]:
-        """Store documents, or store them anew; one result for each document.
+        """Create or replace documents; yields one result for each document.
 
-        Nothing is sent unless you iterate. Takes documents as they come, holding only a few batches in
-        memory, however many there are. While the queue is full it waits as the matcher asks, and while the
-        matcher is away it tries again, both for two minutes at most. An accepted document is durable and will
-        be searchable soon. Repeating a call is safe: what has not changed is not stored again.
+        Nothing is sent until you iterate. Only a few batches are in memory at a time. While the queue is full
+        or the matcher is away, the client retries, for two minutes at most without progress. An accepted
+        document is durable and will be searchable soon. Repeating a call is safe: unchanged documents are not
+        written again.
 
         A bad document does not affect the others: its result has the error. Results come batch by batch, a
-        bad document ahead of its neighbours; `position` says which document it was.
+        bad document before its neighbours; `position` says which document it was.
 
         Args:
             documents: `Document` objects, or dicts with "id", "text" and, if wanted, "attributes", "version".
@@ -127,7 +130,7 @@ class TextMatchClient:
         return self._matcher.ingest(documents)
 
     def ingest_all(self, documents: Iterable[DocumentLike], *, wait: bool = False) -> IngestSummary:
-        """The same as `ingest`, all at once: returns the counts and the first hundred rejected documents.
+        """As `ingest`, but returns the counts and the first hundred rejected documents at the end.
 
         Args:
             documents: as for `ingest`.
@@ -149,13 +152,13 @@ class TextMatchClient:
         )
 
     def wait_until_searchable(self, on_status: Callable[[IngestStatus], None] | None = None) -> None:
-        """Wait until everything accepted before this call is searchable or has failed.
+        """Wait until all documents accepted before this call are searchable or have failed.
 
         Args:
             on_status: called with each status while waiting, to show progress.
 
         Raises:
-            DeadlinePassed: nothing moved for two minutes.
+            DeadlinePassed: the queue did not move for two minutes.
         """
         self._matcher.wait_until_searchable(on_status)
 
@@ -163,27 +166,27 @@ class TextMatchClient:
         """A stored document.
 
         Raises:
-            DocumentNotFound: there is none, or it is still only queued.
+            DocumentNotFound: it does not exist, or is still queued.
         """
         return self._matcher.get_document(document_id)
 
     def delete(self, ids: Sequence[str], *, version: int | None = None) -> int:
-        """Remove documents; returns how many were there.
+        """Delete documents; returns how many were stored.
 
-        Older writes that are still queued do not bring them back. Deleting what is not there succeeds.
+        Older writes that are still queued do not bring them back. Deleting an unknown id succeeds.
 
         Args:
-            ids: which documents, as many as you like.
+            ids: any number of ids.
             version: delete only what is not newer than this; None means now.
         """
         return self._matcher.delete([ids] if isinstance(ids, str) else ids, version)
 
     def delete_where(self, where: Filter, *, version: int | None = None) -> int:
-        """Remove the documents whose attributes fit; returns how many there were."""
+        """Delete the documents whose attributes fit; returns how many were stored."""
         return self._matcher.delete_where(where, version)
 
     def ingest_status(self, document_id: str = "") -> IngestStatus:
-        """How much waits in the queue, and where one document stands if its id is given."""
+        """The size of the queue, and the state of one document if its id is given."""
         return self._matcher.ingest_status(document_id)
 
     def encode(
@@ -194,10 +197,10 @@ class TextMatchClient:
         dimension: int | None = None,
         model: str = "",
     ) -> EncodeResult:
-        """Embed texts, as many as you like; (count, dimension) float32 with rows of length 1.
+        """Embed any number of texts: (count, dimension) float32 with rows of length 1.
 
         Args:
-            texts: the texts; one alone may be given as it is.
+            texts: a sequence, or a single text.
             role: what the texts are used for.
             dimension: cuts the embeddings of a Matryoshka model to this many components.
             model: name or model id of a loaded bi-encoder; empty means the default one.
@@ -212,11 +215,11 @@ class TextMatchClient:
         scorer: Scorer = Scorer.CROSS_ENCODER,
         model: str = "",
     ) -> ScoreResult:
-        """How alike the query and each text are in meaning, 0 (not at all) to 1 (the same).
+        """How similar in meaning the query is to each text, 0 to 1.
 
         Args:
             query: the text that each of the others is compared with.
-            texts: as many as you like; one alone may be given as it is.
+            texts: a sequence of any length, or a single text.
             scorer: which kind of model scores.
             model: name or model id of a loaded model of that kind; empty means the default one.
         """
@@ -225,7 +228,7 @@ class TextMatchClient:
     def score_pairs(
         self, pairs: Sequence[TextPair], *, scorer: Scorer = Scorer.CROSS_ENCODER, model: str = ""
     ) -> ScoreResult:
-        """How alike the two texts of each pair are; the rest as for `score`."""
+        """How similar the two texts of each pair are; the rest as for `score`."""
         return self._encoder.score_pairs(pairs, scorer, model)
 
     def models(self) -> tuple[ModelInfo, ...]:
@@ -233,7 +236,7 @@ class TextMatchClient:
         return self._encoder.models()
 
     def health(self) -> tuple[ServerHealth, ...]:
-        """How the two servers are, by the gRPC health protocol; does not raise."""
+        """The health of both servers, by the gRPC health protocol. Does not raise."""
         return tuple(_health(server) for server in (self._encoder.server, self._matcher.server))
 
 

@@ -17,7 +17,7 @@ from textmatch.documents import (
     document_violations,
     version_violation,
 )
-from textmatch.errors import InvalidInput, TextMatchError, Violation
+from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
 from textmatch.runtime.grpc_errors import from_status, to_status
 from textmatch.types import DocumentResult, DocumentState, IngestOutcome, IngestStatus
 from textmatch.v1 import error_reason_pb2
@@ -68,8 +68,7 @@ def to_document(value: DocumentLike) -> Document:
         InvalidInput: naming every field that is missing, unknown, of the wrong type or out of its limits.
     """
     document = _from_mapping(vars(value) if isinstance(value, Document) else value)
-    if violations := document_violations(document):
-        raise InvalidInput(violations)
+    raise_violations(document_violations(document))
     return document
 
 
@@ -198,7 +197,7 @@ def to_value(value: Any, path: str) -> struct_pb2.Value:
         case str():
             return struct_pb2.Value(string_value=value)
         case int() if abs(value) > MAX_EXACT_WHOLE_NUMBER:
-            raise InvalidInput.of_field(path, f"is {value}; whole numbers are exact up to 2^53-1 only")
+            raise InvalidInput.of_field(path, f"is {value}; integers are exact only up to 2^53-1")
         case int() | float():
             return struct_pb2.Value(number_value=value)
         case Mapping():
@@ -206,7 +205,7 @@ def to_value(value: Any, path: str) -> struct_pb2.Value:
         case list() | tuple():
             items = [to_value(item, f"{path}[{position}]") for position, item in enumerate(value)]
             return struct_pb2.Value(list_value=struct_pb2.ListValue(values=items))
-    raise InvalidInput.of_field(path, f"is a {type(value).__name__}, which JSON does not have")
+    raise InvalidInput.of_field(path, f"is a {type(value).__name__}; JSON has no such type")
 
 
 def _key(key: Any, path: str) -> str:
@@ -241,12 +240,12 @@ def _ingest_result(position: int, result: pb.IngestResult) -> DocumentResult:
 def _from_mapping(value: Any) -> Document:
     if not isinstance(value, Mapping):
         raise InvalidInput.of_field("document", f"is {_type_name(value)}; it must be an object")
-    violations = [
-        *(_violation(name, "is not a field of a document") for name in value if name not in _TYPES),
-        *(_violation(name, problem) for name in _TYPES if (problem := _type_problem(name, value))),
-    ]
-    if violations:
-        raise InvalidInput(violations)
+    raise_violations(
+        [
+            *(_violation(name, "is not a field of a document") for name in value if name not in _TYPES),
+            *(_violation(name, problem) for name in _TYPES if (problem := _type_problem(name, value))),
+        ]
+    )
     attributes = value.get("attributes")
     version = value.get("version")
     return Document(

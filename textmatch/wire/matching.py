@@ -12,7 +12,7 @@ from dataclasses import replace
 from google.protobuf import struct_pb2
 
 from textmatch.documents import text_violation
-from textmatch.errors import InvalidInput, TextMatchError, Violation
+from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.runtime.grpc_errors import from_status, to_status
 from textmatch.types import (
@@ -100,7 +100,7 @@ def options_from_proto(message: pb.MatchOptions) -> MatchOptions:
         ("options.rerank", message.rerank, _RERANK_OF_PROTO),
     ):
         if value not in known:
-            raise InvalidInput.of_field(field, f"{value} is not known")
+            raise InvalidInput.of_field(field, f"has the unknown value {value}")
     top_k = message.top_k or MatchOptions.top_k
     options = MatchOptions(
         top_k=top_k,
@@ -204,7 +204,7 @@ def _check_options(options: MatchOptions, prefix: str) -> None:
         ("rerank_depth", options.rerank_depth, 0, options.candidate_count),
         ("min_score", options.min_score, 0, 1),
     ]
-    violations = [
+    raise_violations(
         Violation(
             f"{prefix}{name}",
             error_reason_pb2.ERROR_REASON_FIELD_INVALID,
@@ -212,9 +212,7 @@ def _check_options(options: MatchOptions, prefix: str) -> None:
         )
         for name, value, lowest, highest in limits
         if not lowest <= value <= highest
-    ]
-    if violations:
-        raise InvalidInput(violations)
+    )
 
 
 def _match_to_proto(match: Match, options: MatchOptions) -> pb.Match:
@@ -305,8 +303,8 @@ def _condition_to_proto(condition: Condition, path: str) -> pb.Condition:
 
 def _check_text(path: str, text: str) -> None:
     """An attribute may equal the empty string, but a lone surrogate cannot be sent."""
-    if text and (violation := text_violation(path, text)) is not None:
-        raise InvalidInput([violation])
+    if text:
+        raise_violations([text_violation(path, text)])
 
 
 def _count_conditions(message: pb.Filter) -> int:

@@ -14,7 +14,7 @@ from textmatch.errors import Unauthenticated
 BAD_LINES = [
     ('{"id": "a", "text": ""}', "text: is empty"),
     ('{"id": "a", "text": "\\ud800"}', "text: is not Unicode text: lone surrogate at character 0"),
-    ('{"id": "a", "text": "nul \\u0000"}', "text: holds a NUL character at character 4"),
+    ('{"id": "a", "text": "nul \\u0000"}', "text: contains a NUL character at character 4"),
     (
         json.dumps({"id": "a", "text": "x" * 1_000_000}),
         "text: has 1,000,000 bytes of UTF-8; the limit is 32,768",

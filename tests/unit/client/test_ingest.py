@@ -47,7 +47,7 @@ def test_only_a_few_batches_are_held(client: TextMatchClient):
 
     results = client.ingest(counted())
     list(itertools.islice(results, 300))
-    held = ingest_module.MAX_BATCH_DOCUMENTS * (ingest_module.MAX_BATCHES_UNDER_WAY + 2)
+    held = ingest_module.MAX_BATCH_DOCUMENTS * (ingest_module.MAX_BATCHES_IN_FLIGHT + 2)
     assert 300 <= taken <= 300 + held
     results.close()
 
@@ -68,7 +68,7 @@ BAD_DOCUMENTS = [
     ({"id": "a"}, "text: is missing"),
     ({"id": "a", "text": ""}, "text: is empty"),
     ({"id": "a", "text": "\ud800"}, "text: is not Unicode text: lone surrogate at character 0"),
-    ({"id": "a", "text": "nul \0"}, "text: holds a NUL character at character 4"),
+    ({"id": "a", "text": "nul \0"}, "text: contains a NUL character at character 4"),
     ({"id": "a", "text": "x" * 1_000_000}, "text: has 1,000,000 bytes of UTF-8; the limit is 32,768"),
     ({"id": 5, "text": "t"}, "id: is a number; it must be a string"),
     ({"id": "i" * 513, "text": "t"}, "id: has 513 bytes of UTF-8; the limit is 512"),
@@ -78,7 +78,7 @@ BAD_DOCUMENTS = [
     ({"id": "a", "text": "t", "version": -1}, "version: is -1; it must be 1 to 9007199254740991"),
     (
         {"id": "a", "text": "t", "attributes": {"n": 2**60}},
-        f"attributes: hold {2**60}; whole numbers are exact up to 2^53-1 only",
+        f"attributes: contain {2**60}; integers are exact only up to 2^53-1",
     ),
     ({"id": "a", "text": "t", "attributes": {1: "x"}}, "attributes: has the key 1; keys must be strings"),
     ({"id": "a", "text": "t", "attributes": [1]}, "attributes: is a list; it must be an object"),
@@ -123,7 +123,7 @@ def test_a_full_queue_is_waited_for(client: TextMatchClient, matcher: ScriptedMa
 
 
 def test_patience_ends(client: TextMatchClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(matcher_module, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(matcher_module, "_STALL_TIMEOUT_SECONDS", 0.2)
     refusal = Overloaded("the queue is full", retry_delay_seconds=0.05)
     matcher.call_errors.extend([refusal] * 100)
     with pytest.raises(Overloaded, match="the queue is full"):
@@ -185,9 +185,9 @@ def test_waiting_ends_when_all_that_waits_is_younger(client: TextMatchClient, ma
 def test_waiting_does_not_last_for_ever(
     client: TextMatchClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(matcher_module, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(matcher_module, "_STALL_TIMEOUT_SECONDS", 0.1)
     matcher.queued.extend([(7, 9.0)] * 100)
-    with pytest.raises(DeadlinePassed, match="7 documents still wait"):
+    with pytest.raises(DeadlinePassed, match="7 documents are queued"):
         client.ingest_all([], wait=True)
 
 

@@ -47,9 +47,9 @@ def test_defaults_are_filled_in():
         ({"candidate_count": 1001}, "options.candidate_count: is 1001; it must be 10 to 1,000"),
         ({"min_score": 1.5}, "options.min_score: is 1.5; it must be 0 to 1"),
         ({"min_score": float("nan")}, "options.min_score: is nan; it must be 0 to 1"),
-        ({"recall": 9}, "options.recall: 9 is not known"),
+        ({"recall": 9}, "options.recall: has the unknown value 9"),
         ({"rerank_depth": 101}, "options.rerank_depth: is 101; it must be 0 to 100"),
-        ({"rerank": 77}, "options.rerank: 77 is not known"),
+        ({"rerank": 77}, "options.rerank: has the unknown value 77"),
     ],
 )
 def test_a_bad_option_is_named_with_its_limit(options: dict[str, object], message: str):
