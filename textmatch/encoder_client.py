@@ -106,13 +106,8 @@ class EncoderClient:
         self, query: str, texts: Sequence[str], *, is_bulk: bool, timeout_seconds: float
     ) -> ScoreResult:
         """Score the query with each text by the default cross-encoder."""
-        request = pb.ScoreRequest(
-            query=query,
-            texts=texts,
-            scorer=SCORERS[Scorer.CROSS_ENCODER],
-            priority=priority(is_bulk=is_bulk),
-        )
-        return score_result([await self._call(self._channel.stub.Score, request, timeout_seconds)])
+        request = pb.ScoreRequest(query=query, texts=texts, scorer=SCORERS[Scorer.CROSS_ENCODER])
+        return await self._score(request, is_bulk, timeout_seconds)
 
     async def classify(
         self, query: str, embeddings: Embeddings, *, is_bulk: bool, timeout_seconds: float, model: str
@@ -122,10 +117,9 @@ class EncoderClient:
             query=query,
             embeddings=vectors.pack(embeddings),
             scorer=SCORERS[Scorer.PAIR_CLASSIFIER],
-            priority=priority(is_bulk=is_bulk),
             model=model,
         )
-        return score_result([await self._call(self._channel.stub.Score, request, timeout_seconds)])
+        return await self._score(request, is_bulk, timeout_seconds)
 
     async def bi_encoders(self, *, timeout_seconds: float) -> list[ModelInfo]:
         """The bi-encoders that are served, the default one first."""
@@ -136,6 +130,10 @@ class EncoderClient:
     async def close(self) -> None:
         """Close the channel; running calls are cancelled."""
         await self._channel.close()
+
+    async def _score(self, request: pb.ScoreRequest, is_bulk: bool, timeout_seconds: float) -> ScoreResult:
+        request.priority = priority(is_bulk=is_bulk)
+        return score_result([await self._call(self._channel.stub.Score, request, timeout_seconds)])
 
     async def _connect(self) -> None:
         try:

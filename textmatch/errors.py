@@ -167,9 +167,7 @@ class ModelMismatch(TextMatchError):
     reason = error_reason_pb2.ERROR_REASON_MODEL_MISMATCH
 
     def __init__(self, index_model_id: str, encoder_model_id: str) -> None:
-        super().__init__(
-            f"the index was built with {index_model_id}, but the encoder serves {encoder_model_id}"
-        )
+        super().__init__(f"the index was built with {index_model_id}, the encoder serves {encoder_model_id}")
         self.index_model_id = index_model_id
         self.encoder_model_id = encoder_model_id
 

@@ -8,8 +8,7 @@ with TextMatchClient() as client:
 """
 
 from textmatch.client.connection import ServerUnreachable
-from textmatch.client.encoder_api import TextPair
-from textmatch.client.sync import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient
+from textmatch.client.sync import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient, TextPair
 from textmatch.documents import Document
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.runtime.tls import ClientTls

@@ -1,15 +1,17 @@
-"""Calls to one server: every call has a deadline and fails with a TextMatchError; long inputs go in chunks."""
+"""Calls to one server. Each has a deadline, and fails with a TextMatchError. Long inputs go in chunks."""
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from textmatch.errors import DeadlinePassed, DependencyUnavailable, TextMatchError
+from textmatch.errors import DeadlinePassed, DependencyUnavailable, InvalidInput, TextMatchError, Violation
 from textmatch.runtime.channel import Metadata, call_metadata, open_channel
 from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY, from_rpc_error
 from textmatch.runtime.tls import ClientTls
@@ -22,6 +24,7 @@ Response = TypeVar("Response", covariant=True)
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 # Two calls at a time keep the server busy while an answer travels.
 _CALLS_IN_FLIGHT = 2
+_POSITION = re.compile(r"(texts|pairs)\[(\d+)\]")
 
 
 class UnaryMethod(Protocol[Request, Response]):
@@ -68,24 +71,28 @@ class Connection:
     def call_each(
         self,
         method: UnaryMethod[Request, Response],
-        requests: Iterable[Request],
+        requests: Iterable[tuple[int, Request]],
         timeout_seconds: float,
     ) -> Iterator[Response]:
         """Call with each request, a few at a time. Responses come in the order of the requests.
 
+        Args:
+            requests: each with the position of its first item in the whole input, for errors.
+
         Raises:
             TextMatchError: a call failed; the others are cancelled.
         """
-        running: deque[Any] = deque()
+        running: deque[tuple[int, Any]] = deque()
         try:
-            for request in requests:
-                running.append(method.future(request, timeout=timeout_seconds, metadata=self.metadata))
+            for start, request in requests:
+                call = method.future(request, timeout=timeout_seconds, metadata=self.metadata)
+                running.append((start, call))
                 if len(running) == _CALLS_IN_FLIGHT:
-                    yield self._result(running.popleft(), timeout_seconds)
+                    yield self._result(*running.popleft(), timeout_seconds)
             while running:
-                yield self._result(running.popleft(), timeout_seconds)
+                yield self._result(*running.popleft(), timeout_seconds)
         finally:
-            for call in running:
+            for _, call in running:
                 call.cancel()
 
     @contextmanager
@@ -100,9 +107,12 @@ class Connection:
         """Close the connection; running calls are cancelled."""
         self.channel.close()
 
-    def _result(self, call: Any, timeout_seconds: float) -> Any:
-        with self.translated_errors(timeout_seconds):
-            return call.result()
+    def _result(self, start: int, call: Any, timeout_seconds: float) -> Any:
+        try:
+            with self.translated_errors(timeout_seconds):
+                return call.result()
+        except InvalidInput as error:
+            raise InvalidInput([_moved(violation, start) for violation in error.violations]) from error
 
     def _translated(self, error: Any, timeout_seconds: float) -> TextMatchError:
         if DETAILS_METADATA_KEY not in dict(error.trailing_metadata() or ()):
@@ -134,6 +144,12 @@ def chunks(
         chunk_bytes += item_bytes
     if chunk:
         yield start, chunk
+
+
+def _moved(violation: Violation, start: int) -> Violation:
+    """With the item's position in the whole input instead of the chunk."""
+    field = _POSITION.sub(lambda found: f"{found[1]}[{int(found[2]) + start}]", violation.field)
+    return replace(violation, field=field)
 
 
 def utf8_bytes(text: str) -> int:

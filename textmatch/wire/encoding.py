@@ -17,11 +17,10 @@ SCORERS = {
     Scorer.PAIR_CLASSIFIER: pb.SCORER_PAIR_CLASSIFIER,
     Scorer.COSINE: pb.SCORER_COSINE,
 }
-KINDS = {
-    ModelKind.BI_ENCODER: pb.MODEL_KIND_BI_ENCODER,
-    ModelKind.CROSS_ENCODER: pb.MODEL_KIND_CROSS_ENCODER,
+_KINDS = {
+    pb.MODEL_KIND_BI_ENCODER: ModelKind.BI_ENCODER,
+    pb.MODEL_KIND_CROSS_ENCODER: ModelKind.CROSS_ENCODER,
 }
-_KINDS_OF_PROTO = {message: kind for kind, message in KINDS.items()}
 
 
 def priority(*, is_bulk: bool) -> pb.Priority.ValueType:
@@ -64,7 +63,7 @@ def model_info(message: pb.Model) -> ModelInfo:
     return ModelInfo(
         model_id=message.model_id,
         name=message.name,
-        kind=_KINDS_OF_PROTO.get(message.kind, ModelKind.OTHER),
+        kind=_KINDS.get(message.kind, ModelKind.OTHER),
         dimension=message.dimension,
         max_tokens=message.max_tokens,
         dtype=message.dtype,

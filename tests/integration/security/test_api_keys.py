@@ -167,10 +167,10 @@ def test_a_key_that_has_used_up_its_tokens_is_told_when_to_come_back(kind: str, 
             "unary": lambda: client.match("word " * 200),
             "server stream": lambda: list(client.batch_match(["word " * 200])),
             "stream": lambda: list(
-                client._matcher._stub.IngestDocuments(
+                client._matcher_stub.IngestDocuments(
                     iter([_ingest_request(), _ingest_request()]),
                     timeout=20,
-                    metadata=client._matcher.server.metadata,
+                    metadata=client._matcher.metadata,
                 )
             ),
         }

@@ -11,7 +11,7 @@ import pytest
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import Document, DocumentState, IngestOutcome, ServerUnreachable, TextMatchClient
 from textmatch.client import ingest as ingest_module
-from textmatch.client import matcher_api as matcher_module
+from textmatch.client import sync as client_module
 from textmatch.errors import (
     DeadlinePassed,
     DependencyUnavailable,
@@ -123,7 +123,7 @@ def test_a_full_queue_is_waited_for(client: TextMatchClient, matcher: ScriptedMa
 
 
 def test_patience_ends(client: TextMatchClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(matcher_module, "_STALL_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(client_module, "_STALL_TIMEOUT_SECONDS", 0.2)
     refusal = Overloaded("the queue is full", retry_delay_seconds=0.05)
     matcher.call_errors.extend([refusal] * 100)
     with pytest.raises(Overloaded, match="the queue is full"):
@@ -185,7 +185,7 @@ def test_waiting_ends_when_all_that_waits_is_younger(client: TextMatchClient, ma
 def test_waiting_does_not_last_for_ever(
     client: TextMatchClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(matcher_module, "_STALL_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(client_module, "_STALL_TIMEOUT_SECONDS", 0.1)
     matcher.queued.extend([(7, 9.0)] * 100)
     with pytest.raises(DeadlinePassed, match="7 documents are queued"):
         client.ingest_all([], wait=True)
