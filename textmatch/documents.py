@@ -85,32 +85,32 @@ def text_violation(field_name: str, text: str, max_bytes: int = MAX_TEXT_BYTES) 
 def id_violation(field_name: str, document_id: str) -> Violation | None:
     """What is wrong with a document id; None if it is valid."""
     problem = text_violation(field_name, document_id, MAX_ID_BYTES)
-    return None if problem is None else _bad_field(field_name, problem.description)
+    return None if problem is None else Violation.of_field(field_name, problem.description)
 
 
 def version_violation(field_name: str, version: int) -> Violation | None:
     """What is wrong with a version that a client chose; None if it is valid."""
     if 1 <= version <= MAX_VERSION:
         return None
-    return _bad_field(field_name, f"is {version}; it must be 1 to {MAX_VERSION}")
+    return Violation.of_field(field_name, f"is {version}; it must be 1 to {MAX_VERSION}")
 
 
 def attributes_violation(field_name: str, attributes: Mapping[str, Any]) -> Violation | None:
     """Whether attributes are too large, too deep or not JSON; None if they are valid."""
     values = _nested_values(attributes)
     if values is None:
-        return _bad_field(field_name, f"are nested deeper than {MAX_ATTRIBUTES_DEPTH} levels")
+        return Violation.of_field(field_name, f"are nested deeper than {MAX_ATTRIBUTES_DEPTH} levels")
     for value in values:
         if isinstance(value, int) and abs(value) > MAX_EXACT_WHOLE_NUMBER:
-            return _bad_field(field_name, f"contain {value}; integers are exact only up to 2^53-1")
+            return Violation.of_field(field_name, f"contain {value}; integers are exact only up to 2^53-1")
     try:
         size_bytes = len(json.dumps(attributes, ensure_ascii=False, allow_nan=False).encode())
     except UnicodeEncodeError:
-        return _bad_field(field_name, "contain a lone surrogate, which is not Unicode text")
+        return Violation.of_field(field_name, "contain a lone surrogate, which is not Unicode text")
     except (TypeError, ValueError) as error:
-        return _bad_field(field_name, f"are not JSON: {error}")
+        return Violation.of_field(field_name, f"are not JSON: {error}")
     if size_bytes > MAX_ATTRIBUTES_BYTES:
-        return _bad_field(
+        return Violation.of_field(
             field_name, f"have {size_bytes:,} bytes as JSON; the limit is {MAX_ATTRIBUTES_BYTES:,}"
         )
     return None
@@ -150,10 +150,6 @@ def check_item_count(field_name: str, count: int, max_count: int) -> None:
         raise InvalidInput(
             [Violation(field_name, too_many, f"has {count:,} items; the limit is {max_count:,}")]
         )
-
-
-def _bad_field(field_name: str, description: str) -> Violation:
-    return Violation(field_name, error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)
 
 
 def _nested_values(attributes: Any) -> list[Any] | None:

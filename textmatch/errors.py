@@ -48,6 +48,11 @@ class Violation:
     reason: Reason
     description: str
 
+    @classmethod
+    def of_field(cls, field: str, description: str) -> Violation:
+        """A field with a bad value."""
+        return cls(field, error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)
+
     def __str__(self) -> str:
         return f"{self.field}: {self.description}"
 
@@ -86,7 +91,7 @@ class InvalidInput(TextMatchError):
     @classmethod
     def of_field(cls, field: str, description: str) -> InvalidInput:
         """A single field with a bad value."""
-        return cls([Violation(field, error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)])
+        return cls([Violation.of_field(field, description)])
 
 
 def raise_violations(violations: Iterable[Violation | None]) -> None:

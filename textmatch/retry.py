@@ -1,7 +1,7 @@
 """The retry policy: which errors are worth another try, and how long to wait before it.
 
-The delay is what the server asked for (RetryInfo), plus an exponential backoff with jitter, so that callers
-who were refused together do not come back together.
+The delay is what the server asked for (RetryInfo), plus an exponential backoff with jitter: callers that were
+refused at the same time come back at different times.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ from textmatch.wire.matching import (
 )
 
 Item = TypeVar("Item")
-Request = TypeVar("Request")
+EncoderRequest = TypeVar("EncoderRequest", encoder_pb.EncodeRequest, encoder_pb.ScoreRequest)
 Response = TypeVar("Response")
 TextPair = tuple[str, str]
 
@@ -289,13 +289,7 @@ class TextMatchClient:
         self._check_texts("texts", [(text,) for text in texts])
 
         def request(chunk: list[str]) -> encoder_pb.EncodeRequest:
-            return encoder_pb.EncodeRequest(
-                texts=chunk,
-                role=ROLES[role],
-                priority=priority(is_bulk=_is_bulk(texts)),
-                dimension=dimension,
-                model=model,
-            )
+            return encoder_pb.EncodeRequest(texts=chunk, role=ROLES[role], dimension=dimension, model=model)
 
         return encode_result(self._call_encoder(self._encoder_stub.Encode, texts, utf8_bytes, request))
 
@@ -320,13 +314,7 @@ class TextMatchClient:
         self._check_texts("texts", [(text,) for text in texts])
 
         def request(chunk: list[str]) -> encoder_pb.ScoreRequest:
-            return encoder_pb.ScoreRequest(
-                query=query,
-                texts=chunk,
-                scorer=SCORERS[scorer],
-                priority=priority(is_bulk=_is_bulk(texts)),
-                model=model,
-            )
+            return encoder_pb.ScoreRequest(query=query, texts=chunk, scorer=SCORERS[scorer], model=model)
 
         return score_result(self._call_encoder(self._encoder_stub.Score, texts, utf8_bytes, request))
 
@@ -337,12 +325,8 @@ class TextMatchClient:
         self._check_texts("pairs", pairs)
 
         def request(chunk: list[TextPair]) -> encoder_pb.ScoreRequest:
-            return encoder_pb.ScoreRequest(
-                pairs=[encoder_pb.TextPair(first=first, second=second) for first, second in chunk],
-                scorer=SCORERS[scorer],
-                priority=priority(is_bulk=_is_bulk(pairs)),
-                model=model,
-            )
+            messages = [encoder_pb.TextPair(first=first, second=second) for first, second in chunk]
+            return encoder_pb.ScoreRequest(pairs=messages, scorer=SCORERS[scorer], model=model)
 
         return score_result(self._call_encoder(self._encoder_stub.Score, pairs, _pair_bytes, request))
 
@@ -375,16 +359,22 @@ class TextMatchClient:
 
     def _call_encoder(
         self,
-        method: UnaryMethod[Request, Response],
+        method: UnaryMethod[EncoderRequest, Response],
         items: Sequence[Item],
         size_bytes: Callable[[Item], int],
-        to_request: Callable[[list[Item]], Request],
+        to_request: Callable[[list[Item]], EncoderRequest],
     ) -> list[Response]:
-        """Call the method with each chunk of the items."""
-        timeout_seconds = self._bulk_timeout_seconds if _is_bulk(items) else self._timeout_seconds
-        pieces = chunks(items, size_bytes, self._limits.max_texts)
-        requests = ((start, to_request(chunk)) for start, chunk in pieces)
-        return list(self._encoder.call_each(method, requests, timeout_seconds))
+        """Call the method with each chunk of the items, in the bulk lane if there are many."""
+        is_bulk = len(items) > _MAX_INTERACTIVE_TEXTS
+
+        def requests() -> Iterator[tuple[int, EncoderRequest]]:
+            for start, chunk in chunks(items, size_bytes, self._limits.max_texts):
+                request = to_request(chunk)
+                request.priority = priority(is_bulk=is_bulk)
+                yield start, request
+
+        timeout_seconds = self._bulk_timeout_seconds if is_bulk else self._timeout_seconds
+        return list(self._encoder.call_each(method, requests(), timeout_seconds))
 
     @cached_property
     def _limits(self) -> encoder_pb.Limits:
@@ -416,10 +406,6 @@ def _to_proto(keywords: MatchKeywords) -> matcher_pb.MatchOptions:
 
 def _version_violation(version: int | None) -> Violation | None:
     return None if version is None else version_violation("version", version)
-
-
-def _is_bulk(items: Sequence[object]) -> bool:
-    return len(items) > _MAX_INTERACTIVE_TEXTS
 
 
 def _pair_bytes(pair: TextPair) -> int:

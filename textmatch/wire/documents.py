@@ -20,7 +20,6 @@ from textmatch.documents import (
 from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
 from textmatch.runtime.grpc_errors import from_status, to_status
 from textmatch.types import DocumentResult, DocumentState, IngestOutcome, IngestStatus
-from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
 
 MAX_INGEST_DOCUMENTS = 1_000
@@ -242,8 +241,16 @@ def _from_mapping(value: Any) -> Document:
         raise InvalidInput.of_field("document", f"is {_type_name(value)}; it must be an object")
     raise_violations(
         [
-            *(_violation(name, "is not a field of a document") for name in value if name not in _TYPES),
-            *(_violation(name, problem) for name in _TYPES if (problem := _type_problem(name, value))),
+            *(
+                Violation.of_field(str(name), "is not a field of a document")
+                for name in value
+                if name not in _TYPES
+            ),
+            *(
+                Violation.of_field(name, problem)
+                for name in _TYPES
+                if (problem := _type_problem(name, value))
+            ),
         ]
     )
     attributes = value.get("attributes")
@@ -268,7 +275,3 @@ def _type_problem(name: str, value: Mapping[str, Any]) -> str | None:
 
 def _type_name(value: Any) -> str:
     return _JSON_NAMES.get(type(value), f"a {type(value).__name__}")
-
-
-def _violation(field: object, description: str) -> Violation:
-    return Violation(str(field), error_reason_pb2.ERROR_REASON_FIELD_INVALID, description)

@@ -1,6 +1,6 @@
 """What a match asks (options and filters) and what it answers.
 
-Limits are checked in both directions, so that the client names a bad option before it sends anything.
+Limits are checked in both directions: the client reports a bad option before it sends anything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from textmatch.types import (
     ScoreExplanation,
     StageTimings,
 )
-from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.wire import documents
 from textmatch.wire.documents import to_value
@@ -205,11 +204,7 @@ def _check_options(options: MatchOptions, prefix: str) -> None:
         ("min_score", options.min_score, 0, 1),
     ]
     raise_violations(
-        Violation(
-            f"{prefix}{name}",
-            error_reason_pb2.ERROR_REASON_FIELD_INVALID,
-            f"is {value}; it must be {lowest:,} to {highest:,}",
-        )
+        Violation.of_field(f"{prefix}{name}", f"is {value}; it must be {lowest:,} to {highest:,}")
         for name, value, lowest, highest in limits
         if not lowest <= value <= highest
     )
