@@ -239,20 +239,12 @@ def _ingest_result(position: int, result: pb.IngestResult) -> DocumentResult:
 def _from_mapping(value: Any) -> Document:
     if not isinstance(value, Mapping):
         raise InvalidInput.of_field("document", f"is {_type_name(value)}; it must be an object")
-    raise_violations(
-        [
-            *(
-                Violation.of_field(str(name), "is not a field of a document")
-                for name in value
-                if name not in _TYPES
-            ),
-            *(
-                Violation.of_field(name, problem)
-                for name in _TYPES
-                if (problem := _type_problem(name, value))
-            ),
-        ]
-    )
+    unknown = [name for name in value if name not in _TYPES]
+    violations = [Violation.of_field(str(name), "is not a field of a document") for name in unknown]
+    violations += [
+        Violation.of_field(name, problem) for name in _TYPES if (problem := _type_problem(name, value))
+    ]
+    raise_violations(violations)
     attributes = value.get("attributes")
     version = value.get("version")
     return Document(
