@@ -180,7 +180,7 @@ async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[s
             search_params=models.SearchParams(exact=True),
             with_payload=False,
         )
-        hits = await index.recall(SearchQuery(_RECALL_DEPTH, encoded.embeddings[0]), model_id=collection)
+        hits = await index.search(SearchQuery(_RECALL_DEPTH, encoded.embeddings[0]), model_id=collection)
         shares.append(len({hit.point for hit in hits} & {point.id for point in exact.points}) / _RECALL_DEPTH)
     await encoder.close()
     await index.close()

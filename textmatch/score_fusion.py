@@ -1,15 +1,15 @@
-"""How the parts of a match become one score in 0..1, and the weights of that.
+"""Fuses the cosine, BM25 and cross-encoder scores of a match into one score in 0..1.
 
     evidence = min(bm25 / 24, 1) ** 3
     recall   = 1 - (1 - max(cosine, 0)) * (1 - lexical * evidence)
     score    = (1 - rerank) * recall + rerank * cross_encoder
 
-Shared words close a part of the gap between the cosine and 1. BM25 grows with the number and the rarity of
-the words that both texts have, so that its cube matters for long queries in technical terms and hardly for
-a short question in everyday words, where shared words mislead. Parts that are missing change nothing.
+Lexical evidence closes a part of the gap between the cosine and 1. BM25 grows with the number and the rarity
+of shared terms. Its cube is large for long queries in technical terms, where shared terms matter, and small
+for short everyday questions, where they mislead. A missing part changes nothing.
 
-With a calibration, the score is then 1 / (1 + exp(-(slope * score + intercept))): how likely the document is
-relevant. It is monotone, so that it changes what scores mean and not their order.
+A calibration then maps the score to the probability that the document is relevant:
+1 / (1 + exp(-(slope * score + intercept))). It keeps the order of the matches.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Any
 
 from textmatch.errors import InvalidInput
 
-# Beside a collection: where tuned weights are kept.
+# The note of a collection that holds its tuned weights.
 WEIGHTS_NOTE = "match_weights"
 
-# BM25 of two texts that share so much that more would say nothing new.
+# A higher BM25 adds no evidence.
 _FULL_EVIDENCE = 24.0
 _EVIDENCE_POWER = 3
 
 
 @dataclass(frozen=True)
 class ScoreCalibration:
-    """Makes a score the probability that the document is relevant."""
+    """Maps a score to the probability that the document is relevant."""
 
     slope: float
     intercept: float
@@ -40,7 +40,7 @@ class ScoreCalibration:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each part counts, 0..1; the defaults hold for corpora that nobody tuned them on."""
+    """The weight of each part, 0..1. The defaults are for collections without tuned weights."""
 
     lexical: float = 0.5
     rerank: float = 0.02
@@ -49,41 +49,41 @@ class Weights:
 
 @dataclass(frozen=True)
 class ScoreComponents:
-    """What recall knows of one candidate: cosine -1..1, BM25 from 0 up or None."""
+    """The search scores of one candidate: cosine -1..1, and BM25 from 0 up or None."""
 
     cosine: float
     bm25: float | None = None
 
 
 def lexical_evidence(bm25: float | None) -> float:
-    """How much the shared words say, 0..1."""
+    """Lexical evidence, 0..1; 0 without BM25."""
     if bm25 is None:
         return 0.0
     return float(min(max(bm25, 0.0) / _FULL_EVIDENCE, 1.0) ** _EVIDENCE_POWER)
 
 
 def recall_score(parts: ScoreComponents, weights: Weights) -> float:
-    """Cosine and shared words, 0..1; opposite is as good as unrelated."""
+    """Cosine and lexical evidence as one score, 0..1. Negative cosines count as 0."""
     similarity = min(max(parts.cosine, 0.0), 1.0)
     return 1.0 - (1.0 - similarity) * (1.0 - weights.lexical * lexical_evidence(parts.bm25))
 
 
 def combined_score(recall: float, cross_encoder: float, weights: Weights) -> float:
-    """Both scores, each 0..1, as one before calibration, 0..1."""
+    """The weighted mean of both scores, 0..1, before calibration."""
     return weights.rerank * cross_encoder + (1.0 - weights.rerank) * recall
 
 
 def calibrated(score: float, weights: Weights) -> float:
-    """What the caller sees, 0..1."""
+    """The score that the caller sees, 0..1."""
     if weights.calibration is None:
         return min(max(score, 0.0), 1.0)
     exponent = weights.calibration.slope * score + weights.calibration.intercept
-    # tanh does not overflow, whatever the exponent.
+    # Unlike exp, tanh does not overflow.
     return 0.5 * (1.0 + math.tanh(exponent / 2.0))
 
 
 def to_mapping(weights: Weights) -> dict[str, Any]:
-    """JSON-like, to be kept beside a collection."""
+    """JSON-like values, for the notes of a collection."""
     return dataclasses.asdict(weights)
 
 
@@ -91,7 +91,7 @@ def from_mapping(values: Mapping[str, Any]) -> Weights:
     """The reverse of `to_mapping`.
 
     Raises:
-        InvalidInput: naming what is missing or out of its limits.
+        InvalidInput: naming the value that is missing or out of range.
     """
     return Weights(
         lexical=_number("lexical", values.get("lexical"), 0.0, 1.0),

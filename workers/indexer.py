@@ -202,7 +202,7 @@ class DualWriter:
             since = self._failing_since.setdefault(target, time.monotonic())
             if time.monotonic() - since < self._unserved_seconds:
                 raise
-            await self._index.succession.abandon(role)
+            await self._index.aliases.abandon(role)
             _log.error(
                 "collection abandoned: its model is not served",
                 extra={"collection": target, "error": str(error)},

@@ -1,4 +1,4 @@
-"""`python -m services.matcher`: answers queries, and takes documents in."""
+"""`python -m services.matcher`: answers queries and accepts documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import Admission, IngestDependencies, QueueLimits
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
-from services.matcher.retriever import EmbeddingCache, Retriever
+from services.matcher.retriever import Retriever
 from services.matcher.servicer import MatcherServicer
 from services.matcher.settings import MatcherSettings, from_environment
 from textmatch.encoder_client import EncoderClient
@@ -42,7 +42,7 @@ _SERVICE_NAME = "textmatch.v1.MatcherService"
 
 
 def main() -> int:
-    """Run until SIGTERM; then let running calls end."""
+    """Run until SIGTERM, then drain running calls."""
     try:
         settings = from_environment()
         set_up_logs("matcher", settings.log_level, settings.log_style)
@@ -86,7 +86,7 @@ async def _serve(settings: MatcherSettings) -> None:
     )
     server.add(add_MatcherServiceServicer_to_server, servicer, _SERVICE_NAME)
     address = await server.start()
-    # Or a call waits 40 ms now and then until Python has walked through all that was imported.
+    # Otherwise garbage collections of all imported modules delay calls by up to 40 ms.
     trim_heap()
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"address": address})
@@ -101,9 +101,7 @@ async def _serve(settings: MatcherSettings) -> None:
 
 def _matcher(settings: MatcherSettings, encoder: EncoderClient, index: Index) -> Matcher:
     return Matcher(
-        Retriever(
-            encoder, index, EmbeddingCache(settings.embedding_cache_entries), settings.encoder_hedge_seconds
-        ),
+        Retriever(encoder, index, settings.embedding_cache_entries),
         Reranker(encoder),
         index,
         Weights(lexical=settings.lexical_weight, rerank=settings.rerank_weight),

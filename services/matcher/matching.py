@@ -1,9 +1,4 @@
-"""One Match: embed the query, recall candidates, score the best of them, combine.
-
-Identical work that is asked for while it is being done is done once.
-
-How long the stages of a Match take.
-"""
+"""Answers a Match: plan the query, embed it, find candidates, score the best of them, fuse the scores."""
 
 from __future__ import annotations
 
@@ -12,54 +7,48 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
 
 import numpy as np
 
 from services.matcher import metrics
-from services.matcher.lexical_fallback import Found, Hurry
+from services.matcher.deadlines import TimeBudget
 from services.matcher.ranking import Candidate, combine, ranked, weights_of
 from services.matcher.reranker import Reranker, RerankResult
-from services.matcher.retriever import EmbeddedQuery, Retriever, before, recall_mode
+from services.matcher.retriever import QueryPlan, Retriever, effective_recall
 from textmatch.documents import Document
+from textmatch.errors import ModelMismatch
 from textmatch.index.client import CollectionGone
+from textmatch.index.collections import CollectionInfo
 from textmatch.index.index import Index
 from textmatch.index.search import Hit
 from textmatch.score_fusion import Weights
 from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, StageTimings
-
-Answer = TypeVar("Answer")
-
-# Who has more than twice as much time as running work was given can hope for a better answer.
-_MIN_TIME_SHARE = 0.5
+from textmatch.vectors import Embeddings
 
 
 @dataclass
-class _Flight(Generic[Answer]):
-    task: asyncio.Task[Answer]
-    deadline: float
+class _Flight:
+    task: asyncio.Task[MatchResult]
+    budget: TimeBudget
     waiting: int = 0
 
 
-class SingleFlight(Generic[Answer]):
-    """Work goes on as long as anybody waits for it: a caller who leaves takes nothing from the others."""
+class SingleFlight:
+    """Answers identical matches once while they overlap. A match is cancelled when its last caller leaves."""
 
-    def __init__(self, on_shared: Callable[[], None]) -> None:
-        self._on_shared = on_shared
-        self._flights: dict[Hashable, _Flight[Answer]] = {}
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, _Flight] = {}
 
-    async def run(self, key: Hashable, deadline: float, start: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The answer of the work with this key, started if none runs that fits the deadline.
-
-        Args:
-            deadline: by `time.monotonic()`; work that may end later is not waited for.
-        """
+    async def run(
+        self, key: Hashable, budget: TimeBudget, start: Callable[[], Awaitable[MatchResult]]
+    ) -> MatchResult:
+        """The result of the running match with this key, or of a new one if none fits the time budget."""
         flight = self._flights.get(key)
-        if flight is None or not _fits(flight.deadline, deadline):
-            flight = _Flight(asyncio.ensure_future(start()), deadline)
+        if flight is None or not budget.may_join(flight.budget):
+            flight = _Flight(asyncio.ensure_future(start()), budget)
             self._flights[key] = flight
         else:
-            self._on_shared()
+            metrics.SHARED_TOTAL.inc()
         flight.waiting += 1
         try:
             return await asyncio.shield(flight.task)
@@ -71,14 +60,9 @@ class SingleFlight(Generic[Answer]):
                 del self._flights[key]
 
 
-def _fits(flight_deadline: float, own_deadline: float) -> bool:
-    now = time.monotonic()
-    return (own_deadline - now) * _MIN_TIME_SHARE <= flight_deadline - now <= own_deadline - now
-
-
 @contextmanager
 def timed(timings: StageTimings, stage: str, part: str = "") -> Iterator[None]:
-    """Adds to the time of a stage; the metric has its parts apart."""
+    """Add to the time of a stage. The metric counts the parts of a stage separately."""
     started = time.perf_counter()
     try:
         yield
@@ -89,162 +73,153 @@ def timed(timings: StageTimings, stage: str, part: str = "") -> Iterator[None]:
 
 
 class Matcher:
-    """Answers queries; holds nothing that another could not do without."""
+    """Answers queries. Keeps no state that another matcher would miss.
+
+    Args:
+        weights: for collections without tuned weights.
+        rerank_depth: for options that do not set it.
+    """
 
     def __init__(
-        self, recaller: Retriever, reranker: Reranker, index: Index, weights: Weights, rerank_depth: int
+        self, retriever: Retriever, reranker: Reranker, index: Index, weights: Weights, rerank_depth: int
     ) -> None:
-        self._recaller = recaller
-        self._hurry = Hurry(recaller)
+        self._retriever = retriever
         self._reranker = reranker
         self._index = index
+        self._collections = index.collections
         self._weights = weights
         self._rerank_depth = rerank_depth
-        self._running: SingleFlight[MatchResult] = SingleFlight(metrics.SHARED_TOTAL.inc)
+        self._running = SingleFlight()
 
     async def match(
         self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool = False
     ) -> MatchResult:
-        """The stored texts that mean the same as the query. Identical queries at one time are one.
+        """The stored texts that mean the same as the query. Identical queries that overlap are answered once.
 
         Args:
             deadline: when the caller stops waiting, by `time.monotonic()`.
 
         Raises:
             DependencyUnavailable: the query cannot be embedded, or Qdrant does not answer.
-            ModelMismatch: the encoder does not serve the model that the index was built by.
-            LexicalIndexMissing: hybrid recall was asked for in a collection without BM25.
+            ModelMismatch: the encoder does not serve the model of the collection.
+            LexicalIndexMissing: hybrid recall was requested, and the collection has no BM25 index.
+            DeadlinePassed: Qdrant is late, or the query is not embedded in time and BM25 cannot answer.
+            DeadlineTooShort, Overloaded: the encoder refuses the query, and BM25 cannot answer.
         """
-        # What is shown of a document makes no difference to the work.
-        work = replace(options, explain=False, omit_text=False, omit_attributes=False)
+        budget = TimeBudget.until(deadline)
+        # These options only change how the answer is shown.
+        options = replace(options, explain=False, omit_text=False, omit_attributes=False)
         return await self._running.run(
-            (query, work, is_bulk), deadline, lambda: self._match(query, options, deadline, is_bulk)
+            (query, options, is_bulk), budget, lambda: self._match(query, options, budget, is_bulk)
         )
 
-    async def _match(self, query: str, options: MatchOptions, deadline: float, is_bulk: bool) -> MatchResult:
+    async def _match(
+        self, query: str, options: MatchOptions, budget: TimeBudget, is_bulk: bool
+    ) -> MatchResult:
         result = MatchResult(query)
         with timed(result.timings, "total"):
             try:
-                await self._answer(result, query, options, deadline, is_bulk)
-            except CollectionGone:
-                # It was dropped after the alias was read: the next reading finds its successor.
-                await self._answer(result, query, options, deadline, is_bulk)
+                await self._answer(result, await self._plan(query, options, budget, is_bulk))
+            except (CollectionGone, ModelMismatch) as error:
+                # The alias may have been switched since it was read, and the old collection or model removed.
+                roles = await budget.within_deadline(self._collections.refresh_roles())
+                if isinstance(error, ModelMismatch) and error.index_model_id == roles.in_use:
+                    raise
+                await self._answer(result, await self._plan(query, options, budget, is_bulk))
         if result.degraded:
             metrics.DEGRADED_TOTAL.labels(result.degraded.removeprefix("RERANK_").lower()).inc()
         if result.matches:
             metrics.TOP_SCORE.observe(result.matches[0].score)
         return result
 
-    async def _answer(
-        self, result: MatchResult, query: str, options: MatchOptions, deadline: float, is_bulk: bool
-    ) -> None:
-        if self._recaller.is_too_short_to_wait(deadline):
-            finding = self._hurry.find(query, options, deadline=deadline, is_bulk=is_bulk)
-            await self._answer_hurriedly(result, finding, options, deadline)
-            return
+    async def _plan(self, query: str, options: MatchOptions, budget: TimeBudget, is_bulk: bool) -> QueryPlan:
+        collection = await budget.within_deadline(self._collections.in_use())
+        info, recall = CollectionInfo(), Recall.DENSE
+        if collection:
+            info = await budget.within_deadline(self._collections.info(collection))
+            recall = effective_recall(options.recall, info, collection)
+        depth = options.top_k
+        if options.rerank is not Rerank.NONE:
+            depth = max(options.rerank_depth or self._rerank_depth, depth)
+        return QueryPlan(
+            query=query,
+            is_bulk=is_bulk,
+            budget=budget,
+            collection=collection,
+            recall=recall,
+            candidate_count=options.candidate_count,
+            where=options.where,
+            rerank=options.rerank,
+            rerank_depth=depth,
+            weights=weights_of(info.notes, self._weights),
+            top_k=options.top_k,
+            min_score=options.min_score,
+        )
+
+    async def _answer(self, result: MatchResult, plan: QueryPlan) -> None:
         with timed(result.timings, "encode"):
-            embedded = await self._recaller.embed_or_give_up(
-                query, options, deadline=deadline, is_bulk=is_bulk
-            )
-        if embedded.embedding is None or self._recaller.is_pressed(deadline):
-            finding = self._hurry.search(embedded, options, deadline=deadline)
-            await self._answer_hurriedly(result, finding, options, deadline)
-            return
+            embedded = await self._retriever.embed(plan)
         result.bi_encoder_model_id = embedded.model_id
-        if embedded.collection:
-            await self._answer_whole(result, embedded, options, deadline, is_bulk)
+        if not plan.collection:
+            return
+        result.recall = plan.recall
+        if embedded.embedding is None or self._retriever.is_deadline_tight(plan):
+            await self._answer_quickly(result, plan, embedded.embedding)
+        else:
+            await self._answer_fully(result, plan, embedded.embedding)
 
-    async def _answer_hurriedly(
-        self, result: MatchResult, finding: Awaitable[Found], options: MatchOptions, deadline: float
+    async def _answer_quickly(
+        self, result: MatchResult, plan: QueryPlan, embedding: Embeddings | None
     ) -> None:
-        """What is found, unscored."""
+        """The candidates of one quick search, without scoring."""
+        result.degraded = DegradedReason.ENCODE_LATE
+        if embedding is not None:
+            result.degraded, result.recall = DegradedReason.RECALL_LATE, Recall.DENSE
         with timed(result.timings, "recall"):
-            found = await finding
-            query = found.query
-            result.bi_encoder_model_id = query.model_id
-            if not query.collection:
-                return
-            result.degraded = (
-                DegradedReason.ENCODE_LATE if query.embedding is None else DegradedReason.RECALL_LATE
-            )
-            candidates, weights = await self._ranked(
-                result, query.collection, found.recall, found.hits, deadline
-            )
-        shown = [(candidate, candidate.hit.document) for candidate in candidates if candidate.hit.document]
-        _choose(result, shown, [], weights, options)
+            hits = await self._retriever.quick_search(plan, embedding)
+            candidates = _ranked(result, plan, hits)
+        found = [(candidate, candidate.hit.document) for candidate in candidates if candidate.hit.document]
+        _choose(result, plan, found, [])
 
-    async def _answer_whole(
-        self,
-        result: MatchResult,
-        query: EmbeddedQuery,
-        options: MatchOptions,
-        deadline: float,
-        is_bulk: bool,
-    ) -> None:
+    async def _answer_fully(self, result: MatchResult, plan: QueryPlan, embedding: Embeddings) -> None:
         with timed(result.timings, "recall"):
-            hits = await self._recaller.find(query, options, deadline=deadline)
-            candidates, weights = await self._ranked(result, query.collection, options.recall, hits, deadline)
-        depth = self._depth(options)
-        if options.rerank is Rerank.CASCADE and len(candidates) > depth:
+            hits = await self._retriever.search(plan, embedding)
+            candidates = _ranked(result, plan, hits)
+        if plan.rerank is Rerank.CASCADE and len(candidates) > plan.rerank_depth:
             with timed(result.timings, "rerank", "classify"):
-                candidates = await self._classified(result, query, candidates, deadline, is_bulk)
+                candidates = await self._classified(result, plan, candidates)
         with timed(result.timings, "recall", "read"):
-            found = await self._documents(query.collection, candidates[:depth], deadline)
+            found = await self._read(plan, candidates[: plan.rerank_depth])
         scores = RerankResult()
-        if options.rerank is not Rerank.NONE and found:
+        if plan.rerank is not Rerank.NONE and found:
             with timed(result.timings, "rerank"):
                 texts = [document.text for _, document in found]
-                scores = await self._reranker.score(query.text, texts, deadline=deadline, is_bulk=is_bulk)
+                scores = await self._reranker.score(
+                    plan.query, texts, budget=plan.budget, is_bulk=plan.is_bulk
+                )
             metrics.SCORED_CANDIDATES.observe(len(scores.values))
         result.degraded = result.degraded or scores.degraded
         result.scored_count = len(scores.values)
         result.cross_encoder_model_id = scores.model_id or None
-        _choose(result, found, scores.values, weights, options)
-
-    async def _ranked(
-        self,
-        result: MatchResult,
-        collection: str,
-        recall: Recall | None,
-        hits: Sequence[Hit],
-        deadline: float,
-    ) -> tuple[list[Candidate], Weights]:
-        """The candidates, best first by the weights of the collection, and these weights."""
-        traits = await self._recaller.traits(collection, deadline)
-        result.recall = recall_mode(recall, traits, collection)
-        weights = weights_of(traits.notes, self._weights)
-        metrics.CANDIDATES.observe(len(hits))
-        result.candidate_count = len(hits)
-        return ranked(hits, weights), weights
-
-    def _depth(self, options: MatchOptions) -> int:
-        """How many candidates go on to be scored."""
-        if options.rerank is Rerank.NONE:
-            return options.top_k
-        return min(
-            max(options.rerank_depth or self._rerank_depth, options.top_k), 2 * options.candidate_count
-        )
+        _choose(result, plan, found, scores.values)
 
     async def _classified(
-        self,
-        result: MatchResult,
-        query: EmbeddedQuery,
-        candidates: Sequence[Candidate],
-        deadline: float,
-        is_bulk: bool,
+        self, result: MatchResult, plan: QueryPlan, candidates: Sequence[Candidate]
     ) -> list[Candidate]:
-        """The candidates, those first that the pair classifier finds most alike; as they were without it."""
+        """The candidates by descending score of the pair classifier, or in the same order if it fails."""
         points = [candidate.hit.point for candidate in candidates]
-        embeddings = await before(deadline, self._index.embeddings(points, model_id=query.collection))
+        embeddings = await plan.budget.within_deadline(
+            self._index.embeddings(points, model_id=plan.collection)
+        )
         stored = [candidate for candidate in candidates if candidate.hit.point in embeddings]
         if not stored:
             return []
         scores = await self._reranker.classify(
-            query.text,
+            plan.query,
             np.stack([embeddings[candidate.hit.point] for candidate in stored]),
-            deadline=deadline,
-            is_bulk=is_bulk,
-            model=query.model_id,
+            budget=plan.budget,
+            is_bulk=plan.is_bulk,
+            model=plan.model_id,
         )
         if scores.degraded:
             result.degraded = scores.degraded
@@ -255,26 +230,23 @@ class Matcher:
         ]
         return sorted(classified, key=lambda one: -(one.pair_classifier_score or 0.0))
 
-    async def _documents(
-        self, collection: str, candidates: Sequence[Candidate], deadline: float
+    async def _read(
+        self, plan: QueryPlan, candidates: Sequence[Candidate]
     ) -> list[tuple[Candidate, Document]]:
-        """What of the candidates is still stored, in their order."""
+        """The candidates that are still stored, with their documents, in the same order."""
         points = [candidate.hit.point for candidate in candidates]
-        documents = await before(deadline, self._index.documents(points, model_id=collection))
-        return [
-            (candidate, documents[candidate.hit.point])
-            for candidate in candidates
-            if candidate.hit.point in documents
-        ]
+        documents = await plan.budget.within_deadline(self._index.documents(points, model_id=plan.collection))
+        return [(one, documents[one.hit.point]) for one in candidates if one.hit.point in documents]
+
+
+def _ranked(result: MatchResult, plan: QueryPlan, hits: Sequence[Hit]) -> list[Candidate]:
+    metrics.CANDIDATES.observe(len(hits))
+    result.candidate_count = len(hits)
+    return ranked(hits, plan.weights)
 
 
 def _choose(
-    result: MatchResult,
-    found: Sequence[tuple[Candidate, Document]],
-    scores: Sequence[float],
-    weights: Weights,
-    options: MatchOptions,
+    result: MatchResult, plan: QueryPlan, found: Sequence[tuple[Candidate, Document]], scores: Sequence[float]
 ) -> None:
-    matches = combine(found, scores, weights)
-    good = [match for match in matches if match.score >= options.min_score]
-    result.matches = tuple(good[: options.top_k])
+    matches = combine(found, scores, plan.weights)
+    result.matches = tuple([match for match in matches if match.score >= plan.min_score][: plan.top_k])

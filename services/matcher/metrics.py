@@ -16,7 +16,7 @@ MATCH_STAGE_SECONDS = Histogram(
 )
 CANDIDATES = Histogram(
     "textmatch_match_candidates",
-    "Candidates recalled for a query.",
+    "Candidates found for a query.",
     buckets=_CANDIDATE_BUCKETS,
 )
 SCORED_CANDIDATES = Histogram(
@@ -31,28 +31,24 @@ TOP_SCORE = Histogram(
 )
 DEGRADED_TOTAL = Counter(
     "textmatch_match_degraded_total",
-    "Matches with a part left out, by what it was: scoring late, refused, unavailable; encode_late.",
+    "Degraded matches, by reason: scoring late, refused or unavailable; encode_late, recall_late.",
     ["reason"],
 )
 SHARED_TOTAL = Counter(
     "textmatch_match_shared_total",
-    "Matches answered by an identical one that was running.",
-)
-HEDGED_TOTAL = Counter(
-    "textmatch_match_hedged_total",
-    "Queries that a second encoder was asked to embed, because the first was slow.",
+    "Matches that joined an identical running match.",
 )
 EMBEDDING_CACHE_TOTAL = Counter(
     "textmatch_match_embedding_cache_total",
-    "Look-ups of a query's embedding, by result: hit, miss.",
+    "Look-ups in the cache of query embeddings, by result: hit, miss.",
     ["result"],
 )
 EMBEDDING_CACHE_ENTRIES = Gauge(
     "textmatch_match_embedding_cache_entries",
-    "Embeddings of queries that are kept.",
+    "Query embeddings in the cache.",
 )
 INGEST_HELD_SECONDS = Histogram(
     "textmatch_ingest_held_seconds",
-    "Time for which requests of IngestDocuments were held because the queue was full; only those held.",
+    "Time that requests of IngestDocuments waited because the queue was full; only requests that waited.",
     buckets=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
 )

@@ -1,4 +1,4 @@
-"""From hits to matches: the scores of what was found, put together and ordered."""
+"""From hits to matches: fuses their scores and sorts them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A hit with its recall score and, after a classifier stage, that score."""
+    """A hit with its recall score, and its pair classifier score if there was a classifier stage."""
 
     hit: Hit
     recall_score: float
@@ -35,37 +35,39 @@ class Candidate:
 
 
 def ranked(hits: Iterable[Hit], weights: Weights) -> list[Candidate]:
-    """Best first; equal ones in an order that is always the same."""
+    """Candidates by descending recall score; equal scores are sorted by point id."""
     candidates = [Candidate(hit, _recall_score(hit, weights)) for hit in hits]
     return sorted(candidates, key=lambda one: (-one.recall_score, str(one.hit.point)))
 
 
 def weights_of(notes: Mapping[str, object], default: Weights) -> Weights:
-    """The weights that were tuned for a collection, or else the default."""
+    """The tuned weights in the notes of a collection, or the default."""
     noted = notes.get(WEIGHTS_NOTE)
     if not isinstance(noted, Mapping):
         return default
     try:
         return from_mapping(noted)
     except InvalidInput as error:
-        _log.warning("the weights noted beside the collection are not used", extra={"error": str(error)})
+        _log.warning(
+            "the tuned weights of the collection are invalid and not used", extra={"error": str(error)}
+        )
         return default
 
 
 def combine(
     found: Sequence[tuple[Candidate, Document]], scores: Sequence[float], weights: Weights
 ) -> list[Match]:
-    """All candidates, best first, of which the first have been scored.
+    """All candidates as matches, best first. `scores` are those of the first candidates.
 
-    Scoring lifts or lowers most scores alike. So that a candidate gains nothing from not being scored, it is
-    given what scoring did to the others on average. Equal scores are in the order of recall, then of ids.
+    Scoring shifts most scores by a similar amount. A candidate that was not scored gets the mean shift of the
+    others, so it gains nothing. Equal scores are sorted by recall score, then by id.
     """
     recalled = [candidate.recall_score for candidate, _ in found]
     combined = [
         combined_score(recall, score, weights) for recall, score in zip(recalled, scores, strict=False)
     ]
-    mean_raise = (sum(combined) - sum(recalled[: len(combined)])) / max(len(combined), 1)
-    combined += [recall + mean_raise for recall in recalled[len(combined) :]]
+    mean_shift = (sum(combined) - sum(recalled[: len(combined)])) / max(len(combined), 1)
+    combined += [recall + mean_shift for recall in recalled[len(combined) :]]
     bounded = [min(max(score, 0.0), 1.0) for score in combined]
     parts = sorted(
         zip_longest(found, bounded, scores),

@@ -1,251 +1,172 @@
-"""From a query to candidates: embed it by the model of the collection in use, and search.
-
-Embeddings of recent queries.
-"""
+"""From the plan of a query to its candidates: embed the query and search."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
+
+from cachetools import LRUCache
 
 from services.matcher import metrics
-from services.matcher.hedging import hedged
-from services.matcher.reranker import ANSWER_RESERVE_SECONDS, answer_reserve_seconds
+from services.matcher.deadlines import SearchTime, TimeBudget
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, ModelMismatch, Overloaded
-from textmatch.index.collection_info import CollectionInfo
+from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, Overloaded
+from textmatch.filters import Filter
+from textmatch.index.collections import CollectionInfo
 from textmatch.index.index import Index
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.retry import RETRY_OVERLOADED
-from textmatch.types import EncodeResult, MatchOptions, Recall
+from textmatch.score_fusion import Weights
+from textmatch.types import Recall, Rerank
 from textmatch.vectors import Embeddings
 
-
-class EmbeddingCache:
-    """Keeps the (dimension,) embeddings that were used last, by model and text; 0 entries turn it off."""
-
-    def __init__(self, max_entries: int) -> None:
-        self._max_entries = max_entries
-        self._entries: OrderedDict[tuple[str, str], Embeddings] = OrderedDict()
-
-    def get(self, model_id: str, text: str) -> Embeddings | None:
-        """What was kept, if anything."""
-        embedding = self._entries.get((model_id, text))
-        metrics.EMBEDDING_CACHE_TOTAL.labels("miss" if embedding is None else "hit").inc()
-        if embedding is not None:
-            self._entries.move_to_end((model_id, text))
-        return embedding
-
-    def put(self, model_id: str, text: str, embedding: Embeddings) -> None:
-        """Keep one more, and let go of the one that was not used for longest if there are too many."""
-        self._entries[model_id, text] = embedding
-        self._entries.move_to_end((model_id, text))
-        while len(self._entries) > self._max_entries:
-            self._entries.popitem(last=False)
-        metrics.EMBEDDING_CACHE_ENTRIES.set(len(self._entries))
+# The query is not embedded in time, or the encoder refuses it.
+_NOT_EMBEDDED = (DeadlinePassed, DeadlineTooShort, Overloaded)
 
 
-Answer = TypeVar("Answer")
+@dataclass(frozen=True)
+class QueryPlan:
+    """All that is decided about a query before it is answered. No later stage reads the collection again.
 
-# The query is not embedded in time, or the encoder refuses to.
-NOT_EMBEDDED = (DeadlinePassed, DeadlineTooShort, Overloaded)
+    Attributes:
+        collection: the collection in use; "" while there is none.
+        recall: how the collection is searched.
+        rerank_depth: how many candidates are read and scored.
+    """
 
-# Kept back from embedding, so that searching by words alone still is in time: so many times what a search and
-# what goes with it took lately, but never more than this share of the time.
-_SEARCH_RESERVE_TIMES = 2.5
-_SEARCH_RESERVE_MAX_SHARE = 0.7
-_FIRST_SEARCH_SECONDS = 0.005
-# What a whole search looks for, and how much longer than a smaller one it takes; larger ones are not counted.
-_WHOLE_CANDIDATES = MatchOptions.candidate_count
-_WHOLE_BY_SMALL = 2.0
-# With less time left than so many searches take, fewer candidates are looked for.
-_WHOLE_SEARCH_TIMES = 3.0
-_NEWEST_SHARE = 0.1
+    query: str
+    is_bulk: bool
+    budget: TimeBudget
+    collection: str
+    recall: Recall
+    candidate_count: int
+    where: Filter | None
+    rerank: Rerank
+    rerank_depth: int
+    weights: Weights
+    top_k: int
+    min_score: float
+
+    @property
+    def model_id(self) -> str:
+        """The bi-encoder that built the collection, which is named for it."""
+        return self.collection
+
+    @property
+    def supports_lexical_fallback(self) -> bool:
+        """Whether BM25 alone can answer."""
+        return self.recall is not Recall.DENSE
 
 
 @dataclass(frozen=True)
 class EmbeddedQuery:
-    """A query and the collection to look in, "" if there is none; `embedding` is None if time ran out."""
+    """`embedding` is (dimension,), or None if it was late and BM25 must answer."""
 
-    text: str
-    collection: str
     model_id: str
     embedding: Embeddings | None
 
 
 class Retriever:
-    """Embeds queries and finds candidates."""
+    """Embeds queries and finds their candidates.
 
-    def __init__(
-        self, encoder: EncoderClient, index: Index, cache: EmbeddingCache, hedge_seconds: float = 0.0
-    ) -> None:
+    Args:
+        cache_entries: how many embeddings of recent queries are kept; 0 keeps none.
+    """
+
+    def __init__(self, encoder: EncoderClient, index: Index, cache_entries: int) -> None:
         self._encoder = encoder
         self._index = index
-        self._cache = cache
-        self._hedge_seconds = hedge_seconds
-        self._search_seconds = _FIRST_SEARCH_SECONDS
+        self._cache: LRUCache[tuple[str, str], Embeddings] = LRUCache(cache_entries)
+        self._search_time = SearchTime()
 
-    @property
-    def quick_search_seconds(self) -> float:
-        """How long one search for few candidates takes just now."""
-        return self._search_seconds / _WHOLE_BY_SMALL
-
-    async def collection(self, deadline: float) -> str:
-        """The collection in use; "" if there is none."""
-        return await before(deadline, self._index.collection())
-
-    async def embed(self, query: str, *, deadline: float, is_bulk: bool) -> EmbeddedQuery:
-        """Embed the query by the model of the collection in use.
+    async def embed(self, plan: QueryPlan) -> EmbeddedQuery:
+        """Embed the query by the model of the collection, or by the default model if there is no collection.
 
         Raises:
-            DependencyUnavailable: the encoder or Qdrant does not answer.
+            DependencyUnavailable: the encoder does not answer.
             ModelMismatch: the encoder does not serve that model.
-            DeadlinePassed, DeadlineTooShort, Overloaded: not in time, or refused.
+            DeadlinePassed, DeadlineTooShort, Overloaded: late or refused, and BM25 cannot answer instead.
         """
-        collection = await self.collection(deadline)
+        embed_by = plan.budget.deadline
+        if plan.supports_lexical_fallback:
+            embed_by = plan.budget.fallback_at(self._search_time)
         try:
-            return await self._embed(query, collection, deadline, is_bulk)
-        except ModelMismatch:
-            # The alias may have been switched, and the old model taken away, since it was read.
-            latest = await before(deadline, self._index.refresh_collection())
-            if latest == collection:
+            return await self._embed(plan, embed_by)
+        except _NOT_EMBEDDED:
+            if not plan.supports_lexical_fallback:
                 raise
-            return await self._embed(query, latest, deadline, is_bulk)
+            return EmbeddedQuery(plan.model_id, None)
 
-    async def embed_or_give_up(
-        self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool
-    ) -> EmbeddedQuery:
-        """The same, but without an embedding if it is late and words will do."""
-        collection = await self.collection(deadline)
-        if not await self.words_will_do(collection, options, deadline):
-            return await self.embed(query, deadline=deadline, is_bulk=is_bulk)
-        seconds_left = deadline - time.monotonic()
-        reserve_seconds = self._search_seconds * _SEARCH_RESERVE_TIMES + answer_reserve_seconds(deadline)
-        finish = deadline - min(reserve_seconds, seconds_left * _SEARCH_RESERVE_MAX_SHARE)
-        try:
-            return await self.embed(query, deadline=finish, is_bulk=is_bulk)
-        except NOT_EMBEDDED:
-            return EmbeddedQuery(query, collection, collection, None)
+    def is_deadline_tight(self, plan: QueryPlan) -> bool:
+        """Whether a full search and the stages after it may be late."""
+        return plan.budget.is_tight(self._search_time)
 
-    async def find(
+    async def search(self, plan: QueryPlan, embedding: Embeddings) -> list[Hit]:
+        """The `candidate_count` best hits of each kind of search, in no particular order."""
+        return await self._search(plan, plan.candidate_count, embedding, plan.recall)
+
+    async def quick_search(self, plan: QueryPlan, embedding: Embeddings | None) -> list[Hit]:
+        """The `top_k` nearest embeddings, or without an embedding the best by BM25, with their documents."""
+        recall = plan.recall if embedding is None else Recall.DENSE
+        return await self._search(plan, plan.top_k, embedding, recall, with_documents=True)
+
+    async def _search(
         self,
-        query: EmbeddedQuery,
-        options: MatchOptions,
+        plan: QueryPlan,
+        count: int,
+        embedding: Embeddings | None,
+        recall: Recall,
         *,
-        deadline: float,
         with_documents: bool = False,
     ) -> list[Hit]:
-        """The candidates, in no particular order.
-
-        Raises:
-            CollectionGone: the collection has been dropped.
-            LexicalIndexMissing: hybrid recall was asked for in a collection without BM25.
-        """
-        if not query.collection:
-            return []
-        traits = await self.traits(query.collection, deadline)
-        mode = recall_mode(options.recall, traits, query.collection)
-        search = SearchQuery(
-            count=options.candidate_count,
-            embedding=query.embedding,
-            text="" if mode is Recall.DENSE else query.text,
-            condition=options.where,
-            fuse_ranks=mode is Recall.HYBRID_RRF,
+        query = SearchQuery(
+            count=count,
+            embedding=embedding,
+            text="" if recall is Recall.DENSE else plan.query,
+            condition=plan.where,
+            fuse_ranks=recall is Recall.HYBRID_RRF,
             with_documents=with_documents,
         )
         started = time.monotonic()
         try:
-            return await before(deadline, self._index.recall(search, model_id=query.collection))
+            return await plan.budget.within_deadline(self._index.search(query, model_id=plan.collection))
         finally:
-            self._observe_search(options.candidate_count, time.monotonic() - started)
+            self._search_time.observe(count, time.monotonic() - started)
 
-    def is_too_short_to_wait(self, deadline: float) -> bool:
-        """Whether little time would be left to search by words after waiting for an embedding in vain."""
-        seconds_for_words = (deadline - time.monotonic()) * _SEARCH_RESERVE_MAX_SHARE
-        return seconds_for_words < self._search_seconds + ANSWER_RESERVE_SECONDS
-
-    def is_pressed(self, deadline: float) -> bool:
-        """Whether a whole search and what comes after it may not end in time."""
-        return (
-            deadline - time.monotonic() < self._search_seconds * _WHOLE_SEARCH_TIMES + ANSWER_RESERVE_SECONDS
-        )
-
-    async def words_will_do(self, collection: str, options: MatchOptions, deadline: float) -> bool:
-        """Whether the collection can be searched without an embedding.
-
-        Raises:
-            CollectionGone: it has been dropped.
-        """
-        if not collection or options.recall is Recall.DENSE:
-            return False
-        return (await self.traits(collection, deadline)).has_lexical
-
-    async def traits(self, collection: str, deadline: float) -> CollectionInfo:
-        """What the collection can do.
-
-        Raises:
-            CollectionGone: it has been dropped.
-        """
-        return await before(deadline, self._index.traits(collection))
-
-    def _observe_search(self, count: int, seconds: float) -> None:
-        if count > _WHOLE_CANDIDATES:
-            return
-        whole_seconds = seconds * (1.0 if count == _WHOLE_CANDIDATES else _WHOLE_BY_SMALL)
-        self._search_seconds += _NEWEST_SHARE * (whole_seconds - self._search_seconds)
-
-    async def _embed(self, query: str, collection: str, deadline: float, is_bulk: bool) -> EmbeddedQuery:
-        cached = self._cache.get(collection, query) if collection else None
+    async def _embed(self, plan: QueryPlan, embed_by: float) -> EmbeddedQuery:
+        cached = self._cache.get((plan.model_id, plan.query))
+        metrics.EMBEDDING_CACHE_TOTAL.labels("miss" if cached is None else "hit").inc()
         if cached is not None:
-            return EmbeddedQuery(query, collection, collection, cached)
-        if deadline <= time.monotonic():
+            return EmbeddedQuery(plan.model_id, cached)
+        if embed_by <= time.monotonic():
             raise DeadlinePassed("there is no time to embed the query")
-
-        async def encode() -> EncodeResult:
-            return await self._encoder.encode(
-                [query],
-                is_query=True,
-                is_bulk=is_bulk,
-                timeout_seconds=deadline - time.monotonic(),
-                model=collection,
-            )
-
-        # Interactive work is not tried again: its caller waits.
+        # Interactive work is not retried, because its caller waits.
         encoded = await RETRY_OVERLOADED.call_until(
-            deadline if is_bulk else 0.0, hedged, encode, 0.0 if is_bulk else self._hedge_seconds
+            embed_by if plan.is_bulk else 0.0,
+            lambda: self._encoder.encode(
+                [plan.query],
+                is_query=True,
+                is_bulk=plan.is_bulk,
+                timeout_seconds=embed_by - time.monotonic(),
+                model=plan.model_id,
+            ),
         )
-        self._cache.put(encoded.model_id, query, encoded.embeddings[0])
-        return EmbeddedQuery(query, collection, encoded.model_id, encoded.embeddings[0])
+        if self._cache.maxsize:
+            self._cache[encoded.model_id, plan.query] = encoded.embeddings[0]
+            metrics.EMBEDDING_CACHE_ENTRIES.set(len(self._cache))
+        return EmbeddedQuery(encoded.model_id, encoded.embeddings[0])
 
 
-def recall_mode(wanted: Recall | None, traits: CollectionInfo, collection: str) -> Recall:
+def effective_recall(wanted: Recall | None, info: CollectionInfo, collection: str) -> Recall:
     """How to search a collection.
 
     Raises:
-        LexicalIndexMissing: what is wanted needs BM25, and the collection has none.
+        LexicalIndexMissing: hybrid recall was requested, and the collection has no BM25 index.
     """
     if wanted is None:
-        return Recall.HYBRID if traits.has_lexical else Recall.DENSE
-    if wanted is not Recall.DENSE and not traits.has_lexical:
+        return Recall.HYBRID if info.has_lexical else Recall.DENSE
+    if wanted is not Recall.DENSE and not info.has_lexical:
         raise LexicalIndexMissing(
-            f"the collection {collection} was made without BM25; rebuild it with `textmatch reindex`, or use"
-            " dense recall"
+            f"the collection {collection} has no BM25 index; use dense recall, or run `textmatch reindex`"
         )
     return wanted
-
-
-async def before(deadline: float, answer: Awaitable[Answer]) -> Answer:
-    """What the index says.
-
-    Raises:
-        DeadlinePassed: it does not say it in time.
-    """
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            return await answer
-    except TimeoutError:
-        raise DeadlinePassed("the index did not answer before the deadline") from None

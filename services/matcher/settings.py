@@ -11,7 +11,7 @@ from textmatch.score_fusion import Weights
 
 @dataclass(frozen=True)
 class MatcherSettings(StoreSettings, ServerSettings):
-    """Read once at start."""
+    """All settings, read once at start."""
 
     host: str = setting("TEXTMATCH_MATCHER_HOST", "127.0.0.1", "Address the gRPC server listens on.")
     port: int = setting("TEXTMATCH_MATCHER_PORT", 50052, "Port of the gRPC server.", minimum=0)
@@ -21,61 +21,58 @@ class MatcherSettings(StoreSettings, ServerSettings):
     rerank_weight: float = setting(
         "TEXTMATCH_RERANK_WEIGHT",
         Weights.rerank,
-        "Share of the cross-encoder in the score of a match; the rest is cosine and shared words.",
+        "Share of the cross-encoder in the score of a match; the rest is cosine and BM25.",
         minimum=0,
         maximum=1,
     )
     lexical_weight: float = setting(
         "TEXTMATCH_LEXICAL_WEIGHT",
         Weights.lexical,
-        "How much shared words raise the score of a match; docs/matching.md has the formula.",
+        "How much BM25 raises the score of a match; docs/matching.md has the formula.",
         minimum=0,
         maximum=1,
     )
     rerank_depth: int = setting(
         "TEXTMATCH_RERANK_DEPTH",
         40,
-        "Candidates that the cross-encoder scores for a Match that does not say how many.",
+        "Candidates that the cross-encoder scores if a Match does not set `rerank_depth`.",
         minimum=1,
         maximum=1_000,
     )
     embedding_cache_entries: int = setting(
         "TEXTMATCH_EMBEDDING_CACHE_ENTRIES",
         10_000,
-        "Embeddings of recent queries that are kept; 0 keeps none.",
-        minimum=0,
-    )
-    encoder_hedge_seconds: float = setting(
-        "TEXTMATCH_ENCODER_HEDGE_SECONDS",
-        0.0,
-        "Ask a second encoder to embed a query that the first has not embedded after so long; 0 never does.",
+        "Size of the cache of query embeddings; 0 turns it off.",
         minimum=0,
     )
     match_timeout_seconds: float = setting(
         "TEXTMATCH_MATCH_TIMEOUT_SECONDS",
         10.0,
-        "Time for a Match whose caller set no deadline.",
+        "Time limit of a Match whose caller set no deadline.",
         minimum=0.001,
     )
     batch_match_concurrency: int = setting(
-        "TEXTMATCH_BATCH_MATCH_CONCURRENCY", 8, "Queries of one BatchMatch answered at a time.", minimum=1
+        "TEXTMATCH_BATCH_MATCH_CONCURRENCY",
+        8,
+        "Queries of one BatchMatch that are answered at the same time.",
+        minimum=1,
     )
     max_queued_documents: int = setting(
         "TEXTMATCH_INGEST_MAX_QUEUED_DOCUMENTS",
         500_000,
-        "From so many documents in the queue on, callers of IngestDocuments are held.",
+        "Documents in the queue from which on callers of IngestDocuments wait.",
         minimum=1,
     )
     max_queued_bytes: int = setting(
         "TEXTMATCH_INGEST_MAX_QUEUED_BYTES",
         1024**3,
-        "From so many bytes in the queue on, callers of IngestDocuments are held.",
+        "Bytes in the queue from which on callers of IngestDocuments wait.",
         minimum=1,
     )
     tombstone_seconds: int = setting(
         "TEXTMATCH_TOMBSTONE_SECONDS",
         7 * 24 * 3600,
-        "How long a delete is remembered; longer than any write can wait in the queue.",
+        "How long a delete is remembered. It must be longer than any write can wait in the queue.",
         minimum=60,
     )
 
@@ -84,6 +81,6 @@ def from_environment() -> MatcherSettings:
     """Read `TEXTMATCH_*`.
 
     Raises:
-        InvalidInput: naming every variable with a bad value.
+        InvalidInput: naming every variable with an invalid value.
     """
     return load(MatcherSettings, os.environ)

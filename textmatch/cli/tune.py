@@ -158,7 +158,7 @@ async def _collection_and_missing(addresses: Addresses, documents: Sequence[str]
 
 async def _store(addresses: Addresses, collection: str, weights: Weights) -> None:
     async with addresses.index() as index:
-        await index.note(collection, {WEIGHTS_NOTE: to_mapping(weights)})
+        await index.collections.note(collection, {WEIGHTS_NOTE: to_mapping(weights)})
 
 
 async def _reset(addresses: Addresses) -> str:
@@ -167,7 +167,7 @@ async def _reset(addresses: Addresses) -> str:
         collection = await index.refresh_collection()
         if not collection:
             raise CommandFailed("there is no collection yet")
-        await index.note(collection, {WEIGHTS_NOTE: None})
+        await index.collections.note(collection, {WEIGHTS_NOTE: None})
         return collection
 
 

@@ -1,8 +1,8 @@
-"""BM25 as sparse vectors: Qdrant knows how rare a term is in the collection, we say how often a text has it.
+"""BM25 as sparse vectors. textmatch weighs the terms of a text; Qdrant multiplies by their IDF.
 
-The score of two texts is then the sum over the query's terms of idf(term) * saturation(term in document).
-Terms are words in lower case; of Chinese, Japanese and Korean, which put no spaces between words, single
-characters and pairs of neighbours. Words that carry no meaning of their own are left out.
+The score is the sum over the query's terms of idf(term) * saturation(term in document). Terms are lower-case
+words. Chinese, Japanese and Korean are written without spaces: their terms are single characters and pairs of
+neighbouring characters. Stop words are left out.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from itertools import pairwise
 
 from qdrant_client import models
 
-# How fast repetition of a term stops to matter, and how much long texts are held back.
+# BM25's k1 and b.
 _SATURATION = 1.2
 _LENGTH_SHARE = 0.4
-# Which texts count as long cannot depend on the collection: it changes with every write.
+# Stands for the average length of a collection, which would change with every write.
 _TYPICAL_TERMS = 64
 
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
@@ -35,25 +35,25 @@ _STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 
 
 def terms(text: str) -> list[str]:
-    """The terms of a text, repeated as often as they occur."""
+    """The terms of a text in order, with repetitions."""
     folded = unicodedata.normalize("NFKC", text).lower()
     return [term for run in _RUN.findall(folded) for term in _terms_of(run) if term not in _STOP_WORDS]
 
 
 def document_vector(text: str) -> models.SparseVector:
-    """What a stored text contributes to the score for each of its terms."""
+    """The weight of each term of a stored text."""
     counts = Counter(terms(text))
     length = 1.0 - _LENGTH_SHARE + _LENGTH_SHARE * sum(counts.values()) / _TYPICAL_TERMS
     weights: dict[int, float] = {}
     for term, count in counts.items():
         weight = count * (_SATURATION + 1.0) / (count + _SATURATION * length)
-        # Two terms share an index once in billions; the larger weight stands for both.
+        # If the hashes of two terms collide, the larger weight counts.
         weights[_index(term)] = max(weight, weights.get(_index(term), 0.0))
     return models.SparseVector(indices=list(weights), values=list(weights.values()))
 
 
 def query_vector(text: str) -> models.SparseVector:
-    """One for each term of a query; empty if it has none."""
+    """Weight 1 for each term of a query; empty if the query has no terms."""
     indices = sorted({_index(term) for term in terms(text)})
     return models.SparseVector(indices=indices, values=[1.0] * len(indices))
 
@@ -67,5 +67,5 @@ def _terms_of(run: str) -> Iterator[str]:
 
 
 def _index(term: str) -> int:
-    """The same in every process and for ever, as it is stored; 32 bits."""
+    """A 32-bit hash. It is stored, so it must never change."""
     return zlib.crc32(term.encode())

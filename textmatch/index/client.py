@@ -1,4 +1,4 @@
-"""Connecting to Qdrant, and what its failures mean to us."""
+"""The connection to Qdrant, and the translation of its errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TRANSIENT_CODES = frozenset(
 
 
 class CollectionGone(DependencyUnavailable):
-    """A collection was dropped after its name was read from an alias; the next try finds its successor."""
+    """A collection was dropped after its name was read from an alias. A retry finds its successor."""
 
     def __init__(self, collection: str) -> None:
         super().__init__(f"the collection {collection} is gone", retry_delay_seconds=0.0)
@@ -40,11 +40,11 @@ class CollectionGone(DependencyUnavailable):
 
 @dataclass(frozen=True)
 class QdrantTls:
-    """PEM files for https://, each empty if not needed.
+    """Paths of PEM files for https://, each "" if not needed.
 
     Args:
-        ca: whom to trust; empty: the CAs that gRPC brings.
-        cert: what to show if Qdrant asks for a certificate; with the key.
+        ca: the CAs to trust; "" means those that come with gRPC.
+        cert: the client certificate, if Qdrant asks for one. It needs `key`.
     """
 
     ca: str = ""
@@ -52,7 +52,7 @@ class QdrantTls:
     key: str = ""
 
     def options(self) -> dict[str, bytes]:
-        """As Qdrant's client takes them.
+        """The contents of the files, as options of the gRPC channel.
 
         Raises:
             InvalidInput: a file cannot be read.
@@ -64,7 +64,7 @@ class QdrantTls:
 def connect(
     url: str, api_key: str = "", timeout_seconds: float = 10.0, tls: QdrantTls | None = None
 ) -> AsyncQdrantClient:
-    """A client that speaks gRPC only, to a real cluster or to the standalone server.
+    """A client that uses gRPC only, for a Qdrant cluster or the standalone server.
 
     Args:
         url: `http://host:6334` or `https://host:6334`; the port is Qdrant's gRPC port.
@@ -85,7 +85,7 @@ def connect(
         api_key=api_key or None,
         timeout=int(timeout_seconds),
         grpc_options={**_GRPC_OPTIONS, **tls_options},
-        # The check would speak HTTP to another port.
+        # The check would use HTTP, on another port.
         check_compatibility=False,
     )
 
@@ -100,16 +100,16 @@ def _read(path: Path) -> bytes:
 
 @asynccontextmanager
 async def translated_errors(collection: str = "") -> AsyncIterator[None]:
-    """Turns failures of Qdrant's client into ours; what is a bug stays as it is.
+    """Turns errors of Qdrant's client into TextMatchErrors. Errors that show a bug pass through.
 
     Args:
-        collection: the one that is read or written; nothing else may be missing.
+        collection: the collection that is used. NOT_FOUND then means that it is gone.
 
     Raises:
         CollectionGone: there is no such collection.
         DependencyUnavailable: Qdrant does not answer, or not in time.
-        Overloaded: Qdrant asks for patience.
-        InvalidInput: Qdrant cannot make sense of the request, such as of a field's name in a filter.
+        Overloaded: Qdrant asks the caller to retry later.
+        InvalidInput: Qdrant rejects the request, for example a field name in a filter.
     """
     try:
         yield
@@ -117,7 +117,7 @@ async def translated_errors(collection: str = "") -> AsyncIterator[None]:
         raise Overloaded(f"Qdrant: {error}", retry_delay_seconds=float(error.retry_after_s)) from error
     except grpc.aio.AioRpcError as error:
         if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
-            raise InvalidInput.of_field("request", f"Qdrant refuses it: {error.details()}") from error
+            raise InvalidInput.of_field("request", f"Qdrant rejects it: {error.details()}") from error
         if collection and error.code() == grpc.StatusCode.NOT_FOUND:
             raise CollectionGone(collection) from error
         if error.code() not in _TRANSIENT_CODES:

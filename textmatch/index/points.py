@@ -1,4 +1,4 @@
-"""The points of one collection, whichever alias points at it or none."""
+"""Reads and deletes in one collection, whatever its role."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PAGE = 1_000
 
 @dataclass(frozen=True)
 class VersionsPage:
-    """Versions by document id; `next_position` is None on the last page."""
+    """Versions by document id. `next_position` is None on the last page."""
 
     versions: dict[str, int]
     next_position: PointId | None
@@ -32,7 +32,7 @@ class CollectionPoints:
         self._collection = collection
 
     async def fetch(self, ids: Iterable[str], *, with_embeddings: bool = False) -> dict[str, StoredDocument]:
-        """The stored ones of these documents, by id."""
+        """Those of these documents that are stored, by id."""
         async with translated_errors(self._collection):
             records = await self._client.retrieve(
                 self._collection,
@@ -43,7 +43,7 @@ class CollectionPoints:
         return {one.document.id: one for one in stored}
 
     async def versions(self, ids: Iterable[str]) -> dict[str, int]:
-        """The versions of the stored ones of these documents, by id."""
+        """The versions of those of these documents that are stored, by id."""
         async with translated_errors(self._collection):
             records = await self._client.retrieve(
                 self._collection, [point_id(one) for one in ids], with_payload=["id", VERSION_FIELD]
@@ -51,13 +51,13 @@ class CollectionPoints:
         return _versions(records)
 
     async def page(self, position: PointId | None) -> VersionsPage:
-        """The versions of some documents, walking through all of them.
+        """One page of the versions of all documents.
 
-        What is stored from the beginning of a walk to its end is found; what comes or goes meanwhile may be
-        found or not.
+        A walk through all pages finds every document that is stored the whole time. It may miss documents
+        that are written or deleted during the walk.
 
         Args:
-            position: `next_position` of the page before; None at the beginning.
+            position: `next_position` of the page before; None for the first page.
         """
         async with translated_errors(self._collection):
             records, following = await self._client.scroll(
@@ -66,7 +66,7 @@ class CollectionPoints:
         return VersionsPage(_versions(records), following)
 
     async def delete(self, versions: Mapping[str, int]) -> int:
-        """Remove documents that are not newer than the version given for their id; says how many."""
+        """Delete documents that are not newer than the version given for their id; returns how many."""
         by_version: dict[int, list[models.ExtendedPointId]] = {}
         for document_id, version in versions.items():
             by_version.setdefault(version, []).append(point_id(document_id))
@@ -81,7 +81,7 @@ class CollectionPoints:
         return deleted
 
     async def sample(self, count: int) -> list[str]:
-        """The texts of documents drawn at random, fewer if there are not so many."""
+        """The texts of `count` random documents, or of all documents if there are fewer."""
         async with translated_errors(self._collection):
             response = await self._client.query_points(
                 self._collection,
@@ -92,7 +92,10 @@ class CollectionPoints:
         return [(point.payload or {})["text"] for point in response.points]
 
     async def nearest(self, embedding: Embeddings, count: int) -> list[PointId]:
-        """The points nearest to a (dimension,) embedding, nearest first; equal ids mean equal documents."""
+        """The ids of the points nearest to a (dimension,) embedding, nearest first.
+
+        A document has the same point id in every collection.
+        """
         async with translated_errors(self._collection):
             response = await self._client.query_points(
                 self._collection,

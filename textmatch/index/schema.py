@@ -1,7 +1,4 @@
-"""What a collection looks like, and a document as a point in it.
-
-Payload indexes: which attributes filters are quick on.
-"""
+"""The schema of a collection: vectors, payload, payload indexes, and filters on attributes."""
 
 from __future__ import annotations
 
@@ -21,15 +18,26 @@ from textmatch.vectors import Embeddings
 
 DENSE_VECTOR = "dense"
 LEXICAL_VECTOR = "bm25"
-# Recall@100 above 0.99 on 100,000 real texts; bench/RESULTS.md compares others.
+# Recall@100 is above 0.99 on 100,000 real texts; bench/RESULTS.md compares other settings.
 HNSW = models.HnswConfigDiff(m=32, ef_construct=200)
 DOCUMENT_FIELDS = ["id", "text", "attributes", "version"]
 VERSION_FIELD = "version"
 
+_ATTRIBUTES_PREFIX = "attributes."
+# A part of a path that Qdrant reads without quotes. [] stands for all elements of a list, [2] for one.
+_PLAIN_PART = re.compile(r"[A-Za-z0-9_-]+(?:\[\d*\])*")
+_PAYLOAD_INDEXES_VARIABLE = "TEXTMATCH_PAYLOAD_INDEXES"
+_KINDS = {
+    "keyword": models.PayloadSchemaType.KEYWORD,
+    "integer": models.PayloadSchemaType.INTEGER,
+    "float": models.PayloadSchemaType.FLOAT,
+    "bool": models.PayloadSchemaType.BOOL,
+}
+
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document as it stands in the index; `embedding` is (dimension,) or None if it was not asked for."""
+    """A document as stored. `embedding` is (dimension,), or None if embeddings were not requested."""
 
     document: Document
     text_hash: str
@@ -39,17 +47,17 @@ class StoredDocument:
 
 
 def dense_vector_params(dimension: int) -> dict[str, models.VectorParams]:
-    """One cosine vector a document."""
+    """The embedding of a document, compared by cosine."""
     return {DENSE_VECTOR: models.VectorParams(size=dimension, distance=models.Distance.COSINE)}
 
 
 def lexical_vector_params() -> dict[str, models.SparseVectorParams]:
-    """BM25: Qdrant multiplies with how rare a term is."""
+    """The BM25 weights of a document. Qdrant multiplies them by the inverse document frequency."""
     return {LEXICAL_VECTOR: models.SparseVectorParams(modifier=models.Modifier.IDF)}
 
 
 def to_point(document: Document, embedding: Embeddings, *, has_lexical: bool) -> models.PointStruct:
-    """A document and its (dimension,) embedding as a point of a collection with or without BM25."""
+    """The point of a document with its (dimension,) embedding, for a collection with or without BM25."""
     payload = {
         "id": document.id,
         "text": document.text,
@@ -65,7 +73,7 @@ def to_point(document: Document, embedding: Embeddings, *, has_lexical: bool) ->
 
 
 def to_document(payload: dict[str, Any]) -> Document:
-    """The document of a payload that holds at least DOCUMENT_FIELDS."""
+    """The document of a payload with at least DOCUMENT_FIELDS."""
     return Document(
         id=payload["id"],
         text=payload["text"],
@@ -75,7 +83,7 @@ def to_document(payload: dict[str, Any]) -> Document:
 
 
 def to_stored_document(record: models.Record, model_id: str) -> StoredDocument:
-    """A whole record of the collection of that model."""
+    """A record with its whole payload, from the collection of that model."""
     payload = record.payload or {}
     embedding = record.vector[DENSE_VECTOR] if isinstance(record.vector, dict) else None
     return StoredDocument(
@@ -87,17 +95,8 @@ def to_stored_document(record: models.Record, model_id: str) -> StoredDocument:
     )
 
 
-_VARIABLE = "TEXTMATCH_PAYLOAD_INDEXES"
-_KINDS = {
-    "keyword": models.PayloadSchemaType.KEYWORD,
-    "integer": models.PayloadSchemaType.INTEGER,
-    "float": models.PayloadSchemaType.FLOAT,
-    "bool": models.PayloadSchemaType.BOOL,
-}
-
-
 class PayloadIndexes:
-    """The indexes that the configuration asks for."""
+    """Payload indexes of the configuration: the attributes on which filters are fast."""
 
     def __init__(self, kinds: dict[str, models.PayloadSchemaType]) -> None:
         self._kinds = kinds
@@ -105,22 +104,26 @@ class PayloadIndexes:
 
     @classmethod
     def parse(cls, text: str) -> PayloadIndexes:
-        """From `module:keyword,year:integer`; the kinds are keyword, integer, float and bool.
+        """Parse `module:keyword,year:integer`. The kinds are keyword, integer, float and bool.
 
         Raises:
-            InvalidInput: naming the entry that is wrong.
+            InvalidInput: naming the bad entry.
         """
         kinds = {}
         for entry in filter(None, re.split(r"\s*,\s*", text.strip())):
             field, _, kind = entry.rpartition(":")
             if not field or kind not in _KINDS:
                 known = ", ".join(_KINDS)
-                raise InvalidInput.of_field(_VARIABLE, f"holds {entry!r}; write attribute:kind, of {known}")
+                reason = f"{entry!r} must be attribute:kind, where kind is one of {known}"
+                raise InvalidInput.of_field(_PAYLOAD_INDEXES_VARIABLE, reason)
             kinds[attribute_key(field)] = _KINDS[kind]
         return cls(kinds)
 
     async def ensure(self, client: AsyncQdrantClient, collection: str) -> None:
-        """Create what a collection lacks, once for each collection; existing documents are indexed too."""
+        """Create the indexes that a collection lacks. Stored documents are indexed too.
+
+        Qdrant is asked once for each collection.
+        """
         if collection in self._ensured:
             return
         async with translated_errors():
@@ -129,13 +132,8 @@ class PayloadIndexes:
         self._ensured.add(collection)
 
 
-_ATTRIBUTES_PREFIX = "attributes."
-# What Qdrant reads without quotes, with the places of a list: all elements, or one.
-_PLAIN_PART = re.compile(r"[A-Za-z0-9_-]+(?:\[\d*\])*")
-
-
 def to_qdrant(condition: Filter) -> models.Filter:
-    """The whole tree; an empty filter fits everything."""
+    """A filter with its nested filters. An empty filter matches everything."""
     return models.Filter(
         must=[_condition(child) for child in condition.must] or None,
         should=[_condition(child) for child in condition.should] or None,
@@ -144,14 +142,14 @@ def to_qdrant(condition: Filter) -> models.Filter:
 
 
 def attribute_key(field: str) -> str:
-    """The path of an attribute as Qdrant reads it; names with spaces or in other scripts get quotes.
+    """The payload path of an attribute. Names with spaces or letters beyond ASCII are quoted.
 
     Raises:
-        InvalidInput: naming the field, if a part of its name is empty or holds a quote.
+        InvalidInput: naming the field, if a part of its path is empty or contains a quote.
     """
     parts = field.split(".")
     if any(not part or '"' in part for part in parts):
-        description = 'is not the path of an attribute: parts joined by dots, none empty or with a "'
+        description = "must be parts joined by dots, none of them empty or with a double quote"
         raise InvalidInput.of_field(f"filter field {field!r}", description)
     quoted = (part if _PLAIN_PART.fullmatch(part) else f'"{part}"' for part in parts)
     return _ATTRIBUTES_PREFIX + ".".join(quoted)
@@ -172,7 +170,7 @@ def _condition(condition: Condition) -> models.Condition:
 
 
 def _match(key: str, values: tuple[str | int | bool, ...]) -> models.Condition:
-    # Qdrant matches "any of" for strings and whole numbers; booleans only one at a time.
+    # Qdrant's "any of" takes strings and integers, but not booleans.
     if any(isinstance(value, bool) for value in values):
         return models.Filter(
             should=[models.FieldCondition(key=key, match=models.MatchValue(value=value)) for value in values]

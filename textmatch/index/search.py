@@ -1,12 +1,14 @@
-"""Recall: the nearest documents by embedding, by shared words, or by both.
+"""Searches in one collection: nearest embeddings, BM25, or both, and reads of the points found.
 
-Our filters as Qdrant's.
+Messages are built without the client's own models: creating an object for every query and point takes longer
+than the search. Errors of Qdrant are translated by the caller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from qdrant_client import AsyncQdrantClient, grpc, models
@@ -16,22 +18,23 @@ from qdrant_client.conversions.conversion import RestToGrpc, grpc_to_payload
 from textmatch.documents import Document
 from textmatch.filters import Filter
 from textmatch.index.bm25 import query_vector
-from textmatch.index.client import translated_errors
 from textmatch.index.schema import DENSE_VECTOR, DOCUMENT_FIELDS, LEXICAL_VECTOR, to_document, to_qdrant
 from textmatch.vectors import Embeddings
 
-# Candidates that the graph looks at; see bench/RESULTS.md for what it gives.
+# `hnsw_ef`: how many candidates Qdrant's graph search keeps; bench/RESULTS.md has the recall.
 _MIN_SEARCH_WIDTH = 256
-_LONGEST_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 _DOCUMENT_PAYLOAD = grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=DOCUMENT_FIELDS))
 
 
 @dataclass(frozen=True)
 class SearchQuery:
-    """What to look for: an (dimension,) embedding, a text whose words count, or both.
+    """A (dimension,) embedding for dense search, a text for BM25, or both for hybrid search.
 
-    With both, `count` are looked for each way, so that up to twice as many are found; `fuse_ranks` then also
-    fuses their ranks. `with_documents` has the documents come along, which spares a second call.
+    Attributes:
+        count: hits of each kind of search; hybrid search finds up to twice as many.
+        fuse_ranks: also fuse the ranks of both kinds by reciprocal rank fusion.
+        with_documents: return the documents with the hits, which saves a second call.
     """
 
     count: int
@@ -44,10 +47,13 @@ class SearchQuery:
 
 @dataclass(frozen=True)
 class Hit:
-    """A recalled point: cosine -1..1 (0 if there was no embedding), BM25 from 0 up (None without a text).
+    """A point that was found.
 
-    `fused_ranks` is 1 for what is first both ways, and None if ranks were not fused; `document` is None if it
-    was not asked for.
+    Attributes:
+        cosine: -1..1; 0 if the query had no embedding.
+        bm25: from 0 up; None if the query had no text.
+        fused_ranks: 1 for a point that is first in both searches; None if ranks were not fused.
+        document: None if documents were not requested.
     """
 
     point: PointId
@@ -57,19 +63,13 @@ class Hit:
     document: Document | None = None
 
 
-async def recall(client: AsyncQdrantClient, collection: str, query: SearchQuery) -> list[Hit]:
-    """What is found, in no particular order.
-
-    Raises:
-        CollectionGone: there is no such collection.
-    """
+async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery) -> list[Hit]:
+    """The points that a query finds, in no particular order."""
     requests = _requests(collection, query)
     if not requests:
         return []
     message = grpc.QueryBatchPoints(collection_name=collection, query_points=requests)
-    async with translated_errors(collection):
-        # The client's own method makes objects of every query and point, which takes longer than the search.
-        answer = await client.grpc_points.QueryBatch(message, timeout=_LONGEST_SECONDS)
+    answer = await client.grpc_points.QueryBatch(message, timeout=_TIMEOUT_SECONDS)
     found = [{point.id.uuid: point.score for point in one.result} for one in answer.result]
     documents = {point.id.uuid: _document(point) for point in answer.result[0].result if query.with_documents}
     fused = found[2] if len(found) > 2 else {}
@@ -94,11 +94,7 @@ def _scores(
 async def read_documents(
     client: AsyncQdrantClient, collection: str, points: Sequence[PointId]
 ) -> dict[PointId, Document]:
-    """The documents that are still stored.
-
-    Raises:
-        CollectionGone: there is no such collection.
-    """
+    """The documents of these points that are still stored."""
     if not points:
         return {}
     message = grpc.GetPoints(
@@ -106,21 +102,15 @@ async def read_documents(
         ids=[grpc.PointId(uuid=str(point)) for point in points],
         with_payload=_DOCUMENT_PAYLOAD,
     )
-    async with translated_errors(collection):
-        answer = await client.grpc_points.Get(message, timeout=_LONGEST_SECONDS)
+    answer = await client.grpc_points.Get(message, timeout=_TIMEOUT_SECONDS)
     return {record.id.uuid: _document(record) for record in answer.result}
 
 
 async def read_embeddings(
     client: AsyncQdrantClient, collection: str, points: Sequence[PointId]
 ) -> Mapping[PointId, Embeddings]:
-    """The (dimension,) embeddings of the points that are still stored.
-
-    Raises:
-        CollectionGone: there is no such collection.
-    """
-    async with translated_errors(collection):
-        records = await client.retrieve(collection, points, with_payload=False, with_vectors=[DENSE_VECTOR])
+    """The (dimension,) embeddings of the points that are still stored."""
+    records = await client.retrieve(collection, points, with_payload=False, with_vectors=[DENSE_VECTOR])
     return {
         record.id: np.asarray(record.vector[DENSE_VECTOR], dtype=np.float32)
         for record in records
@@ -129,38 +119,34 @@ async def read_embeddings(
 
 
 def _requests(collection: str, query: SearchQuery) -> list[grpc.QueryPoints]:
-    """One for each score; with both, each scores what either finds."""
+    """One request for each score. In hybrid search each request scores the hits of both searches."""
     terms = query_vector(query.text) if query.text else models.SparseVector(indices=[], values=[])
     searches = []
     if query.embedding is not None:
         searches.append(_dense(query.embedding, query))
     if terms.indices:
         searches.append(_lexical(terms, query))
+    shared: dict[str, Any] = {
+        "collection_name": collection,
+        "with_payload": _DOCUMENT_PAYLOAD if query.with_documents else None,
+    }
     if len(searches) < 2:
-        return [_alone(collection, search, query) for search in searches]
-    both = [_rescored(collection, searches, search.query, search.using, query) for search in searches]
+        return [
+            grpc.QueryPoints(
+                query=one.query,
+                using=one.using,
+                filter=one.filter if one.HasField("filter") else None,
+                params=one.params if one.HasField("params") else None,
+                limit=one.limit,
+                **shared,
+            )
+            for one in searches
+        ]
+    shared |= {"prefetch": searches, "limit": 2 * query.count}
+    requests = [grpc.QueryPoints(query=one.query, using=one.using, **shared) for one in searches]
     if query.fuse_ranks:
-        by_ranks = grpc.Query(fusion=grpc.Fusion.RRF)
-        both.append(_rescored(collection, searches, by_ranks, "", query))
-    return both
-
-
-def _rescored(
-    collection: str,
-    searches: Sequence[grpc.PrefetchQuery],
-    scored_by: grpc.Query,
-    using: str,
-    query: SearchQuery,
-) -> grpc.QueryPoints:
-    """What any of the searches finds, scored by one of them or by all ranks."""
-    return grpc.QueryPoints(
-        collection_name=collection,
-        prefetch=searches,
-        query=scored_by,
-        using=using or None,
-        limit=2 * query.count,
-        with_payload=_DOCUMENT_PAYLOAD if query.with_documents else None,
-    )
+        requests.append(grpc.QueryPoints(query=grpc.Query(fusion=grpc.Fusion.RRF), **shared))
+    return requests
 
 
 def _dense(embedding: Embeddings, query: SearchQuery) -> grpc.PrefetchQuery:
@@ -178,18 +164,6 @@ def _lexical(terms: models.SparseVector, query: SearchQuery) -> grpc.PrefetchQue
     vector = grpc.VectorInput(sparse=grpc.SparseVector(indices=terms.indices, values=terms.values))
     return grpc.PrefetchQuery(
         query=grpc.Query(nearest=vector), using=LEXICAL_VECTOR, filter=_filter(query), limit=query.count
-    )
-
-
-def _alone(collection: str, search: grpc.PrefetchQuery, query: SearchQuery) -> grpc.QueryPoints:
-    return grpc.QueryPoints(
-        collection_name=collection,
-        query=search.query,
-        using=search.using,
-        filter=search.filter if search.HasField("filter") else None,
-        params=search.params if search.HasField("params") else None,
-        limit=search.limit,
-        with_payload=_DOCUMENT_PAYLOAD if query.with_documents else None,
     )
 
 

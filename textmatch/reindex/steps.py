@@ -30,9 +30,9 @@ async def start(index: Index, encoder: EncoderClient, model: str) -> Migration:
     _check_start(roles, new.model_id)
     await _served(encoder, roles.in_use)
     if roles.abandoned:
-        await index.succession.resume()
+        await index.aliases.resume()
     else:
-        await index.succession.start(new.model_id, new.dimension)
+        await index.aliases.start(new.model_id, new.dimension)
     return Migration(roles.in_use, new.model_id)
 
 
@@ -42,7 +42,7 @@ async def switch(index: Index, migration: Migration) -> None:
     Raises:
         ReindexRefused: the target is no longer being built.
     """
-    if await index.succession.promote(CollectionRole.NEXT, in_use=migration.source):
+    if await index.aliases.promote(CollectionRole.NEXT, in_use=migration.source):
         return
     # The answer to a first attempt may have been lost.
     if (await index.refresh_roles()).in_use != migration.target:
@@ -67,7 +67,7 @@ async def roll_back(index: Index, encoder: EncoderClient) -> Migration:
     if not roles.previous:
         raise ReindexRefused("no previous collection is kept; there is nothing to go back to")
     await _served(encoder, roles.previous)
-    if not await index.succession.promote(CollectionRole.PREVIOUS, in_use=roles.in_use):
+    if not await index.aliases.promote(CollectionRole.PREVIOUS, in_use=roles.in_use):
         raise ReindexRefused(f"{roles.previous} is not kept any more: its role was changed")
     return Migration(roles.in_use, roles.previous)
 
@@ -95,7 +95,7 @@ async def cancel(index: Index) -> str:
 async def _drop(index: Index, collection: str, nothing: str) -> str:
     if not collection:
         raise ReindexRefused(f"{nothing}; there is nothing to delete")
-    await index.succession.drop(collection)
+    await index.aliases.drop(collection)
     return collection
 
 
@@ -144,13 +144,13 @@ async def take_over_weights(index: Index, migration: Migration) -> TunedWeights:
 
     Cosines of models with different names are not comparable. May be repeated.
     """
-    tuned = (await index.traits(migration.source)).notes.get(WEIGHTS_NOTE)
-    if (await index.traits(migration.target)).notes.get(WEIGHTS_NOTE) is not None:
+    tuned = (await index.collections.info(migration.source)).notes.get(WEIGHTS_NOTE)
+    if (await index.collections.info(migration.target)).notes.get(WEIGHTS_NOTE) is not None:
         return TunedWeights.OWN
     if tuned is None:
         return TunedWeights.NONE
     # A model id is the model's name, a hyphen and the hash of its files.
     if migration.source.rpartition("-")[0] != migration.target.rpartition("-")[0]:
         return TunedWeights.LEFT_BEHIND
-    await index.note(migration.target, {WEIGHTS_NOTE: tuned})
+    await index.collections.note(migration.target, {WEIGHTS_NOTE: tuned})
     return TunedWeights.TAKEN_OVER

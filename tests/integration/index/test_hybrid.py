@@ -59,7 +59,7 @@ async def fill(index: Index) -> str:
 
 async def found(index: Index, query: SearchQuery) -> dict[str, tuple[float, float | None, float | None]]:
     collection = await index.collection()
-    hits = await index.recall(query, model_id=collection)
+    hits = await index.search(query, model_id=collection)
     documents = await index.documents([hit.point for hit in hits], model_id=collection)
     return {documents[hit.point].id: (hit.cosine, hit.bm25, hit.fused_ranks) for hit in hits}
 
@@ -125,9 +125,9 @@ async def test_filters_hold_for_both_ways(index: Index):
 )
 async def test_documents_come_along_if_asked_for(index: Index, embedding: Embeddings | None, text: str):
     collection = await fill(index)
-    hits = await index.recall(SearchQuery(2, embedding, text), model_id=collection)
+    hits = await index.search(SearchQuery(2, embedding, text), model_id=collection)
     assert {hit.document for hit in hits} == {None}
-    with_documents = await index.recall(
+    with_documents = await index.search(
         SearchQuery(2, embedding, text, with_documents=True), model_id=collection
     )
     documents = await index.documents([hit.point for hit in hits], model_id=collection)
@@ -145,7 +145,7 @@ async def test_a_collection_made_before_bm25_keeps_working(qdrant: str):
     index = Index(connect(qdrant), alias)
     await index.prepare(collection, DIMENSION)
     await fill(index)
-    assert not (await index.traits(collection)).has_lexical
+    assert not (await index.collections.info(collection)).has_lexical
     assert "rm" in await found(index, SearchQuery(2, rows()[0]))
     stored = await index.fetch(["rm"], with_embeddings=True)
     assert np.allclose(stored["rm"].embedding, rows()[0], atol=1e-6)
@@ -154,8 +154,8 @@ async def test_a_collection_made_before_bm25_keeps_working(qdrant: str):
 
 async def test_notes_are_kept_beside_the_collection(index: Index):
     collection = await fill(index)
-    assert (await index.traits(collection)).has_lexical
-    await index.note(collection, {"match_weights": {"lexical": 0.25, "calibration": None}})
-    await index.note(collection, {"other": [1, "二"]})
-    notes = (await index.traits(collection)).notes
+    assert (await index.collections.info(collection)).has_lexical
+    await index.collections.note(collection, {"match_weights": {"lexical": 0.25, "calibration": None}})
+    await index.collections.note(collection, {"other": [1, "二"]})
+    notes = (await index.collections.info(collection)).notes
     assert notes == {"match_weights": {"lexical": 0.25, "calibration": None}, "other": [1, "二"]}

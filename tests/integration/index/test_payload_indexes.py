@@ -34,5 +34,8 @@ async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):
 
 @pytest.mark.parametrize("text", ["module", "module:text", ":keyword"])
 def test_an_entry_that_cannot_be_read_is_named(text: str):
-    with pytest.raises(InvalidInput, match="TEXTMATCH_PAYLOAD_INDEXES: holds .*write attribute:kind"):
+    with pytest.raises(
+        InvalidInput,
+        match="TEXTMATCH_PAYLOAD_INDEXES: '.*' must be attribute:kind, where kind is one of keyword, integer",
+    ):
         PayloadIndexes.parse(text)

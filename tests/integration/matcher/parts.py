@@ -16,7 +16,7 @@ import grpc
 
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
-from services.matcher.retriever import EmbeddingCache, Retriever
+from services.matcher.retriever import Retriever
 from services.matcher.servicer import MatcherServicer
 from tests.integration.ingest.waiting import eventually
 from tests.support.encoder import free_port, spawn_encoder, wait_until_serving
@@ -136,7 +136,7 @@ class RunningMatcher:
 async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterator[RunningMatcher]:
     """Serve on a free loopback port."""
     client = EncoderClient(encoder.target, hide_auth_errors=True)
-    matcher = Matcher(Retriever(client, index, EmbeddingCache(100)), Reranker(client), index, Weights(), 40)
+    matcher = Matcher(Retriever(client, index, 100), Reranker(client), index, Weights(), 40)
     servicer = MatcherServicer(matcher, None, match_timeout_seconds=10, batch_match_concurrency=8)
     server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")

@@ -98,7 +98,7 @@ async def test_what_was_deleted_while_nobody_wrote_to_the_copy_goes_from_it(
     command: ReindexCommand, deps: IndexerDependencies, index: Index, new: str
 ):
     await index_documents(documents(10), deps)
-    await index.succession.start(new, 8)
+    await index.aliases.start(new, 8)
     await index_documents([Document("gone", "text", version=4), *documents(4)], deps)
     await index.points(await index.collection()).delete({"gone": 4})
     report = await command.run("--model", new)

@@ -21,7 +21,7 @@ FIRST = Document("a", "first", version=1)
 async def copier(deps: IndexerDependencies, new: str) -> Copier:
     """An index with a document in it, and a collection beside it that nobody has written to."""
     await index_documents([FIRST], deps)
-    await deps.index.succession.start(new, 8)
+    await deps.index.aliases.start(new, 8)
     return Copier(deps.index, deps.encoder, deps.tombstones, encode_timeout_seconds=10.0)
 
 

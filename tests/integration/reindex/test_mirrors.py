@@ -24,10 +24,10 @@ async def test_a_worker_that_has_not_seen_the_change_yet_misses_nothing(
     await index_documents([FIRST], deps)
     # The worker knows the aliases of a moment ago, and must not rely on them.
     assert (await deps.index.roles()).mirrors == ()
-    await index.succession.start(new, 8)
+    await index.aliases.start(new, 8)
     assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND])
-    await index.succession.promote(CollectionRole.NEXT, in_use=old)
+    await index.aliases.promote(CollectionRole.NEXT, in_use=old)
     third = Document("c", "third", version=1)
     assert await index_documents([third], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND, third])
@@ -38,7 +38,7 @@ async def test_attributes_alone_are_not_encoded_again_for_the_mirror_either(
     deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, new: str
 ):
     await index_documents([FIRST], deps)
-    await index.succession.start(new, 8)
+    await index.aliases.start(new, 8)
     await index_documents([Document("a", "first", {"n": 1}, 2)], deps)
     calls = len(encoder.calls)
     newest = Document("a", "first", {"n": 2}, 3)
@@ -51,7 +51,7 @@ async def test_of_equal_versions_the_mirror_holds_what_the_index_holds(
     deps: IndexerDependencies, index: Index, new: str
 ):
     await index_documents([FIRST], deps)
-    await index.succession.start(new, 8)
+    await index.aliases.start(new, 8)
     await index_documents([Document("a", "another text of the same version", version=1)], deps)
     assert await contents(index, new) == by_id([FIRST])
 
@@ -60,7 +60,7 @@ async def test_a_document_that_only_the_new_model_refuses_is_indexed_and_leaves_
     deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, new: str
 ):
     await index_documents([FIRST], deps)
-    await index.succession.start(new, 8)
+    await index.aliases.start(new, 8)
     await index_documents([Document("a", "older", version=2)], deps)
     encoder.refused_by_model = {new: "newer"}
     assert await index_documents([Document("a", "newer", version=3)], deps) == [DocumentOutcome.INDEXED]
@@ -72,7 +72,7 @@ async def test_a_mirror_whose_model_is_not_served_is_waited_for(
     deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, old: str, new: str
 ):
     await index_documents([FIRST], deps)
-    await index.succession.start(new, 8)
+    await index.aliases.start(new, 8)
     encoder.other_model_ids = ()
     with pytest.raises(ModelMismatch, match=f"{new}.*{old}"):
         await index_documents([SECOND], deps)
@@ -89,10 +89,10 @@ async def test_a_mirror_whose_model_stays_away_is_abandoned_and_ingest_goes_on(
 ):
     async with open_deps(unserved_seconds=0.0) as deps:
         await index_documents([FIRST], deps)
-        await index.succession.start(new, 8)
+        await index.aliases.start(new, 8)
         if role is CollectionRole.PREVIOUS:
-            await index.succession.promote(CollectionRole.NEXT, in_use=old)
-            await index.succession.promote(CollectionRole.PREVIOUS, in_use=new)
+            await index.aliases.promote(CollectionRole.NEXT, in_use=old)
+            await index.aliases.promote(CollectionRole.PREVIOUS, in_use=new)
         encoder.other_model_ids = ()
         assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
         assert await index.refresh_roles() == Roles(in_use=old, abandoned=new)

@@ -84,7 +84,7 @@ async def test_what_was_abandoned_is_not_switched_to_nor_gone_back_to(
     ingested: IndexerDependencies, index: Index, new: str, old: str
 ):
     going = await steps.start(ingested.index, ingested.encoder, new)
-    await index.succession.abandon(CollectionRole.NEXT)
+    await index.aliases.abandon(CollectionRole.NEXT)
     with pytest.raises(ReindexRefused, match=f"{new} is not being built any more"):
         await steps.switch(ingested.index, going)
     with pytest.raises(ReindexRefused, match=f"{new} lacks writes, .* textmatch reindex --model {new}"):
@@ -97,7 +97,7 @@ async def test_what_was_abandoned_can_be_deleted(
     ingested: IndexerDependencies, index: Index, new: str, old: str
 ):
     await steps.start(ingested.index, ingested.encoder, new)
-    await index.succession.abandon(CollectionRole.NEXT)
+    await index.aliases.abandon(CollectionRole.NEXT)
     assert await steps.cancel(ingested.index) == new
     assert await index.refresh_roles() == Roles(in_use=old)
 

@@ -31,12 +31,12 @@ def retrained(encoder: ScriptedEncoder, old: str) -> str:
 async def ingested(deps: IndexerDependencies, old: str) -> IndexerDependencies:
     """A worker's parts, and a collection of the old model with tuned weights."""
     await index_documents([Document("a", "text", version=1)], deps)
-    await deps.index.note(old, {WEIGHTS_NOTE: TUNED})
+    await deps.index.collections.note(old, {WEIGHTS_NOTE: TUNED})
     return deps
 
 
 async def weights(index: Index, collection: str) -> Mapping[str, Any] | None:
-    weights: Mapping[str, Any] | None = (await index.traits(collection)).notes.get(WEIGHTS_NOTE)
+    weights: Mapping[str, Any] | None = (await index.collections.info(collection)).notes.get(WEIGHTS_NOTE)
     return weights
 
 
@@ -62,7 +62,7 @@ async def test_weights_of_its_own_are_kept(
     ingested: IndexerDependencies, command: ReindexCommand, index: Index, retrained: str
 ):
     assert (await command.run("--model", retrained, "--no-switch"))["tuned_weights"] is None
-    await index.note(retrained, {WEIGHTS_NOTE: OTHERS})
+    await index.collections.note(retrained, {WEIGHTS_NOTE: OTHERS})
     assert (await command.run("--model", retrained))["tuned_weights"] == "own"
     assert await weights(index, retrained) == OTHERS
 
@@ -71,5 +71,5 @@ async def test_without_weights_there_is_nothing_to_say(
     deps: IndexerDependencies, command: ReindexCommand, index: Index, old: str, new: str
 ):
     await index_documents([Document("a", "text", version=1)], deps)
-    await index.note(old, {WEIGHTS_NOTE: None})
+    await index.collections.note(old, {WEIGHTS_NOTE: None})
     assert (await command.run("--model", new))["tuned_weights"] == "none"

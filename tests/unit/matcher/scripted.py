@@ -1,4 +1,4 @@
-"""An encoder and an index that answer as a test says."""
+"""A scripted encoder and a scripted index."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
-from services.matcher.retriever import EmbeddingCache, Retriever
+from services.matcher.retriever import Retriever
 from textmatch import errors
 from textmatch.documents import Document
 from textmatch.index.client import CollectionGone
-from textmatch.index.collection_info import CollectionInfo
+from textmatch.index.collections import CollectionInfo, Roles
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.score_fusion import Weights
 from textmatch.types import EncodeResult, ScoreResult
@@ -34,7 +34,7 @@ class ScriptedEncoder:
     encode_count: int = 0
     encode_gate: asyncio.Event | None = None
     encode_seconds: float = 0.0
-    # Each chunk after so many fails with `score_error`.
+    # Chunks that are scored before `score_error` is raised.
     good_chunks: int = 0
     classes: list[float] = field(default_factory=lambda: [0.2, 0.9, 0.5])
 
@@ -42,12 +42,14 @@ class ScriptedEncoder:
         assert is_query
         self.encode_count += 1
         if self.encode_gate:
-            # As the real client, which waits no longer than it is told.
+            # Like the real client, wait no longer than the timeout.
             try:
                 await asyncio.wait_for(self.encode_gate.wait(), timeout_seconds)
             except TimeoutError:
                 raise errors.DeadlinePassed("the encoder did not answer in time") from None
-        await asyncio.sleep(self.encode_seconds)
+        await asyncio.sleep(min(self.encode_seconds, timeout_seconds))
+        if self.encode_seconds > timeout_seconds:
+            raise errors.DeadlinePassed("the encoder did not answer in time")
         if self.encode_error:
             raise self.encode_error
         if model and model not in self.served:
@@ -73,50 +75,52 @@ class ScriptedEncoder:
 @dataclass
 class ScriptedIndex:
     current: str = MODEL
-    # What the alias was when it was read last.
+    # The collection in use when the alias was last read.
     cached: str | None = None
     dropped: tuple[str, ...] = ()
     cosines: dict[str, float] = field(default_factory=lambda: dict(COSINES))
     bm25: dict[str, float] | None = None
     notes: dict[str, object] = field(default_factory=dict)
     deleted: tuple[str, ...] = ()
-    recall_seconds: float = 0.0
-    # As much more by embedding.
-    dense_seconds: float = 0.0
+    search_seconds: float = 0.0
     read_count: int = 0
-    # Searches by words alone.
-    words_count: int = 0
+    lexical_search_count: int = 0
+    plan_reads: list[str] = field(default_factory=list)
 
-    async def collection(self):
+    @property
+    def collections(self):
+        return self
+
+    async def in_use(self):
+        self.plan_reads.append("collection")
         return self.current if self.cached is None else self.cached
 
-    async def refresh_collection(self):
+    async def refresh_roles(self):
         self.cached = None
-        return self.current
+        return Roles(in_use=self.current)
 
-    async def traits(self, collection):
+    async def info(self, collection):
+        self.plan_reads.append("info")
         if collection in self.dropped:
             self.cached = None
             raise CollectionGone(collection)
         return CollectionInfo(self.bm25 is not None, self.notes)
 
-    async def recall(self, query, *, model_id):
-        self.words_count += query.embedding is None
-        await asyncio.sleep(self.recall_seconds)
-        if query.embedding is not None:
-            await asyncio.sleep(self.dense_seconds)
-        hits = self._by_words() if query.embedding is None else self._by_embedding(query)
+    async def search(self, query, *, model_id):
+        self.lexical_search_count += query.embedding is None
+        await asyncio.sleep(self.search_seconds)
+        hits = self._lexical_hits() if query.embedding is None else self._dense_hits(query)
         if query.with_documents:
             hits = [replace(hit, document=Document(hit.point, f"text {hit.point}")) for hit in hits]
         return hits[: query.count]
 
-    def _by_words(self) -> list[Hit]:
+    def _lexical_hits(self) -> list[Hit]:
         return [Hit(key, 0.0, score) for key, score in self.bm25.items()]
 
-    def _by_embedding(self, query: SearchQuery) -> list[Hit]:
-        has_words = self.bm25 is not None and query.text
+    def _dense_hits(self, query: SearchQuery) -> list[Hit]:
+        has_bm25 = self.bm25 is not None and query.text
         return [
-            Hit(key, cosine, self.bm25.get(key, 0.0) if has_words else None)
+            Hit(key, cosine, self.bm25.get(key, 0.0) if has_bm25 else None)
             for key, cosine in self.cosines.items()
         ]
 
@@ -130,8 +134,13 @@ class ScriptedIndex:
 
 def matcher(encoder: ScriptedEncoder, index: ScriptedIndex | None = None, depth: int = 40) -> Matcher:
     index = index or ScriptedIndex()
-    recaller = Retriever(encoder, index, EmbeddingCache(10))
-    return Matcher(recaller, Reranker(encoder), index, Weights(lexical=0.5, rerank=0.5), depth)
+    return Matcher(
+        Retriever(encoder, index, cache_entries=10),
+        Reranker(encoder),
+        index,
+        Weights(lexical=0.5, rerank=0.5),
+        depth,
+    )
 
 
 def soon(seconds: float = 1.0) -> float:

@@ -1,4 +1,4 @@
-"""The order of the stages and what happens when one fails; the encoder and the index are scripted here."""
+"""A Match with a scripted encoder and index: the order of the stages, and what happens when one fails."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ async def test_with_little_time_left_few_candidates_are_found_and_none_is_scored
     assert (result.candidate_count, len(result.matches)) == (30, 30)
 
 
-async def test_what_little_time_is_follows_how_long_searches_take():
-    index = ScriptedIndex(recall_seconds=0.04)
+async def test_what_is_too_little_time_for_a_full_search_depends_on_how_long_searches_take():
+    index = ScriptedIndex(search_seconds=0.04)
     matcher_ = matcher(ScriptedEncoder(), index)
 
     async def reason(seconds: float) -> DegradedReason | None:
@@ -93,7 +93,7 @@ async def test_what_little_time_is_follows_how_long_searches_take():
     for _ in range(20):
         await reason(1.0)
     assert await reason(0.1) is DegradedReason.RECALL_LATE
-    index.recall_seconds = 0.001
+    index.search_seconds = 0.001
     for _ in range(30):
         await reason(0.1)
     assert await reason(0.1) is None
@@ -187,6 +187,16 @@ async def test_a_caller_with_less_time_does_not_wait_for_one_with_more():
     encoder.encode_gate.set()
     await asyncio.gather(*calls)
     assert encoder.encode_count == 3
+
+
+async def test_the_collection_is_read_once_for_a_query():
+    index = ScriptedIndex(bm25={"b": 24.0})
+    await matcher(ScriptedEncoder(), index).match("query", MatchOptions(), deadline=soon())
+    assert index.plan_reads == ["collection", "info"]
+    encoder = ScriptedEncoder(encode_error=errors.DeadlinePassed("late"))
+    result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon())
+    assert result.degraded is DegradedReason.ENCODE_LATE
+    assert index.plan_reads == ["collection", "info"] * 2
 
 
 async def test_a_query_asked_again_is_not_embedded_again():

@@ -13,7 +13,7 @@ MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
 
 
-async def test_shared_words_raise_the_recall_score():
+async def test_bm25_raises_the_recall_score():
     index = ScriptedIndex(bm25={"b": 24.0})
     options = MatchOptions(rerank=Rerank.NONE)
     result = await matcher(ScriptedEncoder(), index).match("query", options, deadline=soon())
@@ -31,14 +31,14 @@ async def test_shared_words_raise_the_recall_score():
 
 async def test_hybrid_recall_needs_a_collection_that_has_bm25():
     for recall in (Recall.HYBRID, Recall.HYBRID_RRF):
-        with pytest.raises(errors.LexicalIndexMissing, match=f"{MODEL} was made without.*reindex"):
+        with pytest.raises(errors.LexicalIndexMissing, match=f"{MODEL} has no BM25 index.*reindex"):
             await matcher(ScriptedEncoder()).match("q", MatchOptions(recall=recall), deadline=soon())
 
 
 @pytest.mark.parametrize(
     "error", [errors.DeadlinePassed("late"), errors.DeadlineTooShort("busy"), errors.Overloaded("full")]
 )
-async def test_words_alone_answer_when_the_query_is_not_embedded_in_time(error: errors.TextMatchError):
+async def test_bm25_alone_answers_when_the_query_is_not_embedded_in_time(error: errors.TextMatchError):
     encoder = ScriptedEncoder(encode_error=error)
     index = ScriptedIndex(bm25={"c": 24.0, "b": 12.0})
     result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon())

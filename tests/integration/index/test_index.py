@@ -60,7 +60,7 @@ async def test_nothing_is_found_before_the_first_collection(qdrant: str):
     assert await index.delete({"a": 1}) == 0
     assert [page async for page in index.find_versions(Filter(), max_version=MAX_VERSION)] == []
     with pytest.raises(CollectionGone, match="missing-000000000000"):
-        await index.recall(SearchQuery(5, embedding(1)[0]), model_id="missing-000000000000")
+        await index.search(SearchQuery(5, embedding(1)[0]), model_id="missing-000000000000")
     await index.close()
 
 
@@ -114,7 +114,7 @@ async def test_recall_returns_the_nearest_first(index: Index):
     documents = [Document(f"d{number}", f"text {number}", version=1) for number in range(50)]
     rows = np.concatenate([embedding(number) for number in range(50)])
     await index.upsert(documents, rows, model_id=await index.collection())
-    hits = await index.recall(SearchQuery(5, embedding(7)[0]), model_id=await index.collection())
+    hits = await index.search(SearchQuery(5, embedding(7)[0]), model_id=await index.collection())
     hits.sort(key=lambda hit: -hit.cosine)
     documents = await index.documents([hit.point for hit in hits], model_id=await index.collection())
     exact = np.argsort(-(rows @ embedding(7)[0]))[:5]
@@ -156,7 +156,7 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
         SearchQuery(10, embedding(1)[0], "", condition),
         SearchQuery(10, None, "b c a1", condition),
     ):
-        hits = await index.recall(query, model_id=await index.collection())
+        hits = await index.search(query, model_id=await index.collection())
         documents = await index.documents([hit.point for hit in hits], model_id=await index.collection())
         assert {one.id for one in documents.values()} == expected
 
@@ -185,8 +185,11 @@ async def test_a_search_by_filter_spares_newer_versions_and_other_ids(index: Ind
 
 async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Index):
     condition = Filter(must=(FieldMatch('a"b', ("x",)),))
-    with pytest.raises(InvalidInput, match="filter field 'a\"b': is not the path of an attribute"):
-        await index.recall(SearchQuery(10, embedding(1)[0], "", condition), model_id=await index.collection())
+    with pytest.raises(
+        InvalidInput,
+        match="filter field 'a\"b': must be parts joined by dots, none of them empty or with a double quote",
+    ):
+        await index.search(SearchQuery(10, embedding(1)[0], "", condition), model_id=await index.collection())
 
 
 async def test_another_models_collection_is_a_mismatch_naming_both(index: Index):

@@ -54,13 +54,13 @@ async def write(index: Index, collection: str, *documents: Document) -> None:
 
 
 async def test_a_change_and_the_way_back(index: Index, old: str, new: str):
-    await index.succession.start(new, DIMENSION)
+    await index.aliases.start(new, DIMENSION)
     assert await index.refresh_roles() == Roles(in_use=old, next=new)
-    assert await index.succession.promote(CollectionRole.NEXT, in_use=old)
+    assert await index.aliases.promote(CollectionRole.NEXT, in_use=old)
     assert await index.roles() == Roles(in_use=new, previous=old)
-    assert await index.succession.promote(CollectionRole.PREVIOUS, in_use=new)
+    assert await index.aliases.promote(CollectionRole.PREVIOUS, in_use=new)
     assert await index.roles() == Roles(in_use=old, previous=new)
-    await index.succession.drop(new)
+    await index.aliases.drop(new)
     assert await index.roles() == Roles(in_use=old)
 
 
@@ -69,33 +69,33 @@ async def test_another_reader_follows_within_the_time_of_its_cache(
 ):
     reader = Index(connect(qdrant), alias)
     assert await reader.collection() == old
-    await index.succession.start(new, DIMENSION)
-    await index.succession.promote(CollectionRole.NEXT, in_use=old)
+    await index.aliases.start(new, DIMENSION)
+    await index.aliases.promote(CollectionRole.NEXT, in_use=old)
     assert await reader.collection() == old
     assert await reader.refresh_collection() == new
     await reader.close()
 
 
 async def test_what_is_abandoned_cannot_be_put_to_use(index: Index, old: str, new: str):
-    await index.succession.start(new, DIMENSION)
-    assert await index.succession.abandon(CollectionRole.NEXT)
-    assert not await index.succession.promote(CollectionRole.NEXT, in_use=old)
+    await index.aliases.start(new, DIMENSION)
+    assert await index.aliases.abandon(CollectionRole.NEXT)
+    assert not await index.aliases.promote(CollectionRole.NEXT, in_use=old)
     assert await index.roles() == Roles(in_use=old, abandoned=new)
-    assert not await index.succession.abandon(CollectionRole.NEXT)
+    assert not await index.aliases.abandon(CollectionRole.NEXT)
 
 
 async def test_what_is_abandoned_can_be_taken_up_again(index: Index, old: str, new: str):
-    await index.succession.start(new, DIMENSION)
-    await index.succession.abandon(CollectionRole.NEXT)
-    assert await index.succession.resume()
-    assert not await index.succession.resume()
+    await index.aliases.start(new, DIMENSION)
+    await index.aliases.abandon(CollectionRole.NEXT)
+    assert await index.aliases.resume()
+    assert not await index.aliases.resume()
     assert await index.roles() == Roles(in_use=old, next=new)
 
 
 async def test_starting_again_keeps_what_is_there(index: Index, new: str):
-    await index.succession.start(new, DIMENSION)
+    await index.aliases.start(new, DIMENSION)
     await write(index, new, Document("a", "text", version=1))
-    await index.succession.start(new, DIMENSION)
+    await index.aliases.start(new, DIMENSION)
     assert await index.points(new).versions(["a"]) == {"a": 1}
 
 
@@ -105,13 +105,13 @@ async def test_deletes_reach_the_collections_beside_the_one_in_use(
     deleter = Index(connect(qdrant), alias)
     # From now on it knows of the old collection only, as long as it does not ask.
     assert (await deleter.roles()).mirrors == ()
-    await index.succession.start(new, DIMENSION)
+    await index.aliases.start(new, DIMENSION)
     for collection in (old, new):
         await write(index, collection, Document("a", "text", version=1), Document("b", "text", version=3))
     assert await deleter.delete({"a": 2, "b": 2}) == 1
     assert await index.points(old).versions(["a", "b"]) == {"b": 3}
     assert await index.points(new).versions(["a", "b"]) == {"b": 3}
-    await index.succession.promote(CollectionRole.NEXT, in_use=old)
+    await index.aliases.promote(CollectionRole.NEXT, in_use=old)
     assert await deleter.delete({"b": 3}) == 1
     assert await index.points(old).count() == await index.points(new).count() == 0
     await deleter.close()
@@ -122,10 +122,10 @@ async def test_reads_through_a_stale_alias_find_the_successor(
 ):
     reader = Index(connect(qdrant), alias)
     assert await reader.collection() == old
-    await index.succession.start(new, DIMENSION)
+    await index.aliases.start(new, DIMENSION)
     await write(index, new, Document("a", "text", version=1))
-    await index.succession.promote(CollectionRole.NEXT, in_use=old)
-    await index.succession.drop(old)
+    await index.aliases.promote(CollectionRole.NEXT, in_use=old)
+    await index.aliases.drop(old)
     assert set(await reader.fetch(["a"])) == {"a"}
     await reader.close()
 
