@@ -1,1 +1,1 @@
-"""The matcher: recall from the index, scores from the encoder, one answer; and the door for documents."""
+"""The matcher service: answers queries from the index and the encoder, and accepts documents."""
