@@ -149,7 +149,7 @@ async def test_a_half_written_dual_write_is_sent_to_both_copies_again(
     await index_documents(DOCUMENTS[:1], deps)
     target = f"new-{encoder.model_id}"
     encoder.other_model_ids = (target,)
-    await deps.index.succession.start(target, DIMENSION)
+    await deps.index.aliases.start(target, DIMENSION)
     qdrant.refuses = lambda copy, collection: copy == 1 and collection == target
     with pytest.raises(DependencyUnavailable):
         await index_documents(DOCUMENTS, deps)
