@@ -24,7 +24,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from types import ModuleType
 from typing import Any, NamedTuple
 
-# They open windows or a browser, print, are tests, or are the platform's halves of os and os.path.
+# They open windows or a browser, print, are tests, or implement os and os.path for one platform.
 _SKIPPED_MODULES = frozenset(
     {
         "antigravity",
@@ -50,7 +50,7 @@ _WITHOUT_SUBMODULES = frozenset({"encodings"})
 
 
 class Entry(NamedTuple):
-    """A name under which something can be reached."""
+    """A name of a function, class or method."""
 
     name: str
     module: str
@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, bool, bool, str]:
-        """Of several names of one thing, the lowest is the one that people use."""
+        """Of several names of one object, the one with the lowest rank is the usual one."""
         is_own_name = getattr(self.target, "__name__", "") == self.name.rpartition(".")[2]
         return self.name.count("."), not is_own_name, not self.is_defined_here, self.name
 
@@ -96,7 +96,7 @@ def _with_submodules(name: str) -> Iterator[ModuleType]:
         return
     try:
         module = importlib.import_module(name)
-    except BaseException:  # noqa: BLE001 -- for another platform, not built in, or ends the interpreter
+    except BaseException:  # noqa: BLE001 -- for another platform, not built in, or raises SystemExit
         return
     yield module
     if name in _WITHOUT_SUBMODULES:
@@ -106,7 +106,7 @@ def _with_submodules(name: str) -> Iterator[ModuleType]:
 
 
 def _entries(module: ModuleType) -> Iterator[Entry]:
-    """Everything public in a module, under the module's name; builtins go without."""
+    """The public names of a module, prefixed with the module's name except for builtins."""
     module_name = "os.path" if module is os.path else module.__name__
     prefix = "" if module_name == "builtins" else f"{module_name}."
     exported = getattr(module, "__all__", None)
@@ -132,12 +132,12 @@ def _class_entries(name: str, module: str, value: type, is_defined_here: bool) -
 def _value(module: ModuleType, name: str) -> Any:
     try:
         return getattr(module, name, None)
-    except Exception:  # noqa: BLE001 -- made when it is asked for, of something that is not installed
+    except Exception:  # noqa: BLE001 -- made on access, of something that is not installed
         return None
 
 
 def _function(value: Any) -> Any:
-    """What a bound, class or static method wraps, so that one function counts once."""
+    """The function that a bound, class or static method wraps."""
     return getattr(value, "__func__", value)
 
 
