@@ -77,7 +77,7 @@ class MatchRun:
 
 
 @dataclass(frozen=True)
-class Results:
+class IngestResults:
     """All measurements."""
 
     document_count: int
@@ -106,7 +106,7 @@ def main(
     write_figures(figures, json_file)
 
 
-def _measure(texts: Sequence[str], rounds: int, affinity: CpuAffinity) -> Results:
+def _measure(texts: Sequence[str], rounds: int, affinity: CpuAffinity) -> IngestResults:
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory)
         with running_stack(data, affinity=affinity) as stack:
@@ -114,7 +114,7 @@ def _measure(texts: Sequence[str], rounds: int, affinity: CpuAffinity) -> Result
             with_lanes = _run_match(stack, texts, data / "with-lanes.jsonl")
         with running_stack(data, commands={"worker": _WORKER_WITHOUT_LANES}, affinity=affinity) as stack:
             without_lanes = _run_match(stack, texts, data / "without-lanes.jsonl")
-    return Results(len(texts), paths, with_lanes, without_lanes)
+    return IngestResults(len(texts), paths, with_lanes, without_lanes)
 
 
 def _run_path(stack: RunningStack, texts: Sequence[str], file: Path) -> PathRun:
@@ -240,7 +240,7 @@ def _run_worker_without_lanes() -> int:
     return run_worker()
 
 
-def _print(results: Results) -> None:
+def _print(results: IngestResults) -> None:
     count = results.document_count
     rows = [
         [

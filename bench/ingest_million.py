@@ -36,7 +36,7 @@ _PARTS = 10
 
 
 @dataclass(frozen=True)
-class Sample:
+class StackSample:
     """A sample during the ingest; `count` documents are in the index."""
 
     seconds: float
@@ -45,21 +45,21 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Run:
+class IngestRun:
     """The whole ingest; `index_bytes` on disk at the end."""
 
-    samples: list[Sample]
+    samples: list[StackSample]
     index_bytes: int
 
-    def first_with(self, count: int) -> Sample:
+    def first_with(self, count: int) -> StackSample:
         """The first sample with at least `count` documents in the index."""
         return next(sample for sample in self.samples if sample.count >= count)
 
-    def speed(self, first: Sample, last: Sample) -> float:
+    def speed(self, first: StackSample, last: StackSample) -> float:
         """Documents a second between two samples."""
         return (last.count - first.count) / (last.seconds - first.seconds)
 
-    def parts(self) -> list[tuple[Sample, Sample]]:
+    def parts(self) -> list[tuple[StackSample, StackSample]]:
         """The run, cut into parts of about equal time."""
         edges = [round(part * (len(self.samples) - 1) / _PARTS) for part in range(_PARTS + 1)]
         return [(self.samples[start], self.samples[end]) for start, end in pairwise(edges) if start != end]
@@ -98,7 +98,7 @@ def main(
         _write_plot(run, plot_file)
 
 
-def _measure(directory: Path, document_count: int, interval_seconds: float) -> Run:
+def _measure(directory: Path, document_count: int, interval_seconds: float) -> IngestRun:
     model = _make_tiny_bi_encoder(directory / "model")
     documents = directory / "documents.jsonl"
     with documents.open("w", encoding="utf-8") as file:
@@ -111,7 +111,7 @@ def _measure(directory: Path, document_count: int, interval_seconds: float) -> R
         index_bytes = sum(
             path.stat().st_blocks * 512 for path in (directory / "qdrant").rglob("*") if path.is_file()
         )
-    return Run(samples, index_bytes)
+    return IngestRun(samples, index_bytes)
 
 
 def _make_tiny_bi_encoder(path: Path) -> Path:
@@ -146,7 +146,7 @@ def _lines(document_count: int) -> Iterator[str]:
         yield json.dumps({"id": f"document-{number}", "text": f"{' '.join(chosen)} {number}"}) + "\n"
 
 
-def _watch(stack: RunningStack, documents: Path, interval_seconds: float) -> Iterator[Sample]:
+def _watch(stack: RunningStack, documents: Path, interval_seconds: float) -> Iterator[StackSample]:
     """Run the command, and sample until everything is searchable."""
     started = time.monotonic()
     with (
@@ -159,7 +159,7 @@ def _watch(stack: RunningStack, documents: Path, interval_seconds: float) -> Ite
             is_running = command.poll() is None
             count = client.ingest_status().document_count
             seconds = time.monotonic() - started
-            yield Sample(seconds, count, {**stack.rss_bytes(), "command": rss_bytes(watched)})
+            yield StackSample(seconds, count, {**stack.rss_bytes(), "command": rss_bytes(watched)})
             if is_running:
                 _wait(command, interval_seconds)
     if command.returncode != 0:
@@ -173,7 +173,7 @@ def _wait(command: subprocess.Popen[bytes], seconds: float) -> None:
         return
 
 
-def _print(run: Run, document_count: int) -> None:
+def _print(run: IngestRun, document_count: int) -> None:
     rows = [
         [
             f"{start.seconds:.0f} to {end.seconds:.0f}",
@@ -187,7 +187,7 @@ def _print(run: Run, document_count: int) -> None:
     print_table(f"{document_count:,} short texts, tiny model ({machine()})", columns, rows)
 
 
-def _write_plot(run: Run, path: Path) -> None:
+def _write_plot(run: IngestRun, path: Path) -> None:
     plot = new_plot(path, rows=2, size=(9, 6))
     if plot is None:
         return

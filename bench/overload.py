@@ -70,7 +70,7 @@ class Lanes:
 
 
 @dataclass(frozen=True)
-class Results:
+class OverloadResults:
     """All measurements. `capacity` is with calls of as many texts as the overload's."""
 
     capacity_single: Measured
@@ -106,7 +106,7 @@ def main(
 
 async def _measure(
     address: str, texts: Sequence[str], texts_per_call: int, closed_seconds: float, load_seconds: float
-) -> Results:
+) -> OverloadResults:
     client = EncoderClient(address)
     interactive = our_embed(client)
     single = await run_load(interactive, _INTERACTIVE, texts, closed_seconds)
@@ -121,7 +121,7 @@ async def _measure(
     overload = await _overload(address, client, texts, load, 2 * alone.p95_ms / 1e3)
     lanes = await _lanes(interactive, our_embed(client, is_bulk=True), texts, 2 * closed_seconds)
     await client.close()
-    return Results(single, capacity, overload, lanes)
+    return OverloadResults(single, capacity, overload, lanes)
 
 
 async def _overload(
@@ -178,7 +178,7 @@ def _encoder_process() -> psutil.Process:
     return process
 
 
-def _figures(results: Results) -> dict[str, float]:
+def _figures(results: OverloadResults) -> dict[str, float]:
     overload, lanes = results.overload, results.lanes
     calls = overload.calls
     refusals_ms = calls.took_seconds[calls.is_refused] * 1e3
@@ -200,7 +200,7 @@ def _answered_texts_per_second(overload: Overload) -> float:
     return float(answered) * load.texts_per_call / load.seconds
 
 
-def _print(results: Results, figures: dict[str, float]) -> None:
+def _print(results: OverloadResults, figures: dict[str, float]) -> None:
     overload, lanes = results.overload, results.lanes
     calls, load = overload.calls, overload.load
     offered = len(calls.sent_at) * load.texts_per_call / load.seconds

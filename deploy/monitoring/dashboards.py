@@ -10,7 +10,7 @@ from deploy.monitoring.grafana import (
     Dashboard,
     Kind,
     Panel,
-    Query,
+    PanelQuery,
     Unit,
     gauge,
     mean,
@@ -21,25 +21,30 @@ from deploy.monitoring.grafana import (
 
 
 def _lines(
-    title: str, description: str, *queries: Query, unit: Unit = Unit.NONE, width: int = 8, needs: str = ""
+    title: str,
+    description: str,
+    *queries: PanelQuery,
+    unit: Unit = Unit.NONE,
+    width: int = 8,
+    needs: str = "",
 ) -> Panel:
     return Panel(title, description, queries, unit, width=width, needs=needs)
 
 
-def _number(title: str, description: str, query: Query, unit: Unit = Unit.NONE) -> Panel:
+def _number(title: str, description: str, query: PanelQuery, unit: Unit = Unit.NONE) -> Panel:
     return Panel(title, description, (query,), unit, Kind.NUMBER, width=4)
 
 
 def _heatmap(title: str, description: str, metric: str, width: int = 8) -> Panel:
     """The buckets of a histogram over time."""
-    query = Query(rate(f"{metric}_bucket", "le"), "{{le}}")
+    query = PanelQuery(rate(f"{metric}_bucket", "le"), "{{le}}")
     return Panel(title, description, (query,), kind=Kind.HEATMAP, width=width)
 
 
 def _process_memory(metric_of_process: str) -> Panel:
     memory = f"process_resident_memory_bytes{{{NAMESPACE}}} and on (instance) {metric_of_process}"
     return _lines(
-        "Process memory", "Resident memory, by process.", Query(memory, "{{instance}}"), unit=Unit.BYTES
+        "Process memory", "Resident memory, by process.", PanelQuery(memory, "{{instance}}"), unit=Unit.BYTES
     )
 
 
@@ -51,47 +56,47 @@ OVERVIEW = Dashboard(
         _number(
             "Matches",
             "Match calls a second.",
-            Query(rate("textmatch_rpc_total", where=ONLY_MATCH)),
+            PanelQuery(rate("textmatch_rpc_total", where=ONLY_MATCH)),
             Unit.PER_SECOND,
         ),
         _number(
             "Match p95",
             "95 % of the Match calls are faster.",
-            Query(quantile(0.95, "textmatch_rpc_seconds", where=ONLY_MATCH), "p95"),
+            PanelQuery(quantile(0.95, "textmatch_rpc_seconds", where=ONLY_MATCH), "p95"),
             Unit.SECONDS,
         ),
         _number(
             "Waiting documents",
             "Documents that are accepted but not searchable yet.",
-            Query(gauge("textmatch_ingest_queue_documents")),
+            PanelQuery(gauge("textmatch_ingest_queue_documents")),
         ),
         _number(
             "Oldest waiting document",
             "Age of the oldest document that is not searchable yet.",
-            Query(gauge("textmatch_ingest_oldest_seconds")),
+            PanelQuery(gauge("textmatch_ingest_oldest_seconds")),
             Unit.SECONDS,
         ),
         _number(
             "Dead letters",
             "Documents that could not be indexed; list them with: textmatch dead-letters list.",
-            Query(gauge("textmatch_dead_letters")),
+            PanelQuery(gauge("textmatch_dead_letters")),
         ),
         _number(
             "Workers ready",
             "Workers that are connected and take messages.",
-            Query(f"sum (textmatch_worker_ready{{{NAMESPACE}}})"),
+            PanelQuery(f"sum (textmatch_worker_ready{{{NAMESPACE}}})"),
         ),
         _lines(
             "Calls",
             "Calls by method.",
-            Query(rate("textmatch_rpc_total", "method"), "{{method}}"),
+            PanelQuery(rate("textmatch_rpc_total", "method"), "{{method}}"),
             unit=Unit.PER_SECOND,
             width=12,
         ),
         _lines(
             "Calls by code",
             "Calls by gRPC status code.",
-            Query(rate("textmatch_rpc_total", "code"), "{{code}}"),
+            PanelQuery(rate("textmatch_rpc_total", "code"), "{{code}}"),
             unit=Unit.PER_SECOND,
             width=12,
         ),
@@ -112,14 +117,14 @@ OVERVIEW = Dashboard(
         _lines(
             "Error budget burn rate, 1 h",
             "At 1 the budget of 30 days lasts 30 days; above 14.4 an alert pages.",
-            Query(f"textmatch:slo_burn_rate1h{{{NAMESPACE}}}", "{{slo}}"),
+            PanelQuery(f"textmatch:slo_burn_rate1h{{{NAMESPACE}}}", "{{slo}}"),
             width=12,
         ),
         Panel(
             "Models",
             "The models that the encoders serve.",
             (
-                Query(
+                PanelQuery(
                     "count by (name, model_id, kind, engine, dtype, device) "
                     f"(textmatch_encoder_model_info{{{NAMESPACE}}})"
                 ),
@@ -139,29 +144,29 @@ ENCODER = Dashboard(
         _lines(
             "Tokens computed",
             "Tokens by lane, without padding.",
-            Query(rate("textmatch_encoder_tokens_total", "lane"), "{{lane}}"),
+            PanelQuery(rate("textmatch_encoder_tokens_total", "lane"), "{{lane}}"),
             unit=Unit.PER_SECOND,
         ),
         _lines(
             "Tokens waiting",
             "Queued tokens by lane. Encoders are scaled on this.",
-            Query(f"sum by (lane) (textmatch_encoder_queue_tokens{{{NAMESPACE}}})", "{{lane}}"),
+            PanelQuery(f"sum by (lane) (textmatch_encoder_queue_tokens{{{NAMESPACE}}})", "{{lane}}"),
         ),
         _lines(
             "Texts waiting",
             "Queued texts by lane.",
-            Query(f"sum by (lane) (textmatch_encoder_queue_texts{{{NAMESPACE}}})", "{{lane}}"),
+            PanelQuery(f"sum by (lane) (textmatch_encoder_queue_texts{{{NAMESPACE}}})", "{{lane}}"),
         ),
         _lines(
             "Stages, p95",
             "Tokenise and queue of a call, forward of a batch, serialise of an answer.",
-            Query(quantile(0.95, "textmatch_encoder_stage_seconds", "stage"), "{{stage}}"),
+            PanelQuery(quantile(0.95, "textmatch_encoder_stage_seconds", "stage"), "{{stage}}"),
             unit=Unit.SECONDS,
         ),
         _lines(
             "Time in forward passes",
             "Share of the time, by encoder; 1 is an engine that never waits.",
-            Query(
+            PanelQuery(
                 f'sum by (instance) (rate(textmatch_encoder_stage_seconds_sum{{{NAMESPACE},stage="forward"}}'
                 "[$__rate_interval]))",
                 "{{instance}}",
@@ -171,7 +176,7 @@ ENCODER = Dashboard(
         _lines(
             "Call latency, p95",
             "Latency by method.",
-            Query(
+            PanelQuery(
                 quantile(0.95, "textmatch_rpc_seconds", "method", 'service="textmatch.v1.EncoderService"'),
                 "{{method}}",
             ),
@@ -182,43 +187,43 @@ ENCODER = Dashboard(
         _lines(
             "Mean batch",
             "Texts and tokens in a forward pass.",
-            Query(mean("textmatch_encoder_batch_texts"), "texts"),
-            Query(mean("textmatch_encoder_batch_tokens"), "tokens"),
+            PanelQuery(mean("textmatch_encoder_batch_texts"), "texts"),
+            PanelQuery(mean("textmatch_encoder_batch_tokens"), "tokens"),
         ),
         _lines(
             "Padding",
             "Tokens computed for each token of a text; packed models have no series.",
-            Query(mean("textmatch_encoder_padding_ratio"), "mean"),
+            PanelQuery(mean("textmatch_encoder_padding_ratio"), "mean"),
             needs=NEEDS_PADDING,
         ),
         _lines(
             "Refused calls",
             "Calls refused because of overload, by reason.",
-            Query(rate("textmatch_encoder_rejections_total", "reason"), "{{reason}}"),
+            PanelQuery(rate("textmatch_encoder_rejections_total", "reason"), "{{reason}}"),
             unit=Unit.PER_SECOND,
         ),
         _lines(
             "Dropped calls",
             "Calls that were cancelled or late before they were computed.",
-            Query(rate("textmatch_encoder_dropped_total", "reason"), "{{reason}}"),
+            PanelQuery(rate("textmatch_encoder_dropped_total", "reason"), "{{reason}}"),
             unit=Unit.PER_SECOND,
         ),
         _lines(
             "Texts truncated or failed",
             "Texts longer than the model reads, and texts that the model failed on.",
-            Query(rate("textmatch_encoder_truncated_total"), "truncated"),
-            Query(rate("textmatch_encoder_failed_texts_total"), "failed"),
+            PanelQuery(rate("textmatch_encoder_truncated_total"), "truncated"),
+            PanelQuery(rate("textmatch_encoder_failed_texts_total"), "failed"),
             unit=Unit.PER_SECOND,
         ),
         _lines(
             "Reloads",
             "Reloads of the models, by result.",
-            Query(f"sum by (result) (textmatch_encoder_reloads_total{{{NAMESPACE}}})", "{{result}}"),
+            PanelQuery(f"sum by (result) (textmatch_encoder_reloads_total{{{NAMESPACE}}})", "{{result}}"),
         ),
         _lines(
             "Device memory",
             "Memory of tensors on the GPU.",
-            Query(f"textmatch_encoder_device_memory_bytes{{{NAMESPACE}}}", "{{instance}} {{device}}"),
+            PanelQuery(f"textmatch_encoder_device_memory_bytes{{{NAMESPACE}}}", "{{instance}} {{device}}"),
             unit=Unit.BYTES,
             needs=NEEDS_CUDA,
         ),
@@ -235,18 +240,18 @@ INGEST = Dashboard(
         _lines(
             "Documents settled",
             "Documents by result.",
-            Query(rate("textmatch_documents_total", "result"), "{{result}}"),
+            PanelQuery(rate("textmatch_documents_total", "result"), "{{result}}"),
             unit=Unit.PER_SECOND,
         ),
         _lines(
             "Waiting documents",
             "Documents that are accepted but not searchable yet.",
-            Query(gauge("textmatch_ingest_queue_documents"), "documents"),
+            PanelQuery(gauge("textmatch_ingest_queue_documents"), "documents"),
         ),
         _lines(
             "Oldest waiting document",
             "Workers are scaled on this age and on the number of waiting documents.",
-            Query(gauge("textmatch_ingest_oldest_seconds"), "age"),
+            PanelQuery(gauge("textmatch_ingest_oldest_seconds"), "age"),
             unit=Unit.SECONDS,
         ),
         _lines(
@@ -263,7 +268,7 @@ INGEST = Dashboard(
         _lines(
             "Dead letters",
             "Normally 0; list them with: textmatch dead-letters list.",
-            Query(gauge("textmatch_dead_letters"), "dead letters"),
+            PanelQuery(gauge("textmatch_dead_letters"), "dead letters"),
         ),
         _lines(
             "Task time",
@@ -274,36 +279,36 @@ INGEST = Dashboard(
         _lines(
             "Retried batches",
             "Batches that are tried again, by reason.",
-            Query(rate("textmatch_worker_retries_total", "reason"), "{{reason}}"),
+            PanelQuery(rate("textmatch_worker_retries_total", "reason"), "{{reason}}"),
             unit=Unit.PER_SECOND,
         ),
         _lines(
             "Workers",
             "Workers that are connected and take messages.",
-            Query(f"sum (textmatch_worker_ready{{{NAMESPACE}}})", "ready"),
+            PanelQuery(f"sum (textmatch_worker_ready{{{NAMESPACE}}})", "ready"),
         ),
         _lines(
             "Operator needed",
             "1 while nothing can be indexed, or while a collection that is not in use gets no writes.",
-            Query(gauge("textmatch_worker_operator_needed", "reason"), "{{reason}}"),
-            Query(gauge("textmatch_worker_abandoned_collections"), "abandoned collection"),
+            PanelQuery(gauge("textmatch_worker_operator_needed", "reason"), "{{reason}}"),
+            PanelQuery(gauge("textmatch_worker_abandoned_collections"), "abandoned collection"),
         ),
         _lines(
             "IngestDocuments calls",
             "Calls by gRPC status code.",
-            Query(rate("textmatch_rpc_total", "code", 'method="IngestDocuments"'), "{{code}}"),
+            PanelQuery(rate("textmatch_rpc_total", "code", 'method="IngestDocuments"'), "{{code}}"),
             unit=Unit.PER_SECOND,
         ),
         _lines(
             "Queue memory",
             "Memory of the messages in Redis.",
-            Query(gauge("textmatch_ingest_queue_bytes"), "bytes"),
+            PanelQuery(gauge("textmatch_ingest_queue_bytes"), "bytes"),
             unit=Unit.BYTES,
         ),
         _lines(
             "Held requests",
             "Seconds a second that IngestDocuments requests are held because the queue is full.",
-            Query(rate("textmatch_ingest_held_seconds_sum"), "held"),
+            PanelQuery(rate("textmatch_ingest_held_seconds_sum"), "held"),
         ),
     ),
 )
@@ -319,7 +324,7 @@ MATCH = Dashboard(
         _lines(
             "Calls",
             "Calls by method and gRPC status code.",
-            Query(
+            PanelQuery(
                 rate("textmatch_rpc_total", "method, code", 'service="textmatch.v1.MatcherService"'),
                 "{{method}} {{code}}",
             ),
@@ -334,13 +339,13 @@ MATCH = Dashboard(
         _lines(
             "Stages, p95",
             "Encode the query, recall candidates, rerank them.",
-            Query(quantile(0.95, "textmatch_match_stage_seconds", "stage"), "{{stage}}"),
+            PanelQuery(quantile(0.95, "textmatch_match_stage_seconds", "stage"), "{{stage}}"),
             unit=Unit.SECONDS,
         ),
         _lines(
             "Stages, mean",
             "The stages add up to a query.",
-            Query(
+            PanelQuery(
                 f"{rate('textmatch_match_stage_seconds_sum', 'stage', _STAGES)}"
                 f" / {rate('textmatch_match_stage_seconds_count', 'stage', _STAGES)}",
                 "{{stage}}",
@@ -350,26 +355,26 @@ MATCH = Dashboard(
         _lines(
             "Degraded matches",
             "Answers with a part left out, by the part that was late, refused or missing.",
-            Query(rate("textmatch_match_degraded_total", "reason"), "{{reason}}"),
+            PanelQuery(rate("textmatch_match_degraded_total", "reason"), "{{reason}}"),
             unit=Unit.PER_SECOND,
         ),
         _lines(
             "Candidates",
             "Mean number of candidates of a query: recalled, and scored by the cross-encoder.",
-            Query(mean("textmatch_match_candidates"), "recalled"),
-            Query(mean("textmatch_match_scored_candidates"), "scored"),
+            PanelQuery(mean("textmatch_match_candidates"), "recalled"),
+            PanelQuery(mean("textmatch_match_scored_candidates"), "scored"),
         ),
         _lines(
             "Work saved",
             "Query embeddings by cache result, and queries that share the answer to an identical query.",
-            Query(rate("textmatch_match_embedding_cache_total", "result"), "embedding {{result}}"),
-            Query(rate("textmatch_match_shared_total"), "shared"),
+            PanelQuery(rate("textmatch_match_embedding_cache_total", "result"), "embedding {{result}}"),
+            PanelQuery(rate("textmatch_match_shared_total"), "shared"),
             unit=Unit.PER_SECOND,
         ),
         _lines(
             "Cached embeddings",
             "Entries of the matchers' embedding caches.",
-            Query(f"textmatch_match_embedding_cache_entries{{{NAMESPACE}}}", "{{instance}}"),
+            PanelQuery(f"textmatch_match_embedding_cache_entries{{{NAMESPACE}}}", "{{instance}}"),
         ),
         _heatmap(
             "Score of the best match",
@@ -387,7 +392,7 @@ MATCH = Dashboard(
         _lines(
             "CPU",
             "Cores that matchers use.",
-            Query(
+            PanelQuery(
                 f"rate(process_cpu_seconds_total{{{NAMESPACE}}}[$__rate_interval]) "
                 "and on (instance) textmatch_match_candidates_count",
                 "{{instance}}",

@@ -41,7 +41,7 @@ class Unit(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Query:
+class PanelQuery:
     """PromQL, and the legend of its series, where `{{label}}` is replaced by the label's value."""
 
     expression: str
@@ -58,7 +58,7 @@ class Panel:
 
     title: str
     description: str
-    queries: tuple[Query, ...]
+    queries: tuple[PanelQuery, ...]
     unit: Unit = Unit.NONE
     kind: Kind = Kind.LINES
     width: int = 8
@@ -89,9 +89,9 @@ def quantile(share: float, metric: str, by: str = "", where: str = "") -> str:
 
 def quantiles(
     metric: str, where: str = "", shares: tuple[float, ...] = (0.5, 0.95, 0.99)
-) -> tuple[Query, ...]:
+) -> tuple[PanelQuery, ...]:
     """Quantiles of a histogram, one query each."""
-    return tuple(Query(quantile(share, metric, where=where), f"p{share * 100:g}") for share in shares)
+    return tuple(PanelQuery(quantile(share, metric, where=where), f"p{share * 100:g}") for share in shares)
 
 
 def mean(metric: str) -> str:

@@ -49,7 +49,7 @@ _SKIPPED_MODULES = frozenset(
 _WITHOUT_SUBMODULES = frozenset({"encodings"})
 
 
-class Entry(NamedTuple):
+class PublicName(NamedTuple):
     """A name of a function, class or method."""
 
     name: str
@@ -69,7 +69,7 @@ def main() -> None:
     """Print all entries, sorted by name."""
     output = sys.stdout
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
-        best: dict[int, Entry] = {}
+        best: dict[int, PublicName] = {}
         for module in _modules(sys.argv[1:]):
             for entry in _entries(module):
                 known = best.setdefault(id(entry.target), entry)
@@ -105,7 +105,7 @@ def _with_submodules(name: str) -> Iterator[ModuleType]:
         yield from _with_submodules(found.name)
 
 
-def _entries(module: ModuleType) -> Iterator[Entry]:
+def _entries(module: ModuleType) -> Iterator[PublicName]:
     """The public names of a module, prefixed with the module's name except for builtins."""
     module_name = "os.path" if module is os.path else module.__name__
     prefix = "" if module_name == "builtins" else f"{module_name}."
@@ -118,15 +118,15 @@ def _entries(module: ModuleType) -> Iterator[Entry]:
         if inspect.isclass(value):
             yield from _class_entries(prefix + name, module_name, value, is_defined_here)
         elif inspect.isroutine(value) and _has_docstring(value):
-            yield Entry(prefix + name, module_name, "function", is_defined_here, _function(value))
+            yield PublicName(prefix + name, module_name, "function", is_defined_here, _function(value))
 
 
-def _class_entries(name: str, module: str, value: type, is_defined_here: bool) -> Iterator[Entry]:
+def _class_entries(name: str, module: str, value: type, is_defined_here: bool) -> Iterator[PublicName]:
     if _has_docstring(value):
-        yield Entry(name, module, "class", is_defined_here, value)
+        yield PublicName(name, module, "class", is_defined_here, value)
     for method_name, member in vars(value).items():
         if not method_name.startswith("_") and inspect.isroutine(member) and _has_docstring(member):
-            yield Entry(f"{name}.{method_name}", module, "method", is_defined_here, _function(member))
+            yield PublicName(f"{name}.{method_name}", module, "method", is_defined_here, _function(member))
 
 
 def _value(module: ModuleType, name: str) -> Any:

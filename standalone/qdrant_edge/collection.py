@@ -247,7 +247,7 @@ class EdgeCollection:
         return self._missing_points(engine_call(shard.info))
 
     def rebuild_settled(self, settings: pb.CreateCollection, left_over: float) -> None:
-        """Note that a rebuild with these settings is done, so that it is not started again."""
+        """Note that a rebuild with these settings is done; the same rebuild is not started again."""
         self._optimized_hnsw = settings.hnsw_config
         self._left_over = left_over
 
