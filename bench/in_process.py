@@ -1,4 +1,4 @@
-"""What the machine and the libraries do in this process, without any server."""
+"""Reference speeds and results in this process, without a server: libraries, our engine, matrix products."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from textmatch.models.model_resolver import (
 from textmatch.models.native_models import PreparedBiEncoder, keep_bi_encoder
 from textmatch.vectors import Embeddings
 
-# Parameters of the six layers of all-MiniLM-L6-v2 that every token is multiplied with.
+# Parameters of the six layers of all-MiniLM-L6-v2, by all of which every token is multiplied.
 MULTIPLIED_PARAMETERS = 10_646_784
 _GEMM_SECONDS = 1.0
 
 
 def best_seconds(work: Callable[[], object], repeats: int) -> float:
-    """The quickest of some runs, after one that warms up."""
+    """The fastest of several runs, after one that warms up."""
     work()
     seconds = []
     for _ in range(repeats):
@@ -42,7 +42,7 @@ def best_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def reference_embeddings(texts: Sequence[str]) -> Embeddings:
-    """What sentence-transformers makes of them in float32: (count, 384)."""
+    """The (count, 384) embeddings by sentence-transformers in float32."""
     model = SentenceTransformer(str(get_model_path()), device="cpu")
     embeddings: Embeddings = model.encode(list(texts), normalize_embeddings=True, convert_to_numpy=True)
     return embeddings
@@ -78,7 +78,7 @@ def _as_served(cache_directory: Path) -> BiEncoder | PreparedBiEncoder:
 
 
 def token_count(texts: Sequence[str]) -> int:
-    """Tokens of all texts, special ones included."""
+    """Tokens of all texts, special tokens included."""
     tokenizer = SentenceTransformer(str(get_model_path()), device="cpu").tokenizer
     return sum(len(ids) for ids in tokenizer(list(texts), truncation=True, max_length=256)["input_ids"])
 
@@ -93,7 +93,7 @@ def pairs_seconds(query: str, texts: Sequence[str], dtype: torch.dtype) -> float
 
 
 def gemm_tokens_per_second() -> float:
-    """Tokens a second if the model were nothing but bfloat16 matrix products at this machine's best rate."""
+    """Tokens a second of a model of only bfloat16 matrix products at this machine's best rate."""
     rows, inner, columns = 2048, 384, 1536
     left, right = torch.randn(rows, inner).bfloat16(), torch.randn(inner, columns).bfloat16()
     for _ in range(20):

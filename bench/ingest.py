@@ -1,10 +1,9 @@
-"""From a file to the index beside the encoder alone, and Match meanwhile: `python -m bench.ingest [--quick]`.
+"""The ingest path against the encoder alone, and Match during an ingest: `python -m bench.ingest [--quick]`.
 
-Everything runs on one machine, so that the other processes take from the encoder what processor time they
-need: the table says how much for 1,000 documents, which varies less than the speed does. With `--apart` the
-encoder has half of the processors and everything else the other half, as on machines of their own.
-
-The two ways for texts through the encoder that are compared: the whole path, and EncodeStream alone.
+The whole path, from a file to searchable documents, is compared with EncodeStream alone. Everything runs on
+one machine, so the other processes take processor time from the encoder: the table says how much for 1,000
+documents, which varies less than the speed. With `--apart` the encoder has half of the processors and
+everything else the other half, as if on two machines.
 """
 
 from __future__ import annotations
@@ -20,21 +19,27 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from qdrant_client import QdrantClient, models
 
-from bench.report import machine, mixed_texts, print_table, write_figures
-from bench.stack import Apart, Processors, RunningStack, divided, running_stack
+from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
+from bench.servers import Apart, CpuAffinity, RunningStack, cpu_affinity, running_stack
 from textmatch.client import TextMatchClient
+from textmatch.encoder_client import EncoderClient
 from textmatch.runtime.channel import open_aio_channel
+from textmatch.types import EncodeResult
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
+from workers.__main__ import main as run_worker
 
 _STREAM_TEXTS = 64
 _INDEXED_SECONDS = 600.0
+_WORKER_WITHOUT_LANES = (sys.executable, "-m", "bench.ingest", "--as-worker-without-lanes")
+_MATCH_TIMEOUT_SECONDS = 60.0
+_WARM_UP_MATCHES = 5
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,109 @@ class Ingested:
 
     seconds: float
     cpu_seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PathRun:
+    """One ingest, and how long EncodeStream took for the same texts before and after it."""
+
+    ingested: Ingested
+    stream_seconds: tuple[float, float]
+
+    @property
+    def share(self) -> float:
+        """Speed of the whole path as a share of the encoder's speed."""
+        return sum(self.stream_seconds) / 2 / self.ingested.seconds
+
+
+@dataclass(frozen=True)
+class MatchRun:
+    """p95 of Match on an idle stack, and during an ingest."""
+
+    idle_p95_ms: float
+    busy_p95_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Slowdown of Match by an ingest."""
+        return self.busy_p95_ms / self.idle_p95_ms
+
+
+@dataclass(frozen=True)
+class IngestResults:
+    """All measurements."""
+
+    document_count: int
+    paths: list[PathRun]
+    with_lanes: MatchRun
+    without_lanes: MatchRun
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Fewer documents; figures vary more.")] = False,
+    apart: Apart = False,
+    json_file: JsonFile = None,
+    as_worker: Annotated[bool, typer.Option("--as-worker-without-lanes", hidden=True)] = False,
+) -> None:
+    """Measure and print."""
+    if as_worker:
+        sys.exit(_run_worker_without_lanes())
+    document_count, rounds = (4_000, 1) if quick else (20_000, 3)
+    results = _measure(mixed_texts(document_count), rounds, cpu_affinity(apart))
+    _print(results)
+    figures = {
+        "path_share": float(np.median([path.share for path in results.paths])),
+        "match_p95_ratio": results.with_lanes.ratio,
+        "match_p95_ratio_without_lanes": results.without_lanes.ratio,
+    }
+    write_figures(figures, json_file)
+
+
+def _measure(texts: Sequence[str], rounds: int, affinity: CpuAffinity) -> IngestResults:
+    with tempfile.TemporaryDirectory() as directory:
+        data = Path(directory)
+        with running_stack(data, affinity=affinity) as stack:
+            paths = [_run_path(stack, texts, data / f"path-{number}.jsonl") for number in range(rounds)]
+            with_lanes = _run_match(stack, texts, data / "with-lanes.jsonl")
+        with running_stack(data, commands={"worker": _WORKER_WITHOUT_LANES}, affinity=affinity) as stack:
+            without_lanes = _run_match(stack, texts, data / "without-lanes.jsonl")
+    return IngestResults(len(texts), paths, with_lanes, without_lanes)
+
+
+def _run_path(stack: RunningStack, texts: Sequence[str], file: Path) -> PathRun:
+    write_documents(file, texts, file.stem)
+    before = asyncio.run(stream_seconds(stack.addresses["encoder"], texts))
+    ingested = ingest_file(file, stack, len(texts))
+    wait_until_indexed(stack)
+    after = asyncio.run(stream_seconds(stack.addresses["encoder"], texts))
+    return PathRun(ingested, (before, after))
+
+
+def _run_match(stack: RunningStack, texts: Sequence[str], file: Path) -> MatchRun:
+    write_documents(file, texts, file.stem)
+    wait_until_indexed(stack)
+    with TextMatchClient(stack.addresses["matcher"], timeout_seconds=_MATCH_TIMEOUT_SECONDS) as client:
+        for text in texts[:_WARM_UP_MATCHES]:
+            client.match(text)
+        idle_until = time.perf_counter() + max(5.0, len(texts) / 1_000)
+        idle_p95_ms = _match_p95_ms(client, texts, lambda: time.perf_counter() < idle_until)
+        ingest = subprocess.Popen(
+            ingest_command(file, stack), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        busy_p95_ms = _match_p95_ms(client, texts, lambda: ingest.poll() is None)
+    if ingest.returncode != 0:
+        raise RuntimeError(f"ingest ended with {ingest.returncode}")
+    return MatchRun(idle_p95_ms, busy_p95_ms)
+
+
+def _match_p95_ms(client: TextMatchClient, texts: Sequence[str], goes_on: Callable[[], bool]) -> float:
+    """p95 of matches, one after the other, while `goes_on` is true."""
+    took_ms: list[float] = []
+    while goes_on():
+        started = time.perf_counter()
+        client.match(texts[len(took_ms) % len(texts)])
+        took_ms.append((time.perf_counter() - started) * 1e3)
+    return float(np.percentile(took_ms, 95))
 
 
 def write_documents(path: Path, texts: Sequence[str], prefix: str) -> None:
@@ -59,7 +167,7 @@ def ingest_command(path: Path, stack: RunningStack) -> list[str]:
 
 
 def ingest_file(path: Path, stack: RunningStack, document_count: int) -> Ingested:
-    """Run the command until everything is searchable; its own start is not counted.
+    """Run the command until everything is searchable; the start of the command is not counted.
 
     Raises:
         RuntimeError: not every document was accepted.
@@ -76,10 +184,10 @@ def ingest_file(path: Path, stack: RunningStack, document_count: int) -> Ingeste
 
 
 def wait_until_indexed(stack: RunningStack) -> None:
-    """Wait until Qdrant builds no graph any more, which takes processor time from whatever is measured.
+    """Wait until Qdrant has built its graph, because that takes processor time from what is measured.
 
     Raises:
-        RuntimeError: it does not come to rest.
+        RuntimeError: it takes too long.
     """
     host, _, port = stack.addresses["qdrant"].rpartition(":")
     deadline = time.monotonic() + _INDEXED_SECONDS
@@ -92,7 +200,7 @@ def wait_until_indexed(stack: RunningStack) -> None:
 
 
 async def stream_seconds(address: str, texts: Sequence[str]) -> float:
-    """How long EncodeStream takes for the texts, as bulk work in messages of 64."""
+    """Seconds that EncodeStream takes for the texts, as bulk work in messages of 64."""
     async with open_aio_channel(address) as channel:
         stub = pb_grpc.EncoderServiceStub(channel)
         started = time.perf_counter()
@@ -116,118 +224,23 @@ def _is_indexed(client: QdrantClient) -> bool:
 
 
 def _cpu_seconds(stack: RunningStack) -> dict[str, float]:
-    """Of the processes of the stack, and of the commands that this process has run."""
+    """Processor time of the processes of the stack, and of the commands that this process has run."""
     commands = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {**stack.cpu_seconds(), "command": commands.ru_utime + commands.ru_stime}
 
 
-_WORKER_WITHOUT_LANES = (sys.executable, "-m", "bench.ingest_worker_without_lanes")
-_MATCH_TIMEOUT_SECONDS = 60.0
-_WARM_UP_MATCHES = 5
+def _run_worker_without_lanes() -> int:
+    """Run a worker that sends bulk work as interactive calls, to show the effect of the encoder's lanes."""
+    encode_in_lane = EncoderClient.encode
+
+    async def encode(client: EncoderClient, texts: Sequence[str], **options: Any) -> EncodeResult:
+        return await encode_in_lane(client, texts, **{**options, "is_bulk": False})
+
+    EncoderClient.encode = encode  # type: ignore[method-assign, assignment]
+    return run_worker()
 
 
-@dataclass(frozen=True)
-class PathRun:
-    """One ingest, and how long EncodeStream took for the same texts before and after it."""
-
-    ingested: Ingested
-    stream_seconds: tuple[float, float]
-
-    @property
-    def share(self) -> float:
-        """Speed of the whole path as a part of the encoder's speed."""
-        return sum(self.stream_seconds) / 2 / self.ingested.seconds
-
-
-@dataclass(frozen=True)
-class MatchRun:
-    """p95 of Match with nothing else to do, and while an ingest runs."""
-
-    idle_p95_ms: float
-    beside_ingest_p95_ms: float
-
-    @property
-    def ratio(self) -> float:
-        """How much slower an ingest makes Match."""
-        return self.beside_ingest_p95_ms / self.idle_p95_ms
-
-
-@dataclass(frozen=True)
-class Results:
-    """All that is measured."""
-
-    document_count: int
-    paths: list[PathRun]
-    with_lanes: MatchRun
-    without_lanes: MatchRun
-
-
-def main(
-    quick: Annotated[bool, typer.Option(help="Fewer documents; figures vary more.")] = False,
-    apart: Apart = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
-) -> None:
-    """Measure and print."""
-    document_count, rounds = (4_000, 1) if quick else (20_000, 3)
-    results = _measure(mixed_texts(document_count), rounds, divided(apart))
-    _print(results)
-    figures = {
-        "path_share": float(np.median([path.share for path in results.paths])),
-        "match_p95_ratio": results.with_lanes.ratio,
-        "match_p95_ratio_without_lanes": results.without_lanes.ratio,
-    }
-    write_figures(figures, json_file)
-
-
-def _measure(texts: Sequence[str], rounds: int, processors: Processors) -> Results:
-    without_lanes = {"worker": _WORKER_WITHOUT_LANES}
-    with tempfile.TemporaryDirectory() as directory:
-        data = Path(directory)
-        with running_stack(data, processors=processors) as stack:
-            paths = [_run_path(stack, texts, data / f"path-{number}.jsonl") for number in range(rounds)]
-            with_lanes = _run_match(stack, texts, data / "with-lanes.jsonl")
-        with running_stack(data, commands=without_lanes, processors=processors) as stack:
-            beside_all = _run_match(stack, texts, data / "without-lanes.jsonl")
-    return Results(len(texts), paths, with_lanes, beside_all)
-
-
-def _run_path(stack: RunningStack, texts: Sequence[str], file: Path) -> PathRun:
-    write_documents(file, texts, file.stem)
-    before = asyncio.run(stream_seconds(stack.addresses["encoder"], texts))
-    ingested = ingest_file(file, stack, len(texts))
-    wait_until_indexed(stack)
-    after = asyncio.run(stream_seconds(stack.addresses["encoder"], texts))
-    return PathRun(ingested, (before, after))
-
-
-def _run_match(stack: RunningStack, texts: Sequence[str], file: Path) -> MatchRun:
-    write_documents(file, texts, file.stem)
-    wait_until_indexed(stack)
-    with TextMatchClient(stack.addresses["matcher"], timeout_seconds=_MATCH_TIMEOUT_SECONDS) as client:
-        for text in texts[:_WARM_UP_MATCHES]:
-            client.match(text)
-        idle_until = time.perf_counter() + max(5.0, len(texts) / 1_000)
-        idle_p95_ms = _match_p95_ms(client, texts, lambda: time.perf_counter() < idle_until)
-        ingest = subprocess.Popen(
-            ingest_command(file, stack), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        beside_p95_ms = _match_p95_ms(client, texts, lambda: ingest.poll() is None)
-    if ingest.returncode != 0:
-        raise RuntimeError(f"ingest ended with {ingest.returncode}")
-    return MatchRun(idle_p95_ms, beside_p95_ms)
-
-
-def _match_p95_ms(client: TextMatchClient, texts: Sequence[str], goes_on: Callable[[], bool]) -> float:
-    """One match after the other for as long as it goes on."""
-    took_ms: list[float] = []
-    while goes_on():
-        started = time.perf_counter()
-        client.match(texts[len(took_ms) % len(texts)])
-        took_ms.append((time.perf_counter() - started) * 1e3)
-    return float(np.percentile(took_ms, 95))
-
-
-def _print(results: Results) -> None:
+def _print(results: IngestResults) -> None:
     count = results.document_count
     rows = [
         [
@@ -247,10 +260,10 @@ def _print(results: Results) -> None:
     ]
     print_table("Processor time", ["process", "seconds for 1,000 documents"], rows)
     rows = [
-        [name, f"{run.idle_p95_ms:.0f}", f"{run.beside_ingest_p95_ms:.0f}", f"{run.ratio:.1f}"]
+        [name, f"{run.idle_p95_ms:.0f}", f"{run.busy_p95_ms:.0f}", f"{run.ratio:.1f}"]
         for name, run in (("with lanes", results.with_lanes), ("without lanes", results.without_lanes))
     ]
-    print_table("Match, p95 ms", ["", "alone", "beside an ingest", "ratio"], rows)
+    print_table("Match, p95 ms", ["", "idle", "during an ingest", "ratio"], rows)
 
 
 if __name__ == "__main__":

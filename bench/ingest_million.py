@@ -1,14 +1,11 @@
 """Many short texts through the whole path: `python -m bench.ingest_million --documents N`.
 
-Shows whether speed and memory stay flat as the index grows. The model is tiny and has random weights, so that
-everything but the encoder is measured. Every process is asked every few seconds for its memory.
-
-A model that costs next to nothing, for measurements of everything else.
+Shows whether speed and memory stay flat as the index grows. The model is tiny and has random weights, so the
+encoder takes next to no time. The memory of every process is sampled every few seconds.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import tempfile
@@ -28,15 +25,96 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
 from bench.ingest import ingest_command
-from bench.report import machine, print_table, write_figures
-from bench.stack import RunningStack, rss_bytes, running_stack
+from bench.report import JsonFile, machine, new_plot, print_table, write_figures
+from bench.servers import RunningStack, rss_bytes, running_stack
 from textmatch.client import TextMatchClient
 
 _DIMENSION = 32
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+_MEGABYTE = 1e6
+_PARTS = 10
 
 
-def make_tiny_bi_encoder(path: Path) -> Path:
+@dataclass(frozen=True)
+class StackSample:
+    """A sample during the ingest; `count` documents are in the index."""
+
+    seconds: float
+    count: int
+    rss_bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class IngestRun:
+    """The whole ingest; `index_bytes` on disk at the end."""
+
+    samples: list[StackSample]
+    index_bytes: int
+
+    def first_with(self, count: int) -> StackSample:
+        """The first sample with at least `count` documents in the index."""
+        return next(sample for sample in self.samples if sample.count >= count)
+
+    def speed(self, first: StackSample, last: StackSample) -> float:
+        """Documents a second between two samples."""
+        return (last.count - first.count) / (last.seconds - first.seconds)
+
+    def parts(self) -> list[tuple[StackSample, StackSample]]:
+        """The run, cut into parts of about equal time."""
+        edges = [round(part * (len(self.samples) - 1) / _PARTS) for part in range(_PARTS + 1)]
+        return [(self.samples[start], self.samples[end]) for start, end in pairwise(edges) if start != end]
+
+    def peak_bytes(self) -> dict[str, int]:
+        """The largest memory of each process in any sample."""
+        names = self.samples[0].rss_bytes
+        return {name: max(sample.rss_bytes[name] for sample in self.samples) for name in names}
+
+
+def main(
+    document_count: Annotated[
+        int, typer.Option("--documents", min=1_000, help="Number of documents.")
+    ] = 1_000_000,
+    interval_seconds: Annotated[
+        float, typer.Option("--interval", min=0.5, help="Seconds between two samples.")
+    ] = 5.0,
+    json_file: JsonFile = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Draw speed and memory; needs matplotlib.")
+    ] = None,
+) -> None:
+    """Ingest and print."""
+    with tempfile.TemporaryDirectory() as directory:
+        run = _measure(Path(directory), document_count, interval_seconds)
+    _print(run, document_count)
+    half, end = run.first_with(document_count // 2), run.first_with(document_count)
+    figures = {
+        "documents_per_second": document_count / end.seconds,
+        "second_half_share": run.speed(half, end) / run.speed(run.samples[0], half),
+        "index_bytes_per_document": run.index_bytes / document_count,
+        **{f"peak_{name}_mb": peak / _MEGABYTE for name, peak in run.peak_bytes().items()},
+    }
+    write_figures(figures, json_file)
+    if plot_file is not None:
+        _write_plot(run, plot_file)
+
+
+def _measure(directory: Path, document_count: int, interval_seconds: float) -> IngestRun:
+    model = _make_tiny_bi_encoder(directory / "model")
+    documents = directory / "documents.jsonl"
+    with documents.open("w", encoding="utf-8") as file:
+        file.writelines(_lines(document_count))
+    settings = {"TEXTMATCH_BI_ENCODER": str(model), "TEXTMATCH_CROSS_ENCODER": "none"}
+    with running_stack(directory, settings) as stack:
+        samples = list(_watch(stack, documents, interval_seconds))
+        if samples[-1].count != document_count:
+            raise RuntimeError(f"{samples[-1].count} documents are in the index, not {document_count}")
+        index_bytes = sum(
+            path.stat().st_blocks * 512 for path in (directory / "qdrant").rglob("*") if path.is_file()
+        )
+    return IngestRun(samples, index_bytes)
+
+
+def _make_tiny_bi_encoder(path: Path) -> Path:
     """A BERT of 2 layers and 32 dimensions with random weights, in sentence-transformers' format."""
     backbone = path.with_name(f"{path.name}-backbone")
     backbone.mkdir(parents=True)
@@ -61,85 +139,6 @@ def make_tiny_bi_encoder(path: Path) -> Path:
     return path
 
 
-_MEGABYTE = 1e6
-_PARTS = 10
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One look at everything while the ingest runs; `count` documents are in the index."""
-
-    seconds: float
-    count: int
-    rss_bytes: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Run:
-    """The whole ingest; `index_bytes` on disk at the end."""
-
-    samples: list[Sample]
-    index_bytes: int
-
-    def first_with(self, count: int) -> Sample:
-        """The first look at which so many documents were in the index."""
-        return next(sample for sample in self.samples if sample.count >= count)
-
-    def speed(self, first: Sample, last: Sample) -> float:
-        """Documents a second between two looks."""
-        return (last.count - first.count) / (last.seconds - first.seconds)
-
-    def parts(self) -> list[tuple[Sample, Sample]]:
-        """The run cut into about equal times."""
-        edges = [round(part * (len(self.samples) - 1) / _PARTS) for part in range(_PARTS + 1)]
-        return [(self.samples[start], self.samples[end]) for start, end in pairwise(edges) if start != end]
-
-    def peak_bytes(self) -> dict[str, int]:
-        """The most memory that each process had at any look."""
-        names = self.samples[0].rss_bytes
-        return {name: max(sample.rss_bytes[name] for sample in self.samples) for name in names}
-
-
-def main(
-    document_count: Annotated[int, typer.Option("--documents", min=1_000, help="How many.")] = 1_000_000,
-    interval_seconds: Annotated[float, typer.Option("--interval", min=0.5, help="Between two looks.")] = 5.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Draw speed and memory; needs matplotlib.")
-    ] = None,
-) -> None:
-    """Ingest and print."""
-    with tempfile.TemporaryDirectory() as directory:
-        run = _measure(Path(directory), document_count, interval_seconds)
-    _print(run, document_count)
-    half, end = run.first_with(document_count // 2), run.first_with(document_count)
-    figures = {
-        "documents_per_second": document_count / end.seconds,
-        "second_half_share": run.speed(half, end) / run.speed(run.samples[0], half),
-        "index_bytes_per_document": run.index_bytes / document_count,
-        **{f"peak_{name}_mb": peak / _MEGABYTE for name, peak in run.peak_bytes().items()},
-    }
-    write_figures(figures, json_file)
-    if plot_file is not None:
-        _write_plot(run, plot_file)
-
-
-def _measure(directory: Path, document_count: int, interval_seconds: float) -> Run:
-    model = make_tiny_bi_encoder(directory / "model")
-    documents = directory / "documents.jsonl"
-    with documents.open("w", encoding="utf-8") as file:
-        file.writelines(_lines(document_count))
-    settings = {"TEXTMATCH_BI_ENCODER": str(model), "TEXTMATCH_CROSS_ENCODER": "none"}
-    with running_stack(directory, settings) as stack:
-        samples = list(_watch(stack, documents, interval_seconds))
-        if samples[-1].count != document_count:
-            raise RuntimeError(f"{samples[-1].count} documents are in the index, not {document_count}")
-        index_bytes = sum(
-            path.stat().st_blocks * 512 for path in (directory / "qdrant").rglob("*") if path.is_file()
-        )
-    return Run(samples, index_bytes)
-
-
 def _lines(document_count: int) -> Iterator[str]:
     words = ("the", "cat", "dog", "sits", "on", "mat", "runs", "in", "park", "where", "what", "is")
     for number in range(document_count):
@@ -147,8 +146,8 @@ def _lines(document_count: int) -> Iterator[str]:
         yield json.dumps({"id": f"document-{number}", "text": f"{' '.join(chosen)} {number}"}) + "\n"
 
 
-def _watch(stack: RunningStack, documents: Path, interval_seconds: float) -> Iterator[Sample]:
-    """Run the command, and look at everything until all is searchable."""
+def _watch(stack: RunningStack, documents: Path, interval_seconds: float) -> Iterator[StackSample]:
+    """Run the command, and sample until everything is searchable."""
     started = time.monotonic()
     with (
         TextMatchClient(stack.addresses["matcher"], timeout_seconds=60.0) as client,
@@ -160,7 +159,7 @@ def _watch(stack: RunningStack, documents: Path, interval_seconds: float) -> Ite
             is_running = command.poll() is None
             count = client.ingest_status().document_count
             seconds = time.monotonic() - started
-            yield Sample(seconds, count, {**stack.rss_bytes(), "command": rss_bytes(watched)})
+            yield StackSample(seconds, count, {**stack.rss_bytes(), "command": rss_bytes(watched)})
             if is_running:
                 _wait(command, interval_seconds)
     if command.returncode != 0:
@@ -174,7 +173,7 @@ def _wait(command: subprocess.Popen[bytes], seconds: float) -> None:
         return
 
 
-def _print(run: Run, document_count: int) -> None:
+def _print(run: IngestRun, document_count: int) -> None:
     rows = [
         [
             f"{start.seconds:.0f} to {end.seconds:.0f}",
@@ -188,14 +187,11 @@ def _print(run: Run, document_count: int) -> None:
     print_table(f"{document_count:,} short texts, tiny model ({machine()})", columns, rows)
 
 
-def _write_plot(run: Run, path: Path) -> None:
-    try:
-        figures = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        typer.echo(f"{path} was not drawn: matplotlib is not installed", err=True)
+def _write_plot(run: IngestRun, path: Path) -> None:
+    plot = new_plot(path, rows=2, size=(9, 6))
+    if plot is None:
         return
-    figure = figures.Figure(figsize=(9, 6), layout="constrained")
-    speed, memory = figure.subplots(2, 1, sharex=True)
+    figure, (speed, memory) = plot
     parts = run.parts()
     speed.step([end.seconds for _, end in parts], [run.speed(start, end) for start, end in parts])
     speed.set_ylabel("documents/s")

@@ -1,10 +1,8 @@
-"""Match on 100,000 documents, and how near its recall is to exact search: `python -m bench.match [--quick]`.
+"""Match on 100,000 documents, and its recall against exact search: `python -m bench.match [--quick]`.
 
-Then what deadlines do to it under load: how many calls are answered in time, and how much of the whole answer
-is left. With `--apart` the encoder has half of the processors and everything else the other half, as on
-machines of their own.
-
-Calls of Match with a deadline, in closed loads and beside a background.
+Also Match with deadlines under load: the share of calls answered in time, and the share of the complete
+answer that is left. With `--apart` the encoder has half of the processors and everything else the other
+half, as if on two machines.
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ import numpy as np
 import typer
 from qdrant_client import AsyncQdrantClient, models
 
-from bench.report import machine, mixed_texts, print_table, write_figures
-from bench.stack import Apart, RunningStack, divided, running_stack
+from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
+from bench.servers import Apart, RunningStack, cpu_affinity, running_stack
 from textmatch.client import TextMatchClient
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.client import connect
@@ -36,85 +34,8 @@ from textmatch.runtime.channel import open_aio_channel
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 
-AMPLE_SECONDS = 60.0
+_AMPLE_SECONDS = 60.0
 _TOP_K = 10
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One call: how long it took, and the answer or what went wrong."""
-
-    seconds: float
-    response: pb.MatchResponse | None
-    error: str = ""
-
-
-@asynccontextmanager
-async def open_stub(address: str) -> AsyncIterator[pb_grpc.MatcherServiceAsyncStub]:
-    """Of the matcher there."""
-    async with open_aio_channel(address) as channel:
-        yield pb_grpc.MatcherServiceStub(channel)
-
-
-async def call(stub: pb_grpc.MatcherServiceAsyncStub, query: str, deadline_seconds: float) -> Answered:
-    """One Match."""
-    request = pb.MatchRequest(query=query, options=pb.MatchOptions(top_k=_TOP_K))
-    started = time.perf_counter()
-    try:
-        response = await stub.Match(request, timeout=deadline_seconds)
-    except grpc.aio.AioRpcError as error:
-        return Answered(time.perf_counter() - started, None, f"{error.code().name}: {error.details()}")
-    return Answered(time.perf_counter() - started, response)
-
-
-async def closed_load(
-    stub: pb_grpc.MatcherServiceAsyncStub,
-    queries: Sequence[str],
-    callers: int,
-    seconds: float,
-    deadline_seconds: float,
-    *,
-    salt: str,
-    pause_seconds: float = 0.0,
-) -> list[Answered]:
-    """So many callers, each asking again a pause after its answer; with the salt no query is asked twice."""
-    answers: list[Answered] = []
-    finish = time.perf_counter() + seconds
-
-    async def caller(number: int) -> None:
-        count = 0
-        while time.perf_counter() < finish:
-            count += 1
-            query = queries[(number * len(queries) // callers + count) % len(queries)]
-            answers.append(await call(stub, f"{query} {salt} {number} {count}", deadline_seconds))
-            await asyncio.sleep(pause_seconds)
-
-    await asyncio.gather(*(caller(number) for number in range(callers)))
-    return answers
-
-
-@asynccontextmanager
-async def half_busy(stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str]) -> AsyncIterator[None]:
-    """Meanwhile another caller asks half of the time, without a deadline to speak of."""
-
-    async def ask() -> None:
-        count = 0
-        while True:
-            count += 1
-            answered = await call(
-                stub, f"{queries[count % len(queries)]} {time.perf_counter()}", AMPLE_SECONDS
-            )
-            await asyncio.sleep(answered.seconds)
-
-    asking = asyncio.create_task(ask())
-    try:
-        yield
-    finally:
-        asking.cancel()
-        with suppress(asyncio.CancelledError):
-            await asking
-
-
 _DOCUMENTS = 100_000
 _QUICK_DOCUMENTS = 3_000
 _QUERIES = 200
@@ -127,10 +48,19 @@ _RECALL_DEPTH = 100
 _MIN_INDEXED_SHARE = 0.9
 
 
+@dataclass(frozen=True)
+class Answered:
+    """One call: its duration, and the answer or the error."""
+
+    seconds: float
+    response: pb.MatchResponse | None
+    error: str = ""
+
+
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few documents, short loads.")] = False,
     apart: Apart = False,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    json_path: JsonFile = None,
 ) -> None:
     """Measure everything, with all processes on this machine."""
     texts = list(dict.fromkeys(mixed_texts(_DOCUMENTS + 2 * _QUERIES)))
@@ -138,7 +68,7 @@ def main(
     documents = documents[: _QUICK_DOCUMENTS if quick else _DOCUMENTS]
     with (
         tempfile.TemporaryDirectory() as directory,
-        running_stack(Path(directory), processors=divided(apart)) as stack,
+        running_stack(Path(directory), affinity=cpu_affinity(apart)) as stack,
     ):
         _ingest(stack, documents)
         figures = asyncio.run(_measure(stack, queries, _QUICK_SECONDS if quick else _SECONDS))
@@ -153,7 +83,8 @@ def _ingest(stack: RunningStack, documents: Sequence[str]) -> None:
 
 async def _measure(stack: RunningStack, queries: Sequence[str], seconds: float) -> dict[str, float]:
     figures = await _recall_figures(stack, queries)
-    async with open_stub(stack.addresses["matcher"]) as stub:
+    async with open_aio_channel(stack.addresses["matcher"]) as channel:
+        stub = pb_grpc.MatcherServiceStub(channel)
         for callers in _CALLERS:
             figures |= await _load_figures(stub, queries, callers, seconds)
         figures["overhead_p50_ms"] = figures["overhead_p50_ms_1"]
@@ -162,15 +93,15 @@ async def _measure(stack: RunningStack, queries: Sequence[str], seconds: float) 
 
 
 async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[str, float]:
-    """The share of the exact nearest hundred that recall finds, once the graph is built."""
-    client = connect(f"http://{stack.addresses['qdrant']}", timeout_seconds=AMPLE_SECONDS)
+    """The share of the exact nearest hundred that recall finds, once the HNSW graph is built."""
+    client = connect(f"http://{stack.addresses['qdrant']}", timeout_seconds=_AMPLE_SECONDS)
     index, encoder = Index(client, "textmatch"), EncoderClient(stack.addresses["encoder"])
     collection = await index.collection()
     await _until_indexed(client, collection)
     shares = []
     for query in queries:
         encoded = await encoder.encode(
-            [query], is_query=True, is_bulk=False, timeout_seconds=AMPLE_SECONDS, model=collection
+            [query], is_query=True, is_bulk=False, timeout_seconds=_AMPLE_SECONDS, model=collection
         )
         exact = await client.query_points(
             collection,
@@ -188,7 +119,7 @@ async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[s
 
 
 async def _until_indexed(client: AsyncQdrantClient, collection: str) -> None:
-    """Qdrant builds its graph after the writes; until then, search is exact and slow."""
+    """Wait for the HNSW graph, which Qdrant builds after the writes; until then, search is exact and slow."""
     while True:
         info = await client.get_collection(collection)
         points, indexed = info.points_count or 0, info.indexed_vectors_count or 0
@@ -201,9 +132,9 @@ async def _until_indexed(client: AsyncQdrantClient, collection: str) -> None:
 async def _load_figures(
     stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str], callers: int, seconds: float
 ) -> dict[str, float]:
-    """So many callers, each asking again when it is answered; no query is asked twice."""
+    """The figures of a closed load; no query is asked twice."""
     started = time.perf_counter()
-    answers = await closed_load(stub, queries, callers, seconds, AMPLE_SECONDS, salt=f"{callers} callers")
+    answers = await _closed_load(stub, queries, callers, seconds, _AMPLE_SECONDS, salt=f"{callers} callers")
     elapsed = time.perf_counter() - started
     timings = [one.response.timings for one in answers if one.response]
     total = np.array([one.total_ms for one in timings])
@@ -236,8 +167,8 @@ async def _load_figures(
 async def _deadline_figures(
     stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str], seconds: float
 ) -> dict[str, float]:
-    """With each deadline: the share answered in time, and how much of the whole answers' top ten is left."""
-    whole = await asyncio.gather(*(call(stub, query, AMPLE_SECONDS) for query in queries[:50]))
+    """For each deadline: the shares answered in time, complete, and left of the complete top ten."""
+    whole = await asyncio.gather(*(_call(stub, query, _AMPLE_SECONDS) for query in queries[:50]))
     wanted = {
         query: {match.document.id for match in answer.response.matches}
         for query, answer in zip(queries, whole, strict=False)
@@ -246,8 +177,8 @@ async def _deadline_figures(
     rows, figures = [], {}
     for deadline_ms in _DEADLINES_MS:
         deadline_seconds = deadline_ms / 1e3
-        async with half_busy(stub, queries):
-            answers = await closed_load(
+        async with _background_caller(stub, queries):
+            answers = await _closed_load(
                 stub,
                 queries,
                 1,
@@ -257,7 +188,7 @@ async def _deadline_figures(
                 pause_seconds=_PAUSE_SECONDS,
             )
             kept = await _kept(stub, wanted, deadline_seconds)
-        full = await closed_load(
+        full = await _closed_load(
             stub, queries, _FULL_CALLERS, seconds / 2, deadline_seconds, salt=f"full {deadline_ms}"
         )
         in_time, in_time_full = _in_time(answers), _in_time(full)
@@ -271,12 +202,72 @@ async def _deadline_figures(
         figures[f"kept_{deadline_ms}_ms"] = kept
         figures[f"in_time_full_{deadline_ms}_ms"] = in_time_full
     print_table(
-        f"deadlines beside a caller that asks half of the time, and with {_FULL_CALLERS} callers at once,"
-        f" on {machine()}",
+        f"Deadlines with a background caller at 50 % duty cycle, or {_FULL_CALLERS} callers; {machine()}",
         ["deadline", "answered in time", "complete", "top ten kept", f"in time, {_FULL_CALLERS} callers"],
         rows,
     )
     return figures
+
+
+async def _call(stub: pb_grpc.MatcherServiceAsyncStub, query: str, deadline_seconds: float) -> Answered:
+    """One Match."""
+    request = pb.MatchRequest(query=query, options=pb.MatchOptions(top_k=_TOP_K))
+    started = time.perf_counter()
+    try:
+        response = await stub.Match(request, timeout=deadline_seconds)
+    except grpc.aio.AioRpcError as error:
+        return Answered(time.perf_counter() - started, None, f"{error.code().name}: {error.details()}")
+    return Answered(time.perf_counter() - started, response)
+
+
+async def _closed_load(
+    stub: pb_grpc.MatcherServiceAsyncStub,
+    queries: Sequence[str],
+    callers: int,
+    seconds: float,
+    deadline_seconds: float,
+    *,
+    salt: str,
+    pause_seconds: float = 0.0,
+) -> list[Answered]:
+    """Callers that ask again after each answer and a pause; the salt makes every query unique."""
+    answers: list[Answered] = []
+    finish = time.perf_counter() + seconds
+
+    async def caller(number: int) -> None:
+        count = 0
+        while time.perf_counter() < finish:
+            count += 1
+            query = queries[(number * len(queries) // callers + count) % len(queries)]
+            answers.append(await _call(stub, f"{query} {salt} {number} {count}", deadline_seconds))
+            await asyncio.sleep(pause_seconds)
+
+    await asyncio.gather(*(caller(number) for number in range(callers)))
+    return answers
+
+
+@asynccontextmanager
+async def _background_caller(
+    stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str]
+) -> AsyncIterator[None]:
+    """Another caller at 50 % duty cycle in the background, with an ample deadline."""
+
+    async def ask() -> None:
+        count = 0
+        while True:
+            count += 1
+            answered = await _call(
+                stub, f"{queries[count % len(queries)]} {time.perf_counter()}", _AMPLE_SECONDS
+            )
+            await asyncio.sleep(answered.seconds)
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield
+    finally:
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
 
 
 def _in_time(answers: Sequence[Answered]) -> float:
@@ -288,7 +279,7 @@ async def _kept(
 ) -> float:
     shares = []
     for query, ids in wanted.items():
-        answer = await call(stub, query, deadline_seconds)
+        answer = await _call(stub, query, deadline_seconds)
         found = {match.document.id for match in answer.response.matches} if answer.response else set()
         shares.append(len(found & ids) / len(ids))
     return float(np.mean(shares))

@@ -1,6 +1,6 @@
-"""A peer: sentence-transformers in bfloat16 behind mosec. Run by a Python that has both, and nothing of ours.
+"""A peer: sentence-transformers in bfloat16 behind mosec, run by a Python that has both but not textmatch.
 
-`PEER_MODEL` names the model's directory; mosec itself reads `MOSEC_ADDRESS` and `MOSEC_PORT`.
+`PEER_MODEL` is the model's directory; mosec itself reads `MOSEC_ADDRESS` and `MOSEC_PORT`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WAIT_MS = 5
 
 
 class Embedder(Worker):  # type: ignore[misc]
-    """Takes calls of `{"input": [text, ...]}` together and embeds all their texts at once."""
+    """Batches calls of `{"input": [text, ...]}` and embeds all their texts together."""
 
     def __init__(self) -> None:
         self._model = SentenceTransformer(

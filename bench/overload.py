@@ -1,20 +1,17 @@
-"""The encoder at ten times what it can do, and its two lanes: `python -m bench.overload [--quick]`.
+"""The encoder at ten times its capacity, and its two lanes: `python -m bench.overload [--quick]`.
 
-The clients run on the same machine and take their part of its processors; the table says how much. With
-`--apart` they have half of the processors and the encoder the other half, as on machines of their own. Single
-texts cannot be generated ten times faster than they are embedded, so calls carry `--texts` each, and the load
-is compared with a closed load of calls of the same size.
-
-An overload second by second.
+The clients run on the same machine and use a part of its processors; the table says how much. With `--apart`
+they have half of the processors and the encoder the other half, as if on two machines. Single texts cannot
+be generated ten times faster than they are embedded, so calls carry `--texts` each, and the load is compared
+with a closed load of calls of the same size.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,56 +20,24 @@ import numpy as np
 import psutil
 import typer
 
-from bench.closed_loop import Embed, Load, Measured, our_embed, run_load
-from bench.open_loop import Calls, Clients, OpenLoad
-from bench.report import machine, mixed_texts, print_table, write_figures
-from bench.servers import our_encoder
-from bench.stack import Apart, divided, running_on
+from bench.load_generator import (
+    Calls,
+    ClosedLoad,
+    Embed,
+    Measured,
+    OpenLoad,
+    background_load,
+    offer,
+    run_load,
+)
+from bench.report import JsonFile, machine, mixed_texts, new_plot, print_table, write_figures
+from bench.servers import Apart, cpu_affinity, cpu_seconds, our_embed, our_encoder, pinned_to
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
-from textmatch.vectors import Embeddings
 
-
-def write_plot(calls: Calls, load: OpenLoad, rss_bytes: Sequence[int], path: Path) -> None:
-    """Draw outcomes, time to refusal and memory; says so if matplotlib is not installed."""
-    try:
-        figures = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        typer.echo(f"{path} was not drawn: matplotlib is not installed", err=True)
-        return
-    edges = np.arange(round(load.seconds) + 1)
-    figure = figures.Figure(figsize=(9, 8), layout="constrained")
-    outcomes, refusal, memory = figure.subplots(3, 1, sharex=True)
-    for name, chosen in (
-        ("answered", calls.is_answered),
-        ("refused", calls.is_refused),
-        ("late", calls.is_late),
-    ):
-        counts, _ = np.histogram(calls.ended_at[chosen], bins=edges)
-        outcomes.step(edges[:-1], counts * load.texts_per_call, where="post", label=name)
-    outcomes.set_ylabel("texts/s")
-    outcomes.legend()
-    refusal.plot(edges[:-1], _refusal_p99_ms(calls, edges))
-    refusal.set_ylabel("refused after, p99 ms")
-    memory.plot(range(len(rss_bytes)), np.array(rss_bytes) / 1e6)
-    memory.set_ylabel("memory, MB")
-    memory.set_xlabel("seconds of overload")
-    figure.savefig(path)
-
-
-def _refusal_p99_ms(calls: Calls, edges: np.ndarray) -> list[float]:
-    refused_at = calls.ended_at[calls.is_refused]
-    took_ms = calls.took_seconds[calls.is_refused] * 1e3
-    p99 = []
-    for second in edges[:-1]:
-        during = took_ms[(refused_at >= second) & (refused_at < second + 1)]
-        p99.append(float(np.percentile(during, 99)) if len(during) else float("nan"))
-    return p99
-
-
-_ALONE = Load(1, 1)
-_INTERACTIVE = Load(64, 1)
-_BULK = Load(4, 64)
+_ALONE = ClosedLoad(1, 1)
+_INTERACTIVE = ClosedLoad(64, 1)
+_BULK = ClosedLoad(4, 64)
 _TIMES_CAPACITY = 10
 _DEADLINE_SECONDS = 1.0
 _CLIENT_PROCESSES = 2
@@ -85,7 +50,7 @@ _GIVE_UP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Overload:
-    """What an overload did: `rss_bytes` of the encoder each second, the first one before the load."""
+    """An overload: `rss_bytes` of the encoder each second, the first one before the load."""
 
     load: OpenLoad
     calls: Calls
@@ -96,17 +61,17 @@ class Overload:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Each lane alone and beside the other one."""
+    """Each lane alone and together with the other one."""
 
     interactive_alone: Measured
-    interactive_beside_bulk: Measured
+    interactive_during_bulk: Measured
     bulk_alone: Measured
-    bulk_beside_interactive: Measured
+    bulk_during_interactive: Measured
 
 
 @dataclass(frozen=True)
-class Results:
-    """All that is measured. `capacity` is with calls of as many texts as the overload's."""
+class OverloadResults:
+    """All measurements. `capacity` is with calls of as many texts as the overload's."""
 
     capacity_single: Measured
     capacity: Measured
@@ -118,7 +83,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="Shorter runs; figures vary more.")] = False,
     texts_per_call: Annotated[int, typer.Option("--texts", min=1, help="Texts in a call of the load.")] = 64,
     apart: Apart = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    json_file: JsonFile = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Draw the overload second by second; needs matplotlib.")
     ] = None,
@@ -126,27 +91,26 @@ def main(
     """Measure and print."""
     texts = mixed_texts(500 if quick else 2_000)
     closed_seconds, load_seconds = (3.0, 10.0) if quick else (10.0, 60.0)
-    processors = divided(apart)
+    affinity = cpu_affinity(apart)
     with ExitStack() as stack:
-        with running_on(processors.encoder):
+        with pinned_to(affinity.encoder):
             address = stack.enter_context(our_encoder())
-        stack.enter_context(running_on(processors.others))
+        stack.enter_context(pinned_to(affinity.others))
         results = asyncio.run(_measure(address, texts, texts_per_call, closed_seconds, load_seconds))
     figures = _figures(results)
     _print(results, figures)
     write_figures(figures, json_file)
     if plot_file is not None:
-        overload = results.overload
-        write_plot(overload.calls, overload.load, overload.rss_bytes, plot_file)
+        _write_plot(results.overload, plot_file)
 
 
 async def _measure(
     address: str, texts: Sequence[str], texts_per_call: int, closed_seconds: float, load_seconds: float
-) -> Results:
+) -> OverloadResults:
     client = EncoderClient(address)
     interactive = our_embed(client)
     single = await run_load(interactive, _INTERACTIVE, texts, closed_seconds)
-    capacity = await run_load(interactive, Load(64, texts_per_call), texts, closed_seconds)
+    capacity = await run_load(interactive, ClosedLoad(64, texts_per_call), texts, closed_seconds)
     alone = await run_load(interactive, _ALONE, texts, closed_seconds)
     load = OpenLoad(
         _TIMES_CAPACITY * capacity.texts_per_second / texts_per_call,
@@ -155,9 +119,9 @@ async def _measure(
         _DEADLINE_SECONDS,
     )
     overload = await _overload(address, client, texts, load, 2 * alone.p95_ms / 1e3)
-    lanes = await _lanes(interactive, _bulk_embed(client), texts, 2 * closed_seconds)
+    lanes = await _lanes(interactive, our_embed(client, is_bulk=True), texts, 2 * closed_seconds)
     await client.close()
-    return Results(single, capacity, overload, lanes)
+    return OverloadResults(single, capacity, overload, lanes)
 
 
 async def _overload(
@@ -166,19 +130,19 @@ async def _overload(
     encoder = _encoder_process()
     rss_bytes = [encoder.memory_info().rss]
     started = asyncio.Event()
-    offering = asyncio.create_task(Clients(_CLIENT_PROCESSES).offer(address, texts, load, started))
+    offering = asyncio.create_task(offer(address, texts, load, started, _CLIENT_PROCESSES))
     await started.wait()
-    began, cpu_before = time.perf_counter(), _cpu_seconds(encoder)
+    began, cpu_before = time.perf_counter(), cpu_seconds(encoder)
     for second in range(1, round(load.seconds) + 1):
         await asyncio.sleep(began + second - time.perf_counter())
         rss_bytes.append(encoder.memory_info().rss)
-    cpu_seconds = _cpu_seconds(encoder) - cpu_before
+    used_seconds = cpu_seconds(encoder) - cpu_before
     recovery_seconds = await _recovery_seconds(client, texts, recovered_seconds)
-    return Overload(load, await offering, rss_bytes, cpu_seconds, recovery_seconds)
+    return Overload(load, await offering, rss_bytes, used_seconds, recovery_seconds)
 
 
 async def _recovery_seconds(client: EncoderClient, texts: Sequence[str], recovered_seconds: float) -> float:
-    """Seconds until the end of the first single call that takes no longer than so many seconds."""
+    """Seconds until the end of the first single call that takes at most `recovered_seconds`."""
     began = time.perf_counter()
     position = 0
     while (called := time.perf_counter()) < began + _GIVE_UP_SECONDS:
@@ -200,42 +164,12 @@ async def _recovery_seconds(client: EncoderClient, texts: Sequence[str], recover
 
 async def _lanes(interactive: Embed, bulk: Embed, texts: Sequence[str], seconds: float) -> Lanes:
     interactive_alone = await run_load(interactive, _ALONE, texts, seconds)
-    async with _running(bulk, _BULK, texts):
-        interactive_beside_bulk = await run_load(interactive, _ALONE, texts, seconds)
+    async with background_load(bulk, _BULK, texts):
+        interactive_during_bulk = await run_load(interactive, _ALONE, texts, seconds)
     bulk_alone = await run_load(bulk, _BULK, texts, seconds)
-    async with _running(interactive, _INTERACTIVE, texts):
-        bulk_beside_interactive = await run_load(bulk, _BULK, texts, seconds)
-    return Lanes(interactive_alone, interactive_beside_bulk, bulk_alone, bulk_beside_interactive)
-
-
-@asynccontextmanager
-async def _running(embed: Embed, load: Load, texts: Sequence[str]) -> AsyncIterator[None]:
-    """Keep a closed load going in the background."""
-
-    async def caller(number: int) -> None:
-        position = number * len(texts) // load.callers
-        while True:
-            await embed([texts[(position + offset) % len(texts)] for offset in range(load.texts)])
-            position += load.texts
-
-    tasks = [asyncio.create_task(caller(number)) for number in range(load.callers)]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        ends = await asyncio.gather(*tasks, return_exceptions=True)
-    for end in ends:
-        if not isinstance(end, asyncio.CancelledError):
-            raise RuntimeError("the load in the background broke off") from end
-
-
-def _bulk_embed(client: EncoderClient) -> Embed:
-    async def embed(texts: list[str]) -> Embeddings:
-        result = await client.encode(texts, is_query=False, is_bulk=True, timeout_seconds=_GIVE_UP_SECONDS)
-        return result.embeddings
-
-    return embed
+    async with background_load(interactive, _INTERACTIVE, texts):
+        bulk_during_interactive = await run_load(bulk, _BULK, texts, seconds)
+    return Lanes(interactive_alone, interactive_during_bulk, bulk_alone, bulk_during_interactive)
 
 
 def _encoder_process() -> psutil.Process:
@@ -244,12 +178,7 @@ def _encoder_process() -> psutil.Process:
     return process
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
-
-
-def _figures(results: Results) -> dict[str, float]:
+def _figures(results: OverloadResults) -> dict[str, float]:
     overload, lanes = results.overload, results.lanes
     calls = overload.calls
     refusals_ms = calls.took_seconds[calls.is_refused] * 1e3
@@ -259,8 +188,8 @@ def _figures(results: Results) -> dict[str, float]:
         "late_answers": float(calls.is_late.sum()),
         "rss_growth_mb": (max(overload.rss_bytes) - overload.rss_bytes[0]) / _MEGABYTE,
         "recovery_s": overload.recovery_seconds,
-        "lane_p95_ratio": lanes.interactive_beside_bulk.p95_ms / lanes.interactive_alone.p95_ms,
-        "bulk_share_kept": lanes.bulk_beside_interactive.texts_per_second / lanes.bulk_alone.texts_per_second,
+        "lane_p95_ratio": lanes.interactive_during_bulk.p95_ms / lanes.interactive_alone.p95_ms,
+        "bulk_share_kept": lanes.bulk_during_interactive.texts_per_second / lanes.bulk_alone.texts_per_second,
     }
 
 
@@ -271,14 +200,14 @@ def _answered_texts_per_second(overload: Overload) -> float:
     return float(answered) * load.texts_per_call / load.seconds
 
 
-def _print(results: Results, figures: dict[str, float]) -> None:
+def _print(results: OverloadResults, figures: dict[str, float]) -> None:
     overload, lanes = results.overload, results.lanes
     calls, load = overload.calls, overload.load
     offered = len(calls.sent_at) * load.texts_per_call / load.seconds
     refusals_ms = calls.took_seconds[calls.is_refused] * 1e3
     behind_p99_ms = np.percentile(calls.behind_seconds, 99) * 1e3
     processors = [
-        cpu_seconds / load.seconds for cpu_seconds in (overload.encoder_cpu_seconds, calls.client_cpu_seconds)
+        seconds / load.seconds for seconds in (overload.encoder_cpu_seconds, calls.client_cpu_seconds)
     ]
     batch_ms = _BATCH_TEXTS / lanes.bulk_alone.texts_per_second * 1e3
     p95_aim_ms = 2 * lanes.interactive_alone.p95_ms + batch_ms
@@ -307,27 +236,62 @@ def _print(results: Results, figures: dict[str, float]) -> None:
         ],
         ["late calls", f"{calls.is_late.sum()}", "0"],
         ["calls that failed otherwise", f"{calls.is_failed.sum()}", "0"],
-        ["memory grown by, MB", f"{figures['rss_growth_mb']:.0f}", ""],
+        ["memory growth, MB", f"{figures['rss_growth_mb']:.0f}", ""],
         [
-            "processors taken: encoder / clients",
+            "processors used: encoder / clients",
             " / ".join(f"{count:.2f}" for count in processors),
             "",
         ],
         ["recovered after, s", f"{overload.recovery_seconds:.2f}", "≤ 2"],
         ["1 × 1 alone, p95 ms", f"{lanes.interactive_alone.p95_ms:.1f}", ""],
         [
-            "1 × 1 beside 4 × 64 bulk, p95 ms",
-            f"{lanes.interactive_beside_bulk.p95_ms:.1f}",
+            "1 × 1 during 4 × 64 bulk, p95 ms",
+            f"{lanes.interactive_during_bulk.p95_ms:.1f}",
             f"≤ {p95_aim_ms:.0f}",
         ],
         ["4 × 64 bulk alone, texts/s", f"{lanes.bulk_alone.texts_per_second:.0f}", ""],
         [
-            "4 × 64 bulk beside 64 × 1, texts/s",
-            f"{lanes.bulk_beside_interactive.texts_per_second:.0f}",
+            "4 × 64 bulk during 64 × 1, texts/s",
+            f"{lanes.bulk_during_interactive.texts_per_second:.0f}",
             f"≥ {lanes.bulk_alone.texts_per_second / 10:.0f}",
         ],
     ]
-    print_table(f"Overload and lanes ({machine()})", ["what", "measured", "aim"], rows)
+    print_table(f"Overload and lanes ({machine()})", ["quantity", "measured", "target"], rows)
+
+
+def _write_plot(overload: Overload, path: Path) -> None:
+    """Draw outcomes, time to refusal and memory, second by second."""
+    plot = new_plot(path, rows=3, size=(9, 8))
+    if plot is None:
+        return
+    figure, (outcomes, refusal, memory) = plot
+    calls, load, rss_bytes = overload.calls, overload.load, overload.rss_bytes
+    edges = np.arange(round(load.seconds) + 1)
+    for name, chosen in (
+        ("answered", calls.is_answered),
+        ("refused", calls.is_refused),
+        ("late", calls.is_late),
+    ):
+        counts, _ = np.histogram(calls.ended_at[chosen], bins=edges)
+        outcomes.step(edges[:-1], counts * load.texts_per_call, where="post", label=name)
+    outcomes.set_ylabel("texts/s")
+    outcomes.legend()
+    refusal.plot(edges[:-1], _refusal_p99_ms(calls, edges))
+    refusal.set_ylabel("refused after, p99 ms")
+    memory.plot(range(len(rss_bytes)), np.array(rss_bytes) / 1e6)
+    memory.set_ylabel("memory, MB")
+    memory.set_xlabel("seconds of overload")
+    figure.savefig(path)
+
+
+def _refusal_p99_ms(calls: Calls, edges: np.ndarray) -> list[float]:
+    refused_at = calls.ended_at[calls.is_refused]
+    took_ms = calls.took_seconds[calls.is_refused] * 1e3
+    p99 = []
+    for second in edges[:-1]:
+        during = took_ms[(refused_at >= second) & (refused_at < second + 1)]
+        p99.append(float(np.percentile(during, 99)) if len(during) else float("nan"))
+    return p99
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How well Match ranks, stage by stage, through the whole stack: `python -m bench.quality --data DIR`.
 
 DIR holds data sets, each a folder with corpus.jsonl, queries.jsonl and qrels.tsv; `cranfield-en` is used. The
-demo's questions need nothing. A set that is not there is left out.
+demo's questions are built in. A missing data set is left out.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from bench.report import print_table, write_figures
-from bench.stack import running_stack
+from bench.report import JsonFile, print_table, write_figures
+from bench.servers import running_stack
 from services.matcher.settings import MatcherSettings
 from standalone.demo.corpus import EVERYDAY, HARD, build_corpus, read_questions
 from textmatch.client import Match, MatchKeywords, Recall, TextMatchClient
@@ -28,9 +28,9 @@ from training.evaluation.bootstrap import Values
 from training.evaluation.retrieval import Collection, read_collection
 
 _DEPTH = 100
-# As many as the shipped settings have the cross-encoder score.
+# The number of candidates that the default settings score with the cross-encoder.
 _SCORED = MatcherSettings().rerank_depth
-# So many candidates that what a single stage would have put first is among them.
+# Enough candidates to have the best ones of each single stage among them.
 _WIDE = 500
 _QUICK_QUERIES = 20
 _BULK_SECONDS = 1_800.0
@@ -42,14 +42,14 @@ MODES: dict[str, MatchKeywords] = {
     "hybrid": {"recall": Recall.HYBRID, "rerank": False},
     "hybrid_rrf": {"recall": Recall.HYBRID_RRF, "rerank": False},
     "dense_cross_encoder": {"recall": Recall.DENSE},
-    # What is shipped: the best recall there is, then the cross-encoder on the best candidates.
+    # The default: the best recall available, then the cross-encoder on the best candidates.
     "cascade": {},
 }
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Queries with their judgements, and the documents that they are about."""
+    """Queries, their judgements and their documents."""
 
     name: str
     collection: Collection
@@ -60,7 +60,7 @@ def main(
         Path | None, typer.Option(envvar="TEXTMATCH_BENCH_DATA", help="Folder of data sets.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few queries of each set.")] = False,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+    json_path: JsonFile = None,
 ) -> None:
     """Measure nDCG@10, MRR@10 and recall@100 of each set in each mode."""
     figures: dict[str, float] = {}
@@ -82,7 +82,7 @@ def _matcher_of_new_stack() -> Iterator[str]:
 
 
 def _groups(data: Path | None) -> Iterator[list[QuestionSet]]:
-    """Sets with the same documents together."""
+    """Groups of sets that share their documents."""
     cranfield = data / "cranfield-en" if data else None
     if cranfield is not None and cranfield.is_dir():
         yield [QuestionSet("cranfield", read_collection(cranfield))]
@@ -148,20 +148,20 @@ def _rankings(client: TextMatchClient, queries: Sequence[str]) -> dict[str, list
         recalled = _matches(client, queries, {**options, "top_k": _DEPTH, "rerank": False})
         rankings[mode] = [_positions([*head, *tail]) for head, tail in zip(scored, recalled, strict=True)]
         if mode == "dense_cross_encoder":
-            # What the cross-encoder would say alone.
+            # The ranking by the cross-encoder alone.
             rankings["cross_encoder"] = [_positions(sorted(head, key=_by_pair)) for head in scored]
     wide: MatchKeywords = {"recall": Recall.HYBRID, "rerank": False, "explain": True}
     found = _matches(client, queries, {**wide, "top_k": _WIDE, "candidate_count": _WIDE})
-    rankings["bm25"] = [_positions(sorted(matches, key=_by_words)) for matches in found]
+    rankings["bm25"] = [_positions(sorted(matches, key=_by_bm25)) for matches in found]
     return rankings
 
 
 def _in_time(address: str, queries: Sequence[str], deadline_ms: int) -> list[list[int]]:
-    """What callers get within a deadline, some at a time; nothing if the answer is late."""
+    """Rankings within a deadline, with several callers at a time; empty if the answer is late."""
 
     def match(query: str) -> list[int]:
         try:
-            # With spaces, which change nothing but that its embedding is not known from before.
+            # The spaces keep the embedding from being found in a cache, and change nothing else.
             return [int(match.document.id) for match in client.match(query + " " * deadline_ms)]
         except TextMatchError:
             return []
@@ -180,7 +180,7 @@ def _matches(
     for answer in client.batch_match(queries, **options):
         if answer.result is None or answer.result.degraded:
             reason = answer.result.degraded if answer.result else answer.error
-            raise RuntimeError(f"no whole answer to {queries[answer.query_index]!r}: {reason}")
+            raise RuntimeError(f"no complete answer to {queries[answer.query_index]!r}: {reason}")
         found[answer.query_index] = answer.result.matches
     return found
 
@@ -193,7 +193,7 @@ def _by_pair(match: Match) -> float:
     return -(match.rerank_score or 0.0)
 
 
-def _by_words(match: Match) -> float:
+def _by_bm25(match: Match) -> float:
     return -(match.explanation.bm25 or 0.0) if match.explanation else 0.0
 
 

@@ -2,6 +2,6 @@
 
 import os
 
-# The supervisor forks while its health probes use gRPC, whose fork handlers would only complain about that:
-# a child calls exec at once. Read by gRPC when it is imported.
+# The supervisor forks while its health probes use gRPC. gRPC's fork handlers would log warnings, but a child
+# calls exec at once. gRPC reads the variable when it is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -28,10 +28,10 @@ _POLL_SECONDS = 0.1
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of the data, the logs and stack.json.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return when everything is serving.")]
 Encoders = Annotated[
-    int, typer.Option("--encoders", min=1, help="Start so many encoders; calls are balanced over them.")
+    int, typer.Option("--encoders", min=1, help="Number of encoders; calls are balanced over them.")
 ]
 Gpus = Annotated[
-    int | None, typer.Option("--gpus", min=1, help="Start so many encoders, each on a GPU of its own.")
+    int | None, typer.Option("--gpus", min=1, help="Number of GPUs, each with an encoder of its own.")
 ]
 
 _console = Console(stderr=True, highlight=False)
@@ -63,23 +63,32 @@ def up(
 
 def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Stop the stack that `textmatch up` started with this data folder."""
-    stop(data_dir)
+    pid = holder_pid(data_dir)
+    if not pid:
+        raise StackError(f"no stack runs in {data_dir}")
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while holder_pid(data_dir):
+        if time.monotonic() > deadline:
+            raise StackError(f"the stack (pid {pid}) did not stop within {_STOP_SECONDS:.0f} s")
+        time.sleep(_POLL_SECONDS)
+    _report("everything is stopped")
 
 
 def start_detached(data_dir: Path, options: Sequence[str] = ()) -> None:
     """Start the stack in the background; returns when everything is serving.
 
     Args:
-        options: of `up`, beside the data folder.
+        options: further options of `up`.
 
     Raises:
-        StackError: it did not come up, with the end of its log.
+        StackError: it did not start; the message has its log.
     """
     if pid := holder_pid(data_dir):
         raise StackError(f"{data_dir} is in use by another stack (pid {pid})")
     log_path = data_dir / "logs" / "supervisor.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    # One that was left behind by a supervisor that was killed.
+    # A supervisor that was killed leaves its file behind.
     (data_dir / STACK_FILE).unlink(missing_ok=True)
     with log_path.open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 -- our own module
@@ -100,24 +109,6 @@ def start_detached(data_dir: Path, options: Sequence[str] = ()) -> None:
             raise StackError(f"the stack was not serving within {_START_SECONDS:.0f} s; see {log_path}")
         time.sleep(_POLL_SECONDS)
     _console.print(log_path.read_text().strip(), markup=False)
-
-
-def stop(data_dir: Path) -> None:
-    """Stop the stack of this data folder and wait for its end.
-
-    Raises:
-        StackError: none runs there, or it does not stop.
-    """
-    pid = holder_pid(data_dir)
-    if not pid:
-        raise StackError(f"no stack runs in {data_dir}")
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while holder_pid(data_dir):
-        if time.monotonic() > deadline:
-            raise StackError(f"the stack (pid {pid}) did not stop within {_STOP_SECONDS:.0f} s")
-        time.sleep(_POLL_SECONDS)
-    _report("everything is stopped")
 
 
 def _report(line: str) -> None:

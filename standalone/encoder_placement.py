@@ -1,4 +1,4 @@
-"""How many encoders the stack has, and what each of them computes on."""
+"""How many encoders the stack has, and the device of each."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _NVIDIA_SMI_SECONDS = 30.0
 
 
 class TooFewDevices(TextMatchError):
-    """The machine does not have as many GPUs as were asked for."""
+    """The machine has fewer GPUs than requested."""
 
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """One encoder: its name, and its environment beside that of all processes."""
+    """One encoder: its name, and what it adds to the environment of all processes."""
 
     name: str
     environment: Mapping[str, str]
@@ -31,12 +31,12 @@ def plan_encoders(count: int, gpus: int | None, environment: Mapping[str, str]) 
     """The encoders to start.
 
     Args:
-        count: how many, on whatever device the settings name.
-        gpus: instead, one on each of so many GPUs.
-        environment: that of all processes.
+        count: number of encoders on the device that the settings name.
+        gpus: if given, number of GPUs, each with one encoder; replaces `count`.
+        environment: environment of all processes.
 
     Raises:
-        TooFewDevices: there are not so many GPUs.
+        TooFewDevices: there are fewer GPUs.
     """
     if gpus is not None:
         return on_gpus(gpus, visible_gpus(environment))
@@ -44,10 +44,10 @@ def plan_encoders(count: int, gpus: int | None, environment: Mapping[str, str]) 
 
 
 def on_gpus(count: int, devices: Sequence[str]) -> list[EncoderPlan]:
-    """One encoder on each of the first devices, as CUDA names them; it sees no other.
+    """One encoder on each of the first devices, named as CUDA names them; it sees only that device.
 
     Raises:
-        TooFewDevices: there are not so many.
+        TooFewDevices: there are fewer devices.
     """
     if count > len(devices):
         found = f"{len(devices)} are visible" if devices else "none is visible"
@@ -59,30 +59,30 @@ def on_gpus(count: int, devices: Sequence[str]) -> list[EncoderPlan]:
 
 
 def on_processors(count: int, processors: int, environment: Mapping[str, str]) -> list[EncoderPlan]:
-    """Encoders that share the processors, unless the environment says how many threads each may use."""
+    """Encoders that share the processors, unless the environment sets the number of threads of each."""
     if count == 1 or environment.get(_THREADS):
         return _named([{}] * count)
     return _named([{_THREADS: str(max(1, processors // count))}] * count)
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The names by which CUDA knows the GPUs of this machine; those in CUDA_VISIBLE_DEVICES, if it is set.
+    """CUDA's names of the GPUs of this machine; those in CUDA_VISIBLE_DEVICES, if it is set.
 
     Raises:
-        TooFewDevices: there is no driver to ask.
+        TooFewDevices: there is no driver.
     """
     if _VISIBLE_DEVICES in environment:
         return [device for device in environment[_VISIBLE_DEVICES].split(",") if device.strip()]
     command = shutil.which("nvidia-smi", path=environment.get("PATH"))
     if command is None:
-        raise TooFewDevices("--gpus needs NVIDIA's driver, and there is no nvidia-smi on this machine")
+        raise TooFewDevices("--gpus needs the NVIDIA driver; there is no nvidia-smi on this machine")
     try:
         listed = subprocess.run(  # noqa: S603 -- the driver's own tool
             [command, "--list-gpus"], capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise TooFewDevices(f"--gpus: nvidia-smi cannot tell which GPUs there are: {error}") from error
-    # One line for each; those of their MIG parts are indented.
+        raise TooFewDevices(f"--gpus: nvidia-smi cannot list the GPUs: {error}") from error
+    # One line for each GPU; the lines of MIG devices are indented.
     count = sum(line.startswith("GPU ") for line in listed.splitlines())
     return [str(index) for index in range(count)]
 

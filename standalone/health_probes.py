@@ -1,4 +1,4 @@
-"""How to ask each process whether it is ready to work."""
+"""Probes that tell whether a process is ready."""
 
 from __future__ import annotations
 

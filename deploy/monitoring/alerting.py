@@ -1,7 +1,7 @@
 """Recording rules and alerts for Prometheus.
 
-Objectives are watched by how fast they eat their error budget, over a long window (it matters) and a short
-one (it still goes on) at once, as in Google's SRE workbook, chapter 5.
+Objectives alert on the burn rate of their error budget over a long window (the budget is at risk) and a short
+one (the problem is still there), as in chapter 5 of Google's SRE workbook.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Objective:
 
 
 def _slow(metric: str, bound: str, where: str = "") -> str:
-    """Events of a histogram above one of its bounds."""
+    """The rate of events above one bound of a histogram."""
     fast = where + ("," if where else "") + f'le="{bound}"'
     return (
         f"sum by (namespace) (rate({metric}_count{{{where}}}[%s]))"
@@ -73,18 +73,18 @@ OBJECTIVES = (
         target=0.99,
         bad=_slow(_SEARCHABLE, "60.0"),
         total=f"sum by (namespace) (rate({_SEARCHABLE}_count[%s]))",
-        summary="Too many documents are searchable only after a minute",
+        summary="Too many documents take over a minute to become searchable",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that holds for a while and that somebody has to look at; the runbook says how."""
+    """A condition that holds for a duration and needs attention; the runbook has a section for each."""
 
     name: str
     expression: str
-    lasts: str
+    duration: str
     severity: str
     summary: str
 
@@ -102,7 +102,7 @@ ALERTS = (
         "absent(textmatch_match_candidates_count)",
         "5m",
         "page",
-        "No matcher is there: nothing is answered or accepted",
+        "No matcher is running: no call is answered, no document accepted",
     ),
     Alert(
         "TextmatchNoWorker",
@@ -110,7 +110,7 @@ ALERTS = (
         " unless on (namespace) sum by (namespace) (textmatch_worker_ready) > 0",
         "10m",
         "page",
-        "Documents wait and no worker takes them",
+        "Documents are waiting and no worker is ready",
     ),
     Alert(
         "TextmatchIngestStalls",
@@ -124,7 +124,7 @@ ALERTS = (
         "max by (namespace, reason) (textmatch_worker_operator_needed) == 1",
         "2m",
         "page",
-        "Nothing can be indexed until somebody acts: {{ $labels.reason }}",
+        "Nothing can be indexed until an operator acts: {{ $labels.reason }}",
     ),
     Alert(
         "TextmatchDeadLetters",
@@ -138,7 +138,7 @@ ALERTS = (
         "sum by (namespace, reason) (rate(textmatch_worker_retries_total[10m])) > 0.1",
         "15m",
         "ticket",
-        "Workers keep trying batches again: {{ $labels.reason }}",
+        "Workers keep retrying batches: {{ $labels.reason }}",
     ),
     Alert(
         "TextmatchEncoderRefuses",
@@ -146,14 +146,14 @@ ALERTS = (
         ' / sum by (namespace) (rate(textmatch_rpc_total{service="textmatch.v1.EncoderService"}[5m])) > 0.05',
         "10m",
         "ticket",
-        "Encoders refuse more than 5 % of the calls",
+        "Encoders refuse more than 5 % of their calls",
     ),
     Alert(
         "TextmatchEncoderReloadFailed",
         'increase(textmatch_encoder_reloads_total{result="failed"}[15m]) > 0',
         "0m",
         "ticket",
-        "An encoder could not load the new models and serves the old ones",
+        "An encoder could not load the new models and still serves the old ones",
     ),
     Alert(
         "TextmatchEncodersDiffer",
@@ -176,27 +176,27 @@ ALERTS = (
         " / on (namespace) group_left sum by (namespace) (rate(textmatch_match_candidates_count[5m])) > 0.05",
         "10m",
         "ticket",
-        "More than 5 % of matches leave a part out: {{ $labels.reason }}",
+        "More than 5 % of matches are degraded: {{ $labels.reason }}",
     ),
     Alert(
         "TextmatchCollectionAbandoned",
         "max by (namespace) (textmatch_worker_abandoned_collections) > 0",
         "5m",
         "ticket",
-        "A collection beside the one in use gets no writes any more",
+        "A collection that is not in use no longer gets writes",
     ),
     Alert(
         "TextmatchRedisEvicts",
         "max by (namespace) (textmatch_redis_evicts_keys) == 1",
         "5m",
         "page",
-        "Redis may drop accepted documents when its memory is full",
+        "Redis may evict accepted documents when its memory is full",
     ),
 )
 
 
 def render() -> dict[str, Any]:
-    """The rule file, as Prometheus reads it."""
+    """The content of the rule file."""
     return {
         "groups": [
             {
@@ -213,13 +213,13 @@ def render() -> dict[str, Any]:
 
 
 def _recordings(objective: Objective) -> list[dict[str, Any]]:
-    """For each window: the burn rate, 1 if the budget of 30 days lasts just 30 days."""
+    """The burn rate for each window; at 1 the budget of 30 days lasts exactly 30 days."""
     budget = f"{1 - objective.target:g}"
     rules = []
     for window in _WINDOWS:
         bad = objective.bad.replace("%s", window)
         total = objective.total.replace("%s", window)
-        # No error yet means no series of errors: that is a rate of 0.
+        # Before the first error there is no series of errors; count that as a rate of 0.
         expression = f"((({bad}) or 0 * ({total})) / ({total})) / {budget}"
         rules.append(
             {
@@ -247,7 +247,7 @@ def _alert(alert: Alert, **labels: str) -> dict[str, Any]:
     return {
         "alert": alert.name,
         "expr": alert.expression,
-        "for": alert.lasts,
+        "for": alert.duration,
         "labels": {"severity": alert.severity, **labels},
         "annotations": {"summary": alert.summary, "runbook_url": f"{RUNBOOK}#{alert.name.lower()}"},
     }

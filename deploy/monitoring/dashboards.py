@@ -1,125 +1,132 @@
-"""Is it well?
-
-What the encoders do with their time.
-
-From accepted to searchable.
-
-How queries are answered.
-"""
+"""The four dashboards: overview, encoder, ingest, match."""
 
 from __future__ import annotations
 
 from deploy.monitoring.grafana import (
+    NAMESPACE,
     NEEDS_CUDA,
     NEEDS_PADDING,
     ONLY_MATCH,
-    WHERE,
     Dashboard,
     Kind,
     Panel,
-    Query,
+    PanelQuery,
     Unit,
     gauge,
-    heatmap,
     mean,
+    quantile,
     quantiles,
     rate,
 )
 
+
+def _lines(
+    title: str,
+    description: str,
+    *queries: PanelQuery,
+    unit: Unit = Unit.NONE,
+    width: int = 8,
+    needs: str = "",
+) -> Panel:
+    return Panel(title, description, queries, unit, width=width, needs=needs)
+
+
+def _number(title: str, description: str, query: PanelQuery, unit: Unit = Unit.NONE) -> Panel:
+    return Panel(title, description, (query,), unit, Kind.NUMBER, width=4)
+
+
+def _heatmap(title: str, description: str, metric: str, width: int = 8) -> Panel:
+    """The buckets of a histogram over time."""
+    query = PanelQuery(rate(f"{metric}_bucket", "le"), "{{le}}")
+    return Panel(title, description, (query,), kind=Kind.HEATMAP, width=width)
+
+
+def _process_memory(metric_of_process: str) -> Panel:
+    memory = f"process_resident_memory_bytes{{{NAMESPACE}}} and on (instance) {metric_of_process}"
+    return _lines(
+        "Process memory", "Resident memory, by process.", PanelQuery(memory, "{{instance}}"), unit=Unit.BYTES
+    )
+
+
 OVERVIEW = Dashboard(
     "textmatch-overview",
     "textmatch · overview",
-    "Is it well? Start here; the other dashboards say why not.",
+    "The state of the whole system. Start here; the other dashboards give the reasons.",
     (
-        Panel(
+        _number(
             "Matches",
-            "Queries a second.",
-            (Query(rate("textmatch_rpc_total", where=ONLY_MATCH)),),
+            "Match calls a second.",
+            PanelQuery(rate("textmatch_rpc_total", where=ONLY_MATCH)),
             Unit.PER_SECOND,
-            Kind.NUMBER,
-            4,
         ),
-        Panel(
+        _number(
             "Match p95",
-            "95 of 100 queries are faster.",
-            quantiles("textmatch_rpc_seconds", where=ONLY_MATCH, quantiles=(0.95,)),
+            "95 % of the Match calls are faster.",
+            PanelQuery(quantile(0.95, "textmatch_rpc_seconds", where=ONLY_MATCH), "p95"),
             Unit.SECONDS,
-            Kind.NUMBER,
-            4,
         ),
-        Panel(
+        _number(
             "Waiting documents",
-            "Accepted and not searchable yet.",
-            (Query(gauge("textmatch_ingest_queue_documents")),),
-            Unit.NONE,
-            Kind.NUMBER,
-            4,
+            "Documents that are accepted but not searchable yet.",
+            PanelQuery(gauge("textmatch_ingest_queue_documents")),
         ),
-        Panel(
-            "Oldest waiting",
-            "Age of the oldest document that waits.",
-            (Query(gauge("textmatch_ingest_oldest_seconds")),),
+        _number(
+            "Oldest waiting document",
+            "Age of the oldest document that is not searchable yet.",
+            PanelQuery(gauge("textmatch_ingest_oldest_seconds")),
             Unit.SECONDS,
-            Kind.NUMBER,
-            4,
         ),
-        Panel(
+        _number(
             "Dead letters",
-            "Documents that could not be indexed: textmatch dead-letters list.",
-            (Query(gauge("textmatch_dead_letters")),),
-            Unit.NONE,
-            Kind.NUMBER,
-            4,
+            "Documents that could not be indexed; list them with: textmatch dead-letters list.",
+            PanelQuery(gauge("textmatch_dead_letters")),
         ),
-        Panel(
+        _number(
             "Workers ready",
             "Workers that are connected and take messages.",
-            (Query(f"sum (textmatch_worker_ready{{{WHERE}}})"),),
-            Unit.NONE,
-            Kind.NUMBER,
-            4,
+            PanelQuery(f"sum (textmatch_worker_ready{{{NAMESPACE}}})"),
         ),
-        Panel(
+        _lines(
             "Calls",
-            "By method.",
-            (Query(rate("textmatch_rpc_total", "method"), "{{method}}"),),
-            Unit.PER_SECOND,
+            "Calls by method.",
+            PanelQuery(rate("textmatch_rpc_total", "method"), "{{method}}"),
+            unit=Unit.PER_SECOND,
             width=12,
         ),
-        Panel(
+        _lines(
             "Calls by code",
-            "OK and what is not.",
-            (Query(rate("textmatch_rpc_total", "code"), "{{code}}"),),
-            Unit.PER_SECOND,
+            "Calls by gRPC status code.",
+            PanelQuery(rate("textmatch_rpc_total", "code"), "{{code}}"),
+            unit=Unit.PER_SECOND,
             width=12,
         ),
-        Panel(
+        _lines(
             "Match latency",
-            "From the first byte of a call to the last of its answer.",
-            quantiles("textmatch_rpc_seconds", where=ONLY_MATCH),
-            Unit.SECONDS,
+            "From the first byte of a call to the last byte of its answer.",
+            *quantiles("textmatch_rpc_seconds", where=ONLY_MATCH),
+            unit=Unit.SECONDS,
             width=12,
         ),
-        Panel(
+        _lines(
             "Time to searchable",
             "From the acceptance of a document until a search can find it.",
-            quantiles("textmatch_ingest_accept_to_searchable_seconds"),
-            Unit.SECONDS,
+            *quantiles("textmatch_ingest_accept_to_searchable_seconds"),
+            unit=Unit.SECONDS,
             width=12,
         ),
-        Panel(
-            "Error budget burnt, 1 h",
-            "At 1 the budget of 30 days lasts 30 days; above 14 somebody is paged.",
-            (Query(f"textmatch:slo_burn_rate1h{{{WHERE}}}", "{{slo}}"),),
+        _lines(
+            "Error budget burn rate, 1 h",
+            "At 1 the budget of 30 days lasts 30 days; above 14.4 an alert pages.",
+            PanelQuery(f"textmatch:slo_burn_rate1h{{{NAMESPACE}}}", "{{slo}}"),
             width=12,
         ),
         Panel(
             "Models",
-            "What the encoders serve.",
+            "The models that the encoders serve.",
             (
-                Query(
-                    f"count by (name, model_id, kind, engine, dtype, device) "
-                    f"(textmatch_encoder_model_info{{{WHERE}}})"
+                PanelQuery(
+                    "count by (name, model_id, kind, engine, dtype, device) "
+                    f"(textmatch_encoder_model_info{{{NAMESPACE}}})"
                 ),
             ),
             kind=Kind.TABLE,
@@ -132,132 +139,95 @@ OVERVIEW = Dashboard(
 ENCODER = Dashboard(
     "textmatch-encoder",
     "textmatch · encoder",
-    "What the encoders do with their time: stages, batches, lanes, refusals, device.",
+    "How the encoders spend their time: stages, batches, lanes, refusals, device.",
     (
-        Panel(
+        _lines(
             "Tokens computed",
-            "By lane, without padding.",
-            (Query(rate("textmatch_encoder_tokens_total", "lane"), "{{lane}}"),),
-            Unit.PER_SECOND,
+            "Tokens by lane, without padding.",
+            PanelQuery(rate("textmatch_encoder_tokens_total", "lane"), "{{lane}}"),
+            unit=Unit.PER_SECOND,
         ),
-        Panel(
+        _lines(
             "Tokens waiting",
-            "By lane. Encoders are scaled on this.",
-            (Query(f"sum by (lane) (textmatch_encoder_queue_tokens{{{WHERE}}})", "{{lane}}"),),
+            "Queued tokens by lane. Encoders are scaled on this.",
+            PanelQuery(f"sum by (lane) (textmatch_encoder_queue_tokens{{{NAMESPACE}}})", "{{lane}}"),
         ),
-        Panel(
+        _lines(
             "Texts waiting",
-            "By lane.",
-            (Query(f"sum by (lane) (textmatch_encoder_queue_texts{{{WHERE}}})", "{{lane}}"),),
+            "Queued texts by lane.",
+            PanelQuery(f"sum by (lane) (textmatch_encoder_queue_texts{{{NAMESPACE}}})", "{{lane}}"),
         ),
-        Panel(
+        _lines(
             "Stages, p95",
             "Tokenise and queue of a call, forward of a batch, serialise of an answer.",
-            (
-                Query(
-                    "histogram_quantile(0.95, "
-                    + rate("textmatch_encoder_stage_seconds_bucket", "le, stage")
-                    + ")",
-                    "{{stage}}",
-                ),
-            ),
-            Unit.SECONDS,
+            PanelQuery(quantile(0.95, "textmatch_encoder_stage_seconds", "stage"), "{{stage}}"),
+            unit=Unit.SECONDS,
         ),
-        Panel(
+        _lines(
             "Time in forward passes",
-            "Share of the time; 1 is an engine that never waits, for each encoder.",
-            (
-                Query(
-                    f'sum by (instance) (rate(textmatch_encoder_stage_seconds_sum{{{WHERE},stage="forward"}}'
-                    "[$__rate_interval]))",
-                    "{{instance}}",
-                ),
+            "Share of the time, by encoder; 1 is an engine that never waits.",
+            PanelQuery(
+                f'sum by (instance) (rate(textmatch_encoder_stage_seconds_sum{{{NAMESPACE},stage="forward"}}'
+                "[$__rate_interval]))",
+                "{{instance}}",
             ),
-            Unit.SHARE,
+            unit=Unit.SHARE,
         ),
-        Panel(
-            "Latency of calls",
-            "By method, p95.",
-            (
-                Query(
-                    "histogram_quantile(0.95, "
-                    + rate(
-                        "textmatch_rpc_seconds_bucket", "le, method", 'service="textmatch.v1.EncoderService"'
-                    )
-                    + ")",
-                    "{{method}}",
-                ),
+        _lines(
+            "Call latency, p95",
+            "Latency by method.",
+            PanelQuery(
+                quantile(0.95, "textmatch_rpc_seconds", "method", 'service="textmatch.v1.EncoderService"'),
+                "{{method}}",
             ),
-            Unit.SECONDS,
+            unit=Unit.SECONDS,
         ),
-        Panel(
-            "Texts in a batch", "Distribution.", heatmap("textmatch_encoder_batch_texts"), kind=Kind.HEATMAP
-        ),
-        Panel(
-            "Tokens in a batch",
-            "Distribution.",
-            heatmap("textmatch_encoder_batch_tokens"),
-            kind=Kind.HEATMAP,
-        ),
-        Panel(
+        _heatmap("Texts in a batch", "Batches by number of texts.", "textmatch_encoder_batch_texts"),
+        _heatmap("Tokens in a batch", "Batches by number of tokens.", "textmatch_encoder_batch_tokens"),
+        _lines(
             "Mean batch",
             "Texts and tokens in a forward pass.",
-            (
-                Query(mean("textmatch_encoder_batch_texts"), "texts"),
-                Query(mean("textmatch_encoder_batch_tokens"), "tokens"),
-            ),
+            PanelQuery(mean("textmatch_encoder_batch_texts"), "texts"),
+            PanelQuery(mean("textmatch_encoder_batch_tokens"), "tokens"),
         ),
-        Panel(
+        _lines(
             "Padding",
             "Tokens computed for each token of a text; packed models have no series.",
-            (Query(mean("textmatch_encoder_padding_ratio"), "mean"),),
+            PanelQuery(mean("textmatch_encoder_padding_ratio"), "mean"),
             needs=NEEDS_PADDING,
         ),
-        Panel(
+        _lines(
             "Refused calls",
-            "By reason: more work than can be done in time.",
-            (Query(rate("textmatch_encoder_rejections_total", "reason"), "{{reason}}"),),
-            Unit.PER_SECOND,
+            "Calls refused because of overload, by reason.",
+            PanelQuery(rate("textmatch_encoder_rejections_total", "reason"), "{{reason}}"),
+            unit=Unit.PER_SECOND,
         ),
-        Panel(
+        _lines(
             "Dropped calls",
-            "Cancelled by the caller, or too late, before they cost anything.",
-            (Query(rate("textmatch_encoder_dropped_total", "reason"), "{{reason}}"),),
-            Unit.PER_SECOND,
+            "Calls that were cancelled or late before they were computed.",
+            PanelQuery(rate("textmatch_encoder_dropped_total", "reason"), "{{reason}}"),
+            unit=Unit.PER_SECOND,
         ),
-        Panel(
-            "Texts cut off or failed",
-            "Longer than the model reads; or that it failed on.",
-            (
-                Query(rate("textmatch_encoder_truncated_total"), "cut off"),
-                Query(rate("textmatch_encoder_failed_texts_total"), "failed"),
-            ),
-            Unit.PER_SECOND,
+        _lines(
+            "Texts truncated or failed",
+            "Texts longer than the model reads, and texts that the model failed on.",
+            PanelQuery(rate("textmatch_encoder_truncated_total"), "truncated"),
+            PanelQuery(rate("textmatch_encoder_failed_texts_total"), "failed"),
+            unit=Unit.PER_SECOND,
         ),
-        Panel(
+        _lines(
             "Reloads",
-            "Of the models, by result.",
-            (Query(f"sum by (result) (textmatch_encoder_reloads_total{{{WHERE}}})", "{{result}}"),),
+            "Reloads of the models, by result.",
+            PanelQuery(f"sum by (result) (textmatch_encoder_reloads_total{{{NAMESPACE}}})", "{{result}}"),
         ),
-        Panel(
+        _lines(
             "Device memory",
-            "Of tensors on the GPU.",
-            (Query(f"textmatch_encoder_device_memory_bytes{{{WHERE}}}", "{{instance}} {{device}}"),),
-            Unit.BYTES,
+            "Memory of tensors on the GPU.",
+            PanelQuery(f"textmatch_encoder_device_memory_bytes{{{NAMESPACE}}}", "{{instance}} {{device}}"),
+            unit=Unit.BYTES,
             needs=NEEDS_CUDA,
         ),
-        Panel(
-            "Memory of the process",
-            "Resident.",
-            (
-                Query(
-                    f"process_resident_memory_bytes{{{WHERE}}}"
-                    " and on (instance) textmatch_encoder_batch_texts_count",
-                    "{{instance}}",
-                ),
-            ),
-            Unit.BYTES,
-        ),
+        _process_memory("textmatch_encoder_batch_texts_count"),
     ),
 )
 
@@ -265,198 +235,167 @@ ENCODER = Dashboard(
 INGEST = Dashboard(
     "textmatch-ingest",
     "textmatch · ingest",
-    "From accepted to searchable: how much waits, how long, and what is in the way.",
+    "From accepted to searchable: how many documents wait, how long, and why.",
     (
-        Panel(
+        _lines(
             "Documents settled",
-            "By result.",
-            (Query(rate("textmatch_documents_total", "result"), "{{result}}"),),
-            Unit.PER_SECOND,
+            "Documents by result.",
+            PanelQuery(rate("textmatch_documents_total", "result"), "{{result}}"),
+            unit=Unit.PER_SECOND,
         ),
-        Panel(
+        _lines(
             "Waiting documents",
-            "Accepted and not searchable yet.",
-            (Query(gauge("textmatch_ingest_queue_documents"), "documents"),),
+            "Documents that are accepted but not searchable yet.",
+            PanelQuery(gauge("textmatch_ingest_queue_documents"), "documents"),
         ),
-        Panel(
-            "Oldest waiting",
-            "Workers are scaled on this and on the number.",
-            (Query(gauge("textmatch_ingest_oldest_seconds"), "age"),),
-            Unit.SECONDS,
+        _lines(
+            "Oldest waiting document",
+            "Workers are scaled on this age and on the number of waiting documents.",
+            PanelQuery(gauge("textmatch_ingest_oldest_seconds"), "age"),
+            unit=Unit.SECONDS,
         ),
-        Panel(
+        _lines(
             "Time to searchable",
-            "From acceptance until a search can find it.",
-            quantiles("textmatch_ingest_accept_to_searchable_seconds"),
-            Unit.SECONDS,
+            "From the acceptance of a document until a search can find it.",
+            *quantiles("textmatch_ingest_accept_to_searchable_seconds"),
+            unit=Unit.SECONDS,
         ),
-        Panel(
+        _heatmap(
             "Time to searchable, distribution",
-            "Documents a second by how long they took.",
-            heatmap("textmatch_ingest_accept_to_searchable_seconds"),
-            kind=Kind.HEATMAP,
+            "Documents a second, by time to searchable.",
+            "textmatch_ingest_accept_to_searchable_seconds",
         ),
-        Panel(
+        _lines(
             "Dead letters",
-            "Should be none: textmatch dead-letters list.",
-            (Query(gauge("textmatch_dead_letters"), "dead letters"),),
+            "Normally 0; list them with: textmatch dead-letters list.",
+            PanelQuery(gauge("textmatch_dead_letters"), "dead letters"),
         ),
-        Panel(
-            "Time a worker held a message",
-            "Waiting for retries included.",
-            quantiles("textmatch_worker_task_seconds"),
-            Unit.SECONDS,
+        _lines(
+            "Task time",
+            "Time that a worker held a message, including waits for retries.",
+            *quantiles("textmatch_worker_task_seconds"),
+            unit=Unit.SECONDS,
         ),
-        Panel(
-            "Batches tried again",
-            "By reason.",
-            (Query(rate("textmatch_worker_retries_total", "reason"), "{{reason}}"),),
-            Unit.PER_SECOND,
+        _lines(
+            "Retried batches",
+            "Batches that are tried again, by reason.",
+            PanelQuery(rate("textmatch_worker_retries_total", "reason"), "{{reason}}"),
+            unit=Unit.PER_SECOND,
         ),
-        Panel(
+        _lines(
             "Workers",
-            "That are connected and take messages.",
-            (Query(f"sum (textmatch_worker_ready{{{WHERE}}})", "ready"),),
+            "Workers that are connected and take messages.",
+            PanelQuery(f"sum (textmatch_worker_ready{{{NAMESPACE}}})", "ready"),
         ),
-        Panel(
-            "Somebody must act",
-            "1 while nothing can be indexed, or a collection beside the one in use gets no writes.",
-            (
-                Query(gauge("textmatch_worker_operator_needed", "reason"), "{{reason}}"),
-                Query(gauge("textmatch_worker_abandoned_collections"), "abandoned collection"),
-            ),
+        _lines(
+            "Operator needed",
+            "1 while nothing can be indexed, or while a collection that is not in use gets no writes.",
+            PanelQuery(gauge("textmatch_worker_operator_needed", "reason"), "{{reason}}"),
+            PanelQuery(gauge("textmatch_worker_abandoned_collections"), "abandoned collection"),
         ),
-        Panel(
-            "Calls of IngestDocuments",
-            "By code.",
-            (Query(rate("textmatch_rpc_total", "code", 'method="IngestDocuments"'), "{{code}}"),),
-            Unit.PER_SECOND,
+        _lines(
+            "IngestDocuments calls",
+            "Calls by gRPC status code.",
+            PanelQuery(rate("textmatch_rpc_total", "code", 'method="IngestDocuments"'), "{{code}}"),
+            unit=Unit.PER_SECOND,
         ),
-        Panel(
-            "Memory of the queue",
-            "Of the messages in Redis.",
-            (Query(gauge("textmatch_ingest_queue_bytes"), "bytes"),),
-            Unit.BYTES,
+        _lines(
+            "Queue memory",
+            "Memory of the messages in Redis.",
+            PanelQuery(gauge("textmatch_ingest_queue_bytes"), "bytes"),
+            unit=Unit.BYTES,
         ),
-        Panel(
-            "Held callers",
-            "Seconds a second that requests of IngestDocuments are held because the queue is full.",
-            (Query(rate("textmatch_ingest_held_seconds_sum"), "held"),),
+        _lines(
+            "Held requests",
+            "Seconds a second that IngestDocuments requests are held because the queue is full.",
+            PanelQuery(rate("textmatch_ingest_held_seconds_sum"), "held"),
         ),
     ),
 )
 
 
+_STAGES = 'stage!="total"'
+
 MATCH = Dashboard(
     "textmatch-match",
     "textmatch · match",
-    "Where the time of a query goes, how often it is not scored, and how good matches are.",
+    "Where the time of a query goes, how often answers are degraded, and how matches score.",
     (
-        Panel(
+        _lines(
             "Calls",
-            "By method and code.",
-            (
-                Query(
-                    rate("textmatch_rpc_total", "method, code", 'service="textmatch.v1.MatcherService"'),
-                    "{{method}} {{code}}",
-                ),
+            "Calls by method and gRPC status code.",
+            PanelQuery(
+                rate("textmatch_rpc_total", "method, code", 'service="textmatch.v1.MatcherService"'),
+                "{{method}} {{code}}",
             ),
-            Unit.PER_SECOND,
+            unit=Unit.PER_SECOND,
         ),
-        Panel("Latency", "Of Match.", quantiles("textmatch_rpc_seconds", where=ONLY_MATCH), Unit.SECONDS),
-        Panel(
+        _lines(
+            "Latency",
+            "Latency of Match.",
+            *quantiles("textmatch_rpc_seconds", where=ONLY_MATCH),
+            unit=Unit.SECONDS,
+        ),
+        _lines(
             "Stages, p95",
             "Encode the query, recall candidates, rerank them.",
-            (
-                Query(
-                    "histogram_quantile(0.95, "
-                    + rate("textmatch_match_stage_seconds_bucket", "le, stage")
-                    + ")",
-                    "{{stage}}",
-                ),
-            ),
-            Unit.SECONDS,
+            PanelQuery(quantile(0.95, "textmatch_match_stage_seconds", "stage"), "{{stage}}"),
+            unit=Unit.SECONDS,
         ),
-        Panel(
+        _lines(
             "Stages, mean",
-            "Stacked they make a query.",
-            (
-                Query(
-                    rate("textmatch_match_stage_seconds_sum", "stage", 'stage!="total"')
-                    + " / "
-                    + rate("textmatch_match_stage_seconds_count", "stage", 'stage!="total"'),
-                    "{{stage}}",
-                ),
+            "The stages add up to a query.",
+            PanelQuery(
+                f"{rate('textmatch_match_stage_seconds_sum', 'stage', _STAGES)}"
+                f" / {rate('textmatch_match_stage_seconds_count', 'stage', _STAGES)}",
+                "{{stage}}",
             ),
-            Unit.SECONDS,
+            unit=Unit.SECONDS,
         ),
-        Panel(
-            "Degraded",
-            "Matches with a part left out, by what was late, refused or not there.",
-            (Query(rate("textmatch_match_degraded_total", "reason"), "{{reason}}"),),
-            Unit.PER_SECOND,
+        _lines(
+            "Degraded matches",
+            "Answers with a part left out, by the part that was late, refused or missing.",
+            PanelQuery(rate("textmatch_match_degraded_total", "reason"), "{{reason}}"),
+            unit=Unit.PER_SECOND,
         ),
-        Panel(
+        _lines(
             "Candidates",
-            "Recalled for a query, and scored by the cross-encoder, mean.",
-            (
-                Query(mean("textmatch_match_candidates"), "recalled"),
-                Query(mean("textmatch_match_scored_candidates"), "scored"),
-            ),
+            "Mean number of candidates of a query: recalled, and scored by the cross-encoder.",
+            PanelQuery(mean("textmatch_match_candidates"), "recalled"),
+            PanelQuery(mean("textmatch_match_scored_candidates"), "scored"),
         ),
-        Panel(
+        _lines(
             "Work saved",
-            "Embeddings of queries found in the cache or not, and queries answered by an identical one.",
-            (
-                Query(rate("textmatch_match_embedding_cache_total", "result"), "embedding {{result}}"),
-                Query(rate("textmatch_match_shared_total"), "shared"),
-            ),
-            Unit.PER_SECOND,
+            "Query embeddings by cache result, and queries that share the answer to an identical query.",
+            PanelQuery(rate("textmatch_match_embedding_cache_total", "result"), "embedding {{result}}"),
+            PanelQuery(rate("textmatch_match_shared_total"), "shared"),
+            unit=Unit.PER_SECOND,
         ),
-        Panel(
-            "Embeddings kept",
-            "Entries of the matchers' caches.",
-            (
-                Query(
-                    f"textmatch_match_embedding_cache_entries{{{WHERE}}}",
-                    "{{instance}}",
-                ),
-            ),
+        _lines(
+            "Cached embeddings",
+            "Entries of the matchers' embedding caches.",
+            PanelQuery(f"textmatch_match_embedding_cache_entries{{{NAMESPACE}}}", "{{instance}}"),
         ),
-        Panel(
+        _heatmap(
             "Score of the best match",
-            "A shift means other queries, documents or another model.",
-            heatmap("textmatch_match_top_score"),
-            kind=Kind.HEATMAP,
+            "A shift means other queries, other documents or another model.",
+            "textmatch_match_top_score",
             width=12,
         ),
-        Panel(
+        _lines(
             "Score of the best match, quantiles",
             "Median and tails.",
-            quantiles("textmatch_match_top_score", quantiles=(0.1, 0.5, 0.9)),
+            *quantiles("textmatch_match_top_score", shares=(0.1, 0.5, 0.9)),
             width=12,
         ),
-        Panel(
-            "Memory of the process",
-            "Resident.",
-            (
-                Query(
-                    f"process_resident_memory_bytes{{{WHERE}}}"
-                    " and on (instance) textmatch_match_candidates_count",
-                    "{{instance}}",
-                ),
-            ),
-            Unit.BYTES,
-        ),
-        Panel(
-            "Processor",
+        _process_memory("textmatch_match_candidates_count"),
+        _lines(
+            "CPU",
             "Cores that matchers use.",
-            (
-                Query(
-                    f"rate(process_cpu_seconds_total{{{WHERE}}}[$__rate_interval]) "
-                    "and on (instance) textmatch_match_candidates_count",
-                    "{{instance}}",
-                ),
+            PanelQuery(
+                f"rate(process_cpu_seconds_total{{{NAMESPACE}}}[$__rate_interval]) "
+                "and on (instance) textmatch_match_candidates_count",
+                "{{instance}}",
             ),
         ),
     ),

@@ -1,6 +1,6 @@
-"""Grafana dashboards as values, and their JSON.
+"""Grafana dashboards as values, their JSON, and PromQL for their panels.
 
-PromQL for panels. Each query is limited to the namespaces chosen on the dashboard.
+Each query is limited to the namespaces that are chosen on the dashboard.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ _PANEL_HEIGHT = 8
 _SCHEMA_VERSION = 39
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
+NEEDS_CUDA = "a GPU"
+NEEDS_PADDING = "a model whose texts are padded"
+NAMESPACE = 'namespace=~"$namespace"'
+ONLY_MATCH = 'method="Match"'
+
 
 class Kind(enum.Enum):
-    """What a panel is drawn as."""
+    """Grafana's panel types."""
 
     LINES = "timeseries"
     NUMBER = "stat"
@@ -36,8 +41,8 @@ class Unit(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Query:
-    """PromQL, and what its series are called: `{{label}}` stands for a label's value."""
+class PanelQuery:
+    """PromQL, and the legend of its series, where `{{label}}` is replaced by the label's value."""
 
     expression: str
     legend: str = ""
@@ -48,12 +53,12 @@ class Panel:
     """One chart.
 
     Attributes:
-        needs: what a stack must have for the panel to show anything; "" if every stack does.
+        needs: what a stack must have for the panel to show data; "" if every stack has it.
     """
 
     title: str
     description: str
-    queries: tuple[Query, ...]
+    queries: tuple[PanelQuery, ...]
     unit: Unit = Unit.NONE
     kind: Kind = Kind.LINES
     width: int = 8
@@ -68,6 +73,36 @@ class Dashboard:
     title: str
     description: str
     panels: tuple[Panel, ...] = field(default_factory=tuple)
+
+
+def rate(metric: str, by: str = "", where: str = "") -> str:
+    """The rate of a counter over all processes, for each value of the labels `by`."""
+    selector = f"{metric}{{{NAMESPACE}{',' if where else ''}{where}}}"
+    grouping = f" by ({by})" if by else ""
+    return f"sum{grouping} (rate({selector}[$__rate_interval]))"
+
+
+def quantile(share: float, metric: str, by: str = "", where: str = "") -> str:
+    """A quantile of a histogram, for each value of the labels `by`."""
+    return f"histogram_quantile({share}, {rate(f'{metric}_bucket', f'le, {by}' if by else 'le', where)})"
+
+
+def quantiles(
+    metric: str, where: str = "", shares: tuple[float, ...] = (0.5, 0.95, 0.99)
+) -> tuple[PanelQuery, ...]:
+    """Quantiles of a histogram, one query each."""
+    return tuple(PanelQuery(quantile(share, metric, where=where), f"p{share * 100:g}") for share in shares)
+
+
+def mean(metric: str) -> str:
+    """The mean of the values in a histogram."""
+    return f"{rate(metric + '_sum')} / {rate(metric + '_count')}"
+
+
+def gauge(metric: str, by: str = "") -> str:
+    """A gauge that every process reports with the same value, for each value of the labels `by`."""
+    grouping = f" by ({by})" if by else ""
+    return f"max{grouping} ({metric}{{{NAMESPACE}}})"
 
 
 def render(dashboard: Dashboard) -> dict[str, Any]:
@@ -133,7 +168,7 @@ def _datasource_variable() -> dict[str, Any]:
 
 
 def _namespace_variable() -> dict[str, Any]:
-    """All namespaces at first; outside Kubernetes there is none, which `.*` matches as well."""
+    """All namespaces by default. Outside Kubernetes the label is missing, which `.*` matches too."""
     return {
         "name": "namespace",
         "type": "query",
@@ -145,42 +180,3 @@ def _namespace_variable() -> dict[str, Any]:
         "allValue": ".*",
         "current": {"text": "All", "value": "$__all"},
     }
-
-
-NEEDS_CUDA = "a GPU"
-NEEDS_PADDING = "a model whose texts are padded"
-WHERE = 'namespace=~"$namespace"'
-ONLY_MATCH = 'method="Match"'
-
-
-def rate(metric: str, by: str = "", where: str = "") -> str:
-    """Increase a second over all processes, for each value of the labels `by`."""
-    selector = f"{metric}{{{WHERE}{',' if where else ''}{where}}}"
-    grouping = f" by ({by})" if by else ""
-    return f"sum{grouping} (rate({selector}[$__rate_interval]))"
-
-
-def quantiles(
-    metric: str, where: str = "", quantiles: tuple[float, ...] = (0.5, 0.95, 0.99)
-) -> tuple[Query, ...]:
-    """Quantiles of a histogram."""
-    buckets = rate(f"{metric}_bucket", "le", where)
-    return tuple(
-        Query(f"histogram_quantile({quantile}, {buckets})", f"p{quantile * 100:g}") for quantile in quantiles
-    )
-
-
-def mean(metric: str) -> str:
-    """Mean of what a histogram counted."""
-    return f"{rate(metric + '_sum')} / {rate(metric + '_count')}"
-
-
-def heatmap(metric: str) -> tuple[Query, ...]:
-    """A histogram's buckets over time."""
-    return (Query(rate(f"{metric}_bucket", "le"), "{{le}}"),)
-
-
-def gauge(metric: str, by: str = "") -> str:
-    """A gauge that several processes show alike, for each value of the labels `by`."""
-    grouping = f" by ({by})" if by else ""
-    return f"max{grouping} ({metric}{{{WHERE}}})"

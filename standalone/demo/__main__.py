@@ -1,4 +1,4 @@
-"""The demo: start the stack, put the standard library's documentation in, and ask it questions.
+"""The demo: start the stack, ingest the standard library's documentation, and ask questions about it.
 
 python -m standalone.demo --data-dir .textmatch
 """
@@ -24,7 +24,7 @@ from textmatch.client import TextMatchClient
 from textmatch.console import cell, print_line, print_table
 from textmatch.errors import TextMatchError
 
-# Every third question, so that all subjects come up.
+# Every third question, to cover all subjects.
 _STRIDE = 3
 _SHOWN_QUESTIONS = 12
 
@@ -57,7 +57,7 @@ def write_corpus(path: Path) -> int:
 
 
 def answer(client: TextMatchClient, questions: Sequence[Question]) -> Table:
-    """The best match of each question; a tick says that it is a right answer."""
+    """The best match of each question; a tick marks a right answer."""
     table = Table(
         title="Forty questions are in standalone/demo/questions.tsv; here are some", title_justify="left"
     )

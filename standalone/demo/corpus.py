@@ -1,10 +1,8 @@
-"""The demo's corpus: what the standard library says of itself, one document per documented public name.
+"""The demo's corpus, one document per documented public name of the standard library, and questions about it.
 
-Questions about the demo's corpus, with all documents that truly answer each.
-
-All were written before anybody saw what the system answers to them, with a plain search of the corpus for ids
-and with no model. `EVERYDAY` are as a programmer types into a search box; `HARD` avoid the words of the
-answer.
+Each question has the ids of all documents that answer it. The questions were written before the system had
+answered any of them; the ids were found by plain text search, without a model. `EVERYDAY` questions are
+phrased as a programmer would type them into a search box; `HARD` ones avoid the words of the answer.
 """
 
 from __future__ import annotations
@@ -14,14 +12,19 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from textmatch.documents import Document
 
+EVERYDAY = Path(__file__).with_name("questions.tsv")
+HARD = Path(__file__).with_name("questions_hard.tsv")
+
 _MAX_SUMMARY_CHARACTERS = 300
 _MIN_SUMMARY_WORDS = 2
-# Python writes these itself where a class has no docstring of its own.
+# Python generates these for classes without a docstring.
 _BOILERPLATE = ("An enumeration.", "Abstract base class for generic types.")
 
 _WORD_BOUNDARY = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -33,20 +36,52 @@ _DASH = re.compile(r"(?: --?|:) ")
 _GRAMMAR_RULE = re.compile(r"\w+ = ")
 
 
+@dataclass(frozen=True)
+class Question:
+    """A question in plain words, and the ids of all documents that are a right answer."""
+
+    text: str
+    accepted_ids: tuple[str, ...]
+
+
 def build_corpus() -> list[Document]:
     """Thousands of documents, sorted by id, such as "shutil rmtree: Recursively delete a directory tree."
 
-    Which ones there are depends on the version of Python. Ids are dotted names (`shutil.rmtree`), attributes
-    are `module` and `kind` (function, class or method).
+    Their number depends on the version of Python. Ids are dotted names (`shutil.rmtree`), attributes are
+    `module` and `kind` (function, class or method).
     """
     documents = []
-    for record in _read_names():
+    for record in read_names(Path(sys.executable)):
         summary = summarise(record["docstring"])
         if summary:
             text = f"{spell_out(record['id'])}: {summary}"
             attributes = {"module": record["module"], "kind": record["kind"]}
             documents.append(Document(record["id"], text, attributes))
     return documents
+
+
+def read_questions(path: Path = EVERYDAY) -> list[Question]:
+    """All questions of a file: question TAB id[,id...]."""
+    pairs = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
+    return [Question(text, tuple(ids.split(","))) for text, ids in pairs]
+
+
+def read_names(python: Path, packages: Sequence[str] = ()) -> list[dict[str, str]]:
+    """What `stdlib_names.py` prints with that interpreter: about packages, or about the standard library."""
+    # -S hides installed packages.
+    options = ["-I", "-W", "ignore", *([] if packages else ["-S"])]
+    script = Path(__file__).with_name("stdlib_names.py")
+    # Some packages write files into the working directory when they are imported.
+    with tempfile.TemporaryDirectory() as directory:
+        finished = subprocess.run(  # noqa: S603 -- our own script
+            [str(python.absolute()), *options, str(script), *packages],
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+    return [json.loads(line) for line in finished.stdout.splitlines()]
 
 
 def spell_out(name: str) -> str:
@@ -56,7 +91,7 @@ def spell_out(name: str) -> str:
 
 
 def summarise(docstring: str) -> str:
-    """The first paragraph on one line, without the signatures of C functions; "" if nothing is said."""
+    """The first paragraph on one line, without the signatures of C functions; "" if there is none."""
     body = _without_signatures(inspect.cleandoc(docstring))
     paragraph = " ".join(body.partition("\n\n")[0].split())
     if paragraph in _BOILERPLATE or _GRAMMAR_RULE.match(paragraph):
@@ -65,20 +100,8 @@ def summarise(docstring: str) -> str:
     return summary if len(summary.split()) >= _MIN_SUMMARY_WORDS else ""
 
 
-def _read_names() -> list[dict[str, str]]:
-    script = Path(__file__).with_name("stdlib_names.py")
-    finished = subprocess.run(  # noqa: S603 -- our own script
-        [sys.executable, "-I", "-S", "-W", "ignore", str(script)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=True,
-    )
-    return [json.loads(line) for line in finished.stdout.splitlines()]
-
-
 def _without_signatures(text: str) -> str:
-    """Drop "name(arguments) -> result", unless the result is a sentence or nothing else is said."""
+    """Drop "name(arguments) -> result", unless the result is a sentence or there is no other text."""
     longest_result = ""
     while _SIGNATURE_START.match(text):
         rest = text[_end_of_arguments(text) :]
@@ -91,8 +114,8 @@ def _without_signatures(text: str) -> str:
         if result[:1].isupper() and len(result.split()) > _MIN_SUMMARY_WORDS:
             return result
         longest_result = max(longest_result, result, key=len)
-    says_nothing = not text or text.startswith(">>>")
-    return longest_result if says_nothing else text
+    is_empty = not text or text.startswith(">>>")
+    return longest_result if is_empty else text
 
 
 def _split_result(text: str) -> tuple[str, str]:
@@ -112,28 +135,10 @@ def _end_of_arguments(text: str) -> int:
 
 
 def _shortened(paragraph: str) -> str:
-    """As many whole sentences as fit, at least a part of the first."""
+    """As many whole sentences as fit; at least a part of the first."""
     summary, *sentences = _SENTENCE_END.split(paragraph)
     for sentence in sentences:
         if len(summary) + len(sentence) >= _MAX_SUMMARY_CHARACTERS:
             break
         summary = f"{summary} {sentence}"
     return summary[:_MAX_SUMMARY_CHARACTERS]
-
-
-EVERYDAY = Path(__file__).with_name("questions.tsv")
-HARD = Path(__file__).with_name("questions_hard.tsv")
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question in plain words, and the ids of all documents that are a right answer."""
-
-    text: str
-    accepted_ids: tuple[str, ...]
-
-
-def read_questions(path: Path = EVERYDAY) -> list[Question]:
-    """All questions of a file: question TAB id[,id...]."""
-    pairs = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
-    return [Question(text, tuple(ids.split(","))) for text, ids in pairs]

@@ -24,7 +24,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from types import ModuleType
 from typing import Any, NamedTuple
 
-# They open windows or a browser, print, are tests, or are the platform's halves of os and os.path.
+# They open windows or a browser, print, are tests, or implement os and os.path for one platform.
 _SKIPPED_MODULES = frozenset(
     {
         "antigravity",
@@ -49,8 +49,8 @@ _SKIPPED_MODULES = frozenset(
 _WITHOUT_SUBMODULES = frozenset({"encodings"})
 
 
-class Entry(NamedTuple):
-    """A name under which something can be reached."""
+class PublicName(NamedTuple):
+    """A name of a function, class or method."""
 
     name: str
     module: str
@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, bool, bool, str]:
-        """Of several names of one thing, the lowest is the one that people use."""
+        """Of several names of one object, the one with the lowest rank is the usual one."""
         is_own_name = getattr(self.target, "__name__", "") == self.name.rpartition(".")[2]
         return self.name.count("."), not is_own_name, not self.is_defined_here, self.name
 
@@ -69,7 +69,7 @@ def main() -> None:
     """Print all entries, sorted by name."""
     output = sys.stdout
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
-        best: dict[int, Entry] = {}
+        best: dict[int, PublicName] = {}
         for module in _modules(sys.argv[1:]):
             for entry in _entries(module):
                 known = best.setdefault(id(entry.target), entry)
@@ -96,7 +96,7 @@ def _with_submodules(name: str) -> Iterator[ModuleType]:
         return
     try:
         module = importlib.import_module(name)
-    except BaseException:  # noqa: BLE001 -- for another platform, not built in, or ends the interpreter
+    except BaseException:  # noqa: BLE001 -- for another platform, not built in, or raises SystemExit
         return
     yield module
     if name in _WITHOUT_SUBMODULES:
@@ -105,8 +105,8 @@ def _with_submodules(name: str) -> Iterator[ModuleType]:
         yield from _with_submodules(found.name)
 
 
-def _entries(module: ModuleType) -> Iterator[Entry]:
-    """Everything public in a module, under the module's name; builtins go without."""
+def _entries(module: ModuleType) -> Iterator[PublicName]:
+    """The public names of a module, prefixed with the module's name except for builtins."""
     module_name = "os.path" if module is os.path else module.__name__
     prefix = "" if module_name == "builtins" else f"{module_name}."
     exported = getattr(module, "__all__", None)
@@ -118,26 +118,26 @@ def _entries(module: ModuleType) -> Iterator[Entry]:
         if inspect.isclass(value):
             yield from _class_entries(prefix + name, module_name, value, is_defined_here)
         elif inspect.isroutine(value) and _has_docstring(value):
-            yield Entry(prefix + name, module_name, "function", is_defined_here, _function(value))
+            yield PublicName(prefix + name, module_name, "function", is_defined_here, _function(value))
 
 
-def _class_entries(name: str, module: str, value: type, is_defined_here: bool) -> Iterator[Entry]:
+def _class_entries(name: str, module: str, value: type, is_defined_here: bool) -> Iterator[PublicName]:
     if _has_docstring(value):
-        yield Entry(name, module, "class", is_defined_here, value)
+        yield PublicName(name, module, "class", is_defined_here, value)
     for method_name, member in vars(value).items():
         if not method_name.startswith("_") and inspect.isroutine(member) and _has_docstring(member):
-            yield Entry(f"{name}.{method_name}", module, "method", is_defined_here, _function(member))
+            yield PublicName(f"{name}.{method_name}", module, "method", is_defined_here, _function(member))
 
 
 def _value(module: ModuleType, name: str) -> Any:
     try:
         return getattr(module, name, None)
-    except Exception:  # noqa: BLE001 -- made when it is asked for, of something that is not installed
+    except Exception:  # noqa: BLE001 -- made on access, of something that is not installed
         return None
 
 
 def _function(value: Any) -> Any:
-    """What a bound, class or static method wraps, so that one function counts once."""
+    """The function that a bound, class or static method wraps."""
     return getattr(value, "__func__", value)
 
 

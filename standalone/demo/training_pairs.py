@@ -1,27 +1,23 @@
-"""Pairs to train on: questions about other libraries than Python's own, and what those say of themselves.
+"""Training pairs: questions about libraries other than Python's own, with texts from their docstrings.
 
     python -m standalone.demo.training_pairs OUTPUT --python VENV/bin/python
 
-`library_questions.tsv` holds questions in plain words, each with the name of what answers it; a name without
-a question is only there to be told apart from the others. The texts belong to their libraries and are read
-from what is installed: `library_packages.txt` says what that was.
+`library_questions.tsv` holds questions, each with the name that answers it; a name without a question serves
+as a negative example. The texts belong to their libraries and are read from the installed packages, which
+`library_packages.txt` lists.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from standalone.demo.corpus import spell_out, summarise
+from standalone.demo.corpus import read_names, spell_out, summarise
 
-_HERE = Path(__file__).parent
-QUESTIONS = _HERE / "library_questions.tsv"
+QUESTIONS = Path(__file__).with_name("library_questions.tsv")
 
 
 def main(
@@ -39,27 +35,15 @@ def main(
     (output / "pairs.tsv").write_text("".join(pairs), encoding="utf-8")
     (output / "texts.txt").write_text("".join(others), encoding="utf-8")
     missing = len(rows) - len(pairs) - len(others)
-    typer.echo(f"{len(pairs):,} pairs, {len(others):,} texts; {missing:,} names are not in what is installed")
+    typer.echo(f"{len(pairs):,} pairs, {len(others):,} texts; {missing:,} names are not installed")
 
 
 def read_texts(python: Path, names: set[str]) -> dict[str, str]:
-    """What the demo's corpus would say of each, as far as the interpreter can import it."""
-    script = _HERE / "stdlib_names.py"
+    """The text of each name as the demo's corpus would have it, where the interpreter can import it."""
     packages = sorted({name.partition(".")[0] for name in names})
-    # Some packages write files where they are imported.
-    with tempfile.TemporaryDirectory() as directory:
-        finished = subprocess.run(  # noqa: S603 -- our own script
-            [str(python.absolute()), "-I", "-W", "ignore", str(script), *packages],
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-    records = (json.loads(line) for line in finished.stdout.splitlines())
     return {
         record["id"]: f"{spell_out(record['id'])}: {summarise(record['docstring'])}"
-        for record in records
+        for record in read_names(python, packages)
         if record["id"] in names
     }
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import importlib.metadata
 import logging
 import signal
 import sys
 from pathlib import Path
 
-from qdrant_client import grpc as pb
-from qdrant_client.grpc import collections_service_pb2, points_service_pb2, qdrant_pb2
-
 from standalone.qdrant_edge.atomic_files import FolderInUse, FolderLock
 from standalone.qdrant_edge.catalog import Catalog
-from standalone.qdrant_edge.collections_servicer import CollectionsServicer
-from standalone.qdrant_edge.maintenance import Maintenance
-from standalone.qdrant_edge.points_servicer import PointsServicer
+from standalone.qdrant_edge.index_builder import Maintenance
 from standalone.qdrant_edge.server import EdgeServer
 
 _STOP_GRACE_SECONDS = 5.0
@@ -55,15 +49,7 @@ async def _serve(data_dir: Path, host: str, port: int) -> None:
     catalog = Catalog(data_dir)
     # What is loaded by now stays: without this, large batches spend half their time in garbage collection.
     gc.freeze()
-    server = EdgeServer(
-        {
-            points_service_pb2.DESCRIPTOR.services_by_name["Points"]: PointsServicer(catalog).handlers,
-            collections_service_pb2.DESCRIPTOR.services_by_name["Collections"]: CollectionsServicer(
-                catalog
-            ).handlers,
-            qdrant_pb2.DESCRIPTOR.services_by_name["Qdrant"]: {"HealthCheck": _health_check},
-        }
-    )
+    server = EdgeServer(catalog)
     try:
         bound_port = await server.start(host, port)
         print(f"listening on {host}:{bound_port}", flush=True)
@@ -73,11 +59,6 @@ async def _serve(data_dir: Path, host: str, port: int) -> None:
         await server.stop(_STOP_GRACE_SECONDS)
     finally:
         await catalog.close()
-
-
-async def _health_check(_request: pb.HealthCheckRequest) -> pb.HealthCheckReply:
-    # The version whose API is served, which clients compare with their own.
-    return pb.HealthCheckReply(title="Qdrant Edge", version=importlib.metadata.version("qdrant-client"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are either as they were or as they should be, whatever happens in between."""
+"""Files that a crash leaves either old or new, never half written, and the lock of the data folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FolderLock:
     """Holds a data folder for this process until `release`; the file names the holder."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder, creating it if there is none.
+        """Take the folder; create it if it does not exist.
 
         Raises:
             FolderInUse: naming the process that has it.
@@ -36,12 +36,12 @@ class FolderLock:
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder for other processes."""
         os.close(self._descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file at once; a crash leaves the old content or the new."""
+    """Replace a file in one step; a crash leaves the old content or the new."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=False, indent=1)

@@ -11,9 +11,8 @@ from pathlib import Path
 from qdrant_client import grpc as pb
 
 from standalone.qdrant_edge.atomic_files import read_json, sync_folder, write_json
-from standalone.qdrant_edge.collection import Collection
-from standalone.qdrant_edge.collection_config import check_supported
-from standalone.qdrant_edge.collection_record import CollectionRecord
+from standalone.qdrant_edge.collection import EdgeCollection
+from standalone.qdrant_edge.collection_config import CollectionRecord, check_supported
 from standalone.qdrant_edge.errors import already_exists, internal, invalid, not_found
 
 _log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ class Catalog:
         """Load a data folder, finishing what a crash interrupted."""
         self._folder = data_dir / "collections"
         self._aliases_path = data_dir / "aliases.json"
-        self._collections: dict[str, Collection] = {}
+        self._collections: dict[str, EdgeCollection] = {}
         # Collections that the engine cannot load: folder and reason.
         self._broken: dict[str, tuple[Path, str]] = {}
         self._folder.mkdir(exist_ok=True)
@@ -38,8 +37,8 @@ class Catalog:
         self.aliases = self._load_aliases()
 
     @property
-    def collections(self) -> list[Collection]:
-        """All that can be used."""
+    def collections(self) -> list[EdgeCollection]:
+        """All collections that could be loaded."""
         return list(self._collections.values())
 
     @property
@@ -47,7 +46,7 @@ class Catalog:
         """Names of all collections, aliases not included."""
         return [*self._collections, *self._broken]
 
-    def resolve(self, name: str) -> Collection:
+    def resolve(self, name: str) -> EdgeCollection:
         """The collection of that name or alias.
 
         Raises:
@@ -75,7 +74,7 @@ class Catalog:
         folder.mkdir()
         sync_folder(self._folder)
         try:
-            self._collections[name] = Collection.create(folder, settings)
+            self._collections[name] = EdgeCollection.create(folder, settings)
         except Exception:
             shutil.rmtree(folder)
             raise
@@ -93,7 +92,7 @@ class Catalog:
         return True
 
     def change_aliases(self, actions: Iterable[pb.AliasOperations]) -> None:
-        """Apply all actions in order, at once; none if one of them is wrong."""
+        """Apply all actions in order, in one step; none if one of them is wrong."""
         aliases = dict(self.aliases)
         for action in actions:
             self._change_alias(aliases, action)
@@ -109,11 +108,11 @@ class Catalog:
         try:
             record = CollectionRecord.load(folder)
             if record is None:
-                _log.warning("removing %s: no complete collection", folder)
+                _log.warning("removing %s: the collection in it is incomplete", folder)
                 shutil.rmtree(folder)
                 return
             name = record.name
-            self._collections[name] = Collection.open(folder, record)
+            self._collections[name] = EdgeCollection.open(folder, record)
         except Exception as error:  # noqa: BLE001 (the other collections must be served)
             _log.exception("cannot load collection %s", name)
             self._broken[name] = (folder, str(error))
@@ -151,6 +150,6 @@ class Catalog:
 def _check_name(name: str) -> None:
     """Names that a real server refuses too."""
     if not 1 <= len(name) <= _MAX_NAME_LENGTH:
-        raise invalid(f"a name has 1 to {_MAX_NAME_LENGTH} characters, not {len(name)}")
+        raise invalid(f"a name must have 1 to {_MAX_NAME_LENGTH} characters, not {len(name)}")
     if forbidden := _FORBIDDEN_IN_NAMES.intersection(name):
         raise invalid(f"the name `{name}` must not contain {sorted(forbidden)}")

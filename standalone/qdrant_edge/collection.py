@@ -1,12 +1,14 @@
-"""One collection: an engine shard, its configuration and what keeps it durable and quick."""
+"""One collection: an engine shard with its configuration, its flushes and its counters."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
 import shutil
+import struct
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,28 +20,103 @@ from qdrant_client import grpc as pb
 from standalone.qdrant_edge.atomic_files import sync_files
 from standalone.qdrant_edge.collection_config import (
     FLUSH_INTERVAL_SECONDS,
+    RECORD_FILE,
+    CollectionRecord,
     described,
     edge_config,
     indexing_threshold_kb,
     merged,
     vector_schema,
 )
-from standalone.qdrant_edge.collection_record import RECORD_FILE, CollectionRecord
+from standalone.qdrant_edge.conversions import EdgeId
 from standalone.qdrant_edge.errors import engine_call
-from standalone.qdrant_edge.field_indexes import describe_index
-from standalone.qdrant_edge.journal import Journal
-from standalone.qdrant_edge.unindexed_counter import Backlog
-from standalone.qdrant_edge.updates import to_operations, written_ids
+from standalone.qdrant_edge.updates import parse_update, to_operations, written_ids
 
 _BYTES_PER_COMPONENT: Final = 4
-# A start replays what is not flushed; this keeps it within seconds.
+# A start replays what is not flushed; this limits it to seconds.
 _MAX_UNFLUSHED_BYTES: Final = 256 * 2**20
-# The more is indexed, the more may wait for the next rebuild, but a full scan must stay within milliseconds.
+# A larger index may have more unindexed points, up to a number that is still scanned within milliseconds.
 _UNINDEXED_SHARE: Final = 0.25
 _MAX_UNINDEXED_THRESHOLDS: Final = 8
+_MAX_COUNTED_IDS: Final = 100_000
+# Header of a request in the journal: lengths of the method's name and of the request.
+_JOURNAL_HEADER: Final = struct.Struct("<II")
 
 
-class Collection:
+class Journal:
+    """A queue of write requests on disk, for the time of a rebuild.
+
+    It is not durable, because the log of the shard has the same writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer = path.open("wb")
+        self._reader = path.open("rb")
+        self._pending = 0
+        self.total_bytes = 0
+
+    def append(self, method: str, request: Message) -> None:
+        """Add a request at the end."""
+        name, data = method.encode(), request.SerializeToString()
+        self._writer.write(_JOURNAL_HEADER.pack(len(name), len(data)) + name + data)
+        self._pending += 1
+        self.total_bytes += len(data)
+
+    def drain(self, limit: int) -> Iterator[tuple[str, Message]]:
+        """Take up to `limit` requests off the front."""
+        self._writer.flush()
+        for _ in range(min(limit, self._pending)):
+            name_size, data_size = _JOURNAL_HEADER.unpack(self._reader.read(_JOURNAL_HEADER.size))
+            name = self._reader.read(name_size).decode()
+            self._pending -= 1
+            yield name, parse_update(name, self._reader.read(data_size))
+
+    def __len__(self) -> int:
+        return self._pending
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._writer.close()
+        self._reader.close()
+        self._path.unlink(missing_ok=True)
+
+
+class UnindexedCounter:
+    """Counts the points written since the index was built; repeated writes of a point mostly count once.
+
+    The engine does not report this: a changed point moves from the HNSW graph to a segment that is scanned,
+    but still counts as an indexed vector.
+    """
+
+    def __init__(self, carried: int) -> None:
+        """Continue from the number that the previous process saved."""
+        self._carried = carried
+        self._ids: set[EdgeId] = set()
+
+    def add(self, ids: Iterable[EdgeId]) -> None:
+        """These points have been written."""
+        self._ids.update(ids)
+        if len(self._ids) >= _MAX_COUNTED_IDS:
+            self._carried += len(self._ids)
+            self._ids = set()
+
+    def __len__(self) -> int:
+        return self._carried + len(self._ids)
+
+    def take(self) -> int:
+        """Reset to zero; returns the number so far."""
+        taken = len(self)
+        self._carried = 0
+        self._ids = set()
+        return taken
+
+    def give_back(self, taken: int) -> None:
+        """Add back what was taken, because it has not been indexed."""
+        self._carried += taken
+
+
+class EdgeCollection:
     """Reads and writes of one collection; belongs to one event loop."""
 
     def __init__(self, folder: Path, record: CollectionRecord, shard: edge.EdgeShard) -> None:
@@ -47,7 +124,7 @@ class Collection:
         self.write_lock = asyncio.Lock()
         self.journal: Journal | None = None
         self.rebuild_task: asyncio.Task[None] | None = None
-        self.backlog = Backlog(record.backlog)
+        self.unindexed = UnindexedCounter(record.unindexed)
         self._record = record
         self.shard = shard
         self._schema = vector_schema(record.settings)
@@ -58,10 +135,10 @@ class Collection:
         self._optimized_hnsw = record.settings.hnsw_config
 
     @classmethod
-    def create(cls, folder: Path, settings: pb.CreateCollection) -> Collection:
-        """Make a collection in a new folder; the record comes last and makes it count."""
+    def create(cls, folder: Path, settings: pb.CreateCollection) -> EdgeCollection:
+        """Make a collection in a new folder; it exists once the record is written, which comes last."""
         now = dt.datetime.now(tz=dt.UTC)
-        record = CollectionRecord(settings.collection_name, new_shard_name(), now, settings, backlog=0)
+        record = CollectionRecord(settings.collection_name, new_shard_name(), now, settings, unindexed=0)
         path = folder / record.shard
         path.mkdir(parents=True)
         shard = engine_call(edge.EdgeShard.create, str(path), edge_config(settings))
@@ -70,14 +147,14 @@ class Collection:
         return cls(folder, record, shard)
 
     @classmethod
-    def open(cls, folder: Path, record: CollectionRecord) -> Collection:
+    def open(cls, folder: Path, record: CollectionRecord) -> EdgeCollection:
         """Load a collection, remove what an interrupted rebuild left and replay the engine's log."""
         for path in folder.iterdir():
             if path.name not in {RECORD_FILE, record.shard}:
                 _remove(path)
         config = edge_config(record.settings)
         shard = engine_call(edge.EdgeShard.load, str(folder / record.shard), config)
-        # Or the next start would replay the same log again, and more.
+        # Without a flush the next start would replay the same log again, and more.
         engine_call(shard.flush)
         return cls(folder, record, shard)
 
@@ -97,14 +174,14 @@ class Collection:
         return self.folder / self._record.shard
 
     async def update(self, method: str, request: Message) -> None:
-        """Apply a write request of that gRPC method; on return it survives the death of the process."""
+        """Apply a write request of that gRPC method; once done, it survives the death of the process."""
         operations = to_operations(method, request, self._schema)
         async with self.write_lock:
             if self.journal is not None:
                 self.journal.append(method, request)
             self._unflushed_bytes += request.ByteSize()
             self._is_synced = False
-            self.backlog.add(written_ids(request))
+            self.unindexed.add(written_ids(request))
             for operation in operations:
                 engine_call(self.shard.update, operation)
 
@@ -122,16 +199,12 @@ class Collection:
         return engine_call(self.shard.scroll, request)
 
     def retrieve(self, ids: list[Any], with_payload: Any, with_vectors: Any) -> list[edge.Record]:
-        """The stored ones of these points."""
+        """Those of the points that are stored."""
         return engine_call(self.shard.retrieve, ids, with_payload, with_vectors)
 
     def count(self, request: edge.CountRequest) -> int:
-        """How many points fit."""
+        """How many points match the filter."""
         return engine_call(self.shard.count, request)
-
-    def facet(self, request: edge.FacetRequest) -> edge.FacetResponse:
-        """Values of a field with their counts."""
-        return engine_call(self.shard.facet, request)
 
     def info(self) -> pb.CollectionInfo:
         """State, size, configuration and payload indexes; yellow while a rebuild runs or waits."""
@@ -144,7 +217,7 @@ class Collection:
             points_count=info.points_count,
             indexed_vectors_count=info.indexed_vectors_count,
             config=described(self.settings),
-            payload_schema={field: describe_index(one) for field, one in info.payload_schema.items()},
+            payload_schema={field: _described_index(one) for field, one in info.payload_schema.items()},
         )
         described_info.created_at.FromDatetime(self._record.created_at)
         return described_info
@@ -167,14 +240,14 @@ class Collection:
         limit = min(
             max(threshold, info.points_count * _UNINDEXED_SHARE), threshold * _MAX_UNINDEXED_THRESHOLDS
         )
-        return max(len(self.backlog), self._unindexed(info) - self._left_over) > limit
+        return max(len(self.unindexed), self._missing_points(info) - self._left_over) > limit
 
     def unindexed_points(self, shard: edge.EdgeShard) -> float:
-        """Points outside the graph by the engine's count, where lacking vectors count too."""
-        return self._unindexed(engine_call(shard.info))
+        """Points outside the graph by the engine's count, which includes points that lack a vector."""
+        return self._missing_points(engine_call(shard.info))
 
     def rebuild_settled(self, settings: pb.CreateCollection, left_over: float) -> None:
-        """A rebuild with these settings has done what can be done: do not try the same again."""
+        """Note that a rebuild with these settings is done; the same rebuild is not started again."""
         self._optimized_hnsw = settings.hnsw_config
         self._left_over = left_over
 
@@ -195,12 +268,12 @@ class Collection:
     def flush(self) -> None:
         """Write everything to the segments and empty the engine's log."""
         engine_call(self.shard.flush)
-        self._save_backlog()
+        self._save_unindexed()
         self._unflushed_bytes = 0
         self._flushed_at = time.monotonic()
 
     def is_flush_due(self) -> bool:
-        """Whether the log is old or long enough to be worth the pause that a flush is."""
+        """Whether the log is old or long enough to justify the pause of a flush."""
         age_seconds = time.monotonic() - self._flushed_at
         is_old = self._unflushed_bytes > 0 and age_seconds >= FLUSH_INTERVAL_SECONDS
         return is_old or self._unflushed_bytes >= _MAX_UNFLUSHED_BYTES
@@ -226,15 +299,21 @@ class Collection:
         (self.folder / RECORD_FILE).unlink()
         await asyncio.to_thread(shutil.rmtree, self.folder)
 
-    def _save_backlog(self) -> None:
-        if self._record.backlog != len(self.backlog):
-            self._record = replace(self._record, backlog=len(self.backlog))
+    def _save_unindexed(self) -> None:
+        if self._record.unindexed != len(self.unindexed):
+            self._record = replace(self._record, unindexed=len(self.unindexed))
             self._record.save(self.folder)
 
-    def _unindexed(self, info: edge.ShardInfo) -> float:
+    def _missing_points(self, info: edge.ShardInfo) -> float:
         vectors_a_point = len(self._schema.dense) + len(self._schema.sparse)
         missing = info.points_count * vectors_a_point - info.indexed_vectors_count
         return missing / max(1, len(self._schema.dense))
+
+
+def _described_index(info: edge.PayloadIndexInfo) -> pb.PayloadSchemaInfo:
+    # The engine's members print as `PayloadSchemaType.Keyword`.
+    data_type = pb.PayloadSchemaType.Value(str(info.data_type).rpartition(".")[2])
+    return pb.PayloadSchemaInfo(data_type=data_type, points=info.points)
 
 
 def _remove(path: Path) -> None:

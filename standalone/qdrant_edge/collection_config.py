@@ -1,15 +1,21 @@
-"""The configuration of a collection: a `CreateCollection` message, kept as it came."""
+"""The configuration of a collection, a `CreateCollection` message as received, and its file."""
 
 from __future__ import annotations
 
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import qdrant_edge as edge
+from google.protobuf import json_format
 from qdrant_client import grpc as pb
 
-from standalone.qdrant_edge.enums import to_edge_enum
+from standalone.qdrant_edge.atomic_files import read_json, write_json
+from standalone.qdrant_edge.conversions import DEFAULT_VECTOR, VectorSchema, to_edge_enum
 from standalone.qdrant_edge.errors import invalid, unsupported
-from standalone.qdrant_edge.points import DEFAULT_VECTOR, VectorSchema
+
+RECORD_FILE: Final = "collection.json"
 
 MAX_VECTOR_SIZE: Final = 65_536
 DEFAULT_INDEXING_THRESHOLD_KB: Final = 10_000
@@ -33,6 +39,7 @@ _OPTIMIZER_FIELDS: Final = (
     "max_segment_size",
 )
 _UNSUPPORTED_CHANGES: Final = (
+    "params",
     "vectors_config",
     "quantization_config",
     "sparse_vectors_config",
@@ -40,8 +47,44 @@ _UNSUPPORTED_CHANGES: Final = (
 )
 
 
+@dataclass(frozen=True)
+class CollectionRecord:
+    """The file that makes a folder a collection.
+
+    `unindexed` is the number of points written since the index was built, as of the last flush.
+    """
+
+    name: str
+    shard: str
+    created_at: dt.datetime
+    settings: pb.CreateCollection
+    unindexed: int
+
+    @classmethod
+    def load(cls, folder: Path) -> CollectionRecord | None:
+        """The record in a folder, or None if a crash left the folder half-created or half-deleted."""
+        path = folder / RECORD_FILE
+        if not path.exists():
+            return None
+        stored = read_json(path)
+        settings = json_format.ParseDict(stored["settings"], pb.CreateCollection())
+        created_at = dt.datetime.fromisoformat(stored["created_at"])
+        return cls(settings.collection_name, stored["shard"], created_at, settings, stored["backlog"])
+
+    def save(self, folder: Path) -> None:
+        """Write the record."""
+        settings = json_format.MessageToDict(self.settings, preserving_proto_field_name=True)
+        stored = {
+            "shard": self.shard,
+            "created_at": self.created_at.isoformat(),
+            "settings": settings,
+            "backlog": self.unindexed,
+        }
+        write_json(folder / RECORD_FILE, stored)
+
+
 def check_supported(settings: pb.CreateCollection) -> None:
-    """Refuse what would silently behave in another way than on a real server.
+    """Refuse settings that a real server would apply and this one would ignore.
 
     Raises:
         RequestError: naming the part.
@@ -49,7 +92,7 @@ def check_supported(settings: pb.CreateCollection) -> None:
     if settings.sharding_method == pb.Custom:
         raise unsupported("custom sharding")
     if settings.strict_mode_config.enabled:
-        raise unsupported("strict mode")
+        raise unsupported("strict mode (strict_mode_config.enabled)")
     dense = dense_params(settings)
     if not dense and not settings.sparse_vectors_config.map:
         raise invalid("a collection needs at least one vector")
@@ -71,7 +114,7 @@ def dense_params(settings: pb.CreateCollection) -> dict[str, pb.VectorParams]:
 
 
 def vector_schema(settings: pb.CreateCollection) -> VectorSchema:
-    """What the vectors of a point are checked against."""
+    """The schema that the vectors of a point are checked against."""
     sizes = {name: params.size for name, params in dense_params(settings).items()}
     return VectorSchema(sizes, frozenset(settings.sparse_vectors_config.map))
 
@@ -84,7 +127,7 @@ def indexing_threshold_kb(settings: pb.CreateCollection) -> int:
 
 
 def edge_config(settings: pb.CreateCollection) -> edge.EdgeConfig:
-    """The same for the engine."""
+    """The configuration for the engine."""
     sparse = {name: _sparse_params(one) for name, one in settings.sparse_vectors_config.map.items()}
     dense = {
         name: _dense_params(params, settings.hnsw_config) for name, params in dense_params(settings).items()
@@ -129,7 +172,7 @@ def described(settings: pb.CreateCollection) -> pb.CollectionConfig:
 
 
 def merged(settings: pb.CreateCollection, change: pb.UpdateCollection) -> pb.CreateCollection:
-    """The configuration after `UpdateCollection`; the engine takes it over at the next rebuild or start.
+    """The configuration after `UpdateCollection`; the engine applies it at the next rebuild or start.
 
     Raises:
         RequestError: the change would need the stored vectors to be rewritten.
@@ -143,8 +186,6 @@ def merged(settings: pb.CreateCollection, change: pb.UpdateCollection) -> pb.Cre
     result.optimizers_config.MergeFrom(change.optimizers_config)
     for key, value in change.metadata.items():
         result.metadata[key].CopyFrom(value)
-    if change.params.HasField("on_disk_payload"):
-        result.on_disk_payload = change.params.on_disk_payload
     return result
 
 
@@ -189,6 +230,8 @@ def _quantization(message: Any) -> Any:
     if not message.HasField("quantization_config"):
         return None
     kind = message.quantization_config.WhichOneof("quantization")
+    if kind is None:
+        raise invalid("quantization_config is empty")
     if kind != "scalar":
         raise unsupported(f"{kind} quantization")
     scalar = message.quantization_config.scalar

@@ -12,7 +12,7 @@ _Result = TypeVar("_Result")
 # The type cannot be imported: every extension built with PyO3 makes its own.
 _PANIC = "PanicException"
 
-# How the engine's own messages begin, and what the server makes of them.
+# How the engine's own messages begin, by the status that the server gives them.
 _NOT_FOUND_PREFIX = "No point with id"
 _INVALID_PREFIXES = (
     "Vector dimension error",
@@ -48,12 +48,12 @@ def already_exists(description: str) -> RequestError:
 
 
 def not_found(description: str) -> RequestError:
-    """What the request names is not there."""
+    """Something that the request names does not exist."""
     return RequestError(grpc.StatusCode.NOT_FOUND, f"Not found: {description}")
 
 
 def unsupported(part: str) -> RequestError:
-    """A part of the API that the engine does not offer in process."""
+    """A part of the API that this server does not answer."""
     return RequestError(grpc.StatusCode.UNIMPLEMENTED, f"{part} is not available in Qdrant Edge")
 
 
@@ -63,7 +63,7 @@ def internal(description: str) -> RequestError:
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """Any failure of a call; what is not the caller's fault becomes INTERNAL."""
+    """The status of any failure; INTERNAL unless it is the caller's fault."""
     if isinstance(error, RequestError):
         return error
     description = str(error)

@@ -72,7 +72,7 @@ def test_a_killed_supervisor_leaves_nothing_behind(terminal: subprocess.Popen[st
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """The matcher's default port, taken by us if nobody else has it."""
+    """The matcher's default port, bound by the test unless another process has it."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

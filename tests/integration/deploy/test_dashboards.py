@@ -9,12 +9,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from qdrant_client import QdrantClient, models
 
-from deploy.monitoring import draw
 from deploy.monitoring.dashboards import DASHBOARDS
 from tests.support.kubernetes import ROOT
 from tests.support.prometheus import Prometheus, running_prometheus
@@ -76,11 +74,6 @@ def test_rules_are_evaluated_and_tell_what_is_wrong(prometheus: Prometheus):
     pending = {series["metric"]["alertname"] for series in prometheus.query("ALERTS")}
     assert "TextmatchOperatorNeeded" in pending
     assert not pending & {"TextmatchNoEncoder", "TextmatchNoMatcher"}
-
-
-def test_dashboards_can_be_drawn_without_a_grafana(prometheus: Prometheus, tmp_path: Path):
-    assert draw.main([prometheus.url, str(tmp_path), "60"]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {f"{board.uid}.png" for board in DASHBOARDS}
 
 
 def _use(client: TextMatchClient) -> None:

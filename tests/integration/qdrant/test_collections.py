@@ -229,20 +229,6 @@ def test_payload_indexes_come_and_go(client: QdrantClient, collection: str, kind
     assert client.get_collection(collection).payload_schema == {}
 
 
-def test_an_index_with_parameters(client: QdrantClient, collection: str):
-    params = models.TextIndexParams(
-        type=models.TextIndexType.TEXT,
-        tokenizer=models.TokenizerType.MULTILINGUAL,
-        min_token_len=1,
-        lowercase=True,
-    )
-    client.create_payload_index(collection, "text", params, wait=True)
-    stored = client.get_collection(collection).payload_schema["text"].params
-    assert isinstance(stored, models.TextIndexParams)
-    assert stored.tokenizer == models.TokenizerType.MULTILINGUAL
-    assert (stored.min_token_len, stored.lowercase) == (1, True)
-
-
 def test_health_is_reported_in_both_ways(client: QdrantClient, address: Address):
     assert client.info().version
     with grpc.insecure_channel(f"{address.host}:{address.port}") as channel:

@@ -1,4 +1,4 @@
-"""`update_filter` decides about points that exist; those that do not are written whatever it says."""
+"""`update_filter` applies to points that exist; points that do not exist are always written."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_deletes_and_changes_survive_sigkill_too(server: EdgeProcess):
         is_even = must(models.HasIdCondition(has_id=[0, 2, 4, 6, 8]))
         client.delete("kept", models.FilterSelector(filter=is_even), wait=True)
         client.upsert("kept", [point(2, version=2)], wait=True)
-        client.set_payload("kept", {"text": "changed"}, points=[1], wait=True)
+        client.upsert("kept", [point(1, version=1, text="changed")], wait=True)
         client.update_collection_aliases([_ALIAS])
         client.delete_collection("dropped")
     server.kill()

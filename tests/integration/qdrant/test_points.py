@@ -99,37 +99,12 @@ def test_deleting_by_id_and_by_filter(client: QdrantClient, collection: str):
     assert set(payloads(client, collection)) == {3, 4, 5}
 
 
-def test_changing_payloads(client: QdrantClient, collection: str):
-    client.upsert(collection, [point(i, a=1, b={"c": 1}) for i in range(5)])
-    client.set_payload(collection, {"a": 2}, points=[0])
-    client.set_payload(collection, {"d": 2}, key="b", points=[1])
-    client.overwrite_payload(collection, {"only": True}, points=[2])
-    client.delete_payload(collection, ["b"], points=[3])
-    client.clear_payload(collection, models.PointIdsList(points=[4]))
-    assert payloads(client, collection) == {
-        0: {"a": 2, "b": {"c": 1}},
-        1: {"a": 1, "b": {"c": 1, "d": 2}},
-        2: {"only": True},
-        3: {"a": 1},
-        4: {},
-    }
-
-
-def test_changing_vectors(client: QdrantClient, collection: str):
-    client.upsert(collection, [point(1), point(2)])
-    changed = models.PointVectors(id=1, vector={"dense": [0.0, 0.0, 0.0, 1.0]})
-    client.update_vectors(collection, [changed])
-    client.delete_vectors(collection, ["dense"], points=[2])
-    stored = {one.id: one.vector for one in client.retrieve(collection, [1, 2], with_vectors=True)}
-    assert stored == {1: {"dense": [0.0, 0.0, 0.0, 1.0]}, 2: {}}
-
-
 def test_a_batch_is_applied_in_order(client: QdrantClient, collection: str):
     results = client.batch_update_points(
         collection,
         [
             models.UpsertOperation(upsert=models.PointsList(points=[point(1, n=1), point(2, n=1)])),
-            models.SetPayloadOperation(set_payload=models.SetPayload(payload={"n": 2}, points=[1])),
+            models.UpsertOperation(upsert=models.PointsList(points=[point(1, n=2)])),
             models.DeleteOperation(delete=models.PointIdsList(points=[2])),
             models.UpsertOperation(upsert=models.PointsList(points=[point(3, n=3)])),
         ],
@@ -148,14 +123,6 @@ def test_scrolling_meets_every_point_once(client: QdrantClient, collection: str)
         if offset is None:
             break
     assert sorted(seen) == list(range(25))
-
-
-def test_scrolling_in_the_order_of_a_field(client: QdrantClient, collection: str):
-    client.create_payload_index(collection, "n", models.PayloadSchemaType.INTEGER, wait=True)
-    client.upsert(collection, [point(i, n=(i * 7) % 10) for i in range(10)])
-    order = models.OrderBy(key="n", direction=models.Direction.DESC, start_from=6)
-    records, _ = client.scroll(collection, limit=3, order_by=order)
-    assert [(record.payload or {})["n"] for record in records] == [6, 5, 4]
 
 
 def test_status_says_whether_the_caller_waited(client: QdrantClient, collection: str):

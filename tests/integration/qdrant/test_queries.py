@@ -152,25 +152,7 @@ def test_rescoring_what_was_prefetched(client: QdrantClient, filled: str, vector
     assert [hit.id for hit in hits] == [i for i in _ranked(vectors, query) if i % 5 == 0][:4]
 
 
-def test_recommending_by_examples(client: QdrantClient, filled: str, vectors: Vectors):
-    recommend = models.RecommendInput(positive=[3, 4], negative=[vectors[5].tolist()])
-    hits = client.query_points(
-        filled, query=models.RecommendQuery(recommend=recommend), using="dense", limit=5
-    ).points
-    mean = (vectors[3] + vectors[4]) / 2
-    target = (2 * mean - vectors[5]).tolist()
-    assert [hit.id for hit in hits] == [i for i in _ranked(vectors, target) if i not in {3, 4}][:5]
-    for strategy in (models.RecommendStrategy.BEST_SCORE, models.RecommendStrategy.SUM_SCORES):
-        recommend = models.RecommendInput(positive=[3], strategy=strategy)
-        hits = client.query_points(
-            filled, query=models.RecommendQuery(recommend=recommend), using="dense", limit=2
-        ).points
-        assert [hit.id for hit in hits] == _ranked(vectors, vectors[3].tolist())[1:3]
-
-
-def test_ordering_sampling_and_plain_listing(client: QdrantClient, filled: str):
-    order = models.OrderByQuery(order_by=models.OrderBy(key="n", direction=models.Direction.DESC))
-    assert [hit.id for hit in client.query_points(filled, query=order, limit=3).points] == [59, 58, 57]
+def test_sampling_and_plain_listing(client: QdrantClient, filled: str):
     sample = models.SampleQuery(sample=models.Sample.RANDOM)
     assert len({hit.id for hit in client.query_points(filled, query=sample, limit=20).points}) == 20
     assert [hit.id for hit in client.query_points(filled, limit=3).points] == [0, 1, 2]
@@ -219,12 +201,6 @@ def test_prefetches_that_a_batch_has_in_common_change_no_answer(
     assert [len(answer.points) > 2 for answer in together] == [True] * 5
 
 
-def test_facets(client: QdrantClient, filled: str):
-    only = must(field("n", range=models.Range(lt=31)))
-    hits = client.facet(filled, "group", facet_filter=only, exact=True).hits
-    assert {hit.value: hit.count for hit in hits} == {"g0": 11, "g1": 10, "g2": 10}
-
-
 @pytest.mark.parametrize(
     "query", [{"query": [1.0, 2.0], "using": "dense"}, {"query": [1.0] * 4, "using": "unknown"}]
 )
@@ -232,13 +208,6 @@ def test_impossible_queries_are_the_callers_fault(client: QdrantClient, filled: 
     with pytest.raises(grpc.RpcError) as caught:
         client.query_points(filled, **query)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-
-
-def test_ordering_without_an_index_is_refused(client: QdrantClient, filled: str):
-    with pytest.raises(grpc.RpcError) as caught:
-        client.scroll(filled, order_by="text")
-    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "index" in caught.value.details()
 
 
 def test_queries_that_the_engine_cannot_do_say_so(needs_standalone: None, client: QdrantClient, filled: str):

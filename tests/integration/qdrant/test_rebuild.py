@@ -1,4 +1,4 @@
-"""The index is built beside the collection, which answers and takes writes meanwhile."""
+"""The index is built on a copy, while the collection answers and takes writes."""
 
 from __future__ import annotations
 

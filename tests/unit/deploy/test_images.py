@@ -22,7 +22,7 @@ TARGETS = ("encoder-cuda", "encoder-cpu", "matcher", "worker")
 HEAVY = {"torch", "transformers", "sentence-transformers", "openvino", "peft"}
 
 
-def test_every_target_is_there_and_runs_as_nobody_in_particular():
+def test_every_target_exists_and_runs_as_an_unprivileged_user():
     stages = _stages()
     assert set(TARGETS) <= stages.keys()
     for target in TARGETS:

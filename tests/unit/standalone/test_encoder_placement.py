@@ -60,7 +60,7 @@ def test_the_driver_is_asked_for_the_gpus(tmp_path: Path):
 
 def test_a_driver_that_fails_is_named(tmp_path: Path):
     _nvidia_smi(tmp_path, "exit 9")
-    with pytest.raises(TooFewDevices, match="nvidia-smi cannot tell .* status 9"):
+    with pytest.raises(TooFewDevices, match="nvidia-smi cannot list .* status 9"):
         visible_gpus({"PATH": str(tmp_path)})
 
 
