@@ -14,7 +14,7 @@ _HEADERS = {"emulated-tiles": "emulated_tiles.h", "emulated-avx512": "emulated_a
 
 
 def _runnable_forms() -> list[str]:
-    """ "amx" is the kernel as it is installed; the others are compiled for tests, with emulated instructions."""
+    """The installed kernel, "amx", and those that are compiled for tests, with emulated instructions."""
     flags = Path("/proc/cpuinfo")
     forms = [] if kernel.kernel_obstacle() else ["amx"]
     if find_compiler() is None:
@@ -25,6 +25,8 @@ def _runnable_forms() -> list[str]:
 
 
 FORMS = _runnable_forms()
+# Deleted at exit.
+_folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
 @functools.cache
@@ -33,12 +35,9 @@ def kernel_library(form: str) -> Path:
     if form == "amx":
         return kernel.LIBRARY
     folder = tempfile.TemporaryDirectory(prefix="textmatch-kernel-")
-    _folders.append(folder)  # deleted at exit
+    _folders.append(folder)
     library = Path(folder.name) / f"{form}.so"
     # The processor that compiles runs it, too: it gets no instructions that it lacks.
     emulation = (f'-DTEXTMATCH_EMULATION="{_HEADERS[form]}"', f"-I{_EMULATION}", "-Wno-psabi")
     compile_kernel(library, target=("-march=native", *emulation))
     return library
-
-
-_folders: list[tempfile.TemporaryDirectory[str]] = []

@@ -28,20 +28,25 @@ inline void store(const Tile& tile, void* to, size_t stride) {
     for (size_t row = 0; row < 16; ++row) std::memcpy(static_cast<char*>(to) + row * stride, tile.rows[row], 64);
 }
 
-// A bfloat16 is the upper half of a float32.
-inline float first(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
-inline float second(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
+using Floats = float __attribute__((vector_size(64)));
+using Bits = uint32_t __attribute__((vector_size(64)));
 
-// sums[m][n] += left[m][2k] * right[k][2n] + left[m][2k + 1] * right[k][2n + 1]
+// sums[m][n] += left[m][2k] * right[k][2n] + left[m][2k + 1] * right[k][2n + 1]. A bfloat16 is the upper half of a float32.
 inline void multiply_add(Tile& sums, const Tile& left, const Tile& right) {
+    Floats firsts[16], seconds[16];
+    for (size_t pair = 0; pair < 16; ++pair) {
+        Bits bits;
+        std::memcpy(&bits, right.rows[pair], 64);
+        firsts[pair] = (Floats)(bits << 16);
+        seconds[pair] = (Floats)(bits & 0xffff0000u);
+    }
     for (size_t row = 0; row < 16; ++row) {
-        float totals[16];
-        std::memcpy(totals, sums.rows[row], 64);
+        Floats totals;
+        std::memcpy(&totals, sums.rows[row], 64);
         for (size_t pair = 0; pair < 16; ++pair)
-            for (size_t column = 0; column < 16; ++column)
-                totals[column] += first(left.rows[row][pair]) * first(right.rows[pair][column]) +
-                                  second(left.rows[row][pair]) * second(right.rows[pair][column]);
-        std::memcpy(sums.rows[row], totals, 64);
+            totals += std::bit_cast<float>(left.rows[row][pair] << 16) * firsts[pair] +
+                      std::bit_cast<float>(left.rows[row][pair] & 0xffff0000u) * seconds[pair];
+        std::memcpy(sums.rows[row], &totals, 64);
     }
 }
 

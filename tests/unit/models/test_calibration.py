@@ -61,7 +61,7 @@ def test_a_directory_without_one_has_none(tmp_path: Path):
         ("[]", "it must be a JSON object"),
         ("{}", "'version' is missing"),
         ({**VALID, "version": 2}, "its version must be 1, not 2"),
-        ({**VALID, "method": "spline"}, "its method is 'spline', not logistic or isotonic"),
+        ({**VALID, "method": "spline"}, "its method must be logistic or isotonic, not 'spline'"),
         ({**VALID, "fitted_on": 3}, '"fitted_on" must be a string'),
         ({**VALID, "slope": 0}, "slope above 0"),
         ({**VALID, "slope": -1}, "slope above 0"),
