@@ -18,9 +18,11 @@ class KernelBuildHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and take the library into the wheel."""
-        if self.target_name != "wheel":
+        path = Path(self.root) / _BUILD
+        # The images install the dependencies first, with empty packages.
+        if self.target_name != "wheel" or not path.exists():
             return
-        build = _load(Path(self.root) / _BUILD)
+        build = _load(path)
         try:
             build.compile_kernel()
         except build.CannotCompile as error:

@@ -145,3 +145,11 @@ def test_openvino_reports_nothing_to_anybody():
     check = "import sys, textmatch.models.openvino_engine; print(sys.modules['openvino_telemetry'])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
+
+
+def test_no_torch_is_imported():
+    modules = "textmatch.models.engines, textmatch.models.native.models, services.encoder.loading, services.encoder.servicer"
+    code = (
+        f"import sys, {modules}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +151,3 @@ def check_cross_encoder(directory: Path, cache: Path) -> None:
     assert [text.ids for text in tokens] == [text.ids for text in model.tokenize_pairs(PAIRS)]
     for found, expected in zip(prepared.score(tokens), model.score(tokens), strict=True):
         assert np.allclose(found, expected, atol=1e-5)
-
-
-def test_no_torch_is_imported():
-    modules = "textmatch.models.native_models, services.encoder.loading, services.encoder.servicer"
-    code = (
-        f"import sys, {modules}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

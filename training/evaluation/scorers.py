@@ -183,7 +183,7 @@ def is_cross_encoder(directory: Path) -> bool:
 
 def is_sentence_transformer(directory: Path) -> bool:
     """Whether sentence-transformers saved it, so that it is more than a bare transformer."""
-    return (directory / _MODULES).is_file()
+    return (directory / _MODULES).is_file() or is_adapter_directory(directory)
 
 
 def run_in_batches(
