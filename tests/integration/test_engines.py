@@ -148,7 +148,7 @@ def test_openvino_reports_nothing_to_anybody():
 
 
 def test_no_torch_is_imported():
-    modules = "textmatch.models.engines, textmatch.models.native.models, services.encoder.loading, services.encoder.servicer"
+    modules = "textmatch.models.native.models, services.encoder.loading, services.encoder.servicer"
     code = (
         f"import sys, {modules}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
