@@ -159,7 +159,9 @@ class _Loader:
     """Loads from the cache what needs no torch, and the rest with torch."""
 
     def __init__(self, settings: EncoderSettings) -> None:
-        self._settings = settings
+        self._max_tokens = settings.max_tokens or None
+        # First, since it needs no torch: a model that does not exist is reported at once.
+        self._found = find_models(settings)
         self._config = decide_engine(
             settings.engine,
             device=settings.device,
@@ -181,10 +183,9 @@ class _Loader:
         return self._torch.prepare_thread() if self._torch else lambda: None
 
     def load_all(self) -> ModelRegistry:
-        found = find_models(self._settings)
         return ModelRegistry(
-            [self._bi_encoder(model) for model in found.bi_encoders],
-            [self._cross_encoder(model) for model in found.cross_encoders],
+            [self._bi_encoder(model) for model in self._found.bi_encoders],
+            [self._cross_encoder(model) for model in self._found.cross_encoders],
         )
 
     def _bi_encoder(self, found: FoundModel) -> RegistryEntry[ServedBiEncoder]:
@@ -212,7 +213,7 @@ class _Loader:
         if NATIVE not in self._config.engines:
             return None
         try:
-            return model_class(found.directory, found.name, self._config, self._settings.max_tokens or None)
+            return model_class(found.directory, found.name, self._config, self._max_tokens)
         except UnreadableCache as error:
             _log.info("not in the cache yet", extra={"model": found.name, "reason": str(error)})
             return None
@@ -221,7 +222,7 @@ class _Loader:
     def _with_torch(self) -> TorchLoader:
         from services.encoder.torch_loader import TorchLoader
 
-        self._torch = TorchLoader(self._config, self._settings.max_tokens or None)
+        self._torch = TorchLoader(self._config, self._max_tokens)
         return self._torch
 
 
