@@ -1,22 +1,16 @@
-"""Compiles the kernel of the native engine where there is a compiler; elsewhere other engines do its work."""
+"""Compiles the native engine's kernel where there is a compiler."""
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
-import subprocess
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_FOLDER = Path("textmatch") / "models" / "native"
-_LIBRARY = _FOLDER / "libtransformer.so"
-_FLAGS = ("-std=c++20", "-O3", "-march=sapphirerapids", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra")
-# GCC 12 complains of its own intrinsics.
-_QUIET = ("-Wno-maybe-uninitialized",)
+_BUILD = Path("textmatch") / "models" / "native" / "build.py"
 
 
 class KernelBuildHook(BuildHookInterface[Any]):
@@ -24,23 +18,26 @@ class KernelBuildHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and take the library into the wheel."""
-        if self.target_name != "wheel" or not self._compile():
+        path = Path(self.root) / _BUILD
+        # The images install the dependencies first, with empty packages.
+        if self.target_name != "wheel" or not path.exists():
             return
-        build_data["artifacts"].append(str(_LIBRARY))
+        build = _load(path)
+        try:
+            build.compile_kernel()
+        except build.CannotCompile as error:
+            print(error, file=sys.stderr)
+            self.app.display_warning("textmatch is installed without its native engine")
+            return
+        build_data["artifacts"].append(str(_BUILD.with_name(build.LIBRARY.name)))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 
-    def _compile(self) -> bool:
-        compiler = (
-            os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-        )
-        if platform.system() != "Linux" or platform.machine() != "x86_64" or compiler is None:
-            self.app.display_warning("no C++ compiler for x86-64: textmatch does without its native engine")
-            return False
-        command = [compiler, *_FLAGS, *_QUIET, str(_FOLDER / "transformer.cpp"), "-o", str(_LIBRARY)]
-        result = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)  # noqa: S603
-        if result.returncode == 0:
-            return True
-        print(result.stderr, file=sys.stderr)
-        self.app.display_warning("the native engine does not compile here: textmatch does without it")
-        return False
+
+def _load(path: Path) -> ModuleType:
+    """By path: textmatch cannot be imported before it is installed."""
+    spec = importlib.util.spec_from_file_location("kernel_build", path)
+    assert spec is not None and spec.loader is not None  # noqa: S101, PT018
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

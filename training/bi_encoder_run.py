@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.training_args import SentenceTra
 from torch import nn
 
 from textmatch.errors import InvalidInput
-from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.calibration import PairClassifier
 from training.data_report import DataReport
 from training.evaluators import PairEvaluator, pair_classifier
 from training.fit import Goal, fit, training_arguments

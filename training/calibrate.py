@@ -13,7 +13,7 @@ import typer
 from textmatch.console import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
 from textmatch.models.calibration import Calibration
-from textmatch.models.devices import AUTO
+from textmatch.models.engines import AUTO
 from textmatch.models.model_resolver import model_id
 from training.calibration import FOLDS, MethodName, fit, precision_thresholds
 from training.data_files import FileForm

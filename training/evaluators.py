@@ -13,7 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.calibration import PairClassifier
 from training.pairs import ClassPair, ScoredPair, ScoreRange
 
 SPEARMAN = "spearman"

@@ -10,13 +10,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from textmatch.models.embedding_scorers import PairClassifier
-from textmatch.models.lora import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    is_adapter_directory,
-    load_cross_encoder_directory,
-)
+from textmatch.models.calibration import PairClassifier
+from textmatch.models.lora import ADAPTER_WEIGHTS, load_cross_encoder_directory
+from textmatch.models.model_resolver import ADAPTER_CONFIG, is_adapter_directory
 
 _CONFIG = "config_sentence_transformers.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"

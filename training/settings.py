@@ -15,7 +15,7 @@ import numpy as np
 from typer import Option
 
 from textmatch.errors import InvalidInput
-from textmatch.models.devices import AUTO, resolve_device
+from textmatch.models.engines import AUTO, resolve_device
 from training.data_files import FileForm
 
 

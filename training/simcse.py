@@ -19,7 +19,7 @@ from typer import Option, echo
 
 from textmatch.errors import InvalidInput
 from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
-from textmatch.models.devices import AUTO, resolve_device
+from textmatch.models.engines import AUTO, resolve_device
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import DOCUMENT, NEGATIVE, QUERY, BiEncoderTask, train_bi_encoder
 from training.data_files import FileForm, write_rows

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,17 +23,16 @@ from services.encoder.batching import BatchPolicy, EngineModel, Rows
 from services.encoder.model_registry import ModelRegistry, RegistryEntry, ServedBiEncoder, ServedCrossEncoder
 from services.encoder.settings import NO_MODEL, EncoderSettings
 from textmatch.errors import TextMatchError
+from textmatch.models.engines import NATIVE, OPENVINO, decide_engine
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.model_cache import UnreadableCache
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
     UnusableModel,
     find_model,
 )
-from textmatch.models.native.kernel import NAME as NATIVE
-from textmatch.models.native.kernel import kernel_is_usable
-from textmatch.models.native_models import PreparedBiEncoder, PreparedCrossEncoder
+from textmatch.models.native.kernel import UnreadableCache
+from textmatch.models.native.models import NativeBiEncoder, NativeCrossEncoder
 from textmatch.runtime.process import trim_heap
 
 if TYPE_CHECKING:
@@ -52,9 +50,7 @@ _CPU_BATCH_TOKENS, _CPU_FORWARD_COST_TOKENS = 2048, 64
 # Full speed already, and a single text waits half as long for the running batch.
 _NATIVE_BATCH_TOKENS = 1024
 _GPU_BATCH_TOKENS, _GPU_FORWARD_COST_TOKENS = 32_768, 2048
-# Where Linux shows NVIDIA's devices: asking torch for them would take seconds.
-_DEVICES, _GPU = Path("/dev"), "nvidia[0-9]*"
-_CONVERTING_ENGINES = ("openvino", "native")
+_CONVERTING_ENGINES = (OPENVINO, NATIVE)
 
 
 @dataclass(frozen=True)
@@ -119,6 +115,7 @@ def load_models(settings: EncoderSettings, run_pass: RunPass = run_inline) -> Lo
         ModelNotFound: there is no such model.
         UnusableModel: a model cannot be served.
         UnusableDevice: there is no such device.
+        UnusableEngine: the engine asked for by name is not installed.
     """
     loader = _Loader(settings)
     models = loader.load_all()
@@ -162,40 +159,47 @@ class _Loader:
     """Loads from the cache what needs no torch, and the rest with torch."""
 
     def __init__(self, settings: EncoderSettings) -> None:
-        self._settings = settings
-        self._may_prepare = _runs_native(settings)
-        if self._may_prepare:
+        self._max_tokens = settings.max_tokens or None
+        # First, since it needs no torch: a model that does not exist is reported at once.
+        self._found = find_models(settings)
+        self._config = decide_engine(
+            settings.engine,
+            device=settings.device,
+            dtype=settings.dtype,
+            threads=settings.threads,
+            cache_directory=settings.cache_directory,
+        )
+        if NATIVE in self._config.engines:
             # After each of its products, numpy's threads spin for a while and slow down those of the kernel.
             threadpool_limits(limits=1, user_api="blas")
         self._torch: TorchLoader | None = None
 
     @property
     def device(self) -> str:
-        return self._torch.device if self._torch else "cpu"
+        return self._config.device
 
     @property
     def prepare_thread(self) -> Callable[[], None]:
         return self._torch.prepare_thread() if self._torch else lambda: None
 
     def load_all(self) -> ModelRegistry:
-        found = find_models(self._settings)
         return ModelRegistry(
-            [self._bi_encoder(model) for model in found.bi_encoders],
-            [self._cross_encoder(model) for model in found.cross_encoders],
+            [self._bi_encoder(model) for model in self._found.bi_encoders],
+            [self._cross_encoder(model) for model in self._found.cross_encoders],
         )
 
     def _bi_encoder(self, found: FoundModel) -> RegistryEntry[ServedBiEncoder]:
         with _unusable(f'cannot load "{found.name}"'):
-            prepared = self._prepared(PreparedBiEncoder.load, found)
-            model: ServedBiEncoder = prepared or self._with_torch.bi_encoder(found)
+            cached = self._from_cache(NativeBiEncoder, found)
+            model: ServedBiEncoder = cached or self._with_torch.bi_encoder(found)
         _log_loaded(model, "bi-encoder")
         sample = model.tokenize([_SAMPLE], is_query=False)[0]
         return RegistryEntry(model, EngineModel(model.model_id, model.embed, sample, model.is_packed))
 
     def _cross_encoder(self, found: FoundModel) -> RegistryEntry[ServedCrossEncoder]:
         with _unusable(f'cannot load "{found.name}"'):
-            prepared = self._prepared(PreparedCrossEncoder.load, found)
-            model: ServedCrossEncoder = prepared or self._with_torch.cross_encoder(found)
+            cached = self._from_cache(NativeCrossEncoder, found)
+            model: ServedCrossEncoder = cached or self._with_torch.cross_encoder(found)
         _log_loaded(model, "cross-encoder")
 
         def forward(batch: Sequence[TokenizedText]) -> Rows:
@@ -205,18 +209,11 @@ class _Loader:
         sample = model.tokenize_pairs([(_SAMPLE, _SAMPLE)])[0]
         return RegistryEntry(model, EngineModel(model.model_id, forward, sample, model.is_packed))
 
-    def _prepared(self, load: Callable[..., Model], found: FoundModel) -> Model | None:
-        if not self._may_prepare:
+    def _from_cache(self, model_class: Callable[..., Model], found: FoundModel) -> Model | None:
+        if NATIVE not in self._config.engines:
             return None
-        settings = self._settings
         try:
-            return load(
-                found.directory,
-                found.name,
-                settings.cache_directory,
-                threads=settings.threads or len(os.sched_getaffinity(0)),
-                max_tokens=settings.max_tokens or None,
-            )
+            return model_class(found.directory, found.name, self._config, self._max_tokens)
         except UnreadableCache as error:
             _log.info("not in the cache yet", extra={"model": found.name, "reason": str(error)})
             return None
@@ -225,15 +222,8 @@ class _Loader:
     def _with_torch(self) -> TorchLoader:
         from services.encoder.torch_loader import TorchLoader
 
-        self._torch = TorchLoader(self._settings)
+        self._torch = TorchLoader(self._config, self._max_tokens)
         return self._torch
-
-
-def _runs_native(settings: EncoderSettings) -> bool:
-    """Whether a model would get the native engine, as far as can be told without torch."""
-    is_cpu = settings.device == "cpu" or (settings.device == "auto" and not any(_DEVICES.glob(_GPU)))
-    is_chosen = settings.engine in ("auto", NATIVE) and settings.dtype in ("auto", "bfloat16")
-    return is_cpu and is_chosen and kernel_is_usable()
 
 
 def _policy(settings: EncoderSettings, models: ModelRegistry, device: str) -> BatchPolicy:

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from services.encoder import metrics
 from services.encoder.batching import EngineModel
 from textmatch.errors import InvalidInput, ModelNotFound
-from textmatch.models.embedding_scorers import CosineScorer, PairClassifier
-from textmatch.models.native_models import PreparedBiEncoder, PreparedCrossEncoder
+from textmatch.models.calibration import CosineScorer, PairClassifier
+from textmatch.models.native.models import NativeBiEncoder, NativeCrossEncoder
 from textmatch.runtime.process import trim_heap
 
 if TYPE_CHECKING:
-    from textmatch.models.bi_encoder import BiEncoder
-    from textmatch.models.cross_encoder import CrossEncoder
+    from textmatch.models.bi_encoder import TorchBiEncoder
+    from textmatch.models.cross_encoder import TorchCrossEncoder
 
-ServedBiEncoder: TypeAlias = "PreparedBiEncoder | BiEncoder"
-ServedCrossEncoder: TypeAlias = "PreparedCrossEncoder | CrossEncoder"
+ServedBiEncoder: TypeAlias = "NativeBiEncoder | TorchBiEncoder"
+ServedCrossEncoder: TypeAlias = "NativeCrossEncoder | TorchCrossEncoder"
 ServedModel: TypeAlias = "ServedBiEncoder | ServedCrossEncoder"
 EmbeddingScorer: TypeAlias = CosineScorer | PairClassifier
 Kind = TypeVar("Kind", bound="ServedModel", covariant=True)

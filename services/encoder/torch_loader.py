@@ -13,70 +13,52 @@ from transformers.utils.logging import disable_progress_bar
 
 from services.encoder import metrics
 from services.encoder.loading import FoundModel
-from services.encoder.settings import EncoderSettings
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.cross_encoder import CrossEncoder
-from textmatch.models.devices import resolve_device, resolve_dtype
-from textmatch.models.engines import EngineOptions
-from textmatch.models.native_models import keep_bi_encoder, keep_cross_encoder
+from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.cross_encoder import TorchCrossEncoder
+from textmatch.models.engines import EngineConfig
 
 _log = logging.getLogger(__name__)
 
-Model = TypeVar("Model", BiEncoder, CrossEncoder)
+Model = TypeVar("Model", TorchBiEncoder, TorchCrossEncoder)
 
 
 class TorchLoader:
-    """Loads models onto the device that the settings name.
+    """Loads models as `config` says, and describes in the cache those that can run without torch."""
 
-    Raises:
-        UnusableDevice: there is no such device.
-    """
-
-    def __init__(self, settings: EncoderSettings) -> None:
+    def __init__(self, config: EngineConfig, max_tokens: int | None) -> None:
         _quieten_libraries()
-        self.device = resolve_device(settings.device)
-        self._settings = settings
-        torch.set_num_threads(settings.threads or torch.get_num_threads())
-        self._options = EngineOptions(settings.engine, torch.get_num_threads(), settings.cache_directory)
-        if self.device != "cpu":
-            _show_device(self.device)
+        self._config = config
+        self._max_tokens = max_tokens
+        torch.set_num_threads(config.threads or torch.get_num_threads())
+        if config.device != "cpu":
+            _show_device(config.device)
 
     def prepare_thread(self) -> Callable[[], None]:
         """A function that sets up the thread that runs the models."""
         threads = torch.get_num_threads()
         return lambda: torch.set_num_threads(threads)
 
-    def bi_encoder(self, found: FoundModel) -> BiEncoder:
+    def bi_encoder(self, found: FoundModel) -> TorchBiEncoder:
         """Load a bi-encoder.
 
         Raises:
             UnusableModel: it cannot be served.
         """
-        model = self._load(BiEncoder, found)
-        if described := model.describe():
-            keep_bi_encoder(self._settings.cache_directory, model.model_id, described)
-        return model
+        return self._load(TorchBiEncoder, found)
 
-    def cross_encoder(self, found: FoundModel) -> CrossEncoder:
+    def cross_encoder(self, found: FoundModel) -> TorchCrossEncoder:
         """Load a cross-encoder.
 
         Raises:
             UnusableModel: it cannot be served.
         """
-        model = self._load(CrossEncoder, found)
-        if described := model.describe():
-            keep_cross_encoder(self._settings.cache_directory, model.model_id, *described)
-        return model
+        return self._load(TorchCrossEncoder, found)
 
     def _load(self, model_class: type[Model], found: FoundModel) -> Model:
-        return model_class.load(
-            found.directory,
-            found.name,
-            device=self.device,
-            dtype=resolve_dtype(self._settings.dtype, self.device),
-            max_tokens=self._settings.max_tokens or None,
-            engine=self._options,
-        )
+        model = model_class.load(found.directory, found.name, self._config, self._max_tokens)
+        if description := model.describe():
+            description.save(self._config.cache_directory, model.model_id)
+        return model
 
 
 def _show_device(device: str) -> None:

@@ -17,9 +17,9 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from tests.support.encoder import make_tiny_bi_encoder
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.cross_encoder import CrossEncoder
-from textmatch.models.engines import EngineOptions
+from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.cross_encoder import TorchCrossEncoder
+from textmatch.models.engines import EngineConfig, decide_engine
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 CONFIGS = {
@@ -43,8 +43,8 @@ TEXTS = [
 PAIRS = [(first, second) for first in TEXTS[:4] for second in TEXTS]
 
 
-def options(name: str, cache: Path) -> EngineOptions:
-    return EngineOptions(name=name, threads=1, cache_directory=cache)
+def decide(engine: str, cache: Path, dtype: str = "float32") -> EngineConfig:
+    return decide_engine(engine, device="cpu", dtype=dtype, threads=1, cache_directory=cache)
 
 
 def make_bi_encoder(directory: Path, architecture: str, pooling: str) -> None:
@@ -63,10 +63,8 @@ def make_bi_encoder(directory: Path, architecture: str, pooling: str) -> None:
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_architecture_is_packed_and_agrees(architecture: str, engine: str, tmp_path: Path):
     make_bi_encoder(tmp_path, architecture, "mean")
-    plain = BiEncoder.load(tmp_path / "model", "m", device="cpu", dtype=torch.float32)
-    packed = BiEncoder.load(
-        tmp_path / "model", "m", device="cpu", dtype=torch.float32, engine=options(engine, tmp_path)
-    )
+    plain = TorchBiEncoder.load(tmp_path / "model", "m")
+    packed = TorchBiEncoder.load(tmp_path / "model", "m", decide(engine, tmp_path))
     assert packed.engine == engine
     expected = plain.embed(plain.tokenize(TEXTS, is_query=False))
     assert np.allclose(packed.embed(packed.tokenize(TEXTS, is_query=False)), expected, atol=1e-4)
@@ -75,10 +73,8 @@ def test_every_architecture_is_packed_and_agrees(architecture: str, engine: str,
 @pytest.mark.parametrize("pooling", ["cls", "max", "lasttoken", "mean"])
 def test_every_pooling_agrees(pooling: str, tmp_path: Path):
     make_bi_encoder(tmp_path, "bert", pooling)
-    plain = BiEncoder.load(tmp_path / "model", "m", device="cpu", dtype=torch.float32)
-    packed = BiEncoder.load(
-        tmp_path / "model", "m", device="cpu", dtype=torch.float32, engine=options("openvino", tmp_path)
-    )
+    plain = TorchBiEncoder.load(tmp_path / "model", "m")
+    packed = TorchBiEncoder.load(tmp_path / "model", "m", decide("openvino", tmp_path))
     expected = plain.embed(plain.tokenize(TEXTS, is_query=False))
     assert np.allclose(packed.embed(packed.tokenize(TEXTS, is_query=False)), expected, atol=1e-4)
 
@@ -96,10 +92,8 @@ def test_cross_encoders_agree(architecture: str, engine: str, tmp_path: Path):
     PlainCrossEncoder(str(tmp_path / "classifier"), num_labels=1, max_length=64, device="cpu").save(
         str(tmp_path / "cross")
     )
-    plain = CrossEncoder.load(tmp_path / "cross", "c", device="cpu", dtype=torch.float32)
-    packed = CrossEncoder.load(
-        tmp_path / "cross", "c", device="cpu", dtype=torch.float32, engine=options(engine, tmp_path)
-    )
+    plain = TorchCrossEncoder.load(tmp_path / "cross", "c")
+    packed = TorchCrossEncoder.load(tmp_path / "cross", "c", decide(engine, tmp_path))
     assert packed.engine == engine
     expected, expected_raw = plain.score(plain.tokenize_pairs(PAIRS))
     scores, raw = packed.score(packed.tokenize_pairs(PAIRS))
@@ -108,10 +102,8 @@ def test_cross_encoders_agree(architecture: str, engine: str, tmp_path: Path):
 
 
 def test_the_default_bi_encoder_in_bfloat16_agrees_in_any_company(tmp_path: Path):
-    plain = BiEncoder.load(get_model_path(), "m", device="cpu", dtype=torch.float32)
-    packed = BiEncoder.load(
-        get_model_path(), "m", device="cpu", dtype=torch.bfloat16, engine=options("openvino", tmp_path)
-    )
+    plain = TorchBiEncoder.load(get_model_path(), "m")
+    packed = TorchBiEncoder.load(get_model_path(), "m", decide("openvino", tmp_path, "bfloat16"))
     texts = packed.tokenize(TEXTS, is_query=False)
     together = packed.embed(texts)
     cosines = (together * plain.embed(plain.tokenize(TEXTS, is_query=False))).sum(axis=1)
@@ -129,9 +121,7 @@ def test_a_model_that_cannot_be_packed_runs_whole(tmp_path: Path, caplog: pytest
     donor.tokenizer.save_pretrained(tmp_path / "backbone")
     transformer = Transformer(str(tmp_path / "backbone"), max_seq_length=64)
     SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(tmp_path / "model"))
-    model = BiEncoder.load(
-        tmp_path / "model", "m", device="cpu", dtype=torch.float32, engine=options("openvino", tmp_path)
-    )
+    model = TorchBiEncoder.load(tmp_path / "model", "m", decide("openvino", tmp_path))
     assert (model.engine, model.is_packed) == ("sentence-transformers", False)
     assert model.embed(model.tokenize(TEXTS, is_query=False)).shape == (len(TEXTS), 32)
     assert "cannot run" in caplog.text
@@ -140,12 +130,12 @@ def test_a_model_that_cannot_be_packed_runs_whole(tmp_path: Path, caplog: pytest
 def test_the_conversion_is_kept_and_found_again(tmp_path: Path):
     make_bi_encoder(tmp_path, "bert", "mean")
     cache = tmp_path / "cache"
-    engine = options("openvino", cache)
-    first = BiEncoder.load(tmp_path / "model", "m", device="cpu", dtype=torch.float32, engine=engine)
+    config = decide("openvino", cache)
+    first = TorchBiEncoder.load(tmp_path / "model", "m", config)
     [kept] = cache.glob("*.xml")
     assert kept.stem == f"{first.model_id}-f32-1"
     changed_at = kept.stat().st_mtime_ns
-    again = BiEncoder.load(tmp_path / "model", "m", device="cpu", dtype=torch.float32, engine=engine)
+    again = TorchBiEncoder.load(tmp_path / "model", "m", config)
     assert kept.stat().st_mtime_ns == changed_at
     texts = again.tokenize(TEXTS, is_query=False)
     assert np.array_equal(again.embed(texts), first.embed(texts))
@@ -155,3 +145,11 @@ def test_openvino_reports_nothing_to_anybody():
     check = "import sys, textmatch.models.openvino_engine; print(sys.modules['openvino_telemetry'])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
+
+
+def test_no_torch_is_imported():
+    modules = "textmatch.models.native.models, services.encoder.loading, services.encoder.servicer"
+    code = (
+        f"import sys, {modules}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -19,8 +19,9 @@ from sentence_transformers.sentence_transformer.modules import (
 from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 
 from tests.support.encoder import make_tiny_bi_encoder
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.calibration import PairClassifier
+from textmatch.models.engines import EngineConfig
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, UnusableModel, find_model
 from textmatch.vectors import Embeddings
 
@@ -36,11 +37,11 @@ TEXTS = [
 ]
 
 
-def _load(directory: Path, *, dtype: torch.dtype = torch.float32, max_tokens: int | None = None) -> BiEncoder:
-    return BiEncoder.load(directory, directory.name, device="cpu", dtype=dtype, max_tokens=max_tokens)
+def _load(directory: Path, *, dtype: str = "float32", max_tokens: int | None = None) -> TorchBiEncoder:
+    return TorchBiEncoder.load(directory, directory.name, EngineConfig(dtype=dtype), max_tokens)
 
 
-def _embed(model: BiEncoder, texts: list[str], *, is_query: bool = False) -> Embeddings:
+def _embed(model: TorchBiEncoder, texts: list[str], *, is_query: bool = False) -> Embeddings:
     return model.embed(model.tokenize(texts, is_query=is_query))
 
 
@@ -54,7 +55,7 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_directory: Path) -> BiEncoder:
+def tiny(tiny_directory: Path) -> TorchBiEncoder:
     return _load(tiny_directory)
 
 
@@ -64,7 +65,7 @@ def minilm_directory() -> Path:
 
 
 @pytest.fixture(scope="module")
-def minilm(minilm_directory: Path) -> BiEncoder:
+def minilm(minilm_directory: Path) -> TorchBiEncoder:
     return _load(minilm_directory)
 
 
@@ -74,13 +75,13 @@ def minilm_reference(minilm_directory: Path) -> Embeddings:
     return reference
 
 
-def test_it_says_what_it_is(tiny: BiEncoder):
+def test_it_says_what_it_is(tiny: TorchBiEncoder):
     assert (tiny.name, tiny.dimension, tiny.max_tokens) == ("tiny", 32, 64)
     assert (tiny.dtype, tiny.device, tiny.pair_classifier) == ("float32", "cpu", None)
     assert tiny.model_id.startswith("tiny-")
 
 
-def test_embeddings_agree_with_sentence_transformers(minilm: BiEncoder, minilm_reference: Embeddings):
+def test_embeddings_agree_with_sentence_transformers(minilm: TorchBiEncoder, minilm_reference: Embeddings):
     embeddings = _embed(minilm, TEXTS)
     assert embeddings.dtype == np.float32
     assert embeddings == pytest.approx(minilm_reference, abs=1e-5)
@@ -88,26 +89,26 @@ def test_embeddings_agree_with_sentence_transformers(minilm: BiEncoder, minilm_r
 
 
 def test_bfloat16_stays_close_to_float32(minilm_directory: Path, minilm_reference: Embeddings):
-    model = _load(minilm_directory, dtype=torch.bfloat16)
+    model = _load(minilm_directory, dtype="bfloat16")
     cosines = (_embed(model, TEXTS) * minilm_reference).sum(axis=1)
     assert model.dtype == "bfloat16"
     assert cosines.mean() >= 0.999
     assert cosines.min() >= 0.99
 
 
-def test_a_text_has_the_same_embedding_whatever_it_is_batched_with(minilm: BiEncoder):
+def test_a_text_has_the_same_embedding_whatever_it_is_batched_with(minilm: TorchBiEncoder):
     alone = np.concatenate([_embed(minilm, [text]) for text in TEXTS])
     assert _embed(minilm, TEXTS) == pytest.approx(alone, abs=1e-3)
     assert _embed(minilm, TEXTS[::-1])[::-1] == pytest.approx(alone, abs=1e-3)
 
 
-def test_tokens_are_counted_and_cuts_are_told(minilm: BiEncoder):
+def test_tokens_are_counted_and_cuts_are_told(minilm: TorchBiEncoder):
     short, long = minilm.tokenize(["the cat", "the cat " * 400], is_query=False)
     assert (short.token_count, short.truncated) == (4, False)
     assert (long.token_count, long.truncated) == (256, True)
 
 
-def test_a_text_of_exactly_the_limit_is_not_cut(minilm: BiEncoder):
+def test_a_text_of_exactly_the_limit_is_not_cut(minilm: TorchBiEncoder):
     fits, too_long = minilm.tokenize(["cat " * 254, "cat " * 255], is_query=False)
     assert (fits.token_count, fits.truncated) == (256, False)
     assert (too_long.token_count, too_long.truncated) == (256, True)
@@ -155,14 +156,14 @@ def test_a_dense_layer_is_part_of_the_model(tmp_path: Path):
     reference = _reference(directory)
     reference.insert(2, Dense(32, 8))
     reference.save(str(directory), create_model_card=False)
-    model = _load(directory, dtype=torch.bfloat16)
+    model = _load(directory, dtype="bfloat16")
     assert model.dimension == 8
     cosines = (_embed(model, TEXTS) * _reference(directory).encode(TEXTS)).sum(axis=1)
     assert cosines.mean() >= 0.999
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_lstm_may_follow_the_transformer(tmp_path: Path, dtype: torch.dtype):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_lstm_may_follow_the_transformer(tmp_path: Path, dtype: str):
     torch.manual_seed(5)
     lstm = LSTM(32, 16)
     directory = make_tiny_bi_encoder(tmp_path / "lstm", extra_modules=[lstm])

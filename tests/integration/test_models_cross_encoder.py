@@ -11,7 +11,8 @@ import sentence_transformers
 import torch
 
 from tests.support.encoder import make_tiny_cross_encoder
-from textmatch.models.cross_encoder import CrossEncoder
+from textmatch.models.cross_encoder import TorchCrossEncoder
+from textmatch.models.engines import EngineConfig
 from textmatch.models.lora import load_cross_encoder_directory
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
@@ -32,8 +33,8 @@ PAIRS = [
 ]
 
 
-def _load(directory: Path, dtype: torch.dtype = torch.float32, max_tokens: int | None = None) -> CrossEncoder:
-    return CrossEncoder.load(directory, directory.name, device="cpu", dtype=dtype, max_tokens=max_tokens)
+def _load(directory: Path, dtype: str = "float32", max_tokens: int | None = None) -> TorchCrossEncoder:
+    return TorchCrossEncoder.load(directory, directory.name, EngineConfig(dtype=dtype), max_tokens)
 
 
 def _reference(directory: Path) -> sentence_transformers.CrossEncoder:
@@ -75,7 +76,7 @@ def test_order_in_a_pair_matters(directory: Path):
 
 
 def test_bfloat16_keeps_the_last_layer_exact(directory: Path):
-    model = _load(directory, dtype=torch.bfloat16)
+    model = _load(directory, dtype="bfloat16")
     scores, raw = model.score(model.tokenize_pairs(PAIRS))
     assert model.dtype == "bfloat16"
     assert scores == pytest.approx(_reference(directory).predict(PAIRS), abs=0.02)
@@ -101,8 +102,8 @@ def test_a_trained_range_is_mapped_to_0_to_1(tmp_path: Path):
     assert 1.0 in scores
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_the_default_one_is_an_adapter_over_mini_lm(dtype: torch.dtype, tolerance: float):
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_the_default_one_is_an_adapter_over_mini_lm(dtype: str, tolerance: float):
     directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
     base = find_model(MINI_LM, BI_ENCODER_ORGANISATION)
     pairs = [
@@ -110,7 +111,7 @@ def test_the_default_one_is_an_adapter_over_mini_lm(dtype: torch.dtype, toleranc
         ("A man is playing a guitar.", "A woman is slicing an onion."),
         ("A man is playing a guitar.", "A man is playing a flute."),
     ]
-    model = CrossEncoder.load(directory, DEFAULT_CROSS_ENCODER, device="cpu", dtype=dtype)
+    model = TorchCrossEncoder.load(directory, DEFAULT_CROSS_ENCODER, EngineConfig(dtype=dtype))
     scores, _ = model.score(model.tokenize_pairs(pairs))
     expected = load_cross_encoder_directory(directory, base, device="cpu").predict(pairs)
     assert scores == pytest.approx(expected, abs=tolerance)

@@ -15,10 +15,11 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from tests.support.encoder import make_tiny_bi_encoder
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.engines import EngineOptions, start_engine
+from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.engines import EngineConfig, decide_engine
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.native.kernel import kernel_is_usable
+from textmatch.models.native.kernel import CpuFeature, kernel_obstacle
+from textmatch.models.packed_inference import start_engine
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 128}
 # Heads of 26, as in albert_tiny, and an inner width that ends within a tile.
@@ -46,7 +47,7 @@ TEXTS = [
     "x",
     "the end of a long text is cut " * 80,
 ]
-needs_tiles = pytest.mark.skipif(not kernel_is_usable(), reason="the kernel needs a processor with AMX")
+in_every_form = pytest.mark.usefixtures("kernel_form")
 
 
 def make_model(directory: Path, architecture: str) -> Path:
@@ -62,16 +63,19 @@ def make_model(directory: Path, architecture: str) -> Path:
     return directory / "model"
 
 
-def load(directory: Path, cache: Path, threads: int = 2) -> BiEncoder:
-    options = EngineOptions(name="native", threads=threads, cache_directory=cache)
-    return BiEncoder.load(directory, "m", device="cpu", dtype=torch.bfloat16, engine=options)
+def load(directory: Path, cache: Path, threads: int = 2) -> TorchBiEncoder:
+    return TorchBiEncoder.load(directory, "m", decide_native(cache, threads))
 
 
-@needs_tiles
+def decide_native(cache: Path, threads: int = 1, dtype: str = "auto") -> EngineConfig:
+    return decide_engine("native", device="cpu", dtype=dtype, threads=threads, cache_directory=cache)
+
+
+@in_every_form
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_architecture_agrees_with_float32(architecture: str, tmp_path: Path):
     directory = make_model(tmp_path, architecture)
-    plain = BiEncoder.load(directory, "m", device="cpu", dtype=torch.float32)
+    plain = TorchBiEncoder.load(directory, "m")
     native = load(directory, tmp_path)
     assert native.engine == "native"
     expected = plain.embed(plain.tokenize(TEXTS, is_query=False))
@@ -79,13 +83,14 @@ def test_every_architecture_agrees_with_float32(architecture: str, tmp_path: Pat
     assert cosines.min() > 0.9995
 
 
-@needs_tiles
-def test_the_real_model_agrees_and_company_changes_nothing(tmp_path: Path):
+def test_the_real_model_agrees_and_company_changes_nothing(kernel_form: str, tmp_path: Path):
+    # Emulated instructions are slow: a tenth of the texts, of the same lengths.
+    numbers = range(1, 60) if kernel_form == "amx" else range(1, 60, 10)
     directory = Path(get_model_path())
-    plain = BiEncoder.load(directory, "m", device="cpu", dtype=torch.float32)
+    plain = TorchBiEncoder.load(directory, "m")
     native = load(directory, tmp_path)
     texts = native.tokenize(
-        [*TEXTS, *(f"text number {number} " * number for number in range(1, 60))], is_query=False
+        [*TEXTS, *(f"text number {number} " * number for number in numbers)], is_query=False
     )
     together = native.embed(texts)
     assert (together * plain.embed(texts)).sum(axis=1).min() > 0.9998
@@ -93,7 +98,7 @@ def test_the_real_model_agrees_and_company_changes_nothing(tmp_path: Path):
     assert np.array_equal(together, alone)
 
 
-@needs_tiles
+@in_every_form
 def test_the_number_of_threads_changes_nothing(tmp_path: Path):
     directory = make_model(tmp_path, "bert")
     results = []
@@ -103,7 +108,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path: Path):
     assert np.array_equal(*results)
 
 
-@needs_tiles
+@in_every_form
 @pytest.mark.parametrize("ids", [[1, 10**6], [1] * 1000])
 def test_what_lies_behind_a_table_is_never_read(ids: list[int], tmp_path: Path):
     model = load(make_model(tmp_path, "bert"), tmp_path)
@@ -112,18 +117,30 @@ def test_what_lies_behind_a_table_is_never_read(ids: list[int], tmp_path: Path):
         model.embed([text])
 
 
-@needs_tiles
+@in_every_form
 def test_other_kinds_of_models_fall_back(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     model = transformers.MPNetModel(transformers.MPNetConfig(vocab_size=200, **SMALL))
-    options = EngineOptions(name="native", threads=1, cache_directory=tmp_path)
-    engine = start_engine(model.eval(), options, model_id="m", dtype=torch.bfloat16, device="cpu")
+    engine = start_engine(model.eval(), decide_native(tmp_path), "m")
     assert engine is not None
     assert engine.name == "torch"
-    assert 'no models of the type "mpnet"' in caplog.text
+    assert 'not support models of type "mpnet"' in caplog.text
 
 
 def test_float32_is_left_to_other_engines(tmp_path: Path):
     directory = make_model(tmp_path, "bert")
-    options = EngineOptions(name="native", threads=1, cache_directory=tmp_path)
-    model = BiEncoder.load(directory, "m", device="cpu", dtype=torch.float32, engine=options)
+    model = TorchBiEncoder.load(directory, "m", decide_native(tmp_path, dtype="float32"))
     assert model.engine == "torch"
+
+
+def test_the_kernel_runs_only_with_all_the_features_it_needs(kernel_form: str):
+    everything = CpuFeature.AVX512 | CpuFeature.AVX512_BF16 | CpuFeature.AMX_BF16 | CpuFeature.AMX_PERMISSION
+    assert kernel_obstacle(everything) == ""
+    lacking = {
+        CpuFeature.AVX512 | CpuFeature.AVX512_BF16: "AMX-BF16, AMX-PERMISSION",
+        everything & ~CpuFeature.AMX_PERMISSION: "AMX-PERMISSION",
+    }
+    for present, missing in lacking.items():
+        expected = f"this processor or operating system lacks {missing}" if kernel_form == "amx" else ""
+        assert kernel_obstacle(present) == expected
+    needs_nothing = kernel_form == "emulated-avx512"
+    assert (kernel_obstacle(CpuFeature(0)) == "") == needs_nothing

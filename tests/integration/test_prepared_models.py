@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +15,27 @@ from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from tests.support.encoder import make_tiny_bi_encoder
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.cross_encoder import CrossEncoder
-from textmatch.models.engines import EngineOptions
-from textmatch.models.model_cache import UnreadableCache
+from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.cross_encoder import TorchCrossEncoder
+from textmatch.models.engines import EngineConfig, decide_engine
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     DEFAULT_BI_ENCODER,
     DEFAULT_CROSS_ENCODER,
     find_model,
 )
-from textmatch.models.native.kernel import kernel_is_usable
-from textmatch.models.native_models import (
-    PreparedBiEncoder,
-    PreparedCrossEncoder,
-    keep_bi_encoder,
-    keep_cross_encoder,
-)
+from textmatch.models.native.kernel import UnreadableCache
+from textmatch.models.native.models import NativeBiEncoder, NativeCrossEncoder
 
-pytestmark = pytest.mark.skipif(not kernel_is_usable(), reason="the kernel needs a processor with AMX")
+pytestmark = pytest.mark.usefixtures("kernel_form")
 
 TEXTS = ["delete a folder", "a", "递归删除目录 🙂", "words " * 400, "how do I sort a list of numbers"]
 PAIRS = [(first, second) for first in TEXTS for second in TEXTS]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-def native(cache: Path) -> dict[str, Any]:
-    options = EngineOptions(name="native", threads=1, cache_directory=cache)
-    return {"device": "cpu", "dtype": torch.bfloat16, "engine": options}
+def native(cache: Path) -> EngineConfig:
+    return decide_engine("native", device="cpu", dtype="auto", threads=1, cache_directory=cache)
 
 
 def make_bi_encoder(directory: Path, modules: list[Any], prompts: dict[str, str] | None = None) -> Path:
@@ -56,12 +47,12 @@ def make_bi_encoder(directory: Path, modules: list[Any], prompts: dict[str, str]
     return directory / "model"
 
 
-def prepare_bi_encoder(directory: Path, cache: Path) -> tuple[BiEncoder, PreparedBiEncoder]:
-    model = BiEncoder.load(directory, "m", **native(cache))
+def prepare_bi_encoder(directory: Path, cache: Path) -> tuple[TorchBiEncoder, NativeBiEncoder]:
+    model = TorchBiEncoder.load(directory, "m", native(cache))
     described = model.describe()
     assert described is not None
-    keep_bi_encoder(cache, model.model_id, described)
-    return model, PreparedBiEncoder.load(directory, "m", cache, threads=1, max_tokens=None)
+    described.save(cache, model.model_id)
+    return model, NativeBiEncoder(directory, "m", native(cache), None)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -92,14 +83,14 @@ def test_the_default_bi_encoder_agrees(tmp_path: Path):
 def test_fewer_tokens_are_read_if_asked(tmp_path: Path):
     directory = make_bi_encoder(tmp_path, [Pooling(32, pooling_mode="mean")])
     prepare_bi_encoder(directory, tmp_path)
-    prepared = PreparedBiEncoder.load(directory, "m", tmp_path, threads=1, max_tokens=9)
+    prepared = NativeBiEncoder(directory, "m", native(tmp_path), 9)
     assert prepared.max_tokens == 9
     assert max(text.token_count for text in prepared.tokenize(TEXTS, is_query=False)) == 9
 
 
 def test_what_follows_the_pooling_needs_torch(tmp_path: Path):
     directory = make_bi_encoder(tmp_path, [Pooling(32, pooling_mode="mean"), Dense(32, 16)])
-    assert BiEncoder.load(directory, "m", **native(tmp_path)).describe() is None
+    assert TorchBiEncoder.load(directory, "m", native(tmp_path)).describe() is None
 
 
 def test_a_changed_model_is_not_taken_from_the_cache(tmp_path: Path):
@@ -107,7 +98,7 @@ def test_a_changed_model_is_not_taken_from_the_cache(tmp_path: Path):
     prepare_bi_encoder(directory, tmp_path)
     (directory / "more.json").write_text("{}")
     with pytest.raises(UnreadableCache, match="No such file"):
-        PreparedBiEncoder.load(directory, "m", tmp_path, threads=1, max_tokens=None)
+        NativeBiEncoder(directory, "m", native(tmp_path), None)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100])
@@ -117,7 +108,7 @@ def test_a_broken_cache_is_told(content: bytes, tmp_path: Path):
     for kept in tmp_path.glob("*.safetensors"):
         kept.write_bytes(content)
     with pytest.raises(UnreadableCache):
-        PreparedBiEncoder.load(directory, "m", tmp_path, threads=1, max_tokens=None)
+        NativeBiEncoder(directory, "m", native(tmp_path), None)
 
 
 CLASSIFIERS = {
@@ -150,21 +141,13 @@ def test_the_default_cross_encoder_agrees(tmp_path: Path):
 
 
 def check_cross_encoder(directory: Path, cache: Path) -> None:
-    model = CrossEncoder.load(directory, "c", **native(cache))
+    model = TorchCrossEncoder.load(directory, "c", native(cache))
     described = model.describe()
     assert described is not None
-    keep_cross_encoder(cache, model.model_id, *described)
-    prepared = PreparedCrossEncoder.load(directory, "c", cache, threads=1, max_tokens=None)
+    described.save(cache, model.model_id)
+    prepared = NativeCrossEncoder(directory, "c", native(cache), None)
     assert (prepared.model_id, prepared.max_tokens) == (model.model_id, model.max_tokens)
     tokens = prepared.tokenize_pairs(PAIRS)
     assert [text.ids for text in tokens] == [text.ids for text in model.tokenize_pairs(PAIRS)]
     for found, expected in zip(prepared.score(tokens), model.score(tokens), strict=True):
         assert np.allclose(found, expected, atol=1e-5)
-
-
-def test_no_torch_is_imported():
-    modules = "textmatch.models.native_models, services.encoder.loading, services.encoder.servicer"
-    code = (
-        f"import sys, {modules}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -10,7 +10,7 @@ import numpy as np
 
 from services.encoder.batching import BatchPolicy, EngineModel, Rows
 from services.encoder.model_registry import ModelRegistry, RegistryEntry
-from textmatch.models.embedding_scorers import CosineScorer
+from textmatch.models.calibration import CosineScorer
 from textmatch.models.fast_tokenizer import TokenizedText
 
 SAMPLE = TokenizedText(ids=[1], type_ids=None, truncated=False, is_query=False)

@@ -1,4 +1,4 @@
-"""Texts to embeddings, with any model in the sentence-transformers format."""
+"""Embeddings with torch, from any model in the sentence-transformers format."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from sentence_transformers.sentence_transformer.modules import LSTM, Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textmatch.models.calibration import Calibration
-from textmatch.models.devices import dtype_name
-from textmatch.models.embedding_scorers import CosineScorer, PairClassifier
-from textmatch.models.engines import EngineOptions, start_engine
+from textmatch.models.calibration import Calibration, CosineScorer, PairClassifier
+from textmatch.models.engines import NATIVE, REFERENCE, EngineConfig
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.lora import adapter_base_name, is_adapter_directory, load_bi_encoder_directory
-from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, UnusableModel, find_model, model_id
-from textmatch.models.native.kernel import NAME as NATIVE
-from textmatch.models.native_models import BiEncoderDescription
-from textmatch.models.packed_inference import PackedBiEncoder
+from textmatch.models.lora import load_bi_encoder_directory
+from textmatch.models.model_resolver import (
+    BI_ENCODER_ORGANISATION,
+    UnusableModel,
+    adapter_base_name,
+    find_model,
+    is_adapter_directory,
+    model_id,
+)
+from textmatch.models.native.models import BiEncoderDescription
+from textmatch.models.packed_inference import PackedBiEncoder, start_engine
 from textmatch.models.torch_tokenizers import InputTokenizer, TransformerTokenizer, input_tokenizer
 from textmatch.vectors import Embeddings
 
@@ -33,33 +37,30 @@ _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 @dataclass(frozen=True)
 class _Role:
-    """How queries or documents enter the model."""
+    """How the model reads queries, or documents."""
 
     task: str
     tokenizer: InputTokenizer
     prompt: str
-    # Leading tokens that pooling leaves out.
+    # Leading tokens that pooling ignores.
     prompt_tokens: int
 
 
-class BiEncoder:
-    """A loaded bi-encoder. `tokenize` may run in several threads at once; `embed` in one."""
+class TorchBiEncoder:
+    """A loaded bi-encoder. `tokenize` may run in several threads at once, `embed` only in one."""
 
     def __init__(
         self,
         model: SentenceTransformer,
         name: str,
         directory: Path,
-        *,
-        device: str,
-        dtype: torch.dtype,
+        config: EngineConfig,
         max_tokens: int | None,
-        engine: EngineOptions | None,
     ) -> None:
         self.name = name
         self.model_id = model_id(name, directory)
-        self.device = device
-        self.dtype = dtype_name(dtype)
+        self.device = config.device
+        self.dtype = config.dtype
         self.cosine = CosineScorer(Calibration.load(directory))
         self.pair_classifier = PairClassifier.load(directory)
         self._query = _role(model, "query", _query_prompt(model), max_tokens)
@@ -68,48 +69,38 @@ class BiEncoder:
             isinstance(module, Router) for module in model.modules()
         )
         self.max_tokens = min(self._query.tokenizer.max_tokens, self._document.tokenizer.max_tokens)
-        self._packed = engine and _packed(model, engine, self.model_id, device, dtype)
+        self._packed = _packed(model, config, self.model_id)
         self.engine = self._packed.engine_name if self._packed else "sentence-transformers"
-        # An engine has a copy of the transformer, so that the one here may go.
-        self._model = nn.Module() if self._packed else _placed(model, device, dtype)
+        # An engine has its own copy of the transformer; this one is freed.
+        self._model = nn.Module() if self._packed else _placed(model, config)
         self.dimension: int = self.embed(self.tokenize(["dimension"], is_query=False)).shape[1]
 
     @property
     def is_packed(self) -> bool:
-        """Whether texts of any lengths go into one batch without padding."""
+        """Whether texts of different lengths share a batch without padding."""
         return self._packed is not None
 
     @classmethod
     def load(
-        cls,
-        directory: Path,
-        name: str,
-        *,
-        device: str,
-        dtype: torch.dtype,
-        max_tokens: int | None = None,
-        engine: EngineOptions | None = None,
-    ) -> BiEncoder:
+        cls, directory: Path, name: str, config: EngineConfig = REFERENCE, max_tokens: int | None = None
+    ) -> TorchBiEncoder:
         """Load a directory in the sentence-transformers format; code in it is never run.
 
         Args:
-            directory: where `find_model` found it.
-            name: what it was asked for as.
-            device: as `resolve_device` returns it.
-            dtype: of the transformer; what follows it stays in float32.
-            max_tokens: cut texts shorter than the model itself does.
-            engine: what runs the transformer; without one, sentence-transformers runs all of the model.
+            directory: as `find_model` returns it.
+            name: the requested name.
+            config: device, precision and the engines to try. What follows the transformer stays in float32.
+            max_tokens: truncate texts to this if the model itself reads more.
 
         Raises:
-            UnusableEngine: the engine asked for is not installed.
-            UnusableModel: it is no bi-encoder, or its files contradict each other.
+            UnusableModel: it is not a bi-encoder, or its files contradict each other.
         """
         model = read_bi_encoder(directory, name)
         feed_lstm(model.eval())
-        return cls(model, name, directory, device=device, dtype=dtype, max_tokens=max_tokens, engine=engine)
+        return cls(model, name, directory, config, max_tokens)
 
     def describe(self) -> BiEncoderDescription | None:
-        """What `PreparedBiEncoder` needs to do the same without torch; None if it cannot."""
+        """What `NativeBiEncoder` needs to run the model without torch; None if it cannot."""
         pooling = self._packed and self._packed.plain_pooling
         tokenizer = self._document.tokenizer
         if self.engine != NATIVE or self._tells_roles_apart or self._document.prompt_tokens or not pooling:
@@ -119,13 +110,13 @@ class BiEncoder:
         return BiEncoderDescription(tokenizer.describe(), pooling, self._query.prompt, self._document.prompt)
 
     def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
-        """Put the role's prompt before each text and turn it into tokens."""
+        """Prepend the role's prompt to each text and tokenize it."""
         role = self._query if is_query else self._document
         prompted = [role.prompt + text for text in texts] if role.prompt else texts
         return role.tokenizer.tokenize(prompted, is_query=is_query)
 
     def embed(self, batch: Sequence[TokenizedText]) -> Embeddings:
-        """One forward pass, or two where queries and documents go different ways.
+        """One forward pass, or two for a model that treats queries and documents differently.
 
         Returns:
             (count, dimension) float32, rows of length 1, in the order of the batch.
@@ -170,35 +161,33 @@ class BiEncoder:
         return output
 
 
-def _packed(
-    model: SentenceTransformer, options: EngineOptions, model_id: str, device: str, dtype: torch.dtype
-) -> PackedBiEncoder | None:
-    """The model with its transformer in an engine; None if it has none, or none that engines can run."""
+def _packed(model: SentenceTransformer, config: EngineConfig, model_id: str) -> PackedBiEncoder | None:
+    """The model with its transformer in an engine; None if it has no transformer that an engine can run."""
     first, *following = model.children()
     if not isinstance(first, Transformer) or not isinstance(first.model, PreTrainedModel):
         return None
     if not _needs_last_states_only(first):
         return None
-    engine = start_engine(first.model, options, model_id=model_id, dtype=dtype, device=device)
+    engine = start_engine(first.model, config, model_id)
     if engine is None:
         return None
     pad_id = first.tokenizer.pad_token_id or 0
-    return PackedBiEncoder(engine, [module.to(device) for module in following], pad_id)
+    return PackedBiEncoder(engine, [module.to(config.device) for module in following], pad_id)
 
 
 def _needs_last_states_only(first: Transformer) -> bool:
-    """Whether what follows reads the last layer: not its pooler, and not the layers before it."""
+    """Whether the modules that follow read the last layer, and neither the pooler nor earlier layers."""
     is_last = first.modality_config["text"]["method_output_name"] == "last_hidden_state"
     return is_last and not first.model.config.output_hidden_states
 
 
-def _placed(model: SentenceTransformer, device: str, dtype: torch.dtype) -> SentenceTransformer:
-    """To `dtype`, but for what follows the transformer: there it costs nothing to keep more than 8 bits."""
+def _placed(model: SentenceTransformer, config: EngineConfig) -> SentenceTransformer:
+    """Convert only the transformer: for the modules that follow, float32 costs almost nothing."""
     for module in model.modules():
         if isinstance(module, Transformer):
-            module.to(dtype)
+            module.to(getattr(torch, config.dtype))
             module.register_forward_hook(_to_float32)
-    return model.to(device)
+    return model.to(config.device)
 
 
 def _to_float32(module: nn.Module, _: tuple[Any, ...], features: dict[str, Any]) -> None:
@@ -211,10 +200,10 @@ def _to_float32(module: nn.Module, _: tuple[Any, ...], features: dict[str, Any])
 
 
 def read_bi_encoder(directory: Path, name: str) -> SentenceTransformer:
-    """A directory in the sentence-transformers format, or an adapter over one, on the CPU in float32.
+    """Load a directory in the sentence-transformers format, or an adapter, on the CPU in float32.
 
     Raises:
-        UnusableModel: it is no bi-encoder, or its files contradict each other.
+        UnusableModel: it is not a bi-encoder, or its files contradict each other.
     """
     try:
         if is_adapter_directory(directory):
@@ -229,9 +218,9 @@ def read_bi_encoder(directory: Path, name: str) -> SentenceTransformer:
 
 
 def feed_lstm(model: nn.Module) -> None:
-    """Let an LSTM follow a transformer: it asks for the lengths of texts, which only word embeddings tell it.
+    """Let an LSTM follow a transformer: it needs the lengths of texts, which only word embeddings provide.
 
-    Training needs this as much as serving.
+    Training and serving both need this.
     """
     for module in model.modules():
         if isinstance(module, LSTM):
@@ -242,7 +231,7 @@ def _add_sentence_lengths(module: nn.Module, arguments: tuple[dict[str, Tensor]]
     features = arguments[0]
     mask = features["attention_mask"]
     features["sentence_lengths"] = mask.sum(dim=1)
-    # An LSTM's output ends with the longest text, however wide the batch was padded.
+    # An LSTM's output is as wide as the longest text, not as the padded batch.
     features["attention_mask"] = mask[:, : int(features["sentence_lengths"].max())]
 
 
@@ -259,12 +248,12 @@ def _first_module(model: SentenceTransformer, task: str) -> nn.Module:
         return first
     route = task if task in first.sub_modules else first.default_route
     if route is None:
-        raise UnusableModel(f'the model has no way in for the task "{task}"')
+        raise UnusableModel(f'the model has no route for the task "{task}"')
     return next(first.sub_modules[route].children())
 
 
 def _count_prompt_tokens(model: SentenceTransformer, tokenizer: InputTokenizer, prompt: str) -> int:
-    """Tokens from the start to the end of the prompt, without the special token that ends a text."""
+    """Tokens up to the end of the prompt, without the special token that ends a text."""
     ids = tokenizer.tokenize([prompt], is_query=True)[0].ids
     special_ids = getattr(model.tokenizer, "all_special_ids", ())
     return len(ids) - 1 if ids[-1] in special_ids else len(ids)
@@ -275,5 +264,5 @@ def _query_prompt(model: SentenceTransformer) -> str:
 
 
 def _document_prompt(model: SentenceTransformer) -> str:
-    """The first that is not empty: sentence-transformers fills "document" with an empty one of its own."""
+    """The first that is not empty: sentence-transformers adds an empty "document" prompt by default."""
     return next((prompt for name in _DOCUMENT_PROMPTS if (prompt := model.prompts.get(name))), "")

@@ -1,7 +1,7 @@
-"""Rising maps from a model's scores to scores that mean something: of pairs scored 0.8, 80 % are the same.
+"""Scores of two embeddings, and the calibration of scores: of the pairs that score 0.8, 80 % mean the same.
 
-A map is fitted by training on pairs with labels and kept in a small file beside the model. It never changes
-the order of scores.
+A calibration is a rising map from scores to scores. Training fits it on labelled pairs and writes it into
+the model's directory. It never changes the order of scores. Free of torch.
 """
 
 from __future__ import annotations
@@ -13,16 +13,21 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from textmatch.models.model_resolver import UnusableModel
+from textmatch.vectors import Embeddings
 
 FILE_NAME = "calibration.json"
 VERSION = 1
 MAX_KNOTS = 10_000
+CLASSIFIER_DIRECTORY = "pair_classifier"
+_CLASSIFIER_CONFIG = "config.json"
+_CLASSIFIER_WEIGHTS = "model.safetensors"
 _MAX_BYTES = 1_000_000
 
 Scores = NDArray[np.float32]
-# Where float32 still tells a score from 0 and 1; the logit of either is infinite.
+# float32 still distinguishes this from 0, and 1 minus this from 1; the logits of 0 and 1 are infinite.
 _LEAST_SCORE = 1e-7
 
 
@@ -56,7 +61,7 @@ class Isotonic:
         if not 2 <= len(self.scores) == len(self.values) <= MAX_KNOTS:
             raise ValueError(f"it needs as many scores as values, 2 to {MAX_KNOTS}")
         for name, column in (("scores", self.scores), ("values", self.values)):
-            # Written so that NaN, which compares false with everything, is refused too.
+            # Negated, since NaN compares false with everything and must be refused too.
             if not (np.diff(column) > 0).all() or not 0 <= column[0] < column[-1] <= 1:
                 raise ValueError(f'"{name}" must rise from knot to knot within 0..1')
         if (self.scores[0], self.scores[-1]) != (0.0, 1.0):
@@ -79,10 +84,10 @@ class Calibration:
 
     @classmethod
     def load(cls, directory: Path) -> Calibration | None:
-        """What is kept in this directory, if anything is.
+        """The calibration in a model's directory, if there is one.
 
         Raises:
-            UnusableModel: the file is too large, no JSON, of another version, or describes no rising map.
+            UnusableModel: the file is too large, not JSON, of another version, or not a rising map.
         """
         path = directory / FILE_NAME
         if not path.is_file():
@@ -92,20 +97,20 @@ class Calibration:
         try:
             return cls._parse(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise UnusableModel(f'"{path}" holds no calibration: {_reason(error)}') from error
+            raise UnusableModel(f'"{path}" is not a calibration: {_reason(error)}') from error
 
     @classmethod
     def _parse(cls, content: Any) -> Calibration:
         if not isinstance(content, dict):
-            raise TypeError("it is no JSON object")
+            raise TypeError("it must be a JSON object")
         if content["version"] != VERSION:
-            raise ValueError(f"its version is {content['version']!r}, {VERSION} is needed")
+            raise ValueError(f"its version must be {VERSION}, not {content['version']!r}")
         if not isinstance(content["fitted_on"], str):
-            raise TypeError('"fitted_on" is no text')
+            raise TypeError('"fitted_on" must be a string')
         return cls(_parse_method(content), content["fitted_on"])
 
     def save(self, directory: Path) -> Path:
-        """Write it into a directory; returns the path of the file."""
+        """Write it into a model's directory; returns the path of the file."""
         content = {
             "version": VERSION,
             "method": self.method.name,
@@ -123,14 +128,108 @@ class Calibration:
 
 
 def calibrated(scores: Scores, calibration: Calibration | None) -> Scores:
-    """The scores of a model that may have a calibration."""
+    """Apply the calibration of a model that may have none."""
     return calibration.apply(scores) if calibration else scores
 
 
 def logit(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of the sigmoid, with scores kept so far from 0 and 1 that it is finite."""
+    """The inverse of the sigmoid, of scores clipped away from 0 and 1 to keep it finite."""
     inside = np.clip(scores, _LEAST_SCORE, 1.0 - _LEAST_SCORE)
     return np.log(inside / (1.0 - inside))
+
+
+@dataclass(frozen=True)
+class CosineScorer:
+    """The cosine clipped to 0..1, calibrated if the bi-encoder has a calibration."""
+
+    calibration: Calibration | None = None
+
+    def score(self, first: Embeddings, second: Embeddings) -> tuple[Scores, Scores]:
+        """Score pairs of rows.
+
+        Args:
+            first: (count, dimension), rows of length 1; or (1, dimension) for one against all.
+            second: (count, dimension), rows of length 1.
+
+        Returns:
+            Scores in 0..1, and the cosines in -1..1: both (count,).
+        """
+        cosines: Scores = np.clip((first * second).sum(axis=1), -1.0, 1.0)
+        return calibrated(np.clip(cosines, 0.0, 1.0), self.calibration), cosines
+
+
+@dataclass(frozen=True)
+class PairClassifier:
+    """A linear layer over (u, v, |u-v|), where u and v have length 1.
+
+    `weight` is (classes, 3 x dimension), `bias` is (classes,). `class_scores` is the score of each class in
+    0..1, such as (0, 0.5, 1) for contradiction, neutral, entailment.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    class_scores: tuple[float, ...]
+    calibration: Calibration | None = None
+
+    @classmethod
+    def load(cls, model_directory: Path) -> PairClassifier | None:
+        """The classifier in a bi-encoder's directory, if there is one.
+
+        Raises:
+            UnusableModel: its files contradict each other.
+        """
+        directory = model_directory / CLASSIFIER_DIRECTORY
+        if not directory.is_dir():
+            return None
+        weights = load_file(directory / _CLASSIFIER_WEIGHTS)
+        class_scores = tuple(json.loads((directory / _CLASSIFIER_CONFIG).read_text())["class_scores"])
+        class_count = weights["weight"].shape[0]
+        if len(class_scores) != class_count or weights["bias"].shape != (class_count,):
+            raise UnusableModel(
+                f'"{directory}": {class_count} classes in "weight", {len(class_scores)} in "class_scores", '
+                f'{weights["bias"].size} in "bias"'
+            )
+        return cls(
+            weights["weight"].astype(np.float32),
+            weights["bias"].astype(np.float32),
+            class_scores,
+            Calibration.load(directory),
+        )
+
+    def save(self, model_directory: Path) -> None:
+        """Write it into a bi-encoder's directory."""
+        directory = model_directory / CLASSIFIER_DIRECTORY
+        directory.mkdir(exist_ok=True)
+        save_file({"weight": self.weight, "bias": self.bias}, directory / _CLASSIFIER_WEIGHTS)
+        (directory / _CLASSIFIER_CONFIG).write_text(
+            json.dumps({"class_scores": self.class_scores}, indent=2) + "\n"
+        )
+
+    def logits(self, first: Embeddings, second: Embeddings) -> Scores:
+        """(count, classes): the layer's outputs for pairs of rows, given as in `score`."""
+        first = np.broadcast_to(first, second.shape)
+        features = np.concatenate((first, second, np.abs(first - second)), axis=1)  # (count, 3 x dimension)
+        logits: Scores = features @ self.weight.T + self.bias
+        return logits
+
+    def score(self, first: Embeddings, second: Embeddings) -> tuple[Scores, Scores]:
+        """Score pairs of rows.
+
+        Args:
+            first: (count, dimension), rows of length 1; or (1, dimension) for one against all.
+            second: (count, dimension), rows of length 1.
+
+        Returns:
+            Scores in 0..1: the mean of `class_scores` weighted by the classes' probabilities, calibrated;
+            and the sum of `class_scores` weighted by the logits. Both are (count,).
+        """
+        logits = self.logits(first, second)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+        worth = np.asarray(self.class_scores, dtype=np.float32)
+        scores: Scores = np.clip(probabilities @ worth, 0.0, 1.0)
+        raw: Scores = logits @ worth
+        return calibrated(scores, self.calibration), raw
 
 
 def _parse_method(content: dict[str, Any]) -> Method:
@@ -139,7 +238,7 @@ def _parse_method(content: dict[str, Any]) -> Method:
         return Logistic(_number(content["slope"]), _number(content["intercept"]))
     if name == Isotonic.name:
         return Isotonic(_numbers(content["scores"]), _numbers(content["values"]))
-    raise ValueError(f"its method is {name!r}, not {Logistic.name} or {Isotonic.name}")
+    raise ValueError(f"its method must be {Logistic.name} or {Isotonic.name}, not {name!r}")
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
@@ -151,9 +250,9 @@ def _numbers(value: Any) -> tuple[float, ...]:
 def _number(value: Any) -> float:
     # Bool counts as int elsewhere.
     if type(value) not in (int, float):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r} must be a number")
     return float(value)
 
 
 def _reason(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -1,118 +1,179 @@
-"""Engines: what runs the transformer of a model. A new one is a new file and a line in ENGINES."""
+"""Decides how models run: device, precision and engine. The decision is made once and passed down.
+
+An engine runs a model's transformer: `native` (textmatch's own kernel) and `openvino` on CPUs that compute
+in bfloat16, `torch` everywhere. Importing torch takes seconds, so that this module asks torch only where
+Linux shows a GPU, or where the native kernel does not run and torch is needed in any case.
+"""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from textmatch.errors import TextMatchError
-from textmatch.models.packing import NotPackable, PackedRows
+from textmatch.models.native.kernel import kernel_obstacle
 
 _log = logging.getLogger(__name__)
 
 AUTO = "auto"
-# Name -> where its class is; imported only when it is asked for, since each needs packages of its own.
-ENGINES = {
-    "native": "textmatch.models.native.engine:NativeEngine",
-    "openvino": "textmatch.models.openvino_engine:OpenVinoEngine",
-    "torch": "textmatch.models.torch_engine:TorchEngine",
-}
+NATIVE = "native"
+OPENVINO = "openvino"
+TORCH = "torch"
+
+# CPU features as torch names them: x86 with AMX or AVX-512, and Arm.
+_CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+_FIRST_CUDA_WITH_BFLOAT16 = (8, 0)
+# Where Linux shows the GPUs that torch can use: NVIDIA's driver, WSL and ROCm.
+_DEVICES = Path("/dev")
+_GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")
+
+
+class UnusableDevice(TextMatchError):
+    """This machine has no such device."""
 
 
 class UnusableEngine(TextMatchError):
-    """The engine asked for is not installed."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """Which engine to take.
-
-    `name` is "auto" or one of ENGINES, `threads` what a forward pass on a CPU may use; what an engine
-    prepares for a model is kept in `cache_directory`.
-    """
-
-    name: str
-    threads: int
-    cache_directory: Path
+    """The engine that was asked for is not installed."""
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How to run one model. `device` is as `resolve_device` returns it."""
+    """How models run.
 
-    model_id: str
-    dtype: torch.dtype
-    device: str
-    threads: int
-    cache_directory: Path
+    The default is the reference that engines are compared with: sentence-transformers in float32 on the CPU.
 
+    Attributes:
+        engines: to be tried in this order for each model; sentence-transformers runs the rest.
+        device: as torch names it, "cpu" or "cuda:0".
+        dtype: of the computation, "float32", "bfloat16" or "float16".
+        threads: of a forward pass on a CPU; 0 leaves the number to the engine.
+        cache_directory: where engines keep what they prepare for a model.
+        reason: which engines were ruled out and why, for logs.
+    """
 
-class Engine(Protocol):
-    """Runs one transformer on packed rows, from one thread at a time."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, rows: PackedRows) -> Tensor:
-        """(rows, width) -> (rows, width, hidden): the last states of tokens; valid until the next call."""
-        ...
-
-
-class EngineClass(Protocol):
-    """How an engine comes about."""
-
-    def load(self, model: PreTrainedModel, placement: EngineConfig) -> Engine:
-        """Prepare a model, given in float32 on the CPU.
-
-        Raises:
-            NotPackable: this engine cannot run it.
-        """
-        ...
+    engines: tuple[str, ...] = ()
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 0
+    cache_directory: Path = Path()
+    reason: str = ""
 
 
-def start_engine(
-    model: PreTrainedModel, options: EngineOptions, *, model_id: str, dtype: torch.dtype, device: str
-) -> Engine | None:
-    """The engine asked for, or the next one that can run the model; None if none can.
+REFERENCE = EngineConfig()
+
+
+def decide_engine(
+    engine: str,
+    *,
+    device: str,
+    dtype: str,
+    threads: int,
+    cache_directory: Path,
+    obstacle: str | None = None,
+) -> EngineConfig:
+    """Decide which engines to try, where and in which precision.
 
     Args:
-        model: the bare transformer, in float32 on the CPU.
-        options: which engine.
-        model_id: what it is kept under.
-        dtype: of the computation.
-        device: as `resolve_device` returns it.
+        engine: "auto" (the fastest first), "native", "openvino" or "torch". Torch replaces an engine that the
+            machine or the other settings rule out.
+        device: as `resolve_device` takes it.
+        dtype: as `resolve_dtype` takes it.
+        threads: of a forward pass on a CPU; 0 leaves the number to the engine.
+        cache_directory: where engines keep what they prepare for a model.
+        obstacle: why the native kernel cannot run, "" if it can; None asks the processor.
 
     Raises:
+        UnusableDevice: this machine has no such device.
         UnusableEngine: the engine asked for by name is not installed.
     """
-    placement = EngineConfig(model_id, dtype, device, options.threads, options.cache_directory)
-    for name in _candidates(options.name, placement):
-        try:
-            return _engine_class(name).load(model, placement)
-        except ImportError as error:
-            if options.name == name:
-                raise UnusableEngine(f'the engine "{name}" is not installed: {error}') from error
-        except NotPackable as error:
-            _log.warning("engine %s cannot run %s: %s", name, model_id, error)
-    return None
+    candidates = (NATIVE, OPENVINO, TORCH) if engine == AUTO else tuple(dict.fromkeys((engine, TORCH)))
+    device = resolve_device(device)
+    obstacles = {TORCH: ""}
+    if NATIVE in candidates:
+        obstacles[NATIVE] = _native_obstacle(device, dtype, obstacle)
+        if not obstacles[NATIVE]:
+            dtype = "bfloat16"
+    dtype = resolve_dtype(dtype, device)
+    if OPENVINO in candidates:
+        obstacles[OPENVINO] = _openvino_obstacle(device, dtype, is_auto=engine == AUTO)
+    engines = tuple(name for name in candidates if not obstacles[name])
+    reason = "; ".join(f"{name}: {obstacles[name]}" for name in candidates if obstacles[name])
+    # A processor without AMX is normal. A setting that cannot be followed is not.
+    level = logging.INFO if engine in (AUTO, engines[0]) else logging.WARNING
+    _log.log(level, "engines to try", extra={"engines": engines, "dtype": dtype, "ruled_out": reason})
+    return EngineConfig(engines, device, dtype, threads, cache_directory, reason)
 
 
-def _candidates(name: str, placement: EngineConfig) -> list[str]:
-    """Auto is the fastest first, on CPUs with bfloat16; every engine falls back to torch."""
+def _native_obstacle(device: str, dtype: str, obstacle: str | None) -> str:
+    if device != "cpu":
+        return f"it runs on the CPU, not on {device}"
+    if dtype not in (AUTO, "bfloat16"):
+        return f"it computes in bfloat16, not in {dtype}"
+    return kernel_obstacle() if obstacle is None else obstacle
+
+
+def _openvino_obstacle(device: str, dtype: str, *, is_auto: bool) -> str:
+    if device != "cpu":
+        return f"it runs on the CPU, not on {device}"
+    if is_auto and dtype != "bfloat16":
+        return f"it is not faster than torch in {dtype}"
+    if importlib.util.find_spec(OPENVINO) is not None:
+        return ""
+    if not is_auto:
+        raise UnusableEngine(f'the engine "{OPENVINO}" is not installed: pip install openvino')
+    return "it is not installed"
+
+
+def resolve_device(name: str) -> str:
+    """The device as torch names it: "cpu" or "cuda:0".
+
+    Args:
+        name: "auto" (the first GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UnusableDevice: this machine has no such device.
+    """
+    if name == "cpu" or (name == AUTO and not _shows_gpu()):
+        return "cpu"
+    import torch
+
+    if name == AUTO:
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or name == "cuda"):
+        raise UnusableDevice(f'device "{name}" is not auto, cpu, cuda or cuda:N')
+    count = torch.cuda.device_count()
+    if int(number or 0) >= count:
+        raise UnusableDevice(f'no device "{name}": this machine has {count} CUDA devices')
+    return f"cuda:{int(number or 0)}"
+
+
+def resolve_dtype(name: str, device: str) -> str:
+    """The precision to run in: "float32", "bfloat16" or "float16".
+
+    Args:
+        name: one of them, or "auto": bfloat16 where the processor computes with it, else float32.
+        device: as `resolve_device` returns it.
+    """
     if name != AUTO:
-        return list(dict.fromkeys([name, "torch"]))
-    if placement.device == "cpu" and placement.dtype == torch.bfloat16:
-        return ["native", "openvino", "torch"]
-    return ["torch"]
+        return name
+    return "bfloat16" if _has_bfloat16(device) else "float32"
 
 
-def _engine_class(name: str) -> EngineClass:
-    module_name, _, class_name = ENGINES[name].partition(":")
-    return cast("EngineClass", getattr(importlib.import_module(module_name), class_name))
+def _has_bfloat16(device: str) -> bool:
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.get_device_capability(device) >= _FIRST_CUDA_WITH_BFLOAT16
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(flag) for flag in _CPU_BFLOAT16)
+
+
+def _shows_gpu() -> bool:
+    """Whether there may be a GPU, as far as can be told without torch."""
+    if sys.platform != "linux":
+        return True
+    return any(any(_DEVICES.glob(pattern)) for pattern in _GPU_FILES)

@@ -1,7 +1,4 @@
-"""A text as a model reads it. Free of torch, for code that only passes it on.
-
-Texts to token ids by a Rust tokenizer. Free of torch.
-"""
+"""Texts to token ids with a Rust tokenizer from `tokenizers`. Free of torch."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ Pair: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """A text, or a pair of texts, as the model reads it, special tokens included."""
+    """The token ids of a text or of a pair of texts, special tokens included."""
 
     ids: Sequence[int]
-    # Which of the two texts of a pair a token belongs to; None for single texts.
+    # 0 or 1 for each token: its text within the pair. None for single texts.
     type_ids: Sequence[int] | None
-    # Whether the end was cut off.
+    # Whether the text was longer than the model reads.
     truncated: bool
     is_query: bool
 
@@ -31,8 +28,8 @@ class TokenizedText:
         return len(self.ids)
 
 
-class RustTokenizer:
-    """Cuts texts to `max_tokens`; safe to call from several threads."""
+class FastTokenizer:
+    """Truncates texts to `max_tokens`; safe to call from several threads."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, truncation_side: str) -> None:
         self.max_tokens = max_tokens
@@ -41,7 +38,7 @@ class RustTokenizer:
         self._tokenizer.enable_truncation(max_tokens, strategy="longest_first", direction=truncation_side)
 
     def tokenize(self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool) -> list[TokenizedText]:
-        """One tokenized text for each; of pairs that are too long, the longer text is cut first."""
+        """Tokenize each text or pair; in a pair that is too long, the longer text is truncated first."""
         are_pairs = bool(texts) and not isinstance(texts[0], str)
         return [
             TokenizedText(
@@ -52,3 +49,17 @@ class RustTokenizer:
             )
             for encoding in self._tokenizer.encode_batch_fast(list(texts))
         ]
+
+
+@dataclass(frozen=True)
+class TokenizerDescription:
+    """A Rust tokenizer as JSON, and the model's own limit of tokens."""
+
+    content: str
+    truncation_side: str
+    max_tokens: int
+
+    def make(self, max_tokens: int | None) -> FastTokenizer:
+        """Make the tokenizer, which truncates to `max_tokens` if that is less than the model's own limit."""
+        limit = min(self.max_tokens, max_tokens or self.max_tokens)
+        return FastTokenizer(Tokenizer.from_str(self.content), limit, self.truncation_side)

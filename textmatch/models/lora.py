@@ -1,15 +1,12 @@
-"""Low-rank adapters over a base model: how the models of our own are shipped.
+"""Loads LoRA adapters, which is how textmatch ships its own models, and merges them into their base model.
 
-An adapter directory is what PEFT and sentence-transformers write: `adapter_config.json` names the base model,
-`adapter_model.safetensors` holds the low-rank deltas and, of a cross-encoder, the scoring head, the rest is
-the usual configuration. Loading adds the deltas to the base weights; what remains is an ordinary model.
-
-What an adapter directory says of itself. Free of torch, for code that only looks for models.
+An adapter directory is what PEFT and sentence-transformers write. Read from it are `adapter_config.json`,
+which names the base model, `adapter_model.safetensors`, with the low-rank deltas and a cross-encoder's
+scoring head, and the longest text in `tokenizer_config.json`. Everything else comes from the base model.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -23,46 +20,29 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from textmatch.errors import ModelNotFound
-
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-def is_adapter_directory(path: Path) -> bool:
-    """Whether `path` holds an adapter, not a full model."""
-    return (path / ADAPTER_CONFIG).is_file()
-
-
-def adapter_base_name(path: Path) -> str:
-    """The name of the model that the adapter in `path` was trained on."""
-    return str(read_json(path / ADAPTER_CONFIG)["base_model_name_or_path"])
-
-
-def is_cross_encoder_adapter(path: Path) -> bool:
-    """Whether the adapter in `path` reads pairs; else it makes embeddings."""
-    return bool(read_json(path / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds one object."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
+from textmatch.models.model_resolver import ADAPTER_CONFIG, read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None = None) -> CrossEncoder:
-    """The cross-encoder made of the base model in `base` and the adapter in `path`, with merged weights.
+    """Load the cross-encoder of an adapter and its base model, with merged weights. Needs no network.
 
-    Needs no network. `predict` returns scores in 0..1.
+    Args:
+        path: the adapter's directory.
+        base: the base model's directory.
+        device: as torch names it; None leaves the choice to sentence-transformers.
+
+    Returns:
+        A model whose `predict` returns scores in 0..1.
 
     Raises:
-        ModelNotFound: one of the adapter's files is missing. Weights in another format than safetensors count
-            as missing, since loading them could run code.
+        ModelNotFound: one of the adapter's files is missing. Only safetensors count as weights, since loading
+            other formats can run code.
     """
     _check_files(path)
-    with _known_complaints_silenced():
+    with _known_warnings_silenced():
         model: CrossEncoder = CrossEncoder(
             str(base), num_labels=1, max_length=_max_length_tokens(path), device=device, local_files_only=True
         )
@@ -72,15 +52,15 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
 
 
 def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
-    """The bi-encoder made of the base model in `base` and the adapter in `path`, merged, in float32.
+    """Load the bi-encoder of an adapter and its base model, with merged weights, in float32 on the CPU.
 
-    Pooling and prompts are the base model's; only its longest text may differ.
+    Pooling and prompts are the base model's; only the longest text may differ.
 
     Raises:
         ModelNotFound: as above.
     """
     _check_files(path)
-    with _known_complaints_silenced():
+    with _known_warnings_silenced():
         model = SentenceTransformer(
             str(base), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
         )
@@ -107,8 +87,8 @@ def _merge(transformer: Any, path: Path) -> None:
 
 
 @contextmanager
-def _known_complaints_silenced() -> Iterator[None]:
-    """Hides that the base has no scoring head, which the adapter brings, and PEFT's use of an old name."""
+def _known_warnings_silenced() -> Iterator[None]:
+    """Hide that the base model has no scoring head, which the adapter has, and PEFT's use of an old name."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     try:

@@ -1,9 +1,12 @@
-"""From the states of packed rows to embeddings and scores."""
+"""Inference on packed rows: engines that run a transformer, and the modules that read its states."""
 
 from __future__ import annotations
 
+import copy
+import importlib
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
@@ -11,9 +14,92 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from textmatch.models.engines import Engine
+from textmatch.models.engines import NATIVE, OPENVINO, TORCH, EngineConfig
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.packing import PackedRows, pack
+from textmatch.models.packing import NotPackable, PackedModel, PackedRows, PackingCheck, arrays, pack
+
+_log = logging.getLogger(__name__)
+
+# Imported only when they are tried, since each needs packages of its own.
+_ENGINE_CLASSES = {
+    NATIVE: "textmatch.models.native.engine:NativeEngine",
+    OPENVINO: "textmatch.models.openvino_engine:OpenVinoEngine",
+    TORCH: "textmatch.models.packed_inference:TorchEngine",
+}
+
+
+class Engine(Protocol):
+    """Runs one transformer on packed rows, from one thread at a time."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, rows: PackedRows) -> Tensor:
+        """(rows, width) -> (rows, width, hidden): the last states of tokens; valid until the next call."""
+        ...
+
+
+class EngineClass(Protocol):
+    """Makes an engine."""
+
+    def load(self, model: PreTrainedModel, config: EngineConfig, model_id: str) -> Engine:
+        """Prepare a model, given in float32 on the CPU.
+
+        Raises:
+            NotPackable: this engine cannot run it.
+        """
+        ...
+
+
+def start_engine(model: PreTrainedModel, config: EngineConfig, model_id: str) -> Engine | None:
+    """The first of `config.engines` that can run the model; None if none can.
+
+    Args:
+        model: the bare transformer, in float32 on the CPU.
+        config: the engines to try, device and precision.
+        model_id: names what the engine writes into the cache.
+    """
+    for name in config.engines:
+        module_name, _, class_name = _ENGINE_CLASSES[name].partition(":")
+        try:
+            engine_class: EngineClass = getattr(importlib.import_module(module_name), class_name)
+            return engine_class.load(model, config, model_id)
+        except (NotPackable, ImportError) as error:
+            _log.warning("engine %s cannot run %s: %s", name, model_id, error)
+    return None
+
+
+class TorchEngine:
+    """The transformer in eager torch, on CPUs and GPUs; `run` is called from one thread at a time."""
+
+    name = TORCH
+
+    def __init__(self, model: PreTrainedModel, config: EngineConfig, position_offset: int) -> None:
+        self._device = torch.device(config.device)
+        self._model = PackedModel(model)
+        self._model.to(device=self._device, dtype=getattr(torch, config.dtype))
+        self._position_offset = position_offset
+
+    @classmethod
+    def load(cls, model: PreTrainedModel, config: EngineConfig, model_id: str) -> TorchEngine:
+        """Bring a copy of the model into its precision and onto its device.
+
+        Raises:
+            NotPackable: the model cannot run on packed rows.
+        """
+        check = PackingCheck(model)
+        engine = cls(copy.deepcopy(model), config, check.position_offset)
+        check.verify(engine.run(check.rows).float().cpu().numpy())
+        return engine
+
+    def run(self, rows: PackedRows) -> Tensor:
+        """(rows, width) -> (rows, width, hidden) in the engine's precision on its device."""
+        inputs = [torch.from_numpy(array) for array in arrays(rows, self._position_offset)]
+        if self._device.type == "cuda":
+            inputs = [array.pin_memory().to(self._device, non_blocking=True) for array in inputs]
+        with torch.inference_mode():
+            states: Tensor = self._model(*inputs)
+        return states
 
 
 class PackedBiEncoder:
@@ -25,7 +111,7 @@ class PackedBiEncoder:
         self._modules = modules
         self._pad_id = pad_id
         first = modules[0] if modules else None
-        # The two that need no padded copy of the states.
+        # "mean" and "cls" need no padded copy of the states.
         self._pooling = first.pooling_mode if isinstance(first, Pooling) else None
 
     @property
@@ -65,20 +151,20 @@ class PackedBiEncoder:
 
 
 class PrecomputedStates(nn.Module):
-    """Stands where the transformer was in a sequence-classification model, and hands on given states.
+    """Replaces the transformer of a sequence-classification model, and returns an engine's states.
 
-    The heads of such models read the first token alone.
+    The heads of such models read only the first token.
     """
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.pooler = getattr(transformer, "pooler", None)
-        # ALBERT's pooler is a bare layer; others choose the first token and activate themselves.
+        # ALBERT's pooler is a bare layer; others select the first token and apply the activation.
         self.pooler_activation = getattr(transformer, "pooler_activation", None)
         self.states = torch.empty(0)
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
-        """The first tokens' states, (count, 1, hidden), and what the model's pooler makes of them."""
+        """The first tokens' states, (count, 1, hidden), and the output of the model's pooler."""
         return BaseModelOutputWithPooling(last_hidden_state=self.states, pooler_output=self._pooled())
 
     def _pooled(self) -> Tensor | None:
@@ -92,23 +178,23 @@ class PrecomputedStates(nn.Module):
 
 
 class PackedCrossEncoder:
-    """A sequence-classification model whose transformer is run by an engine. Its head reads given states."""
+    """A sequence-classification model with its transformer in an engine and its head in torch."""
 
     def __init__(self, engine: Engine, model: PreTrainedModel, pad_id: int) -> None:
         self.engine_name = engine.name
         self._engine = engine
         self._pad_id = pad_id
-        self._given = PrecomputedStates(getattr(model, model.base_model_prefix))
-        setattr(model, model.base_model_prefix, self._given)
+        self._transformer = PrecomputedStates(getattr(model, model.base_model_prefix))
+        setattr(model, model.base_model_prefix, self._transformer)
 
     def features(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
-        """One forward pass; the model's head, run on what is returned, scores the batch in its order."""
+        """One forward pass. The model, called with the result, scores the batch in its order."""
         packed = pack(batch, self._pad_id)
-        found = [(rows, first_states(rows, self._engine.run(rows)).float()) for rows in packed]
-        states = found[0][1].new_empty((len(batch), 1, found[0][1].shape[1]))  # (count, 1, hidden)
-        for rows, first in found:
+        parts = [(rows, first_states(rows, self._engine.run(rows)).float()) for rows in packed]
+        states = parts[0][1].new_empty((len(batch), 1, parts[0][1].shape[1]))  # (count, 1, hidden)
+        for rows, first in parts:
             states[torch.from_numpy(rows.texts), 0] = first
-        self._given.states = states
+        self._transformer.states = states
         one_token_each = torch.ones((len(batch), 1), dtype=torch.int64)
         return {"input_ids": one_token_each, "attention_mask": one_token_each}
 
@@ -129,7 +215,7 @@ def mean_states(rows: PackedRows, states: Tensor) -> Tensor:
 
 
 def padded_features(rows: PackedRows, states: Tensor) -> dict[str, Any]:
-    """What a transformer module of sentence-transformers returns for these texts, padded to the longest."""
+    """The output of a sentence-transformers Transformer module for these texts, padded to the longest."""
     flat = states.reshape(-1, states.shape[-1]).float()
     lengths = torch.from_numpy(rows.lengths)  # (count,)
     columns = torch.arange(int(lengths.max()))  # (longest,)

@@ -1,15 +1,12 @@
-"""Many texts in rows of one width, so that a forward pass computes next to no padding.
+"""Packed rows: many texts in rows of one width, and transformers that read them.
 
-Texts stand one after another in a row. Positions start again with each text, and attention stays within a
-text because only places with the same segment number see each other. Padding at the end of a row is a segment
-of its own.
+Texts stand one after another in a row, so that a forward pass computes almost no padding. Positions start at
+0 in each text. Attention stays within a text, because a place attends only to places with the same segment
+number; the padding at the end of a row is a segment of its own. Rows have one of a few widths, since engines
+prepare for each shape.
 
-Rows have one of a few widths, so that an engine which prepares itself for each shape meets few shapes.
-
-A transformer that reads packed rows: what every engine runs, and whether a model can be run so.
-
-Works for encoders whose attention mask may be given as a whole matrix (BERT, RoBERTa, XLM-R, DistilBERT,
-ALBERT, MPNet, ELECTRA). Whether a model is one of them is not looked up but tried: the packed states must
+This works for encoders whose attention mask may be a whole matrix (BERT, RoBERTa, XLM-R, DistilBERT, ALBERT,
+MPNet, ELECTRA). `PackingCheck` does not look the model up but tries it: its states of packed texts must
 equal those of each text alone.
 """
 
@@ -32,7 +29,20 @@ from textmatch.models.fast_tokenizer import TokenizedText
 ROW_WIDTHS = (16, 32, 64, 128, 256, 512)
 _FULL_ROW = 128
 
+# Far below every attention score, and within the range of bfloat16.
+_MASKED = -1e9
+# A wrong position or mask changes states by far more.
+_TOLERANCE = 1e-3
+# Cosine between a token's states in the engine's precision and in float32.
+_MIN_COSINE = 0.99
+_CHECK_LENGTHS = (7, 23, 12)
+
 Ids = NDArray[np.int64]
+States = NDArray[np.float32]
+
+
+class NotPackable(Exception):
+    """The model cannot run on packed rows; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +53,22 @@ class PackedRows:
     position_ids: Ids  # from 0 in each text
     type_ids: Ids
     segments: Ids  # 0 is padding, 1 the first text of a row
-    # Which text of the batch stands where, as a place in the flattened rows.
+    # The texts in these rows, as indices into the batch, and their places in the flattened rows.
     texts: Ids
     starts: Ids
     lengths: Ids
 
     @property
     def owners(self) -> Ids:
-        """(rows * width,): which of `texts` each place belongs to; padding belongs to one more."""
+        """(rows * width,): the index into `texts` of each place; padding has the index `len(texts)`."""
         numbers = self.segments.reshape(-1) - 1
         return np.where(numbers < 0, len(self.texts), numbers)
 
 
 def pack(batch: Sequence[TokenizedText], pad_id: int) -> list[PackedRows]:
-    """All texts of a batch in few rows, by first fit: one PackedRows for each width that is needed.
+    """Pack a batch by first fit, into one PackedRows for each width that is needed.
 
-    Long texts stand in wide rows, and short ones fill what is left there.
+    Long texts go into wide rows; short texts fill the room that is left there.
     """
     token_counts = np.array([text.token_count for text in batch], dtype=np.int64)
     short = np.flatnonzero(token_counts <= _FULL_ROW)
@@ -112,7 +122,7 @@ def _first_fit(token_counts: Ids, width: int, row_limit: int | None = None) -> I
     """(count, 2): row and column of each text, longest placed first; -1 where the limit leaves no room."""
     places = np.full((len(token_counts), 2), -1, dtype=np.int64)
     used: list[int] = []
-    # Rows before this one are too full for any text that is still to come.
+    # Rows before this one are too full for any of the remaining texts.
     first_open = 0
     shortest = int(token_counts.min())
     for number in np.argsort(-token_counts, kind="stable").tolist():
@@ -127,21 +137,6 @@ def _first_fit(token_counts: Ids, width: int, row_limit: int | None = None) -> I
         while first_open < len(used) and used[first_open] + shortest > width:
             first_open += 1
     return places
-
-
-States = NDArray[np.float32]
-
-# Far below every score, and still within bfloat16.
-_MASKED = -1e9
-# A wrong position or mask is off by far more.
-_TOLERANCE = 1e-3
-# Cosine of the states of a token in the engine's precision and in float32.
-_MIN_COSINE = 0.99
-_PROBE_LENGTHS = (7, 23, 12)
-
-
-class NotPackable(Exception):
-    """The model cannot be run on packed rows; the message says why."""
 
 
 class PackedModel(nn.Module):
@@ -164,31 +159,31 @@ class PackedModel(nn.Module):
 
 
 def arrays(rows: PackedRows, position_offset: int) -> tuple[NDArray[np.int64], ...]:
-    """What `PackedModel.forward` reads, in its order."""
+    """The arguments of `PackedModel.forward`."""
     return rows.input_ids, rows.position_ids + position_offset, rows.type_ids, rows.segments
 
 
 class PackingCheck:
-    """Three made-up texts in one row, and what the model makes of each by itself, in float32.
+    """Three random texts in one row, and the model's states of each text alone, in float32.
 
     Args:
         model: in float32 on the CPU.
 
     Raises:
-        NotPackable: texts packed into one row do not get the states that they have alone.
+        NotPackable: packed texts do not get the states that they have alone.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.rows = _probe_rows(model)
+        self.rows = _check_rows(model)
         self._expected = _states_alone(model, self.rows)
-        # Where positions start: 0, or behind the padding index as in RoBERTa. Found by trying.
+        # Where positions start: at 0, or after the padding index as in RoBERTa. Found by trying.
         self.position_offset = self._find_position_offset(model)
 
-    def check(self, states: States) -> None:
-        """Compare what an engine made of the rows with what torch makes of them in float32.
+    def verify(self, states: States) -> None:
+        """Compare an engine's states of `rows` with torch's in float32.
 
         Raises:
-            NotPackable: they differ by more than precision explains.
+            NotPackable: they differ by more than the precision explains.
         """
         actual = _of_texts(states, self.rows)
         lengths = np.linalg.norm(self._expected, axis=1) * np.linalg.norm(actual, axis=1)
@@ -203,30 +198,30 @@ class PackingCheck:
             try:
                 states = packed(*map(torch.from_numpy, arrays(self.rows, offset)))
             except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-                raise NotPackable(f"it takes no packed texts: {error}") from error
+                raise NotPackable(f"it does not accept packed texts: {error}") from error
             if np.abs(_of_texts(states.numpy(), self.rows) - self._expected).max() < _TOLERANCE:
                 return offset
-        raise NotPackable("texts packed into one row change one another")
+        raise NotPackable("texts packed into one row change each other's states")
 
 
-def _probe_rows(model: PreTrainedModel) -> PackedRows:
-    """Three made-up texts in one row, with ids from all over the vocabulary."""
+def _check_rows(model: PreTrainedModel) -> PackedRows:
+    """Three random texts in one row, with ids from the whole vocabulary."""
     config: Any = model.config
     generator = np.random.default_rng(0)
     pad_id = config.pad_token_id or 0
     texts = []
-    for length in _PROBE_LENGTHS:
+    for length in _CHECK_LENGTHS:
         ids = generator.integers(0, config.vocab_size, length)
         ids[ids == pad_id] = config.vocab_size - 1
         texts.append(TokenizedText(ids.tolist(), None, truncated=False, is_query=False))
     [rows] = pack(texts, pad_id)
-    # The padding of a row must not matter, whatever stands there.
+    # The content of the padding must not matter.
     return replace(rows, input_ids=np.where(rows.segments == 0, 1, rows.input_ids))
 
 
 @torch.inference_mode()
 def _states_alone(model: PreTrainedModel, rows: PackedRows) -> States:
-    """(tokens, hidden): the states of each text by itself, as the model is usually run."""
+    """(tokens, hidden): the states of each text alone, without packing."""
     flat = rows.input_ids.reshape(-1)
     parts = []
     for start, length in zip(rows.starts, rows.lengths, strict=True):

@@ -1,4 +1,4 @@
-"""Texts to token ids, and token ids to the padded tensors that a model's first module reads."""
+"""The tokenizers of models that torch loads: texts to token ids, and token ids to padded tensors."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from textmatch.models.fast_tokenizer import Pair, RustTokenizer, TokenizedText
+from textmatch.models.fast_tokenizer import FastTokenizer, Pair, TokenizedText, TokenizerDescription
 from textmatch.models.model_resolver import UnusableModel
-from textmatch.models.native_models import TokenizerDescription
 
-# Some models set no limit; a text of the largest size allowed has fewer tokens than this.
+# For models without a limit. A text of the largest size allowed has fewer tokens.
 _NO_LIMIT_TOKENS = 32_768
-# Kernels are made for each shape: with fewer shapes a CPU computes a quarter more tokens in less memory.
+# Kernels are made for each shape: with fewer shapes a CPU computes 25 % more tokens in less memory.
 _WIDTH_STEP = 8
 
 
 class InputTokenizer(Protocol):
-    """What a model's first module does to texts. Safe to call from several threads."""
+    """Tokenizes for a model's first module. Safe to call from several threads."""
 
     max_tokens: int
 
     def tokenize(self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool) -> list[TokenizedText]:
-        """One tokenized text for each, cut to `max_tokens`."""
+        """Tokenize each text or pair, truncated to `max_tokens`."""
         ...
 
     def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
-        """The features of a batch."""
+        """A batch as the features that the module reads."""
         ...
 
 
@@ -43,10 +42,10 @@ def input_tokenizer(module: nn.Module, max_tokens: int | None) -> InputTokenizer
 
     Args:
         module: the first module.
-        max_tokens: cut texts shorter than the model itself does; None leaves it to the model.
+        max_tokens: truncate texts to this if the model itself reads more.
 
     Raises:
-        UnusableModel: the module reads something else than texts, or has no fast tokenizer.
+        UnusableModel: the module does not read texts, or has no fast tokenizer.
     """
     if isinstance(module, Transformer) and isinstance(module.tokenizer, PreTrainedTokenizerFast):
         return TransformerTokenizer(module.tokenizer, module.max_seq_length, max_tokens)
@@ -54,11 +53,11 @@ def input_tokenizer(module: nn.Module, max_tokens: int | None) -> InputTokenizer
         return WordTokenizer(module.tokenizer, _limit(module.max_seq_length, max_tokens))
     if isinstance(module, StaticEmbedding):
         return BagTokenizer(module.tokenizer, _limit(None, max_tokens))
-    raise UnusableModel(f"cannot tokenize for the input module {type(module).__name__}")
+    raise UnusableModel(f"input modules of type {type(module).__name__} are not supported")
 
 
 class TransformerTokenizer:
-    """A Rust tokenizer in front of a transformer."""
+    """The fast tokenizer of a transformer."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, own_tokens: float | None, max_tokens: int | None
@@ -67,16 +66,16 @@ class TransformerTokenizer:
         self._own_tokens = _limit(own_tokens, None)
         self._truncation_side: str = tokenizer.truncation_side
         self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self._rust = RustTokenizer(self._backend, self.max_tokens, self._truncation_side)
+        self._fast = FastTokenizer(self._backend, self.max_tokens, self._truncation_side)
         self._pad_id: int = tokenizer.pad_token_id or 0
         self._pads_left = tokenizer.padding_side == "left"
         self._reads_type_ids = "token_type_ids" in tokenizer.model_input_names
 
     def tokenize(self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool) -> list[TokenizedText]:
-        return self._rust.tokenize(texts, is_query=is_query)
+        return self._fast.tokenize(texts, is_query=is_query)
 
     def describe(self) -> TokenizerDescription:
-        """All that `tokenize` does, for use without torch."""
+        """The tokenizer for use without torch."""
         return TokenizerDescription(self._backend.to_str(), self._truncation_side, self._own_tokens)
 
     def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
@@ -99,7 +98,7 @@ class TransformerTokenizer:
 
 
 class WordTokenizer:
-    """Whole words in front of a table of word embeddings."""
+    """The word tokenizer of a table of word embeddings."""
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self.max_tokens = max_tokens
@@ -118,7 +117,7 @@ class WordTokenizer:
 
 
 class BagTokenizer:
-    """A Rust tokenizer in front of a bag of token embeddings: nothing is padded."""
+    """The tokenizer of a bag of token embeddings, which needs no padding."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         self.max_tokens = max_tokens

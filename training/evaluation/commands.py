@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from textmatch.console import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
-from textmatch.models.devices import AUTO
+from textmatch.models.engines import AUTO
 from training.data_files import FileForm
 from training.evaluation.bootstrap import COVERAGE, REPEATS
 from training.evaluation.pair_metrics import BINS

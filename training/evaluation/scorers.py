@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.calibration import Calibration, Scores
-from textmatch.models.cross_encoder import CrossEncoder
-from textmatch.models.devices import AUTO, resolve_device
-from textmatch.models.embedding_scorers import DIRECTORY as CLASSIFIER_DIRECTORY
-from textmatch.models.embedding_scorers import CosineScorer, PairClassifier
+from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.calibration import (
+    CLASSIFIER_DIRECTORY,
+    Calibration,
+    CosineScorer,
+    PairClassifier,
+    Scores,
+)
+from textmatch.models.cross_encoder import TorchCrossEncoder
+from textmatch.models.engines import AUTO, EngineConfig, resolve_device
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
-from textmatch.models.lora import is_adapter_directory, is_cross_encoder_adapter
-from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, UnusableModel, find_model
+from textmatch.models.model_resolver import (
+    BI_ENCODER_ORGANISATION,
+    UnusableModel,
+    find_model,
+    is_adapter_directory,
+    is_cross_encoder_adapter,
+)
 from textmatch.vectors import Embeddings
 
 CHAR_TFIDF = "char-tfidf"
@@ -60,7 +68,7 @@ class System(Protocol):
 class CrossEncoderSystem:
     """A cross-encoder; its calibration is kept in `directory`."""
 
-    model: CrossEncoder
+    model: TorchCrossEncoder
     directory: Path
 
     @property
@@ -89,7 +97,7 @@ class CrossEncoderSystem:
 class BiEncoderSystem:
     """A bi-encoder: its cosine, and its pair classifier if it has one."""
 
-    model: BiEncoder
+    model: TorchBiEncoder
     directory: Path
 
     @property
@@ -156,11 +164,10 @@ def load_model_system(name: str, device: str = AUTO) -> ModelSystem:
         UnusableDevice: there is no such device.
     """
     directory = find_model(name, BI_ENCODER_ORGANISATION)
-    place = resolve_device(device)
+    config = EngineConfig(device=resolve_device(device))
     if is_cross_encoder(directory):
-        cross_encoder = CrossEncoder.load(directory, name, device=place, dtype=torch.float32)
-        return CrossEncoderSystem(cross_encoder, directory)
-    return BiEncoderSystem(BiEncoder.load(directory, name, device=place, dtype=torch.float32), directory)
+        return CrossEncoderSystem(TorchCrossEncoder.load(directory, name, config), directory)
+    return BiEncoderSystem(TorchBiEncoder.load(directory, name, config), directory)
 
 
 def is_cross_encoder(directory: Path) -> bool:
@@ -176,7 +183,7 @@ def is_cross_encoder(directory: Path) -> bool:
 
 def is_sentence_transformer(directory: Path) -> bool:
     """Whether sentence-transformers saved it, so that it is more than a bare transformer."""
-    return (directory / _MODULES).is_file()
+    return (directory / _MODULES).is_file() or is_adapter_directory(directory)
 
 
 def run_in_batches(

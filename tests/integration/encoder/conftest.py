@@ -11,7 +11,7 @@ from services.encoder.model_registry import ModelRegistry
 from services.encoder.settings import EncoderSettings
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.encoder_server import EncoderServer, serve_encoder
-from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.calibration import PairClassifier
 
 
 @pytest.fixture(scope="session")

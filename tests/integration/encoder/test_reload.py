@@ -26,7 +26,7 @@ from tests.support.encoder import (
     spawn_encoder,
     wait_until_serving,
 )
-from textmatch.models.bi_encoder import BiEncoder
+from textmatch.models.bi_encoder import TorchBiEncoder
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
@@ -147,13 +147,11 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-def _bi_encoder(directory: Path) -> BiEncoder:
-    import torch
-
-    return BiEncoder.load(directory, str(directory), device="cpu", dtype=torch.float32)
+def _bi_encoder(directory: Path) -> TorchBiEncoder:
+    return TorchBiEncoder.load(directory, str(directory))
 
 
-def _expected(model: BiEncoder) -> NDArray[np.float32]:
+def _expected(model: TorchBiEncoder) -> NDArray[np.float32]:
     embedded: NDArray[np.float32] = model.embed(model.tokenize(_TEXTS, is_query=False))
     return embedded
 

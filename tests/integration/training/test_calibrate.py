@@ -18,8 +18,7 @@ from services.encoder.settings import EncoderSettings
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.encoder_server import serve_encoder
 from textmatch.errors import TextMatchError
-from textmatch.models.calibration import FILE_NAME, Calibration
-from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.calibration import FILE_NAME, Calibration, PairClassifier
 from textmatch.models.model_resolver import UnusableModel, model_id
 from textmatch.v1 import encoder_service_pb2 as pb
 from training.calibrate import calibrate
@@ -190,5 +189,5 @@ def test_a_model_must_be_a_directory(tmp_path: Path) -> None:
 
 def test_a_broken_calibration_keeps_a_model_from_being_served(models: Path) -> None:
     (models / "cross" / FILE_NAME).write_text("{}")
-    with pytest.raises(UnusableModel, match="holds no calibration"):
+    with pytest.raises(UnusableModel, match="is not a calibration"):
         load_model_system(str(models / "cross"), "cpu")

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from textmatch.errors import TextMatchError
-from textmatch.models.bi_encoder import BiEncoder
-from textmatch.models.calibration import Calibration, Logistic
-from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.calibration import Calibration, Logistic, PairClassifier
 from training.evaluation.commands import app
 from training.evaluation.scorers import is_cross_encoder, load_model_system
 
@@ -108,7 +106,7 @@ def test_models_are_measured_side_by_side(bi_encoder: Path, cross_encoder: Path,
 
 def test_figures_are_of_the_scores_that_are_served(bi_encoder: Path, pair_file: Path) -> None:
     rows = [line.split("\t") for line in pair_file.read_text().splitlines()]
-    model = BiEncoder.load(bi_encoder, "bi", device="cpu", dtype=torch.float32)
+    model = TorchBiEncoder.load(bi_encoder, "bi")
     first, second = (
         np.concatenate([model.embed(model.tokenize([row[side]], is_query=side == 0)) for row in rows])
         for side in (0, 1)

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tests.support.stack import running_stack
 from textmatch.client import MatchResult, Rerank
 from textmatch.models.bi_encoder import feed_lstm
-from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.calibration import PairClassifier
 from training.model_files import load_trained
 from training.regression import RegressionSettings, train_regression
 from training.sbert import SbertSettings, train_sbert

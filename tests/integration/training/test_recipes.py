@@ -12,8 +12,8 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from textmatch.errors import InvalidInput
-from textmatch.models.bi_encoder import BiEncoder, feed_lstm
-from textmatch.models.cross_encoder import CrossEncoder
+from textmatch.models.bi_encoder import TorchBiEncoder, feed_lstm
+from textmatch.models.cross_encoder import TorchCrossEncoder
 from textmatch.vectors import Embeddings
 from training.mlm import MlmSettings, train_mlm
 from training.regression import RegressionSettings, train_regression
@@ -31,11 +31,11 @@ def _options(base: Path, train: Path, output: Path, **options: Any) -> dict[str,
     return {"base": str(base), "train": [train], "output": output, **small, **options}
 
 
-def _served(output: Path) -> BiEncoder:
-    return BiEncoder.load(output, "trained", device="cpu", dtype=torch.float32)
+def _served(output: Path) -> TorchBiEncoder:
+    return TorchBiEncoder.load(output, "trained")
 
 
-def _embed(model: BiEncoder, texts: list[str], *, is_query: bool) -> Embeddings:
+def _embed(model: TorchBiEncoder, texts: list[str], *, is_query: bool) -> Embeddings:
     return model.embed(model.tokenize(texts, is_query=is_query))
 
 
@@ -179,7 +179,7 @@ def test_regression_trains_every_kind_of_model(
     output = tmp_path / "model"
     options = _options(bases[kind], scored, output, dev=scored, epochs=6, bf16=False)
     outcome = train_regression(RegressionSettings(**options, warm_up_pairs=0), QUIET)
-    served = CrossEncoder.load(output, "trained", device="cpu", dtype=torch.float32)
+    served = TorchCrossEncoder.load(output, "trained")
     lines = [line.split("\t") for line in scored.read_text().splitlines()]
     scores, _ = served.score(served.tokenize_pairs([(first, second) for first, second, _ in lines]))
     gold = np.array([float(score) for *_, score in lines])
@@ -199,7 +199,7 @@ def test_regression_without_sigmoid_in_the_files_own_range(
     options = _options(bases["bert"], wide, output, dev=wide, epochs=6, bf16=False)
     settings = RegressionSettings(**options, warm_up_pairs=0, sigmoid=False, score_range=(0.0, 5.0))
     outcome = train_regression(settings, QUIET)
-    served = CrossEncoder.load(output, "trained", device="cpu", dtype=torch.float32)
+    served = TorchCrossEncoder.load(output, "trained")
     scores, raw = served.score(served.tokenize_pairs([(first, second) for first, second, _ in lines]))
     np.testing.assert_allclose(scores, np.clip(raw / 5, 0, 1), atol=1e-6)
     gold = np.array([float(score) for *_, score in lines])

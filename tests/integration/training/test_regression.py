@@ -13,8 +13,8 @@ from sentence_transformers import CrossEncoder
 
 from textmatch.errors import InvalidInput, ModelNotFound
 from textmatch.models.calibration import Scores
-from textmatch.models.lora import ADAPTER_WEIGHTS, adapter_base_name, load_cross_encoder_directory
-from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
+from textmatch.models.lora import ADAPTER_WEIGHTS, load_cross_encoder_directory
+from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, adapter_base_name, find_model
 from training.model_files import load_trained
 from training.pairs import read_scored_pairs
 from training.regression import RegressionSettings, train_regression

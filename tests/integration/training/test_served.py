@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from tests.support.encoder import start_encoder
 from textmatch.client import Role, Scorer, TextMatchClient
 from textmatch.models.bi_encoder import feed_lstm
-from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.calibration import PairClassifier
 from training.model_files import load_trained
 from training.regression import RegressionSettings, train_regression
 from training.sbert import SbertSettings, train_sbert

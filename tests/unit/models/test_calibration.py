@@ -58,19 +58,19 @@ def test_a_directory_without_one_has_none(tmp_path: Path):
     ("content", "complaint"),
     [
         ("", "Expecting value"),
-        ("[]", "it is no JSON object"),
-        ("{}", "it has no 'version'"),
-        ({**VALID, "version": 2}, "its version is 2, 1 is needed"),
-        ({**VALID, "method": "spline"}, "its method is 'spline', not logistic or isotonic"),
-        ({**VALID, "fitted_on": 3}, '"fitted_on" is no text'),
+        ("[]", "it must be a JSON object"),
+        ("{}", "'version' is missing"),
+        ({**VALID, "version": 2}, "its version must be 1, not 2"),
+        ({**VALID, "method": "spline"}, "its method must be logistic or isotonic, not 'spline'"),
+        ({**VALID, "fitted_on": 3}, '"fitted_on" must be a string'),
         ({**VALID, "slope": 0}, "slope above 0"),
         ({**VALID, "slope": -1}, "slope above 0"),
         ({**VALID, "slope": float("nan")}, "must be finite"),
         ({**VALID, "intercept": float("inf")}, "must be finite"),
         ({**VALID, "intercept": 10**400}, "too large"),
-        ({**VALID, "slope": "1"}, "'1' is no number"),
-        ({**VALID, "slope": True}, "True is no number"),
-        ({**VALID, "slope": [1]}, "is no number"),
+        ({**VALID, "slope": "1"}, "'1' must be a number"),
+        ({**VALID, "slope": True}, "True must be a number"),
+        ({**VALID, "slope": [1]}, "must be a number"),
         ({**VALID_ISOTONIC, "scores": 3}, "its knots must be lists"),
         ({**VALID_ISOTONIC, "scores": [0, 1]}, "it needs as many scores as values"),
         ({**VALID_ISOTONIC, "scores": [0], "values": [0]}, "it needs as many scores as values"),
@@ -100,5 +100,5 @@ def test_too_many_knots_are_refused():
 
 def test_what_is_not_utf_8_is_refused(tmp_path: Path):
     (tmp_path / FILE_NAME).write_bytes(b"\xff\xfe")
-    with pytest.raises(UnusableModel, match="holds no calibration"):
+    with pytest.raises(UnusableModel, match="is not a calibration"):
         Calibration.load(tmp_path)

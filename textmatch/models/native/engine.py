@@ -1,8 +1,7 @@
-"""A kernel of our own for CPUs with AMX: no padding is computed, and threads meet only at the end of a batch.
+"""The native engine: runs a transformer in the C++ kernel, without padding.
 
-Runs encoders whose layers are built like BERT's (BERT, ELECTRA, RoBERTa, XLM-R, DistilBERT, ALBERT) in
-bfloat16, with sums, states and norms in float32. The kernel is the C++ in `native/`; it is compiled when
-textmatch is installed where there is a compiler.
+It runs encoders with layers like BERT's (BERT, ELECTRA, RoBERTa, XLM-R, DistilBERT, ALBERT) in bfloat16,
+with sums, states and norms in float32. Threads meet only at the end of a batch.
 """
 
 from __future__ import annotations
@@ -17,16 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textmatch.models.engines import EngineConfig
-from textmatch.models.model_cache import write_cache
-from textmatch.models.native.kernel import (
-    LAYER_MODULES,
-    NAME,
-    Kernel,
-    KernelShape,
-    kernel_is_usable,
-    weights_path,
-)
+from textmatch.models.engines import NATIVE, EngineConfig
+from textmatch.models.native.kernel import LAYER_MODULES, Kernel, KernelShape, weights_path, write_cache
 from textmatch.models.packing import NotPackable, PackedRows, PackingCheck
 
 _ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
@@ -35,7 +26,7 @@ _TABLES = {"words": "word", "positions": "position", "types": "token_type"}
 
 @dataclass(frozen=True)
 class _Naming:
-    """What a family of models calls its parts; `layer` is in the order of LAYER_MODULES."""
+    """The names of a model family's parts; `layer` is in the order of LAYER_MODULES."""
 
     layers: str
     layer: tuple[str, ...]
@@ -81,39 +72,33 @@ _NAMINGS = {
 class NativeEngine:
     """A transformer in the kernel; `run` is called from one thread at a time."""
 
-    name = NAME
+    name = NATIVE
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self._states = np.zeros((0, kernel.shape.hidden), dtype=np.float32)
 
     @classmethod
-    def load(cls, model: PreTrainedModel, placement: EngineConfig) -> NativeEngine:
-        """Make a kernel of the weights, and keep them in the cache for a start without torch.
+    def load(cls, model: PreTrainedModel, config: EngineConfig, model_id: str) -> NativeEngine:
+        """Make a kernel of the weights, and write them into the cache for a start without torch.
 
         Raises:
-            NotPackable: the model is of another kind than the kernel runs, or there is no kernel for it.
+            NotPackable: the kernel cannot run such a model.
+            KernelMissing: the kernel is not compiled or cannot run here.
         """
-        if placement.device != "cpu" or placement.dtype != torch.bfloat16:
-            raise NotPackable(
-                f"it computes in bfloat16 on a CPU, not {placement.dtype} on {placement.device}"
-            )
-        if not kernel_is_usable():
-            raise NotPackable("the kernel was not compiled, or this processor has no AMX")
-        probe = PackingCheck(model)
+        check = PackingCheck(model)
         weights = _Weights(model)
-        shape, arrays = weights.shape(probe.position_offset), weights.arrays()
-        kernel = Kernel(shape, arrays, placement.threads)
-        engine = cls(kernel)
-        probe.check(engine.run(probe.rows).numpy())
-        write_cache(weights_path(placement.cache_directory, placement.model_id), asdict(shape), arrays)
+        shape, arrays = weights.shape(check.position_offset), weights.arrays()
+        engine = cls(Kernel(shape, arrays, config.threads))
+        check.verify(engine.run(check.rows).numpy())
+        write_cache(weights_path(config.cache_directory, model_id), asdict(shape), arrays)
         return engine
 
     def run(self, rows: PackedRows) -> Tensor:
         """(rows, width) -> (rows, width, hidden) float32; valid until the next call.
 
         Raises:
-            IndexError: the model has no embedding for an id, or for so late a position.
+            IndexError: the model has no embedding for an id or a position.
         """
         row_count, width = rows.input_ids.shape
         if len(self._states) < row_count * width:
@@ -124,13 +109,13 @@ class NativeEngine:
 
 
 class _Weights:
-    """A model's weights as the kernel wants them."""
+    """A model's weights in the form that the kernel reads."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._config: Any = model.config
         naming = _NAMINGS.get(self._config.model_type)
         if naming is None:
-            raise NotPackable(f'the kernel runs no models of the type "{self._config.model_type}"')
+            raise NotPackable(f'the kernel does not support models of type "{self._config.model_type}"')
         self._naming = naming
         self._states: Mapping[str, Tensor] = model.state_dict()
 
@@ -138,14 +123,14 @@ class _Weights:
         """The sizes.
 
         Raises:
-            NotPackable: the kernel does not know such a model.
+            NotPackable: the kernel cannot run such a model.
         """
         config, naming = self._config, self._naming
         activation = getattr(config, naming.activation)
         if activation not in _ACTIVATIONS:
-            raise NotPackable(f'the kernel knows no activation "{activation}"')
+            raise NotPackable(f'the kernel does not support the activation "{activation}"')
         if getattr(config, "num_hidden_groups", 1) != 1 or getattr(config, "inner_group_num", 1) != 1:
-            raise NotPackable("the kernel runs only one group of shared layers")
+            raise NotPackable("the kernel supports only one group of shared layers")
         embedding = self._states["embeddings.word_embeddings.weight"].shape[1]
         if embedding != config.hidden_size and not naming.projection:
             raise NotPackable("its embeddings are narrower than its layers")
@@ -161,10 +146,10 @@ class _Weights:
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """As `Kernel` names them.
+        """The weights under the names that `Kernel` uses.
 
         Raises:
-            NotPackable: some are missing, or beyond float16.
+            NotPackable: some are missing or beyond the range of float16.
         """
         arrays = dict(self._tables()) | dict(self._module("norm", "embeddings.LayerNorm"))
         if self._naming.projection:
@@ -175,7 +160,7 @@ class _Weights:
         return arrays
 
     def _layer_prefixes(self) -> Iterator[str]:
-        """Of as many layers as differ."""
+        """One for each layer with weights of its own."""
         for number in range(self._config.num_hidden_layers):
             prefix = self._naming.layers.format(number)
             if any(name.startswith(prefix) for name in self._states):
@@ -186,17 +171,17 @@ class _Weights:
 
     def _array(self, name: str) -> NDArray[np.float32]:
         if name not in self._states:
-            raise NotPackable(f'the kernel misses the weights "{name}"')
+            raise NotPackable(f'the model has no weights "{name}"')
         array: NDArray[np.float32] = np.ascontiguousarray(self._states[name].float().numpy())
         return array
 
     def _tables(self) -> Iterator[tuple[str, NDArray[np.float16]]]:
         for ours, theirs in _TABLES.items():
             name = f"embeddings.{theirs}_embeddings.weight"
-            # Only types may be missing: a model that tells positions in another way fails the probe.
+            # Only types are optional: a model with another form of positions fails the check.
             if ours == "types" and name not in self._states:
                 continue
             table = np.ascontiguousarray(self._array(name).astype(np.float16))
             if not np.isfinite(table).all():
-                raise NotPackable(f'values of "{name}" are beyond float16')
+                raise NotPackable(f'values of "{name}" are beyond the range of float16')
             yield ours, table

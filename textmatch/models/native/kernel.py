@@ -1,19 +1,25 @@
-"""The kernel in `native/` as numpy sees it. Free of torch."""
+"""The C++ kernel as numpy sees it, and the cache of weights that it starts from. Free of torch."""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import logging
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import IntFlag
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from textmatch.models.model_cache import read_cache
+_log = logging.getLogger(__name__)
 
-NAME = "native"
 LIBRARY = Path(__file__).parent / "libtransformer.so"
 LAYER_MODULES = ("query", "key", "value", "output", "attention_norm", "up", "down", "norm")
 TABLES = ("words", "positions", "types")
@@ -24,12 +30,26 @@ States = NDArray[np.float32]
 
 # Counted up when the names or the shape change, so that files of older versions are not found.
 _FORM = 1
+_DESCRIPTION = "description"
 _EMBEDDING_ARRAYS = (*TABLES, "norm", "norm_bias", "projection", "projection_bias")
 _LAYER_ARRAYS = tuple(name + part for name in LAYER_MODULES for part in ("", "_bias"))
 
 
 class KernelMissing(ImportError):
-    """The kernel was not compiled when textmatch was installed, or does not run on this processor."""
+    """The kernel was not compiled when textmatch was installed, or cannot run on this processor."""
+
+
+class UnreadableCache(Exception):
+    """The file does not exist, or its content is not what was expected."""
+
+
+class CpuFeature(IntFlag):
+    """What a kernel may need; the values are those in transformer.cpp."""
+
+    AVX512 = 1
+    AVX512_BF16 = 2
+    AMX_BF16 = 4
+    AMX_PERMISSION = 8  # of the operating system: Linux 5.16 or newer
 
 
 @dataclass(frozen=True)
@@ -68,23 +88,23 @@ class Kernel:
 
     Args:
         shape: its sizes.
-        arrays: contiguous weights. `words`, `positions` and, if there are any, `types` are float16 tables of
+        arrays: contiguous weights. `words`, `positions` and the optional `types` are float16 tables of
             (entries, embedding). All others are float32, matrices (outputs, inputs): `norm`, `norm_bias`,
-            `projection`, `projection_bias`, and for each layer that differs from the one before `layers.N.`
+            `projection`, `projection_bias`, and for each layer with weights of its own `layers.N.`
             and LAYER_MODULES, with and without `_bias`.
-        threads: that a batch is spread over.
+        threads: that share a batch; 0 is one for each core.
 
     Raises:
-        KernelMissing: there is no kernel.
+        KernelMissing: the kernel is not compiled or cannot run here.
     """
 
     def __init__(self, shape: KernelShape, arrays: Arrays, threads: int) -> None:
+        # Asks the operating system for permission to use tiles, too.
+        if obstacle := kernel_obstacle():
+            raise KernelMissing(obstacle)
         self.shape = shape
         self._library = _library()
-        # This also asks the system to let us use tiles.
-        if not self._library.textmatch_is_usable():
-            raise KernelMissing("this processor or this system has no AMX")
-        # The kernel reads them where they are; all else it copies.
+        # The kernel copies all arrays but these.
         self._tables = {name: arrays[name] for name in TABLES if name in arrays}
         layers = _layers(arrays)
         sizes = {name: value for name, value in asdict(shape).items() if name != "first_position"}
@@ -94,17 +114,17 @@ class Kernel:
                 ctypes.byref(_Embedding(*_pointers(arrays, _EMBEDDING_ARRAYS))),
                 (_Layer * len(layers))(*layers),
                 ctypes.c_int64(len(layers)),
-                ctypes.c_int64(threads),
+                ctypes.c_int64(threads or len(os.sched_getaffinity(0))),
             )
         )
 
     @classmethod
     def load(cls, path: Path, threads: int) -> Kernel:
-        """One that was kept by `keep`.
+        """Make a kernel of the weights in the cache.
 
         Raises:
-            KernelMissing: there is no kernel.
-            UnreadableCache: the file is missing, or no such file.
+            KernelMissing: the kernel is not compiled or cannot run here.
+            UnreadableCache: the file does not exist or holds something else.
         """
         sizes, arrays = read_cache(path)
         return cls(KernelShape(**sizes), arrays, threads)
@@ -118,13 +138,13 @@ class Kernel:
 
         Args:
             ids: (places,) contiguous, as is `type_ids`.
-            type_ids: which text of a pair a token is of.
-            starts: (count,), where each text begins.
+            type_ids: 0 or 1 for each token: its text within a pair.
+            starts: (count,), the place of each text's first token.
             lengths: (count,), tokens of each text.
             states: (places, hidden) contiguous; the last states are written to the places of tokens.
 
         Raises:
-            IndexError: the model has no embedding for an id, or for so late a position.
+            IndexError: the model has no embedding for an id or a position.
         """
         self._check(ids, type_ids, lengths)
         self._library.textmatch_run(
@@ -136,25 +156,63 @@ class Kernel:
         )
 
     def _check(self, ids: Ids, type_ids: Ids, lengths: Ids) -> None:
-        """The kernel trusts what it is given, and would read behind its tables."""
+        """The kernel does not check its input; it would read past the end of its tables."""
         last_position = self.shape.first_position + lengths.max() - 1
         for name, last in zip(TABLES, (ids.max(), last_position, type_ids.max()), strict=True):
             table = self._tables.get(name)
             if table is not None and last >= len(table):
-                raise IndexError(f"the model knows {len(table)} {name}, and {last} was asked for")
+                raise IndexError(f"the model has {len(table)} {name}; number {last} was asked for")
+
+
+def kernel_obstacle(present: CpuFeature | None = None) -> str:
+    """Why the kernel cannot run here; empty if it can.
+
+    Args:
+        present: what the processor and the operating system offer; None asks them.
+    """
+    try:
+        library = _library()
+    except KernelMissing as error:
+        return str(error)
+    if present is None:
+        present = CpuFeature(library.textmatch_present_features())
+    missing = CpuFeature(library.textmatch_needed_features()) & ~present
+    names = [str(feature.name).replace("_", "-") for feature in missing]
+    return f"this processor or operating system lacks {', '.join(names)}" if names else ""
 
 
 def weights_path(cache_directory: Path, model_id: str) -> Path:
-    """Where the weights of a model are kept."""
-    return cache_directory / f"{model_id}-{NAME}-{_FORM}.safetensors"
+    """The file of a model's weights in the cache."""
+    return cache_directory / f"{model_id}-native-{_FORM}.safetensors"
 
 
-def kernel_is_usable() -> bool:
-    """Whether the kernel was compiled and this processor can run it."""
+def write_cache(path: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write a description and arrays into one safetensors file.
+
+    The file appears complete or not at all. A cache that cannot be written is logged and is not an error.
+    """
     try:
-        return bool(_library().textmatch_is_usable())
-    except KernelMissing:
-        return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            unfinished = Path(scratch) / path.name
+            save_file(dict(arrays), unfinished, {_DESCRIPTION: json.dumps(description)})
+            unfinished.replace(path)
+    except OSError as error:
+        _log.warning("cannot write into the cache: %s", error)
+
+
+def read_cache(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Read what `write_cache` wrote.
+
+    Raises:
+        UnreadableCache: the file does not exist or holds something else.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            description: dict[str, Any] = json.loads(file.metadata()[_DESCRIPTION])
+            return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UnreadableCache(f'"{path}": {error}') from error
 
 
 def _layers(arrays: Arrays) -> list[_Layer]:

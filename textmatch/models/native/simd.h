@@ -1,7 +1,12 @@
 // Elementwise arithmetic on AVX-512, and conversions to bfloat16.
 #pragma once
 
+// Tests compile the kernel with emulated instructions; see tests/support/native.
+#ifdef TEXTMATCH_EMULATION
+#include TEXTMATCH_EMULATION
+#else
 #include <immintrin.h>
+#endif
 
 #include <cstddef>
 #include <cstdint>

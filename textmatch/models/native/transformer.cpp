@@ -7,19 +7,29 @@
 #include <cpuid.h>
 
 #include "encoder.h"
-#include "workers.h"
+#include "thread_pool.h"
 
 namespace {
 
 constexpr size_t kPieceTokens = 192;  // states and weights of so many share a core's second-level cache
 constexpr long kRequestTileData = 0x1023, kTileDataFeature = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
 
+// As kernel.py names them.
+constexpr uint32_t kAvx512 = 1, kAvx512Bf16 = 2, kAmxBf16 = 4, kAmxPermission = 8;
+#if defined(TEXTMATCH_EMULATED_AVX512)
+constexpr uint32_t kNeededFeatures = 0;
+#elif defined(TEXTMATCH_EMULATED_TILES)
+constexpr uint32_t kNeededFeatures = kAvx512 | kAvx512Bf16;
+#else
+constexpr uint32_t kNeededFeatures = kAvx512 | kAvx512Bf16 | kAmxBf16 | kAmxPermission;
+#endif
+
 class Transformer {
   public:
     Transformer(const Shape& shape, const EmbeddingWeights& embedding, const LayerWeights* layers, size_t distinct_layers,
                 size_t threads)
         : shape_(shape), embedding_(embedding), width_(round_up(shape.hidden, kBlock)),
-          embedding_width_(round_up(shape.embedding, kBlock)), scratches_(threads), workers_(threads) {
+          embedding_width_(round_up(shape.embedding, kBlock)), scratches_(threads), threads_(threads) {
         for (size_t layer = 0; layer < distinct_layers; ++layer)
             layers_.push_back(std::make_unique<Layer>(layers[layer], shape));
         norm_ = padded(embedding.norm, shape.embedding, embedding_width_);
@@ -36,7 +46,7 @@ class Transformer {
     void run(const int64_t* ids, const int64_t* types, const int64_t* starts, const int64_t* lengths, size_t count,
              int64_t first_position, float* out) {
         const std::vector<size_t> bounds = pieces(lengths, count);
-        workers_.run(bounds.size() - 1, [&](size_t thread, size_t piece) {
+        threads_.run(bounds.size() - 1, [&](size_t thread, size_t piece) {
             const size_t from = bounds[piece];
             run_piece(scratches_[thread], ids, types, starts + from, lengths + from, bounds[piece + 1] - from,
                       first_position, out);
@@ -48,7 +58,7 @@ class Transformer {
     std::vector<size_t> pieces(const int64_t* lengths, size_t count) const {
         size_t tokens = 0;
         for (size_t text = 0; text < count; ++text) tokens += lengths[text];
-        const size_t wanted = round_up((tokens + kPieceTokens - 1) / kPieceTokens, workers_.count());
+        const size_t wanted = round_up((tokens + kPieceTokens - 1) / kPieceTokens, threads_.count());
         std::vector<size_t> bounds{0};
         size_t seen = 0;
         for (size_t text = 0; text < count; ++text) {
@@ -129,22 +139,25 @@ class Transformer {
     PackedMatrix projection_;
     std::vector<std::unique_ptr<Layer>> layers_;
     std::vector<Layer::Scratch> scratches_;
-    Workers workers_;
+    ThreadPool threads_;
 };
 
 }  // namespace
 
 extern "C" {
 
-// Whether this processor and this kernel of the system let us use tiles and bfloat16.
-int textmatch_is_usable() {
+uint32_t textmatch_needed_features() { return kNeededFeatures; }
+
+// What the processor and the operating system offer. Asks the system for permission to use tiles.
+uint32_t textmatch_present_features() {
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    const bool has_tiles = (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
-    const bool has_avx512 = (b >> 16 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, BW, VL
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return 0;
-    const bool has_bf16 = a >> 5 & 1;  // AVX512-BF16
-    return has_tiles && has_avx512 && has_bf16 && syscall(SYS_arch_prctl, kRequestTileData, kTileDataFeature) == 0;
+    uint32_t present = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return present;
+    if ((b >> 16 & 1) && (b >> 30 & 1) && (b >> 31 & 1)) present |= kAvx512;  // F, BW, VL
+    if ((d >> 22 & 1) && (d >> 24 & 1)) present |= kAmxBf16;                  // AMX-BF16, AMX-TILE
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1)) present |= kAvx512Bf16;
+    if (syscall(SYS_arch_prctl, kRequestTileData, kTileDataFeature) == 0) present |= kAmxPermission;
+    return present;
 }
 
 // `layers` holds `distinct_layers`; if the shape has more, the last one is run again. The tables must outlive it.

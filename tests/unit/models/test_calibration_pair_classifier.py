@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from textmatch.models.embedding_scorers import PairClassifier
+from textmatch.models.calibration import PairClassifier
 from textmatch.models.model_resolver import UnusableModel
 from textmatch.vectors import normalise
 

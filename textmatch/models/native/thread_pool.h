@@ -8,14 +8,14 @@
 #include <thread>
 #include <vector>
 
-class Workers {
+class ThreadPool {
   public:
-    explicit Workers(size_t threads) {
+    explicit ThreadPool(size_t threads) {
         for (size_t number = 1; number < threads; ++number)
             threads_.emplace_back([this, number] { serve(number); });
     }
 
-    ~Workers() {
+    ~ThreadPool() {
         {
             std::lock_guard lock(mutex_);
             is_over_ = true;
