@@ -25,7 +25,7 @@ from textmatch.client import Match, MatchKeywords, Recall, TextMatchClient
 from textmatch.errors import TextMatchError
 from textmatch.ranking_metrics import retrieval_metrics
 from training.evaluation.bootstrap import Values
-from training.evaluation.retrieval import Collection, read_collection
+from training.evaluation.retrieval import RetrievalSet, read_retrieval_set
 
 _DEPTH = 100
 # The number of candidates that the default settings score with the cross-encoder.
@@ -52,7 +52,7 @@ class QuestionSet:
     """Queries, their judgements and their documents."""
 
     name: str
-    collection: Collection
+    collection: RetrievalSet
 
 
 def main(
@@ -85,7 +85,7 @@ def _groups(data: Path | None) -> Iterator[list[QuestionSet]]:
     """Groups of sets that share their documents."""
     cranfield = data / "cranfield-en" if data else None
     if cranfield is not None and cranfield.is_dir():
-        yield [QuestionSet("cranfield", read_collection(cranfield))]
+        yield [QuestionSet("cranfield", read_retrieval_set(cranfield))]
     else:
         typer.echo("cranfield-en is left out: give its parent folder with --data", err=True)
     yield [
@@ -94,11 +94,11 @@ def _groups(data: Path | None) -> Iterator[list[QuestionSet]]:
     ]
 
 
-def _demo_collection(path: Path) -> Collection:
+def _demo_collection(path: Path) -> RetrievalSet:
     documents = build_corpus()
     positions = {document.id: position for position, document in enumerate(documents)}
     questions = read_questions(path)
-    return Collection(
+    return RetrievalSet(
         documents=[document.text for document in documents],
         queries=[question.text for question in questions],
         grades=[
@@ -108,7 +108,7 @@ def _demo_collection(path: Path) -> Collection:
     )
 
 
-def _ingest(client: TextMatchClient, collection: Collection) -> None:
+def _ingest(client: TextMatchClient, collection: RetrievalSet) -> None:
     texts = enumerate(collection.documents)
     summary = client.ingest_all(
         ({"id": str(position), "text": text} for position, text in texts if text.strip()), wait=True
@@ -119,7 +119,7 @@ def _ingest(client: TextMatchClient, collection: Collection) -> None:
 
 def _measure_set(address: str, one: QuestionSet, count: int | None) -> dict[str, float]:
     collection = one.collection
-    collection = Collection(collection.documents, collection.queries[:count], collection.grades[:count])
+    collection = RetrievalSet(collection.documents, collection.queries[:count], collection.grades[:count])
     with TextMatchClient(address, bulk_timeout_seconds=_BULK_SECONDS) as client:
         rankings = _rankings(client, collection.queries)
     for deadline_ms in _DEADLINES_MS:
@@ -197,7 +197,7 @@ def _by_bm25(match: Match) -> float:
     return -(match.explanation.bm25 or 0.0) if match.explanation else 0.0
 
 
-def _metrics(collection: Collection, rankings: Sequence[Sequence[int]]) -> Mapping[str, float]:
+def _metrics(collection: RetrievalSet, rankings: Sequence[Sequence[int]]) -> Mapping[str, float]:
     grades = np.zeros((len(rankings), _DEPTH))
     for row, ranking, judged in zip(grades, rankings, collection.grades, strict=True):
         row[: len(ranking)] = [judged.get(position, 0.0) for position in ranking]

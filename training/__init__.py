@@ -1,1 +1,1 @@
-"""Recipes that make the models textmatch serves, their evaluation and the command `python -m training`."""
+"""Recipes for the models that textmatch serves, their evaluation, and the command `python -m training`."""

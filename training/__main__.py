@@ -1,4 +1,4 @@
-"""Train a model: `textmatch train RECIPE`, or `python -m training RECIPE` under accelerate."""
+"""The training commands: `textmatch train RECIPE`, or `python -m training RECIPE` under accelerate."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from transformers.utils import logging as transformers_logging
 
 from textmatch.errors import TextMatchError
 from training.calibrate import calibrate
+from training.fit import RunResult
 from training.mlm import MlmSettings, train_mlm
-from training.options import add_command, short_name
 from training.regression import RegressionSettings, train_regression
-from training.run_result import Outcome
 from training.sbert import SbertSettings, train_sbert
+from training.settings import add_command, short_path
 from training.siamese import SiameseSettings, train_siamese
 from training.simcse import MiningSettings, SimcseSettings, mine, train_simcse
 from training.split import SplitSettings, split_files
@@ -26,29 +26,32 @@ Settings = TypeVar("Settings")
 
 
 def _add_recipe(
-    app: typer.Typer, name: str, settings_class: type[Settings], train: Callable[[Settings, Console], Outcome]
+    app: typer.Typer,
+    name: str,
+    settings_class: type[Settings],
+    train: Callable[[Settings, Console], RunResult],
 ) -> None:
-    """Add the command `name`, which trains with the settings that its options give."""
+    """Add the command `name`, which trains with the settings of its options."""
 
     def run(settings: Settings) -> None:
-        # Their bars would break into ours; that a new head is new is no news.
+        # Their bars break ours, and their warnings of randomly initialised heads are expected.
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        _tell(train(settings, Console(stderr=True)))
+        _print_result(train(settings, Console(stderr=True)))
 
     run.__doc__ = train.__doc__
     add_command(app, name, settings_class, run)
 
 
-def _tell(outcome: Outcome) -> None:
+def _print_result(result: RunResult) -> None:
     console = Console()
-    if outcome.measured:
-        names = list(next(iter(outcome.measured.values())))
+    if result.metrics:
+        names = list(next(iter(result.metrics.values())))
         table = Table("measured on", *names)
-        for path, measured in outcome.measured.items():
-            table.add_row(short_name(path), *(f"{measured[name]:.4f}" for name in names))
+        for path, metrics in result.metrics.items():
+            table.add_row(short_path(path), *(f"{metrics[name]:.4f}" for name in names))
         console.print(table)
-    console.print(f"saved to {outcome.output}", highlight=False, soft_wrap=True)
+    console.print(f"saved to {result.output}", highlight=False, soft_wrap=True)
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -63,7 +66,7 @@ app.command()(calibrate)
 
 
 def main() -> None:
-    """Runs the command; failures of the caller are one line on stderr and exit code 1."""
+    """Run the command. An error of the caller is one line on stderr and exit code 1."""
     try:
         app()
     except TextMatchError as error:

@@ -1,6 +1,6 @@
-"""How every bi-encoder is trained, measured and saved; the recipes say with what model, data and loss.
+"""Trains, saves and evaluates every bi-encoder. A recipe contributes the model, the data and the loss.
 
-The classes of labelled pairs, and what each is worth as a score.
+Also the classes of labelled pairs, and the score that each class stands for.
 """
 
 from __future__ import annotations
@@ -21,69 +21,71 @@ from torch import nn
 
 from textmatch.errors import InvalidInput
 from textmatch.models.calibration import PairClassifier
+from training.data_files import ClassPair, ScoredPair
 from training.data_report import DataReport
 from training.evaluators import PairEvaluator, pair_classifier
-from training.fit import Goal, fit, training_arguments
+from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
 from training.model_builder import BiEncoderSettings
 from training.model_files import save_bi_encoder
-from training.pairs import ClassPair
-from training.run_result import Outcome, finish
 from training.trainers import BiEncoderTrainer, LengthSortedBatchSampler
 
-_KNOWN_SCORES = {"contradiction": 0.0, "neutral": 0.5, "entailment": 1.0}
+# Dataset columns of the two sentences of a pair; a triple has a third one.
+QUERY, DOCUMENT, NEGATIVE = "sentence1", "sentence2", "sentence3"
+# Randomly initialised layers take a higher learning rate than those of the base model.
+_NEW_LAYERS = (r"^classifier\.", r"encoder\.(weight|bias)_(ih|hh)_")
+_INFERENCE_SCORES = {"contradiction": 0.0, "neutral": 0.5, "entailment": 1.0}
 
 
 @dataclass(frozen=True)
-class Classes:
+class LabelClasses:
     """Names and scores of the classes, in the order of the classifier's outputs."""
 
     names: tuple[str, ...]
     scores: tuple[float, ...]
 
+    def check(self, pairs: Sequence[ClassPair], name: str) -> None:
+        """Refuse pairs of other classes.
 
-def find_classes(pairs: Sequence[ClassPair], chosen: str) -> Classes:
-    """The classes as the caller gives them (`no=0,maybe=0.5,yes=1`), or as the pairs show them.
+        Raises:
+            InvalidInput: naming the file and the first such row.
+        """
+        for row, pair in enumerate(pairs, start=1):
+            if pair.label not in self.names:
+                problem = f'class "{pair.label}" is not one of {", ".join(self.names)}'
+                raise InvalidInput.of_field(f"{name} row {row}", problem)
 
-    Numbers are worth more the greater they are, in equal steps; the three classes of language inference have
-    scores of their own.
+
+def find_classes(pairs: Sequence[ClassPair], chosen: str) -> LabelClasses:
+    """The classes that the option gives (`no=0,maybe=0.5,yes=1`), or those of the pairs.
+
+    Numeric classes get scores from 0 to 1 in equal steps. The three classes of natural language inference
+    have fixed scores.
 
     Raises:
         InvalidInput: they cannot be found or do not fit.
     """
-    classes = _parse(chosen) if chosen else _found({pair.label for pair in pairs})
+    classes = _parse_classes(chosen) if chosen else _classes_of({pair.label for pair in pairs})
     if len(classes.names) < 2:
         raise InvalidInput.of_field("label", f'all pairs have the class "{classes.names[0]}"; two are needed')
-    check_labels(pairs, classes, "train")
+    classes.check(pairs, "train")
     return classes
 
 
-def check_labels(pairs: Sequence[ClassPair], classes: Classes, name: str) -> None:
-    """Refuse pairs of other classes.
-
-    Raises:
-        InvalidInput: naming the first one.
-    """
-    for row, pair in enumerate(pairs, start=1):
-        if pair.label not in classes.names:
-            names = ", ".join(classes.names)
-            raise InvalidInput.of_field(f"{name} row {row}", f'class "{pair.label}" is none of {names}')
-
-
-def _found(labels: set[str]) -> Classes:
-    if labels <= _KNOWN_SCORES.keys():
-        names = sorted(labels, key=_KNOWN_SCORES.__getitem__)
-        return Classes(tuple(names), tuple(_KNOWN_SCORES[name] for name in names))
+def _classes_of(labels: set[str]) -> LabelClasses:
+    if labels <= _INFERENCE_SCORES.keys():
+        names = sorted(labels, key=_INFERENCE_SCORES.__getitem__)
+        return LabelClasses(tuple(names), tuple(_INFERENCE_SCORES[name] for name in names))
     try:
         names = sorted(labels, key=float)
     except ValueError:
         shown = ", ".join(sorted(labels)[:5])
-        problem = f"say with --classes what each class is worth, such as no=0,yes=1; the file has {shown}"
+        problem = f"give the score of each class with --classes, such as no=0,yes=1; the file has {shown}"
         raise InvalidInput.of_field("classes", problem) from None
     highest = max(len(names) - 1, 1)
-    return Classes(tuple(names), tuple(number / highest for number in range(len(names))))
+    return LabelClasses(tuple(names), tuple(number / highest for number in range(len(names))))
 
 
-def _parse(text: str) -> Classes:
+def _parse_classes(text: str) -> LabelClasses:
     names: list[str] = []
     scores: list[float] = []
     for part in text.split(","):
@@ -95,18 +97,12 @@ def _parse(text: str) -> Classes:
         if not name.strip() or not 0 <= scores[-1] <= 1:
             raise InvalidInput.of_field("classes", f'"{part}" needs a name and a score in 0..1')
         names.append(name.strip())
-    return Classes(tuple(names), tuple(scores))
-
-
-# What the two sentences of a pair are called in a dataset; a triple has a third column.
-QUERY, DOCUMENT, NEGATIVE = "sentence1", "sentence2", "sentence3"
-# Layers that start from nothing learn faster than the ones of the base model.
-_NEW_LAYERS = (r"^classifier\.", r"encoder\.(weight|bias)_(ih|hh)_")
+    return LabelClasses(tuple(names), tuple(scores))
 
 
 @dataclass(frozen=True)
 class BiEncoderTask:
-    """A recipe's part of a run. `evaluator_of` makes the evaluator of a file of pairs."""
+    """What a recipe contributes. `evaluator_of` makes the evaluator of a file of pairs."""
 
     recipe: str
     report: DataReport
@@ -115,43 +111,42 @@ class BiEncoderTask:
     dataset: Dataset
     evaluator_of: Callable[[Path], PairEvaluator]
     metric: str
-    classes: Classes | None = None
+    classes: LabelClasses | None = None
     batch_sampler: Any = LengthSortedBatchSampler
 
 
-def pair_columns(first: Sequence[str], second: Sequence[str], labels: Sequence[float]) -> Dataset:
+def pair_dataset(pairs: Sequence[ScoredPair] | Sequence[ClassPair], labels: Sequence[float]) -> Dataset:
     """Queries, documents and their labels as a dataset."""
-    return Dataset.from_dict({QUERY: list(first), DOCUMENT: list(second), "label": list(labels)})
+    columns = {QUERY: [pair.first for pair in pairs], DOCUMENT: [pair.second for pair in pairs]}
+    return Dataset.from_dict({**columns, "label": list(labels)})
 
 
 def train_bi_encoder(
     task: BiEncoderTask, settings: BiEncoderSettings, new_layer_learning_rate: float, console: Console
-) -> Outcome:
-    """Train, save with the classifier if there is one, and measure what came out.
+) -> RunResult:
+    """Train, save the model with the classifier if there is one, and evaluate it.
 
     Raises:
-        Interrupted: Ctrl-C came.
+        TrainingInterrupted: on Ctrl-C.
     """
-    goal = Goal(task.metric)
-    evaluator = task.evaluator_of(settings.dev) if settings.dev else None
+    metric = SelectionMetric(task.metric)
     trainer = BiEncoderTrainer(
         model=task.model,
         args=SentenceTransformerTrainingArguments(
-            **training_arguments(settings, goal),
-            **_columns(task.model, task.dataset),
+            **training_arguments(settings, metric),
+            **_column_roles(task.model, task.dataset),
             batch_sampler=task.batch_sampler,
             learning_rate_mapping=_rates_of_new_layers(task.loss, new_layer_learning_rate),
         ),
         train_dataset=task.dataset,
         loss=task.loss,
-        evaluator=evaluator,
+        evaluator=task.evaluator_of(settings.dev) if settings.dev else None,
     )
-    trainer.schedule = settings.schedule
-    fit(trainer, settings, goal, console)
+    fit(trainer, settings, metric, console)
     if trainer.is_world_process_zero():
         base = settings.base if settings.adapter_rank else ""
         save_bi_encoder(task.model, settings.output, _classifier(task), adapter_base=base)
-    return finish(
+    return finish_run(
         task.recipe,
         settings,
         report=task.report,
@@ -166,8 +161,8 @@ def _classifier(task: BiEncoderTask) -> PairClassifier | None:
     return pair_classifier(task.loss.classifier, task.classes.scores)
 
 
-def _columns(model: SentenceTransformer, dataset: Dataset) -> dict[str, Any]:
-    """First sentences are queries, the others documents: with their prompts, and through their towers."""
+def _column_roles(model: SentenceTransformer, dataset: Dataset) -> dict[str, Any]:
+    """First sentences are queries, the others documents. The role decides the prompt and the tower."""
     role_of = {
         name: "query" if name == QUERY else "document" for name in dataset.column_names if name != "label"
     }

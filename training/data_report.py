@@ -1,4 +1,4 @@
-"""What is in the data, told before training: balance, lengths, repeated rows, leaks into dev."""
+"""Statistics of the training data, printed before training: labels, lengths, repeated rows, leaks."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from training.options import short_name
-from training.pairs import ClassPair, read_class_pairs
-from training.settings import RunSettings
+from training.data_files import ClassPair, read_class_pairs
+from training.settings import RunSettings, short_path
 
-_MOST_CLASSES = 10
+_MAX_LABELS = 10
 _SCORE_GROUPS = 5
 _LENGTH_LIMITS = (8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """The texts of one row, one or more, and its label; "" where there is none."""
+    """The texts of one row, one or more, and its label; "" if it has none."""
 
     texts: tuple[str, ...]
     label: str = ""
 
 
 @dataclass(frozen=True)
-class Leak:
-    """How much of a file to measure on stands in the training data too, in either order."""
+class DataLeak:
+    """How much of an evaluation file is in the training data too. The order of a pair does not matter."""
 
     path: Path
     row_count: int
@@ -43,58 +42,51 @@ class Leak:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Of the training rows; `lengths` counts texts by their characters."""
+    """Statistics of the training rows; `lengths` counts texts by their characters."""
 
     row_count: int
     labels: tuple[tuple[str, int], ...]
     lengths: tuple[tuple[str, int], ...]
     repeated_count: int
     contradicted_count: int
-    leaks: tuple[Leak, ...]
+    leaks: tuple[DataLeak, ...]
 
     def lines(self) -> list[tuple[str, str]]:
-        """The report for people: what, and how much."""
-        lines = [("rows", f"{self.row_count:,}"), ("characters of a text", _shares(self.lengths))]
+        """The report as (what, how much) texts."""
+        lines = [("rows", f"{self.row_count:,}"), ("characters per text", _shares(self.lengths))]
         if self.labels:
             lines.insert(1, ("labels", _shares(self.labels)))
         lines.append(("repeated rows", f"{self.repeated_count:,}"))
         if self.labels:
-            lines.append(("rows that another contradicts", f"{self.contradicted_count:,}"))
-        lines += [
-            (
-                f"of {short_name(leak.path)}, seen in training",
-                (
-                    f"{leak.leaked_row_count:,} of {leak.row_count:,} rows,"
-                    f" {leak.leaked_sentence_count:,} of {leak.sentence_count:,} sentences"
-                ),
-            )
-            for leak in self.leaks
-        ]
+            lines.append(("rows with contradictory labels", f"{self.contradicted_count:,}"))
+        for leak in self.leaks:
+            rows = f"{leak.leaked_row_count:,} of {leak.row_count:,} rows"
+            sentences = f"{leak.leaked_sentence_count:,} of {leak.sentence_count:,} sentences"
+            lines.append((f"of {short_path(leak.path)}, seen in training", f"{rows}, {sentences}"))
         return lines
+
+    def print_to(self, console: Console) -> None:
+        """Print the report as a table."""
+        table = Table("training data", "", highlight=True)
+        for line in self.lines():
+            table.add_row(*line)
+        console.print(table)
 
 
 def report_data(settings: RunSettings, rows: Sequence[TrainingRow], console: Console) -> DataReport:
-    """Look at the training rows beside the files to measure on, and print what was found.
+    """Compare the training rows with the evaluation files, and print the report.
 
     Raises:
-        InvalidInput: a file to measure on cannot be read.
+        InvalidInput: an evaluation file cannot be read.
     """
-    measured = [*([settings.dev] if settings.dev else []), *settings.held_out]
-    report = describe(rows, {path: read_class_pairs(path, settings.form) for path in measured})
-    tell(report, console)
+    pairs = {path: read_class_pairs(path, settings.file_format) for path in settings.evaluation_files}
+    report = build_report(rows, pairs)
+    report.print_to(console)
     return report
 
 
-def tell(report: DataReport, console: Console) -> None:
-    """Print the report as a table."""
-    table = Table("training data", "", highlight=True)
-    for line in report.lines():
-        table.add_row(*line)
-    console.print(table)
-
-
-def describe(rows: Sequence[TrainingRow], measured: Mapping[Path, Sequence[ClassPair]]) -> DataReport:
-    """Count what a person should know of the training rows and of the files to measure on."""
+def build_report(rows: Sequence[TrainingRow], evaluated: Mapping[Path, Sequence[ClassPair]]) -> DataReport:
+    """Statistics of the training rows, and their overlap with each evaluation file."""
     labels_of: dict[frozenset[str], set[str]] = {}
     for row in rows:
         labels_of.setdefault(frozenset(row.texts), set()).add(row.label)
@@ -105,7 +97,7 @@ def describe(rows: Sequence[TrainingRow], measured: Mapping[Path, Sequence[Class
         lengths=_length_groups([len(text) for row in rows for text in row.texts]),
         repeated_count=len(rows) - len(labels_of),
         contradicted_count=sum(len(labels_of[frozenset(row.texts)]) > 1 for row in rows),
-        leaks=tuple(_leak(path, pairs, labels_of.keys(), sentences) for path, pairs in measured.items()),
+        leaks=tuple(_leak(path, pairs, labels_of.keys(), sentences) for path, pairs in evaluated.items()),
     )
 
 
@@ -114,9 +106,9 @@ def _leak(
     pairs: Sequence[ClassPair],
     seen_rows: AbstractSet[frozenset[str]],
     seen_sentences: AbstractSet[str],
-) -> Leak:
+) -> DataLeak:
     sentences = {sentence for pair in pairs for sentence in (pair.first, pair.second)}
-    return Leak(
+    return DataLeak(
         path=path,
         row_count=len(pairs),
         leaked_row_count=sum(frozenset((pair.first, pair.second)) in seen_rows for pair in pairs),
@@ -126,8 +118,8 @@ def _leak(
 
 
 def _label_groups(counts: Counter[str]) -> tuple[tuple[str, int], ...]:
-    """Each class by itself; scores, of which there are many, in groups of equal width."""
-    if len(counts) <= _MOST_CLASSES:
+    """Count by label. Scores, which have many values, are counted in intervals of equal width."""
+    if len(counts) <= _MAX_LABELS:
         return tuple(sorted(counts.items()))
     scores = np.array([float(label) for label in counts.elements()])
     sizes, limits = np.histogram(scores, bins=_SCORE_GROUPS)
@@ -138,8 +130,7 @@ def _label_groups(counts: Counter[str]) -> tuple[tuple[str, int], ...]:
 
 
 def _length_groups(lengths: Sequence[int]) -> tuple[tuple[str, int], ...]:
-    edges = [0, *_LENGTH_LIMITS, np.inf]
-    sizes, _ = np.histogram(lengths, bins=edges)
+    sizes, _ = np.histogram(lengths, bins=[0, *_LENGTH_LIMITS, np.inf])
     names = [f"{low} to {high - 1}" for low, high in pairwise((0, *_LENGTH_LIMITS))]
     names.append(f"{_LENGTH_LIMITS[-1]} or more")
     return tuple((name, int(size)) for name, size in zip(names, sizes, strict=True) if size)

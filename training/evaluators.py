@@ -1,9 +1,9 @@
-"""What is measured while training: cosines against gold scores, or how often the class is right."""
+"""Evaluators that the trainers call during training: correlation with gold scores, or class accuracy."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from textmatch.models.calibration import PairClassifier
-from training.pairs import ClassPair, ScoredPair, ScoreRange
+from training.data_files import ClassPair, ScoredPair, ScoreRange
 
 SPEARMAN = "spearman"
 ACCURACY = "accuracy"
@@ -22,11 +22,11 @@ _BATCH_SIZE = 64
 
 
 class PairEvaluator(BaseEvaluator, ABC):
-    """Measures a bi-encoder on pairs, as the trainer asks for it."""
+    """Evaluates a model on labelled pairs."""
 
     @abstractmethod
-    def measure(self, model: SentenceTransformer) -> dict[str, float]:
-        """Name -> figure."""
+    def measure(self, model: Any) -> dict[str, float]:
+        """Values by metric name."""
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
@@ -34,8 +34,8 @@ class PairEvaluator(BaseEvaluator, ABC):
         return self.measure(model)
 
 
-class CosineAgreement(PairEvaluator):
-    """Spearman of the cosine of a query and a document with the gold score."""
+class CosineEvaluator(PairEvaluator):
+    """Spearman correlation of a bi-encoder's cosine with the gold score."""
 
     def __init__(self, pairs: Sequence[ScoredPair]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -43,13 +43,13 @@ class CosineAgreement(PairEvaluator):
         self._gold = np.array([pair.score for pair in pairs])
 
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
-        first, second = embed_pairs(model, self._pairs)
+        first, second = _embed_pairs(model, self._pairs)
         cosines = (first * second).sum(axis=1)
         return {SPEARMAN: _correlation(spearmanr, cosines, self._gold)}
 
 
-class ClassAccuracy(PairEvaluator):
-    """Share of the pairs whose class the classifier of a softmax loss finds."""
+class ClassEvaluator(PairEvaluator):
+    """Accuracy of the classifier that a softmax loss trains over a bi-encoder's embeddings."""
 
     def __init__(
         self, pairs: Sequence[ClassPair], classes: Sequence[str], classifier: torch.nn.Linear
@@ -60,13 +60,13 @@ class ClassAccuracy(PairEvaluator):
         self._classifier = classifier
 
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
-        first, second = embed_pairs(model, self._pairs)
+        first, second = _embed_pairs(model, self._pairs)
         logits = pair_classifier(self._classifier, ()).logits(first, second)
         return {ACCURACY: float((logits.argmax(axis=1) == self._gold).mean())}
 
 
-class ScoreAgreement(BaseEvaluator):
-    """Of a cross-encoder's scores with gold scores, both in 0..1: correlations and squared error."""
+class ScoreEvaluator(PairEvaluator):
+    """Correlations and mean squared error of a cross-encoder's scores with gold scores, both in 0..1."""
 
     def __init__(self, pairs: Sequence[ScoredPair], score_range: ScoreRange) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -74,15 +74,9 @@ class ScoreAgreement(BaseEvaluator):
         self._gold = np.array([pair.score for pair in pairs])
         self._range = score_range
 
-    def __call__(
-        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
-    ) -> dict[str, float]:
-        return self.measure(model)
-
     def measure(self, model: CrossEncoder) -> dict[str, float]:
-        """Name -> figure."""
         predicted = model.predict(self._pairs, batch_size=_BATCH_SIZE, show_progress_bar=False)
-        scores = self._range.share(np.asarray(predicted, dtype=np.float64))
+        scores = self._range.normalise(np.asarray(predicted, dtype=np.float64))
         return {
             SPEARMAN: _correlation(spearmanr, scores, self._gold),
             "pearson": _correlation(pearsonr, scores, self._gold),
@@ -90,14 +84,8 @@ class ScoreAgreement(BaseEvaluator):
         }
 
 
-def _correlation(correlate: Any, scores: NDArray[Any], gold: NDArray[Any]) -> float:
-    """0 where either side is constant and a correlation does not exist."""
-    is_comparable = np.ptp(scores) > 0 and np.ptp(gold) > 0
-    return float(correlate(scores, gold).statistic) if is_comparable else 0.0
-
-
 def pair_classifier(classifier: torch.nn.Linear, class_scores: Sequence[float]) -> PairClassifier:
-    """The linear layer of a softmax loss in the form that is served."""
+    """The linear layer of a softmax loss in the form that the encoder loads."""
     return PairClassifier(
         weight=classifier.weight.detach().float().cpu().numpy(),
         bias=classifier.bias.detach().float().cpu().numpy(),
@@ -105,28 +93,23 @@ def pair_classifier(classifier: torch.nn.Linear, class_scores: Sequence[float]) 
     )
 
 
-def embed_pairs(
-    model: SentenceTransformer, pairs: Sequence[ScoredPair] | Sequence[ClassPair]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """First sentences as queries, second ones as documents: two of (pair, dimension), rows of length 1."""
-    first = model.encode_query(
-        [pair.first for pair in pairs],
-        batch_size=_BATCH_SIZE,
-        normalize_embeddings=True,
-        show_progress_bar=False,
-    )
-    second = model.encode_document(
-        [pair.second for pair in pairs],
-        batch_size=_BATCH_SIZE,
-        normalize_embeddings=True,
-        show_progress_bar=False,
-    )
-    return np.asarray(first, dtype=np.float32), np.asarray(second, dtype=np.float32)
-
-
-def embed(model: SentenceTransformer, sentences: Sequence[str]) -> NDArray[np.float32]:
-    """L2-normalised embeddings: (sentence, dimension)."""
-    embeddings = model.encode(
+def embed(encode: Callable[..., Any], sentences: Sequence[str]) -> NDArray[np.float32]:
+    """L2-normalised embeddings by an encode method of sentence-transformers: (sentence, dimension)."""
+    embeddings = encode(
         list(sentences), batch_size=_BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False
     )
     return np.asarray(embeddings, dtype=np.float32)
+
+
+def _embed_pairs(
+    model: SentenceTransformer, pairs: Sequence[ScoredPair] | Sequence[ClassPair]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """First sentences as queries, second ones as documents: (pair, dimension) each."""
+    first = embed(model.encode_query, [pair.first for pair in pairs])
+    return first, embed(model.encode_document, [pair.second for pair in pairs])
+
+
+def _correlation(correlate: Any, scores: NDArray[Any], gold: NDArray[Any]) -> float:
+    """0 where either side is constant and a correlation is not defined."""
+    is_defined = np.ptp(scores) > 0 and np.ptp(gold) > 0
+    return float(correlate(scores, gold).statistic) if is_defined else 0.0

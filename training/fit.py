@@ -1,143 +1,67 @@
-"""One training run: checkpoints, the best one kept, early stopping, resuming, an orderly end on Ctrl-C.
+"""One training run: checkpoints, early stopping, resuming, evaluation of the result and its model card.
 
-Ctrl-C ends training behind the next step, with a checkpoint to go on from.
-
-What a person sees of training: a bar with loss and time left, or lines where nobody looks.
+Training keeps the checkpoint with the best dev metric. On Ctrl-C it stops after the current step, with a
+checkpoint to resume from.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from training.settings import RunSettings
+from training.data_report import DataReport
+from training.model_card import write_card_of_run
+from training.model_files import save_history
+from training.settings import RunSettings, command_line
+from training.trainers import ScheduledTrainer
 
+_KEPT_CHECKPOINTS = 2
+_WARM_UP_SHARE = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class SaveOnInterrupt(TrainerCallback):
-    """Saves and stops when SIGINT or SIGTERM comes while it is entered; the second takes effect at once."""
-
-    def __init__(self) -> None:
-        self.is_interrupted = False
-
-    def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_interrupted = True
-        signal.signal(number, self._previous[signal.Signals(number)])
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.is_interrupted:
-            control.should_save = True
-            control.should_training_stop = True
-
-
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-class ShowProgress(TrainerCallback):
-    """A bar on a terminal; elsewhere a line for each measurement and every half minute."""
-
-    def __init__(self, metric: str, console: Console) -> None:
-        self._metric = metric
-        self._console = console
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._loss = ""
-        self._measured = ""
-        self._printed_at = time.monotonic()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._task = self._progress.add_task(
-            "training", total=state.max_steps, completed=state.global_step, figures=""
-        )
-        if state.is_world_process_zero:
-            self._progress.start()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._progress.update(self._task, completed=state.global_step)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
-    ) -> None:
-        logs: dict[str, float] = found["logs"]
-        if "loss" in logs:
-            self._loss = f"loss {float(logs['loss']):.4f}"
-        is_measurement = f"eval_{self._metric}" in logs
-        if is_measurement:
-            self._measured = f"dev {self._metric} {logs[f'eval_{self._metric}']:.4f}"
-        figures = " ".join(filter(None, (self._loss, self._measured)))
-        self._progress.update(self._task, figures=figures)
-        is_due = is_measurement or time.monotonic() - self._printed_at > _SECONDS_BETWEEN_LINES
-        if is_due and state.is_world_process_zero and not self._console.is_terminal:
-            self._console.print(f"step {state.global_step} of {state.max_steps}: {figures}")
-            self._printed_at = time.monotonic()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._progress.stop()
-
-
-# Of a model directory this is no part: what begins with a dot does not count for its id.
-HISTORY = Path(".training") / "history.json"
-_KEPT_CHECKPOINTS = 2
-_WARM_UP_SHARE = 0.1
-
-
 @dataclass(frozen=True)
-class Goal:
-    """What the dev file is measured by: the evaluator's name for it, and whether more of it is better."""
+class SelectionMetric:
+    """The metric on the dev file that selects the best checkpoint."""
 
-    metric: str
+    name: str
     is_greater_better: bool = True
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped from outside; its checkpoint is saved."""
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. `metrics` holds the recipe's metrics by dev and held-out file."""
+
+    output: Path
+    command: str
+    metrics: Mapping[Path, Mapping[str, float]]
 
 
-def training_arguments(settings: RunSettings, goal: Goal) -> dict[str, Any]:
-    """What the settings say, as the arguments that all trainers take."""
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was interrupted; its checkpoint is saved."""
+
+
+def training_arguments(settings: RunSettings, metric: SelectionMetric) -> dict[str, Any]:
+    """The settings as the arguments that all trainers take."""
     has_dev = settings.dev is not None
     strategy = "steps" if settings.evaluate_steps else "epoch"
     device = settings.torch_device
@@ -161,8 +85,8 @@ def training_arguments(settings: RunSettings, goal: Goal) -> dict[str, Any]:
         "save_steps": settings.evaluate_steps or 500,
         "save_total_limit": _KEPT_CHECKPOINTS,
         "load_best_model_at_end": has_dev,
-        "metric_for_best_model": f"eval_{goal.metric}" if has_dev else None,
-        "greater_is_better": goal.is_greater_better if has_dev else None,
+        "metric_for_best_model": f"eval_{metric.name}" if has_dev else None,
+        "greater_is_better": metric.is_greater_better if has_dev else None,
         "logging_steps": 10,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
@@ -170,46 +94,127 @@ def training_arguments(settings: RunSettings, goal: Goal) -> dict[str, Any]:
     }
 
 
-def fit(trainer: Trainer, settings: RunSettings, goal: Goal, console: Console) -> None:
-    """Train, leave the best model in the trainer, and write the history of loss and measurements.
+def fit(trainer: ScheduledTrainer, settings: RunSettings, metric: SelectionMetric, console: Console) -> None:
+    """Train, load the best checkpoint into the trainer's model, and write the training history.
 
     Raises:
-        Interrupted: Ctrl-C came; a checkpoint was saved, and how to go on was said.
+        TrainingInterrupted: on Ctrl-C, after a checkpoint was saved and the way to resume was printed.
     """
+    trainer.schedule = settings.schedule
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ShowProgress(goal.metric, console))
+    trainer.add_callback(ShowProgress(metric.name, console))
     if settings.patience:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
-    checkpoint = _last_checkpoint(settings) if settings.resume else None
+    checkpoint = None
+    if settings.resume:
+        checkpoint = get_last_checkpoint(str(settings.checkpoints))  # type: ignore[no-untyped-call]
     with SaveOnInterrupt() as interrupt:
         trainer.add_callback(interrupt)
         trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.is_interrupted:
         console.print(
             f'stopped at step {trainer.state.global_step}; the checkpoint is in "{settings.checkpoints}".'
-            " Go on with the same command and --resume"
+            " To continue, run the same command with --resume"
         )
-        raise Interrupted
+        raise TrainingInterrupted
     if trainer.is_world_process_zero():
-        _write_history(settings.output, trainer.state.log_history)
+        save_history(settings.output, trainer.state.log_history)
 
 
 def has_checkpoint(directory: Path) -> bool:
-    """Whether a run has left something to go on from."""
+    """Whether there is a checkpoint to resume from."""
     return any(directory.glob("checkpoint-*"))
 
 
-def remove_checkpoints(settings: RunSettings) -> None:
-    """Once the model is saved nobody needs them."""
+def finish_run(
+    recipe: str,
+    settings: RunSettings,
+    report: DataReport,
+    measure: Callable[[Path], Mapping[str, float]],
+    base_name: str,
+) -> RunResult:
+    """Evaluate the model, write the model card, and remove the checkpoints.
+
+    Args:
+        recipe: its name.
+        settings: of the run.
+        report: of the training data.
+        measure: from an evaluation file to metrics of the model that was saved.
+        base_name: of the base model; empty if there was none.
+    """
+    metrics = {path: measure(path) for path in settings.evaluation_files}
+    if PartialState().is_main_process:
+        write_card_of_run(recipe, settings, report, metrics, base_name)
     shutil.rmtree(settings.checkpoints, ignore_errors=True)
+    return RunResult(settings.output, command_line(recipe, settings), metrics)
 
 
-def _last_checkpoint(settings: RunSettings) -> str | None:
-    found: str | None = get_last_checkpoint(str(settings.checkpoints))  # type: ignore[no-untyped-call]
-    return found
+class SaveOnInterrupt(TrainerCallback):
+    """Saves a checkpoint and stops on SIGINT or SIGTERM while entered. A second signal acts immediately."""
+
+    def __init__(self) -> None:
+        self.is_interrupted = False
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.is_interrupted = True
+        signal.signal(number, self._previous[signal.Signals(number)])
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.is_interrupted:
+            control.should_save = True
+            control.should_training_stop = True
 
 
-def _write_history(output: Path, history: list[dict[str, float]]) -> None:
-    path = output / HISTORY
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+class ShowProgress(TrainerCallback):
+    """A progress bar with loss and time left on a terminal; else a line per evaluation and half minute."""
+
+    def __init__(self, metric: str, console: Console) -> None:
+        self._metric = metric
+        self._console = console
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._loss = ""
+        self._dev = ""
+        self._printed_at = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        self._task = self._progress.add_task(
+            "training", total=state.max_steps, completed=state.global_step, figures=""
+        )
+        if state.is_world_process_zero:
+            self._progress.start()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **found: Any) -> None:
+        logs: dict[str, float] = found["logs"]
+        if "loss" in logs:
+            self._loss = f"loss {float(logs['loss']):.4f}"
+        is_evaluation = f"eval_{self._metric}" in logs
+        if is_evaluation:
+            self._dev = f"dev {self._metric} {logs[f'eval_{self._metric}']:.4f}"
+        figures = " ".join(filter(None, (self._loss, self._dev)))
+        self._progress.update(self._task, figures=figures)
+        is_due = is_evaluation or time.monotonic() - self._printed_at > _SECONDS_BETWEEN_LINES
+        if is_due and state.is_world_process_zero and not self._console.is_terminal:
+            self._console.print(f"step {state.global_step} of {state.max_steps}: {figures}")
+            self._printed_at = time.monotonic()
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        self._progress.stop()

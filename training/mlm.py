@@ -1,4 +1,4 @@
-"""The mlm recipe: a masked language model from raw text, from a base model on or from a vocabulary alone."""
+"""The mlm recipe: a masked language model trained on raw text, from a base model or from scratch."""
 
 from __future__ import annotations
 
@@ -26,61 +26,60 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
-from training.data_report import TrainingRow, describe, tell
-from training.fit import Goal, fit, training_arguments
+from training.data_files import read_sentences
+from training.data_report import TrainingRow, build_report
+from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
 from training.model_builder import DEFAULT_BASE_NAME
-from training.pairs import read_sentences
-from training.run_result import Outcome, finish
-from training.settings import RunSettings
+from training.settings import LearningRateOption, RunSettings
 from training.trainers import MaskedLanguageModelTrainer
 
-# The longest text that a new model can read, in tokens.
+# Longest input of a new model, in tokens.
 _POSITIONS = 512
-_GOAL = Goal("loss", is_greater_better=False)
+_METRIC = SelectionMetric("loss", is_greater_better=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlmSettings(RunSettings):
-    """Of the mlm recipe."""
+    """Options of the mlm recipe."""
 
     base: Annotated[
-        str, Option(help="Model to go on from: a local directory or a name on the Hugging Face hub.")
+        str, Option(help="Model to continue from: a local directory or a name on the Hugging Face hub.")
     ] = DEFAULT_BASE_NAME
     from_scratch: Annotated[
         bool, Option(help="Start a new BERT with random weights over the --vocab file.")
     ] = False
     vocab: Annotated[
         Path | None,
-        Option(help="WordPiece vocabulary of a new model: a token a line, [PAD] and the like among them."),
+        Option(help="WordPiece vocabulary of a new model: one token per line, with [PAD], [UNK] and so on."),
     ] = None
-    layers: Annotated[int, Option(min=1, help="Of a new model.")] = 4
+    layers: Annotated[int, Option(min=1, help="Layers of a new model.")] = 4
     hidden: Annotated[int, Option(min=8, help="Width of a new model.")] = 256
     heads: Annotated[int, Option(min=1, help="Attention heads of a new model.")] = 4
     feed_forward: Annotated[
         int, Option(min=0, help="Inner width of a new model; 0: four times the width.")
     ] = 0
-    lower_case: Annotated[bool, Option(help="Whether a new model's tokenizer lowers its input.")] = True
-    mask_share: Annotated[float, Option(min=0.01, max=0.9, help="Share of the tokens to be guessed.")] = 0.15
-    learning_rate: Annotated[float, Option(min=0.0, help="Highest learning rate.")] = 1e-4
+    lower_case: Annotated[bool, Option(help="Whether a new model's tokenizer lower-cases its input.")] = True
+    mask_share: Annotated[float, Option(min=0.01, max=0.9, help="Share of the tokens to mask.")] = 0.15
+    learning_rate: LearningRateOption = 1e-4
 
 
-def train_mlm(settings: MlmSettings, console: Console) -> Outcome:
-    """Train a model to guess masked tokens of raw text, as a base for the other recipes.
+def train_mlm(settings: MlmSettings, console: Console) -> RunResult:
+    """Train a model to predict masked tokens of raw text, as a base for the other recipes.
 
-    Texts longer than --max-length-tokens are read in parts.
+    Texts longer than --max-length-tokens are split.
     """
     settings.check()
     sentences = dict.fromkeys(text for path in settings.train for text in read_sentences(path))
     set_seed(settings.seed)
     model, tokenizer = _new_model(settings) if settings.from_scratch else _base_model(settings)
-    report = describe([TrainingRow((text,)) for text in sentences], {})
-    tell(report, console)
+    report = build_report([TrainingRow((text,)) for text in sentences], {})
+    report.print_to(console)
     console.print(f"{model.num_parameters():,} parameters")
     length = min(settings.max_length_tokens, model.config.max_position_embeddings)
     trainer = MaskedLanguageModelTrainer(
         model=model,
         args=TrainingArguments(
-            **training_arguments(settings, _GOAL),
+            **training_arguments(settings, _METRIC),
             train_sampling_strategy="group_by_length",
             length_column_name="length",
         ),
@@ -89,8 +88,7 @@ def train_mlm(settings: MlmSettings, console: Console) -> Outcome:
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=settings.mask_share),
         processing_class=tokenizer,
     )
-    trainer.schedule = settings.schedule
-    fit(trainer, settings, _GOAL, console)
+    fit(trainer, settings, _METRIC, console)
     if trainer.is_world_process_zero():
         trainer.save_model(str(settings.output))
         (settings.output / "training_args.bin").unlink(missing_ok=True)
@@ -99,16 +97,14 @@ def train_mlm(settings: MlmSettings, console: Console) -> Outcome:
         loss = trainer.evaluate(_of_file(path, tokenizer, length))["eval_loss"]
         return {"loss": loss, "perplexity": exp(loss)}
 
-    return finish("mlm", settings, report, measure, "" if settings.from_scratch else settings.base)
+    return finish_run("mlm", settings, report, measure, "" if settings.from_scratch else settings.base)
 
 
 def _new_model(settings: MlmSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if settings.vocab is None:
-        raise InvalidInput.of_field("vocab", "--from-scratch needs the file of a vocabulary")
+        raise InvalidInput.of_field("vocab", "--from-scratch needs a vocabulary file")
     if settings.hidden % settings.heads:
-        raise InvalidInput.of_field(
-            "heads", f"{settings.hidden} cannot be split among {settings.heads} heads"
-        )
+        raise InvalidInput.of_field("heads", f"--hidden {settings.hidden} must be a multiple of --heads")
     tokenizer = _new_tokenizer(settings.vocab, settings)
     config = BertConfig(
         vocab_size=len(tokenizer),

@@ -1,7 +1,4 @@
-"""Bi-encoders to train: a base model with the pooling, LSTM, dropout and towers that were asked for.
-
-Low-rank adapters: what is trained and saved in place of all weights of a BERT.
-"""
+"""Builds the bi-encoder to train: a base model with pooling, LSTM, dropout, towers and adapter as set."""
 
 from __future__ import annotations
 
@@ -22,14 +19,85 @@ from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, MINI_LM, UnusableModel, find_model
 from training.settings import RunSettings
 
-AdapterTask = Literal["SEQ_CLS", "FEATURE_EXTRACTION"]
+DEFAULT_BASE_NAME = f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"
+
+AdapterTask: TypeAlias = Literal["SEQ_CLS", "FEATURE_EXTRACTION"]
+PoolingName: TypeAlias = Literal["base", "cls", "pooler", "mean", "first-last-avg", "last2-avg"]
+
+BaseOption = Annotated[str, Option(help="Base model: a local directory or a name on the Hugging Face hub.")]
+AdapterRankOption = Annotated[
+    int, Option(min=0, help="Rank of the adapter to train and save; 0: train and save all weights.")
+]
+
+
+@dataclass(frozen=True)
+class LstmConfig:
+    """LSTM layers between transformer and pooling. `width` is of one direction."""
+
+    width: int
+    layers: int
+    is_bidirectional: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiEncoderSettings(RunSettings):
+    """Settings of every bi-encoder recipe."""
+
+    base: BaseOption = DEFAULT_BASE_NAME
+    pooling: Annotated[
+        PoolingName,
+        Option(help="Pooling of the token vectors; base: that of the base model, or mean if it has none."),
+    ] = "base"
+    dropout: Annotated[
+        float | None, Option(min=0.0, max=0.9, help="Dropout rate. Default: that of the base model.")
+    ] = None
+    adapter_rank: AdapterRankOption = 0
+
+    def check(self) -> None:
+        """Validate before any data is read.
+
+        Raises:
+            InvalidInput: as for every recipe, or an adapter is combined with its own pooling.
+        """
+        super().check()
+        if self.adapter_rank and self.pooling != "base":
+            raise InvalidInput.of_field("pooling", "an adapter uses the pooling of its base model: use base")
+
+
+def build_bi_encoder(
+    settings: BiEncoderSettings, *, lstm: LstmConfig | None = None, has_separate_towers: bool = False
+) -> SentenceTransformer:
+    """The model before training. Its embeddings have length 1.
+
+    Raises:
+        ModelNotFound: there is no such base model.
+        UnusableModel: the base model does not start with a transformer.
+        InvalidInput: pooling by the pooler is set, but the model has none; or an adapter is combined with an
+            LSTM or two towers.
+    """
+    if settings.adapter_rank and (lstm is not None or has_separate_towers):
+        raise InvalidInput.of_field("adapter-rank", "an adapter has one tower and no LSTM: use 0")
+    base = find_model(settings.base, BI_ENCODER_ORGANISATION)
+    loaded = read_bi_encoder(base, settings.base)
+    modules = _modules(loaded, settings, lstm)
+    if has_separate_towers:
+        document_modules = _modules(read_bi_encoder(base, settings.base), settings, lstm)
+        modules = [Router.for_query_document(query_modules=modules, document_modules=document_modules)]
+    if not isinstance(modules[-1], Normalize):
+        modules.append(Normalize())
+    prompts = {name: prompt for name, prompt in loaded.prompts.items() if prompt}
+    model = SentenceTransformer(modules=[*modules], device=settings.torch_device, prompts=prompts)
+    feed_lstm(model)
+    if settings.adapter_rank:
+        add_adapter(model, settings.adapter_rank, "FEATURE_EXTRACTION", settings.base)
+    return model
 
 
 def add_adapter(model: Any, rank: int, task: AdapterTask, base_name: str) -> None:
-    """Put an adapter beside the weights of a model of sentence-transformers, which then stay as they are.
+    """Add a low-rank adapter to a sentence-transformers model and freeze its other weights.
 
     Raises:
-        InvalidInput: its transformer is no BERT, whose layers the adapter is for.
+        InvalidInput: the transformer is not a BERT, the only architecture that adapters support.
     """
     model_type = getattr(model[0].model.config, "model_type", "unknown")
     if model_type != "bert":
@@ -46,81 +114,20 @@ def add_adapter(model: Any, rank: int, task: AdapterTask, base_name: str) -> Non
     model.add_adapter(config)
 
 
-PoolingName: TypeAlias = Literal["base", "cls", "pooler", "mean", "first-last-avg", "last2-avg"]
-DEFAULT_BASE_NAME = f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Set the rate of every dropout layer, attention included: configurations name these differently."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
 
 
-@dataclass(frozen=True)
-class Lstm:
-    """Layers of an LSTM between transformer and pooling."""
-
-    width: int
-    layers: int
-    is_bidirectional: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class BiEncoderSettings(RunSettings):
-    """Of every recipe that makes a bi-encoder."""
-
-    base: Annotated[str, Option(help="Base model: a local directory or a name on the Hugging Face hub.")] = (
-        DEFAULT_BASE_NAME
-    )
-    pooling: Annotated[
-        PoolingName,
-        Option(help="From tokens to one vector; base: as the base model does, mean if it says nothing."),
-    ] = "base"
-    dropout: Annotated[
-        float | None,
-        Option(min=0.0, max=0.9, help="Dropout rate of the transformer; else the base model's own."),
-    ] = None
-    adapter_rank: Annotated[
-        int, Option(min=0, help="Rank of the adapter to train and save; 0 trains and saves all weights.")
-    ] = 0
-
-    def check(self) -> None:
-        """As for every recipe.
-
-        Raises:
-            InvalidInput: also if an adapter is to go without its base model's pooling.
-        """
-        super().check()
-        if self.adapter_rank and self.pooling != "base":
-            raise InvalidInput.of_field("pooling", "an adapter pools as its base model does: use base")
-
-
-def build_bi_encoder(
-    settings: BiEncoderSettings, *, lstm: Lstm | None = None, has_separate_towers: bool = False
-) -> SentenceTransformer:
-    """The model before training; its embeddings have length 1.
-
-    Raises:
-        ModelNotFound: there is no such base model.
-        UnusableModel: it cannot be trained so.
-        InvalidInput: it has no pooler, but was asked to pool by it; or an adapter is to have an LSTM or two
-            towers.
-    """
-    if settings.adapter_rank and (lstm is not None or has_separate_towers):
-        raise InvalidInput.of_field("adapter-rank", "an adapter has one tower and no LSTM: use 0")
-    base = find_model(settings.base, BI_ENCODER_ORGANISATION)
-    loaded = read_bi_encoder(base, settings.base)
-    modules = _modules(loaded, settings, lstm)
-    if has_separate_towers:
-        document_modules = _modules(read_bi_encoder(base, settings.base), settings, lstm)
-        modules = [Router.for_query_document(query_modules=modules, document_modules=document_modules)]
-    if not isinstance(modules[-1], Normalize):
-        modules.append(Normalize())
-    model = SentenceTransformer(modules=[*modules], device=settings.torch_device, prompts=_prompts(loaded))
-    feed_lstm(model)
-    if settings.adapter_rank:
-        add_adapter(model, settings.adapter_rank, "FEATURE_EXTRACTION", settings.base)
-    return model
-
-
-def _modules(loaded: SentenceTransformer, settings: BiEncoderSettings, lstm: Lstm | None) -> list[Module]:
+def _modules(
+    loaded: SentenceTransformer, settings: BiEncoderSettings, lstm: LstmConfig | None
+) -> list[Module]:
     first, *following = cast("Iterable[Module]", loaded.children())
     if not isinstance(first, Transformer):
-        raise UnusableModel(f'"{settings.base}" begins with {type(first).__name__}; a transformer is needed')
+        problem = f'"{settings.base}" starts with {type(first).__name__}; it must start with a transformer'
+        raise UnusableModel(problem)
     first.max_seq_length = min(settings.max_length_tokens, first.max_seq_length or settings.max_length_tokens)
     if settings.dropout is not None:
         set_dropout(first, settings.dropout)
@@ -129,18 +136,7 @@ def _modules(loaded: SentenceTransformer, settings: BiEncoderSettings, lstm: Lst
     return [first, *_pooling(first, settings.pooling, lstm)]
 
 
-def _prompts(model: SentenceTransformer) -> dict[str, str]:
-    return {name: prompt for name, prompt in model.prompts.items() if prompt}
-
-
-def set_dropout(model: nn.Module, rate: float) -> None:
-    """The rate of every dropout layer, attention included, whatever the model's configuration calls it."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-
-
-def _pooling(first: Transformer, name: PoolingName, lstm: Lstm | None) -> Sequence[Module]:
+def _pooling(first: Transformer, name: PoolingName, lstm: LstmConfig | None) -> Sequence[Module]:
     width = first.get_embedding_dimension()
     if name == "pooler":
         return _pooler(first, lstm)
@@ -154,8 +150,8 @@ def _pooling(first: Transformer, name: PoolingName, lstm: Lstm | None) -> Sequen
     return [*before, Pooling(width, "cls" if name == "cls" else "mean")]
 
 
-def _pooler(first: Transformer, lstm: Lstm | None) -> Sequence[Module]:
-    """The state of the first token behind the pooler's layer: the transformer gives the embedding itself."""
+def _pooler(first: Transformer, lstm: LstmConfig | None) -> Sequence[Module]:
+    """No further modules: the transformer itself returns its pooler output as the embedding."""
     if lstm is not None or getattr(first.model, "pooler", None) is None:
         reason = "an LSTM has none" if lstm is not None else f"{first.config.model_type} has none"
         raise InvalidInput.of_field("pooling", f"pooler needs a model with a pooler; {reason}")
@@ -165,7 +161,7 @@ def _pooler(first: Transformer, lstm: Lstm | None) -> Sequence[Module]:
 
 
 def _average_of_layers(first: Transformer, *, is_first_and_last: bool) -> WeightedLayerPooling:
-    """The mean of two layers: the first and the last, or the last two. The embedding layer is not counted."""
+    """The mean of two layers: first and last, or the last two. The embedding layer does not count."""
     layer_count = int(first.config.num_hidden_layers)
     if layer_count < 2:
         raise InvalidInput.of_field("pooling", "the average of two layers needs a model with two layers")

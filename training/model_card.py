@@ -1,6 +1,7 @@
-"""The README.md that is saved beside a model: what it is, how good, and how to make it again.
+"""The model card, README.md in a model's directory: training data, evaluation, command and limits.
 
-The model card of a finished run, with figures of the saved directory as it is served.
+Its metrics are those of the saved directory, loaded as the encoder loads it, next to the base model's and the
+baseline's.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ import torch
 
 from textmatch.errors import InvalidInput
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
-from training.calibration import precision_thresholds
+from training.data_files import UNIT_RANGE, ScoreRange
 from training.data_report import DataReport
 from training.evaluation.bootstrap import COVERAGE, Estimate, Values
-from training.evaluation.pair_metrics import BINS, Flags
-from training.evaluation.pairs import MeasuredPairs, PairFile, measure_on_pairs, read_pair_file
-from training.evaluation.report import text
+from training.evaluation.pairs import (
+    BINS,
+    Flags,
+    MeasuredPairs,
+    PairFile,
+    measure_on_pairs,
+    precision_thresholds,
+    read_pair_file,
+)
+from training.evaluation.report import format_estimate
 from training.evaluation.scorers import (
     CharacterTfidf,
     System,
@@ -31,14 +39,13 @@ from training.evaluation.scorers import (
     is_sentence_transformer,
     load_model_system,
 )
-from training.options import command_line, portable, short_name
-from training.pairs import UNIT_RANGE, ScoreRange
-from training.settings import RunSettings
+from training.settings import RunSettings, command_line, short_model_name, short_path
 
-THRESHOLDS, CALIBRATION = "Thresholds", "Calibration"
 FILE_NAME = "README.md"
+THRESHOLDS, CALIBRATION = "Thresholds", "Calibration"
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "scikit-learn")
 _NOT_FOR_METADATA = re.compile(r"[^\w./-]")
+_THIS_MODEL = "this model"
 
 _TEMPLATE = """\
 ---
@@ -47,7 +54,7 @@ library_name: sentence-transformers
 pipeline_tag: {tag}
 ---
 
-# {title} over {base_name}
+# {title} based on {base_name}
 
 {description}
 
@@ -57,15 +64,15 @@ pipeline_tag: {tag}
 |---|---|
 {data}
 
-| trained on | SHA-256 |
+| training file | SHA-256 |
 |---|---|
 {training_files}
 
-## Figures
+## Evaluation
 
-{figures}
+{evaluation}
 
-## Make it again
+## Reproduce
 
     {command}
 
@@ -74,7 +81,7 @@ The same seed gives the same weights with the same machine, threads and library 
 
 ## Licence
 
-The weights derive from {base_name} and from the training data; the terms of both hold. {data_note}
+The weights derive from {base_name} and from the training data; the terms of both apply. {data_note}
 
 ## Limits
 
@@ -82,28 +89,56 @@ The weights derive from {base_name} and from the training data; the terms of bot
 """
 
 _LIMITS = (
-    "It grades texts as its training data do; whether a text answers a question is another matter.",
-    "Lengths, languages and subjects that the training data do not cover are unmeasured.",
+    "Scores express similarity as the training data label it, not whether a text answers a question.",
+    "The model was not evaluated on text lengths, languages and topics that the training data do not cover.",
 )
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What was measured on one file: figures by the name of what was measured, this model first.
+class _Kind:
+    title: str
+    tag: str
+    description: str
 
-    `pair_count` is None where pairs are not what was measured.
+
+_EMBEDS = "Maps each text to a vector. The cosine of two vectors is the similarity of the texts."
+_KINDS = {
+    "regression": _Kind(
+        "Regression cross-encoder",
+        "text-ranking",
+        "Reads a pair of texts in one sequence and predicts their similarity, 0..1. The score depends on the "
+        "order of the two texts.",
+    ),
+    "siamese": _Kind("Siamese bi-encoder", "sentence-similarity", _EMBEDS),
+    "sbert": _Kind(
+        "SBERT bi-encoder",
+        "sentence-similarity",
+        f"{_EMBEDS} A classifier over two vectors and their difference predicts the class of a pair.",
+    ),
+    "simcse": _Kind("SimCSE bi-encoder", "sentence-similarity", _EMBEDS),
+    "mlm": _Kind(
+        "Masked language model", "fill-mask", "A base model for the other recipes, not made for matching."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FileMetrics:
+    """Metrics on one file by system and metric name, this model first.
+
+    `pair_count` is None for metrics that are not of scored pairs.
     """
 
     path: Path
     pair_count: int | None
-    rows: Mapping[str, Mapping[str, Estimate]]
+    systems: Mapping[str, Mapping[str, Estimate]]
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model card says beside what the environment tells.
+    """The content of a model card, except for the environment.
 
-    `tag` is the hub's name of the task, `data` says in pairs what is in the training data and how much.
+    `tag` is the hub's name of the task, `data` are (what, how much) texts on the training data.
     """
 
     title: str
@@ -115,11 +150,57 @@ class ModelCard:
     limits: Sequence[str]
     command: str
     training_files: Sequence[Path]
-    figures: Sequence[Figures]
+    evaluation: Sequence[FileMetrics]
+
+
+def write_card_of_run(
+    recipe: str,
+    settings: RunSettings,
+    report: DataReport,
+    metrics: Mapping[Path, Mapping[str, float]],
+    base_name: str,
+) -> None:
+    """Write the card into the output directory.
+
+    Args:
+        recipe: its name.
+        settings: of the run.
+        report: of the training data.
+        metrics: the recipe's own metrics by evaluation file, for files whose labels are not scores.
+        base_name: of the base model; empty if there was none.
+    """
+    kind = _KINDS[recipe]
+    files = {}
+    if recipe != "mlm":
+        files = {path: file for path in metrics if (file := _read_as_pairs(path, settings))}
+    measured = _measure(settings, base_name, files)
+    card = ModelCard(
+        title=kind.title,
+        tag=kind.tag,
+        base_name=short_model_name(base_name) or "random weights",
+        description=kind.description,
+        data=report.lines(),
+        data_note=settings.data_note,
+        limits=[
+            f"Inputs are truncated to {settings.max_length_tokens} tokens, a pair of texts as a whole.",
+            *_weaknesses(measured),
+        ],
+        command=command_line(recipe, settings),
+        training_files=settings.training_files,
+        evaluation=[
+            _metrics_of_pairs(files[path], measured[path]) if path in files else _metrics_of_recipe(path, own)
+            for path, own in metrics.items()
+        ],
+    )
+    write_model_card(card, settings.output)
+    if settings.dev in files:
+        dev = files[settings.dev]
+        section = thresholds_section(measured[settings.dev][0].scores, dev.is_positive, dev.path)
+        replace_section(settings.output, THRESHOLDS, section)
 
 
 def write_model_card(card: ModelCard, directory: Path) -> Path:
-    """Writes `directory`/README.md and returns its path."""
+    """Write `directory`/README.md and return its path."""
     base = card.base_name
     path = directory / FILE_NAME
     path.write_text(
@@ -131,9 +212,9 @@ def write_model_card(card: ModelCard, directory: Path) -> Path:
             description=card.description,
             data="\n".join(f"| {what} | {how_much} |" for what, how_much in card.data),
             training_files="\n".join(
-                f"| {short_name(file)} | `{sha256_of(file)}` |" for file in card.training_files
+                f"| {short_path(file)} | `{sha256_of(file)}` |" for file in card.training_files
             ),
-            figures=_figures(card.figures),
+            evaluation=_evaluation_section(card.evaluation),
             command=card.command,
             python=platform.python_version(),
             libraries=", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
@@ -148,7 +229,7 @@ def write_model_card(card: ModelCard, directory: Path) -> Path:
 
 
 def thresholds_section(scores: Values, is_positive: Flags, path: Path) -> str:
-    """Above which score pairs of a file are the same with a precision of 0.9 and of 0.95."""
+    """The lowest scores at which pairs of a file are positive with a precision of 0.9 and of 0.95."""
     rows = [
         f"| {precision:g} | {found.score:.4f} | {found.recall:.4f} |"
         if found
@@ -157,9 +238,9 @@ def thresholds_section(scores: Values, is_positive: Flags, path: Path) -> str:
     ]
     return "\n".join(
         (
-            f"Chosen on {short_name(path)}: {is_positive.sum()} of its {len(scores)} pairs are the same.",
+            f"Chosen on {short_path(path)}: {is_positive.sum()} of its {len(scores)} pairs are positive.",
             "",
-            "| precision | least score | recall |",
+            "| precision | lowest score | recall |",
             "|---|---|---|",
             *rows,
         )
@@ -167,13 +248,13 @@ def thresholds_section(scores: Values, is_positive: Flags, path: Path) -> str:
 
 
 def replace_section(directory: Path, heading: str, body: str) -> None:
-    """Puts a section into `directory`/README.md, in place of one with this heading."""
+    """Put a section into `directory`/README.md, in place of the one with this heading if there is one."""
     path = directory / FILE_NAME
     whole = path.read_text(encoding="utf-8") if path.is_file() else f"# {directory.name}\n"
     section = f"## {heading}\n\n{body}\n"
     pattern = re.compile(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     if pattern.search(whole):
-        # A function, since in a text backslashes would be read.
+        # A function, since backslashes in a replacement string are escapes.
         whole = pattern.sub(lambda _: f"{section}\n", whole, count=1)
     else:
         whole = f"{whole.rstrip()}\n\n{section}"
@@ -186,113 +267,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _figures(measured: Sequence[Figures]) -> str:
-    if not measured:
-        return "Nothing was measured."
-    notes = (
-        f"In brackets {COVERAGE:.0%} of the resamples of the pairs. Accuracy is that of a threshold which "
-        f"the other half of the pairs chose; the calibration error (ece) is over {BINS} equal bins."
-    )
-    return "\n\n".join((notes, *map(_figure_table, measured)))
+def _read_as_pairs(path: Path, settings: RunSettings) -> PairFile | None:
+    """The file's pairs; None if its labels are classes and not scores."""
+    limits = getattr(settings, "score_range", None)
+    try:
+        return read_pair_file(path, settings.file_format, ScoreRange(*limits) if limits else UNIT_RANGE)
+    except InvalidInput:
+        return None
 
 
-def _figure_table(measured: Figures) -> str:
-    names = list(next(iter(measured.rows.values())))
-    count = f"{measured.pair_count} pairs, " if measured.pair_count else ""
-    lines = [
-        f"{short_name(measured.path)}, {count}SHA-256 `{sha256_of(measured.path)}`:",
-        "",
-        f"| | {' | '.join(measured.rows)} |",
-        f"|---|{'---|' * len(measured.rows)}",
-    ]
-    lines += [
-        f"| {name} | {' | '.join(text(figures[name]) for figures in measured.rows.values())} |"
-        for name in names
-    ]
-    return "\n".join(lines)
-
-
-_THIS_MODEL = "this model"
-
-
-@dataclass(frozen=True)
-class _Kind:
-    title: str
-    tag: str
-    description: str
-
-
-_EMBEDS = "Turns each text into a vector; the cosine of two vectors says how similar the texts are."
-_KINDS = {
-    "regression": _Kind(
-        "Regression cross-encoder",
-        "text-ranking",
-        "Reads a pair of texts in one sequence and says how similar their meanings are, 0..1. "
-        "The two orders of a pair do not score the same.",
-    ),
-    "siamese": _Kind("Siamese bi-encoder", "sentence-similarity", _EMBEDS),
-    "sbert": _Kind(
-        "SBERT bi-encoder",
-        "sentence-similarity",
-        f"{_EMBEDS} A classifier over two vectors and their difference says which class a pair is of.",
-    ),
-    "simcse": _Kind("SimCSE bi-encoder", "sentence-similarity", _EMBEDS),
-    "mlm": _Kind(
-        "Masked language model", "fill-mask", "A base for the other recipes; it is not made for matching."
-    ),
-}
-
-
-def write_card_of_run(
-    recipe: str,
-    settings: RunSettings,
-    report: DataReport,
-    measured: Mapping[Path, Mapping[str, float]],
-    base_name: str,
-) -> None:
-    """Writes the card into the output directory.
-
-    Args:
-        recipe: its name.
-        settings: of the run.
-        report: what is in the training data.
-        measured: what the recipe measured by, for files whose labels are no scores.
-        base_name: of the base model; empty if there was none.
-    """
-    kind = _KINDS[recipe]
-    base = portable(base_name)
-    files = {path: _as_pairs(path, settings) for path in measured} if recipe != "mlm" else {}
-    scored = _scored(settings, base_name, {path: file for path, file in files.items() if file})
-    card = ModelCard(
-        title=kind.title,
-        tag=kind.tag,
-        base_name=base or "nothing",
-        description=kind.description,
-        data=report.lines(),
-        data_note=settings.data_note,
-        limits=[
-            f"A text, or a pair that is read together, is cut at {settings.max_length_tokens} tokens.",
-            *_lost(scored),
-        ],
-        command=command_line(recipe, settings),
-        training_files=settings.files_learnt_from,
-        figures=[
-            _described_figures(path, scored[path], files[path])
-            if path in scored
-            else _plain_figures(path, figures)
-            for path, figures in measured.items()
-        ],
-    )
-    write_model_card(card, settings.output)
-    if settings.dev in scored and (dev := files[settings.dev]):
-        section = thresholds_section(scored[settings.dev][0].scores, dev.is_positive, dev.path)
-        replace_section(settings.output, THRESHOLDS, section)
-
-
-def _scored(
+def _measure(
     settings: RunSettings, base_name: str, files: Mapping[Path, PairFile]
 ) -> dict[Path, list[MeasuredPairs]]:
-    """This model first, then its base if that is made for matching, then the baseline; for each file."""
+    """Metrics of this model, then of its base if that is made for matching, and of the baseline."""
     if not files:
         return {}
     systems: list[System] = [load_model_system(str(settings.output), settings.device)]
@@ -307,39 +294,54 @@ def _scored(
     }
 
 
-def _as_pairs(path: Path, settings: RunSettings) -> PairFile | None:
-    """The file's pairs; None if its labels are no scores, but classes."""
-    limits = getattr(settings, "score_range", None)
-    try:
-        return read_pair_file(path, settings.form, ScoreRange(*limits) if limits else UNIT_RANGE)
-    except InvalidInput:
-        return None
+def _metrics_of_pairs(file: PairFile, measured: Sequence[MeasuredPairs]) -> FileMetrics:
+    own_id = measured[0].model_id
+    systems = {_system_name(one, own_id): one.metrics.estimates() for one in measured}
+    return FileMetrics(file.path, len(file.pairs), systems)
 
 
-def _described_figures(path: Path, scored: list[MeasuredPairs], file: PairFile | None) -> Figures:
-    own = scored[0].model_id
-    rows = {_row_name(one, own): one.figures.estimates() for one in scored}
-    return Figures(path, len(file.pairs) if file else 0, rows)
-
-
-def _row_name(one: MeasuredPairs, own_model_id: str) -> str:
-    if one.model_id != own_model_id:
-        return portable(one.name)
-    # What stands behind the directory says which of the model's scores it is.
+def _system_name(one: MeasuredPairs, own_id: str) -> str:
+    if one.model_id != own_id:
+        return short_model_name(one.name)
+    # The scorer, in parentheses after the directory.
     return f"{_THIS_MODEL}{one.name[one.name.rfind(' (') :] if one.name.endswith(')') else ''}"
 
 
-def _plain_figures(path: Path, measured: Mapping[str, float]) -> Figures:
-    return Figures(
-        path, None, {_THIS_MODEL: {name: Estimate(value, np.nan, np.nan) for name, value in measured.items()}}
-    )
+def _metrics_of_recipe(path: Path, metrics: Mapping[str, float]) -> FileMetrics:
+    estimates = {name: Estimate(value, np.nan, np.nan) for name, value in metrics.items()}
+    return FileMetrics(path, None, {_THIS_MODEL: estimates})
 
 
-def _lost(scored: Mapping[Path, list[MeasuredPairs]]) -> list[str]:
+def _weaknesses(measured: Mapping[Path, Sequence[MeasuredPairs]]) -> list[str]:
     return [
-        f"On {short_name(path)} {portable(other.name)} orders pairs better."
-        for path, (own, *others) in scored.items()
+        f"{short_model_name(other.name)} has a higher Spearman correlation on {short_path(path)}."
+        for path, (own, *others) in measured.items()
         for other in others
         if other.model_id != own.model_id
-        and other.figures.values["spearman"] > own.figures.values["spearman"]
+        and other.metrics.values["spearman"] > own.metrics.values["spearman"]
     ]
+
+
+def _evaluation_section(evaluation: Sequence[FileMetrics]) -> str:
+    if not evaluation:
+        return "The model was not evaluated."
+    notes = (
+        f"In brackets: {COVERAGE:.0%} interval of resampled pairs. The threshold for the accuracy is chosen "
+        f"on the other half of the pairs. The calibration error (ece) is over {BINS} equal bins."
+    )
+    return "\n\n".join((notes, *map(_metrics_table, evaluation)))
+
+
+def _metrics_table(metrics: FileMetrics) -> str:
+    names = list(next(iter(metrics.systems.values())))
+    count = f"{metrics.pair_count} pairs, " if metrics.pair_count else ""
+    lines = [
+        f"{short_path(metrics.path)}, {count}SHA-256 `{sha256_of(metrics.path)}`:",
+        "",
+        f"| | {' | '.join(metrics.systems)} |",
+        f"|---|{'---|' * len(metrics.systems)}",
+    ]
+    for name in names:
+        values = " | ".join(format_estimate(estimates[name]) for estimates in metrics.systems.values())
+        lines.append(f"| {name} | {values} |")
+    return "\n".join(lines)

@@ -1,9 +1,9 @@
-"""Directories of trained models, as the encoder reads them."""
+"""The directory of a trained model, in the form that the encoder loads."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,72 +14,71 @@ from textmatch.models.calibration import PairClassifier
 from textmatch.models.lora import ADAPTER_WEIGHTS, load_cross_encoder_directory
 from textmatch.models.model_resolver import ADAPTER_CONFIG, is_adapter_directory
 
+# Loss and metrics by step, relative to a model's directory. Hidden files do not count for the model's id.
+HISTORY = Path(".training") / "history.json"
 _CONFIG = "config_sentence_transformers.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-# What the tokenizer notes about the machine it was loaded on; a reader elsewhere must not be bound by it.
+# The tokenizer records how it was loaded on this machine; this must not bind other machines.
 _LOCAL_TOKENIZER_KEYS = ("is_local", "local_files_only")
 
 
 def save_bi_encoder(
     model: SentenceTransformer, output: Path, classifier: PairClassifier | None, *, adapter_base: str = ""
 ) -> None:
-    """Write the model's directory, and the classifier of its embeddings if there is one.
+    """Write the model's directory, and its pair classifier if it has one.
 
     Args:
-        adapter_base: what an adapter needs below it; empty if all weights are written.
+        model: the trained model.
+        output: the directory.
+        classifier: of its embeddings.
+        adapter_base: name of the base model of an adapter; empty if all weights are written.
     """
-    model.save_pretrained(str(output), create_model_card=False)
-    _forget_machine(output)
-    if adapter_base:
-        _finish_adapter(output, adapter_base)
+    _save(model, output, adapter_base)
     if classifier is not None:
         classifier.save(output)
 
 
 def save_cross_encoder(
-    model: CrossEncoder,
-    output: Path,
-    *,
-    base_name: str,
-    is_adapter: bool,
-    score_range: tuple[float, float] | None,
+    model: CrossEncoder, output: Path, *, score_range: tuple[float, float] | None, adapter_base: str = ""
 ) -> None:
     """Write the model's directory.
 
     Args:
-        model: as it was trained.
+        model: the trained model.
         output: the directory.
-        base_name: what an adapter needs below it.
-        is_adapter: whether only the adapter is written.
-        score_range: of the labels, for a model without activation; None if it has one.
+        score_range: of the labels, for a model without a sigmoid; None if it has one.
+        adapter_base: as in `save_bi_encoder`.
     """
-    model.save_pretrained(str(output), create_model_card=False)
-    _forget_machine(output)
+    _save(model, output, adapter_base)
     if score_range is not None:
         _rewrite_json(output / _CONFIG, score_range=list(score_range))
-    if is_adapter:
-        _finish_adapter(output, base_name)
 
 
 def load_trained(directory: Path, base: Path, device: str | None = None) -> CrossEncoder:
-    """A cross-encoder that was saved so, in either form."""
+    """A cross-encoder that `save_cross_encoder` wrote, with all weights or as an adapter of `base`."""
     if is_adapter_directory(directory):
         return load_cross_encoder_directory(directory, base, device=device)
     model: CrossEncoder = CrossEncoder(str(directory), device=device, local_files_only=True)
     return model
 
 
-def _finish_adapter(output: Path, base_name: str) -> None:
-    _rewrite_json(output / ADAPTER_CONFIG, base_model_name_or_path=base_name)
-    weights = output / ADAPTER_WEIGHTS
-    # Half precision halves the file; the figures are taken after it.
-    save_file({name: tensor.half().contiguous() for name, tensor in load_file(weights).items()}, weights)
+def save_history(directory: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write the training history into a model's directory."""
+    path = directory / HISTORY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
 
 
-def _forget_machine(output: Path) -> None:
+def _save(model: SentenceTransformer | CrossEncoder, output: Path, adapter_base: str) -> None:
+    model.save_pretrained(str(output), create_model_card=False)
     # Two towers have a tokenizer each.
     for path in output.rglob(_TOKENIZER_CONFIG):
         _rewrite_json(path, dropped=_LOCAL_TOKENIZER_KEYS)
+    if adapter_base:
+        _rewrite_json(output / ADAPTER_CONFIG, base_model_name_or_path=adapter_base)
+        weights = output / ADAPTER_WEIGHTS
+        # Half precision halves the file. The published metrics are those of the saved weights.
+        save_file({name: tensor.half().contiguous() for name, tensor in load_file(weights).items()}, weights)
 
 
 def _rewrite_json(path: Path, dropped: Sequence[str] = (), **changes: Any) -> None:

@@ -1,27 +1,47 @@
-"""What every recipe can be told. Each field is an option of its command.
+"""Settings of the training commands: each field of a settings dataclass is an option of its command.
 
-A learning rate that follows straight lines between points.
+Also the reverse: the command line that gives the same settings, for the model card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import inspect
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import numpy as np
+import typer
 from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.engines import AUTO, resolve_device
-from training.data_files import FileForm
+from training.data_files import FileFormat
+
+HeaderOption = Annotated[
+    bool | None,
+    Option("--header/--no-header", help="Whether the files start with a header row. Detected by default."),
+]
+ColumnsOption = Annotated[
+    str, Option(help="Columns to read, by name or by number from 1, separated by commas: 2,3,label.")
+]
+ScoreRangeOption = Annotated[
+    tuple[float, float], Option(help="Lowest and highest score in the files, such as 0 5.")
+]
+DeviceOption = Annotated[str, Option(help="auto, cpu or cuda. CUDA_VISIBLE_DEVICES selects GPUs.")]
+LearningRateOption = Annotated[float, Option(min=0.0, help="Peak learning rate.")]
+EpochsOption = Annotated[int, Option(min=1, help="Passes over the training data.")]
+Bf16Option = Annotated[bool, Option(help="Compute in bfloat16.")]
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """By which factor the learning rate is multiplied at a step; behind the last point it stays."""
+    """Factor of the learning rate by step: linear between the points, constant after the last one."""
 
     steps: Sequence[int]
     factors: Sequence[float]
@@ -34,14 +54,14 @@ def parse_schedule(text: str) -> LearningRateSchedule:
     """`1000:1,2000:0.1`: from 0 up to 1 at step 1000, down to 0.1 at step 2000, and 0.1 from there.
 
     Raises:
-        InvalidInput: a point is no STEP:FACTOR, a factor is negative, or the steps do not rise.
+        InvalidInput: a point is not STEP:FACTOR, a factor is negative, or the steps do not increase.
     """
     points = [_parse_point(point) for point in text.split(",")]
     if points[0][0] > 0:
         points.insert(0, (0, 0.0))
     steps, factors = zip(*points, strict=True)
     if any(later <= earlier for earlier, later in pairwise(steps)):
-        raise InvalidInput.of_field("lr-schedule", f'the steps of "{text}" do not rise')
+        raise InvalidInput.of_field("lr-schedule", f'the steps of "{text}" must increase')
     return LearningRateSchedule(steps, factors)
 
 
@@ -52,70 +72,66 @@ def _parse_point(text: str) -> tuple[int, float]:
     except ValueError:
         raise InvalidInput.of_field("lr-schedule", f'"{text}" is not STEP:FACTOR, such as 1000:0.5') from None
     if point[0] < 0 or not 0 <= point[1] < float("inf"):
-        raise InvalidInput.of_field("lr-schedule", f'"{text}" must have a step and a factor from 0 on')
+        raise InvalidInput.of_field("lr-schedule", f'step and factor of "{text}" must be 0 or more')
     return point
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Everything that decides the result; equal settings give equal weights on the same machine."""
+    """Settings of every recipe. Equal settings give equal weights on the same machine."""
 
-    train: Annotated[list[Path], Option(help="File to train on; may be given again.")]
+    train: Annotated[list[Path], Option(help="Training file. Can be repeated.")]
     output: Annotated[Path, Option(help="Directory to write the model to.")]
-    dev: Annotated[Path | None, Option(help="File to measure on while training.")] = None
-    held_out: Annotated[list[Path], Option(help="File to measure on at the end; may be given again.")] = (
+    dev: Annotated[Path | None, Option(help="File to evaluate on during training.")] = None
+    held_out: Annotated[list[Path], Option(help="File to evaluate on after training. Can be repeated.")] = (
         field(default_factory=list)
     )
-    header: Annotated[
-        bool | None,
-        Option("--header/--no-header", help="Whether files begin with a header; else it is detected."),
-    ] = None
-    columns: Annotated[
-        str, Option(help="Columns to read, by name or number from 1, with commas between: 2,3,label.")
-    ] = ""
+    header: HeaderOption = None
+    columns: ColumnsOption = ""
     data_note: Annotated[str, Option(help="Origin and licence of the data, for the model card.")] = ""
-    epochs: Annotated[int, Option(min=1, help="Times that all data is seen.")] = 1
-    max_steps: Annotated[int, Option(min=0, help="Stop after so many steps; 0: after the epochs.")] = 0
-    batch_size: Annotated[int, Option(min=1, help="Rows in a step on one device.")] = 32
-    accumulate: Annotated[int, Option(min=1, help="Batches whose gradients make one step.")] = 1
-    learning_rate: Annotated[float, Option(min=0.0, help="Highest learning rate.")] = 2e-5
+    epochs: EpochsOption = 1
+    max_steps: Annotated[int, Option(min=0, help="Stop after this many steps; 0: no limit.")] = 0
+    batch_size: Annotated[int, Option(min=1, help="Rows per batch on one device.")] = 32
+    accumulate: Annotated[int, Option(min=1, help="Batches per step (gradient accumulation).")] = 1
+    learning_rate: LearningRateOption = 2e-5
     lr_schedule: Annotated[
         str,
         Option(
-            help="Straight lines between STEP:FACTOR points, such as 1000:1,2000:0.1;"
-            " else a tenth of the steps up, then down to 0."
+            help="Factors of the learning rate as STEP:FACTOR points, linear in between: 1000:1,2000:0.1."
+            " Default: warm-up over a tenth of the steps, then linear decay to 0."
         ),
     ] = ""
     weight_decay: Annotated[float, Option(min=0.0)] = 0.01
-    max_length_tokens: Annotated[int, Option(min=8, help="What is longer is cut.")] = 128
+    max_length_tokens: Annotated[int, Option(min=8, help="Longer inputs are truncated.")] = 128
     evaluate_steps: Annotated[
-        int,
-        Option(
-            min=0, help="Measure on the dev file, and keep a checkpoint, every so many steps; 0: every epoch."
-        ),
+        int, Option(min=0, help="Steps between evaluations and checkpoints; 0: once per epoch.")
     ] = 0
     patience: Annotated[
-        int, Option(min=0, help="Stop when so many measurements in a row are no better; 0: never.")
+        int, Option(min=0, help="Stop after this many evaluations without improvement; 0: never.")
     ] = 0
-    seed: Annotated[int, Option(help="The same seed gives the same model on the same machine.")] = 1
-    bf16: Annotated[bool, Option(help="Compute in bfloat16.")] = False
-    device: Annotated[str, Option(help="auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs.")] = AUTO
-    resume: Annotated[bool, Option(help="Go on from the last checkpoint of this output.")] = False
+    seed: Annotated[int, Option(help="Equal seeds give equal models on the same machine.")] = 1
+    bf16: Bf16Option = False
+    device: DeviceOption = AUTO
+    resume: Annotated[bool, Option(help="Continue from the last checkpoint of this output.")] = False
 
     @property
-    def files_learnt_from(self) -> list[Path]:
-        """All of them, for the model card."""
+    def training_files(self) -> list[Path]:
+        """All files that the model learns from, for the model card."""
         return self.train
 
     @property
-    def form(self) -> FileForm:
-        """What is said of the form of the data files."""
-        names = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
-        return FileForm(has_header=self.header, columns=names)
+    def evaluation_files(self) -> list[Path]:
+        """The dev file, if there is one, and the held-out files."""
+        return [*([self.dev] if self.dev else []), *self.held_out]
+
+    @property
+    def file_format(self) -> FileFormat:
+        """The layout of the data files."""
+        return FileFormat.of_options(self.header, self.columns)
 
     @property
     def schedule(self) -> LearningRateSchedule | None:
-        """The points of the learning rate, if they were given."""
+        """The learning rate schedule, if one was given."""
         return parse_schedule(self.lr_schedule) if self.lr_schedule else None
 
     @property
@@ -125,11 +141,11 @@ class RunSettings:
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints stand until training is done: beside the output, since they are no part of it."""
+        """The directory of the checkpoints, next to the output. It is removed when training is done."""
         return self.output.with_name(f"{self.output.name}.checkpoints")
 
     def check(self) -> None:
-        """Refuse before anything is read what cannot end well.
+        """Validate before any data is read.
 
         Raises:
             InvalidInput: the output is in use, the schedule cannot be read, or there is nothing to resume.
@@ -139,12 +155,66 @@ class RunSettings:
         if self.lr_schedule:
             parse_schedule(self.lr_schedule)
         if self.patience and self.dev is None:
-            raise InvalidInput.of_field("patience", "needs a --dev file to measure on")
+            raise InvalidInput.of_field("patience", "needs a --dev file")
         has_checkpoint = any(self.checkpoints.rglob("checkpoint-*"))
         if self.resume and not has_checkpoint:
             raise InvalidInput.of_field("resume", f'there is no checkpoint in "{self.checkpoints}"')
         if not self.resume and has_checkpoint:
-            raise InvalidInput.of_field(
-                "output",
-                f'"{self.checkpoints}" holds checkpoints of an earlier run: use --resume, or remove it',
-            )
+            problem = f'"{self.checkpoints}" holds checkpoints of an earlier run: use --resume, or remove it'
+            raise InvalidInput.of_field("output", problem)
+
+
+def add_command(
+    app: typer.Typer, name: str, settings_class: type[Settings], run: Callable[[Settings], None]
+) -> None:
+    """Add the command `name`. It builds settings from its options and calls `run` with them."""
+
+    def command(**values: Any) -> None:
+        run(settings_class(**values))
+
+    hints = get_type_hints(settings_class, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            one.name, inspect.Parameter.KEYWORD_ONLY, default=_default(one), annotation=hints[one.name]
+        )
+        for one in fields(settings_class)  # type: ignore[arg-type]
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    app.command(name, help=inspect.getdoc(run))(command)
+
+
+def command_line(name: str, settings: Any) -> str:
+    """The command that gives these settings. Paths are shortened, since folders differ between machines."""
+    words = ["textmatch", "train", name]
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if value != _default(one) and one.name != "resume":
+            words += _option_words(one.name.replace("_", "-"), value)
+    return shlex.join(words)
+
+
+def short_path(path: Path) -> str:
+    """The name of a file or directory and of the folder it is in."""
+    return f"{path.resolve().parent.name}/{path.name}"
+
+
+def short_model_name(name: str) -> str:
+    """The name of a model; for a local directory its short path."""
+    return short_path(Path(name)) if name and Path(name).is_dir() else name
+
+
+def _option_words(option: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    if isinstance(value, list):
+        return [word for one in value for word in _option_words(option, one)]
+    if isinstance(value, tuple):
+        return [f"--{option}", *(f"{one:g}" for one in value)]
+    return [f"--{option}", short_path(value) if isinstance(value, Path) else short_model_name(str(value))]
+
+
+def _default(one: Field[Any]) -> Any:
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return inspect.Parameter.empty if one.default is MISSING else one.default

@@ -1,4 +1,4 @@
-"""The siamese recipe: BERT, an LSTM or none, and a cosine that a contrastive loss teaches, or a softmax."""
+"""The siamese recipe: transformer, optional LSTM, and a contrastive loss on the cosine or a softmax."""
 
 from __future__ import annotations
 
@@ -13,59 +13,59 @@ from transformers import set_seed
 from typer import Option
 
 from textmatch.errors import InvalidInput
-from training.bi_encoder_run import BiEncoderTask, pair_columns, train_bi_encoder
+from training.bi_encoder_run import BiEncoderTask, pair_dataset, train_bi_encoder
+from training.data_files import read_scored_pairs
 from training.data_report import TrainingRow, report_data
-from training.evaluators import SPEARMAN, CosineAgreement
-from training.model_builder import BiEncoderSettings, Lstm, build_bi_encoder
-from training.pairs import read_scored_pairs
-from training.run_result import Outcome
+from training.evaluators import SPEARMAN, CosineEvaluator
+from training.fit import RunResult
+from training.model_builder import BiEncoderSettings, LstmConfig, build_bi_encoder
 from training.sbert import softmax_task
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiameseSettings(BiEncoderSettings):
-    """Of the siamese recipe."""
+    """Options of the siamese recipe."""
 
     towers: Annotated[
         Literal["shared", "separate"],
         Option(help="One model for both sides, or one for queries and one for documents."),
     ] = "shared"
-    lstm: Annotated[Literal["none", "lstm", "bilstm"], Option(help="What follows the transformer.")] = "none"
-    lstm_width: Annotated[int, Option(min=1, help="Of one direction.")] = 128
+    lstm: Annotated[Literal["none", "lstm", "bilstm"], Option(help="Layers after the transformer.")] = "none"
+    lstm_width: Annotated[int, Option(min=1, help="Width of one direction.")] = 128
     lstm_layers: Annotated[int, Option(min=1)] = 1
     head: Annotated[
         Literal["cosine", "softmax"],
-        Option(help="What scores a pair: the cosine, or a classifier of two embeddings."),
+        Option(help="What is trained: the cosine, or a classifier of two embeddings."),
     ] = "cosine"
     loss: Annotated[
         Literal["contrastive", "online-contrastive"],
-        Option(help="Of the cosine; online: only the hard pairs of each batch count, labels must be 0 or 1."),
+        Option(help="Loss of the cosine; online: only the hard pairs of a batch, labels must be 0 or 1."),
     ] = "contrastive"
     margin: Annotated[
-        float,
-        Option(min=0.0, max=2.0, help="Distance (1 - cosine) from which on unlike pairs are far enough."),
+        float, Option(min=0.0, max=2.0, help="Distance (1 - cosine) to which dissimilar pairs are pushed.")
     ] = 0.5
-    classes: Annotated[str, Option(help="Of a softmax: what each class is worth, as in no=0,yes=1.")] = ""
+    classes: Annotated[str, Option(help="Score of each class of a softmax, as in no=0,yes=1.")] = ""
     new_layer_learning_rate: Annotated[
-        float, Option(min=0.0, help="Highest learning rate of LSTM and classifier, which start from nothing.")
+        float,
+        Option(min=0.0, help="Peak learning rate of LSTM and classifier, which start from random weights."),
     ] = 1e-3
 
 
-def train_siamese(settings: SiameseSettings, console: Console) -> Outcome:
-    """Train a siamese bi-encoder on pairs with a label from 0 (unlike) to 1 (alike)."""
+def train_siamese(settings: SiameseSettings, console: Console) -> RunResult:
+    """Train a siamese bi-encoder on pairs with a label from 0 (different) to 1 (same)."""
     settings.check()
     if settings.head == "softmax":
         task = softmax_task("siamese", settings, settings.classes, _build, console)
     else:
         task = _cosine_task(settings, console)
     with warnings.catch_warnings():
-        # Labels between 0 and 1 are meant: they weigh both halves of the loss.
+        # Graded labels are intended: they weight the two terms of the loss.
         warnings.filterwarnings("ignore", "ContrastiveLoss expects binary labels")
         return train_bi_encoder(task, settings, settings.new_layer_learning_rate, console)
 
 
 def _cosine_task(settings: SiameseSettings, console: Console) -> BiEncoderTask:
-    pairs = [pair for path in settings.train for pair in read_scored_pairs(path, settings.form)]
+    pairs = [pair for path in settings.train for pair in read_scored_pairs(path, settings.file_format)]
     is_online = settings.loss == "online-contrastive"
     if is_online and any(pair.score not in (0.0, 1.0) for pair in pairs):
         raise InvalidInput.of_field("loss", "online-contrastive needs labels that are 0 or 1")
@@ -73,20 +73,19 @@ def _cosine_task(settings: SiameseSettings, console: Console) -> BiEncoderTask:
     set_seed(settings.seed)
     model = _build(settings)
     loss_class = OnlineContrastiveLoss if is_online else ContrastiveLoss
-    labels = [int(pair.score) if is_online else pair.score for pair in pairs]
     return BiEncoderTask(
         recipe="siamese",
         report=report_data(settings, rows, console),
         model=model,
         loss=loss_class(model, margin=settings.margin),
-        dataset=pair_columns([pair.first for pair in pairs], [pair.second for pair in pairs], labels),
-        evaluator_of=lambda path: CosineAgreement(read_scored_pairs(path, settings.form)),
+        dataset=pair_dataset(pairs, [int(pair.score) if is_online else pair.score for pair in pairs]),
+        evaluator_of=lambda path: CosineEvaluator(read_scored_pairs(path, settings.file_format)),
         metric=SPEARMAN,
     )
 
 
 def _build(settings: SiameseSettings) -> SentenceTransformer:
-    lstm = Lstm(settings.lstm_width, settings.lstm_layers, settings.lstm == "bilstm")
+    lstm = LstmConfig(settings.lstm_width, settings.lstm_layers, settings.lstm == "bilstm")
     return build_bi_encoder(
         settings,
         lstm=None if settings.lstm == "none" else lstm,

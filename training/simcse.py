@@ -1,6 +1,6 @@
-"""The simcse recipe: a sentence read twice under dropout is its own positive, the batch its negatives.
+"""The simcse recipe, and the mining of hard negatives for it.
 
-Triples for simcse: to pairs that mean the same, texts that a bi-encoder finds close.
+A sentence encoded twice under dropout is its own positive; the other sentences of the batch are negatives.
 """
 
 from __future__ import annotations
@@ -22,33 +22,67 @@ from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
 from textmatch.models.engines import AUTO, resolve_device
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import DOCUMENT, NEGATIVE, QUERY, BiEncoderTask, train_bi_encoder
-from training.data_files import FileForm, write_rows
+from training.data_files import (
+    FileFormat,
+    Triple,
+    read_scored_pairs,
+    read_sentences,
+    read_triples,
+    write_rows,
+)
 from training.data_report import TrainingRow, report_data
-from training.evaluators import SPEARMAN, CosineAgreement
+from training.evaluators import SPEARMAN, CosineEvaluator
+from training.fit import RunResult
 from training.model_builder import DEFAULT_BASE_NAME, BiEncoderSettings, build_bi_encoder
-from training.options import short_name
-from training.pairs import Triple, read_scored_pairs, read_sentences, read_triples
-from training.run_result import Outcome
+from training.settings import ColumnsOption, DeviceOption, HeaderOption, short_path
 from training.trainers import LengthSortedBatchSampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimcseSettings(BiEncoderSettings):
-    """Of the simcse recipe."""
+    """Options of the simcse recipe."""
 
     dropout: Annotated[
         float | None,
-        Option(min=0.0, max=0.9, help="Dropout rate, which is what makes the two readings differ."),
+        Option(min=0.0, max=0.9, help="Dropout rate; it makes two encodings of a sentence differ."),
     ] = 0.1
     hard_negatives: Annotated[
-        bool, Option(help="Train on triples: a sentence, one that means the same, one that only looks alike.")
+        bool, Option(help="Train on triples: a sentence, one with the same meaning, and a hard negative.")
     ] = False
     temperature: Annotated[
         float, Option(min=0.001, help="Cosines are divided by it; 0.05 is a scale of 20.")
     ] = 0.05
 
 
-def train_simcse(settings: SimcseSettings, console: Console) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class MiningSettings:
+    """Options of the mine command."""
+
+    pairs: Annotated[list[Path], Option(help="File of pairs with scores. Can be repeated.")]
+    output: Annotated[Path, Option(help="TSV file to write: anchor, positive and negative.")]
+    model: Annotated[str, Option(help="Bi-encoder to find similar texts with.")] = DEFAULT_BASE_NAME
+    corpus: Annotated[
+        list[Path], Option(help="File with more texts to take negatives from. Can be repeated.")
+    ] = field(default_factory=list)
+    positive_from: Annotated[
+        float, Option(min=0.0, max=1.0, help="Lowest score of a pair with the same meaning.")
+    ] = 0.5
+    negatives: Annotated[int, Option(min=1, help="Negatives per pair.")] = 1
+    skip: Annotated[
+        int, Option(min=0, help="Most similar texts to leave out, since they may have the same meaning.")
+    ] = 0
+    depth: Annotated[int, Option(min=1, help="Most similar texts to choose from.")] = 50
+    margin: Annotated[
+        float,
+        Option(min=0.0, max=1.0, help="Share by which a negative's cosine must be below the positive's."),
+    ] = 0.05
+    header: HeaderOption = None
+    columns: ColumnsOption = ""
+    batch_size: Annotated[int, Option(min=1)] = 64
+    device: DeviceOption = AUTO
+
+
+def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
     """Train a bi-encoder on plain sentences without labels, or on triples with hard negatives.
 
     The dev and held-out files hold pairs with a score from 0 to 1.
@@ -66,9 +100,9 @@ def train_simcse(settings: SimcseSettings, console: Console) -> Outcome:
         model=model,
         loss=MultipleNegativesRankingLoss(model, scale=1 / settings.temperature),
         dataset=Dataset.from_dict(dict(zip(names, zip(*columns, strict=True), strict=False))),
-        evaluator_of=lambda path: CosineAgreement(read_scored_pairs(path, settings.form)),
+        evaluator_of=lambda path: CosineEvaluator(read_scored_pairs(path, settings.file_format)),
         metric=SPEARMAN,
-        # The same sentence twice in a batch would be its own negative; plain sentences are distinct already.
+        # A sentence that is twice in a batch would be its own negative. Plain sentences are distinct already.
         batch_sampler=NoDuplicatesBatchSampler if settings.hard_negatives else LengthSortedBatchSampler,
     )
     return train_bi_encoder(task, settings, settings.learning_rate, console)
@@ -80,63 +114,34 @@ def _sentences(settings: SimcseSettings) -> list[TrainingRow]:
 
 
 def _triples(settings: SimcseSettings) -> list[TrainingRow]:
-    triples = [triple for path in settings.train for triple in read_triples(path, settings.form)]
+    triples = [triple for path in settings.train for triple in read_triples(path, settings.file_format)]
     return [TrainingRow((triple.anchor, triple.positive, triple.negative)) for triple in triples]
 
 
-@dataclass(frozen=True, kw_only=True)
-class MiningSettings:
-    """Of the search for hard negatives."""
-
-    pairs: Annotated[list[Path], Option(help="File of pairs with scores; may be given again.")]
-    output: Annotated[Path, Option(help="File to write: anchor, positive and negative with TABs between.")]
-    model: Annotated[str, Option(help="Bi-encoder that says what is close.")] = DEFAULT_BASE_NAME
-    corpus: Annotated[
-        list[Path], Option(help="File with more texts to take negatives from; may be given again.")
-    ] = field(default_factory=list)
-    positive_from: Annotated[
-        float, Option(min=0.0, max=1.0, help="Pairs from this score on mean the same.")
-    ] = 0.5
-    negatives: Annotated[int, Option(min=1, help="For each pair.")] = 1
-    skip: Annotated[
-        int, Option(min=0, help="So many of the closest texts are left out: they may mean the same.")
-    ] = 0
-    depth: Annotated[int, Option(min=1, help="So many of the closest texts are looked at.")] = 50
-    margin: Annotated[
-        float,
-        Option(min=0.0, max=1.0, help="A negative's cosine is below the positive's by this share of it."),
-    ] = 0.05
-    header: Annotated[
-        bool | None, Option("--header/--no-header", help="Whether files begin with a header.")
-    ] = None
-    columns: Annotated[str, Option(help="Columns to read, by name or number from 1: 2,3,score.")] = ""
-    batch_size: Annotated[int, Option(min=1)] = 64
-    device: Annotated[str, Option(help="auto, cpu or cuda.")] = AUTO
-
-
 def mine(settings: MiningSettings) -> None:
-    """Find hard negatives for pairs that mean the same, and write triples for simcse --hard-negatives."""
+    """Find hard negatives for pairs with the same meaning, and write triples for simcse --hard-negatives."""
     triples = mine_triples(settings)
     if not triples:
-        raise InvalidInput.of_field("depth", "no negative was found; look deeper, or lessen the margin")
+        raise InvalidInput.of_field("depth", "no negative was found; increase --depth or reduce --margin")
     rows = [("anchor", "positive", "negative")]
     rows += [(triple.anchor, triple.positive, triple.negative) for triple in triples]
     write_rows(settings.output, rows)
-    echo(f"{short_name(settings.output)}: {len(triples):,} triples")
+    echo(f"{short_path(settings.output)}: {len(triples):,} triples")
 
 
 def mine_triples(settings: MiningSettings) -> list[Triple]:
-    """The triples; a pair for which no text is close enough has none.
+    """The triples. A pair has none if no text is similar enough.
 
     Raises:
-        InvalidInput: a file cannot be read, or no pair means the same.
+        InvalidInput: a file cannot be read, or no pair has the same meaning.
     """
-    form = FileForm(settings.header, tuple(settings.columns.split(",")) if settings.columns else ())
-    pairs = [pair for path in settings.pairs for pair in read_scored_pairs(path, form)]
+    file_format = FileFormat.of_options(settings.header, settings.columns)
+    pairs = [pair for path in settings.pairs for pair in read_scored_pairs(path, file_format)]
     same = [pair for pair in pairs if pair.score >= settings.positive_from]
     if not same:
-        raise InvalidInput.of_field("positive-from", f"no pair has a score of {settings.positive_from:g}")
-    # Second sentences alone would leave the hardest ones out: those of pairs that were judged not the same.
+        problem = f"no pair has a score of {settings.positive_from:g} or more"
+        raise InvalidInput.of_field("positive-from", problem)
+    # Both sentences of all pairs: the hardest negatives are those of pairs with a low score.
     texts = dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second))
     texts |= dict.fromkeys(text for path in settings.corpus for text in read_sentences(path))
     model = read_bi_encoder(find_model(settings.model, BI_ENCODER_ORGANISATION), settings.model)

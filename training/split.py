@@ -1,4 +1,4 @@
-"""Splits of pair files in which no sentence stands in two parts, so that nothing leaks."""
+"""The split command: random parts of pair files. No sentence is in two parts, which prevents leaks."""
 
 from __future__ import annotations
 
@@ -13,52 +13,48 @@ from scipy.sparse.csgraph import connected_components
 from typer import Option, echo
 
 from textmatch.errors import InvalidInput
-from training.data_files import FileForm, write_rows
-from training.options import short_name
-from training.pairs import ClassPair, read_class_pairs
+from training.data_files import ClassPair, FileFormat, read_class_pairs, write_rows
+from training.settings import ColumnsOption, HeaderOption, short_path
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """Of a split."""
+    """Options of the split command."""
 
-    pairs: Annotated[list[Path], Option(help="File of pairs to split; may be given again.")]
-    output: Annotated[Path, Option(help="Folder to write the parts to, as train.tsv and so on.")]
+    pairs: Annotated[list[Path], Option(help="File of pairs to split. Can be repeated.")]
+    output: Annotated[Path, Option(help="Folder to write train.tsv and the other parts to.")]
     parts: Annotated[str, Option(help="Names of the parts and their shares.")] = "train=0.8,dev=0.1,test=0.1"
-    header: Annotated[
-        bool | None, Option("--header/--no-header", help="Whether files begin with a header.")
-    ] = None
-    columns: Annotated[str, Option(help="Columns to read, by name or number from 1: 2,3,label.")] = ""
-    seed: Annotated[int, Option(min=0, help="The same seed gives the same parts.")] = 1
+    header: HeaderOption = None
+    columns: ColumnsOption = ""
+    seed: Annotated[int, Option(min=0, help="Equal seeds give equal parts.")] = 1
 
 
 def split_files(settings: SplitSettings) -> None:
-    """Split files of pairs at random; pairs that share a sentence stay together."""
+    """Split files of pairs at random. Pairs that share a sentence stay together."""
     shares = _parse_shares(settings.parts)
-    form = FileForm(settings.header, tuple(settings.columns.split(",")) if settings.columns else ())
-    pairs = [pair for path in settings.pairs for pair in read_class_pairs(path, form)]
+    file_format = FileFormat.of_options(settings.header, settings.columns)
+    pairs = [pair for path in settings.pairs for pair in read_class_pairs(path, file_format)]
     for name, part in split_pairs(pairs, shares, settings.seed).items():
         path = settings.output / f"{name}.tsv"
         count = write_rows(path, ((pair.first, pair.second, pair.label) for pair in part))
-        echo(f"{short_name(path)}: {count:,} pairs")
+        echo(f"{short_path(path)}: {count:,} pairs")
 
 
 def split_pairs(
     pairs: Sequence[ClassPair], shares: Mapping[str, float], seed: int
 ) -> dict[str, list[ClassPair]]:
-    """Part -> its pairs, in their order; `shares` add up to 1 and are met as closely as the groups allow."""
+    """The pairs of each part, in their order. `shares` sum to 1; groups are not split to meet them."""
     group_of = _groups(pairs)  # (pair,)
     sizes = np.bincount(group_of)
-    random = np.random.default_rng(seed)
-    shuffled = random.permutation(len(sizes))
+    shuffled = np.random.default_rng(seed).permutation(len(sizes))
     part_of = np.empty(len(sizes), dtype=np.int64)
     names = list(shares)
-    left = np.array([shares[name] * len(pairs) for name in names])
-    # A large group goes first, to where most is missing: it may be larger than a small part.
+    remaining = np.array([shares[name] * len(pairs) for name in names])
+    # Large groups come first and go to the part with the most room: a group can exceed a small part.
     for group in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
-        part = int(left.argmax())
+        part = int(remaining.argmax())
         part_of[group] = part
-        left[part] -= sizes[group]
+        remaining[part] -= sizes[group]
     return {
         name: [pair for pair, group in zip(pairs, group_of, strict=True) if part_of[group] == number]
         for number, name in enumerate(names)
@@ -85,7 +81,7 @@ def _parse_shares(text: str) -> dict[str, float]:
         except ValueError:
             raise InvalidInput.of_field("parts", f'"{part}" is not NAME=SHARE, such as dev=0.1') from None
     if any(not name.isidentifier() or share <= 0 for name, share in shares.items()):
-        raise InvalidInput.of_field("parts", "needs names of letters and digits, and shares above 0")
+        raise InvalidInput.of_field("parts", "names must be letters and digits, and shares above 0")
     if abs(sum(shares.values()) - 1) > 1e-6:
-        raise InvalidInput.of_field("parts", f"the shares add up to {sum(shares.values()):g}, not to 1")
+        raise InvalidInput.of_field("parts", f"the shares must sum to 1, not to {sum(shares.values()):g}")
     return shares

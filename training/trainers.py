@@ -1,6 +1,6 @@
-"""The libraries' trainers with what they lack: a learning rate by points, classifiers in checkpoints.
+"""The libraries' trainers, extended by learning rate schedules and by classifiers in checkpoints.
 
-Batches of rows of similar length: little padding, and still another order in every epoch.
+Batches hold texts of similar length, which saves padding.
 """
 
 from __future__ import annotations
@@ -20,32 +20,35 @@ from transformers import PreTrainedModel, Trainer
 
 from training.settings import LearningRateSchedule
 
+# A pool of this many batches is sorted by length. A larger pool has less padding and less randomness.
+BATCHES_PER_POOL = 32
 _CLASSIFIER = "classifier.safetensors"
-# A label that transformers leaves out of the loss.
+# The label that transformers ignores in the loss.
 _NOT_MASKED = -100
 # Of BERT, RoBERTa and XLM-R, ALBERT, DistilBERT.
 _PREDICTION_HEADS = ("cls", "lm_head", "predictions", "vocab_transform")
 
 
-class _Scheduled(Trainer):
+class ScheduledTrainer(Trainer):
+    """Follows `schedule` if there is one, else the schedule of the training arguments."""
+
     schedule: LearningRateSchedule | None = None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """By the points if there are some, else what the arguments say."""
-        points = self.schedule
-        if points is not None and self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(cast("Optimizer", optimizer or self.optimizer), points)
+        """Called by the library once per training."""
+        if self.schedule is not None and self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(cast("Optimizer", optimizer or self.optimizer), self.schedule)
         scheduler: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
         return scheduler
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """The model card is written by us."""
+        """Does nothing: `training.model_card` writes the card."""
 
 
-class MaskedLanguageModelTrainer(_Scheduled):
-    """For masked-language-model training; probabilities of all tokens are only computed where one is masked.
+class MaskedLanguageModelTrainer(ScheduledTrainer):
+    """For masked language models. Token probabilities are computed at masked positions only.
 
-    With a small model over a large vocabulary, that is most of the work.
+    With a small model and a large vocabulary, these are most of the work.
     """
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -63,17 +66,17 @@ class MaskedLanguageModelTrainer(_Scheduled):
 
 
 def _prediction_head(model: PreTrainedModel) -> Module | None:
-    """What turns each token's last hidden state into scores of the vocabulary, or its first part."""
+    """The module, or the first of several, that maps a token's last hidden state to vocabulary scores."""
     children = dict(model.named_children())
     return next((children[name] for name in _PREDICTION_HEADS if name in children), None)
 
 
-class RegressionTrainer(_Scheduled, CrossEncoderTrainer):
+class RegressionTrainer(ScheduledTrainer, CrossEncoderTrainer):
     """For cross-encoders."""
 
 
-class BiEncoderTrainer(_Scheduled, SentenceTransformerTrainer):
-    """For bi-encoders; the classifier of a softmax loss is part of each checkpoint."""
+class BiEncoderTrainer(ScheduledTrainer, SentenceTransformerTrainer):
+    """For bi-encoders. The classifier of a softmax loss is saved in each checkpoint."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -89,14 +92,10 @@ class BiEncoderTrainer(_Scheduled, SentenceTransformerTrainer):
             classifier.load_state_dict(load_file(Path(checkpoint_path) / _CLASSIFIER))
 
 
-# So many batches are sorted by length among themselves; more means less padding and less chance.
-BATCHES_PER_POOL = 32
-
-
 class LengthSortedBatchSampler(DefaultBatchSampler):
-    """Shuffles, sorts pools of rows by their length in characters, and shuffles the batches.
+    """Shuffles the rows, sorts pools of them by their length in characters, and shuffles the batches.
 
-    The order follows from the seed and the number of the epoch, so that a resumed run goes on in it.
+    The order depends on the seed and the epoch only, so a resumed run continues in the same order.
     """
 
     def __init__(self, dataset: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how far a figure would move on other items of the same kind."""
+"""Bootstrap intervals: how much a metric would vary with other items of the same kind."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Indices = NDArray[np.int64]
 
 REPEATS = 1000
 COVERAGE = 0.95
-# Resamples are drawn in blocks of so many items, which bounds the memory that they take.
+# Resamples are drawn in blocks of this many items, which bounds the memory.
 _BLOCK_ITEMS = 2_000_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with the ends of its interval; NaN where it is not defined."""
+    """A metric with the ends of its interval; NaN where it is not defined."""
 
     value: float
     low: float
@@ -27,18 +27,18 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Resampled:
-    """Figures by name: on all items, and on each resample, (repeats,)."""
+class BootstrapMetrics:
+    """Metrics by name: on all items, and on each resample, (repeats,)."""
 
     values: dict[str, float]
     repeats: dict[str, Values]
 
     def estimates(self) -> dict[str, Estimate]:
-        """Each figure with its percentile interval."""
+        """Each metric with its percentile interval."""
         return {name: _estimate(value, self.repeats[name]) for name, value in self.values.items()}
 
-    def minus(self, other: Resampled) -> dict[str, Estimate]:
-        """The differences to figures that were resampled in the same way, item by item."""
+    def minus(self, other: BootstrapMetrics) -> dict[str, Estimate]:
+        """The differences to metrics of the same resamples, item by item."""
         return {
             name: _estimate(value - other.values[name], self.repeats[name] - other.repeats[name])
             for name, value in self.values.items()
@@ -47,24 +47,26 @@ class Resampled:
 
 def resample(
     measure: Callable[[Indices], dict[str, Values]], count: int, *, repeats: int = REPEATS, seed: int = 0
-) -> Resampled:
-    """Measures all items, and `repeats` times as many items drawn with replacement.
+) -> BootstrapMetrics:
+    """Measure all items, and `repeats` resamples of the same size drawn with replacement.
 
-    Equal counts, repeats and seeds give equal draws, so that figures of several models can be subtracted.
+    Equal counts, repeats and seeds give equal resamples, so metrics of several models can be subtracted.
 
     Args:
-        measure: from indices (repeats, count) of items to figures by name, (repeats,) each.
-        count: of the items.
-        repeats: how many resamples.
-        seed: decides the draws.
+        measure: from indices (repeats, count) of items to metrics by name, (repeats,) each.
+        count: number of items.
+        repeats: number of resamples.
+        seed: of the resamples.
     """
     values = {name: float(row[0]) for name, row in measure(np.arange(count)[np.newaxis]).items()}
     blocks = [measure(indices) for indices in _draws(count, repeats, seed)]
-    return Resampled(values, {name: np.concatenate([block[name] for block in blocks]) for name in values})
+    return BootstrapMetrics(
+        values, {name: np.concatenate([block[name] for block in blocks]) for name in values}
+    )
 
 
-def resample_means(columns: dict[str, Values], *, repeats: int = REPEATS, seed: int = 0) -> Resampled:
-    """The means of columns (count,) of one value an item each."""
+def resample_means(columns: dict[str, Values], *, repeats: int = REPEATS, seed: int = 0) -> BootstrapMetrics:
+    """As `resample`, with the mean of each column (count,) as its metric."""
 
     def means(indices: Indices) -> dict[str, Values]:
         return {name: column[indices].mean(axis=1) for name, column in columns.items()}
@@ -81,7 +83,7 @@ def _draws(count: int, repeats: int, seed: int) -> Iterator[Indices]:
 
 
 def _estimate(value: float, repeats: Values) -> Estimate:
-    """A resample in which the figure is not defined, such as one without positives, does not count."""
+    """Resamples in which the metric is not defined, such as those without positives, are ignored."""
     defined = repeats[np.isfinite(repeats)]
     if not np.isfinite(value) or not defined.size:
         return Estimate(value, np.nan, np.nan)

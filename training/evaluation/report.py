@@ -1,4 +1,4 @@
-"""What an evaluation shows: a table for people, flat figures for programs."""
+"""Output of an evaluation: a table, or flat JSON values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from textmatch.console import cell
-from training.evaluation.bootstrap import Estimate, Resampled
+from training.evaluation.bootstrap import BootstrapMetrics, Estimate
 
 _TITLES = {
     "spearman": "Spearman",
@@ -25,49 +25,50 @@ _TITLES = {
 
 
 @dataclass(frozen=True)
-class Column:
-    """One model's figures; `notes` stand below them."""
+class EvaluatedModel:
+    """The metrics of one model; `notes` are further values below them."""
 
     name: str
     model_id: str
-    figures: Resampled
+    metrics: BootstrapMetrics
     notes: Mapping[str, float]
 
 
-def table(columns: Sequence[Column]) -> Table:
-    """Models side by side, and below how far they are from the first one."""
+def table(models: Sequence[EvaluatedModel]) -> Table:
+    """Models side by side, and below their differences to the first one."""
     shown = Table()
     shown.add_column("")
-    for column in columns:
-        shown.add_column(cell(column.name), justify="right", overflow="fold")
-    for name, estimates in _rows([column.figures.estimates() for column in columns]):
-        shown.add_row(_TITLES.get(name, name), *map(text, estimates))
-    for name in columns[0].notes:
-        shown.add_row(name, *(f"{column.notes[name]:.4f}" for column in columns))
-    if len(columns) > 1:
+    for model in models:
+        shown.add_column(cell(model.name), justify="right", overflow="fold")
+    for name, estimates in _rows([model.metrics.estimates() for model in models]):
+        shown.add_row(_TITLES.get(name, name), *map(format_estimate, estimates))
+    for name in models[0].notes:
+        shown.add_row(name, *(f"{model.notes[name]:.4f}" for model in models))
+    if len(models) > 1:
         shown.add_section()
-        differences = [column.figures.minus(columns[0].figures) for column in columns[1:]]
+        differences = [model.metrics.minus(models[0].metrics) for model in models[1:]]
         for name, estimates in _rows(differences):
-            shown.add_row(f"± {_TITLES.get(name, name)}", "", *(text(one, sign="+") for one in estimates))
+            values = (format_estimate(one, sign="+") for one in estimates)
+            shown.add_row(f"± {_TITLES.get(name, name)}", "", *values)
     return shown
 
 
-def as_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """Each model's figures, and its differences to the first one; null where a figure is not defined."""
+def as_json(models: Sequence[EvaluatedModel]) -> list[dict[str, Any]]:
+    """The metrics of each model, and its differences to the first one; null where a metric is not defined."""
     return [
         {
-            "name": column.name,
-            "model_id": column.model_id,
-            **column.notes,
-            "metrics": _json_of(column.figures.estimates()),
-            "difference": _json_of(column.figures.minus(columns[0].figures)) if number else None,
+            "name": model.name,
+            "model_id": model.model_id,
+            **model.notes,
+            "metrics": _json_of(model.metrics.estimates()),
+            "difference": _json_of(model.metrics.minus(models[0].metrics)) if number else None,
         }
-        for number, column in enumerate(columns)
+        for number, model in enumerate(models)
     ]
 
 
-def text(estimate: Estimate, sign: str = "") -> str:
-    """`0.8828 (0.8701 to 0.8934)`; a dash where it is not defined."""
+def format_estimate(estimate: Estimate, sign: str = "") -> str:
+    """`0.8828 (0.8701 to 0.8934)`; a dash if it is not defined."""
     if math.isnan(estimate.value):
         return "–"
     value = f"{estimate.value:{sign}.4f}"
@@ -76,8 +77,8 @@ def text(estimate: Estimate, sign: str = "") -> str:
     return f"{value} ({estimate.low:{sign}.4f} to {estimate.high:{sign}.4f})"
 
 
-def _rows(columns: Sequence[Mapping[str, Estimate]]) -> list[tuple[str, list[Estimate]]]:
-    return [(name, [column[name] for column in columns]) for name in columns[0]]
+def _rows(models: Sequence[Mapping[str, Estimate]]) -> list[tuple[str, list[Estimate]]]:
+    return [(name, [estimates[name] for estimates in models]) for name in models[0]]
 
 
 def _json_of(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

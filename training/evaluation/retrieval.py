@@ -1,31 +1,31 @@
-"""Exact search over a collection by a model's embeddings, and reranking of what it finds.
-
-Documents, queries, and which documents are relevant to which query, from a folder as BEIR lays it out.
-"""
+"""Evaluation of retrieval on a test set in BEIR's layout: exact search, reranking, and their metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 from textmatch.errors import InvalidInput
 from textmatch.io.qrels import read_judgements, read_queries, read_texts
 from textmatch.ranking_metrics import Ranks, best_first, retrieval_metrics
-from training.evaluation.bootstrap import REPEATS, Resampled, Values, resample_means
+from training.evaluation.bootstrap import REPEATS, BootstrapMetrics, Values, resample_means
 from training.evaluation.scorers import BiEncoderSystem, CharacterTfidf, CrossEncoderSystem, System
+
+Similarities: TypeAlias = NDArray[np.float32]
+Searcher: TypeAlias = BiEncoderSystem | CharacterTfidf
+# Queries that are compared with all documents at a time.
+_BLOCK_QUERIES = 256
 
 
 @dataclass(frozen=True)
-class Collection:
-    """Texts of documents and of the judged queries; `grades` has, by query, the grades by document position.
-
-    Grades above 0 are relevant.
-    """
+class RetrievalSet:
+    """Documents, judged queries and, for each query, the grades by document position. 0 is not relevant."""
 
     documents: list[str]
     queries: list[str]
@@ -46,7 +46,7 @@ class Collection:
         )
 
     def ideal(self, depth: int) -> Values:
-        """The grades of the best ranking that there could be: (queries, depth)."""
+        """The grades of the best possible ranking: (queries, depth)."""
         best = np.zeros((len(self.grades), depth))
         for row, grades in zip(best, self.grades, strict=True):
             highest = sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:depth]
@@ -54,110 +54,102 @@ class Collection:
         return best
 
 
-def read_collection(directory: Path) -> Collection:
-    """Reads corpus.jsonl, queries.jsonl, and qrels.tsv or qrels/test.tsv.
-
-    A title stands before its document's text, unless the text begins with it. Queries without judgements are
-    left out; documents without text stay, as those that no query finds.
-
-    Raises:
-        InvalidInput: a file is missing, a line cannot be read, an id occurs twice, or a judgement is of
-            something that there is not; the message names file and line.
-    """
-    documents, queries = read_texts(directory / "corpus.jsonl"), read_queries(directory)
-    positions = {name: number for number, name in enumerate(documents)}
-    judged = read_judgements(directory, queries, positions)
-    grades = [{positions[name]: grade for name, grade in one.items()} for one in judged.values()]
-    return Collection(list(documents.values()), [queries[name] for name in judged], grades)
-
-
-Similarities: TypeAlias = NDArray[np.float32]
-Searcher: TypeAlias = BiEncoderSystem | CharacterTfidf
-# So many queries are compared with all documents at a time.
-_BLOCK_QUERIES = 256
-
-
 @dataclass(frozen=True)
-class Ranking:
+class RankedDocuments:
     """The best documents of each query, best first: positions and scores, (queries, depth) each."""
 
     documents: Ranks
     scores: Similarities
 
 
-def as_searcher(system: System) -> Searcher:
-    """The system, if it can search.
+def read_retrieval_set(directory: Path) -> RetrievalSet:
+    """The test set in corpus.jsonl, queries.jsonl and qrels.tsv, or qrels/test.tsv, of a folder.
+
+    Queries without judgements are left out. Documents without text stay, but no query finds them.
 
     Raises:
-        InvalidInput: it is a cross-encoder, which has no embeddings.
+        InvalidInput: a file is missing, a line cannot be read, an id occurs twice, or a judgement names an
+            unknown query or document; the message names file and line.
+    """
+    documents, queries = read_texts(directory / "corpus.jsonl"), read_queries(directory)
+    positions = {name: number for number, name in enumerate(documents)}
+    judged = read_judgements(directory, queries, positions)
+    grades = [{positions[name]: grade for name, grade in one.items()} for one in judged.values()]
+    return RetrievalSet(list(documents.values()), [queries[name] for name in judged], grades)
+
+
+def as_searcher(system: System) -> Searcher:
+    """The system, if it has embeddings to search with.
+
+    Raises:
+        InvalidInput: it is a cross-encoder.
     """
     if isinstance(system, BiEncoderSystem | CharacterTfidf):
         return system
     raise InvalidInput.of_field("model", f'"{system.name}" is a cross-encoder, which can only --rerank')
 
 
-def search(system: Searcher, collection: Collection, depth: int) -> Ranking:
-    """The `depth` documents most similar to each query, or all if there are fewer."""
-    depth = min(depth, len(collection.documents))
-    found = [_best(block, depth) for block in _similarities(system, collection)]
-    return Ranking(
+def search(system: Searcher, test_set: RetrievalSet, depth: int) -> RankedDocuments:
+    """The `depth` most similar documents of each query, or all if there are fewer."""
+    depth = min(depth, len(test_set.documents))
+    found = [_best(block, depth) for block in _similarities(system, test_set)]
+    return RankedDocuments(
         np.concatenate([one.documents for one in found]), np.concatenate([one.scores for one in found])
     )
 
 
-def rerank(system: CrossEncoderSystem, collection: Collection, ranking: Ranking) -> Similarities:
+def rerank(system: CrossEncoderSystem, test_set: RetrievalSet, ranking: RankedDocuments) -> Similarities:
     """The cross-encoder's scores of the ranked documents, in the order of the ranking: (queries, depth)."""
     pairs = [
-        (query, collection.documents[document])
-        for query, row in zip(collection.queries, ranking.documents.tolist(), strict=True)
+        (query, test_set.documents[document])
+        for query, row in zip(test_set.queries, ranking.documents.tolist(), strict=True)
         for document in row
     ]
     (scored,) = system.score(pairs)
     return scored.scores.reshape(ranking.documents.shape)
 
 
-def reordered(ranking: Ranking, scores: Similarities) -> Ranking:
-    """The same documents by other scores (queries, depth)."""
+def reordered(ranking: RankedDocuments, scores: Similarities) -> RankedDocuments:
+    """The same documents sorted by other scores (queries, depth)."""
     order = best_first(scores)
-    return Ranking(
+    return RankedDocuments(
         np.take_along_axis(ranking.documents, order, axis=1), np.take_along_axis(scores, order, axis=1)
     )
 
 
 def measure_ranking(
-    ranking: Ranking,
-    collection: Collection,
+    ranking: RankedDocuments,
+    test_set: RetrievalSet,
     recall_depths: Sequence[int],
     *,
     repeats: int = REPEATS,
     seed: int = 0,
-) -> Resampled:
+) -> BootstrapMetrics:
     """nDCG@10, MRR@10 and recall, resampled over queries."""
-    grades = collection.grades_of(ranking.documents)
-    ideal = collection.ideal(max(10, grades.shape[1]))
-    columns = retrieval_metrics(grades, ideal, collection.relevant, recall_depths)
+    grades = test_set.grades_of(ranking.documents)
+    ideal = test_set.ideal(max(10, grades.shape[1]))
+    columns = retrieval_metrics(grades, ideal, test_set.relevant, recall_depths)
     return resample_means(columns, repeats=repeats, seed=seed)
 
 
-def _similarities(system: Searcher, collection: Collection) -> list[Similarities]:
+def _similarities(system: Searcher, test_set: RetrievalSet) -> Iterator[Similarities]:
     """Blocks of (queries, documents)."""
+    documents: Any
+    queries: Any
     if isinstance(system, CharacterTfidf):
         vectorizer = system.vectorizer()
-        documents = vectorizer.fit_transform(collection.documents)
-        queries = vectorizer.transform(collection.queries)
-        return [
-            (queries[start : start + _BLOCK_QUERIES] @ documents.T).toarray().astype(np.float32)
-            for start in range(0, queries.shape[0], _BLOCK_QUERIES)
-        ]
-    stored = system.embed(collection.documents, is_query=False)
-    asked = system.embed(collection.queries, is_query=True)
-    return [
-        asked[start : start + _BLOCK_QUERIES] @ stored.T for start in range(0, len(asked), _BLOCK_QUERIES)
-    ]
+        documents = vectorizer.fit_transform(test_set.documents)
+        queries = vectorizer.transform(test_set.queries)
+    else:
+        documents = system.embed(test_set.documents, is_query=False)
+        queries = system.embed(test_set.queries, is_query=True)
+    for start in range(0, queries.shape[0], _BLOCK_QUERIES):
+        block = queries[start : start + _BLOCK_QUERIES] @ documents.T
+        yield block.toarray().astype(np.float32) if issparse(block) else block
 
 
-def _best(similarities: Similarities, depth: int) -> Ranking:
+def _best(similarities: Similarities, depth: int) -> RankedDocuments:
     """Sorts only the best `depth` of (queries, documents)."""
     best = np.argpartition(-similarities, depth - 1, axis=1)[:, :depth]
     scores = np.take_along_axis(similarities, best, axis=1)
-    return reordered(Ranking(best, scores), scores)
+    return reordered(RankedDocuments(best, scores), scores)

@@ -1,10 +1,11 @@
-"""What can be measured: models by directory or name, through the code that serves them, and a baseline."""
+"""Systems to evaluate: models by directory or name, run by the code that serves them, and a baseline."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +34,6 @@ from textmatch.models.model_resolver import (
 from textmatch.vectors import Embeddings
 
 CHAR_TFIDF = "char-tfidf"
-CROSS_ENCODER, COSINE, PAIR_CLASSIFIER = "cross-encoder", "cosine", "pair-classifier"
 _BATCH_TOKENS = 4096
 _MODEL_CONFIG, _MODULES, _TRANSFORMER_CONFIG = (
     "config_sentence_transformers.json",
@@ -42,33 +42,39 @@ _MODEL_CONFIG, _MODULES, _TRANSFORMER_CONFIG = (
 )
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Scores of pairs by one scorer of a model, (count,); `uncalibrated` is None if it has no calibration."""
+class ScorerName(StrEnum):
+    """The scorers of models."""
 
-    scorer: str
+    CROSS_ENCODER = "cross-encoder"
+    PAIR_CLASSIFIER = "pair-classifier"
+    COSINE = "cosine"
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Scores by one scorer of a model, (count,); `uncalibrated` is None if it has no calibration."""
+
+    scorer: ScorerName
     scores: Scores
     uncalibrated: Scores | None = None
 
 
 class System(Protocol):
-    """Something that scores pairs."""
+    """A model or baseline that scores pairs."""
 
     @property
     def name(self) -> str: ...
     @property
     def model_id(self) -> str: ...
 
-    def score(self, pairs: Sequence[Pair]) -> list[Scored]:
-        """The scores of each of its scorers, (count,) in the order of the pairs."""
+    def score(self, pairs: Sequence[Pair]) -> list[ScoredPairs]:
+        """The scores of each of its scorers, in the order of the pairs."""
         ...
 
 
 @dataclass(frozen=True)
-class CrossEncoderSystem:
-    """A cross-encoder; its calibration is kept in `directory`."""
-
-    model: TorchCrossEncoder
+class _LoadedModel:
+    model: TorchCrossEncoder | TorchBiEncoder
     directory: Path
 
     @property
@@ -79,71 +85,71 @@ class CrossEncoderSystem:
     def model_id(self) -> str:
         return self.model.model_id
 
-    def score(self, pairs: Sequence[Pair]) -> list[Scored]:
+
+@dataclass(frozen=True)
+class CrossEncoderSystem(_LoadedModel):
+    """A cross-encoder."""
+
+    model: TorchCrossEncoder
+
+    def score(self, pairs: Sequence[Pair]) -> list[ScoredPairs]:
         def forward(batch: Sequence[TokenizedText]) -> NDArray[np.float32]:
             return np.column_stack(self.model.score(batch))
 
         rows = run_in_batches(self.model.tokenize_pairs(pairs), forward)  # (count, 2)
         scores, uncalibrated = rows[:, 0], self.model.uncalibrated(np.ascontiguousarray(rows[:, 1]))
         is_calibrated = Calibration.load(self.directory) is not None
-        return [Scored(CROSS_ENCODER, scores, uncalibrated if is_calibrated else None)]
+        return [ScoredPairs(ScorerName.CROSS_ENCODER, scores, uncalibrated if is_calibrated else None)]
 
-    def calibration_directory(self, scorer: str) -> Path:
-        """Where the calibration of its scorer is kept."""
+    def calibration_directory(self, scorer: ScorerName) -> Path:
+        """The directory that holds the calibration of its scorer."""
         return self.directory
 
 
 @dataclass(frozen=True)
-class BiEncoderSystem:
+class BiEncoderSystem(_LoadedModel):
     """A bi-encoder: its cosine, and its pair classifier if it has one."""
 
     model: TorchBiEncoder
-    directory: Path
 
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def model_id(self) -> str:
-        return self.model.model_id
-
-    def score(self, pairs: Sequence[Pair]) -> list[Scored]:
+    def score(self, pairs: Sequence[Pair]) -> list[ScoredPairs]:
         first = self.embed([pair[0] for pair in pairs], is_query=True)
         second = self.embed([pair[1] for pair in pairs], is_query=False)
-        found = [_score(COSINE, self.model.cosine, first, second)]
+        found = [_score(ScorerName.COSINE, self.model.cosine, first, second)]
         if self.model.pair_classifier is not None:
-            found.insert(0, _score(PAIR_CLASSIFIER, self.model.pair_classifier, first, second))
+            found.insert(0, _score(ScorerName.PAIR_CLASSIFIER, self.model.pair_classifier, first, second))
         return found
 
     def embed(self, texts: Sequence[str], *, is_query: bool) -> Embeddings:
-        """(count, dimension), rows of length 1; a text that occurs twice is embedded once."""
+        """(count, dimension), rows of length 1. Repeated texts are embedded once."""
         position = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         rows = run_in_batches(self.model.tokenize(list(position), is_query=is_query), self.model.embed)
         return rows[[position[text] for text in texts]]
 
-    def calibration_directory(self, scorer: str) -> Path:
-        """Where the calibration of one of its scorers is kept."""
-        return self.directory / CLASSIFIER_DIRECTORY if scorer == PAIR_CLASSIFIER else self.directory
+    def calibration_directory(self, scorer: ScorerName) -> Path:
+        """The directory that holds the calibration of a scorer."""
+        return (
+            self.directory / CLASSIFIER_DIRECTORY if scorer == ScorerName.PAIR_CLASSIFIER else self.directory
+        )
 
 
 @dataclass(frozen=True)
 class CharacterTfidf:
-    """The baseline: cosine of TF-IDF vectors of single characters and pairs of them.
+    """The baseline: cosine of TF-IDF vectors of character unigrams and bigrams.
 
-    Its weights come from the texts that are measured, which favours it a little.
+    Its weights are fitted on the evaluated texts, which favours it slightly.
     """
 
     name: str = CHAR_TFIDF
     model_id: str = CHAR_TFIDF
 
-    def score(self, pairs: Sequence[Pair]) -> list[Scored]:
+    def score(self, pairs: Sequence[Pair]) -> list[ScoredPairs]:
         vectors = self.vectorizer().fit_transform([text for pair in pairs for text in pair])  # (2 x count, n)
         cosines = np.asarray(vectors[::2].multiply(vectors[1::2]).sum(axis=1)).ravel()
-        return [Scored(COSINE, np.clip(cosines, 0.0, 1.0).astype(np.float32))]
+        return [ScoredPairs(ScorerName.COSINE, np.clip(cosines, 0.0, 1.0).astype(np.float32))]
 
     def vectorizer(self) -> TfidfVectorizer:
-        """From texts to sparse rows of length 1."""
+        """Maps texts to sparse rows of length 1."""
         return TfidfVectorizer(analyzer="char", ngram_range=(1, 2))
 
 
@@ -151,7 +157,7 @@ ModelSystem = CrossEncoderSystem | BiEncoderSystem
 
 
 def load_system(name: str, device: str = AUTO) -> System:
-    """What `name` says: `char-tfidf`, or a model as `load_model_system` finds it."""
+    """The baseline for `char-tfidf`, else the model that `load_model_system` finds."""
     return CharacterTfidf() if name == CHAR_TFIDF else load_model_system(name, device)
 
 
@@ -159,7 +165,7 @@ def load_model_system(name: str, device: str = AUTO) -> ModelSystem:
     """A model in float32: a directory, the name of a bundled model, or a name on the Hugging Face hub.
 
     Raises:
-        ModelNotFound: it is nowhere.
+        ModelNotFound: there is no such model.
         UnusableModel: it cannot be loaded.
         UnusableDevice: there is no such device.
     """
@@ -171,7 +177,7 @@ def load_model_system(name: str, device: str = AUTO) -> ModelSystem:
 
 
 def is_cross_encoder(directory: Path) -> bool:
-    """Whether a model's files say that it reads pairs."""
+    """Whether a model reads pairs, according to its files."""
     if is_adapter_directory(directory):
         return is_cross_encoder_adapter(directory)
     model_type = _read_config(directory / _MODEL_CONFIG).get("model_type")
@@ -182,17 +188,17 @@ def is_cross_encoder(directory: Path) -> bool:
 
 
 def is_sentence_transformer(directory: Path) -> bool:
-    """Whether sentence-transformers saved it, so that it is more than a bare transformer."""
+    """Whether sentence-transformers saved it. Otherwise it is a bare transformer."""
     return (directory / _MODULES).is_file() or is_adapter_directory(directory)
 
 
 def run_in_batches(
     texts: Sequence[TokenizedText], forward: Callable[[Sequence[TokenizedText]], NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """All texts through a model, (count, width) in their order; those of one length go together.
+    """Run a model on all texts, batched by length: (count, width) in the order of the texts.
 
     Raises:
-        UnusableModel: the model returned something that is not finite.
+        UnusableModel: the model returned values that are not finite.
     """
     order = sorted(range(len(texts)), key=lambda position: -texts[position].token_count)
     parts, start = [], 0
@@ -214,9 +220,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _score(name: str, scorer: CosineScorer | PairClassifier, first: Embeddings, second: Embeddings) -> Scored:
+def _score(
+    name: ScorerName, scorer: CosineScorer | PairClassifier, first: Embeddings, second: Embeddings
+) -> ScoredPairs:
     scores, _ = scorer.score(first, second)
     if scorer.calibration is None:
-        return Scored(name, scores)
+        return ScoredPairs(name, scores)
     uncalibrated, _ = replace(scorer, calibration=None).score(first, second)
-    return Scored(name, scores, uncalibrated)
+    return ScoredPairs(name, scores, uncalibrated)

@@ -61,10 +61,10 @@ def test_an_adapter_is_small_and_changes_what_its_base_says(adapter: Path, bases
 
 
 def test_training_goes_on_from_an_adapter(adapter: Path, settings: SimcseSettings, tmp_path: Path):
-    outcome = train_simcse(
+    result = train_simcse(
         replace(settings, base=str(adapter), adapter_rank=0, max_steps=2, output=tmp_path / "whole"), QUIET
     )
-    assert (outcome.output / "model.safetensors").is_file()
+    assert (result.output / "model.safetensors").is_file()
 
 
 def test_what_an_adapter_cannot_hold_is_refused(
@@ -72,7 +72,7 @@ def test_what_an_adapter_cannot_hold_is_refused(
 ):
     with pytest.raises(InvalidInput, match="adapters are for BERT; .* is roberta: use 0"):
         train_simcse(replace(settings, base=str(bases["roberta"]), output=tmp_path / "a"), QUIET)
-    with pytest.raises(InvalidInput, match="pools as its base model does"):
+    with pytest.raises(InvalidInput, match="uses the pooling of its base model"):
         train_simcse(replace(settings, pooling="cls", output=tmp_path / "b"), QUIET)
     lstm = SiameseSettings(
         train=[scored], base=settings.base, output=tmp_path / "c", adapter_rank=4, lstm="lstm", device="cpu"

@@ -22,7 +22,7 @@ from textmatch.models.calibration import FILE_NAME, Calibration, PairClassifier
 from textmatch.models.model_resolver import UnusableModel, model_id
 from textmatch.v1 import encoder_service_pb2 as pb
 from training.calibrate import calibrate
-from training.evaluation.scorers import Scored, load_model_system
+from training.evaluation.scorers import ScoredPairs, load_model_system
 
 WORDS = ["cat", "dog", "sits", "mat", "runs", "park", "the", "a"]
 SCORERS = {
@@ -58,7 +58,7 @@ def pairs() -> list[tuple[str, str]]:
     return [(" ".join(chance.sample(WORDS, 3)), " ".join(chance.sample(WORDS, 3))) for _ in range(60)]
 
 
-def _scored(directory: Path, scorer: str, pairs: list[tuple[str, str]]) -> Scored:
+def _scored(directory: Path, scorer: str, pairs: list[tuple[str, str]]) -> ScoredPairs:
     found = load_model_system(str(directory), "cpu").score(pairs)
     return next(scored for scored in found if scored.scorer == scorer)
 
@@ -160,8 +160,8 @@ def test_the_model_card_tells(models: Path, pairs: list[tuple[str, str]]) -> Non
     [
         (["--dev", "{dev}", "--scorer", "cosine"], "the model has no cosine; it has cross-encoder"),
         (["--dev", "{short}"], "has 9 pairs; a calibration needs 10"),
-        (["--dev", "{falling}"], "do not rise"),
-        (["--dev", "{dev}", "--score-range", "1", "1"], "the least label must be below the greatest"),
+        (["--dev", "{falling}"], "do not increase"),
+        (["--dev", "{dev}", "--score-range", "1", "1"], "the lowest score must be below the highest"),
         (["--dev", "{dev}", "--score-range", "0.5", "1"], "line 1 column 3: score"),
     ],
 )
@@ -184,7 +184,7 @@ def test_what_cannot_be_calibrated_is_one_line(
 
 def test_a_model_must_be_a_directory(tmp_path: Path) -> None:
     result = _run("textmatch-cross-encoder-en", "--dev", tmp_path / "dev.tsv")
-    assert str(result.exception) == 'MODEL: "textmatch-cross-encoder-en" is no directory'
+    assert str(result.exception) == 'MODEL: "textmatch-cross-encoder-en" is not a directory'
 
 
 def test_a_broken_calibration_keeps_a_model_from_being_served(models: Path) -> None:

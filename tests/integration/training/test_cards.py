@@ -13,9 +13,9 @@ from training.evaluation.pairs import measure_on_pairs, read_pair_file
 from training.evaluation.scorers import load_model_system
 from training.mlm import MlmSettings, train_mlm
 from training.model_card import sha256_of
-from training.options import short_name
 from training.regression import RegressionSettings, train_regression
 from training.sbert import SbertSettings, train_sbert
+from training.settings import short_path
 from training.siamese import SiameseSettings, train_siamese
 
 QUIET = Console(quiet=True)
@@ -27,7 +27,7 @@ def _options(base: Path, train: Path, output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("recipe", ["siamese", "regression"])
-def test_a_card_has_the_served_figures_beside_the_baseline(
+def test_a_card_has_the_served_metrics_next_to_the_baseline(
     bases: dict[str, Path], scored: Path, tmp_path: Path, recipe: str
 ) -> None:
     options = _options(bases["bert"], scored, tmp_path / "model")
@@ -41,7 +41,7 @@ def test_a_card_has_the_served_figures_beside_the_baseline(
     (measured,) = measure_on_pairs(system, read_pair_file(scored))
     figure = re.search(r"\| mse \| (\d\.\d+)", card)
     assert figure is not None
-    assert float(figure[1]) == pytest.approx(measured.figures.values["mse"], abs=1e-4)
+    assert float(figure[1]) == pytest.approx(measured.metrics.values["mse"], abs=1e-4)
     assert "## Thresholds" in card
     assert f"textmatch train {recipe}" in card
     assert str(tmp_path) not in card
@@ -58,16 +58,16 @@ def test_the_card_of_a_regression_names_what_it_warmed_up_with(
     extra = {"warm_up_pairs": 20, "warm_up_sentences": [sentences], "warm_up_labels": str(teacher)}
     train_regression(RegressionSettings(**options, **extra, bf16=False), QUIET)
     card = (tmp_path / "models" / "model" / "README.md").read_text()
-    assert f"| {short_name(sentences)} | `{sha256_of(sentences)}` |" in card
+    assert f"| {short_path(sentences)} | `{sha256_of(sentences)}` |" in card
     assert "--warm-up-labels models/teacher" in card
 
 
-def test_classes_and_perplexity_are_told_as_the_recipe_measured_them(
+def test_classes_and_perplexity_are_reported_as_the_recipe_measured_them(
     bases: dict[str, Path], classes: Path, sentences: Path, tmp_path: Path
 ) -> None:
-    outcome = train_sbert(SbertSettings(**_options(bases["bert"], classes, tmp_path / "sbert")), QUIET)
+    result = train_sbert(SbertSettings(**_options(bases["bert"], classes, tmp_path / "sbert")), QUIET)
     card = (tmp_path / "sbert" / "README.md").read_text()
-    assert f"| accuracy | {outcome.measured[classes]['accuracy']:.4f} |" in card
+    assert f"| accuracy | {result.metrics[classes]['accuracy']:.4f} |" in card
     assert "## Thresholds" not in card
     train_mlm(MlmSettings(**_options(bases["bert"], sentences, tmp_path / "mlm")), QUIET)
     assert "| perplexity |" in (tmp_path / "mlm" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The commands as a person gives them: wrong files are told in one line, triples are mined and trained on."""
+"""The training commands: errors of invalid files are one line; triples are mined and trained on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def _train(*arguments: object) -> int:
         ("regression", b"only\ttwo\n", "line 1: has 2 columns; it needs 3 columns separated by TAB"),
         ("siamese", b"a\tb\tabc\n", 'line 1 column 3: score "abc" is not a number'),
         ("regression", b"a\tb\t0.5\na\tb\t7\n", "line 2 column 3: score 7 is outside 0..1"),
-        ("sbert", b"a\tb\tabc\na\tb\tdef\n", "classes: say with --classes what each class is worth"),
+        ("sbert", b"a\tb\tabc\na\tb\tdef\n", "classes: give the score of each class with --classes"),
         ("simcse", b"", "is empty; it needs at least one row"),
-        ("simcse", b"\n \n", "holds no sentence"),
+        ("simcse", b"\n \n", "has no sentence"),
         ("mlm", "汉字\n".encode("utf-16"), "line 1: is UTF-16 or binary; save the file as UTF-8"),
         ("siamese", "汉\t字\t1\n".encode("gbk"), "line 1: is not UTF-8: byte 0xba at byte 1 of the line"),
     ],
@@ -75,7 +75,7 @@ def test_negatives_are_mined_and_trained_on(
     assert "spearman" in capsys.readouterr().out
 
 
-def test_every_option_of_the_settings_is_told(capsys: pytest.CaptureFixture[str]):
+def test_every_option_of_the_settings_is_reported(capsys: pytest.CaptureFixture[str]):
     assert _train("siamese", "--help") == 0
     told = capsys.readouterr().out
     for option in ("--lstm-width", "--towers", "--lr-schedule", "--resume", "--no-header", "--accumulate"):

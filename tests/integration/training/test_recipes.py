@@ -58,8 +58,8 @@ def _assert_served_as_trained(output: Path) -> None:
 def test_siamese_trains_every_kind_of_model(bases: dict[str, Path], binary: Path, tmp_path: Path, kind: str):
     output = tmp_path / "model"
     options = _options(bases[kind], binary, output, dev=binary, epochs=3)
-    outcome = train_siamese(SiameseSettings(**options), QUIET)
-    assert outcome.measured[binary]["spearman"] > 0.5
+    result = train_siamese(SiameseSettings(**options), QUIET)
+    assert result.metrics[binary]["spearman"] > 0.5
     assert not output.with_name("model.checkpoints").exists()
     _assert_served_as_trained(output)
 
@@ -69,9 +69,9 @@ def test_siamese_with_an_lstm(bases: dict[str, Path], scored: Path, tmp_path: Pa
     output = tmp_path / "model"
     options = _options(bases["bert"], scored, output, dev=scored, epochs=3)
     settings = SiameseSettings(**options, lstm=lstm, lstm_width=24, lstm_layers=2)
-    outcome = train_siamese(settings, QUIET)
+    result = train_siamese(settings, QUIET)
     assert _served(output).dimension == (48 if lstm == "bilstm" else 24)
-    assert outcome.measured[scored]["spearman"] > 0.3
+    assert result.metrics[scored]["spearman"] > 0.3
     _assert_served_as_trained(output)
 
 
@@ -91,8 +91,8 @@ def test_online_contrastive_wants_two_labels(
     bases: dict[str, Path], scored: Path, binary: Path, tmp_path: Path
 ):
     options = _options(bases["bert"], binary, tmp_path / "model", dev=binary, epochs=2)
-    outcome = train_siamese(SiameseSettings(**options, loss="online-contrastive"), QUIET)
-    assert outcome.measured[binary]["spearman"] > 0.3
+    result = train_siamese(SiameseSettings(**options, loss="online-contrastive"), QUIET)
+    assert result.metrics[binary]["spearman"] > 0.3
     wrong = _options(bases["bert"], scored, tmp_path / "other")
     with pytest.raises(InvalidInput, match="online-contrastive needs labels that are 0 or 1"):
         train_siamese(SiameseSettings(**wrong, loss="online-contrastive"), QUIET)
@@ -104,7 +104,7 @@ def test_sbert_saves_the_classifier_with_the_model(
 ):
     output = tmp_path / "model"
     options = _options(bases[kind], classes, output, dev=classes, epochs=20)
-    outcome = train_sbert(SbertSettings(**options), QUIET)
+    result = train_sbert(SbertSettings(**options), QUIET)
     _assert_served_as_trained(output)
     classifier = _served(output).pair_classifier
     assert classifier is not None
@@ -116,7 +116,7 @@ def test_sbert_saves_the_classifier_with_the_model(
     found = classifier.logits(first, second).argmax(axis=1)
     gold = [["contradiction", "neutral", "entailment"].index(line[2]) for line in lines]
     accuracy = float((found == gold).mean())
-    assert accuracy == pytest.approx(outcome.measured[classes]["accuracy"], abs=1e-6)
+    assert accuracy == pytest.approx(result.metrics[classes]["accuracy"], abs=1e-6)
     assert accuracy > max(np.bincount(gold)) / len(gold)
 
 
@@ -135,8 +135,8 @@ def test_simcse_with_every_pooling(
 ):
     output = tmp_path / "model"
     options = _options(bases["bert"], sentences, output, dev=scored, epochs=1)
-    outcome = train_simcse(SimcseSettings(**options, pooling=pooling), QUIET)
-    assert -1 <= outcome.measured[scored]["spearman"] <= 1
+    result = train_simcse(SimcseSettings(**options, pooling=pooling), QUIET)
+    assert -1 <= result.metrics[scored]["spearman"] <= 1
     _assert_served_as_trained(output)
 
 
@@ -161,12 +161,12 @@ def test_simcse_of_every_kind_keeps_two_layers_when_it_pools_them(
 def test_simcse_with_hard_negatives(bases: dict[str, Path], triples: Path, scored: Path, tmp_path: Path):
     output = tmp_path / "model"
     options = _options(bases["bert"], triples, output, held_out=[scored], epochs=4)
-    outcome = train_simcse(SimcseSettings(**options, hard_negatives=True), QUIET)
-    assert outcome.measured[scored]["spearman"] > 0.3
+    result = train_simcse(SimcseSettings(**options, hard_negatives=True), QUIET)
+    assert result.metrics[scored]["spearman"] > 0.3
     _assert_served_as_trained(output)
 
 
-def test_no_pooler_is_told(bases: dict[str, Path], sentences: Path, tmp_path: Path):
+def test_no_pooler_is_reported(bases: dict[str, Path], sentences: Path, tmp_path: Path):
     options = _options(bases["distilbert"], sentences, tmp_path / "model")
     with pytest.raises(InvalidInput, match="pooler needs a model with a pooler; distilbert has none"):
         train_simcse(SimcseSettings(**options, pooling="pooler"), QUIET)
@@ -178,13 +178,13 @@ def test_regression_trains_every_kind_of_model(
 ):
     output = tmp_path / "model"
     options = _options(bases[kind], scored, output, dev=scored, epochs=6, bf16=False)
-    outcome = train_regression(RegressionSettings(**options, warm_up_pairs=0), QUIET)
+    result = train_regression(RegressionSettings(**options, warm_up_pairs=0), QUIET)
     served = TorchCrossEncoder.load(output, "trained")
     lines = [line.split("\t") for line in scored.read_text().splitlines()]
     scores, _ = served.score(served.tokenize_pairs([(first, second) for first, second, _ in lines]))
     gold = np.array([float(score) for *_, score in lines])
     error = float(np.mean((scores - gold) ** 2))
-    assert error == pytest.approx(outcome.measured[scored]["mse"], abs=1e-4)
+    assert error == pytest.approx(result.metrics[scored]["mse"], abs=1e-4)
     # An untrained head says about 0.5 to everything.
     assert error < float(np.mean((0.5 - gold) ** 2))
 
@@ -198,12 +198,12 @@ def test_regression_without_sigmoid_in_the_files_own_range(
     output = tmp_path / "model"
     options = _options(bases["bert"], wide, output, dev=wide, epochs=6, bf16=False)
     settings = RegressionSettings(**options, warm_up_pairs=0, sigmoid=False, score_range=(0.0, 5.0))
-    outcome = train_regression(settings, QUIET)
+    result = train_regression(settings, QUIET)
     served = TorchCrossEncoder.load(output, "trained")
     scores, raw = served.score(served.tokenize_pairs([(first, second) for first, second, _ in lines]))
     np.testing.assert_allclose(scores, np.clip(raw / 5, 0, 1), atol=1e-6)
     gold = np.array([float(score) for *_, score in lines])
-    assert float(np.mean((raw / 5 - gold) ** 2)) == pytest.approx(outcome.measured[wide]["mse"], abs=1e-4)
+    assert float(np.mean((raw / 5 - gold) ** 2)) == pytest.approx(result.metrics[wide]["mse"], abs=1e-4)
 
 
 def test_mlm_from_a_vocabulary_alone_is_a_base_for_the_others(
@@ -218,11 +218,11 @@ def test_mlm_from_a_vocabulary_alone_is_a_base_for_the_others(
         "device": "cpu",
     }
     new = {"from_scratch": True, "vocab": vocabulary, "layers": 1, "hidden": 32, "heads": 2}
-    outcome = train_mlm(MlmSettings(output=start, **common, **new, epochs=4), QUIET)
-    assert outcome.measured[sentences]["loss"] < np.log(17)
+    result = train_mlm(MlmSettings(output=start, **common, **new, epochs=4), QUIET)
+    assert result.metrics[sentences]["loss"] < np.log(17)
     longer = tmp_path / "longer"
     continued = train_mlm(MlmSettings(output=longer, base=str(start), **common, epochs=8), QUIET)
-    assert continued.measured[sentences]["loss"] < outcome.measured[sentences]["loss"]
+    assert continued.metrics[sentences]["loss"] < result.metrics[sentences]["loss"]
     output = tmp_path / "model"
     train_siamese(SiameseSettings(**_options(longer, binary, output)), QUIET)
     _assert_served_as_trained(output)

@@ -15,8 +15,8 @@ from textmatch.errors import InvalidInput, ModelNotFound
 from textmatch.models.calibration import Scores
 from textmatch.models.lora import ADAPTER_WEIGHTS, load_cross_encoder_directory
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, adapter_base_name, find_model
+from training.data_files import read_scored_pairs
 from training.model_files import load_trained
-from training.pairs import read_scored_pairs
 from training.regression import RegressionSettings, train_regression
 
 QUIET = Console(quiet=True)
@@ -50,17 +50,17 @@ def test_what_is_saved_scores_as_what_was_measured(
     bases: dict[str, Path], scored: Path, tmp_path: Path, adapter_rank: int
 ):
     settings = _settings(bases["bert"], scored, tmp_path / "first", adapter_rank)
-    outcome = train_regression(settings, QUIET)
+    result = train_regression(settings, QUIET)
     scores = _scores(settings.output, bases["bert"], scored)
     assert ((scores > 0) & (scores < 1)).all()
     gold = np.array([pair.score for pair in read_scored_pairs(scored)])
-    assert float(np.mean((scores - gold) ** 2)) == pytest.approx(outcome.measured[scored]["mse"], abs=1e-5)
+    assert float(np.mean((scores - gold) ** 2)) == pytest.approx(result.metrics[scored]["mse"], abs=1e-5)
     theirs = CrossEncoder(str(settings.output), device="cpu").predict(
         [(pair.first, pair.second) for pair in read_scored_pairs(scored)]
     )
     np.testing.assert_allclose(scores, theirs, atol=1e-5)
-    assert f"--adapter-rank {adapter_rank}" in outcome.command or not adapter_rank
-    assert str(tmp_path) not in outcome.command.replace(str(bases["bert"]), "")
+    assert f"--adapter-rank {adapter_rank}" in result.command or not adapter_rank
+    assert str(tmp_path) not in result.command.replace(str(bases["bert"]), "")
     assert not [path for path in settings.output.rglob("*") if path.suffix == ".bin"]
     if adapter_rank:
         assert adapter_base_name(settings.output) == str(bases["bert"])

@@ -18,7 +18,8 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from textmatch.errors import InvalidInput
-from training.fit import HISTORY, Interrupted
+from training.fit import TrainingInterrupted
+from training.model_files import HISTORY
 from training.sbert import SbertSettings, train_sbert
 from training.siamese import SiameseSettings, train_siamese
 
@@ -62,11 +63,11 @@ def test_the_best_checkpoint_is_kept_and_training_stops_when_nothing_gets_better
     settings = _settings(
         bases["bert"], binary, output, dev=binary, epochs=40, evaluate_steps=2, patience=2, learning_rate=5e-3
     )
-    outcome = train_siamese(settings, QUIET)
+    result = train_siamese(settings, QUIET)
     measured = [entry["eval_spearman"] for entry in _history(output) if "eval_spearman" in entry]
     assert len(measured) < 80
     assert max(measured[-2:]) <= max(measured)
-    assert outcome.measured[binary]["spearman"] == pytest.approx(max(measured), abs=1e-6)
+    assert result.metrics[binary]["spearman"] == pytest.approx(max(measured), abs=1e-6)
 
 
 def test_the_learning_rate_follows_the_points(bases: dict[str, Path], binary: Path, tmp_path: Path):
@@ -89,8 +90,8 @@ def test_gradients_of_several_batches_make_one_step(bases: dict[str, Path], bina
 
 def test_bf16_trains(bases: dict[str, Path], binary: Path, tmp_path: Path):
     output = tmp_path / "model"
-    outcome = train_siamese(_settings(bases["bert"], binary, output, dev=binary, bf16=True), QUIET)
-    assert outcome.measured[binary]["spearman"] > 0.3
+    result = train_siamese(_settings(bases["bert"], binary, output, dev=binary, bf16=True), QUIET)
+    assert result.metrics[binary]["spearman"] > 0.3
     [weights] = [tensors for name, tensors in _weights(output).items() if name == "model.safetensors"]
     assert {tensor.dtype for tensor in weights.values()} == {np.dtype(np.float32)}
 
@@ -119,7 +120,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 
     with monkeypatch.context() as patch:
         patch.setattr("training.fit.ShowProgress.on_step_begin", interrupt_at_step_six)
-        with pytest.raises(Interrupted):
+        with pytest.raises(TrainingInterrupted):
             train_sbert(settings("parts"), console)
     assert "stopped at step 6" in console.file.getvalue()
     assert not (tmp_path / "parts").exists()
@@ -151,18 +152,18 @@ def test_ctrl_c_of_the_command_saves(bases: dict[str, Path], binary: Path, tmp_p
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
-    assert "Go on with the same command and --resume" in " ".join(stderr.split())
+    assert "To continue, run the same command with --resume" in " ".join(stderr.split())
     assert process.returncode == 130
     assert "Traceback" not in stderr
 
 
-def test_nothing_to_resume_and_an_output_in_use_are_told(
+def test_nothing_to_resume_and_an_output_in_use_are_reported(
     bases: dict[str, Path], binary: Path, tmp_path: Path
 ):
     settings = _settings(bases["bert"], binary, tmp_path / "model")
     with pytest.raises(InvalidInput, match="there is no checkpoint in"):
         train_siamese(replace(settings, resume=True), QUIET)
-    with pytest.raises(InvalidInput, match="needs a --dev file to measure on"):
+    with pytest.raises(InvalidInput, match="needs a --dev file"):
         train_siamese(replace(settings, patience=2), QUIET)
     settings.output.mkdir()
     (settings.output / "notes.txt").write_text("mine")

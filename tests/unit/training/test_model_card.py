@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from training.evaluation.bootstrap import Estimate
-from training.model_card import Figures, ModelCard, replace_section, thresholds_section, write_model_card
+from training.model_card import FileMetrics, ModelCard, replace_section, thresholds_section, write_model_card
 
 
 def _card(train: Path, dev: Path) -> ModelCard:
@@ -21,7 +21,7 @@ def _card(train: Path, dev: Path) -> ModelCard:
         limits=["It is small."],
         command="textmatch train siamese --seed 1",
         training_files=[train],
-        figures=[Figures(dev, 64, {"this model": figures, "char-tfidf": figures})],
+        evaluation=[FileMetrics(dev, 64, {"this model": figures, "char-tfidf": figures})],
     )
 
 
@@ -43,10 +43,10 @@ def test_a_card_has_data_command_environment_figures_and_limits(tmp_path: Path) 
     assert str(tmp_path.parent) not in text
 
 
-def test_thresholds_are_told_or_said_to_be_out_of_reach(tmp_path: Path) -> None:
+def test_thresholds_are_listed_or_not_reached(tmp_path: Path) -> None:
     scores = np.linspace(0, 1, 40)
     section = thresholds_section(scores, scores > 0.5, tmp_path / "dev.tsv")
-    assert "20 of its 40 pairs are the same" in section
+    assert "20 of its 40 pairs are positive" in section
     assert "| 0.95 | 0.4872 | 1.0000 |" in section
     assert "| 0.9 | not reached | |" in thresholds_section(scores, scores < 0.5, tmp_path / "dev.tsv")
 

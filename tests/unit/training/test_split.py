@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.pairs import ClassPair, read_class_pairs
+from training.data_files import ClassPair, read_class_pairs
 from training.split import SplitSettings, split_files, split_pairs
 
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
@@ -49,18 +49,18 @@ def test_files_are_split_into_plain_ones(tmp_path: Path):
     split_files(SplitSettings(pairs=[source], output=tmp_path / "parts", parts="one=0.5,two=0.5"))
     both = [pair for name in ("one", "two") for pair in read_class_pairs(tmp_path / "parts" / f"{name}.tsv")]
     assert sorted(both, key=lambda pair: pair.first) == [ClassPair("a b", "c", "1"), ClassPair("d", "e", "0")]
-    with pytest.raises(InvalidInput, match="exists already"):
+    with pytest.raises(InvalidInput, match="already exists"):
         split_files(SplitSettings(pairs=[source], output=tmp_path / "parts", parts="one=0.5,two=0.5"))
 
 
 @pytest.mark.parametrize(
     ("parts", "problem"),
     [
-        ("train=0.8,dev=0.1", "the shares add up to 0.9, not to 1"),
+        ("train=0.8,dev=0.1", "the shares must sum to 1, not to 0.9"),
         ("train", '"train" is not NAME=SHARE'),
-        ("../x=0.5,y=0.5", "needs names of letters and digits"),
+        ("../x=0.5,y=0.5", "names must be letters and digits"),
     ],
 )
-def test_wrong_shares_are_told(tmp_path: Path, parts: str, problem: str):
+def test_wrong_shares_are_reported(tmp_path: Path, parts: str, problem: str):
     with pytest.raises(InvalidInput, match=problem):
         split_files(SplitSettings(pairs=[tmp_path / "none"], output=tmp_path, parts=parts))

@@ -22,11 +22,11 @@ def test_a_point_at_step_zero_is_where_it_starts():
     [
         ("1000", '"1000" is not STEP:FACTOR'),
         ("1000:a", '"1000:a" is not STEP:FACTOR'),
-        ("10:1,10:2", "do not rise"),
-        ("10:-1", "from 0 on"),
-        ("10:nan", "from 0 on"),
+        ("10:1,10:2", "must increase"),
+        ("10:-1", "must be 0 or more"),
+        ("10:nan", "must be 0 or more"),
     ],
 )
-def test_wrong_points_are_told(text: str, problem: str):
+def test_wrong_points_are_reported(text: str, problem: str):
     with pytest.raises(InvalidInput, match=problem):
         parse_schedule(text)

@@ -14,21 +14,21 @@ from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from training.evaluation.bootstrap import Values
-from training.evaluation.pair_metrics import BINS, Flags, bins_of
+from training.evaluation.pairs import BINS, Flags, bins_of
+from training.model_files import HISTORY
 
-# Where training leaves what it logged, below a model's directory.
-HISTORY = Path(".training") / "history.json"
+_DEV_METRICS = frozenset({"eval_loss", "eval_spearman", "eval_accuracy"})
 _HISTOGRAM_BINS = 40
 _DOTS_PER_INCH = 120
 
 
 def plot_histogram(scores: Values, is_positive: Flags, title: str, path: Path) -> None:
-    """How scores are spread, for pairs that are the same and for the others."""
+    """The distribution of the scores of positive and of other pairs."""
 
     def draw(axes: Axes) -> None:
         edges = np.linspace(0, 1, _HISTOGRAM_BINS + 1)
-        for chosen, label in ((~is_positive, "different"), (is_positive, "same")):
-            axes.hist(scores[chosen], bins=edges.tolist(), alpha=0.6, label=f"{label} ({chosen.sum()})")
+        for selected, label in ((~is_positive, "different"), (is_positive, "same")):
+            axes.hist(scores[selected], bins=edges.tolist(), alpha=0.6, label=f"{label} ({selected.sum()})")
         axes.set(xlabel="score", ylabel="pairs", title=title)
         axes.legend()
 
@@ -36,7 +36,7 @@ def plot_histogram(scores: Values, is_positive: Flags, title: str, path: Path) -
 
 
 def plot_reliability(scores: Values, labels: Values, title: str, path: Path) -> None:
-    """Mean label against mean score in each bin; on the diagonal scores mean what they say."""
+    """Mean label against mean score of each bin; the diagonal is perfect calibration."""
     bins = bins_of(scores)
     counts = np.bincount(bins, minlength=BINS)
     filled = counts > 0
@@ -54,7 +54,7 @@ def plot_reliability(scores: Values, labels: Values, title: str, path: Path) -> 
 
 
 def plot_precision_recall(scores: Values, is_positive: Flags, title: str, path: Path) -> None:
-    """Precision against recall over all thresholds; left out where no pair is the same."""
+    """Precision against recall over all thresholds. No plot if no pair is positive."""
     if not is_positive.any():
         return
     precisions, recalls, _ = precision_recall_curve(is_positive, scores)
@@ -71,13 +71,13 @@ def plot_precision_recall(scores: Values, is_positive: Flags, title: str, path: 
 
 
 def plot_loss(model_directory: Path, title: str, path: Path) -> None:
-    """Training loss by step, and what was measured meanwhile; left out where training left no history."""
+    """Training loss and dev metric by step. No plot if the model has no training history."""
     file = model_directory / HISTORY
     if not file.is_file():
         return
     history = json.loads(file.read_text(encoding="utf-8"))
     losses = _series(history, "loss")
-    measured = sorted({key for entry in history for key in entry if key.startswith("eval_")} & _MEASURED)
+    measured = sorted({key for entry in history for key in entry} & _DEV_METRICS)
 
     def draw(axes: Axes) -> None:
         axes.plot(*losses, label="loss")
@@ -91,9 +91,6 @@ def plot_loss(model_directory: Path, title: str, path: Path) -> None:
         axes.legend(loc="upper right")
 
     _save(draw, path)
-
-
-_MEASURED = frozenset({"eval_loss", "eval_spearman", "eval_accuracy"})
 
 
 def _series(history: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from training.evaluation.bootstrap import Resampled, resample, resample_means
+from training.evaluation.bootstrap import BootstrapMetrics, resample, resample_means
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
@@ -32,9 +32,9 @@ def test_differences_are_taken_item_by_item() -> None:
 
 
 def test_resamples_without_a_figure_do_not_count() -> None:
-    some = Resampled({"figure": 1.0}, {"figure": np.array([np.nan, 1.0, 3.0])}).estimates()["figure"]
+    some = BootstrapMetrics({"figure": 1.0}, {"figure": np.array([np.nan, 1.0, 3.0])}).estimates()["figure"]
     assert 1.0 < some.low < some.high < 3.0
-    none = Resampled({"figure": 1.0}, {"figure": np.array([np.nan])}).estimates()["figure"]
+    none = BootstrapMetrics({"figure": 1.0}, {"figure": np.array([np.nan])}).estimates()["figure"]
     assert math.isnan(none.low)
 
 

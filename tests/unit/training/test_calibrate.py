@@ -7,10 +7,10 @@ import pytest
 
 from textmatch.errors import InvalidInput
 from textmatch.models.calibration import MAX_KNOTS, Calibration, Isotonic, Logistic, logit
-from training.calibration import MethodName, fit, precision_thresholds
-from training.evaluation.pair_metrics import PairSample
+from training.calibrate import CalibrationMethod, fit_calibration
+from training.evaluation.pairs import PairSample
 
-METHODS = list(MethodName)
+METHODS = list(CalibrationMethod)
 
 
 def _overconfident(count: int = 4000, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def _calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def test_logistic_finds_the_slope_and_the_intercept() -> None:
-    method = fit(MethodName.LOGISTIC, *_overconfident(20_000)).method
+    method = fit_calibration(CalibrationMethod.LOGISTIC, *_overconfident(20_000)).method
     assert isinstance(method, Logistic)
     assert (method.slope, method.intercept) == pytest.approx((1 / 3, -0.5), abs=0.04)
 
@@ -37,15 +37,15 @@ def test_isotonic_draws_steps_together_to_their_middles() -> None:
     # The steps of isotonic regression: 0.1 and 0.2 have 0, 0.4 to 0.6 have 1/2, 0.8 and 0.9 have 1.
     scores = np.tile([0.1, 0.2, 0.4, 0.6, 0.8, 0.9], 3)
     labels = np.tile([0.0, 0.0, 1.0, 0.0, 1.0, 1.0], 3)
-    method = fit(MethodName.ISOTONIC, scores, labels).method
+    method = fit_calibration(CalibrationMethod.ISOTONIC, scores, labels).method
     assert isinstance(method, Isotonic)
     assert method.scores == pytest.approx((0.0, 0.15, 0.5, 0.85, 1.0))
     assert method.values == pytest.approx((0.0, 0.0, 0.5, 1.0, 1.0), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_it_repairs_overconfident_scores_that_it_was_not_fitted_on(name: MethodName) -> None:
-    calibration = Calibration(fit(name, *_overconfident()).method, "x")
+def test_it_repairs_overconfident_scores_that_it_was_not_fitted_on(name: CalibrationMethod) -> None:
+    calibration = Calibration(fit_calibration(name, *_overconfident()).method, "x")
     scores, labels = _overconfident(seed=2)
     mapped = calibration.apply(scores.astype(np.float32)).astype(np.float64)
     assert _calibration_error(scores, labels) > 0.1
@@ -53,28 +53,30 @@ def test_it_repairs_overconfident_scores_that_it_was_not_fitted_on(name: MethodN
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_scores_of_held_out_folds_are_calibrated_and_their_own_label_does_not_count(name: MethodName) -> None:
+def test_scores_of_held_out_folds_are_calibrated_and_their_own_label_does_not_count(
+    name: CalibrationMethod,
+) -> None:
     scores, labels = _overconfident()
-    fitted = fit(name, scores, labels)
+    fitted = fit_calibration(name, scores, labels)
     assert _calibration_error(fitted.held_out_scores, labels) < 0.03
     flipped = labels.copy()
     flipped[0] = 1 - flipped[0]
-    assert fit(name, scores, flipped).held_out_scores[0] == fitted.held_out_scores[0]
+    assert fit_calibration(name, scores, flipped).held_out_scores[0] == fitted.held_out_scores[0]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_graded_labels_and_ranking(name: MethodName) -> None:
+def test_graded_labels_and_ranking(name: CalibrationMethod) -> None:
     random = np.random.default_rng(0)
     scores = random.random(500)
     labels = (scores**2 + random.normal(0, 0.05, 500)).clip(0, 1)
-    mapped = fit(name, scores, labels).method(np.sort(scores))
+    mapped = fit_calibration(name, scores, labels).method(np.sort(scores))
     assert (np.diff(mapped) > 0).all()
     assert mapped == pytest.approx(np.sort(scores) ** 2, abs=0.1)
 
 
 def test_knots_are_bounded() -> None:
     scores = np.linspace(0, 1, 3 * MAX_KNOTS)
-    method = fit(MethodName.ISOTONIC, scores, scores**2).method
+    method = fit_calibration(CalibrationMethod.ISOTONIC, scores, scores**2).method
     assert isinstance(method, Isotonic)
     assert len(method.scores) <= MAX_KNOTS
     assert method(np.array([0.5])) == pytest.approx([0.25], abs=1e-3)
@@ -85,27 +87,12 @@ def test_knots_are_bounded() -> None:
     ("scores", "labels", "complaint"),
     [
         ([0.1] * 9, [0.0] * 9, "has 9 pairs; a calibration needs 10"),
-        (np.linspace(0, 1, 50), np.linspace(1, 0, 50), "do not rise"),
-        (np.linspace(0, 1, 50), np.ones(50), "do not rise"),
+        (np.linspace(0, 1, 50), np.linspace(1, 0, 50), "do not increase"),
+        (np.linspace(0, 1, 50), np.ones(50), "do not increase"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(
-    name: MethodName, scores: Any, labels: Any, complaint: str
+    name: CalibrationMethod, scores: Any, labels: Any, complaint: str
 ) -> None:
     with pytest.raises(InvalidInput, match=complaint):
-        fit(name, np.asarray(scores), np.asarray(labels))
-
-
-def test_thresholds_for_precisions() -> None:
-    scores = np.linspace(0.01, 1, 100)
-    is_positive = scores > 0.5
-    is_positive[52] = False
-    found = precision_thresholds(scores, is_positive)
-    assert list(found) == [0.9, 0.95]
-    low, high = found[0.9], found[0.95]
-    assert low is not None
-    assert high is not None
-    # Of the 55 scores from 0.46 on, 49 are positive (0.89); of the 54 from 0.47 on, 49 (0.907).
-    assert low.score == pytest.approx(0.47)
-    assert low.precision == pytest.approx(49 / 54)
-    assert high.precision >= 0.95
+        fit_calibration(name, np.asarray(scores), np.asarray(labels))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.evaluation.retrieval import read_collection
+from training.evaluation.retrieval import read_retrieval_set
 
 CORPUS = [
     {"id": "d1", "title": "Cats", "text": "sit"},
@@ -29,13 +29,13 @@ def _write(directory: Path, **files: Any) -> Path:
 
 
 def test_reads_documents_judged_queries_and_grades(tmp_path: Path) -> None:
-    collection = read_collection(_write(tmp_path))
-    assert collection.documents == ["Cats sit", "dogs", ""]
-    assert collection.queries == ["dogs?", "who sits"]
-    assert collection.grades == [{1: 2.0, 0: 1.0}, {0: 1.0, 1: 0.0}]
-    assert collection.relevant.tolist() == [2, 1]
-    assert collection.ideal(3).tolist() == [[2, 1, 0], [1, 0, 0]]
-    assert collection.grades_of(collection.relevant[:, None] - 1).tolist() == [[2.0], [1.0]]
+    test_set = read_retrieval_set(_write(tmp_path))
+    assert test_set.documents == ["Cats sit", "dogs", ""]
+    assert test_set.queries == ["dogs?", "who sits"]
+    assert test_set.grades == [{1: 2.0, 0: 1.0}, {0: 1.0, 1: 0.0}]
+    assert test_set.relevant.tolist() == [2, 1]
+    assert test_set.ideal(3).tolist() == [[2, 1, 0], [1, 0, 0]]
+    assert test_set.grades_of(test_set.relevant[:, None] - 1).tolist() == [[2.0], [1.0]]
 
 
 def test_the_files_of_beir_are_read(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_the_files_of_beir_are_read(tmp_path: Path) -> None:
     (tmp_path / "qrels.tsv").unlink()
     (tmp_path / "qrels").mkdir()
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
-    collection = read_collection(tmp_path)
-    assert (collection.documents, collection.grades) == (["Cats sit"], [{0: 1.0}])
+    test_set = read_retrieval_set(tmp_path)
+    assert (test_set.documents, test_set.grades) == (["Cats sit"], [{0: 1.0}])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_files_of_beir_are_read(tmp_path: Path) -> None:
 )
 def test_a_bad_file_is_named(tmp_path: Path, files: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint) as raised:
-        read_collection(_write(tmp_path, **files))
+        read_retrieval_set(_write(tmp_path, **files))
     assert "\n" not in str(raised.value)
 
 
@@ -76,4 +76,4 @@ def test_a_bad_file_is_named(tmp_path: Path, files: dict[str, Any], complaint: s
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (_write(tmp_path) / name).unlink()
     with pytest.raises(InvalidInput, match=name):
-        read_collection(tmp_path)
+        read_retrieval_set(tmp_path)

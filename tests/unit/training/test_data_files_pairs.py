@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.pairs import ScoredPair, read_scored_pairs, read_sentences
+from training.data_files import ScoredPair, read_scored_pairs, read_sentences
 
 
 def _write(directory: Path, content: bytes) -> Path:

@@ -7,8 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from training.options import add_command, command_line
 from training.regression import RegressionSettings
+from training.settings import add_command, command_line
 from training.siamese import SiameseSettings
 
 

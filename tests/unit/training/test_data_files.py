@@ -1,4 +1,4 @@
-"""The forms that data files come in, and what is said of wrong ones."""
+"""Formats of data files, and errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.data_files import FileForm
-from training.pairs import (
+from training.data_files import (
     ClassPair,
+    FileFormat,
     ScoredPair,
     ScoreRange,
     Triple,
@@ -55,23 +55,23 @@ def test_every_form_gives_the_same_pairs(tmp_path: Path, name: str, content: str
 
 
 @pytest.mark.parametrize(
-    ("content", "form"),
+    ("content", "file_format"),
     [
-        ("1\ta, b\tx\tc\t0.5\n2\td\tx\te\t1\n", FileForm(columns=("2", "4", "5"))),
+        ("1\ta, b\tx\tc\t0.5\n2\td\tx\te\t1\n", FileFormat(columns=("2", "4", "5"))),
         (
             "no\tleft\tmore\tright\tgold\n1\ta, b\tx\tc\t0.5\n2\td\tx\te\t1\n",
-            FileForm(columns=("left", "right", "gold")),
+            FileFormat(columns=("left", "right", "gold")),
         ),
-        ("uno\tdue\ttre\na, b\tc\t0.5\nd\te\t1\n", FileForm(has_header=True)),
+        ("uno\tdue\ttre\na, b\tc\t0.5\nd\te\t1\n", FileFormat(has_header=True)),
     ],
 )
-def test_the_caller_says_which_columns(tmp_path: Path, content: str, form: FileForm):
-    assert read_scored_pairs(_write(tmp_path, "pairs.tsv", content), form) == EXPECTED
+def test_the_caller_says_which_columns(tmp_path: Path, content: str, file_format: FileFormat):
+    assert read_scored_pairs(_write(tmp_path, "pairs.tsv", content), file_format) == EXPECTED
 
 
 def test_no_header_on_the_callers_word(tmp_path: Path):
     path = _write(tmp_path, "pairs.tsv", "query\tdocument\tsame\n")
-    assert read_class_pairs(path, FileForm(has_header=False)) == [ClassPair("query", "document", "same")]
+    assert read_class_pairs(path, FileFormat(has_header=False)) == [ClassPair("query", "document", "same")]
 
 
 def test_scores_are_brought_into_the_unit_range(tmp_path: Path):
@@ -109,16 +109,16 @@ def test_sentences_come_from_plain_text_and_from_pairs(tmp_path: Path, name: str
         (
             "p.csv",
             "query,document,gold,id\na,b,1,2\n",
-            "line 1: names the columns query, document, gold, id; say with --columns which of them are "
+            "line 1: has the columns query, document, gold, id; use --columns to say which of them are "
             + NAMES,
         ),
-        ("p.jsonl", PAIR_WITH.format("null"), 'line 1 key "score": is neither text nor a number'),
+        ("p.jsonl", PAIR_WITH.format("null"), 'line 1 key "score": must be text or a number'),
         ("p.jsonl", PAIR_WITH.format("3"), 'line 1 key "score": score 3 is outside 0..1'),
         ("p.jsonl", '{"text1": "a"', "line 1: is not JSON: Expecting ',' delimiter at column 14"),
         ("p.jsonl", "[1]", "line 1: is not a JSON object"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, name: str, content: str, problem: str):
+def test_a_wrong_file_is_reported_in_one_line(tmp_path: Path, name: str, content: str, problem: str):
     path = _write(tmp_path, name, content)
     with pytest.raises(InvalidInput) as raised:
         read_scored_pairs(path)
@@ -128,11 +128,11 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, name: str, content: st
 def test_a_column_that_is_not_there(tmp_path: Path):
     path = _write(tmp_path, "p.tsv", "left\tright\tgold\na\tb\t1\n")
     with pytest.raises(
-        InvalidInput, match='line 1: there is no column "rite"; the header names left, right, gold'
+        InvalidInput, match='line 1: there is no column "rite"; the header has left, right, gold'
     ):
-        read_scored_pairs(path, FileForm(columns=("left", "rite", "gold")))
-    with pytest.raises(InvalidInput, match="2 are given; 3 are read: sentence 1, sentence 2, score"):
-        read_scored_pairs(path, FileForm(columns=("left", "right")))
+        read_scored_pairs(path, FileFormat(columns=("left", "rite", "gold")))
+    with pytest.raises(InvalidInput, match="2 are given; 3 are needed: sentence 1, sentence 2, score"):
+        read_scored_pairs(path, FileFormat(columns=("left", "right")))
 
 
 def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path: Path):
@@ -141,7 +141,8 @@ def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path: Path):
         file.write(b"a" * 300 + b"\tb\t1\nlong")
         os.truncate(file.fileno(), GIGABYTE)
     program = (
-        "import sys, pathlib, training.pairs; training.pairs.read_scored_pairs(pathlib.Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from training.data_files import read_scored_pairs;"
+        " read_scored_pairs(Path(sys.argv[1]))"
     )
     run = subprocess.run(
         [sys.executable, "-c", program, str(path)],

@@ -7,12 +7,13 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from training.evaluation.pair_metrics import (
+from training.evaluation.pairs import (
     PairSample,
     best_threshold,
     bins_of,
     correct_by_halves,
     correct_by_threshold,
+    precision_thresholds,
     threshold_for_precision,
 )
 
@@ -62,7 +63,7 @@ def test_every_row_of_indices_is_measured_alone() -> None:
 
 
 def test_what_is_not_defined_is_nan() -> None:
-    constant = _sample([0.5] * 4, [0.1, 0.2, 0.3, 0.4]).resampled(repeats=5).estimates()
+    constant = _sample([0.5] * 4, [0.1, 0.2, 0.3, 0.4]).bootstrap(repeats=5).estimates()
     assert math.isnan(constant["spearman"].value)
     assert math.isnan(constant["auc"].low)
     assert constant["mse"].value == pytest.approx((0.16 + 0.09 + 0.04 + 0.01) / 4)
@@ -112,3 +113,18 @@ def test_the_lowest_threshold_that_reaches_a_precision() -> None:
 
 def test_bins_have_both_ends() -> None:
     assert bins_of(np.array([0.0, 0.05, 0.1, 0.99, 1.0])).tolist() == [0, 0, 1, 9, 9]
+
+
+def test_thresholds_for_precisions() -> None:
+    scores = np.linspace(0.01, 1, 100)
+    is_positive = scores > 0.5
+    is_positive[52] = False
+    found = precision_thresholds(scores, is_positive)
+    assert list(found) == [0.9, 0.95]
+    low, high = found[0.9], found[0.95]
+    assert low is not None
+    assert high is not None
+    # Of the 55 scores from 0.46 on, 49 are positive (0.89); of the 54 from 0.47 on, 49 (0.907).
+    assert low.score == pytest.approx(0.47)
+    assert low.precision == pytest.approx(49 / 54)
+    assert high.precision >= 0.95
