@@ -188,7 +188,7 @@ def is_cross_encoder(directory: Path) -> bool:
 
 
 def is_sentence_transformer(directory: Path) -> bool:
-    """Whether sentence-transformers saved it. Otherwise it is a bare transformer."""
+    """Whether it is a sentence-transformers model, or an adapter of one, and not a bare transformer."""
     return (directory / _MODULES).is_file() or is_adapter_directory(directory)
 
 
