@@ -45,7 +45,7 @@ class StackSample:
 
 
 @dataclass(frozen=True)
-class IngestRun:
+class SampledRun:
     """The whole ingest; `index_bytes` on disk at the end."""
 
     samples: list[StackSample]
@@ -98,7 +98,7 @@ def main(
         _write_plot(run, plot_file)
 
 
-def _measure(directory: Path, document_count: int, interval_seconds: float) -> IngestRun:
+def _measure(directory: Path, document_count: int, interval_seconds: float) -> SampledRun:
     model = _make_tiny_bi_encoder(directory / "model")
     documents = directory / "documents.jsonl"
     with documents.open("w", encoding="utf-8") as file:
@@ -111,7 +111,7 @@ def _measure(directory: Path, document_count: int, interval_seconds: float) -> I
         index_bytes = sum(
             path.stat().st_blocks * 512 for path in (directory / "qdrant").rglob("*") if path.is_file()
         )
-    return IngestRun(samples, index_bytes)
+    return SampledRun(samples, index_bytes)
 
 
 def _make_tiny_bi_encoder(path: Path) -> Path:
@@ -173,7 +173,7 @@ def _wait(command: subprocess.Popen[bytes], seconds: float) -> None:
         return
 
 
-def _print(run: IngestRun, document_count: int) -> None:
+def _print(run: SampledRun, document_count: int) -> None:
     rows = [
         [
             f"{start.seconds:.0f} to {end.seconds:.0f}",
@@ -187,7 +187,7 @@ def _print(run: IngestRun, document_count: int) -> None:
     print_table(f"{document_count:,} short texts, tiny model ({machine()})", columns, rows)
 
 
-def _write_plot(run: IngestRun, path: Path) -> None:
+def _write_plot(run: SampledRun, path: Path) -> None:
     plot = new_plot(path, rows=2, size=(9, 6))
     if plot is None:
         return
