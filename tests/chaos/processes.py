@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from standalone.health_probes import metric_is_one
-from standalone.stack import ProcessSpec, StackPorts, any_free, free_ports, process_specs
+from standalone.stack import ProcessSpec, StackPorts, any_free, free_ports, metric_is_one, process_specs
 from textmatch.client import TextMatchClient
 
 _READY_SECONDS = 120.0

@@ -12,8 +12,8 @@ import typer
 from rich.table import Table
 
 from textmatch.cli import options
-from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import CommandFailed
+from textmatch.cli.options import find_addresses
 from textmatch.console import cell, print_json, print_result, print_table
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters
 from textmatch.queue.producer import Producer

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from textmatch.cli import options
-from textmatch.cli.connection import find_addresses
+from textmatch.cli.options import find_addresses
 from textmatch.console import print_result
 from textmatch.filter_syntax import parse
 

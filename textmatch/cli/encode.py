@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from textmatch.cli import options
-from textmatch.cli.connection import find_addresses
+from textmatch.cli.options import find_addresses
 from textmatch.client import EncodeResult, Role
 from textmatch.console import cell, print_json, print_line, print_table
 

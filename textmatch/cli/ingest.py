@@ -21,8 +21,8 @@ from typing import Annotated, Any, BinaryIO, Literal, Self, TextIO
 import typer
 
 from textmatch.cli import options
-from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import CommandFailed, message_of
+from textmatch.cli.options import find_addresses
 from textmatch.client import IngestOutcome, IngestStatus, TextMatchClient
 from textmatch.console import ProgressBars, one_line, print_result, warn
 from textmatch.errors import TextMatchError

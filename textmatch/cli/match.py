@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from textmatch.cli import options
-from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import message_of
+from textmatch.cli.options import find_addresses
 from textmatch.client import Match, MatchKeywords, MatchResult, Recall, ScoreExplanation, TextMatchClient
 from textmatch.console import ProgressBars, cell, one_line, print_json, print_line, print_table, warn
 from textmatch.documents import text_violation

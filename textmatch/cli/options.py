@@ -1,11 +1,128 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the server addresses that result from them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from textmatch.cli.errors import CommandFailed
+from textmatch.cli.settings import CliSettings, from_environment
+from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, ClientTls, TextMatchClient
+
+if TYPE_CHECKING:
+    from textmatch.index.index import Index
+
+
+DEFAULT_DATA_DIR = Path(".textmatch")
+DEFAULT_QDRANT_URL = "http://127.0.0.1:6334"
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+_STACK_FILE = "stack.json"
+
+
+@dataclass(frozen=True)
+class StackProcess:
+    """One process of a stack that `textmatch up` started."""
+
+    name: str
+    pid: int
+    address: str
+
+
+@dataclass(frozen=True)
+class StackFile:
+    """The content of stack.json; empty if there is no such file."""
+
+    matcher: str = ""
+    encoder: str = ""
+    redis_url: str = ""
+    qdrant_url: str = ""
+    processes: tuple[StackProcess, ...] = ()
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Addresses of the servers. `processes` is empty unless they are a stack on this machine."""
+
+    matcher: str
+    encoder: str
+    redis_url: str
+    qdrant_url: str
+    processes: tuple[StackProcess, ...]
+    settings: CliSettings = field(repr=False)
+    tls: ClientTls | None = None
+
+    def client(self) -> TextMatchClient:
+        """A client of matcher and encoder."""
+        return TextMatchClient(self.matcher, self.encoder, api_key=self.settings.api_key, tls=self.tls)
+
+    @asynccontextmanager
+    async def index(self) -> AsyncIterator[Index]:
+        """The index in Qdrant, for commands that do not go through the matcher.
+
+        Raises:
+            InvalidInput: a setting is not valid.
+        """
+        # Imported here, because most commands do without the packages of the index.
+        from textmatch.index.client import QdrantTls, connect
+        from textmatch.index.index import Index
+        from textmatch.index.schema import PayloadIndexes
+
+        settings = self.settings
+        tls = QdrantTls(settings.qdrant_ca, settings.tls_cert, settings.tls_key)
+        qdrant = connect(self.qdrant_url, settings.qdrant_api_key, tls=tls)
+        index = Index(qdrant, settings.collection_alias, PayloadIndexes.parse(settings.payload_indexes))
+        try:
+            yield index
+        finally:
+            await index.close()
+
+
+def find_addresses(
+    data_dir: Path | None, *, matcher: str = "", encoder: str = "", redis_url: str = "", qdrant_url: str = ""
+) -> Addresses:
+    """Addresses from the options, --data-dir, the environment, ./.textmatch or the defaults, in this order.
+
+    Raises:
+        CommandFailed: --data-dir was given and no stack runs there.
+    """
+    settings = from_environment()
+    chosen = _read_stack(data_dir) if data_dir else StackFile()
+    if data_dir and not chosen.matcher:
+        raise CommandFailed(f"no stack runs in {data_dir}; start it with: textmatch up --data-dir {data_dir}")
+    local = chosen if data_dir else _read_stack(DEFAULT_DATA_DIR)
+    matcher = matcher or chosen.matcher or settings.matcher_target or local.matcher or DEFAULT_MATCHER
+    return Addresses(
+        matcher=matcher,
+        encoder=encoder or chosen.encoder or settings.encoder_target or local.encoder or DEFAULT_ENCODER,
+        redis_url=redis_url or chosen.redis_url or settings.redis_url or local.redis_url or DEFAULT_REDIS_URL,
+        qdrant_url=(
+            qdrant_url or chosen.qdrant_url or settings.qdrant_url or local.qdrant_url or DEFAULT_QDRANT_URL
+        ),
+        processes=local.processes if matcher == local.matcher else (),
+        settings=settings,
+        tls=settings.client_tls(),
+    )
+
+
+def _read_stack(data_dir: Path) -> StackFile:
+    path = data_dir / _STACK_FILE
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        processes = tuple(StackProcess(**process) for process in content["processes"])
+        return StackFile(
+            content["matcher"], content["encoder"], content["redis_url"], content["qdrant_url"], processes
+        )
+    except FileNotFoundError:
+        return StackFile()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CommandFailed(f"{path} cannot be read: {error}") from error
+
 
 Matcher = Annotated[str, typer.Option("--matcher", help="Address of the matcher, host:port.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="Address of the encoder, host:port.")]

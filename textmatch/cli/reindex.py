@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from rich.table import Table
 
 from textmatch.cli import options
-from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.errors import CommandFailed
+from textmatch.cli.options import Addresses, find_addresses
 from textmatch.console import ProgressBars, cell, print_json, print_line, print_result, print_table
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.index import Index
@@ -24,8 +24,7 @@ from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.queue.tombstones import Tombstones
 from textmatch.reindex import steps
-from textmatch.reindex.compare import Comparison, compare
-from textmatch.reindex.steps import TunedWeights, take_over_weights
+from textmatch.reindex.steps import Comparison, TunedWeights, compare, take_over_weights
 from textmatch.reindex.sync import RETRY, CollectionSync, Migration, SyncProgress, SyncReport
 
 Result = TypeVar("Result")

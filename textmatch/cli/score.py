@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from textmatch.cli import options
-from textmatch.cli.connection import find_addresses
+from textmatch.cli.options import find_addresses
 from textmatch.client import Scorer, TextPair
 from textmatch.console import one_line, print_json, print_line
 from textmatch.documents import text_violation

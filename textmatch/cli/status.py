@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from textmatch.cli import options
-from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.errors import message_of
+from textmatch.cli.options import Addresses, find_addresses
 from textmatch.client import DocumentState, HealthState, IngestStatus, ModelInfo, ServerHealth
 from textmatch.console import cell, one_line, print_json, print_result, print_table, warn
 from textmatch.errors import TextMatchError

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from textmatch import weight_tuning
 from textmatch.cli import options
-from textmatch.cli.connection import Addresses, find_addresses
 from textmatch.cli.errors import CommandFailed
+from textmatch.cli.options import Addresses, find_addresses
 from textmatch.client import (
     BatchMatchResult,
     DegradedReason,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from textmatch.cli.connection import find_addresses
 from textmatch.cli.errors import CommandFailed
+from textmatch.cli.options import find_addresses
 
 
 @pytest.fixture(autouse=True)
