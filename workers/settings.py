@@ -17,7 +17,8 @@ class WorkerSettings(StoreSettings):
     metrics_port: int = setting(
         "TEXTMATCH_WORKER_METRICS_PORT", 9103, "Port of `/metrics`; 0 turns it off.", minimum=0
     )
-    concurrency: int = setting("TEXTMATCH_WORKER_CONCURRENCY", 2, "Batches worked on at a time.", minimum=1)
+    # Messages are prefetched per batch: see textmatch/queue/transport.py.
+    concurrency: int = setting("TEXTMATCH_WORKER_CONCURRENCY", 2, "Batches in progress at a time.", minimum=1)
     encode_timeout_seconds: float = setting(
         "TEXTMATCH_WORKER_ENCODE_TIMEOUT_SECONDS",
         60.0,

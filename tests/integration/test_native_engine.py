@@ -16,10 +16,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from tests.support.encoder import make_tiny_bi_encoder
 from textmatch.models.bi_encoder import TorchBiEncoder
-from textmatch.models.engines import EngineConfig, decide_engine
+from textmatch.models.engines import EngineConfig, decide_engine, start_engine
 from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.models.native.kernel import CpuFeature, kernel_obstacle
-from textmatch.models.packed_inference import start_engine
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 128}
 # Heads of 26, as in albert_tiny, and an inner width that ends within a tile.

@@ -18,8 +18,10 @@ from textmatch.vectors import Embeddings
 
 DENSE_VECTOR = "dense"
 LEXICAL_VECTOR = "bm25"
-# Recall@100 is above 0.99 on 100,000 real texts; bench/RESULTS.md compares other settings.
+# Recall@100 is above 0.99 on 100,000 real texts; bench/LOG.md compares other settings.
 HNSW = models.HnswConfigDiff(m=32, ef_construct=200)
+# `hnsw_ef`, the candidates that a search of the graph keeps; twice the requested count if that is more.
+MIN_HNSW_EF = 256
 DOCUMENT_FIELDS = ["id", "text", "attributes", "version"]
 VERSION_FIELD = "version"
 

@@ -18,11 +18,16 @@ from qdrant_client.conversions.conversion import RestToGrpc, grpc_to_payload
 from textmatch.documents import Document
 from textmatch.filters import Filter
 from textmatch.index.bm25 import query_vector
-from textmatch.index.schema import DENSE_VECTOR, DOCUMENT_FIELDS, LEXICAL_VECTOR, to_document, to_qdrant
+from textmatch.index.schema import (
+    DENSE_VECTOR,
+    DOCUMENT_FIELDS,
+    LEXICAL_VECTOR,
+    MIN_HNSW_EF,
+    to_document,
+    to_qdrant,
+)
 from textmatch.vectors import Embeddings
 
-# `hnsw_ef`: how many candidates Qdrant's graph search keeps; bench/RESULTS.md has the recall.
-_MIN_SEARCH_WIDTH = 256
 _TIMEOUT_SECONDS = 60.0
 _DOCUMENT_PAYLOAD = grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=DOCUMENT_FIELDS))
 
@@ -156,7 +161,7 @@ def _dense(embedding: Embeddings, query: SearchQuery) -> grpc.PrefetchQuery:
         using=DENSE_VECTOR,
         filter=_filter(query),
         limit=query.count,
-        params=grpc.SearchParams(hnsw_ef=max(_MIN_SEARCH_WIDTH, 2 * query.count)),
+        params=grpc.SearchParams(hnsw_ef=max(MIN_HNSW_EF, 2 * query.count)),
     )
 
 

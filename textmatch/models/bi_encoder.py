@@ -1,4 +1,8 @@
-"""Embeddings with torch, from any model in the sentence-transformers format."""
+"""Embeddings with torch, from any model in the sentence-transformers format.
+
+Mean and first-token (CLS) pooling of packed rows is in packed_inference.py; the native models do their own.
+Other poolings are computed by sentence-transformers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textmatch.models.calibration import Calibration, CosineScorer, PairClassifier
-from textmatch.models.engines import NATIVE, REFERENCE, EngineConfig
+from textmatch.models.engines import NATIVE, REFERENCE, EngineConfig, start_engine
 from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.models.lora import load_bi_encoder_directory
 from textmatch.models.model_resolver import (
@@ -28,7 +32,7 @@ from textmatch.models.model_resolver import (
     model_id,
 )
 from textmatch.models.native.models import BiEncoderDescription
-from textmatch.models.packed_inference import PackedBiEncoder, start_engine
+from textmatch.models.packed_inference import PackedBiEncoder
 from textmatch.models.torch_tokenizers import InputTokenizer, TransformerTokenizer, input_tokenizer
 from textmatch.vectors import Embeddings
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textmatch.models.calibration import Calibration, Scores, calibrated
-from textmatch.models.engines import NATIVE, REFERENCE, EngineConfig
+from textmatch.models.engines import NATIVE, REFERENCE, EngineConfig, start_engine
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
 from textmatch.models.lora import load_cross_encoder_directory
 from textmatch.models.model_resolver import (
@@ -28,7 +28,7 @@ from textmatch.models.model_resolver import (
     model_id,
 )
 from textmatch.models.native.models import CrossEncoderDescription, Dense
-from textmatch.models.packed_inference import PackedCrossEncoder, start_engine
+from textmatch.models.packed_inference import PackedCrossEncoder
 from textmatch.models.torch_tokenizers import InputTokenizer, TransformerTokenizer, input_tokenizer
 
 _log = logging.getLogger(__name__)

@@ -1,20 +1,32 @@
-"""Decides how models run: device, precision and engine. The decision is made once and passed down.
+"""Decides how models run: device, precision and engine.
 
 An engine runs a model's transformer: `native` (textmatch's own kernel) and `openvino` on CPUs that compute
-in bfloat16, `torch` everywhere. Importing torch takes seconds, so that this module asks torch only where
-Linux shows a GPU, or where the native kernel does not run and torch is needed in any case.
+in bfloat16, `torch` everywhere. `decide_engine` decides once for the process which engines to try;
+`start_engine` starts the first of them that can run a model. A model that the native engine has run before
+starts from the cache, without torch.
+
+Importing torch takes seconds. This module imports it only where Linux shows a GPU, or where the native kernel
+does not run and torch is needed in any case.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from textmatch.errors import TextMatchError
 from textmatch.models.native.kernel import kernel_obstacle
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from textmatch.models.packing import PackedRows
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +34,12 @@ AUTO = "auto"
 NATIVE = "native"
 OPENVINO = "openvino"
 TORCH = "torch"
+# Imported only when they are tried, since each needs packages of its own.
+_ENGINE_CLASSES = {
+    NATIVE: "textmatch.models.native.engine:NativeEngine",
+    OPENVINO: "textmatch.models.openvino_engine:OpenVinoEngine",
+    TORCH: "textmatch.models.packed_inference:TorchEngine",
+}
 
 # CPU features as torch names them: x86 with AMX or AVX-512, and Arm.
 _CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
@@ -65,6 +83,29 @@ class EngineConfig:
 REFERENCE = EngineConfig()
 
 
+class Engine(Protocol):
+    """Runs one transformer on packed rows, from one thread at a time."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, rows: PackedRows) -> Tensor:
+        """(rows, width) -> (rows, width, hidden): the last states of tokens; valid until the next call."""
+        ...
+
+
+class EngineClass(Protocol):
+    """Makes an engine."""
+
+    def load(self, model: PreTrainedModel, config: EngineConfig, model_id: str) -> Engine:
+        """Prepare a model, given in float32 on the CPU.
+
+        Raises:
+            NotPackable: this engine cannot run it.
+        """
+        ...
+
+
 def decide_engine(
     engine: str,
     *,
@@ -105,6 +146,26 @@ def decide_engine(
     level = logging.INFO if engine in (AUTO, engines[0]) else logging.WARNING
     _log.log(level, "engines to try", extra={"engines": engines, "dtype": dtype, "ruled_out": reason})
     return EngineConfig(engines, device, dtype, threads, cache_directory, reason)
+
+
+def start_engine(model: PreTrainedModel, config: EngineConfig, model_id: str) -> Engine | None:
+    """The first of `config.engines` that can run the model; None if none can.
+
+    Args:
+        model: the bare transformer, in float32 on the CPU.
+        config: the engines to try, device and precision.
+        model_id: names what the engine writes into the cache.
+    """
+    from textmatch.models.packing import NotPackable
+
+    for name in config.engines:
+        module_name, _, class_name = _ENGINE_CLASSES[name].partition(":")
+        try:
+            engine_class: EngineClass = getattr(importlib.import_module(module_name), class_name)
+            return engine_class.load(model, config, model_id)
+        except (NotPackable, ImportError) as error:
+            _log.warning("engine %s cannot run %s: %s", name, model_id, error)
+    return None
 
 
 def _native_obstacle(device: str, dtype: str, obstacle: str | None) -> str:

@@ -1,12 +1,10 @@
-"""Inference on packed rows: engines that run a transformer, and the modules that read its states."""
+"""Inference on packed rows: the torch engine, and the pooling and heads that read a transformer's states."""
 
 from __future__ import annotations
 
 import copy
-import importlib
-import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
@@ -14,59 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from textmatch.models.engines import NATIVE, OPENVINO, TORCH, EngineConfig
+from textmatch.models.engines import TORCH, Engine, EngineConfig
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.packing import NotPackable, PackedModel, PackedRows, PackingCheck, arrays, pack
-
-_log = logging.getLogger(__name__)
-
-# Imported only when they are tried, since each needs packages of its own.
-_ENGINE_CLASSES = {
-    NATIVE: "textmatch.models.native.engine:NativeEngine",
-    OPENVINO: "textmatch.models.openvino_engine:OpenVinoEngine",
-    TORCH: "textmatch.models.packed_inference:TorchEngine",
-}
-
-
-class Engine(Protocol):
-    """Runs one transformer on packed rows, from one thread at a time."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, rows: PackedRows) -> Tensor:
-        """(rows, width) -> (rows, width, hidden): the last states of tokens; valid until the next call."""
-        ...
-
-
-class EngineClass(Protocol):
-    """Makes an engine."""
-
-    def load(self, model: PreTrainedModel, config: EngineConfig, model_id: str) -> Engine:
-        """Prepare a model, given in float32 on the CPU.
-
-        Raises:
-            NotPackable: this engine cannot run it.
-        """
-        ...
-
-
-def start_engine(model: PreTrainedModel, config: EngineConfig, model_id: str) -> Engine | None:
-    """The first of `config.engines` that can run the model; None if none can.
-
-    Args:
-        model: the bare transformer, in float32 on the CPU.
-        config: the engines to try, device and precision.
-        model_id: names what the engine writes into the cache.
-    """
-    for name in config.engines:
-        module_name, _, class_name = _ENGINE_CLASSES[name].partition(":")
-        try:
-            engine_class: EngineClass = getattr(importlib.import_module(module_name), class_name)
-            return engine_class.load(model, config, model_id)
-        except (NotPackable, ImportError) as error:
-            _log.warning("engine %s cannot run %s: %s", name, model_id, error)
-    return None
+from textmatch.models.packing import PackedModel, PackedRows, PackingCheck, arrays, pack
 
 
 class TorchEngine:

@@ -1,7 +1,7 @@
 """Tombstones: up to which version documents are deleted, so that older writes do not bring them back.
 
 There is one for each deleted id, and one for each delete by a filter, for documents that were still queued
-when the delete was made. Both expire.
+when the delete was made. Both expire after `TEXTMATCH_TOMBSTONE_SECONDS` (services/matcher/settings.py).
 """
 
 from __future__ import annotations

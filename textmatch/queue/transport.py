@@ -8,8 +8,9 @@ one place:
     textmatch:taken     taken, not yet recorded under a delivery tag
     textmatch:unacked   held, by delivery tag, unchanged; textmatch:unacked-index has since when
 
-A worker holds one message for each of its batches, whatever the size, and more while all it holds is small,
-to combine small messages into batches.
+Prefetch: a worker holds one message of any size for each of its batches (`TEXTMATCH_WORKER_CONCURRENCY`). It
+takes more while all that it holds is below 64 KiB per batch, up to one message per thread of its pool (64
+threads per batch), and combines these small messages into batches.
 
 A held message carries the time at which its worker last renewed it. A sweep puts it back once that is
 `visibility_timeout_seconds` ago. A message that two sweeps in a row find in `textmatch:taken` goes back too.
