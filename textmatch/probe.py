@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from textmatch.errors import TextMatchError
 from textmatch.runtime.channel import open_channel
-from textmatch.runtime.settings import client_tls_from_environment
+from textmatch.runtime.settings import ClientTlsSettings, load
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("service", nargs="?", default="", help="full name of a service; default: the server")
     options = parser.parse_args(arguments)
     try:
-        tls = client_tls_from_environment()
+        tls = load(ClientTlsSettings).client_tls()
         with open_channel(f"127.0.0.1:{options.port}", tls) as channel:
             request = health_pb2.HealthCheckRequest(service=options.service)
             response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=_TIMEOUT_SECONDS)

@@ -27,13 +27,13 @@ from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
-from textmatch.runtime.settings import describe
+from textmatch.runtime.settings import describe, load
 from textmatch.runtime.tracing import set_up_tracing
 from workers import metrics
 from workers.batcher import MicroBatcher
 from workers.indexer import DualWriter, IndexerDependencies
 from workers.retrying_indexer import RetryingIndexer
-from workers.settings import WorkerSettings, from_environment
+from workers.settings import WorkerSettings
 from workers.tasks import EventLoopThread, Leases, MessageHandler, register
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class ReadyStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def main() -> int:
     """Run until SIGTERM; then let running messages end."""
     try:
-        settings = from_environment()
+        settings = load(WorkerSettings)
         _set_up_logs(settings)
         set_up_tracing("worker", settings.otlp_endpoint, settings.trace_sample_ratio)
         if settings.metrics_port:

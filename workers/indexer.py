@@ -109,7 +109,7 @@ async def _write_everywhere(
     """Write documents to the collection in use, then make its targets equal to it for all `ids`."""
     outcomes = dict.fromkeys(ids, DocumentOutcome.STALE)
     refused: dict[str, DeadLetter] = {}
-    roles, latest = None, await deps.index.roles()
+    roles, latest = None, await deps.index.collections.roles()
     while roles != latest:
         embedded = await _write(documents, latest.in_use, deps)
         # The first documents of all have created their collection.
@@ -123,7 +123,7 @@ async def _write_everywhere(
         outcomes |= {letter.key: DocumentOutcome.FAILED for letter in embedded.refused}
         refused |= {letter.key: letter for letter in embedded.refused}
         await deps.dual_writer.update(ids, roles)
-        latest = await deps.index.refresh_roles()
+        latest = await deps.index.collections.refresh_roles()
     return outcomes, [one for one in refused.values() if outcomes[one.key] is DocumentOutcome.FAILED]
 
 
@@ -142,7 +142,7 @@ async def _write(
     )
     if embedded.documents:
         if not collection:
-            await deps.index.prepare(embedded.model_id, embedded.embeddings.shape[1])
+            await deps.index.collections.prepare(embedded.model_id, embedded.embeddings.shape[1])
         await deps.index.upsert(embedded.documents, embedded.embeddings, model_id=embedded.model_id)
     return embedded
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from textmatch.queue.app import DEFAULT_SWEEP_SECONDS, DEFAULT_VISIBILITY_TIMEOUT_SECONDS
-from textmatch.runtime.settings import StoreSettings, load, setting
+from textmatch.runtime.settings import StoreSettings, setting
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,3 @@ class WorkerSettings(StoreSettings):
         "How often to look for messages of silent workers.",
         minimum=0.1,
     )
-
-
-def from_environment() -> WorkerSettings:
-    """Read `TEXTMATCH_*`.
-
-    Raises:
-        InvalidInput: naming every variable with a bad value.
-    """
-    return load(WorkerSettings, os.environ)

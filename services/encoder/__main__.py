@@ -17,14 +17,14 @@ from services.encoder.loading import convert_in_subprocess, convert_models, load
 from services.encoder.model_registry import ModelRegistry, Reloader
 from services.encoder.scheduler import Scheduler
 from services.encoder.servicer import EncoderServicer
-from services.encoder.settings import EncoderSettings, from_environment
+from services.encoder.settings import EncoderSettings
 from services.encoder.validation import max_message_bytes
 from textmatch.errors import TextMatchError
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.process import run_until_stopped
 from textmatch.runtime.server import GrpcServer, PortTaken
-from textmatch.runtime.settings import describe
+from textmatch.runtime.settings import describe, load
 from textmatch.runtime.tracing import set_up_tracing
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
@@ -44,7 +44,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        settings = from_environment()
+        settings = load(EncoderSettings)
         if arguments.convert:
             os.nice(_CONVERSION_NICENESS)
             convert_models(settings)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from textmatch.runtime.settings import ProcessSettings, ServerSettings, load, setting
+from textmatch.runtime.settings import ProcessSettings, ServerSettings, setting
 
 NO_MODEL = "none"
 
@@ -86,12 +85,3 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     def cache_directory(self) -> Path:
         """`cache_dir` as a path, with `~` expanded."""
         return Path(self.cache_dir).expanduser()
-
-
-def from_environment() -> EncoderSettings:
-    """Read `TEXTMATCH_*`.
-
-    Raises:
-        InvalidInput: naming every variable with a bad value.
-    """
-    return load(EncoderSettings, os.environ)

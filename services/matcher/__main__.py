@@ -9,12 +9,12 @@ import sys
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.ingest import Admission, IngestDependencies, QueueLimits
+from services.matcher.ingest import Admission, IngestDependencies, IngestHandler, QueueLimits
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
 from services.matcher.servicer import MatcherServicer
-from services.matcher.settings import MatcherSettings, from_environment
+from services.matcher.settings import MatcherSettings
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.index.client import QdrantTls
@@ -31,7 +31,7 @@ from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.process import run_until_stopped, trim_heap
 from textmatch.runtime.server import GrpcServer
-from textmatch.runtime.settings import describe
+from textmatch.runtime.settings import describe, load
 from textmatch.runtime.tracing import set_up_tracing
 from textmatch.score_fusion import Weights
 from textmatch.v1.matcher_service_pb2_grpc import add_MatcherServiceServicer_to_server
@@ -44,7 +44,7 @@ _SERVICE_NAME = "textmatch.v1.MatcherService"
 def main() -> int:
     """Run until SIGTERM, then drain running calls."""
     try:
-        settings = from_environment()
+        settings = load(MatcherSettings)
         set_up_logs("matcher", settings.log_level, settings.log_style)
         set_up_tracing("matcher", settings.otlp_endpoint, settings.trace_sample_ratio)
         _log.info("starting", extra={"settings": describe(settings)})
@@ -80,6 +80,7 @@ async def _serve(settings: MatcherSettings) -> None:
     )
     servicer = MatcherServicer(
         _matcher(settings, encoder, index),
+        IngestHandler(index, dependencies),
         DocumentsHandler(index, dependencies),
         match_timeout_seconds=settings.match_timeout_seconds,
         batch_match_concurrency=settings.batch_match_concurrency,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from services.matcher.ingest import IngestDependencies, IngestHandler, VersionClock
+from services.matcher.ingest import IngestDependencies
 from textmatch.documents import Document, check_item_count, id_violation, version_violation
 from textmatch.errors import DocumentNotFound, InvalidInput, raise_violations
 from textmatch.filters import Filter
 from textmatch.index.index import Index
 from textmatch.queue.tombstones import FilterTombstone
-from textmatch.types import DocumentResult, DocumentState, IngestStatus
+from textmatch.types import DocumentState, IngestStatus
 
 MAX_DELETED_IDS = 1_000
 
@@ -22,12 +22,6 @@ class DocumentsHandler:
     def __init__(self, index: Index, dependencies: IngestDependencies) -> None:
         self._index = index
         self._dependencies = dependencies
-        self._clock = VersionClock()
-        self._ingest = IngestHandler(index, dependencies, self._clock)
-
-    async def ingest(self, documents: Mapping[int, Document], deadline: float | None) -> list[DocumentResult]:
-        """As IngestHandler.ingest."""
-        return await self._ingest.ingest(documents, deadline)
 
     async def get(self, document_id: str) -> Document:
         """A stored document.
@@ -89,7 +83,7 @@ class DocumentsHandler:
 
     def _delete_version(self, version: int | None) -> int:
         if version is None:
-            return self._clock.next()
+            return self._dependencies.clock.next()
         raise_violations([version_violation("version", version)])
         return version
 

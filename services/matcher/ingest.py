@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from services.matcher import metrics
 from textmatch.documents import Document, content_hash, version_now
@@ -107,18 +107,6 @@ def _refuse_at(deadline: float | None) -> float | None:
     return deadline - min(_MARGIN_SECONDS, _MARGIN_SHARE * remaining_seconds)
 
 
-@dataclass(frozen=True)
-class IngestDependencies:
-    """The state of documents in Redis on their way to the index, and how long deletes are remembered."""
-
-    producer: Producer
-    pending: Pending
-    tombstones: Tombstones
-    dead_letters: DeadLetters
-    admission: Admission
-    tombstone_seconds: int
-
-
 class VersionClock:
     """Versions for documents without one: the time in microseconds, strictly increasing."""
 
@@ -144,13 +132,25 @@ class VersionClock:
         return stamped
 
 
+@dataclass(frozen=True)
+class IngestDependencies:
+    """The state of documents in Redis on their way to the index, and how long deletes are remembered."""
+
+    producer: Producer
+    pending: Pending
+    tombstones: Tombstones
+    dead_letters: DeadLetters
+    admission: Admission
+    tombstone_seconds: int
+    clock: VersionClock = field(default_factory=VersionClock)
+
+
 class IngestHandler:
     """Takes valid documents in. Every failure is a TextMatchError."""
 
-    def __init__(self, index: Index, dependencies: IngestDependencies, clock: VersionClock) -> None:
+    def __init__(self, index: Index, dependencies: IngestDependencies) -> None:
         self._index = index
         self._dependencies = dependencies
-        self._clock = clock
 
     async def ingest(self, documents: Mapping[int, Document], deadline: float | None) -> list[DocumentResult]:
         """One result for each document; those that are accepted are durable in the queue.
@@ -164,7 +164,8 @@ class IngestHandler:
             DependencyUnavailable: Redis does not answer; no document was acknowledged.
         """
         unchanged = await self._unchanged(documents)
-        accepted = self._clock.stamp({at: one for at, one in documents.items() if at not in unchanged})
+        to_write = {at: one for at, one in documents.items() if at not in unchanged}
+        accepted = self._dependencies.clock.stamp(to_write)
         if accepted:
             entering = list(accepted.values())
             async with self._dependencies.admission.entry(entering, deadline):

@@ -1,4 +1,4 @@
-"""MatcherService: converts messages to plain types and back. matching.py and documents.py do the work."""
+"""MatcherService: converts messages to plain types and back. The other modules do the work."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 
 from services.matcher.documents import DocumentsHandler
+from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
 from textmatch.documents import check_texts, text_violation
 from textmatch.errors import InvalidInput, TextMatchError, raise_violations
@@ -41,12 +42,14 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     def __init__(
         self,
         matcher: Matcher,
+        ingest: IngestHandler,
         documents: DocumentsHandler,
         *,
         match_timeout_seconds: float,
         batch_match_concurrency: int,
     ) -> None:
         self._matcher = matcher
+        self._ingest = ingest
         self._documents = documents
         self._match_timeout_seconds = match_timeout_seconds
         self._batch_match_concurrency = batch_match_concurrency
@@ -82,7 +85,7 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         deadline = None if remaining_seconds is None else time.monotonic() + remaining_seconds
         async for request in request_iterator:
             documents, rejections = ingest_request_from_proto(request)
-            results = await self._documents.ingest(documents, deadline)
+            results = await self._ingest.ingest(documents, deadline)
             yield ingest_response_to_proto([*rejections, *results])
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:

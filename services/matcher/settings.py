@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from textmatch.runtime.settings import ServerSettings, StoreSettings, load, setting
+from textmatch.runtime.settings import ServerSettings, StoreSettings, setting
 from textmatch.score_fusion import Weights
 
 
@@ -75,12 +74,3 @@ class MatcherSettings(StoreSettings, ServerSettings):
         "How long a delete is remembered. It must be longer than any write can wait in the queue.",
         minimum=60,
     )
-
-
-def from_environment() -> MatcherSettings:
-    """Read `TEXTMATCH_*`.
-
-    Raises:
-        InvalidInput: naming every variable with an invalid value.
-    """
-    return load(MatcherSettings, os.environ)

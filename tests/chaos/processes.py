@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from standalone.stack import ProcessSpec, StackPorts, any_free, free_ports, metric_is_one, process_specs
+from standalone.stack import ProcessSpec, StackPorts, any_free, choose_ports, http_answers, process_specs
 from textmatch.client import TextMatchClient
 
 _READY_SECONDS = 120.0
@@ -106,7 +106,7 @@ class Victims:
 @contextmanager
 def running_victims(directory: Path, settings: Mapping[str, str]) -> Iterator[Victims]:
     """Start everything and wait until it serves; stop it at the end, and show the logs after a failure."""
-    ports = free_ports()
+    ports = choose_ports(use_defaults=False)
     specs = process_specs(directory, ports, {**os.environ, **settings})
     *others, worker = specs
     workers = [_numbered(worker, number) for number in (1, 2)]
@@ -133,5 +133,5 @@ def _numbered(worker: ProcessSpec, number: int) -> ProcessSpec:
         worker,
         name=f"worker-{number}",
         environment={**worker.environment, "TEXTMATCH_WORKER_METRICS_PORT": str(port)},
-        is_ready=metric_is_one("127.0.0.1", port, "textmatch_worker_ready"),
+        is_ready=http_answers(f"http://127.0.0.1:{port}/metrics", "textmatch_worker_ready 1.0"),
     )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from textmatch.cli.errors import CommandFailed
-from textmatch.cli.settings import CliSettings, from_environment
+from textmatch.cli.settings import CliSettings
 from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, ClientTls, TextMatchClient
+from textmatch.runtime.settings import load
 
 if TYPE_CHECKING:
     from textmatch.index.index import Index
@@ -91,7 +92,7 @@ def find_addresses(
     Raises:
         CommandFailed: --data-dir was given and no stack runs there.
     """
-    settings = from_environment()
+    settings = load(CliSettings)
     chosen = _read_stack(data_dir) if data_dir else StackFile()
     if data_dir and not chosen.matcher:
         raise CommandFailed(f"no stack runs in {data_dir}; start it with: textmatch up --data-dir {data_dir}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from textmatch.runtime.settings import ClientTlsSettings, load, setting
+from textmatch.runtime.settings import ClientTlsSettings, setting
 
 _DEFAULT = "Default: the local stack, or else"
 
@@ -42,12 +41,3 @@ class CliSettings(ClientTlsSettings):
         "Alias of the collection in use, for `reindex` and `tune`.",
     )
     payload_indexes: str = setting("TEXTMATCH_PAYLOAD_INDEXES", "", "Indexed attributes, for `reindex`.")
-
-
-def from_environment() -> CliSettings:
-    """Read the environment.
-
-    Raises:
-        InvalidInput: naming every variable with a bad value.
-    """
-    return load(CliSettings, os.environ)

@@ -16,7 +16,7 @@ from qdrant_client.conversions.common_types import PointId
 from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
-from textmatch.index.collections import AliasSwitcher, Collections, Roles
+from textmatch.index.collections import AliasSwitcher, Collections
 from textmatch.index.schema import (
     DENSE_VECTOR,
     VERSION_FIELD,
@@ -159,27 +159,11 @@ class Index:
 
     async def refresh_collection(self) -> str:
         """The collection in use, read from Qdrant now."""
-        return (await self.refresh_roles()).in_use
-
-    async def roles(self) -> Roles:
-        """The collection of each role, from a short-lived cache."""
-        return await self.collections.roles()
-
-    async def refresh_roles(self) -> Roles:
-        """The collection of each role, read from Qdrant now."""
-        return await self.collections.refresh_roles()
+        return (await self.collections.refresh_roles()).in_use
 
     def points(self, collection: str) -> CollectionPoints:
         """The points of one collection, whatever its role."""
         return CollectionPoints(self._client, collection)
-
-    async def prepare(self, model_id: str, dimension: int) -> None:
-        """Make sure that the collection of this model is in use. Creates it if no collection is in use.
-
-        Raises:
-            ModelMismatch: another model's collection is in use.
-        """
-        await self.collections.prepare(model_id, dimension)
 
     async def upsert(self, documents: Sequence[Document], embeddings: Embeddings, *, model_id: str) -> None:
         """Write documents with their (count, dimension) embeddings, unless the stored version is as new.
@@ -188,7 +172,7 @@ class Index:
         durable and searchable.
 
         Args:
-            model_id: the model that made the embeddings; `prepare` was called for it.
+            model_id: the model that made the embeddings; `collections.prepare` was called for it.
         """
         if self._payload_indexes:
             await self._payload_indexes.ensure(self._client, model_id)
@@ -228,13 +212,13 @@ class Index:
         if not versions:
             return 0
         deleted = 0
-        roles, latest = None, await self.roles()
+        roles, latest = None, await self.collections.roles()
         while roles != latest:
             roles = latest
             deleted += await self._delete(roles.in_use, versions)
             for mirror in roles.mirrors:
                 await self._delete(mirror, versions)
-            latest = await self.refresh_roles()
+            latest = await self.collections.refresh_roles()
         return deleted
 
     async def find_versions(
@@ -262,9 +246,8 @@ class Index:
                     offset=offset,
                     with_payload=["id", VERSION_FIELD],
                 )
-            payloads = [record.payload or {} for record in records]
-            if payloads:
-                yield {payload["id"]: payload[VERSION_FIELD] for payload in payloads}
+            if records:
+                yield _versions(records)
             if offset is None:
                 return
 

@@ -34,7 +34,7 @@ async def start(index: Index, encoder: EncoderClient, model: str) -> Migration:
         ReindexRefused: there is nothing to reindex, or another migration is not finished.
     """
     new = await _served(encoder, model)
-    roles = await RETRY.call(index.refresh_roles)
+    roles = await RETRY.call(index.collections.refresh_roles)
     _check_start(roles, new.model_id)
     await _served(encoder, roles.in_use)
     if roles.abandoned:
@@ -53,7 +53,7 @@ async def switch(index: Index, migration: Migration) -> None:
     if await index.aliases.promote(CollectionRole.NEXT, in_use=migration.source):
         return
     # The answer to a first attempt may have been lost.
-    if (await index.refresh_roles()).in_use != migration.target:
+    if (await index.collections.refresh_roles()).in_use != migration.target:
         raise ReindexRefused(
             f"{migration.target} is not being built any more; run the command again to see why"
         )
@@ -66,7 +66,7 @@ async def roll_back(index: Index, encoder: EncoderClient) -> Migration:
         ReindexRefused: there is no complete previous collection.
         ModelNotFound: its model is not served.
     """
-    roles = await RETRY.call(index.refresh_roles)
+    roles = await RETRY.call(index.collections.refresh_roles)
     if roles.abandoned:
         raise ReindexRefused(
             f"{roles.abandoned} lacks writes, because its model was not served to the workers;"
@@ -86,7 +86,7 @@ async def drop_old(index: Index) -> str:
     Raises:
         ReindexRefused: there is none.
     """
-    roles = await RETRY.call(index.refresh_roles)
+    roles = await RETRY.call(index.collections.refresh_roles)
     return await _drop(index, roles.previous or roles.abandoned, "no previous collection is kept")
 
 
@@ -96,7 +96,7 @@ async def cancel(index: Index) -> str:
     Raises:
         ReindexRefused: there is none.
     """
-    roles = await RETRY.call(index.refresh_roles)
+    roles = await RETRY.call(index.collections.refresh_roles)
     return await _drop(index, roles.next or roles.abandoned, "no collection is being built")
 
 

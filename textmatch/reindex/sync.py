@@ -115,7 +115,7 @@ class CollectionSync:
         Raises:
             ReindexRefused: one of them is not.
         """
-        roles = await RETRY.call(self._index.refresh_roles)
+        roles = await RETRY.call(self._index.collections.refresh_roles)
         if (roles.in_use, roles.next) == (self._migration.source, self._migration.target):
             return
         if roles.abandoned == self._migration.target:

@@ -4,7 +4,7 @@
     class EncoderSettings:
         port: int = setting("TEXTMATCH_ENCODER_PORT", 50051, "Port of the gRPC server.")
 
-    settings = load(EncoderSettings, os.environ)
+    settings = load(EncoderSettings)
 
 Only `settings.py` files declare settings and read the environment. `docs/configuration.md` is generated from
 these fields.
@@ -51,7 +51,7 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def load(settings_class: type[Settings], environment: Mapping[str, str]) -> Settings:
+def load(settings_class: type[Settings], environment: Mapping[str, str] = os.environ) -> Settings:
     """Read settings from environment variables; an empty variable counts as not set.
 
     Raises:
@@ -262,15 +262,6 @@ class StoreSettings(ProcessSettings, ClientTlsSettings):
     collection_alias: str = setting(
         "TEXTMATCH_COLLECTION_ALIAS", "textmatch", "Alias of the collection in use in Qdrant."
     )
-
-
-def client_tls_from_environment() -> ClientTls | None:
-    """How to connect to our own servers; None: not encrypted.
-
-    Raises:
-        InvalidInput: a variable has a bad value.
-    """
-    return load(ClientTlsSettings, os.environ).client_tls()
 
 
 def _half_a_pair() -> InvalidInput:

@@ -43,7 +43,7 @@ def new() -> str:
 @pytest.fixture
 async def index(qdrant: str, alias: str, old: str) -> AsyncIterator[Index]:
     connected = Index(connect(qdrant), alias)
-    await connected.prepare(old, DIMENSION)
+    await connected.collections.prepare(old, DIMENSION)
     yield connected
     await connected.close()
 
@@ -55,13 +55,13 @@ async def write(index: Index, collection: str, *documents: Document) -> None:
 
 async def test_a_change_and_the_way_back(index: Index, old: str, new: str):
     await index.aliases.start(new, DIMENSION)
-    assert await index.refresh_roles() == Roles(in_use=old, next=new)
+    assert await index.collections.refresh_roles() == Roles(in_use=old, next=new)
     assert await index.aliases.promote(CollectionRole.NEXT, in_use=old)
-    assert await index.roles() == Roles(in_use=new, previous=old)
+    assert await index.collections.roles() == Roles(in_use=new, previous=old)
     assert await index.aliases.promote(CollectionRole.PREVIOUS, in_use=new)
-    assert await index.roles() == Roles(in_use=old, previous=new)
+    assert await index.collections.roles() == Roles(in_use=old, previous=new)
     await index.aliases.drop(new)
-    assert await index.roles() == Roles(in_use=old)
+    assert await index.collections.roles() == Roles(in_use=old)
 
 
 async def test_another_reader_follows_within_the_time_of_its_cache(
@@ -80,7 +80,7 @@ async def test_what_is_abandoned_cannot_be_put_to_use(index: Index, old: str, ne
     await index.aliases.start(new, DIMENSION)
     assert await index.aliases.abandon(CollectionRole.NEXT)
     assert not await index.aliases.promote(CollectionRole.NEXT, in_use=old)
-    assert await index.roles() == Roles(in_use=old, abandoned=new)
+    assert await index.collections.roles() == Roles(in_use=old, abandoned=new)
     assert not await index.aliases.abandon(CollectionRole.NEXT)
 
 
@@ -89,7 +89,7 @@ async def test_what_is_abandoned_can_be_taken_up_again(index: Index, old: str, n
     await index.aliases.abandon(CollectionRole.NEXT)
     assert await index.aliases.resume()
     assert not await index.aliases.resume()
-    assert await index.roles() == Roles(in_use=old, next=new)
+    assert await index.collections.roles() == Roles(in_use=old, next=new)
 
 
 async def test_starting_again_keeps_what_is_there(index: Index, new: str):
@@ -104,7 +104,7 @@ async def test_deletes_reach_the_collections_beside_the_one_in_use(
 ):
     deleter = Index(connect(qdrant), alias)
     # From now on it knows of the old collection only, as long as it does not ask.
-    assert (await deleter.roles()).mirrors == ()
+    assert (await deleter.collections.roles()).mirrors == ()
     await index.aliases.start(new, DIMENSION)
     for collection in (old, new):
         await write(index, collection, Document("a", "text", version=1), Document("b", "text", version=3))

@@ -41,7 +41,7 @@ def qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 async def index(qdrant: str) -> AsyncIterator[Index]:
     connected = Index(connect(qdrant), alias=f"alias-{uuid.uuid4().hex}")
-    await connected.prepare(f"tiny-{uuid.uuid4().hex[:12]}", DIMENSION)
+    await connected.collections.prepare(f"tiny-{uuid.uuid4().hex[:12]}", DIMENSION)
     yield connected
     await connected.close()
 
@@ -143,7 +143,7 @@ async def test_a_collection_made_before_bm25_keeps_working(qdrant: str):
     await client.update_collection_aliases([models.CreateAliasOperation(create_alias=create)])
     await client.close()
     index = Index(connect(qdrant), alias)
-    await index.prepare(collection, DIMENSION)
+    await index.collections.prepare(collection, DIMENSION)
     await fill(index)
     assert not (await index.collections.info(collection)).has_lexical
     assert "rm" in await found(index, SearchQuery(2, rows()[0]))

@@ -34,7 +34,7 @@ def qdrant(tmp_path_factory: pytest.TempPathFactory):
 async def index(qdrant: str) -> AsyncIterator[Index]:
     """An index with an alias and a collection of its own."""
     connected = Index(connect(qdrant), alias=f"alias-{uuid.uuid4().hex}")
-    await connected.prepare(unique_model(), DIMENSION)
+    await connected.collections.prepare(unique_model(), DIMENSION)
     yield connected
     await connected.close()
 
@@ -195,15 +195,15 @@ async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Inde
 async def test_another_models_collection_is_a_mismatch_naming_both(index: Index):
     current = await index.collection()
     with pytest.raises(ModelMismatch) as raised:
-        await index.prepare("other-000000000000", DIMENSION)
+        await index.collections.prepare("other-000000000000", DIMENSION)
     assert (raised.value.index_model_id, raised.value.encoder_model_id) == (current, "other-000000000000")
 
 
 async def test_two_can_prepare_the_same_collection_at_once(qdrant: str):
     alias, model = f"alias-{uuid.uuid4().hex}", unique_model()
     first, second = Index(connect(qdrant), alias), Index(connect(qdrant), alias)
-    await first.prepare(model, DIMENSION)
-    await second.prepare(model, DIMENSION)
+    await first.collections.prepare(model, DIMENSION)
+    await second.collections.prepare(model, DIMENSION)
     assert await first.collection() == await second.collection() == model
     await first.close()
     await second.close()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.ingest import IngestDependencies
+from services.matcher.ingest import IngestDependencies, IngestHandler
 from services.matcher.servicer import MatcherServicer
 from textmatch.index.index import Index
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -27,8 +27,10 @@ class DocumentCalls:
     """Calls the servicer with messages."""
 
     def __init__(self, index: Index, state: IngestDependencies) -> None:
-        handler = DocumentsHandler(index, state)
-        self._servicer = MatcherServicer(None, handler, match_timeout_seconds=10, batch_match_concurrency=1)
+        ingest, documents = IngestHandler(index, state), DocumentsHandler(index, state)
+        self._servicer = MatcherServicer(
+            None, ingest, documents, match_timeout_seconds=10, batch_match_concurrency=1
+        )
 
     def ingest(
         self, requests: AsyncIterator[pb.IngestDocumentsRequest], deadline: float | None = None

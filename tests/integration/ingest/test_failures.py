@@ -81,7 +81,7 @@ async def test_a_dead_letter_can_be_replayed(
 async def test_a_model_mismatch_waits_for_the_operator(
     indexer: RetryingIndexer, deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
-    await deps.index.prepare("another-0123456789ab", 8)
+    await deps.index.collections.prepare("another-0123456789ab", 8)
     settling = asyncio.create_task(indexer.settle(accepted(*documents(1))))
 
     async def is_reported() -> bool:

@@ -137,7 +137,7 @@ async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterato
     """Serve on a free loopback port."""
     client = EncoderClient(encoder.target, hide_auth_errors=True)
     matcher = Matcher(Retriever(client, index, 100), Reranker(client), index, Weights(), 40)
-    servicer = MatcherServicer(matcher, None, match_timeout_seconds=10, batch_match_concurrency=8)
+    servicer = MatcherServicer(matcher, None, None, match_timeout_seconds=10, batch_match_concurrency=8)
     server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     channel = open_aio_channel(await server.start())
@@ -156,6 +156,6 @@ async def fill(index: Index, encoder: EncoderProcess) -> str:
         [document.text for document in DOCUMENTS], is_query=False, is_bulk=True, timeout_seconds=60
     )
     await client.close()
-    await index.prepare(encoded.model_id, encoded.embeddings.shape[1])
+    await index.collections.prepare(encoded.model_id, encoded.embeddings.shape[1])
     await index.upsert(DOCUMENTS, encoded.embeddings, model_id=encoded.model_id)
     return encoded.model_id

@@ -147,7 +147,7 @@ async def test_without_a_collection_and_with_an_empty_one_nothing_matches(
 
 
 async def test_a_collection_of_another_model_names_both(encoder: EncoderProcess, index: Index):
-    await index.prepare("another-0123456789ab", 32)
+    await index.collections.prepare("another-0123456789ab", 32)
     async with running_matcher(encoder, index) as matcher:
         error = (await matcher.match("a cat", 20.0)).error
     assert isinstance(error, ModelMismatch)

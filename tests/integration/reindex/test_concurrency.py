@@ -135,7 +135,7 @@ async def reindex_with_interruptions(
         with suppress(TimeoutError):
             async with asyncio.timeout(generator.random() * 0.5):
                 await reindex(deps, redis, model)
-        if (await deps.index.refresh_roles()).in_use == model:
+        if (await deps.index.collections.refresh_roles()).in_use == model:
             return
     await reindex(deps, redis, model)
 
@@ -145,7 +145,7 @@ async def operate(
 ) -> int:
     """Change from one model to the other, sometimes back and forth, until done; says how often."""
     for number in itertools.count(1):
-        roles = await deps.index.refresh_roles()
+        roles = await deps.index.collections.refresh_roles()
         [model] = [one for one in models if one != roles.in_use]
         await reindex_with_interruptions(deps, redis, model, generator)
         if done.is_set():
@@ -199,7 +199,7 @@ async def test_after_all_changes_both_collections_hold_exactly_what_they_must(
         done.set()
         assert await operating > 1
         assert await asking > 10
-    roles = await index.refresh_roles()
+    roles = await index.collections.refresh_roles()
     assert {roles.in_use, roles.previous} == {old, new}
     expected = outcome(made)
     for collection in (roles.in_use, roles.previous):
@@ -228,4 +228,4 @@ async def test_a_bug_ends_the_command_and_changes_nothing(
     encoder.check = fail
     with pytest.raises(TextMatchError):
         await reindex(deps, redis, new)
-    assert await index.refresh_roles() == Roles(in_use=old, next=new)
+    assert await index.collections.refresh_roles() == Roles(in_use=old, next=new)

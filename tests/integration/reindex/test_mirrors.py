@@ -23,7 +23,7 @@ async def test_a_worker_that_has_not_seen_the_change_yet_misses_nothing(
 ):
     await index_documents([FIRST], deps)
     # The worker knows the aliases of a moment ago, and must not rely on them.
-    assert (await deps.index.roles()).mirrors == ()
+    assert (await deps.index.collections.roles()).mirrors == ()
     await index.aliases.start(new, 8)
     assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND])
@@ -95,7 +95,7 @@ async def test_a_mirror_whose_model_stays_away_is_abandoned_and_ingest_goes_on(
             await index.aliases.promote(CollectionRole.PREVIOUS, in_use=new)
         encoder.other_model_ids = ()
         assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
-        assert await index.refresh_roles() == Roles(in_use=old, abandoned=new)
+        assert await index.collections.refresh_roles() == Roles(in_use=old, abandoned=new)
         assert await index_documents([Document("c", "third", version=1)], deps) == [DocumentOutcome.INDEXED]
         assert REGISTRY.get_sample_value("textmatch_worker_abandoned_collections") == 1.0
     assert set(await contents(index, old)) == {"a", "b", "c"}
@@ -109,4 +109,4 @@ async def test_the_model_in_use_is_never_given_up(
         encoder.model_id, encoder.other_model_ids = new, ()
         with pytest.raises(ModelMismatch, match=f"{old}.*{new}"):
             await index_documents([SECOND], deps)
-        assert await index.refresh_roles() == Roles(in_use=old)
+        assert await index.collections.refresh_roles() == Roles(in_use=old)

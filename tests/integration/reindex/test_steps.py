@@ -77,7 +77,7 @@ async def test_a_switch_may_be_repeated_when_its_answer_got_lost(
     going = await steps.start(ingested.index, ingested.encoder, new)
     await steps.switch(ingested.index, going)
     await steps.switch(ingested.index, going)
-    assert await index.refresh_roles() == Roles(in_use=new, previous=old)
+    assert await index.collections.refresh_roles() == Roles(in_use=new, previous=old)
 
 
 async def test_what_was_abandoned_is_not_switched_to_nor_gone_back_to(
@@ -90,7 +90,7 @@ async def test_what_was_abandoned_is_not_switched_to_nor_gone_back_to(
     with pytest.raises(ReindexRefused, match=f"{new} lacks writes, .* textmatch reindex --model {new}"):
         await steps.roll_back(ingested.index, ingested.encoder)
     assert await steps.start(ingested.index, ingested.encoder, new) == going
-    assert await index.refresh_roles() == Roles(in_use=old, next=new)
+    assert await index.collections.refresh_roles() == Roles(in_use=old, next=new)
 
 
 async def test_what_was_abandoned_can_be_deleted(
@@ -99,7 +99,7 @@ async def test_what_was_abandoned_can_be_deleted(
     await steps.start(ingested.index, ingested.encoder, new)
     await index.aliases.abandon(CollectionRole.NEXT)
     assert await steps.cancel(ingested.index) == new
-    assert await index.refresh_roles() == Roles(in_use=old)
+    assert await index.collections.refresh_roles() == Roles(in_use=old)
 
 
 async def test_going_back_needs_the_old_model(

@@ -56,7 +56,9 @@ class ScriptedMatcher:
 @pytest.fixture
 async def served():
     scripted = ScriptedMatcher()
-    servicer = MatcherServicer(scripted, None, match_timeout_seconds=10, batch_match_concurrency=CONCURRENCY)
+    servicer = MatcherServicer(
+        scripted, None, None, match_timeout_seconds=10, batch_match_concurrency=CONCURRENCY
+    )
     server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     address = await server.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from standalone.encoder_placement import TooFewDevices, on_gpus, on_processors, plan_encoders, visible_gpus
-from standalone.stack import free_ports, process_specs
+from standalone.stack import choose_ports, process_specs
 
 
 def test_each_gpu_has_an_encoder_that_sees_no_other():
@@ -71,7 +71,7 @@ def _nvidia_smi(directory: Path, script: str) -> None:
 
 
 def test_processes_of_a_plan_have_ports_of_their_own_and_one_target(tmp_path: Path):
-    ports = free_ports(2)
+    ports = choose_ports(2, use_defaults=False)
     specs = {
         spec.name: spec for spec in process_specs(tmp_path, ports, {"A": "b"}, None, on_gpus(2, ["4", "6"]))
     }
