@@ -76,16 +76,6 @@ class MatchRun:
         return self.busy_p95_ms / self.idle_p95_ms
 
 
-@dataclass(frozen=True)
-class IngestResults:
-    """All measurements."""
-
-    document_count: int
-    paths: list[PathRun]
-    with_lanes: MatchRun
-    without_lanes: MatchRun
-
-
 def main(
     quick: Annotated[bool, typer.Option(help="Fewer documents; figures vary more.")] = False,
     apart: Apart = False,
@@ -96,17 +86,19 @@ def main(
     if as_worker:
         sys.exit(_run_worker_without_lanes())
     document_count, rounds = (4_000, 1) if quick else (20_000, 3)
-    results = _measure(mixed_texts(document_count), rounds, cpu_affinity(apart))
-    _print(results)
+    paths, with_lanes, without_lanes = _measure(mixed_texts(document_count), rounds, cpu_affinity(apart))
+    _print(document_count, paths, {"with lanes": with_lanes, "without lanes": without_lanes})
     figures = {
-        "path_share": float(np.median([path.share for path in results.paths])),
-        "match_p95_ratio": results.with_lanes.ratio,
-        "match_p95_ratio_without_lanes": results.without_lanes.ratio,
+        "path_share": float(np.median([path.share for path in paths])),
+        "match_p95_ratio": with_lanes.ratio,
+        "match_p95_ratio_without_lanes": without_lanes.ratio,
     }
     write_figures(figures, json_file)
 
 
-def _measure(texts: Sequence[str], rounds: int, affinity: CpuAffinity) -> IngestResults:
+def _measure(
+    texts: Sequence[str], rounds: int, affinity: CpuAffinity
+) -> tuple[list[PathRun], MatchRun, MatchRun]:
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory)
         with running_stack(data, affinity=affinity) as stack:
@@ -114,7 +106,7 @@ def _measure(texts: Sequence[str], rounds: int, affinity: CpuAffinity) -> Ingest
             with_lanes = _run_match(stack, texts, data / "with-lanes.jsonl")
         with running_stack(data, commands={"worker": _WORKER_WITHOUT_LANES}, affinity=affinity) as stack:
             without_lanes = _run_match(stack, texts, data / "without-lanes.jsonl")
-    return IngestResults(len(texts), paths, with_lanes, without_lanes)
+    return paths, with_lanes, without_lanes
 
 
 def _run_path(stack: RunningStack, texts: Sequence[str], file: Path) -> PathRun:
@@ -240,8 +232,7 @@ def _run_worker_without_lanes() -> int:
     return run_worker()
 
 
-def _print(results: IngestResults) -> None:
-    count = results.document_count
+def _print(count: int, paths: Sequence[PathRun], matches: Mapping[str, MatchRun]) -> None:
     rows = [
         [
             f"{number}",
@@ -249,19 +240,19 @@ def _print(results: IngestResults) -> None:
             " / ".join(f"{count / seconds:.0f}" for seconds in path.stream_seconds),
             f"{path.share:.2f}",
         ]
-        for number, path in enumerate(results.paths, start=1)
+        for number, path in enumerate(paths, start=1)
     ]
     columns = ["run", "file to searchable, documents/s", "EncodeStream before / after, texts/s", "share"]
     print_table(f"The whole path, {count:,} documents ({machine()})", columns, rows)
-    names = results.paths[0].ingested.cpu_seconds
+    names = paths[0].ingested.cpu_seconds
     rows = [
-        [name, f"{np.median([path.ingested.cpu_seconds[name] for path in results.paths]) / count * 1e3:.3f}"]
+        [name, f"{np.median([path.ingested.cpu_seconds[name] for path in paths]) / count * 1e3:.3f}"]
         for name in names
     ]
     print_table("Processor time", ["process", "seconds for 1,000 documents"], rows)
     rows = [
         [name, f"{run.idle_p95_ms:.0f}", f"{run.busy_p95_ms:.0f}", f"{run.ratio:.1f}"]
-        for name, run in (("with lanes", results.with_lanes), ("without lanes", results.without_lanes))
+        for name, run in matches.items()
     ]
     print_table("Match, p95 ms", ["", "idle", "during an ingest", "ratio"], rows)
 

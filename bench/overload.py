@@ -127,7 +127,8 @@ async def _measure(
 async def _overload(
     address: str, client: EncoderClient, texts: Sequence[str], load: OpenLoad, recovered_seconds: float
 ) -> Overload:
-    encoder = _encoder_process()
+    # The encoder is the one child that this process has.
+    (encoder,) = psutil.Process().children()
     rss_bytes = [encoder.memory_info().rss]
     started = asyncio.Event()
     offering = asyncio.create_task(offer(address, texts, load, started, _CLIENT_PROCESSES))
@@ -170,12 +171,6 @@ async def _lanes(interactive: Embed, bulk: Embed, texts: Sequence[str], seconds:
     async with background_load(interactive, _INTERACTIVE, texts):
         bulk_during_interactive = await run_load(bulk, _BULK, texts, seconds)
     return Lanes(interactive_alone, interactive_during_bulk, bulk_alone, bulk_during_interactive)
-
-
-def _encoder_process() -> psutil.Process:
-    """The encoder is the one child that this process has."""
-    (process,) = psutil.Process().children()
-    return process
 
 
 def _figures(results: OverloadResults) -> dict[str, float]:

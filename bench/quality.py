@@ -9,8 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -47,14 +45,6 @@ MODES: dict[str, MatchKeywords] = {
 }
 
 
-@dataclass(frozen=True)
-class QuestionSet:
-    """Queries, their judgements and their documents."""
-
-    name: str
-    collection: RetrievalSet
-
-
 def main(
     data: Annotated[
         Path | None, typer.Option(envvar="TEXTMATCH_BENCH_DATA", help="Folder of data sets.")
@@ -65,33 +55,22 @@ def main(
     """Measure nDCG@10, MRR@10 and recall@100 of each set in each mode."""
     figures: dict[str, float] = {}
     for group in _groups(data):
-        with _matcher_of_new_stack() as address, TextMatchClient(address) as client:
-            _ingest(client, group[0].collection)
-            for one in group:
-                figures |= _measure_set(address, one, _QUICK_QUERIES if quick else None)
+        with tempfile.TemporaryDirectory() as directory, running_stack(Path(directory)) as stack:
+            address = stack.addresses["matcher"]
+            _ingest(address, next(iter(group.values())))
+            for name, collection in group.items():
+                figures |= _measure_set(address, name, collection, _QUICK_QUERIES if quick else None)
     write_figures(figures, json_path)
 
 
-@contextmanager
-def _matcher_of_new_stack() -> Iterator[str]:
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        running_stack(Path(directory)) as stack,
-    ):
-        yield stack.addresses["matcher"]
-
-
-def _groups(data: Path | None) -> Iterator[list[QuestionSet]]:
-    """Groups of sets that share their documents."""
+def _groups(data: Path | None) -> Iterator[dict[str, RetrievalSet]]:
+    """Sets of queries by name, in groups that share their documents."""
     cranfield = data / "cranfield-en" if data else None
     if cranfield is not None and cranfield.is_dir():
-        yield [QuestionSet("cranfield", read_retrieval_set(cranfield))]
+        yield {"cranfield": read_retrieval_set(cranfield)}
     else:
         typer.echo("cranfield-en is left out: give its parent folder with --data", err=True)
-    yield [
-        QuestionSet("questions", _demo_collection(EVERYDAY)),
-        QuestionSet("questions_hard", _demo_collection(HARD)),
-    ]
+    yield {"questions": _demo_collection(EVERYDAY), "questions_hard": _demo_collection(HARD)}
 
 
 def _demo_collection(path: Path) -> RetrievalSet:
@@ -108,17 +87,18 @@ def _demo_collection(path: Path) -> RetrievalSet:
     )
 
 
-def _ingest(client: TextMatchClient, collection: RetrievalSet) -> None:
+def _ingest(address: str, collection: RetrievalSet) -> None:
     texts = enumerate(collection.documents)
-    summary = client.ingest_all(
-        ({"id": str(position), "text": text} for position, text in texts if text.strip()), wait=True
-    )
+    documents = ({"id": str(position), "text": text} for position, text in texts if text.strip())
+    with TextMatchClient(address) as client:
+        summary = client.ingest_all(documents, wait=True)
     if summary.rejected:
         raise RuntimeError(f"{summary.rejected} documents were rejected: {summary.rejections[0].error}")
 
 
-def _measure_set(address: str, one: QuestionSet, count: int | None) -> dict[str, float]:
-    collection = one.collection
+def _measure_set(
+    address: str, set_name: str, collection: RetrievalSet, count: int | None
+) -> dict[str, float]:
     collection = RetrievalSet(collection.documents, collection.queries[:count], collection.grades[:count])
     with TextMatchClient(address, bulk_timeout_seconds=_BULK_SECONDS) as client:
         rankings = _rankings(client, collection.queries)
@@ -126,7 +106,7 @@ def _measure_set(address: str, one: QuestionSet, count: int | None) -> dict[str,
         rankings[f"deadline_{deadline_ms}_ms"] = _in_time(address, collection.queries, deadline_ms)
     measured = {mode: _metrics(collection, ranking) for mode, ranking in rankings.items()}
     print_table(
-        f"{one.name}: {len(collection.queries)} queries, {len(collection.documents):,} documents",
+        f"{set_name}: {len(collection.queries)} queries, {len(collection.documents):,} documents",
         ["mode", "nDCG@10", "MRR@10", "recall@100", "first", "first three"],
         [
             [mode, *(f"{values[name]:.4f}" for name in ("ndcg@10", "mrr@10", "recall@100")), *_firsts(values)]
@@ -134,7 +114,7 @@ def _measure_set(address: str, one: QuestionSet, count: int | None) -> dict[str,
         ],
     )
     return {
-        f"{name.replace('@', '')}.{one.name}.{mode}": values[name]
+        f"{name.replace('@', '')}.{set_name}.{mode}": values[name]
         for mode, values in measured.items()
         for name in ("ndcg@10", "mrr@10", "recall@100")
     }

@@ -122,11 +122,6 @@ class SupervisedProcess:
             process.kill()
             await process.wait()
 
-    def last_log_lines(self, count: int) -> list[str]:
-        """The last lines of its log."""
-        lines = self.log_path.read_text(errors="replace").splitlines()
-        return lines[-count:]
-
     async def _start(self) -> asyncio.subprocess.Process:
         self._started_at = time.monotonic()
         with self.log_path.open("ab") as log:
@@ -216,7 +211,8 @@ class Supervisor:
             task.result()
         except StartFailed as error:
             process = self._processes[task.get_name()]
-            end_of_log = "\n  ".join(process.last_log_lines(_LOG_LINES_SHOWN))
+            lines = process.log_path.read_text(errors="replace").splitlines()
+            end_of_log = "\n  ".join(lines[-_LOG_LINES_SHOWN:])
             raise StackError(f"{error}; the end of {process.log_path}:\n  {end_of_log}") from error
 
     async def _run_one(self, process: SupervisedProcess) -> None:

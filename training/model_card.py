@@ -51,12 +51,12 @@ _TEMPLATE = """\
 ---
 {metadata}
 library_name: sentence-transformers
-pipeline_tag: {tag}
+pipeline_tag: {card.tag}
 ---
 
-# {title} based on {base_name}
+# {card.title} based on {card.base_name}
 
-{description}
+{card.description}
 
 ## Data
 
@@ -74,14 +74,14 @@ pipeline_tag: {tag}
 
 ## Reproduce
 
-    {command}
+    {card.command}
 
 Environment: Python {python}, {libraries}, {machine}, PyTorch threads: {threads}.
 The same seed gives the same weights with the same machine, threads and library versions.
 
 ## Licence
 
-The weights derive from {base_name} and from the training data; the terms of both apply. {data_note}
+The weights derive from {card.base_name} and from the training data; the terms of both apply. {card.data_note}
 
 ## Limits
 
@@ -201,26 +201,20 @@ def write_card_of_run(
 
 def write_model_card(card: ModelCard, directory: Path) -> Path:
     """Write `directory`/README.md and return its path."""
-    base = card.base_name
     path = directory / FILE_NAME
     path.write_text(
         _TEMPLATE.format(
-            metadata=f'base_model: "{_NOT_FOR_METADATA.sub("-", base)}"',
-            tag=card.tag,
-            title=card.title,
-            base_name=base,
-            description=card.description,
+            card=card,
+            metadata=f'base_model: "{_NOT_FOR_METADATA.sub("-", card.base_name)}"',
             data="\n".join(f"| {what} | {how_much} |" for what, how_much in card.data),
             training_files="\n".join(
                 f"| {short_path(file)} | `{sha256_of(file)}` |" for file in card.training_files
             ),
             evaluation=_evaluation_section(card.evaluation),
-            command=card.command,
             python=platform.python_version(),
             libraries=", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
             machine=platform.machine(),
             threads=torch.get_num_threads(),
-            data_note=card.data_note,
             limits="\n".join(f"* {limit}" for limit in (*_LIMITS, *card.limits)),
         ),
         encoding="utf-8",

@@ -31,6 +31,12 @@ def _lines(
     return Panel(title, description, queries, unit, width=width, needs=needs)
 
 
+def _rates(title: str, description: str, metric: str, by: str, where: str = "", width: int = 8) -> Panel:
+    """The rates of a counter, one line for each value of a label."""
+    query = PanelQuery(rate(metric, by, where), f"{{{{{by}}}}}")
+    return Panel(title, description, (query,), Unit.PER_SECOND, width=width)
+
+
 def _number(title: str, description: str, query: PanelQuery, unit: Unit = Unit.NONE) -> Panel:
     return Panel(title, description, (query,), unit, Kind.NUMBER, width=4)
 
@@ -86,20 +92,8 @@ OVERVIEW = Dashboard(
             "Workers that are connected and take messages.",
             PanelQuery(f"sum (textmatch_worker_ready{{{NAMESPACE}}})"),
         ),
-        _lines(
-            "Calls",
-            "Calls by method.",
-            PanelQuery(rate("textmatch_rpc_total", "method"), "{{method}}"),
-            unit=Unit.PER_SECOND,
-            width=12,
-        ),
-        _lines(
-            "Calls by code",
-            "Calls by gRPC status code.",
-            PanelQuery(rate("textmatch_rpc_total", "code"), "{{code}}"),
-            unit=Unit.PER_SECOND,
-            width=12,
-        ),
+        _rates("Calls", "Calls by method.", "textmatch_rpc_total", "method", width=12),
+        _rates("Calls by code", "Calls by gRPC status code.", "textmatch_rpc_total", "code", width=12),
         _lines(
             "Match latency",
             "From the first byte of a call to the last byte of its answer.",
@@ -141,11 +135,8 @@ ENCODER = Dashboard(
     "textmatch · encoder",
     "How the encoders spend their time: stages, batches, lanes, refusals, device.",
     (
-        _lines(
-            "Tokens computed",
-            "Tokens by lane, without padding.",
-            PanelQuery(rate("textmatch_encoder_tokens_total", "lane"), "{{lane}}"),
-            unit=Unit.PER_SECOND,
+        _rates(
+            "Tokens computed", "Tokens by lane, without padding.", "textmatch_encoder_tokens_total", "lane"
         ),
         _lines(
             "Tokens waiting",
@@ -196,17 +187,17 @@ ENCODER = Dashboard(
             PanelQuery(mean("textmatch_encoder_padding_ratio"), "mean"),
             needs=NEEDS_PADDING,
         ),
-        _lines(
+        _rates(
             "Refused calls",
             "Calls refused because of overload, by reason.",
-            PanelQuery(rate("textmatch_encoder_rejections_total", "reason"), "{{reason}}"),
-            unit=Unit.PER_SECOND,
+            "textmatch_encoder_rejections_total",
+            "reason",
         ),
-        _lines(
+        _rates(
             "Dropped calls",
             "Calls that were cancelled or late before they were computed.",
-            PanelQuery(rate("textmatch_encoder_dropped_total", "reason"), "{{reason}}"),
-            unit=Unit.PER_SECOND,
+            "textmatch_encoder_dropped_total",
+            "reason",
         ),
         _lines(
             "Texts truncated or failed",
@@ -237,12 +228,7 @@ INGEST = Dashboard(
     "textmatch · ingest",
     "From accepted to searchable: how many documents wait, how long, and why.",
     (
-        _lines(
-            "Documents settled",
-            "Documents by result.",
-            PanelQuery(rate("textmatch_documents_total", "result"), "{{result}}"),
-            unit=Unit.PER_SECOND,
-        ),
+        _rates("Documents settled", "Documents by result.", "textmatch_documents_total", "result"),
         _lines(
             "Waiting documents",
             "Documents that are accepted but not searchable yet.",
@@ -276,11 +262,11 @@ INGEST = Dashboard(
             *quantiles("textmatch_worker_task_seconds"),
             unit=Unit.SECONDS,
         ),
-        _lines(
+        _rates(
             "Retried batches",
             "Batches that are tried again, by reason.",
-            PanelQuery(rate("textmatch_worker_retries_total", "reason"), "{{reason}}"),
-            unit=Unit.PER_SECOND,
+            "textmatch_worker_retries_total",
+            "reason",
         ),
         _lines(
             "Workers",
@@ -293,11 +279,12 @@ INGEST = Dashboard(
             PanelQuery(gauge("textmatch_worker_operator_needed", "reason"), "{{reason}}"),
             PanelQuery(gauge("textmatch_worker_abandoned_collections"), "abandoned collection"),
         ),
-        _lines(
+        _rates(
             "IngestDocuments calls",
             "Calls by gRPC status code.",
-            PanelQuery(rate("textmatch_rpc_total", "code", 'method="IngestDocuments"'), "{{code}}"),
-            unit=Unit.PER_SECOND,
+            "textmatch_rpc_total",
+            "code",
+            'method="IngestDocuments"',
         ),
         _lines(
             "Queue memory",
@@ -352,11 +339,11 @@ MATCH = Dashboard(
             ),
             unit=Unit.SECONDS,
         ),
-        _lines(
+        _rates(
             "Degraded matches",
             "Answers with a part left out, by the part that was late, refused or missing.",
-            PanelQuery(rate("textmatch_match_degraded_total", "reason"), "{{reason}}"),
-            unit=Unit.PER_SECOND,
+            "textmatch_match_degraded_total",
+            "reason",
         ),
         _lines(
             "Candidates",

@@ -67,8 +67,8 @@ class TorchBiEncoder:
         self.dtype = config.dtype
         self.cosine = CosineScorer(Calibration.load(directory))
         self.pair_classifier = PairClassifier.load(directory)
-        self._query = _role(model, "query", _query_prompt(model), max_tokens)
-        self._document = _role(model, "document", _document_prompt(model), max_tokens)
+        self._query = _role(model, "query", ("query",), max_tokens)
+        self._document = _role(model, "document", _DOCUMENT_PROMPTS, max_tokens)
         self._tells_roles_apart = self._query.prompt_tokens != self._document.prompt_tokens or any(
             isinstance(module, Router) for module in model.modules()
         )
@@ -170,19 +170,15 @@ def _packed(model: SentenceTransformer, config: EngineConfig, model_id: str) -> 
     first, *following = model.children()
     if not isinstance(first, Transformer) or not isinstance(first.model, PreTrainedModel):
         return None
-    if not _needs_last_states_only(first):
+    # An engine gives the last layer's states, neither the pooler's output nor earlier layers.
+    is_last = first.modality_config["text"]["method_output_name"] == "last_hidden_state"
+    if not is_last or first.model.config.output_hidden_states:
         return None
     engine = start_engine(first.model, config, model_id)
     if engine is None:
         return None
     pad_id = first.tokenizer.pad_token_id or 0
     return PackedBiEncoder(engine, [module.to(config.device) for module in following], pad_id)
-
-
-def _needs_last_states_only(first: Transformer) -> bool:
-    """Whether the modules that follow read the last layer, and neither the pooler nor earlier layers."""
-    is_last = first.modality_config["text"]["method_output_name"] == "last_hidden_state"
-    return is_last and not first.model.config.output_hidden_states
 
 
 def _placed(model: SentenceTransformer, config: EngineConfig) -> SentenceTransformer:
@@ -239,7 +235,11 @@ def _add_sentence_lengths(module: nn.Module, arguments: tuple[dict[str, Tensor]]
     features["attention_mask"] = mask[:, : int(features["sentence_lengths"].max())]
 
 
-def _role(model: SentenceTransformer, task: str, prompt: str, max_tokens: int | None) -> _Role:
+def _role(
+    model: SentenceTransformer, task: str, prompt_names: Sequence[str], max_tokens: int | None
+) -> _Role:
+    # The first that is not empty: sentence-transformers adds an empty "document" prompt by default.
+    prompt = next((prompt for name in prompt_names if (prompt := model.prompts.get(name))), "")
     tokenizer = input_tokenizer(_first_module(model, task), max_tokens)
     pools_prompt = all(module.include_prompt for module in model.modules() if isinstance(module, Pooling))
     prompt_tokens = 0 if pools_prompt or not prompt else _count_prompt_tokens(model, tokenizer, prompt)
@@ -261,12 +261,3 @@ def _count_prompt_tokens(model: SentenceTransformer, tokenizer: InputTokenizer, 
     ids = tokenizer.tokenize([prompt], is_query=True)[0].ids
     special_ids = getattr(model.tokenizer, "all_special_ids", ())
     return len(ids) - 1 if ids[-1] in special_ids else len(ids)
-
-
-def _query_prompt(model: SentenceTransformer) -> str:
-    return model.prompts.get("query") or ""
-
-
-def _document_prompt(model: SentenceTransformer) -> str:
-    """The first that is not empty: sentence-transformers adds an empty "document" prompt by default."""
-    return next((prompt for name in _DOCUMENT_PROMPTS if (prompt := model.prompts.get(name))), "")
