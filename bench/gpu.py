@@ -27,7 +27,12 @@ from textmatch.models.bi_encoder import TorchBiEncoder
 from textmatch.models.cross_encoder import TorchCrossEncoder
 from textmatch.models.engines import REFERENCE, EngineConfig, UnusableDevice, decide_engine, resolve_device
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.model_resolver import CROSS_ENCODER_ORGANISATION, DEFAULT_CROSS_ENCODER, find_model
+from textmatch.models.model_resolver import (
+    CROSS_ENCODER_ORGANISATION,
+    DEFAULT_CROSS_ENCODER,
+    MINI_LM,
+    find_model,
+)
 
 _OTHER_TEXTS = (
     "猫坐在垫子上。",
@@ -82,7 +87,8 @@ def main(
         raise typer.Exit(1) from None
     texts = [*_OTHER_TEXTS, *mixed_texts(_QUICK_TEXTS if quick else _TEXTS)]
     pairs = list(pairwise(texts))[: _QUICK_PAIRS if quick else _PAIRS]
-    bi_encoder, cross_encoder = _bi_encoder(device), _cross_encoder(_as_served(device))
+    bi_encoder = TorchBiEncoder.load(Path(get_model_path()), MINI_LM, _as_served(device))
+    cross_encoder = _cross_encoder(_as_served(device))
     figures = {
         **_vector_figures(bi_encoder, texts),
         "score_difference_max": _score_difference(cross_encoder, pairs),
@@ -99,7 +105,8 @@ def main(
     figures |= _speed_figures(speeds, pair_speeds, figures["product_teraflops"])
     if device != "cpu":
         figures["memory_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
-    title = f"{_device_title(device)}, {bi_encoder.dtype}, engine {bi_encoder.engine}"
+    device_title = machine() if device == "cpu" else torch.cuda.get_device_name(device)
+    title = f"{device_title}, {bi_encoder.dtype}, engine {bi_encoder.engine}"
     _print(f"Texts: {title}", "texts/s", speeds, figures["product_teraflops"])
     _print(f"Pairs: {title}", "pairs/s", pair_speeds, figures["product_teraflops"])
     write_figures(figures, json_file)
@@ -149,10 +156,6 @@ def _as_served(device: str) -> EngineConfig:
     return decide_engine("torch", device=device, dtype="auto", threads=0, cache_directory=cache)
 
 
-def _bi_encoder(device: str) -> TorchBiEncoder:
-    return TorchBiEncoder.load(Path(get_model_path()), "all-MiniLM-L6-v2", _as_served(device))
-
-
 def _cross_encoder(config: EngineConfig) -> TorchCrossEncoder:
     directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
     return TorchCrossEncoder.load(directory, DEFAULT_CROSS_ENCODER, config)
@@ -192,10 +195,6 @@ def _share(speed: Speed, product_teraflops: float) -> float:
     """Share of the device's product rate; both models have the layers of all-MiniLM-L6-v2."""
     operations = speed.tokens_per_second * MULTIPLIED_PARAMETERS * _OPERATIONS_PER_PARAMETER
     return operations / (product_teraflops * 1e12)
-
-
-def _device_title(device: str) -> str:
-    return machine() if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def _print(title: str, items: str, speeds: Sequence[Speed], product_teraflops: float) -> None:

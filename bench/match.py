@@ -11,9 +11,10 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -185,7 +186,7 @@ async def _deadline_figures(
                 seconds,
                 deadline_seconds,
                 salt=f"{deadline_ms} ms",
-                pause_seconds=_PAUSE_SECONDS,
+                pause=lambda _: _PAUSE_SECONDS,
             )
             kept = await _kept(stub, wanted, deadline_seconds)
         full = await _closed_load(
@@ -228,7 +229,7 @@ async def _closed_load(
     deadline_seconds: float,
     *,
     salt: str,
-    pause_seconds: float = 0.0,
+    pause: Callable[[Answered], float] = lambda _: 0.0,
 ) -> list[Answered]:
     """Callers that ask again after each answer and a pause; the salt makes every query unique."""
     answers: list[Answered] = []
@@ -239,8 +240,9 @@ async def _closed_load(
         while time.perf_counter() < finish:
             count += 1
             query = queries[(number * len(queries) // callers + count) % len(queries)]
-            answers.append(await _call(stub, f"{query} {salt} {number} {count}", deadline_seconds))
-            await asyncio.sleep(pause_seconds)
+            answered = await _call(stub, f"{query} {salt} {number} {count}", deadline_seconds)
+            answers.append(answered)
+            await asyncio.sleep(pause(answered))
 
     await asyncio.gather(*(caller(number) for number in range(callers)))
     return answers
@@ -251,17 +253,9 @@ async def _background_caller(
     stub: pb_grpc.MatcherServiceAsyncStub, queries: Sequence[str]
 ) -> AsyncIterator[None]:
     """Another caller at 50 % duty cycle in the background, with an ample deadline."""
-
-    async def ask() -> None:
-        count = 0
-        while True:
-            count += 1
-            answered = await _call(
-                stub, f"{queries[count % len(queries)]} {time.perf_counter()}", _AMPLE_SECONDS
-            )
-            await asyncio.sleep(answered.seconds)
-
-    asking = asyncio.create_task(ask())
+    salt = f"background {time.perf_counter()}"
+    load = _closed_load(stub, queries, 1, inf, _AMPLE_SECONDS, salt=salt, pause=lambda one: one.seconds)
+    asking = asyncio.create_task(load)
     try:
         yield
     finally:

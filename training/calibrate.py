@@ -21,6 +21,7 @@ from textmatch.errors import InvalidInput
 from textmatch.models.calibration import MAX_KNOTS, Calibration, Isotonic, Logistic, Method, logit
 from textmatch.models.engines import AUTO
 from textmatch.models.model_resolver import model_id
+from textmatch.types import Scorer
 from training.data_files import FileFormat, ScoreRange
 from training.evaluation.bootstrap import BootstrapMetrics, Values
 from training.evaluation.commands import JsonOption, PositiveOption, quieten_libraries
@@ -32,7 +33,7 @@ from training.evaluation.pairs import (
     read_pair_file,
 )
 from training.evaluation.report import EvaluatedModel, as_json, format_estimate, table
-from training.evaluation.scorers import ScoredPairs, ScorerName, load_model_system
+from training.evaluation.scorers import ScoredPairs, load_model_system
 from training.model_card import CALIBRATION, THRESHOLDS, replace_section, sha256_of, thresholds_section
 from training.settings import ColumnsOption, DeviceOption, HeaderOption, ScoreRangeOption, short_path
 
@@ -76,7 +77,7 @@ def calibrate(
         typer.Option(help="logistic: two parameters, for few pairs; isotonic: any increasing map."),
     ] = CalibrationMethod.LOGISTIC,
     scorer: Annotated[
-        ScorerName | None, typer.Option(help="Which scores of a bi-encoder with a pair classifier.")
+        Scorer | None, typer.Option(help="Which scores of a bi-encoder with a pair classifier.")
     ] = None,
     score_range: ScoreRangeOption = (0.0, 1.0),
     positive_from: PositiveOption = 0.5,
@@ -125,7 +126,7 @@ def calibrate(
 
 
 def _calibrate(
-    directory: Path, file: PairFile, method: CalibrationMethod, scorer: ScorerName | None, device: str
+    directory: Path, file: PairFile, method: CalibrationMethod, scorer: Scorer | None, device: str
 ) -> _CalibratedModel:
     system = load_model_system(str(directory), device)
     scored = _selected(system.score(file.pairs), scorer)
@@ -145,7 +146,7 @@ def _calibrate(
     return done
 
 
-def _selected(found: list[ScoredPairs], scorer: ScorerName | None) -> ScoredPairs:
+def _selected(found: list[ScoredPairs], scorer: Scorer | None) -> ScoredPairs:
     if scorer is None:
         return found[0]
     for scored in found:
@@ -164,7 +165,7 @@ def _changed_metrics(scores: Values, file: PairFile) -> BootstrapMetrics:
     )
 
 
-def _section(done: _CalibratedModel, method: CalibrationMethod, scorer: ScorerName, file: PairFile) -> str:
+def _section(done: _CalibratedModel, method: CalibrationMethod, scorer: Scorer, file: PairFile) -> str:
     def row(name: str, metrics: BootstrapMetrics) -> str:
         estimates = metrics.estimates()
         return f"| {name} | {format_estimate(estimates['ece'])} | {format_estimate(estimates['mse'])} |"

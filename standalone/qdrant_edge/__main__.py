@@ -21,7 +21,11 @@ _STOP_GRACE_SECONDS = 5.0
 def main() -> int:
     """Exit code 0 after a clean stop, 1 if the server could not start."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    arguments = _parse_arguments()
+    parser = argparse.ArgumentParser(prog="python -m standalone.qdrant_edge", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds the collections")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=6334, help="gRPC port; 0 picks a free one")
+    arguments = parser.parse_args()
     try:
         lock = FolderLock(arguments.data_dir)
         try:
@@ -32,14 +36,6 @@ def main() -> int:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m standalone.qdrant_edge", description=__doc__)
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds the collections")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=6334, help="gRPC port; 0 picks a free one")
-    return parser.parse_args()
 
 
 async def _serve(data_dir: Path, host: str, port: int) -> None:

