@@ -14,7 +14,6 @@ from celery import bootsteps, signals
 
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
-from textmatch.index.client import QdrantTls
 from textmatch.index.client import connect as connect_qdrant
 from textmatch.index.index import Index
 from textmatch.index.schema import PayloadIndexes
@@ -100,7 +99,9 @@ async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> Message
         connect_qdrant(
             settings.qdrant_url,
             settings.qdrant_api_key,
-            tls=QdrantTls(settings.qdrant_ca, settings.tls_cert, settings.tls_key),
+            ca=settings.qdrant_ca,
+            cert=settings.tls_cert,
+            key=settings.tls_key,
         ),
         settings.collection_alias,
         PayloadIndexes.parse(settings.payload_indexes),

@@ -6,6 +6,7 @@ one (the problem is still there), as in chapter 5 of Google's SRE workbook.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,35 +213,26 @@ def render() -> dict[str, Any]:
     }
 
 
-def _recordings(objective: Objective) -> list[dict[str, Any]]:
+def _recordings(objective: Objective) -> Iterator[dict[str, Any]]:
     """The burn rate for each window; at 1 the budget of 30 days lasts exactly 30 days."""
     budget = f"{1 - objective.target:g}"
-    rules = []
     for window in _WINDOWS:
         bad = objective.bad.replace("%s", window)
         total = objective.total.replace("%s", window)
         # Before the first error there is no series of errors; count that as a rate of 0.
         expression = f"((({bad}) or 0 * ({total})) / ({total})) / {budget}"
-        rules.append(
-            {
-                "record": f"textmatch:slo_burn_rate{window}",
-                "expr": expression,
-                "labels": {"slo": objective.slo},
-            }
-        )
-    return rules
+        labels = {"slo": objective.slo}
+        yield {"record": f"textmatch:slo_burn_rate{window}", "expr": expression, "labels": labels}
 
 
-def _burn_alerts(objective: Objective) -> list[dict[str, Any]]:
-    rules = []
+def _burn_alerts(objective: Objective) -> Iterator[dict[str, Any]]:
     for long, short, factor, severity in _BURN_RATES:
         burning = " and ".join(
             f'textmatch:slo_burn_rate{window}{{slo="{objective.slo}"}} > {factor:g}'
             for window in (long, short)
         )
         alert = Alert(objective.alert, burning, "2m", severity, objective.summary)
-        rules.append(_alert(alert, window=long))
-    return rules
+        yield _alert(alert, window=long)
 
 
 def _alert(alert: Alert, **labels: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from services.matcher.servicer import MatcherServicer
 from services.matcher.settings import MatcherSettings
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
-from textmatch.index.client import QdrantTls
 from textmatch.index.client import connect as connect_qdrant
 from textmatch.index.index import Index
 from textmatch.queue.dead_letters import DeadLetters
@@ -65,7 +64,9 @@ async def _serve(settings: MatcherSettings) -> None:
     qdrant = connect_qdrant(
         settings.qdrant_url,
         settings.qdrant_api_key,
-        tls=QdrantTls(settings.qdrant_ca, settings.tls_cert, settings.tls_key),
+        ca=settings.qdrant_ca,
+        cert=settings.tls_cert,
+        key=settings.tls_key,
     )
     index = Index(qdrant, settings.collection_alias)
     dependencies = _ingest_dependencies(settings, redis)

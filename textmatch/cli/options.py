@@ -70,13 +70,18 @@ class Addresses:
             InvalidInput: a setting is not valid.
         """
         # Imported here, because most commands do without the packages of the index.
-        from textmatch.index.client import QdrantTls, connect
+        from textmatch.index.client import connect
         from textmatch.index.index import Index
         from textmatch.index.schema import PayloadIndexes
 
         settings = self.settings
-        tls = QdrantTls(settings.qdrant_ca, settings.tls_cert, settings.tls_key)
-        qdrant = connect(self.qdrant_url, settings.qdrant_api_key, tls=tls)
+        qdrant = connect(
+            self.qdrant_url,
+            settings.qdrant_api_key,
+            ca=settings.qdrant_ca,
+            cert=settings.tls_cert,
+            key=settings.tls_key,
+        )
         index = Index(qdrant, settings.collection_alias, PayloadIndexes.parse(settings.payload_indexes))
         try:
             yield index

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,45 +37,31 @@ class CollectionGone(DependencyUnavailable):
         super().__init__(f"the collection {collection} is gone", retry_delay_seconds=0.0)
 
 
-@dataclass(frozen=True)
-class QdrantTls:
-    """Paths of PEM files for https://, each "" if not needed.
-
-    Args:
-        ca: the CAs to trust; "" means those that come with gRPC.
-        cert: the client certificate, if Qdrant asks for one. It needs `key`.
-    """
-
-    ca: str = ""
-    cert: str = ""
-    key: str = ""
-
-    def options(self) -> dict[str, bytes]:
-        """The contents of the files, as options of the gRPC channel.
-
-        Raises:
-            InvalidInput: a file cannot be read.
-        """
-        files = {"root_certificates": self.ca, "certificate_chain": self.cert, "private_key": self.key}
-        return {name: _read(Path(file)) for name, file in files.items() if file}
-
-
 def connect(
-    url: str, api_key: str = "", timeout_seconds: float = 10.0, tls: QdrantTls | None = None
+    url: str,
+    api_key: str = "",
+    timeout_seconds: float = 10.0,
+    *,
+    ca: str = "",
+    cert: str = "",
+    key: str = "",
 ) -> AsyncQdrantClient:
     """A client that uses gRPC only, for a Qdrant cluster or the standalone server.
 
     Args:
         url: `http://host:6334` or `https://host:6334`; the port is Qdrant's gRPC port.
+        ca: for https://, a PEM file of the CAs to trust; "" means those that come with gRPC.
+        cert: the client certificate, a PEM file, if Qdrant asks for one. It needs `key`.
 
     Raises:
-        InvalidInput: the URL has no host or another scheme, or a file of `tls` cannot be read.
+        InvalidInput: the URL has no host or another scheme, or a file cannot be read.
     """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise InvalidInput.of_field("TEXTMATCH_QDRANT_URL", f"is {url!r}; it must look like http://host:6334")
     is_https = parts.scheme == "https"
-    tls_options = tls.options() if tls is not None and is_https else {}
+    files = {"root_certificates": ca, "certificate_chain": cert, "private_key": key}
+    tls_options = {name: _read(Path(file)) for name, file in files.items() if file and is_https}
     return AsyncQdrantClient(
         host=parts.hostname,
         grpc_port=parts.port or DEFAULT_GRPC_PORT,

@@ -119,16 +119,10 @@ def options_from_proto(message: pb.MatchOptions) -> MatchOptions:
 
 def result_to_proto(result: MatchResult, options: MatchOptions) -> pb.MatchResponse:
     """The answer, with only the parts of the documents that were asked for."""
-    timings = result.timings
     return pb.MatchResponse(
         matches=[_match_to_proto(match, options) for match in result.matches],
         degraded=_DEGRADED[result.degraded],
-        timings=pb.StageTimings(
-            encode_ms=timings.encode_ms,
-            recall_ms=timings.recall_ms,
-            rerank_ms=timings.rerank_ms,
-            total_ms=timings.total_ms,
-        ),
+        timings=pb.StageTimings(**vars(result.timings)),
         bi_encoder_model_id=result.bi_encoder_model_id,
         cross_encoder_model_id=result.cross_encoder_model_id or "",
         candidate_count=result.candidate_count,

@@ -16,8 +16,8 @@ from tests.support.scripted_servicer import RunningServer, ScriptedEncoder, Scri
 from textmatch.client import ClientTls, ServerUnreachable, TextMatchClient
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable, InvalidInput
-from textmatch.index.client import QdrantTls, translated_errors
 from textmatch.index.client import connect as connect_qdrant
+from textmatch.index.client import translated_errors
 from textmatch.runtime.settings import ServerSettings, StoreSettings, load
 from textmatch.runtime.tls import ServerTls
 
@@ -179,12 +179,12 @@ async def test_qdrant_is_reached_by_mutual_tls(authority: Authority, tmp_path: P
     await asyncio.to_thread(edge.start)
     ca, client_pair = str(authority.file), authority.issue("client")
     async with tls_in_front_of(edge.port, authority.issue("server"), authority.file) as port:
-        trusted = QdrantTls(ca, str(client_pair.cert), str(client_pair.key))
-        client = connect_qdrant(f"https://127.0.0.1:{port}", tls=trusted)
+        own = {"cert": str(client_pair.cert), "key": str(client_pair.key)}
+        client = connect_qdrant(f"https://127.0.0.1:{port}", ca=ca, **own)
         assert (await client.get_collections()).collections == []
         await client.close()
-        for untrusted in (None, QdrantTls(), QdrantTls(ca)):
-            client = connect_qdrant(f"https://127.0.0.1:{port}", tls=untrusted, timeout_seconds=5)
+        for files in ({}, own, {"ca": ca}):
+            client = connect_qdrant(f"https://127.0.0.1:{port}", timeout_seconds=5, **files)
             with pytest.raises(DependencyUnavailable):
                 async with translated_errors():
                     await client.get_collections()
