@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 APT_INSTALL := apt-get update -qq && apt-get install -y -qq --no-install-recommends
 BUF := node_modules/.bin/buf
 STUBS_DIR ?= .
-# An older protoc in an environment of its own: its stubs work with protobuf 6 and 7, newer ones with 7 only.
+# An older protoc in a separate environment: its stubs work with protobuf 6 and 7, those of newer ones with 7 only.
 PROTOC_VERSION := 1.76.0
 PROTOC_INSTALLED := .venv-protoc/.installed-$(PROTOC_VERSION)
 PROTOC := .venv-protoc/bin/python -m grpc_tools.protoc -I protos \
@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	@echo "==> Creating .venv"
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@echo "==> Installing textmatch and all that it needs into .venv; the first time takes some minutes"
+	@echo "==> Installing textmatch and its dependencies into .venv; the first time takes some minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "==> Done: nothing was installed outside .venv"
@@ -45,7 +45,7 @@ protos: $(INSTALLED) $(PROTOC_INSTALLED) ## Generate textmatch/v1 from protos/
 docs: $(INSTALLED) ## Write docs/configuration.md from the settings
 	@$(BIN)/python docs/generate_configuration.py
 
-format: $(INSTALLED) ## Format the code and mend what ruff can mend
+format: $(INSTALLED) ## Format the code and apply ruff's fixes
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
 
 check: $(INSTALLED) $(BUF) check-stubs check-structure check-deploy ## Lint, types, import rules, structure, protos, packages, manifests, alerts
@@ -63,30 +63,30 @@ check-stubs: $(INSTALLED) $(PROTOC_INSTALLED)
 check-structure: $(INSTALLED)
 	@$(BIN)/pytest -q tests/unit/test_structure.py tests/unit/test_dependencies.py
 
-check-deploy: $(INSTALLED) promtool ## Render, validate and judge the manifests; try the alerts
+check-deploy: $(INSTALLED) promtool ## Render and validate the manifests; test the alerts
 	@$(BIN)/mypy -p deploy.monitoring
 	@$(BIN)/pytest -q tests/unit/deploy
 
-# Prometheus comes with a daemon: it is installed unasked only where nobody works.
+# The package prometheus starts a daemon. It is therefore installed automatically only in CI.
 promtool:
-	@command -v promtool >/dev/null || test -z "$$CI" || { echo "==> Installing prometheus, which brings promtool"; $(APT_INSTALL) prometheus >/dev/null; }
+	@command -v promtool >/dev/null || test -z "$$CI" || { echo "==> Installing prometheus, which contains promtool"; $(APT_INSTALL) prometheus >/dev/null; }
 
-# Tests of TLS need a Redis that was built with it, which the bundled one was not.
+# Tests of TLS need a Redis server with TLS support, which the bundled one lacks.
 redis-tls:
-	@command -v redis-server redis-check-rdb >/dev/null || test -z "$$CI" || { echo "==> Installing redis-tools, which hold a server with TLS"; $(APT_INSTALL) redis-tools >/dev/null; }
+	@command -v redis-server redis-check-rdb >/dev/null || test -z "$$CI" || { echo "==> Installing redis-tools, which contains a server with TLS"; $(APT_INSTALL) redis-tools >/dev/null; }
 
 $(BUF): package.json
-	@command -v npm >/dev/null || { echo "==> Installing npm, which brings buf"; $(APT_INSTALL) npm >/dev/null; }
+	@command -v npm >/dev/null || { echo "==> Installing npm, which installs buf"; $(APT_INSTALL) npm >/dev/null; }
 	@echo "==> Installing buf"
 	@npm install --silent --no-audit --no-fund --no-package-lock && touch $@
 
-test: $(INSTALLED) redis-tls ## Run the tests but the slow ones
+test: $(INSTALLED) redis-tls ## Run all tests except the slow ones
 	@$(BIN)/pytest -m "not slow"
 
 test-all: $(INSTALLED) redis-tls ## Run all tests
 	@$(BIN)/pytest
 
-chaos: $(INSTALLED) ## Kill everything again and again while 20,000 documents come in; SEED=N repeats a run
+chaos: $(INSTALLED) ## Kill processes repeatedly while 20,000 documents are ingested; SEED=N repeats a run
 	@TEXTMATCH_CHAOS_SEED=$(or $(SEED),$(shell date +%s)) TEXTMATCH_CHAOS_DOCUMENTS=$(or $(DOCUMENTS),20000) \
 		TEXTMATCH_CHAOS_KILLS=$(or $(KILLS),5) $(BIN)/pytest -s tests/chaos
 

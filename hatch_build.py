@@ -17,7 +17,7 @@ class KernelBuildHook(BuildHookInterface[Any]):
     """Runs for wheels, and for editable installs too."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and take the library into the wheel."""
+        """Compile, and include the library in the wheel."""
         path = Path(self.root) / _BUILD
         # The images install the dependencies first, with empty packages.
         if self.target_name != "wheel" or not path.exists():
@@ -35,7 +35,7 @@ class KernelBuildHook(BuildHookInterface[Any]):
 
 
 def _load(path: Path) -> ModuleType:
-    """By path: textmatch cannot be imported before it is installed."""
+    """Import a module by its path: textmatch cannot be imported before it is installed."""
     spec = importlib.util.spec_from_file_location("kernel_build", path)
     assert spec is not None and spec.loader is not None  # noqa: S101, PT018
     module = importlib.util.module_from_spec(spec)

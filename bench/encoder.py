@@ -1,6 +1,6 @@
-"""The encoder and its peers, each started alone, in one run: `python -m bench.encoder [--quick]`.
+"""The encoder and its peers, one after the other in one run: `python -m bench.encoder [--quick]`.
 
-Infinity and mosec need packages of their own: make a virtual environment for them and give its commands:
+Infinity and mosec need other packages. Make a virtual environment for them and pass its commands:
 
     python -m venv .venv-peers
     .venv-peers/bin/pip install torch==2.13.0 'infinity-emb[all]' mosec
@@ -45,11 +45,11 @@ _INFINITY_SETTINGS = {
         *("--engine", "torch", "--no-bettertransformer", "--dtype", "bfloat16", "--batch-size", "64"),
     ],
 }
-# By default it pools by the first token. Its optimising step fails with the release of optimum that runs on
-# this torch, and it would then use the model as it is.
+# By default, Infinity's ONNX engine pools by the first token. Its optimising step fails with the release of
+# optimum that supports this torch, and it would then use the unoptimised model.
 _INFINITY_ONNX_OPTIONS = ["--engine", "optimum", "--pooling-method", "mean", "--onnx-disable-optimize"]
 Results = dict[str, dict[str, Measured]]
-# Name, server and how to call it.
+# Name, server and embedding function.
 Peer = tuple[str, Callable[[], AbstractContextManager[str]], Callable[[httpx.AsyncClient], Embed]]
 
 
@@ -139,7 +139,7 @@ async def _measure_peer(
 async def _measure(
     embed: Embed, texts: Sequence[str], reference: Embeddings, seconds: float
 ) -> dict[str, Measured]:
-    """All loads, after a check that the vectors are right."""
+    """Run all loads, after a check that the vectors are correct."""
     cosines = (await embed(list(texts[: len(reference)])) * reference).sum(axis=1)
     if cosines.min() < _MIN_COSINE:
         raise RuntimeError(f"its vectors are wrong: cosine {cosines.min():.3f}")

@@ -1,9 +1,9 @@
 """The models on a GPU, their accuracy and their speed: `python -m bench.gpu [--quick]`.
 
 Vectors and scores are compared with those of sentence-transformers in float32 on the CPU. Speeds are of
-forward passes alone, on tokenized texts, with copies to the device and back. Each comes with its share of
-the rate of one large product of bfloat16 matrices in the same run. Attention products and everything that is
-not a matrix product do not count as work done.
+forward passes alone, on tokenized texts, with copies to the device and back. Each speed is also given as a
+share of the rate of one large product of bfloat16 matrices in the same run. Attention products, and
+operations that are not matrix products, do not count.
 """
 
 from __future__ import annotations

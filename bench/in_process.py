@@ -25,7 +25,7 @@ from textmatch.models.model_resolver import (
 from textmatch.models.native.models import NativeBiEncoder
 from textmatch.vectors import Embeddings
 
-# Parameters of the six layers of all-MiniLM-L6-v2, by all of which every token is multiplied.
+# Parameters of the six layers of all-MiniLM-L6-v2. Every token is multiplied by all of them.
 MULTIPLIED_PARAMETERS = 10_646_784
 _GEMM_SECONDS = 1.0
 

@@ -1,9 +1,9 @@
 """The ingest path against the encoder alone, and Match during an ingest: `python -m bench.ingest [--quick]`.
 
 The whole path, from a file to searchable documents, is compared with EncodeStream alone. Everything runs on
-one machine, so the other processes take processor time from the encoder: the table says how much for 1,000
-documents, which varies less than the speed. With `--apart` the encoder has half of the processors and
-everything else the other half, as if on two machines.
+one machine, so the other processes take processor time from the encoder. A table shows how much for 1,000
+documents, which varies less than the speed. With `--apart` the encoder has half of the processors and all
+other processes the other half, as if on two machines.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def ingest_file(path: Path, stack: RunningStack, document_count: int) -> Ingeste
 
 
 def wait_until_indexed(stack: RunningStack) -> None:
-    """Wait until Qdrant has built its graph, because that takes processor time from what is measured.
+    """Wait until Qdrant has built its graph, because the build takes processor time from the measurement.
 
     Raises:
         RuntimeError: it takes too long.

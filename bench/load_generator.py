@@ -1,7 +1,7 @@
 """Closed loops, where callers wait for each answer, and open loops, where calls start on time.
 
-The calls of an open loop start when they are due, whether or not earlier calls have ended. They come from
-processes of their own.
+The calls of an open loop start when they are due, even if earlier calls have not ended. Separate processes
+send them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ClosedLoad:
         return f"{self.callers}x{self.texts}"
 
     def batches(self, texts: Sequence[str], caller: int) -> Iterator[list[str]]:
-        """The texts of each call of one caller, without end; every caller starts at another text."""
+        """The texts of each call of one caller, endlessly; every caller starts at a different text."""
         position = caller * len(texts) // self.callers
         while True:
             yield [texts[(position + offset) % len(texts)] for offset in range(self.texts)]

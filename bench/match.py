@@ -1,7 +1,7 @@
 """Match on 100,000 documents, and its recall against exact search: `python -m bench.match [--quick]`.
 
 Also Match with deadlines under load: the share of calls answered in time, and the share of the complete
-answer that is left. With `--apart` the encoder has half of the processors and everything else the other
+answer that is left. With `--apart` the encoder has half of the processors and all other processes the other
 half, as if on two machines.
 """
 

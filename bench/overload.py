@@ -1,9 +1,9 @@
 """The encoder at ten times its capacity, and its two lanes: `python -m bench.overload [--quick]`.
 
-The clients run on the same machine and use a part of its processors; the table says how much. With `--apart`
+The clients run on the same machine and use a part of its processors; the table shows how much. With `--apart`
 they have half of the processors and the encoder the other half, as if on two machines. Single texts cannot
-be generated ten times faster than they are embedded, so calls carry `--texts` each, and the load is compared
-with a closed load of calls of the same size.
+be generated ten times faster than they are embedded. Therefore each call has `--texts` texts, and the load is
+compared with a closed load of calls of the same size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well Match ranks, stage by stage, through the whole stack: `python -m bench.quality --data DIR`.
+"""The ranking quality of Match, stage by stage, in the whole stack: `python -m bench.quality --data DIR`.
 
 DIR holds data sets, each a folder with corpus.jsonl, queries.jsonl and qrels.tsv; `cranfield-en` is used. The
 demo's questions are built in. A missing data set is left out.
@@ -28,7 +28,7 @@ from training.evaluation.retrieval import RetrievalSet, read_retrieval_set
 _DEPTH = 100
 # The number of candidates that the default settings score with the cross-encoder.
 _SCORED = MatcherSettings().rerank_depth
-# Enough candidates to have the best ones of each single stage among them.
+# Enough candidates to include the best ones of each single stage.
 _WIDE = 500
 _QUICK_QUERIES = 20
 _BULK_SECONDS = 1_800.0
@@ -141,7 +141,7 @@ def _in_time(address: str, queries: Sequence[str], deadline_ms: int) -> list[lis
 
     def match(query: str) -> list[int]:
         try:
-            # The spaces keep the embedding from being found in a cache, and change nothing else.
+            # The spaces avoid a hit in the embedding cache, and change nothing else.
             return [int(match.document.id) for match in client.match(query + " " * deadline_ms)]
         except TextMatchError:
             return []

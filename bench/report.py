@@ -1,4 +1,4 @@
-"""What the benchmarks share: mixed texts, tables for people, flat JSON for programs, plots."""
+"""Helpers of the benchmarks: mixed texts, tables for people, flat JSON for programs, plots."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The processes that are measured: the whole stack, our encoder alone, and its peers infinity and mosec.
+"""The measured processes: the whole stack, our encoder alone, and its peers infinity and mosec.
 
-Their processor time and memory can be read, and the encoder can be pinned to other processors than the rest.
+Also reads their processor time and memory, and pins the encoder to other processors than the rest.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def infinity(executable: Path, options: Sequence[str], model: Path | None = None
     url = f"http://{LOOPBACK}:{port}"
     directory = (model or Path(get_model_path())).resolve()
     command = [
-        # It runs in the model's directory: optimum takes the names of ONNX files as relative paths.
+        # Runs in the model's directory, because optimum uses the names of ONNX files as relative paths.
         *(str(executable.absolute()), "v2", "--model-id", ".", "--served-model-name", _PEER_MODEL_NAME),
         *("--host", LOOPBACK, "--port", str(port), "--log-level", "error", "--device", "cpu", *options),
     ]

@@ -31,9 +31,7 @@ Detach = Annotated[bool, typer.Option("--detach", help="Return when everything i
 Encoders = Annotated[
     int, typer.Option("--encoders", min=1, help="Number of encoders; calls are balanced over them.")
 ]
-Gpus = Annotated[
-    int | None, typer.Option("--gpus", min=1, help="Number of GPUs, each with an encoder of its own.")
-]
+Gpus = Annotated[int | None, typer.Option("--gpus", min=1, help="Number of GPUs; each gets one encoder.")]
 
 _console = Console(stderr=True, highlight=False)
 
@@ -46,7 +44,7 @@ def up(
 ) -> None:
     """Start Redis, Qdrant, encoder, matcher and worker on this machine; Ctrl-C stops them."""
     if gpus is not None and encoders > 1:
-        raise StackError("--gpus starts an encoder on each GPU; leave out --encoders")
+        raise StackError("--gpus starts one encoder on each GPU; omit --encoders")
     environment = settings.environment()
     plans = plan_encoders(encoders, gpus, environment)
     if detach:
@@ -91,7 +89,7 @@ def start_detached(data_dir: Path, options: Sequence[str] = ()) -> None:
         raise StackError(f"{data_dir} is in use by another stack (pid {pid})")
     log_path = data_dir / "logs" / "supervisor.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    # A supervisor that was killed leaves its file behind.
+    # A killed supervisor does not remove its stack file.
     (data_dir / STACK_FILE).unlink(missing_ok=True)
     with log_path.open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 -- our own module

@@ -21,7 +21,7 @@ class TooFewDevices(TextMatchError):
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """One encoder: its name, and what it adds to the environment of all processes."""
+    """One encoder: its name, and its environment variables in addition to those of all processes."""
 
     name: str
     environment: Mapping[str, str]

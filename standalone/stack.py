@@ -30,7 +30,7 @@ _PROBE_SECONDS = 2.0
 
 
 def redis_answers(host: str, port: int) -> Probe:
-    """Redis answers PING with PONG; while it loads its files it answers with an error."""
+    """Redis answers PING with PONG. While it loads its files, it answers with an error."""
 
     async def probe() -> bool:
         try:
@@ -47,7 +47,7 @@ def redis_answers(host: str, port: int) -> Probe:
 
 
 def grpc_serving(address: str, tls: ClientTls | None = None) -> Probe:
-    """grpc.health.v1 says SERVING for the server as a whole."""
+    """grpc.health.v1 reports SERVING for the server as a whole."""
 
     async def probe() -> bool:
         async with open_aio_channel(address, tls) as channel:
@@ -79,7 +79,7 @@ def http_answers(url: str, line: str = "") -> Probe:
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process: how to start it and how to see that it is ready.
+    """One process: its command, and the probe of its readiness.
 
     It is started when the processes in `after` are ready. `metrics_address` is empty if it serves no metrics.
     """

@@ -23,7 +23,7 @@ _LOCK_FILE = "supervisor.lock"
 _LOCK_ATTEMPTS = 3
 _LOCK_PAUSE_SECONDS = 0.05
 _LOG_LINES_SHOWN = 5
-# The delay before a restart doubles from the first to the longest; a process that ran steadily begins again.
+# The delay before a restart doubles from the first to the longest. A process that ran steadily resets it.
 _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 30.0
 _STEADY_SECONDS = 60.0
@@ -47,7 +47,7 @@ def held_data_dir(data_dir: Path) -> Iterator[None]:
     """Hold the data folder for this process.
 
     Raises:
-        StackError: another supervisor holds it, naming its pid.
+        StackError: another supervisor holds it; the message has its pid.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / _LOCK_FILE).open("a+") as lock:
@@ -131,7 +131,7 @@ class SupervisedProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C reaches the supervisor alone, which then stops the others in order.
+                # Ctrl-C reaches only the supervisor, which then stops the other processes in order.
                 start_new_session=True,
                 preexec_fn=_end_with_supervisor,
             )
@@ -244,7 +244,7 @@ def _try_lock(lock: IO[str]) -> bool:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            # A process that asks for the holder's pid holds the lock for a moment.
+            # A process that reads the holder's pid holds the lock for a moment.
             time.sleep(_LOCK_PAUSE_SECONDS)
         else:
             return True
@@ -252,6 +252,6 @@ def _try_lock(lock: IO[str]) -> bool:
 
 
 def _end_with_supervisor() -> None:
-    """Runs in the child: when the supervisor is killed, the kernel ends the child too (Linux only)."""
+    """Runs in the child: when the supervisor is killed, the kernel kills the child too (Linux only)."""
     if os.uname().sysname == "Linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from rich.table import Table
 from rich.text import Text
 
-# Tables that do not go to a terminal are not folded to its width.
+# Tables are wrapped to the width of a terminal only.
 _FILE_WIDTH = 200
 _MAX_CELL_CHARACTERS = 400
 _SECONDS_PER_FRAME = 0.1
@@ -51,7 +51,7 @@ def print_table(table: Table) -> None:
 
 
 def cell(value: str) -> Text:
-    """A text for a table cell: no markup, otherwise as in `one_line`."""
+    """A text for a table cell: as in `one_line`, and without markup."""
     return Text(one_line(value))
 
 

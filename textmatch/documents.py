@@ -17,7 +17,7 @@ MAX_ID_BYTES = 512
 MAX_TEXT_BYTES = 32 * 1024
 MAX_ATTRIBUTES_BYTES = 16 * 1024
 MAX_ATTRIBUTES_DEPTH = 8
-# Qdrant and protobuf's Struct store numbers as IEEE doubles, which hold every integer up to this one.
+# Qdrant and protobuf's Struct store numbers as IEEE doubles, which represent every integer up to this one.
 MAX_EXACT_WHOLE_NUMBER = 2**53 - 1
 MAX_VERSION = MAX_EXACT_WHOLE_NUMBER
 
@@ -96,7 +96,7 @@ def version_violation(field_name: str, version: int) -> Violation | None:
 
 
 def attributes_violation(field_name: str, attributes: Mapping[str, Any]) -> Violation | None:
-    """Whether attributes are too large, too deep or not JSON; None if they are valid."""
+    """What is wrong with attributes: too large, too deep or not JSON; None if they are valid."""
     values = _nested_values(attributes)
     if values is None:
         return Violation.of_field(field_name, f"are nested deeper than {MAX_ATTRIBUTES_DEPTH} levels")

@@ -1,6 +1,6 @@
 """The asyncio client of the encoder, for the matcher, the workers and the command line.
 
-Arrays in, arrays out. Every failure is a TextMatchError.
+It takes and returns arrays. Every failure is a TextMatchError.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ _CONNECT_SECONDS = 5.0
 
 
 class EncoderCrashed(DependencyUnavailable):
-    """The connection broke while the encoder worked on these texts. One of them may have crashed it."""
+    """The connection broke while the encoder processed these texts. One of them may have crashed it."""
 
 
 class EncoderClient:
-    """Calls one encoder or, by a `dns:///` target, many in turn. Create it inside a running event loop.
+    """Calls one encoder, or balances over several by a `dns:///` target. Create it in a running event loop.
 
     Args:
-        api_key: empty if the encoder asks for none.
+        api_key: empty if the encoder requires none.
         tls: None means plain text. Its files may be replaced while the client is in use.
-        hide_auth_errors: report a refused API key as DependencyUnavailable, as the matcher does: the callers'
-            own keys are good.
+        hide_auth_errors: report a refused API key as DependencyUnavailable. The matcher does so, because its
+            callers' own keys are valid.
         detect_crashes: `encode` connects before it sends texts, and raises EncoderCrashed if the encoder
-            went away with them. An encoder that cannot be reached is not counted as crashed.
+            disconnected while it processed them. An encoder that cannot be reached does not count as crashed.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class EncoderClient:
 
         Raises:
             ModelMismatch: that model is not served.
-            EncoderCrashed: the encoder took the texts and went away without an answer.
+            EncoderCrashed: the encoder received the texts and disconnected without an answer.
         """
         if self._detect_crashes:
             await self._connect()
@@ -170,6 +170,6 @@ class EncoderClient:
 
 
 def _lost_connection(error: grpc.aio.AioRpcError) -> bool:
-    """Whether gRPC, and not the encoder itself, has said what is wrong."""
+    """Whether gRPC itself reports the error, and not the encoder."""
     trailers: Any = error.trailing_metadata() or ()
     return error.code() is grpc.StatusCode.UNAVAILABLE and DETAILS_METADATA_KEY not in dict(trailers)

@@ -3,7 +3,7 @@
     TextMatchError
     ├── InvalidInput             INVALID_ARGUMENT     names every bad item
     ├── NotFound                 NOT_FOUND            a document or a model
-    ├── Overloaded               RESOURCE_EXHAUSTED   come back after `retry_delay_seconds`
+    ├── Overloaded               RESOURCE_EXHAUSTED   retry after `retry_delay_seconds`
     ├── DeadlineTooShort         RESOURCE_EXHAUSTED   the queued work takes longer than the deadline
     ├── DeadlinePassed           DEADLINE_EXCEEDED
     ├── NotReady                 UNAVAILABLE          loading or draining
@@ -126,7 +126,7 @@ class ModelNotFound(NotFound):
 
 
 class Overloaded(TextMatchError):
-    """Too much work is queued; `retry_delay_seconds` says when to come back."""
+    """Too much work is queued; retry after `retry_delay_seconds`."""
 
     code = code_pb2.RESOURCE_EXHAUSTED
     reason = error_reason_pb2.ERROR_REASON_OVERLOADED

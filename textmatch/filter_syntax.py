@@ -54,7 +54,7 @@ class _Token:
 
 
 def parse(text: str) -> Filter:
-    """The filter that a text describes.
+    """Parse a filter.
 
     Raises:
         InvalidInput: it cannot be parsed; the message names the character and what was expected there.

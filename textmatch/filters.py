@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class FieldMatch:
-    """The attribute equals any of the values. A list fits if any of its elements does.
+    """The attribute equals any of the values. A list matches if any of its elements does.
 
     Args:
         field: path below `attributes`, parts joined by dots: "author.name".
@@ -39,7 +39,7 @@ class FieldExists:
 
 @dataclass(frozen=True)
 class Filter:
-    """Fits if all of `must`, at least one of `should` (if there are any) and none of `must_not` fit."""
+    """Matches if all of `must`, at least one of `should` (if there are any) and none of `must_not` match."""
 
     must: tuple[Condition, ...] = ()
     should: tuple[Condition, ...] = ()

@@ -5,24 +5,25 @@ built, or is kept for a rollback. Workers write, clients delete, and `textmatch 
 same time. Six rules keep the target equal to the source:
 
 1. *Versions decide.* Qdrant refuses a write that is not newer than the stored version, and a delete names
-   the highest version it removes. Actors that still confuse the two collections after a switch do no harm.
-2. *Equal versions are sent again.* A write that too few copies of a collection took fails, but stays on the
-   copies that took it, and the next read may come from one of those. See `needs_write`.
+   the highest version it removes. Processes that still confuse the two collections after a switch do no harm.
+2. *Equal versions are sent again.* A write that too few replicas applied fails, but stays on the replicas
+   that applied it, and the next read may come from one of those. See `needs_write`.
 3. *Tombstones outlast the copy.* A delete adds a tombstone before it removes anything. A copier looks up
-   tombstones once its copy is durable, and removes what they cover. A tombstone added later is followed by
-   the delete itself, which finds the copy. A document that is missing in the source proves nothing: it may
-   be on its way there.
+   tombstones once its copy is durable, and removes the documents they cover. A tombstone added later is
+   followed by the delete itself, which finds the copy. A document that is missing in the source proves
+   nothing: its write may still be in progress.
 4. *Roles are read again before the acknowledgement.* Workers and deleters read the roles of the collections
-   once all they did is durable, and repeat it if the roles have changed. The sync starts after the target
-   has its role. Each change was therefore either made in the source before, and the sync finds it, or its
-   actor sees the target and makes it there too. The same covers a switch between two reads.
-5. *A target is complete or has no role.* A worker that cannot write to a target takes its role away before
-   it acknowledges (workers/indexer.py). It cannot be used until another sync has completed it.
+   again once their changes are durable, and repeat the changes if the roles have changed. The sync starts
+   after the target has its role. Each change was therefore either made in the source before, and the sync
+   finds it, or its process sees the target and makes the change there too. The same covers a switch between
+   two reads.
+5. *A target is complete or has no role.* A worker that cannot write to a target removes its role before it
+   acknowledges (workers/indexer.py). The target cannot be used until another sync has completed it.
 6. *Deletes made while the target had no role are found by comparing.* Workers write to the source before the
-   target. A version that the target held while it was being built, and that the source, read later, lacks,
-   was therefore deleted, or written by a worker with outdated roles. The sync removes it and copies the
-   document again. If the worker has reached the source by then, the copy restores the document; if not, the
-   worker reaches the target later.
+   target. Suppose the target had a version while it was being built, and a later read of the source does not
+   find it. Then it was deleted, or written by a worker with outdated roles. The sync removes it and copies
+   the document again. If the worker has written to the source by then, the copy restores the document; if
+   not, the worker writes to the target later.
 
 A worker or a sync that dies has acknowledged nothing: the message is delivered again, and the next sync
 compares every document. Only one sync may run at a time, because the target must not be switched to during
@@ -54,8 +55,8 @@ class EmbeddedDocuments:
     """Documents and their (count, dimension) embeddings by `model_id`; (0, 0) if there are none.
 
     Args:
-        reused: ids of the documents whose stored embedding was used again.
-        refused: dead letters of the texts that the model cannot embed; `documents` lacks them.
+        reused: ids of the documents whose stored embedding was reused.
+        refused: dead letters of the texts that the model cannot embed; `documents` does not contain them.
     """
 
     documents: list[Document]
@@ -132,12 +133,12 @@ def _letters_by_position(error: InvalidInput, documents: Sequence[Document]) -> 
 def needs_write(document: Document, stored: StoredDocument | None) -> bool:
     """Whether a document must be sent to a collection: it is newer than the stored version, or equal to it.
 
-    On a replicated Qdrant, a write that too few copies took fails, but stays on those that took it, and
-    nothing repairs the others. The retry may read from a copy that took it, and must send it again. The
-    update condition stays "older than": a copy that has the version ignores the repeated write, which costs
-    no indexing, and a copy that lacks it or has an older one takes it.
+    On a replicated Qdrant, a write that too few replicas applied fails, but stays on those that applied it,
+    and nothing repairs the others. The retry may read from a replica that applied it, and must send it again.
+    The update condition stays "older than": a replica that has the version ignores the repeated write, which
+    costs no indexing, and a replica that lacks it or has an older one applies it.
 
-    Another content of the same version is not sent: the first one stays, as within one batch.
+    Different content with the same version is not sent: the first one stays, as within one batch.
     """
     if stored is None or stored.document.version < document.version:
         return True
@@ -146,7 +147,7 @@ def needs_write(document: Document, stored: StoredDocument | None) -> bool:
 
 @dataclass
 class CopyResult:
-    """What a copy changed in the target, and what its model cannot embed, by document id."""
+    """Changes of a copy in the target, and the documents that its model cannot embed, by document id."""
 
     written: int = 0
     removed: int = 0
@@ -193,10 +194,10 @@ class Copier:
         return CopyResult(len(written), removed, refused)
 
     async def remove_deleted(self, versions: Mapping[str, int], *, source: str, target: str) -> CopyResult:
-        """Remove from the target, which is being built, what the source no longer holds.
+        """Remove documents from the target, which is being built, that the source no longer has.
 
         Args:
-            versions: what the target held while it was being built.
+            versions: of documents in the target, read while it was being built.
         """
         left = await self._index.points(source).versions(versions)
         deleted = {one: version for one, version in versions.items() if left.get(one, 0) < version}

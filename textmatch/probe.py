@@ -19,7 +19,7 @@ _TIMEOUT_SECONDS = 5.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Ask the server at 127.0.0.1; returns the exit status."""
+    """Check the server at 127.0.0.1; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m textmatch.probe", description=__doc__)
     parser.add_argument("port", type=int)
     parser.add_argument("service", nargs="?", default="", help="full name of a service; default: the server")

@@ -1,7 +1,7 @@
-"""Metrics of ranked documents: arrays in, one number a query out.
+"""Metrics of ranked documents: one number per query, from arrays of grades.
 
-`grades` (queries, depth) holds the grade of the document at each rank, best rank first. Documents that are
-not relevant or not judged have grade 0. `ideal` holds the same for the best possible ranking.
+`grades` (queries, depth) has the grade of the document at each rank, best rank first. Documents that are not
+relevant or not judged have grade 0. `ideal` has the same for the best possible ranking.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The retry policy: which errors are worth another try, and how long to wait before it.
 
-The delay is what the server asked for (RetryInfo), plus an exponential backoff with jitter: callers that were
-refused at the same time come back at different times.
+The delay is the one that the server requests (RetryInfo), plus an exponential backoff with jitter. Callers
+that were refused at the same time therefore retry at different times.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def delay_seconds(
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Calls again after errors that may pass.
+    """Retries after transient errors.
 
     Args:
         retry_on: which errors are worth another try.
@@ -64,7 +64,7 @@ class RetryPolicy:
         """Call a step until it succeeds, for `total_seconds` at most.
 
         Raises:
-            Exception: the step's last error, if another try is not worth it or would come too late.
+            Exception: the step's last error, if it is not retried or the next try would be too late.
         """
         return await self.call_until(time.monotonic() + self.total_seconds, step, *args, **kwargs)
 
@@ -75,7 +75,7 @@ class RetryPolicy:
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Answer:
-        """The same, with a deadline on the monotonic clock. One that has passed means a single try."""
+        """As `call`, with a deadline on the monotonic clock. After the deadline there is a single try."""
         if deadline <= time.monotonic():
             return await step(*args, **kwargs)
         retrying = AsyncRetrying(
@@ -110,7 +110,7 @@ class RetryPolicy:
         )
 
 
-# For bulk work that an overloaded server sends away. It comes back soon, for as long as there is time.
+# For bulk work that an overloaded server refuses: short delays, until the deadline.
 RETRY_OVERLOADED = RetryPolicy(
     retry_on=lambda error: isinstance(error, Overloaded), first_backoff_seconds=0.05, max_backoff_seconds=1.0
 )

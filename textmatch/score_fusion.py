@@ -5,8 +5,8 @@
     score    = (1 - rerank) * recall + rerank * cross_encoder
 
 Lexical evidence closes a part of the gap between the cosine and 1. BM25 grows with the number and the rarity
-of shared terms. Its cube is large for long queries in technical terms, where shared terms matter, and small
-for short everyday questions, where they mislead. A missing part changes nothing.
+of shared terms. The cube keeps the evidence large for long queries in technical terms, where shared terms
+matter, and small for short everyday questions, where they mislead. A missing component changes nothing.
 
 A calibration then maps the score to the probability that the document is relevant:
 1 / (1 + exp(-(slope * score + intercept))). It keeps the order of the matches.
@@ -40,7 +40,7 @@ class ScoreCalibration:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight of each part, 0..1. The defaults are for collections without tuned weights."""
+    """The weight of each component, 0..1. The defaults are for collections without tuned weights."""
 
     lexical: float = 0.5
     rerank: float = 0.02

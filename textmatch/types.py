@@ -22,7 +22,7 @@ Scores = NDArray[np.float32]
 
 
 class Role(StrEnum):
-    """What a text is used for. Some models put a prompt before the text that depends on it."""
+    """What a text is used for. Some models prepend a prompt that depends on it."""
 
     QUERY = "query"
     DOCUMENT = "document"
@@ -41,7 +41,7 @@ class ModelKind(StrEnum):
 
     BI_ENCODER = "bi-encoder"
     CROSS_ENCODER = "cross-encoder"
-    OTHER = "other"  # a kind of a newer server that this client does not know
+    OTHER = "other"  # the server is newer, and this client does not know the kind
 
 
 class Recall(StrEnum):
@@ -53,7 +53,7 @@ class Recall(StrEnum):
 
 
 class Rerank(StrEnum):
-    """What scores the candidates."""
+    """How candidates are scored."""
 
     NONE = "none"
     CROSS_ENCODER = "cross-encoder"
@@ -68,19 +68,19 @@ class DegradedReason(StrEnum):
     RERANK_UNAVAILABLE = "RERANK_UNAVAILABLE"
     ENCODE_LATE = "ENCODE_LATE"  # candidates come from BM25 alone and are not scored
     RECALL_LATE = "RECALL_LATE"  # candidates are the nearest embeddings and are not scored
-    OTHER = "OTHER"  # a reason of a newer server that this client does not know
+    OTHER = "OTHER"  # the server is newer, and this client does not know the reason
 
 
 class IngestOutcome(StrEnum):
-    """What became of one document."""
+    """The result of ingesting one document."""
 
     ACCEPTED = "ACCEPTED"  # durable in the queue, searchable soon
     UNCHANGED = "UNCHANGED"  # already stored with the same content
-    REJECTED = "REJECTED"  # not taken; the result's `error` says why
+    REJECTED = "REJECTED"  # not accepted; the result's `error` has the reason
 
 
 class DocumentState(StrEnum):
-    """Where one document stands."""
+    """The state of one document."""
 
     UNKNOWN = "UNKNOWN"
     PENDING = "PENDING"
@@ -104,12 +104,12 @@ class MatchOptions:
     Args:
         top_k: how many matches are returned at most, 1 to 1,000.
         candidate_count: how many documents are recalled, `top_k` to 1,000.
-        where: only documents whose attributes fit; None means all.
+        where: only documents whose attributes match; None means all.
         min_score: leaves out matches with a lower score, 0 to 1.
         recall: how candidates are found; None means hybrid where the collection has BM25, else dense.
-        rerank: what scores the candidates.
-        rerank_depth: how many candidates are scored at most, the best first; 0 leaves it to the server.
-        explain: also return what every score is made of.
+        rerank: how candidates are scored.
+        rerank_depth: how many candidates are scored at most, the best first; 0: the server's default.
+        explain: also return the components of every score.
         omit_text: leave the text out of the documents returned.
         omit_attributes: leave the attributes out of the documents returned.
     """
@@ -147,11 +147,11 @@ class MatchKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ScoreExplanation:
-    """What a score is made of; docs/matching.md has the formula."""
+    """The components of a score; docs/matching.md has the formula."""
 
     cosine: float  # -1..1
     bm25: float | None  # from 0 up; None without BM25
-    lexical_evidence: float  # what BM25 counts for, 0..1
+    lexical_evidence: float  # BM25 mapped to 0..1
     pair_classifier_score: float | None  # 0..1; None without a classifier stage
     combined_score: float  # 0..1, before calibration
     lexical_weight: float
@@ -164,15 +164,15 @@ class Match:
     """A stored document that means about the same as the query. Scores are 0..1."""
 
     document: Document
-    score: float  # what matches are sorted by
+    score: float  # matches are sorted by it
     recall_score: float  # cosine of the embeddings, raised by shared terms
     rerank_score: float | None  # None if the cross-encoder did not score this document
-    explanation: ScoreExplanation | None = None  # the client has it only if it asked for it
+    explanation: ScoreExplanation | None = None  # None unless the options request it
 
 
 @dataclass
 class StageTimings:
-    """Where the time of one match went, in milliseconds, as measured in the matcher."""
+    """The time of each stage of one match, in milliseconds, measured in the matcher."""
 
     encode_ms: float = 0.0
     recall_ms: float = 0.0
@@ -212,7 +212,7 @@ class BatchMatchResult:
 
 @dataclass(frozen=True)
 class DocumentResult:
-    """What became of one document; `position` counts from 0 in the order they were given."""
+    """The result of one document; `position` is its index in the input, from 0."""
 
     position: int
     id: str
@@ -233,7 +233,7 @@ class IngestSummary:
 
 @dataclass(frozen=True)
 class IngestStatus:
-    """What waits in the queue, and where one document stands if it was asked for."""
+    """The size of the queue, and the state of one document if it was requested."""
 
     document_count: int
     queued_count: int

@@ -19,7 +19,7 @@ def unpack(block: bytes, dimension: int) -> Embeddings:
     """Bytes -> (count, dimension) float32, read-only and without a copy.
 
     Raises:
-        ValueError: the block does not hold whole rows.
+        ValueError: the block does not consist of whole rows.
     """
     if dimension < 1:
         raise ValueError(f"dimension is {dimension}; it must be at least 1")

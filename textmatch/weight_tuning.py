@@ -69,7 +69,7 @@ class Tuning:
 
     @property
     def gain(self) -> float:
-        """Of the mean nDCG@10."""
+        """The gain of the mean nDCG@10."""
         return float((self.after - self.before).mean())
 
     @property

@@ -1,6 +1,6 @@
 """Trains, saves and evaluates every bi-encoder. A recipe contributes the model, the data and the loss.
 
-Also the classes of labelled pairs, and the score that each class stands for.
+Also defines the classes of labelled pairs and their scores.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _parse_classes(text: str) -> LabelClasses:
 
 @dataclass(frozen=True)
 class BiEncoderTask:
-    """What a recipe contributes. `evaluator_of` makes the evaluator of a file of pairs."""
+    """The contribution of a recipe. `evaluator_of` makes the evaluator of a file of pairs."""
 
     recipe: str
     report: DataReport
@@ -162,7 +162,7 @@ def _classifier(task: BiEncoderTask) -> PairClassifier | None:
 
 
 def _column_roles(model: SentenceTransformer, dataset: Dataset) -> dict[str, Any]:
-    """First sentences are queries, the others documents. The role decides the prompt and the tower."""
+    """Roles by column: first sentences are queries, others documents. The role sets prompt and tower."""
     role_of = {
         name: "query" if name == QUERY else "document" for name in dataset.column_names if name != "label"
     }

@@ -54,7 +54,7 @@ _COLUMNS_OF_TABLES = (*PAIR, LABEL, SCORE, ANCHOR, POSITIVE, NEGATIVE)
 
 @dataclass(frozen=True)
 class FileFormat:
-    """What the options say about the layout of data files.
+    """The layout of data files, as the options describe it.
 
     `has_header` None: the header is detected. `columns` are the names, or the numbers from 1, of the columns
     to read, in the recipe's order; empty: they are found.
@@ -74,7 +74,7 @@ DETECTED = FileFormat()
 
 @dataclass(frozen=True)
 class ScoreRange:
-    """The lowest and the highest score that a file may hold."""
+    """The lowest and the highest score that a file may contain."""
 
     lowest: float = 0.0
     highest: float = 1.0
@@ -335,7 +335,7 @@ def _positions_in_header(
         return found
     if len(header) == len(columns):
         return list(range(len(columns)))
-    problem = f"has the columns {', '.join(header)}; use --columns to say which of them are {_names(columns)}"
+    problem = f"has the columns {', '.join(header)}; use --columns to choose {_names(columns)}"
     raise InvalidInput.of_field(place, problem)
 
 

@@ -31,7 +31,7 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class DataLeak:
-    """How much of an evaluation file is in the training data too. The order of a pair does not matter."""
+    """The part of an evaluation file that is also in the training data, in any order of a pair."""
 
     path: Path
     row_count: int

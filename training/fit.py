@@ -98,7 +98,7 @@ def fit(trainer: ScheduledTrainer, settings: RunSettings, metric: SelectionMetri
     """Train, load the best checkpoint into the trainer's model, and write the training history.
 
     Raises:
-        TrainingInterrupted: on Ctrl-C, after a checkpoint was saved and the way to resume was printed.
+        TrainingInterrupted: on Ctrl-C, after a checkpoint was saved and the command to resume was printed.
     """
     trainer.schedule = settings.schedule
     trainer.remove_callback(PrinterCallback)
@@ -174,7 +174,7 @@ class SaveOnInterrupt(TrainerCallback):
 
 
 class ShowProgress(TrainerCallback):
-    """A progress bar with loss and time left on a terminal; else a line per evaluation and half minute."""
+    """A progress bar on a terminal; otherwise one line for each evaluation and each half minute."""
 
     def __init__(self, metric: str, console: Console) -> None:
         self._metric = metric

@@ -18,7 +18,7 @@ from textmatch.models.model_resolver import ADAPTER_CONFIG, is_adapter_directory
 HISTORY = Path(".training") / "history.json"
 _CONFIG = "config_sentence_transformers.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-# The tokenizer records how it was loaded on this machine; this must not bind other machines.
+# The tokenizer records how it was loaded on this machine, which must not affect other machines.
 _LOCAL_TOKENIZER_KEYS = ("is_local", "local_files_only")
 
 

@@ -106,7 +106,7 @@ class RegressionSettings(RunSettings):
         """Validate before any data is read.
 
         Raises:
-            InvalidInput: as for every recipe, the score range is empty, or an adapter is without sigmoid.
+            InvalidInput: as for every recipe, the score range is empty, or an adapter has no sigmoid.
         """
         super().check()
         ScoreRange.of_option(self.score_range)

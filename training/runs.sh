@@ -12,7 +12,7 @@ mkdir -p "$OUT"; cd "$OUT" || exit 1
 split() {
   $TM train split --pairs "$DATA/afqmc-zh/train.tsv" --pairs "$DATA/lcqmc-zh/dev.tsv" --output pairs-zh --seed 1
   $TM train split --pairs "$DATA/snli-en/dev.tsv" --output snli-en --seed 1
-  # Checkpoints of simcse are chosen on held-back training pairs, so that the dev files stay untouched.
+  # Checkpoints of simcse are chosen on held-back training pairs; the dev files stay unused.
   $TM train split --pairs "$DATA/stsb-zh/train.tsv" --output stsb-zh --parts choose=0.3,rest=0.7 --seed 1
   $TM train split --pairs "$DATA/stsb-en/train.tsv" --output stsb-en --parts choose=0.2,train=0.8 --seed 1
 }

@@ -1,6 +1,6 @@
 """Settings of the training commands: each field of a settings dataclass is an option of its command.
 
-Also the reverse: the command line that gives the same settings, for the model card.
+`command_line` is the reverse, for the model card.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The split command: random parts of pair files. No sentence is in two parts, which prevents leaks."""
+"""The split command: splits pair files at random. No sentence is in two parts, which prevents leaks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def split_pairs(
 
 
 def _groups(pairs: Sequence[ClassPair]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """(pair,): a number for each pair; pairs that are linked by common sentences have the same."""
+    """(pair,): the group of each pair. Pairs that are linked by common sentences are in one group."""
     numbers: dict[str, int] = {}
     first = np.array([numbers.setdefault(pair.first, len(numbers)) for pair in pairs])
     second = np.array([numbers.setdefault(pair.second, len(numbers)) for pair in pairs])

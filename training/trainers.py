@@ -25,7 +25,7 @@ BATCHES_PER_POOL = 32
 _CLASSIFIER = "classifier.safetensors"
 # The label that transformers ignores in the loss.
 _NOT_MASKED = -100
-# Of BERT, RoBERTa and XLM-R, ALBERT, DistilBERT.
+# Attributes of BERT, RoBERTa and XLM-R, ALBERT, DistilBERT.
 _PREDICTION_HEADS = ("cls", "lm_head", "predictions", "vocab_transform")
 
 

@@ -1,4 +1,4 @@
-"""`python -m workers`: take documents from the queue, have them embedded, write them to the index."""
+"""`python -m workers`: take documents from the queue, embed them, and write them to the index."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 # How long a batch is retried before its message goes to the end of the queue.
 _RETRY_BUDGET_SECONDS = 30.0
 _SMALL_MESSAGES_PER_BATCH = 64
-# How long a rolling restart of the encoders may leave a new model unserved.
+# How long some encoders may not serve a new model during a rolling restart.
 _UNSERVED_SECONDS = 60.0
 
 
@@ -59,7 +59,7 @@ class ReadyStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def main() -> int:
-    """Run until SIGTERM; then let running messages end."""
+    """Run until SIGTERM, then finish running messages."""
     try:
         settings = load(WorkerSettings)
         _set_up_logs(settings)
@@ -81,7 +81,7 @@ def main() -> int:
 
 def _set_up_logs(settings: WorkerSettings) -> None:
     set_up_logs("worker", settings.log_level, settings.log_style)
-    # These log every message twice, and at DEBUG the pool also logs its text.
+    # These loggers log every message twice, and at DEBUG the pool also logs its text.
     for noisy in ("celery.worker.strategy", "celery.app.trace", "celery.pool"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     _log.info("starting", extra={"settings": describe(settings)})
@@ -155,7 +155,7 @@ def _run_celery(settings: WorkerSettings, handler: MessageHandler, loop: EventLo
     worker = app.Worker(
         hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
         pool="threads",
-        # Threads that only wait for their message's batch; textmatch/queue/transport.py limits the messages.
+        # Each thread only waits for its message's batch. textmatch/queue/transport.py limits the messages.
         concurrency=settings.concurrency * _SMALL_MESSAGES_PER_BATCH,
         quiet=True,
         without_gossip=True,

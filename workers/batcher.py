@@ -1,8 +1,8 @@
 """Combine small messages that wait at the same time into one batch.
 
 A batch starts as soon as the worker is free, with all waiting messages that fit: one message under light
-load, a full batch under heavy load. Every message is settled with its batch, or goes back to the queue with
-it.
+load, a full batch under heavy load. The messages of a batch are settled together, or go back to the queue
+together.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class MicroBatcher:
         await message.settled
 
     async def close(self) -> None:
-        """Cancel running batches; nothing may wait for them any more."""
+        """Cancel running batches. No caller of `settle` may wait for them."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -79,7 +79,7 @@ class MicroBatcher:
             if batch and (documents > _MAX_DOCUMENTS or size_bytes > _MAX_BYTES):
                 break
             self._waiting.popleft()
-            # A stopping process has put back the messages that are done already.
+            # A stopping process has already put back messages whose future is done.
             if not message.settled.done():
                 batch.append(message)
         return batch

@@ -3,7 +3,7 @@
 Deletes race with writes. A delete first adds a tombstone and then deletes. `index_documents` looks up
 tombstones before it writes and again once the write is durable:
 
-* A tombstone added before the second lookup is found by it, and the document is removed.
+* The second lookup finds a tombstone that was added before it, and the document is removed.
 * A tombstone added later is followed by the delete itself, which finds the document.
 
 A worker that dies between the write and the second lookup has not acknowledged its message, and the next
@@ -16,7 +16,7 @@ blocks older versions and spares newer ones that do not match.
 
 Dual writes keep a second collection equal to the one in use while the model is being changed, by the rules
 in textmatch/indexing.py. If the encoder does not serve the target's model, batches are retried for a while,
-because other encoders may serve it. Then the target loses its role, and ingest goes on without it until
+because other encoders may serve it. Then the target loses its role, and ingest continues without it until
 `textmatch reindex` completes it.
 """
 
@@ -43,12 +43,12 @@ _log = logging.getLogger(__name__)
 
 
 class DocumentOutcome(Enum):
-    """What became of a document; the values are labels of a metric."""
+    """The outcome of a document; the values are labels of a metric."""
 
     INDEXED = "indexed"
     # Written with the stored embedding of the same text. A redelivered version counts here too.
     UNCHANGED_TEXT = "unchanged_text"
-    # A newer version is stored or in the same batch, or another content of the same version.
+    # A newer version, or other content with the same version, is stored or in the same batch.
     STALE = "stale"
     # Covered by a tombstone.
     DELETED = "deleted"
@@ -58,7 +58,7 @@ class DocumentOutcome(Enum):
 
 @dataclass(frozen=True)
 class IndexerDependencies:
-    """What `index_documents` works with."""
+    """The dependencies of `index_documents`."""
 
     encoder: EncoderClient
     index: Index
@@ -112,12 +112,12 @@ async def _write_everywhere(
     roles, latest = None, await deps.index.collections.roles()
     while roles != latest:
         embedded = await _write(documents, latest.in_use, deps)
-        # The first documents of all have created their collection.
+        # The first write may have created the collection.
         roles = replace(latest, in_use=embedded.model_id)
         for document in embedded.documents:
             if document.id not in embedded.reused:
                 outcomes[document.id] = DocumentOutcome.INDEXED
-            # A repeated round sends what the one before has written.
+            # A repeated round sends documents that the previous round has written.
             elif outcomes[document.id] != DocumentOutcome.INDEXED:
                 outcomes[document.id] = DocumentOutcome.UNCHANGED_TEXT
         outcomes |= {letter.key: DocumentOutcome.FAILED for letter in embedded.refused}
@@ -130,7 +130,7 @@ async def _write_everywhere(
 async def _write(
     documents: Sequence[Document], collection: str, deps: IndexerDependencies
 ) -> EmbeddedDocuments:
-    """Write what a collection needs; "" stands for the first collection, which is created."""
+    """Write the documents that a collection needs; "" stands for the first collection, which is created."""
     ids = [document.id for document in documents]
     stored = await deps.index.points(collection).fetch(ids, with_embeddings=True) if collection else {}
     embedded = await embed_documents(
@@ -161,7 +161,7 @@ async def _apply_filter_deletes(
             ):
                 found |= page
         except InvalidInput as error:
-            # Nothing matches a filter that Qdrant cannot read, and no document is at fault for it.
+            # No document matches a filter that Qdrant cannot parse, and no document causes the error.
             _log.error("invalid filter of a delete", extra={"error": str(error)})
         if found:
             await deps.tombstones.add(found, tombstone.ttl_seconds)
@@ -180,7 +180,7 @@ class DualWriter:
         self._index = index
         self._copier = copier
         self._unserved_seconds = unserved_seconds
-        # Since when a target could not be written, on the monotonic clock, by collection.
+        # The time of a target's first failed write, on the monotonic clock, by collection.
         self._failing_since: dict[str, float] = {}
 
     async def update(self, ids: Sequence[str], roles: Roles) -> None:

@@ -28,7 +28,7 @@ RETRIES_TOTAL = Counter(
 )
 OPERATOR_NEEDED = Gauge(
     "textmatch_worker_operator_needed",
-    "1 while no document can be indexed until an operator acts: MODEL_MISMATCH, a missing model or key.",
+    "1 while an operator must act before documents can be indexed: MODEL_MISMATCH, a missing model or key.",
     ["reason"],
 )
 ABANDONED_COLLECTIONS = Gauge(

@@ -1,19 +1,20 @@
 """Retry a batch until every document in it is settled.
 
 * A transient error (the encoder is overloaded, Qdrant does not answer) is retried without limit and never
-  counts against a document: exponential backoff with jitter, on top of the delay that the server asks for.
-* An error that only an operator can end (the index was built by another model, a key is missing) is retried
+  counts against a document. The delay is the one that the server requests, plus exponential backoff with
+  jitter.
+* An error that only an operator can fix (the index was built by another model, a key is missing) is retried
   too, logged as an error and shown in a gauge.
 * Any other error is a bug, perhaps caused by one document. After a few attempts the batch is split in half,
   and so on, until the documents that fail alone are in the dead letters and all others are indexed.
-* An encoder that goes away during a call may have been crashed by a text in the batch. The batch is tried
-  once more and then split as above, however long the encoder takes to come back. A text goes to the dead
-  letters once the encoder has gone away several times while it worked on that text alone. An encoder that
+* An encoder that disconnects during a call may have been crashed by a text in the batch. The batch is tried
+  once more and then split as above, however long the encoder takes to restart. A text goes to the dead
+  letters once the encoder has disconnected several times while it processed that text alone. An encoder that
   cannot be reached, refuses or is too slow does not count.
 
-The worker waits here, with the message held by its lease, because a worker that cannot index should not take
-more messages. After `budget_seconds` the message goes back to the end of the queue, so one batch that cannot
-be encoded does not block all others.
+The worker waits between attempts and keeps the lease of the message, because a worker that cannot index must
+not take more messages. After `budget_seconds` the message goes back to the end of the queue: one batch that
+cannot be encoded must not block all others.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _TEXT_FAILED = reason_name(error_reason_pb2.ERROR_REASON_TEXT_FAILED)
 _INTERNAL = reason_name(error_reason_pb2.ERROR_REASON_INTERNAL)
 _BUG_TRIES = 3
 _CRASH_TRIES = 2
-# More for a text alone: an encoder may also be killed by chance while it works on a text.
+# More for a text alone, because an encoder may also be killed by chance while it processes the text.
 _CRASH_TRIES_ALONE = 3
 
 
@@ -70,7 +71,7 @@ class RetriedBatch:
     """Documents that are tried together.
 
     Args:
-        is_split: part of a batch that failed, in search of the document at fault.
+        is_split: part of a batch that failed, split to find the document that causes the error.
         give_up_at: on the monotonic clock.
     """
 
@@ -79,7 +80,7 @@ class RetriedBatch:
     give_up_at: float
 
     def max_faults(self, error: Exception) -> int:
-        """How often it may fail like this before it is split or, a single document, dead-lettered."""
+        """How often it may fail with such errors before it is split, or a single document dead-lettered."""
         if isinstance(error, EncoderCrashed) and len(self.documents) == 1:
             return _CRASH_TRIES_ALONE
         if self.is_split:
@@ -96,7 +97,7 @@ class RetryingIndexer:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """From now on, give up instead of waiting."""
+        """Raise RetryBudgetExhausted from now on instead of waiting."""
         self._stopping.set()
 
     async def settle(self, documents: Sequence[AcceptedDocument]) -> None:
@@ -115,7 +116,7 @@ class RetryingIndexer:
                 outcomes = await index_documents([one.document for one in batch.documents], self._deps)
             except Exception as error:  # noqa: BLE001 -- no error may lose a document
                 if isinstance(error, EncoderCrashed):
-                    # Back in the queue, its count would start at zero and it would crash more encoders.
+                    # In the queue again, its count would start at zero, and it would crash more encoders.
                     batch = replace(batch, give_up_at=math.inf)
                 if _may_be_a_documents_fault(error):
                     faults += 1
@@ -142,7 +143,7 @@ class RetryingIndexer:
         if isinstance(error, EncoderCrashed):
             reason = _TEXT_FAILED
             description = (
-                f"the encoder went away {_CRASH_TRIES_ALONE} times while it worked on this text alone"
+                f"the encoder disconnected {_CRASH_TRIES_ALONE} times while it processed this text alone"
             )
         await self._deps.dead_letters.add([of_document(document, reason, description)])
         await self._deps.pending.clear({document.id: document.version})
@@ -175,7 +176,7 @@ class RetryingIndexer:
 
 
 def _may_be_a_documents_fault(error: Exception) -> bool:
-    """Whether the error counts against the batch: the same batch would not simply succeed later."""
+    """Whether a document may cause the error. Other errors are retried without limit."""
     if isinstance(error, EncoderCrashed):
         return True
     if isinstance(error, _OPERATOR_ERRORS):

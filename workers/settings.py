@@ -10,7 +10,7 @@ from textmatch.runtime.settings import StoreSettings, setting
 
 @dataclass(frozen=True)
 class WorkerSettings(StoreSettings):
-    """Read once at start."""
+    """Settings of the worker, read once at start."""
 
     host: str = setting("TEXTMATCH_WORKER_HOST", "127.0.0.1", "Address `/metrics` listens on.")
     metrics_port: int = setting(
@@ -27,12 +27,12 @@ class WorkerSettings(StoreSettings):
     visibility_timeout_seconds: float = setting(
         "TEXTMATCH_WORKER_VISIBILITY_TIMEOUT_SECONDS",
         DEFAULT_VISIBILITY_TIMEOUT_SECONDS,
-        "A message whose worker has been silent for so long is given to another worker.",
+        "A message whose worker has not renewed its lease for so long is given to another worker.",
         minimum=1,
     )
     sweep_seconds: float = setting(
         "TEXTMATCH_WORKER_SWEEP_SECONDS",
         DEFAULT_SWEEP_SECONDS,
-        "How often to look for messages of silent workers.",
+        "How often to look for messages with expired leases.",
         minimum=0.1,
     )

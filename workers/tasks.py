@@ -1,7 +1,7 @@
-"""The Celery task, and what happens to its message until it is acknowledged.
+"""The Celery task, and the handling of its message until it is acknowledged.
 
-Celery runs the task in a thread of its pool, which only waits. The work is done in one event loop, in a
-thread of its own.
+Celery runs the task in a thread of its pool, which only waits. One event loop in a separate thread does the
+work.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class MessageHandler:
             limit.reschedule(self._ends_at)
 
     async def handle(self, argument: str, delivery_tag: str) -> bool:
-        """Handle the message of a task; returns whether it may be acknowledged, else it must be put back."""
+        """Handle the message of a task. True: it may be acknowledged; False: it must be put back."""
         with metrics.TASK_SECONDS.time(), self._leases.hold(delivery_tag):
             try:
                 async with self._time_limit():
@@ -112,7 +112,7 @@ class MessageHandler:
 
     @asynccontextmanager
     async def _time_limit(self) -> AsyncIterator[None]:
-        """No limit until the process stops."""
+        """A time limit that starts when the process stops."""
         async with asyncio.timeout_at(self._ends_at) as limit:
             self._limits.add(limit)
             try:
@@ -128,15 +128,15 @@ def _letter(entry: RefusedEntry) -> DeadLetter:
 
 
 class Leases:
-    """The messages that this process holds, renewed so that no other worker is given them.
+    """Renews the leases of the messages that this process holds. No other worker gets them in the meantime.
 
-    The visibility timeout therefore limits how long a worker's death goes unnoticed, not how long a message
-    may take. A slow encoder does not make a batch run twice.
+    The visibility timeout therefore limits the time until a worker's death is noticed, not the time that a
+    message may take. A slow encoder does not make a batch run twice.
     """
 
     def __init__(self, redis: Redis, visibility_timeout_seconds: float) -> None:
         self._renewal = redis.register_script(transport.RENEW.script)
-        # Two renewals may fail before the message is given away.
+        # Two renewals may fail before another worker gets the message.
         self._renewal_seconds = visibility_timeout_seconds / 3
         self._delivery_tags: set[str] = set()
 
@@ -171,11 +171,11 @@ class EventLoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
-        """Run a coroutine and wait for it; raises what it raises. Not for the loop's own thread."""
+        """Run a coroutine and wait for its result or exception. Not for the loop's own thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Schedule a function in the loop. For any thread, and for signal handlers."""
+        """Schedule a function in the loop. Safe in any thread and in signal handlers."""
         self._loop.call_soon_threadsafe(function)
 
     def close(self) -> None:

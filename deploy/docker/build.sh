@@ -19,7 +19,7 @@ if docker info >/dev/null 2>&1; then
 elif command -v buildah >/dev/null; then
   build=(buildah build --layers)
 else
-  echo "neither a Docker engine nor buildah is there; on Debian: apt-get install buildah" >&2
+  echo "neither a Docker engine nor buildah is installed; on Debian: apt-get install buildah" >&2
   exit 1
 fi
 

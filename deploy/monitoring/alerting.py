@@ -81,7 +81,7 @@ OBJECTIVES = (
 
 @dataclass(frozen=True)
 class Alert:
-    """A condition that holds for a duration and needs attention; the runbook has a section for each."""
+    """A condition that must be true for a duration to fire; the runbook has a section for each alert."""
 
     name: str
     expression: str

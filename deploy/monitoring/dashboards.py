@@ -57,11 +57,11 @@ def _process_memory(metric_of_process: str) -> Panel:
 OVERVIEW = Dashboard(
     "textmatch-overview",
     "textmatch · overview",
-    "The state of the whole system. Start here; the other dashboards give the reasons.",
+    "The state of the whole system. Start here; the other dashboards show the causes.",
     (
         _number(
             "Matches",
-            "Match calls a second.",
+            "Match calls per second.",
             PanelQuery(rate("textmatch_rpc_total", where=ONLY_MATCH)),
             Unit.PER_SECOND,
         ),
@@ -150,13 +150,13 @@ ENCODER = Dashboard(
         ),
         _lines(
             "Stages, p95",
-            "Tokenise and queue of a call, forward of a batch, serialise of an answer.",
+            "Tokenise and queue per call, forward per batch, serialise per answer.",
             PanelQuery(quantile(0.95, "textmatch_encoder_stage_seconds", "stage"), "{{stage}}"),
             unit=Unit.SECONDS,
         ),
         _lines(
             "Time in forward passes",
-            "Share of the time, by encoder; 1 is an engine that never waits.",
+            "Share of the time, by encoder; 1 is an engine that is never idle.",
             PanelQuery(
                 f'sum by (instance) (rate(textmatch_encoder_stage_seconds_sum{{{NAMESPACE},stage="forward"}}'
                 "[$__rate_interval]))",
@@ -248,7 +248,7 @@ INGEST = Dashboard(
         ),
         _heatmap(
             "Time to searchable, distribution",
-            "Documents a second, by time to searchable.",
+            "Documents per second, by time to searchable.",
             "textmatch_ingest_accept_to_searchable_seconds",
         ),
         _lines(
@@ -294,7 +294,7 @@ INGEST = Dashboard(
         ),
         _lines(
             "Held requests",
-            "Seconds a second that IngestDocuments requests are held because the queue is full.",
+            "Seconds per second that IngestDocuments requests wait because the queue is full.",
             PanelQuery(rate("textmatch_ingest_held_seconds_sum"), "held"),
         ),
     ),
@@ -331,7 +331,7 @@ MATCH = Dashboard(
         ),
         _lines(
             "Stages, mean",
-            "The stages add up to a query.",
+            "Mean time of each stage; together they are the time of a query.",
             PanelQuery(
                 f"{rate('textmatch_match_stage_seconds_sum', 'stage', _STAGES)}"
                 f" / {rate('textmatch_match_stage_seconds_count', 'stage', _STAGES)}",
@@ -341,7 +341,7 @@ MATCH = Dashboard(
         ),
         _rates(
             "Degraded matches",
-            "Answers with a part left out, by the part that was late, refused or missing.",
+            "Incomplete answers, by the stage that was late, refused or unavailable.",
             "textmatch_match_degraded_total",
             "reason",
         ),
@@ -353,7 +353,7 @@ MATCH = Dashboard(
         ),
         _lines(
             "Work saved",
-            "Query embeddings by cache result, and queries that share the answer to an identical query.",
+            "Query embeddings by cache result, and queries that joined an identical running query.",
             PanelQuery(rate("textmatch_match_embedding_cache_total", "result"), "embedding {{result}}"),
             PanelQuery(rate("textmatch_match_shared_total"), "shared"),
             unit=Unit.PER_SECOND,
@@ -365,7 +365,7 @@ MATCH = Dashboard(
         ),
         _heatmap(
             "Score of the best match",
-            "A shift means other queries, other documents or another model.",
+            "A shift means that the queries, the documents or the model changed.",
             "textmatch_match_top_score",
             width=12,
         ),

@@ -59,7 +59,7 @@ def main() -> int:
 
 
 async def _serve(settings: EncoderSettings) -> None:
-    """Listen at once, answer NotReady while the models load, and drain before the end."""
+    """Listen immediately, answer NotReady while the models load, and drain before the end."""
     _log.info("starting", extra=describe(settings))
     reloader = Reloader()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
@@ -97,7 +97,7 @@ async def _run_models(
 ) -> None:
     """Load the models and serve them, reloading on request, until cancelled.
 
-    What must run until the last call has ended is put on the stack `running`.
+    Parts that must run until the last call has ended are entered into the stack `running`.
 
     Raises:
         TextMatchError: a model is missing or cannot be loaded.

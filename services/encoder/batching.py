@@ -22,7 +22,7 @@ from textmatch.errors import InvalidInput, TextMatchError, Violation
 from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.v1 import error_reason_pb2
 
-# Small enough that single texts wait for a part of a batch, large enough that calls do not all end together.
+# Small: a single text waits for a part of a batch only. Large enough that not all calls end at once.
 _QUANTA_PER_BATCH = 4
 
 # What a model returns: one row per text.
@@ -32,7 +32,7 @@ Outcome = TypeVar("Outcome")
 
 @dataclass(frozen=True)
 class CallContext:
-    """Who made a call, in which lane it is, and its deadline (`time.monotonic`; None: no deadline)."""
+    """The caller of a call, its lane, and its deadline (`time.monotonic`; None: no deadline)."""
 
     caller: str
     is_bulk: bool
@@ -41,10 +41,10 @@ class CallContext:
 
 @dataclass(frozen=True, eq=False)
 class EngineModel:
-    """A model as the inference thread runs it.
+    """The interface of a model for the inference thread.
 
     `forward` turns a batch into (count, columns) float32. `sample` is a text that the model works on.
-    `is_packed` says that texts of any lengths can share a batch without padding.
+    If `is_packed`, texts of any lengths can share a batch without padding.
     """
 
     model_id: str
@@ -56,11 +56,11 @@ class EngineModel:
 class Job:
     """The texts of one call for one model. Made in the event loop, computed by the inference thread.
 
-    `queued_texts` and `queued_tokens` count what the scheduler has not handed out yet. `is_over` is set once
-    nothing more is to be computed.
+    `queued_texts` and `queued_tokens` count the texts that are not in a batch yet. `is_over` is set once
+    no more texts must be computed.
 
     Args:
-        name_item: the name that the caller knows the text at a position by: "texts[3]".
+        name_item: the name of the text at a position in the caller's request: "texts[3]".
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Job:
 
 
 def deliver(jobs: Sequence[Job]) -> None:
-    """Wake the callers of jobs that are over, from any thread; all jobs belong to one event loop."""
+    """Settle jobs that are over, from any thread; all jobs belong to one event loop."""
     if jobs:
         jobs[0].loop.call_soon_threadsafe(_settle_all, jobs)
 
@@ -162,7 +162,7 @@ class EngineTask(Generic[Outcome]):
         self._outcome.set_exception(error)
 
     def wait(self) -> Outcome:
-        """Block until the task has run; returns or raises what its function did."""
+        """Block until the task has run; returns the function's result, or raises its exception."""
         return self._outcome.result()
 
 
@@ -181,7 +181,7 @@ class BatchPolicy:
 
     @property
     def quantum_tokens(self) -> int:
-        """How many tokens of one caller are taken before those of the next one."""
+        """How many tokens of one caller are taken before the next caller's."""
         return max(1, self.token_budget // _QUANTA_PER_BATCH)
 
 

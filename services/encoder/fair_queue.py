@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class QueuedItem(Protocol):
-    """An item in the queue: who it belongs to, and what it costs."""
+    """An item in the queue: its caller, and its cost in tokens."""
 
     @property
     def caller(self) -> str: ...
@@ -39,7 +39,7 @@ class DeficitRoundRobinQueue(Generic[AnyItem]):
     """Items of many callers. A caller without items leaves no state behind.
 
     Args:
-        quantum_tokens: how many tokens a caller may take before the next caller; the last item may exceed it.
+        quantum_tokens: how many tokens a caller may take before the next caller. The last item may exceed it.
         is_over: whether an item is no longer needed; it is dropped when it reaches the front.
     """
 

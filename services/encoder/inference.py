@@ -1,4 +1,4 @@
-"""A call's way to the models: admission, tokenisation, computation in shared batches, and pair scores."""
+"""Inference for a call: admission, tokenisation, computation in shared batches, and pair scores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class InferenceRequest:
     """What to compute for a call.
 
     `texts` are all its texts, to estimate its size. `tokenize` turns them into model inputs, one per row of
-    the result. `name_item` gives the name that the caller knows the text at a position by.
+    the result. `name_item` returns the name of the text at a position in the caller's request.
     """
 
     model: EngineModel
@@ -56,7 +56,7 @@ class InferenceResult:
 
 @dataclass(frozen=True)
 class PairScores:
-    """One of each per pair: calibrated `scores` in 0..1, and `raw_scores` as the model returned them."""
+    """For each pair the calibrated score in 0..1, and the raw score that the model returned."""
 
     scores: Scores
     raw_scores: Scores
@@ -65,7 +65,7 @@ class PairScores:
 
 
 class Pipeline:
-    """Takes calls through tokenisers and models. It runs in the event loop and never blocks it."""
+    """Runs calls through tokenisers and models. It runs in the event loop and never blocks it."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
@@ -95,7 +95,7 @@ class Pipeline:
     async def score_by_cross_encoder(
         self, entry: RegistryEntry[ServedCrossEncoder], wanted: ScoreInput, call: CallContext
     ) -> PairScores:
-        """Score each pair of texts by reading both together. Raises what `compute` does."""
+        """Score each pair of texts by reading both together. Raises the errors of `compute`."""
         has_one_query = len(wanted.firsts) == 1
         firsts = [wanted.firsts[0]] * len(wanted.seconds) if has_one_query else wanted.firsts
         pairs = list(zip(firsts, wanted.seconds, strict=True))
@@ -118,14 +118,14 @@ class Pipeline:
         stored: Embeddings | None,
         call: CallContext,
     ) -> PairScores:
-        """Score pairs of embeddings by the cosine or by a pair classifier. Raises what `compute` does.
+        """Score pairs of embeddings by the cosine or by a pair classifier. Raises the errors of `compute`.
 
         Args:
             entry: the model of the embeddings.
             scorer: the scorer of this model.
-            wanted: the texts.
+            wanted: the texts to compare.
             stored: the second embeddings, (count, dimension), rows of length 1; None: embed `seconds`.
-            call: who asks.
+            call: caller, lane and deadline.
         """
         model = entry.model
         first_count = len(wanted.firsts)

@@ -17,15 +17,15 @@ _log = logging.getLogger(__name__)
 
 
 class EngineBroken(Exception):
-    """A model fails on its sample, a text that it worked on before."""
+    """A model fails on its sample text, which it processed without an error before."""
 
 
 class InferenceThread:
     """Runs batches and tasks from the scheduler, one at a time.
 
-    A batch that fails is halved until the failing text is alone; only that text fails. Before a text is
-    blamed, the model must still work on its sample. If the sample fails too, the engine is broken: all
-    callers get an error and the process ends, for its supervisor to restart it.
+    A batch that fails is halved until the failing text is alone, and only that text gets an error. Before
+    that, the model must still work on its sample. If the sample fails too, the engine is broken: all callers
+    get an error, and the process exits to be restarted by its supervisor.
 
     Args:
         scheduler: where batches and tasks come from.

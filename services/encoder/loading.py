@@ -45,9 +45,9 @@ Model = TypeVar("Model")
 RunPass: TypeAlias = Callable[[Callable[[], float]], float]
 
 _SAMPLE = "How far is it from here to the sea?"
-# On a CPU a pass of all-MiniLM-L6-v2 costs about 6 ms before its first token; a GPU waits for its launches.
+# The fixed cost of a pass of all-MiniLM-L6-v2: about 6 ms on a CPU, kernel launches on a GPU.
 _CPU_BATCH_TOKENS, _CPU_FORWARD_COST_TOKENS = 2048, 64
-# Full speed already, and a single text waits half as long for the running batch.
+# The native engine reaches full speed here, and a single text waits half as long for the running batch.
 _NATIVE_BATCH_TOKENS = 1024
 _GPU_BATCH_TOKENS, _GPU_FORWARD_COST_TOKENS = 32_768, 2048
 _CONVERTING_ENGINES = (OPENVINO, NATIVE)
@@ -55,7 +55,7 @@ _CONVERTING_ENGINES = (OPENVINO, NATIVE)
 
 @dataclass(frozen=True)
 class FoundModel:
-    """The directory of a model, and the name it was asked for by."""
+    """The directory of a model, and the requested name."""
 
     name: str
     directory: Path
@@ -73,8 +73,8 @@ class FoundModels:
 class LoadedModels:
     """The models, and how to batch on their device.
 
-    `speed` is what a full batch of the first model took: tokens and seconds. `prepare_thread` sets up the
-    thread that the models run in.
+    `speed` is the tokens and seconds of a full batch of the first model. `prepare_thread` sets up the thread
+    that runs the models.
     """
 
     models: ModelRegistry
@@ -115,7 +115,7 @@ def load_models(settings: EncoderSettings, run_pass: RunPass = run_inline) -> Lo
         ModelNotFound: there is no such model.
         UnusableModel: a model cannot be served.
         UnusableDevice: there is no such device.
-        UnusableEngine: the engine asked for by name is not installed.
+        UnusableEngine: the engine requested by name is not installed.
     """
     loader = _Loader(settings)
     models = loader.load_all()
@@ -127,16 +127,16 @@ def load_models(settings: EncoderSettings, run_pass: RunPass = run_inline) -> Lo
 
 
 def convert_models(settings: EncoderSettings) -> None:
-    """Load the models without warm-up, which leaves what their engine made of them in the cache."""
+    """Load the models without warm-up. Their engine writes the converted models into the cache."""
     _Loader(settings).load_all()
 
 
 async def convert_in_subprocess(served: ModelRegistry) -> None:
     """Run `python -m services.encoder --convert`, if the models served now were converted.
 
-    OpenVINO holds Python's lock for seconds while it converts a model, and so does importing torch, which the
-    native engine needs for a model that is not in the cache. In a thread of the encoder they would block all
-    callers. Failures are ignored: loading the models next reports them.
+    OpenVINO holds Python's lock for seconds while it converts a model. So does the import of torch, which the
+    native engine needs for a model that is not in the cache. In a thread of the encoder, both would block all
+    callers. Failures are ignored, because loading the models afterwards reports them.
     """
     if all(model.engine not in _CONVERTING_ENGINES for model in served.all_models()):
         return
@@ -156,11 +156,11 @@ async def convert_in_subprocess(served: ModelRegistry) -> None:
 
 
 class _Loader:
-    """Loads from the cache what needs no torch, and the rest with torch."""
+    """Loads models from the cache if they do not need torch, and the others with torch."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         self._max_tokens = settings.max_tokens or None
-        # First, since it needs no torch: a model that does not exist is reported at once.
+        # First, because it does not need torch: a model that does not exist is reported immediately.
         self._found = find_models(settings)
         self._config = decide_engine(
             settings.engine,
@@ -170,7 +170,7 @@ class _Loader:
             cache_directory=settings.cache_directory,
         )
         if NATIVE in self._config.engines:
-            # After each of its products, numpy's threads spin for a while and slow down those of the kernel.
+            # After each matrix product, numpy's threads spin for a while and slow down the kernel's threads.
             threadpool_limits(limits=1, user_api="blas")
         self._torch: TorchLoader | None = None
 
@@ -238,7 +238,7 @@ def _policy(settings: EncoderSettings, models: ModelRegistry, device: str) -> Ba
 
 
 def _warm_up(model: EngineModel, policy: BatchPolicy, run_pass: RunPass) -> tuple[int, float]:
-    """Run batches of all sizes, the largest twice: an engine prepares itself for each shape it meets first.
+    """Run batches of all sizes, the largest twice: an engine prepares for each new shape.
 
     Returns:
         Tokens of the full batch, and the seconds it took.

@@ -1,6 +1,6 @@
-"""The loaded models as the rest of the service sees them, and their replacement without downtime.
+"""The registry of loaded models, and their replacement without downtime.
 
-Free of torch: loading.py and torch_loader.py make the models, this module only knows their types.
+Does not import torch: loading.py and torch_loader.py load the models, this module only knows their types.
 """
 
 from __future__ import annotations
@@ -96,17 +96,17 @@ def _find(loaded: Sequence[RegistryEntry[Kind]], name: str, kind: str) -> Regist
 
 
 class Reloader:
-    """Loads the models again on request, one reload at a time, while the old ones serve.
+    """Reloads the models on request, one reload at a time, while the old models serve.
 
-    Warm-up passes run in the inference thread as tasks, not as jobs: a job that fails blames its texts and
-    can break the engine, and its tokens would count as callers' work.
+    Warm-up passes run in the inference thread as tasks, not as jobs. A failed job reports its texts as
+    invalid and can break the engine, and its tokens would count as callers' work.
     """
 
     def __init__(self) -> None:
         self._requested = asyncio.Event()
 
     def request(self) -> None:
-        """Ask for a reload. Requests during a reload lead to one more reload."""
+        """Request a reload. Requests during a reload lead to one more reload."""
         self._requested.set()
 
     async def run(

@@ -28,7 +28,7 @@ from services.encoder.fair_queue import DeficitRoundRobinQueue
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded, TextMatchError
 from textmatch.models.fast_tokenizer import TokenizedText
 
-# Texts that a padded batch is chosen from: enough to find similar lengths, few enough to sort at once.
+# Texts that a padded batch is chosen from: enough to find similar lengths, few enough to sort quickly.
 _WINDOW_TEXTS = 256
 # The speed is measured on batches that fill this share of the token budget; small batches are less efficient.
 _MEASURED_BATCH_SHARE = 0.25
@@ -72,7 +72,7 @@ class Lane:
         self._queues: dict[EngineModel, DeficitRoundRobinQueue[Item]] = {}
         self._queued_tokens = 0
         self._reserved_tokens = 0
-        # Queued and reserved, without zeros.
+        # Queued and reserved tokens by caller; callers without tokens are removed.
         self._tokens_of_caller: dict[str, int] = {}
 
     @property
@@ -89,7 +89,7 @@ class Lane:
         return is_small and self.tokens + tokens <= 2 * limit_tokens
 
     def tokens_ahead(self, caller: str, tokens: int) -> int:
-        """Tokens that are computed before the last text of a new call of so many tokens.
+        """Tokens that are computed before the last text of a new call of `tokens`.
 
         Until then every other caller gets at most as many quanta as this one.
         """
@@ -190,11 +190,11 @@ class Scheduler:
 
     @contextmanager
     def admitted(self, tokens: int, call: CallContext) -> Iterator[None]:
-        """Reserve room for a call of about so many tokens; the job is added inside.
+        """Reserve room for a call of about `tokens`; the caller adds the job in the block.
 
         Raises:
             Overloaded: the lane is full. An empty lane admits a call of any size.
-            DeadlineTooShort: the queued work takes longer than the call has time.
+            DeadlineTooShort: the queued work takes longer than the time until the call's deadline.
         """
         lane = self._lane(call.is_bulk)
         with self._changed:
@@ -216,7 +216,7 @@ class Scheduler:
             self._lane(job.call.is_bulk).add(job)
 
     def add_task(self, task: EngineTask[Any]) -> None:
-        """Queue a task: it runs at once if the inference thread is idle, else between two batches.
+        """Queue a task: it runs immediately if the inference thread is idle, else between two batches.
 
         Raises:
             TextMatchError: the error that the scheduler was closed with.
@@ -225,7 +225,7 @@ class Scheduler:
             self._tasks.append(task)
 
     def discard(self, job: Job) -> None:
-        """Drop what is still queued of a job whose caller has gone."""
+        """Drop the queued texts of a job whose caller has gone."""
         with self._changed:
             if not job.is_over:
                 job.is_over = True
@@ -293,7 +293,7 @@ class Scheduler:
         is_full = not lane.has_room(call.caller, tokens, self._limit_tokens)
         if not is_full and self._is_in_time(self._ahead_of(lane, lane.tokens), tokens, call):
             return
-        # Texts of other callers that are served after this call do not count; finding them takes longer.
+        # Exclude texts of other callers that are served after this call, which takes longer to compute.
         ahead_tokens = self._ahead_of(lane, lane.tokens_ahead(call.caller, tokens))
         speed = self._tokens_per_second
         delay_seconds = ahead_tokens / speed if speed else _RETRY_DELAY_BEFORE_FIRST_MEASUREMENT_SECONDS

@@ -1,4 +1,4 @@
-"""EncoderService: checks requests, has them computed, and turns results into messages."""
+"""EncoderService: checks requests, runs them through the pipeline, and converts results to messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LOADING_RETRY_DELAY_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class _Service:
-    """What exists once the models are loaded."""
+    """The models and the pipeline; exists once the models are loaded."""
 
     models: ModelRegistry
     pipeline: Pipeline
@@ -67,7 +67,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
 
     @property
     def models(self) -> ModelRegistry:
-        """The models that new calls get."""
+        """The models that new calls use."""
         return self._service.models if self._service else ModelRegistry([], [])
 
     async def Encode(self, request: pb.EncodeRequest, context: GrpcContext) -> pb.EncodeResponse:
@@ -182,9 +182,9 @@ async def answer_in_order(
     *,
     limit: int,
 ) -> AsyncIterator[Response]:
-    """Work on several requests at a time and yield their answers in the order of the requests.
+    """Process several requests at a time and yield their answers in the order of the requests.
 
-    At most `limit` requests are read ahead of the answers taken: a slow reader holds up only its own stream.
+    At most `limit` requests are read ahead of the answers: a slow reader delays only its own stream.
     """
     started: asyncio.Queue[asyncio.Future[Response] | None] = asyncio.Queue()
     slots = asyncio.Semaphore(limit)

@@ -23,7 +23,7 @@ Model = TypeVar("Model", TorchBiEncoder, TorchCrossEncoder)
 
 
 class TorchLoader:
-    """Loads models as `config` says, and describes in the cache those that can run without torch."""
+    """Loads models as configured, and describes in the cache those that can run without torch."""
 
     def __init__(self, config: EngineConfig, max_tokens: int | None) -> None:
         _quieten_libraries()
@@ -81,7 +81,7 @@ def _utilization_ratio(device: str) -> float:
 
 
 def _quieten_libraries() -> None:
-    """Transformers logs past the root logger and draws progress bars."""
+    """Silence transformers, which bypasses the root logger and draws progress bars."""
     disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()

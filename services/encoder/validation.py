@@ -16,7 +16,7 @@ from textmatch.vectors import Embeddings
 
 EnumValue = TypeVar("EnumValue", bound=int)
 
-# Of a message, in addition to its texts: field tags, lengths, ids.
+# The size of a message in addition to its texts: field tags, lengths, ids.
 _OVERHEAD_BYTES = 1024 * 1024
 _OVERHEAD_BYTES_PER_TEXT = 16
 _LARGEST_GRPC_LIMIT_BYTES = 2**31 - 1
@@ -26,8 +26,8 @@ _LARGEST_GRPC_LIMIT_BYTES = 2**31 - 1
 class ScoreInput:
     """The texts to compare: `firsts` is one query for all of `seconds`, or one text for each.
 
-    `seconds` is empty if the query is compared with embeddings. The functions give the names that the caller
-    knows the texts and pairs by.
+    `seconds` is empty if the query is compared with embeddings. The functions return the names of texts and
+    pairs in the caller's request.
     """
 
     firsts: Sequence[str]
@@ -44,7 +44,7 @@ def max_message_bytes(max_texts: int) -> int:
 
 
 def check_enum(field: str, value: EnumValue, known: Sequence[EnumValue]) -> None:
-    """Enums of proto3 are open: a newer client may send a value that this server does not know.
+    """Check that this server knows the value: proto3's enums are open, and a newer client may send others.
 
     Raises:
         InvalidInput: the value is not known.

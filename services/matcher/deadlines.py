@@ -1,4 +1,4 @@
-"""The time budget of a Match: how long each stage may take, learned from how fast index and encoder are.
+"""The time budget of a Match: how long each stage may take, from the measured speed of index and encoder.
 
     start                              fallback_at             answer_by     deadline
       |------------- embed ---------------|                        |             |
@@ -11,8 +11,8 @@
   time of three quick searches. Without BM25, embedding may use all the time.
 * Once the query is embedded, less time than three full searches is tight: one quick search for the nearest
   embeddings answers without scoring (RECALL_LATE).
-* Pairs are scored in chunks until `answer_by`. A chunk takes a part of the time left, so that a late one
-  loses little.
+* Pairs are scored in chunks until `answer_by`. A chunk takes only a part of the time left, because the scores
+  of a late chunk are lost.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TimeBudget:
         return self.answer_by - time.monotonic() < _TIGHT_FULL_SEARCHES * search_time.full_seconds
 
     def classify_timeout_seconds(self) -> float:
-        """The time for classifying candidates, so that some is left to score them."""
+        """The time for classifying candidates; the rest is for scoring them."""
         return self.seconds_left() * _CLASSIFY_SHARE
 
     def may_join(self, running: TimeBudget) -> bool:
@@ -120,7 +120,7 @@ class SearchTime:
         return self.full_seconds / _FULL_PER_QUICK
 
     def observe(self, candidate_count: int, seconds: float) -> None:
-        """Count a search. Searches for more candidates than the default do not count."""
+        """Record the time of a search. Searches for more candidates than the default are ignored."""
         if candidate_count > _FULL_SEARCH_CANDIDATES:
             return
         full_seconds = seconds * (1.0 if candidate_count == _FULL_SEARCH_CANDIDATES else _FULL_PER_QUICK)
@@ -130,7 +130,7 @@ class SearchTime:
 class ScoringThroughput:
     """How fast the encoder scores pairs, in seconds for each character that the model reads.
 
-    Unknown if no pair was scored lately: the encoder may have been replaced, or have other work.
+    Unknown if no pair was scored recently: the encoder may have been replaced, or be busier.
     """
 
     def __init__(self) -> None:
@@ -138,14 +138,14 @@ class ScoringThroughput:
         self._observed_at = float("-inf")
 
     def observe(self, query: str, texts: Sequence[str], seconds: float) -> None:
-        """Count a chunk that was scored."""
+        """Record a chunk that was scored."""
         measured = seconds / _characters(query, texts)
         share = _SCORING_NEWEST_SHARE if self._is_known() else 1.0
         self._seconds_per_character += share * (measured - self._seconds_per_character)
         self._observed_at = time.monotonic()
 
     def observe_late(self, query: str, texts: Sequence[str], seconds: float) -> None:
-        """Count a chunk that was not scored within that time."""
+        """Record a chunk that was not scored within `seconds`."""
         if seconds > self._seconds_per_character * _characters(query, texts):
             self.observe(query, texts, seconds)
 

@@ -1,4 +1,4 @@
-"""The document half of MatcherService: reading, deleting and status. ingest.py takes documents in."""
+"""The document methods of MatcherService: reading, deleting and status. ingest.py accepts documents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_DELETED_IDS = 1_000
 
 
 class DocumentsHandler:
-    """What the servicer calls. Every failure is a TextMatchError."""
+    """Implements the document methods of the servicer. Every failure is a TextMatchError."""
 
     def __init__(self, index: Index, dependencies: IngestDependencies) -> None:
         self._index = index
@@ -36,7 +36,7 @@ class DocumentsHandler:
         return stored[document_id].document
 
     async def delete(self, ids: Sequence[str], version: int | None) -> int:
-        """Delete documents, and keep older writes from bringing them back. Returns how many were stored.
+        """Delete documents, and keep older writes from restoring them. Returns how many were stored.
 
         Args:
             version: delete only what is not newer than this; None means now.
@@ -47,13 +47,13 @@ class DocumentsHandler:
         return await self._delete(dict.fromkeys(ids, version))
 
     async def delete_where(self, where: Filter, version: int | None) -> int:
-        """Delete the documents that fit a filter; the rest as for `delete`."""
+        """Delete the documents that match a filter; otherwise as `delete`."""
         version = self._delete_version(version)
         if not (where.must or where.should or where.must_not):
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
-        # Qdrant must be known to accept the filter before workers apply it to what is queued.
+        # Ensures that Qdrant accepts the filter before workers apply it to queued documents.
         await anext(self._index.find_versions(where, max_version=version), None)
-        # Before the search: workers read the tombstone after they have written what the search does not see.
+        # Before the search: a worker that writes a document after it reads the tombstone after the write.
         tombstone = FilterTombstone(where, version, self._dependencies.tombstone_seconds)
         await self._dependencies.tombstones.filters.add(tombstone)
         deleted_count = 0
@@ -62,7 +62,7 @@ class DocumentsHandler:
         return deleted_count
 
     async def status(self, document_id: str) -> IngestStatus:
-        """The totals, and where one document stands if its id is given."""
+        """The totals, and the state of one document if its id is given."""
         waiting = await self._dependencies.pending.summary()
         document_count = await self._index.count()
         dead_letter_count = await self._dependencies.dead_letters.count()
@@ -88,7 +88,7 @@ class DocumentsHandler:
         return version
 
     async def _delete(self, versions: Mapping[str, int]) -> int:
-        """Tombstones first: workers/indexer.py explains why no racing write survives then."""
+        """Add tombstones before the delete: workers/indexer.py explains why no concurrent write survives."""
         await self._dependencies.tombstones.add(versions, self._dependencies.tombstone_seconds)
         deleted_count = await self._index.delete(versions)
         await self._dependencies.dead_letters.clear(versions)

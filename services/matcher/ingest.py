@@ -1,9 +1,9 @@
-"""Taking documents in: each gets a version and is queued, unless it is already stored with the same content.
+"""Accepts documents: each gets a version and is queued, unless it is already stored with the same content.
 
-While the queue is full, callers of IngestDocuments are held: a request that waits keeps its stream from
-being read, and gRPC's flow control slows its caller down. Callers enter first come, first served. All
-matchers look at the same queue, and each adds what it is just putting there, so the limit is exceeded by at
-most one request of each matcher.
+While the queue is full, callers of IngestDocuments wait: the matcher stops reading the stream of a waiting
+request, and gRPC's flow control slows its caller down. Callers are admitted in the order of arrival. All
+matchers measure the same queue, and each adds the documents that it is just enqueuing. The limit is therefore
+exceeded by at most one request of each matcher.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from textmatch.types import DocumentResult, IngestOutcome
 
 _POLL_SECONDS = 0.1
 _RETRY_SECONDS = 2.0
-# A held caller is refused this long before its deadline, or this share of its time if that is less.
+# A waiting caller is refused this long before its deadline, or this share of its time if that is less.
 _MARGIN_SECONDS = 1.0
 _MARGIN_SHARE = 0.25
 
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """From which size on the queue counts as full."""
+    """The size from which the queue counts as full."""
 
     documents: int
     size_bytes: int
@@ -58,13 +58,13 @@ class Admission:
 
     @asynccontextmanager
     async def entry(self, documents: Sequence[Document], deadline: float | None) -> AsyncIterator[None]:
-        """Wait until there is room; in the block, put these documents into the queue.
+        """Wait until there is room. The caller enqueues these documents in the block.
 
         Args:
             deadline: of the caller, on the monotonic clock; None if it has none.
 
         Raises:
-            Overloaded: there is no room in time.
+            Overloaded: there is no room before the deadline.
             DependencyUnavailable: Redis does not answer.
         """
         started = time.monotonic()
@@ -114,7 +114,7 @@ class VersionClock:
         self._last = 0
 
     def next(self) -> int:
-        """A version above all that were given before."""
+        """A version above all earlier ones."""
         self._last = max(version_now(), self._last + 1)
         return self._last
 
@@ -134,7 +134,7 @@ class VersionClock:
 
 @dataclass(frozen=True)
 class IngestDependencies:
-    """The state of documents in Redis on their way to the index, and how long deletes are remembered."""
+    """The ingest state in Redis, and how long deletes are remembered."""
 
     producer: Producer
     pending: Pending
@@ -146,7 +146,7 @@ class IngestDependencies:
 
 
 class IngestHandler:
-    """Takes valid documents in. Every failure is a TextMatchError."""
+    """Accepts valid documents. Every failure is a TextMatchError."""
 
     def __init__(self, index: Index, dependencies: IngestDependencies) -> None:
         self._index = index
@@ -194,7 +194,7 @@ class IngestHandler:
         try:
             stored = await self._index.fetch(list(ids))
         except TextMatchError as error:
-            # Finding unchanged documents only saves work: without it, all are written.
+            # Finding unchanged documents only saves work. Without it, all are written.
             _log.warning("cannot find unchanged documents", extra={"error": str(error)})
             return {}
         unchanged: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Answers a Match: plan the query, embed it, find candidates, score the best of them, fuse the scores."""
+"""Answers a Match: plan the query, embed it, find candidates, score the best ones, fuse the scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Flight:
 
 
 class SingleFlight:
-    """Answers identical matches once while they overlap. A match is cancelled when its last caller leaves."""
+    """Answers identical concurrent matches once. A match is cancelled when its last caller is cancelled."""
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight] = {}
@@ -73,7 +73,7 @@ def timed(timings: StageTimings, stage: str, part: str = "") -> Iterator[None]:
 
 
 class Matcher:
-    """Answers queries. Keeps no state that another matcher would miss.
+    """Answers queries. Its only state are caches and measured speeds, so any matcher can answer any query.
 
     Args:
         weights: for collections without tuned weights.
@@ -94,7 +94,7 @@ class Matcher:
     async def match(
         self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool = False
     ) -> MatchResult:
-        """The stored texts that mean the same as the query. Identical queries that overlap are answered once.
+        """Find the stored texts that mean the same as the query. Identical concurrent queries run once.
 
         Args:
             deadline: when the caller stops waiting, by `time.monotonic()`.
@@ -171,7 +171,7 @@ class Matcher:
     async def _answer_quickly(
         self, result: MatchResult, plan: QueryPlan, embedding: Embeddings | None
     ) -> None:
-        """The candidates of one quick search, without scoring."""
+        """Answer with the candidates of one quick search, without scoring."""
         result.degraded = DegradedReason.ENCODE_LATE
         if embedding is not None:
             result.degraded, result.recall = DegradedReason.RECALL_LATE, Recall.DENSE

@@ -49,6 +49,6 @@ EMBEDDING_CACHE_ENTRIES = Gauge(
 )
 INGEST_HELD_SECONDS = Histogram(
     "textmatch_ingest_held_seconds",
-    "Time that requests of IngestDocuments waited because the queue was full; only requests that waited.",
+    "Time that requests of IngestDocuments waited because the queue was full. Others do not count.",
     buckets=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
 )

@@ -1,4 +1,4 @@
-"""Scores candidates by the encoder's cross-encoder or pair classifier, as many as there is time for."""
+"""Scores as many candidates as time allows by the encoder's cross-encoder or pair classifier."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DEGRADING = (DeadlinePassed, *_REFUSED, *_UNAVAILABLE)
 
 @dataclass
 class RerankResult:
-    """Scores 0..1 of the first texts. `degraded` says why the others were not scored."""
+    """Scores 0..1 of the first texts. `degraded` is the reason why the others were not scored."""
 
     values: list[float] = field(default_factory=list)
     model_id: str = ""

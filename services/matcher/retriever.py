@@ -26,7 +26,7 @@ _NOT_EMBEDDED = (DeadlinePassed, DeadlineTooShort, Overloaded)
 
 @dataclass(frozen=True)
 class QueryPlan:
-    """All that is decided about a query before it is answered. No later stage reads the collection again.
+    """All decisions about a query before it is answered. No later stage reads the collection's state again.
 
     Attributes:
         collection: the collection in use; "" while there is none.
@@ -49,7 +49,7 @@ class QueryPlan:
 
     @property
     def model_id(self) -> str:
-        """The bi-encoder that built the collection, which is named for it."""
+        """The bi-encoder that built the collection; the collection is named for it."""
         return self.collection
 
     @property

@@ -59,13 +59,13 @@ class MatcherSettings(StoreSettings, ServerSettings):
     max_queued_documents: int = setting(
         "TEXTMATCH_INGEST_MAX_QUEUED_DOCUMENTS",
         500_000,
-        "Documents in the queue from which on callers of IngestDocuments wait.",
+        "Documents in the queue above which callers of IngestDocuments wait.",
         minimum=1,
     )
     max_queued_bytes: int = setting(
         "TEXTMATCH_INGEST_MAX_QUEUED_BYTES",
         1024**3,
-        "Bytes in the queue from which on callers of IngestDocuments wait.",
+        "Bytes in the queue above which callers of IngestDocuments wait.",
         minimum=1,
     )
     tombstone_seconds: int = setting(

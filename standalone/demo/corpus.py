@@ -67,7 +67,7 @@ def read_questions(path: Path = EVERYDAY) -> list[Question]:
 
 
 def read_names(python: Path, packages: Sequence[str] = ()) -> list[dict[str, str]]:
-    """What `stdlib_names.py` prints with that interpreter: about packages, or about the standard library."""
+    """The output of `stdlib_names.py` in that interpreter, for packages or for the standard library."""
     # -S hides installed packages.
     options = ["-I", "-W", "ignore", *([] if packages else ["-S"])]
     script = Path(__file__).with_name("stdlib_names.py")

@@ -4,9 +4,9 @@ Runs as a script in an interpreter of its own, because importing six hundred mod
 
     python -I -S -W ignore standalone/demo/stdlib_names.py
 
-With names of packages, it prints theirs instead (without -S, which hides what is installed).
+With packages as arguments, it prints their names instead (without -S, which hides installed packages).
 
-Writes one JSON object a line:
+Writes one JSON object per line:
 
     {"id": "shutil.rmtree", "module": "shutil", "kind": "function", "docstring": "Recursively delete ..."}
 """
@@ -24,7 +24,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from types import ModuleType
 from typing import Any, NamedTuple
 
-# They open windows or a browser, print, are tests, or implement os and os.path for one platform.
+# These modules open windows or a browser, print, are tests, or implement os and os.path for one platform.
 _SKIPPED_MODULES = frozenset(
     {
         "antigravity",
@@ -60,7 +60,7 @@ class PublicName(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, bool, bool, str]:
-        """Of several names of one object, the one with the lowest rank is the usual one."""
+        """The usual name of an object is the one with the lowest rank."""
         is_own_name = getattr(self.target, "__name__", "") == self.name.rpartition(".")[2]
         return self.name.count("."), not is_own_name, not self.is_defined_here, self.name
 

@@ -26,7 +26,7 @@ def main(
         Path, typer.Option(help="An interpreter for which library_packages.txt is installed.")
     ] = Path(sys.executable),
 ) -> None:
-    """Write pairs.tsv (question, text, 1) and texts.txt, one text a line."""
+    """Write pairs.tsv (question, text, 1) and texts.txt, one text per line."""
     rows = [line.split("\t") for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     texts = read_texts(python, {name for _, name in rows})
     output.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def main(
 
 
 def read_texts(python: Path, names: set[str]) -> dict[str, str]:
-    """The text of each name as the demo's corpus would have it, where the interpreter can import it."""
+    """The text of each name in the format of the demo's corpus, if the interpreter can import it."""
     packages = sorted({name.partition(".")[0] for name in names})
     return {
         record["id"]: f"{spell_out(record['id'])}: {summarise(record['docstring'])}"

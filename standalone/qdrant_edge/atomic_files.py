@@ -1,4 +1,4 @@
-"""Files that a crash leaves either old or new, never half written, and the lock of the data folder."""
+"""Files that are replaced atomically, and the lock of the data folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FolderLock:
         """Take the folder; create it if it does not exist.
 
         Raises:
-            FolderInUse: naming the process that has it.
+            FolderInUse: naming the process that holds it.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)

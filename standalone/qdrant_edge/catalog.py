@@ -25,7 +25,7 @@ class Catalog:
     """Finds collections by name or alias; every change is on disk before it is visible."""
 
     def __init__(self, data_dir: Path) -> None:
-        """Load a data folder, finishing what a crash interrupted."""
+        """Load a data folder, and finish creations and deletions that a crash interrupted."""
         self._folder = data_dir / "collections"
         self._aliases_path = data_dir / "aliases.json"
         self._collections: dict[str, EdgeCollection] = {}
@@ -81,7 +81,7 @@ class Catalog:
             raise
 
     async def delete(self, name: str) -> bool:
-        """Remove a collection with its aliases; says whether there was one."""
+        """Remove a collection with its aliases; returns whether it existed."""
         if name not in self.names:
             return False
         self._save_aliases({alias: target for alias, target in self.aliases.items() if target != name})
@@ -93,7 +93,7 @@ class Catalog:
         return True
 
     def change_aliases(self, actions: Iterable[pb.AliasOperations]) -> None:
-        """Apply all actions in order, in one step; none if one of them is wrong."""
+        """Apply all actions in order, in one step; none if one of them is invalid."""
         aliases = dict(self.aliases)
         for action in actions:
             self._change_alias(aliases, action)
@@ -145,7 +145,7 @@ class Catalog:
 
 
 def _check_name(name: str) -> None:
-    """Names that a real server refuses too."""
+    """Refuse the names that a real server refuses."""
     if not 1 <= len(name) <= _MAX_NAME_LENGTH:
         raise invalid(f"a name must have 1 to {_MAX_NAME_LENGTH} characters, not {len(name)}")
     if forbidden := _FORBIDDEN_IN_NAMES.intersection(name):

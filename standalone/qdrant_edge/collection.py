@@ -33,7 +33,7 @@ from standalone.qdrant_edge.errors import engine_call
 from standalone.qdrant_edge.updates import parse_update, to_operations, written_ids
 
 _BYTES_PER_COMPONENT: Final = 4
-# A start replays what is not flushed; this limits it to seconds.
+# A start replays writes that are not flushed; this limit keeps it to seconds.
 _MAX_UNFLUSHED_BYTES: Final = 256 * 2**20
 # A larger index may have more unindexed points, up to a number that is still scanned within milliseconds.
 _UNINDEXED_SHARE: Final = 0.25
@@ -44,7 +44,7 @@ _JOURNAL_HEADER: Final = struct.Struct("<II")
 
 
 class Journal:
-    """A queue of write requests on disk, for the time of a rebuild.
+    """A queue of write requests on disk, used during a rebuild.
 
     It is not durable, because the log of the shard has the same writes.
     """
@@ -95,7 +95,7 @@ class UnindexedCounter:
         self._ids: set[EdgeId] = set()
 
     def add(self, ids: Iterable[EdgeId]) -> None:
-        """These points have been written."""
+        """Count points that have been written."""
         self._ids.update(ids)
         if len(self._ids) >= _MAX_COUNTED_IDS:
             self._carried += len(self._ids)
@@ -112,7 +112,7 @@ class UnindexedCounter:
         return taken
 
     def give_back(self, taken: int) -> None:
-        """Add back what was taken, because it has not been indexed."""
+        """Add back a number that `take` returned, because those points have not been indexed."""
         self._carried += taken
 
 
@@ -148,7 +148,7 @@ class EdgeCollection:
 
     @classmethod
     def open(cls, folder: Path, record: CollectionRecord) -> EdgeCollection:
-        """Load a collection, remove what an interrupted rebuild left and replay the engine's log."""
+        """Load a collection, remove the files of an interrupted rebuild and replay the engine's log."""
         for path in folder.iterdir():
             if path.name not in {RECORD_FILE, record.shard}:
                 _remove(path)
@@ -165,16 +165,16 @@ class EdgeCollection:
 
     @property
     def settings(self) -> pb.CreateCollection:
-        """The configuration as it stands."""
+        """The current configuration."""
         return self._record.settings
 
     @property
     def shard_folder(self) -> Path:
-        """Where the engine's files are."""
+        """The folder of the engine's files."""
         return self.folder / self._record.shard
 
     async def update(self, method: str, request: Message) -> None:
-        """Apply a write request of that gRPC method; once done, it survives the death of the process."""
+        """Apply a write request of that gRPC method; afterwards it survives a crash of the process."""
         operations = to_operations(method, request, self._schema)
         async with self.write_lock:
             if self.journal is not None:
@@ -294,7 +294,7 @@ class EdgeCollection:
         engine_call(self.shard.close)
 
     async def delete(self) -> None:
-        """Remove the collection from disk; once the record is gone, a restart finishes the job."""
+        """Remove the collection from disk; once the record is deleted, a restart finishes the removal."""
         await self.close()
         (self.folder / RECORD_FILE).unlink()
         await asyncio.to_thread(shutil.rmtree, self.folder)

@@ -14,7 +14,7 @@ from qdrant_client import grpc as pb
 
 from standalone.qdrant_edge.errors import invalid, unsupported
 
-# How the API names the vector of a collection that has only one.
+# The API's name of the vector in a collection that has only one.
 DEFAULT_VECTOR = ""
 
 EdgeId: TypeAlias = int | uuid.UUID | str
@@ -51,8 +51,8 @@ def to_point_id(edge_id: EdgeId) -> pb.PointId:
 def to_edge_vectors(vectors: pb.Vectors, schema: VectorSchema) -> dict[str, NamedVector]:
     """The vectors of one point, checked against the schema.
 
-    The engine logs a write before it checks it, and would read a bad write again at every start. So a write
-    that the engine would refuse must be refused here.
+    The engine logs a write before it checks it, and would replay an invalid write at every start. Therefore
+    all writes that the engine would refuse must be refused here.
     """
     kind = vectors.WhichOneof("vectors_options")
     if kind is None:
@@ -99,7 +99,7 @@ def retrieved_points(records: Iterable[edge.Record]) -> list[pb.RetrievedPoint]:
 
 
 def to_edge_filter(message: pb.Filter) -> edge.Filter:
-    """A filter with everything inside it."""
+    """A filter with its nested conditions."""
     min_should = None
     if message.HasField("min_should"):
         conditions = _conditions(message.min_should.conditions)

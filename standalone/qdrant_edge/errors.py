@@ -38,7 +38,7 @@ class RequestError(Exception):
 
 
 def invalid(description: str) -> RequestError:
-    """The request itself is wrong."""
+    """The request is invalid."""
     return RequestError(grpc.StatusCode.INVALID_ARGUMENT, f"Wrong input: {description}")
 
 
@@ -53,17 +53,17 @@ def not_found(description: str) -> RequestError:
 
 
 def unsupported(part: str) -> RequestError:
-    """A part of the API that this server does not answer."""
+    """A part of the API that this server does not support."""
     return RequestError(grpc.StatusCode.UNIMPLEMENTED, f"{part} is not available in Qdrant Edge")
 
 
 def internal(description: str) -> RequestError:
-    """Not the caller's fault."""
+    """The server failed; the request may be valid."""
     return RequestError(grpc.StatusCode.INTERNAL, f"Service internal error: {description}")
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """The status of any failure; INTERNAL unless it is the caller's fault."""
+    """The status of any failure; INTERNAL unless the request caused it."""
     if isinstance(error, RequestError):
         return error
     description = str(error)

@@ -33,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 1.0
 _RETRY_REBUILD_SECONDS = 60.0
-# Requests replayed before other calls run. More than can arrive in between, or the replay would never end.
+# Requests replayed before other calls run. Fewer than arrive in between would make the replay endless.
 _REPLAY_SLICE = 64
 # Exit code of the child process.
 _NOTHING_TO_DO = 3
-# Queries have priority, but the index must get done on a busy machine too.
+# Queries have priority, but the index must be finished on a busy machine too.
 _NICENESS = 5
 _PR_SET_PDEATHSIG = 1
 
@@ -153,7 +153,7 @@ def _replay(collection: EdgeCollection, shard: edge.EdgeShard, journal: Journal)
         try:
             collection.replay(shard, method, request)
         except RequestError as error:
-            # It failed in the same way on the shard itself, and the caller was told.
+            # The request failed in the same way on the shard itself, and its caller got the error.
             _log.debug("replayed %s: %s", method, error)
 
 
@@ -171,7 +171,7 @@ def optimize_shard(collection_folder: Path, shard_folder: Path, parent_pid: int)
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """An orphan would go on writing to a folder that the next server has removed."""
+    """Exit with the parent: an orphan would write to a folder that the next server has removed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:

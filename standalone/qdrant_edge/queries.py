@@ -71,7 +71,7 @@ def with_vectors(selector: pb.WithVectorsSelector) -> bool | list[str]:
 def _prefetch_key(request: pb.QueryPoints) -> _PrefetchKey:
     """Equal for queries whose prefetches find the same points; empty if their results cannot be shared."""
     if request.query.WhichOneof("variant") in {"fusion", "rrf"}:
-        # A fusion needs the ranks that each prefetch gave.
+        # A fusion needs the ranks in each prefetch.
         return ()
     return tuple(one.SerializeToString(deterministic=True) for one in request.prefetch)
 
@@ -79,7 +79,7 @@ def _prefetch_key(request: pb.QueryPoints) -> _PrefetchKey:
 def _query_request(
     collection: EdgeCollection, request: pb.QueryPoints, found: edge.Filter | None = None
 ) -> edge.QueryRequest:
-    """A whole query; `found` replaces its prefetches by a filter on what they find."""
+    """A whole query; `found` replaces its prefetches by a filter on their hits."""
     return edge.QueryRequest(
         **_stage_arguments(collection, request, found),
         offset=request.offset,
@@ -89,7 +89,7 @@ def _query_request(
 
 
 def _prefetch_request(collection: EdgeCollection, message: pb.PrefetchQuery) -> edge.QueryRequest:
-    """A prefetch as a query of its own, for the ids of what it finds."""
+    """A prefetch as a separate query for the ids of its hits."""
     return edge.QueryRequest(
         **_stage_arguments(collection, message), offset=0, with_vector=False, with_payload=False
     )
@@ -121,7 +121,7 @@ def _stage_arguments(
 
 
 def _scoring(collection: EdgeCollection, query: pb.Query, using: str) -> Any:
-    """What ranks the points; None orders them by id."""
+    """How the points are ranked; None orders them by id."""
     kind = query.WhichOneof("variant")
     match kind:
         case None:

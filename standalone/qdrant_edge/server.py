@@ -47,9 +47,9 @@ _MAX_MESSAGE_BYTES: Final = 64 * 2**20
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    # Two servers on one port would each get a part of the calls.
+    # Otherwise two servers could listen on one port, and each would get a part of the calls.
     ("grpc.so_reuseport", 0),
-    # Clients may ping idle connections that often.
+    # Clients may ping idle connections this often.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
 
@@ -197,7 +197,7 @@ class EdgeServer:
         self._server.add_generic_rpc_handlers((router,))
 
     async def start(self, host: str, port: int) -> int:
-        """Listen and report SERVING; returns the port, which matters when 0 was asked for.
+        """Listen and report SERVING; returns the actual port, which is useful if `port` is 0.
 
         Raises:
             RuntimeError: the address cannot be bound.
@@ -262,7 +262,7 @@ async def _health_check(_request: pb.HealthCheckRequest) -> pb.HealthCheckReply:
 
 
 def _update_result(request: Any) -> pb.UpdateResult:
-    """Writes are always applied before the answer; the status follows what was asked for."""
+    """Writes are always applied before the answer. The status depends on the request's `wait`."""
     return pb.UpdateResult(status=pb.Completed if request.wait else pb.Acknowledged)
 
 

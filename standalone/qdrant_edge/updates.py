@@ -27,10 +27,10 @@ _FIELD_TYPE_PREFIX: Final = "FieldType"
 
 
 def to_operations(method: str, request: Message, schema: VectorSchema) -> Operations:
-    """What the engine has to do for a request of that method.
+    """The engine's operations for a request of that method.
 
     Raises:
-        RequestError: the request is wrong; nothing has been written.
+        RequestError: the request is invalid; nothing has been written.
     """
     _, convert = UPDATE_METHODS[method]
     return convert(request, schema)

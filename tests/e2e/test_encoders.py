@@ -61,4 +61,4 @@ def test_no_gpus_and_gpus_beside_encoders_are_refused(tmp_path: Path):
     assert none.returncode != 0
     assert "'--gpus': Input should be greater than or equal to 1" in none.stderr
     assert both.returncode != 0
-    assert "leave out --encoders" in both.stderr
+    assert "omit --encoders" in both.stderr

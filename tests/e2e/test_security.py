@@ -131,5 +131,5 @@ def test_a_bad_file_of_keys_ends_the_start_and_shows_nothing_of_it(secured: Secu
     environment = {**os.environ, **secured.environment, "TEXTMATCH_API_KEYS_FILE": str(keys)}
     started = textmatch("up", "--data-dir", str(tmp_path / "data"), "--detach", env=environment)
     assert started.returncode != 0
-    assert "line 1: the scopes must be of read, write, admin" in started.stderr
+    assert "line 1: the scopes must be among read, write, admin" in started.stderr
     assert READER not in started.stderr

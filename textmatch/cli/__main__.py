@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    # Errors are reported below, in one line; gRPC's own logs would come on top.
+    # Errors are reported below, in one line; without this, gRPC would log them too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         result = typer.main.get_command(app).main(arguments, prog_name="textmatch", standalone_mode=False)

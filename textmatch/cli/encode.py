@@ -13,7 +13,7 @@ from textmatch.client import EncodeResult, Role
 from textmatch.console import cell, print_json, print_line, print_table
 
 Texts = Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts, each in quotes.")]
-RoleOption = Annotated[Role, typer.Option("--role", help="What the texts are.")]
+RoleOption = Annotated[Role, typer.Option("--role", help="How the texts are used.")]
 Model = Annotated[str, typer.Option("--model", help="Name or id of a loaded bi-encoder.")]
 
 _SHOWN_COMPONENTS = 4
@@ -41,7 +41,7 @@ def encode(
 
 def _print_json(texts: list[str], result: EncodeResult) -> None:
     for text, truncated, row in zip(texts, result.truncated, result.embeddings, strict=True):
-        # Nine digits are all that a float32 holds.
+        # Nine significant digits represent any float32 exactly.
         embedding = [float(f"{component:.9g}") for component in row.tolist()]
         print_json(
             {"text": text, "embedding": embedding, "model_id": result.model_id, "truncated": truncated}

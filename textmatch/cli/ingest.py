@@ -32,7 +32,7 @@ from textmatch.io.line_reader import START, STDIN, Position, file_name, open_dat
 File = Annotated[str, typer.Argument(metavar="FILE", help="JSON lines, CSV or TSV; - for stdin.")]
 FormatOption = Annotated[
     Format | None,
-    typer.Option("--format", help="Format of FILE. Default: by its name."),
+    typer.Option("--format", help="Format of FILE. Default: by its extension."),
 ]
 Rejected = Annotated[
     Path | None,
@@ -135,9 +135,9 @@ class Rejections:
 
 
 class Checkpoint:
-    """A file next to the input that says how far the input was ingested. There is none for stdin.
+    """A file next to the input that records how far the input was ingested. There is none for stdin.
 
-    It counts for the same file at the same matcher. Where it cannot be written, the run goes on without.
+    It is valid for the same file and the same matcher. If it cannot be written, the run continues without it.
     """
 
     def __init__(self, source_name: str, source: BinaryIO, matcher: str) -> None:
@@ -221,7 +221,7 @@ class IngestRun:
         """Send all records.
 
         Raises:
-            TextMatchError: the matcher failed; the checkpoint says how far the run came.
+            TextMatchError: the matcher failed; the checkpoint has the position reached.
         """
         try:
             for result in client.ingest(self._documents(records)):
@@ -256,7 +256,7 @@ class IngestRun:
         self._checkpoint.save(self._position, self._counts)
 
     def _report(self, error: BaseException) -> None:
-        """Say how many documents were accepted before the error, if any were."""
+        """Print how many documents were accepted before the error, if any were."""
         accepted = self._counts[IngestOutcome.ACCEPTED] + self._counts[IngestOutcome.UNCHANGED]
         if not accepted:
             return

@@ -69,7 +69,7 @@ class Addresses:
         Raises:
             InvalidInput: a setting is not valid.
         """
-        # Imported here, because most commands do without the packages of the index.
+        # Imported here, because most commands do not need the packages of the index.
         from textmatch.index.client import connect
         from textmatch.index.index import Index
         from textmatch.index.schema import PayloadIndexes

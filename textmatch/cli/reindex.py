@@ -130,7 +130,7 @@ class ReindexOptions:
 
 @dataclass(frozen=True)
 class ReindexReport:
-    """The result of a run. `weights` is None without a switch, and `objection` says why it was refused."""
+    """The result of a run. `weights` is None without a switch, and `objection` is why it was refused."""
 
     change: Migration
     documents: int
@@ -203,7 +203,7 @@ class Reindexing:
         self._progress = progress
 
     async def run(self) -> ReindexReport:
-        """Build and compare the new collection, then switch if nothing speaks against it.
+        """Build and compare the new collection, then switch unless a check objects.
 
         Raises:
             TextMatchError: a step failed; another run continues from there.
@@ -257,7 +257,7 @@ class Reindexing:
         return ""
 
     async def _switch(self, change: Migration, walked: SyncReport) -> TunedWeights:
-        """Switch, after refused documents are among the dead letters and the weights are stored."""
+        """Store refused documents in the dead letters and the tuned weights in the target, then switch."""
         if walked.refused:
             await RETRY.call(DeadLetters(self._redis).add, list(walked.refused.values()))
         weights = await RETRY.call(take_over_weights, self._index, change)

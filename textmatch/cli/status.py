@@ -167,11 +167,11 @@ def _queue_cells(queue: IngestStatus) -> list[str]:
 
 @dataclass(frozen=True)
 class QueueSample:
-    """The queue at one moment, or the problem why it is unknown. The first sample has no rates.
+    """The queue at one moment, or the `problem` that prevented the sample. The first one has no rates.
 
     Attributes:
-        indexed_per_second: new documents in the index, less those deleted.
-        drained_per_second: documents that left the queue, less those that were added.
+        indexed_per_second: new documents in the index, minus deleted ones.
+        drained_per_second: documents that left the queue, minus added ones.
     """
 
     status: IngestStatus | None
@@ -202,7 +202,7 @@ def _watch(ask: Callable[[], IngestStatus], *, as_json: bool) -> None:
 
 
 def _samples(ask: Callable[[], IngestStatus]) -> Iterator[QueueSample]:
-    """One sample per second, without end."""
+    """One sample per second, forever."""
     before: tuple[float, IngestStatus] | None = None
     while True:
         asked = time.monotonic()

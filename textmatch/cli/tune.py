@@ -260,7 +260,7 @@ def _explanation(match: Match) -> ScoreExplanation:
 def _weights(match: Match) -> Weights:
     explanation = _explanation(match)
     calibration = ScoreCalibration(*explanation.calibration) if explanation.calibration else None
-    # The message holds them in 32 bits.
+    # The message has 32-bit floats.
     lexical, rerank = round(explanation.lexical_weight, 6), round(explanation.rerank_weight, 6)
     return Weights(lexical, rerank, calibration)
 

@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 Request = TypeVar("Request", contravariant=True)
 Response = TypeVar("Response", covariant=True)
 
-# Of one call. gRPC takes larger ones, but progress would be coarse.
+# Size limit of one call. gRPC accepts larger messages, but progress would be coarse.
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 # Two calls at a time keep the server busy while an answer travels.
 _CALLS_IN_FLIGHT = 2

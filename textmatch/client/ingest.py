@@ -1,4 +1,4 @@
-"""Sending documents: in batches, several in flight, and again when the matcher could not take them."""
+"""Sends documents in batches, several in flight, and sends refused documents again."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class IngestStream:
 
     Args:
         timeout_seconds: of each call.
-        stall_timeout_seconds: how long to retry while the matcher takes no document.
+        stall_timeout_seconds: how long to retry while the matcher accepts no document.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class IngestStream:
         """Send the documents and yield one result for each. A bad document is reported before its neighbours.
 
         Raises:
-            TextMatchError: the matcher cannot be reached, or took no document for `stall_timeout_seconds`.
+            TextMatchError: the matcher cannot be reached, or accepts no document for `stall_timeout_seconds`.
         """
         batch = IngestBatch()
         try:
@@ -119,7 +119,7 @@ class IngestStream:
         )
 
     def _finish_oldest(self) -> Iterator[DocumentResult]:
-        """Wait for the answer to the oldest batch. Documents that were refused for now are sent again."""
+        """Wait for the answer to the oldest batch. Documents that were refused temporarily are sent again."""
         batch = self._in_flight[0]
         policy = RetryPolicy(max_backoff_seconds=_MAX_BACKOFF_SECONDS)
         for attempt in policy.attempts(lambda: self._progress_at + self._stall_timeout_seconds):
@@ -140,7 +140,7 @@ class IngestStream:
         self._in_flight.popleft()
 
     def _answer(self, batch: IngestBatch) -> list[DocumentResult]:
-        """One result for each document. If the call failed for now, that is the result of all of them."""
+        """One result for each document. If the call failed temporarily, all have its error."""
         try:
             with self._server.translated_errors(self._timeout_seconds):
                 responses: list[pb.IngestDocumentsResponse] = list(batch.call)

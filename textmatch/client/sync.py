@@ -61,7 +61,7 @@ _MAX_INTERACTIVE_TEXTS = 64
 _QUERIES_PER_CALL = 100
 _IDS_PER_CALL = 1_000
 _MAX_REJECTIONS = 100
-# How long the matcher may take no document, or the queue may not move, before the client gives up.
+# The client gives up after this time in which the matcher accepts no document, or the queue does not shrink.
 _STALL_TIMEOUT_SECONDS = 120.0
 _FIRST_POLL_SECONDS = 0.05
 _LAST_POLL_SECONDS = 1.0
@@ -76,14 +76,14 @@ class TextMatchClient:
             for match in client.match("remove a directory tree", top_k=3):
                 print(match.score, match.document.id, match.document.text)
 
-    Connects with the first call, and reconnects when a server was away. Threads may share a client.
+    Connects on the first call, and reconnects after a server was unavailable. Threads may share a client.
     Every failure is a `textmatch.errors.TextMatchError`:
 
-    * `InvalidInput` names everything that is wrong with the arguments;
+    * `InvalidInput` names every invalid argument;
     * `ServerUnreachable`, a `DependencyUnavailable`: no server answers at the address;
     * `DeadlinePassed`: the answer took longer than the timeout;
     * `Unauthenticated` and `PermissionDenied`: the API key is not valid or lacks a scope;
-    * `Overloaded`: the server has too much to do; come back after `retry_delay_seconds`.
+    * `Overloaded`: the server has too much queued work; retry after `retry_delay_seconds`.
 
     Args:
         matcher: a gRPC target: `host:port`, or `dns:///name:port` for all replicas behind a name.
@@ -91,8 +91,8 @@ class TextMatchClient:
         timeout_seconds: of one interactive call.
         bulk_timeout_seconds: of one call of bulk work: a batch of documents, a hundred queries of
             `batch_match`, or a part of more than 64 texts.
-        api_key: for both servers; empty if they ask for none.
-        tls: the CA to trust, and the certificate to show if one is asked for. None means plain text.
+        api_key: for both servers; empty if they require none.
+        tls: the CA to trust, and the client certificate if one is required. None: not encrypted.
     """
 
     def __init__(
@@ -153,15 +153,15 @@ class TextMatchClient:
         """Create or replace documents; yields one result for each document.
 
         Nothing is sent until you iterate. Only a few batches are in memory at a time. While the queue is full
-        or the matcher is away, the client retries, for two minutes at most without progress. An accepted
+        or the matcher is unavailable, the client retries for up to two minutes without progress. An accepted
         document is durable and will be searchable soon. Repeating a call is safe: unchanged documents are not
         written again.
 
         A bad document does not affect the others: its result has the error. Results come batch by batch, a
-        bad document before its neighbours; `position` says which document it was.
+        bad document before its neighbours; `position` identifies the document.
 
         Args:
-            documents: `Document` objects, or dicts with "id", "text" and, if wanted, "attributes", "version".
+            documents: `Document` objects, or dicts with "id", "text", and optional "attributes", "version".
         """
         stream = IngestStream(
             self._matcher,
@@ -202,7 +202,7 @@ class TextMatchClient:
             on_status: called with each status while waiting, to show progress.
 
         Raises:
-            DeadlinePassed: the queue did not move for two minutes.
+            DeadlinePassed: the size of the queue did not change for two minutes.
         """
         started = moved_at = time.monotonic()
         last_count = -1
@@ -256,7 +256,7 @@ class TextMatchClient:
         )
 
     def delete_where(self, where: Filter, *, version: int | None = None) -> int:
-        """Delete the documents whose attributes fit; returns how many were stored."""
+        """Delete the documents whose attributes match; returns how many were stored."""
         raise_violations([_version_violation(version)])
         condition = filter_to_proto(where, "where")
         return self._delete(matcher_pb.DeleteDocumentsRequest(filter=condition, version=version))
@@ -301,7 +301,7 @@ class TextMatchClient:
         scorer: Scorer = Scorer.CROSS_ENCODER,
         model: str = "",
     ) -> ScoreResult:
-        """How similar in meaning the query is to each text, 0 to 1.
+        """Score how similar in meaning the query is to each text, 0 to 1.
 
         Args:
             query: the text that each of the others is compared with.
@@ -321,7 +321,7 @@ class TextMatchClient:
     def score_pairs(
         self, pairs: Sequence[TextPair], *, scorer: Scorer = Scorer.CROSS_ENCODER, model: str = ""
     ) -> ScoreResult:
-        """How similar the two texts of each pair are; the rest as for `score`."""
+        """Score how similar the two texts of each pair are; otherwise as `score`."""
         self._check_texts("pairs", pairs)
 
         def request(chunk: list[TextPair]) -> encoder_pb.ScoreRequest:

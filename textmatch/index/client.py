@@ -85,7 +85,7 @@ def _read(path: Path) -> bytes:
 
 @asynccontextmanager
 async def translated_errors(collection: str = "") -> AsyncIterator[None]:
-    """Turns errors of Qdrant's client into TextMatchErrors. Errors that show a bug pass through.
+    """Turns errors of Qdrant's client into TextMatchErrors. Errors that indicate a bug pass through.
 
     Args:
         collection: the collection that is used. NOT_FOUND then means that it is gone.

@@ -1,4 +1,4 @@
-"""Collections in Qdrant: which alias points at which, what each can do, and how their roles change.
+"""Collections in Qdrant: their aliases and roles, their properties, and changes of roles.
 
 Each bi-encoder has one collection, named for its model id. Four aliases give collections their roles:
 
@@ -8,8 +8,8 @@ Each bi-encoder has one collection, named for its model id. Four aliases give co
     ALIAS-abandoned   was next or previous, but could no longer be written
 
 Qdrant applies one change of aliases as a whole or not at all. A step that depends on a role renames its
-alias. Qdrant refuses to rename a missing alias, so one process cannot put a collection to use that another
-has just abandoned.
+alias. Qdrant refuses to rename a missing alias, so one process cannot promote a collection that another
+process has just abandoned.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from textmatch.errors import ModelMismatch, TextMatchError
 from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.schema import HNSW, LEXICAL_VECTOR, dense_vector_params, lexical_vector_params
 
-# How long readers may miss a switch of the alias, and new notes such as tuned weights.
+# How long readers may use an outdated alias, and outdated notes such as tuned weights.
 _ROLES_CACHE_SECONDS = 2.0
 _INFO_CACHE_SECONDS = 10.0
 
@@ -41,7 +41,7 @@ Value = TypeVar("Value")
 
 
 class CollectionRole(Enum):
-    """A role besides "in use". The value is the suffix of its alias."""
+    """A role other than "in use". The value is the suffix of its alias."""
 
     NEXT = "-next"
     PREVIOUS = "-previous"
@@ -109,7 +109,7 @@ class RefreshingCache(Generic[Value]):
         """
         started = time.monotonic()
         value = await self._read()
-        # A read that started later may have finished first.
+        # A read that started later may have finished earlier.
         if self._cached is None or self._cached[0] <= started:
             self._cached = (started, value)
         return value
@@ -161,7 +161,7 @@ class Collections:
         self._roles.forget()
 
     async def info(self, collection: str) -> CollectionInfo:
-        """What an existing collection can do, at most ten seconds old.
+        """The properties of an existing collection, at most ten seconds old.
 
         Raises:
             CollectionGone: there is no such collection.
@@ -179,7 +179,7 @@ class Collections:
             raise
 
     async def note(self, collection: str, notes: Mapping[str, Any]) -> None:
-        """Add notes to a collection, and keep its other notes.
+        """Add notes to a collection. Its other notes stay.
 
         Raises:
             CollectionGone: there is no such collection.
@@ -253,7 +253,7 @@ class Collections:
 
 
 class AliasSwitcher:
-    """Changes the roles of collections, one atomic step a method.
+    """Changes the roles of collections. Each method is one atomic step.
 
     Every method raises DependencyUnavailable when Qdrant does not answer.
     """
@@ -272,7 +272,7 @@ class AliasSwitcher:
         return await self._rename(CollectionRole.ABANDONED, CollectionRole.NEXT.value)
 
     async def promote(self, role: CollectionRole, *, in_use: str) -> bool:
-        """Put the collection of this role to use and make the one in use the previous one, in one step.
+        """Use the collection of this role, and make the one in use the previous one, in one step.
 
         Returns:
             False if no collection has the role; nothing has changed then.

@@ -1,4 +1,4 @@
-"""The one entry to Qdrant: conditional writes, reads, searches and aliases.
+"""The interface to Qdrant: conditional writes, reads, searches and aliases.
 
 `Index` works on the collection in use, `CollectionPoints` on one collection, independent of its role.
 """
@@ -41,7 +41,11 @@ class VersionsPage:
 
 
 class CollectionPoints:
-    """Every method raises CollectionGone if there is no such collection, and DependencyUnavailable."""
+    """The points of one collection.
+
+    Every method raises CollectionGone if there is no such collection, and DependencyUnavailable when Qdrant
+    does not answer.
+    """
 
     def __init__(self, client: AsyncQdrantClient, collection: str) -> None:
         self._client = client
@@ -69,8 +73,8 @@ class CollectionPoints:
     async def page(self, position: PointId | None) -> VersionsPage:
         """One page of the versions of all documents.
 
-        A walk through all pages finds every document that is stored the whole time. It may miss documents
-        that are written or deleted during the walk.
+        Reading all pages finds every document that is stored the whole time. It may miss documents that are
+        written or deleted at the same time.
 
         Args:
             position: `next_position` of the page before; None for the first page.
@@ -134,7 +138,7 @@ def _versions(records: Sequence[models.Record]) -> dict[str, int]:
 
 
 class Index:
-    """Documents of an alias, and the aliases themselves.
+    """The documents of the collection in use, and the aliases.
 
     Every method raises DependencyUnavailable when Qdrant does not answer in time. Reads return nothing while
     no collection is in use. A method with `model_id` works on the collection of that model, and raises
@@ -162,7 +166,7 @@ class Index:
         return (await self.collections.refresh_roles()).in_use
 
     def points(self, collection: str) -> CollectionPoints:
-        """The points of one collection, whatever its role."""
+        """The points of one collection, independent of its role."""
         return CollectionPoints(self._client, collection)
 
     async def upsert(self, documents: Sequence[Document], embeddings: Embeddings, *, model_id: str) -> None:
@@ -203,8 +207,8 @@ class Index:
     async def delete(self, versions: Mapping[str, int]) -> int:
         """Delete stored documents that are not newer than the version given for their id.
 
-        The collection in use comes first, then its mirrors, and all of them again if the aliases have changed
-        in between; textmatch/indexing.py explains the order.
+        The collection in use comes first, then the dual-write targets, and all of them again if the aliases
+        have changed in between; textmatch/indexing.py explains the order.
 
         Returns:
             How many documents were deleted from the collections in use.
@@ -252,7 +256,7 @@ class Index:
                 return
 
     async def search(self, query: SearchQuery, *, model_id: str) -> list[Hit]:
-        """What a query finds, in no particular order."""
+        """The hits of a query, in no particular order."""
         async with self._using(model_id):
             return await search(self._client, model_id, query)
 

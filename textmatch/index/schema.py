@@ -26,7 +26,7 @@ DOCUMENT_FIELDS = ["id", "text", "attributes", "version"]
 VERSION_FIELD = "version"
 
 _ATTRIBUTES_PREFIX = "attributes."
-# A part of a path that Qdrant reads without quotes. [] stands for all elements of a list, [2] for one.
+# A part of a path that needs no quotes in Qdrant. [] stands for all elements of a list, [2] for one.
 _PLAIN_PART = re.compile(r"[A-Za-z0-9_-]+(?:\[\d*\])*")
 _PAYLOAD_INDEXES_VARIABLE = "TEXTMATCH_PAYLOAD_INDEXES"
 _KINDS = {
@@ -59,7 +59,7 @@ def lexical_vector_params() -> dict[str, models.SparseVectorParams]:
 
 
 def to_point(document: Document, embedding: Embeddings, *, has_lexical: bool) -> models.PointStruct:
-    """The point of a document with its (dimension,) embedding, for a collection with or without BM25."""
+    """A document and its (dimension,) embedding as a point, for a collection with or without BM25."""
     payload = {
         "id": document.id,
         "text": document.text,

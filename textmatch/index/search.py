@@ -69,7 +69,7 @@ class Hit:
 
 
 async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery) -> list[Hit]:
-    """The points that a query finds, in no particular order."""
+    """The hits of a query, in no particular order."""
     requests = _requests(collection, query)
     if not requests:
         return []

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files, each with its lines and with what is wrong with it."""
+"""Rows of CSV and TSV files, each with its position and its problem, if it cannot be read."""
 
 from __future__ import annotations
 

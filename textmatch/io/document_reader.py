@@ -1,4 +1,4 @@
-"""Documents in JSON lines, CSV and TSV files: one record each, with its line and what is wrong with it."""
+"""Documents in JSON lines, CSV and TSV files: one record each, with its line and its problem, if any."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FORMAT_OF_SUFFIX = {
 
 @dataclass(frozen=True)
 class Record:
-    """One document of a file: its fields, or the `problem` why it cannot be read."""
+    """One document of a file: its fields, or the `problem` that it cannot be read for."""
 
     line_number: int
     content: bytes
@@ -44,7 +44,7 @@ class Record:
 
 
 def format_of(name: str) -> Format | None:
-    """The format of a file by its name; JSON lines for stdin; None if the name does not tell."""
+    """The format of a file by its extension; JSON lines for stdin; None if the extension is unknown."""
     return Format.JSONL if name == STDIN else _FORMAT_OF_SUFFIX.get(Path(name).suffix.lower())
 
 

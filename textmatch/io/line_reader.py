@@ -23,7 +23,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class UnreadableFile(InvalidInput):
-    """A data file cannot be used. The message names the file, and the line if one is at fault."""
+    """A data file cannot be used. The message names the file, and the invalid line if there is one."""
 
 
 class UnreadableLine(Exception):
@@ -32,7 +32,7 @@ class UnreadableLine(Exception):
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two lines: how many bytes and lines come before it."""
+    """A position between two lines: the number of bytes and lines before it."""
 
     offset_bytes: int = 0
     line_number: int = 0
@@ -122,7 +122,7 @@ def read_lines(file: BinaryIO, start: Position = START) -> Iterator[Line]:
 
 
 def read_texts_of_lines(name: str) -> Iterator[tuple[str, str]]:
-    """The text of each line of a file or of stdin, after its place for messages.
+    """Pairs of the place of each line, for messages, and its text; from a file or stdin.
 
     Raises:
         UnreadableFile: the file cannot be opened, or a line is too long or not UTF-8.
@@ -138,7 +138,7 @@ def read_texts_of_lines(name: str) -> Iterator[tuple[str, str]]:
 
 
 def read_json_objects(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object on each line of a JSON lines file, after its place for messages.
+    """Pairs of the place of each line of a JSON lines file, for messages, and its object.
 
     Raises:
         UnreadableFile: a line cannot be read or is not an object.

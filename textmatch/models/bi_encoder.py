@@ -41,7 +41,7 @@ _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 @dataclass(frozen=True)
 class _Role:
-    """How the model reads queries, or documents."""
+    """How the model encodes queries, or documents."""
 
     task: str
     tokenizer: InputTokenizer
@@ -93,7 +93,7 @@ class TorchBiEncoder:
         Args:
             directory: as `find_model` returns it.
             name: the requested name.
-            config: device, precision and the engines to try. What follows the transformer stays in float32.
+            config: device, precision and the engines to try. Modules after the transformer stay in float32.
             max_tokens: truncate texts to this if the model itself reads more.
 
         Raises:
@@ -104,7 +104,7 @@ class TorchBiEncoder:
         return cls(model, name, directory, config, max_tokens)
 
     def describe(self) -> BiEncoderDescription | None:
-        """What `NativeBiEncoder` needs to run the model without torch; None if it cannot."""
+        """The description with which `NativeBiEncoder` runs the model without torch; None if it cannot."""
         pooling = self._packed and self._packed.plain_pooling
         tokenizer = self._document.tokenizer
         if self.engine != NATIVE or self._tells_roles_apart or self._document.prompt_tokens or not pooling:

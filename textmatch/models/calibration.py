@@ -1,7 +1,7 @@
 """Scores of two embeddings, and the calibration of scores: of the pairs that score 0.8, 80 % mean the same.
 
-A calibration is a rising map from scores to scores. Training fits it on labelled pairs and writes it into
-the model's directory. It never changes the order of scores. Free of torch.
+A calibration is a strictly increasing map from scores to scores. Training fits it on labelled pairs and
+writes it into the model's directory. It never changes the order of scores. Does not import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLASSIFIER_WEIGHTS = "model.safetensors"
 _MAX_BYTES = 1_000_000
 
 Scores = NDArray[np.float32]
-# float32 still distinguishes this from 0, and 1 minus this from 1; the logits of 0 and 1 are infinite.
+# float32 distinguishes this from 0, and 1 minus this from 1. The logits of 0 and 1 are infinite.
 _LEAST_SCORE = 1e-7
 
 
@@ -51,7 +51,7 @@ class Logistic:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """Straight lines between knots: `scores` from 0 to 1, `values` in 0..1, both rising from knot to knot."""
+    """Linear interpolation between knots: `scores` from 0 to 1, `values` in 0..1, both increasing."""
 
     scores: tuple[float, ...]
     values: tuple[float, ...]
@@ -87,7 +87,7 @@ class Calibration:
         """The calibration in a model's directory, if there is one.
 
         Raises:
-            UnusableModel: the file is too large, not JSON, of another version, or not a rising map.
+            UnusableModel: the file is too large, not JSON, of another version, or not an increasing map.
         """
         path = directory / FILE_NAME
         if not path.is_file():

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 _CONFIG = "config_sentence_transformers.json"
 _PROBE = (("A man is eating.", "Somebody has his dinner."), ("A man is eating.", "The stock market fell."))
-# The engine's precision changes a logit by less.
+# The engine's precision changes a logit by less than this.
 _PROBE_TOLERANCE = 0.1
 
 # Model type -> layers over the first token's state, each with its activation.
@@ -106,7 +106,7 @@ class TorchCrossEncoder:
         return cls(model.eval(), name, directory, config, max_tokens)
 
     def describe(self) -> CrossEncoderDescription | None:
-        """What `NativeCrossEncoder` needs to run the model without torch; None if it cannot."""
+        """The description with which `NativeCrossEncoder` runs the model without torch; None if it cannot."""
         head = _dense_head(cast("Transformer", self._model[0]).model) if self.engine == NATIVE else None
         is_known = isinstance(self._model.activation_fn, nn.Sigmoid | nn.Identity)
         if head is None or not is_known or not isinstance(self._tokenizer, TransformerTokenizer):
@@ -191,7 +191,7 @@ def _packed(
 
 
 def _convert(model: sentence_transformers.CrossEncoder, dtype: torch.dtype) -> None:
-    """Convert all but the last layer: logits with 8 bits would make different scores equal."""
+    """Convert all but the last layer: bfloat16 logits have 8 bits and would make different scores equal."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     exact = {name: weight.float().clone() for name, weight in last.state_dict().items()}
     model.to(dtype)

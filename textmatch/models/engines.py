@@ -5,8 +5,8 @@ in bfloat16, `torch` everywhere. `decide_engine` decides once for the process wh
 `start_engine` starts the first of them that can run a model. A model that the native engine has run before
 starts from the cache, without torch.
 
-Importing torch takes seconds. This module imports it only where Linux shows a GPU, or where the native kernel
-does not run and torch is needed in any case.
+Importing torch takes seconds. This module imports it only if Linux shows a GPU, or if the native kernel does
+not run and torch is needed anyway.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AUTO = "auto"
 NATIVE = "native"
 OPENVINO = "openvino"
 TORCH = "torch"
-# Imported only when they are tried, since each needs packages of its own.
+# Imported only when they are tried, because each needs further packages.
 _ENGINE_CLASSES = {
     NATIVE: "textmatch.models.native.engine:NativeEngine",
     OPENVINO: "textmatch.models.openvino_engine:OpenVinoEngine",
@@ -54,7 +54,7 @@ class UnusableDevice(TextMatchError):
 
 
 class UnusableEngine(TextMatchError):
-    """The engine that was asked for is not installed."""
+    """The requested engine is not installed."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class EngineConfig:
         engines: to be tried in this order for each model; sentence-transformers runs the rest.
         device: as torch names it, "cpu" or "cuda:0".
         dtype: of the computation, "float32", "bfloat16" or "float16".
-        threads: of a forward pass on a CPU; 0 leaves the number to the engine.
-        cache_directory: where engines keep what they prepare for a model.
+        threads: of a forward pass on a CPU; 0: the engine chooses.
+        cache_directory: where engines store converted models.
         reason: which engines were ruled out and why, for logs.
     """
 
@@ -122,13 +122,13 @@ def decide_engine(
             machine or the other settings rule out.
         device: as `resolve_device` takes it.
         dtype: as `resolve_dtype` takes it.
-        threads: of a forward pass on a CPU; 0 leaves the number to the engine.
-        cache_directory: where engines keep what they prepare for a model.
-        obstacle: why the native kernel cannot run, "" if it can; None asks the processor.
+        threads: of a forward pass on a CPU; 0: the engine chooses.
+        cache_directory: where engines store converted models.
+        obstacle: why the native kernel cannot run, "" if it can; None: detect it.
 
     Raises:
         UnusableDevice: this machine has no such device.
-        UnusableEngine: the engine asked for by name is not installed.
+        UnusableEngine: the engine requested by name is not installed.
     """
     candidates = (NATIVE, OPENVINO, TORCH) if engine == AUTO else tuple(dict.fromkeys((engine, TORCH)))
     device = resolve_device(device)
@@ -142,7 +142,7 @@ def decide_engine(
         obstacles[OPENVINO] = _openvino_obstacle(device, dtype, is_auto=engine == AUTO)
     engines = tuple(name for name in candidates if not obstacles[name])
     reason = "; ".join(f"{name}: {obstacles[name]}" for name in candidates if obstacles[name])
-    # A processor without AMX is normal. A setting that cannot be followed is not.
+    # A processor without AMX is normal, and logged as such. An ignored setting is a warning.
     level = logging.INFO if engine in (AUTO, engines[0]) else logging.WARNING
     _log.log(level, "engines to try", extra={"engines": engines, "dtype": dtype, "ruled_out": reason})
     return EngineConfig(engines, device, dtype, threads, cache_directory, reason)
@@ -234,7 +234,7 @@ def _has_bfloat16(device: str) -> bool:
 
 
 def _shows_gpu() -> bool:
-    """Whether there may be a GPU, as far as can be told without torch."""
+    """Whether there may be a GPU, detected without torch."""
     if sys.platform != "linux":
         return True
     return any(any(_DEVICES.glob(pattern)) for pattern in _GPU_FILES)

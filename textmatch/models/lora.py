@@ -1,8 +1,9 @@
 """Loads LoRA adapters, which is how textmatch ships its own models, and merges them into their base model.
 
-An adapter directory is what PEFT and sentence-transformers write. Read from it are `adapter_config.json`,
-which names the base model, `adapter_model.safetensors`, with the low-rank deltas and a cross-encoder's
-scoring head, and the longest text in `tokenizer_config.json`. Everything else comes from the base model.
+An adapter directory has the format of PEFT and sentence-transformers. Three files are used:
+`adapter_config.json` names the base model, `adapter_model.safetensors` has the low-rank deltas and a
+cross-encoder's scoring head, `tokenizer_config.json` has the maximum length of a text. Everything else comes
+from the base model.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
     Args:
         path: the adapter's directory.
         base: the base model's directory.
-        device: as torch names it; None leaves the choice to sentence-transformers.
+        device: as torch names it; None: sentence-transformers chooses.
 
     Returns:
         A model whose `predict` returns scores in 0..1.
@@ -54,7 +55,7 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
 def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
     """Load the bi-encoder of an adapter and its base model, with merged weights, in float32 on the CPU.
 
-    Pooling and prompts are the base model's; only the longest text may differ.
+    Pooling and prompts are the base model's; only the maximum length of a text may differ.
 
     Raises:
         ModelNotFound: as above.
@@ -82,7 +83,7 @@ def _max_length_tokens(path: Path) -> int:
 
 def _merge(transformer: Any, path: Path) -> None:
     merged = PeftModel.from_pretrained(transformer.model, str(path)).merge_and_unload()
-    # PEFT has frozen the base; training may go on from here.
+    # PEFT has frozen the base model; the caller may train it.
     transformer.model = merged.requires_grad_(True)
 
 

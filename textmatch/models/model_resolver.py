@@ -1,7 +1,7 @@
-"""Finds a model by name and identifies it by its files. Free of torch.
+"""Finds a model by name and identifies it by its files. Does not import torch.
 
 A name is a local path, a bundled model, or a repository on the Hugging Face hub. `model_id` is the name and
-a hash of the model's files, so that models with different weights never share an id.
+a hash of the model's files. Models with different weights therefore never share an id.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _from_hub(name: str, organisation: str) -> Path:
 
 
 def _check_weights(directory: Path) -> None:
-    """A model may have a folder for each module: none may hold its weights as pickle only."""
+    """A model may have a folder for each module. None may have pickle files as its only weights."""
     suffixes_of: dict[Path, set[str]] = {}
     for file in directory.rglob("*"):
         suffixes_of.setdefault(file.parent, set()).add(file.suffix)

@@ -21,7 +21,7 @@ import openvino  # noqa: E402
 
 _log = logging.getLogger(__name__)
 
-# Counted up when PackedModel changes, so that conversions of older versions are not found.
+# Incremented when PackedModel changes: conversions of older versions must not be found.
 _GRAPH_FORM = 1
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -73,13 +73,13 @@ def _convert(model: PreTrainedModel, check: PackingCheck, path: Path, dtype: str
     for graph_input in graph.inputs:
         graph_input.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
     graph.validate_nodes_and_infer_types()
-    # Halves the memory; a computation in 16 bits loses nothing by it.
+    # Halves the memory; a computation in 16 bits loses no accuracy.
     _save(graph, path, compress=dtype != "float32")
     return graph
 
 
 def _save(graph: openvino.Model, path: Path, *, compress: bool) -> None:
-    """Write all of it or nothing. A cache that cannot be written is logged and is not an error."""
+    """Write the files atomically. A cache that cannot be written is logged and is not an error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

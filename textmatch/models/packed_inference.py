@@ -112,7 +112,7 @@ class PrecomputedStates(nn.Module):
         self.states = torch.empty(0)
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
-        """The first tokens' states, (count, 1, hidden), and the output of the model's pooler."""
+        """Return the first tokens' states, (count, 1, hidden), and the output of the model's pooler."""
         return BaseModelOutputWithPooling(last_hidden_state=self.states, pooler_output=self._pooled())
 
     def _pooled(self) -> Tensor | None:

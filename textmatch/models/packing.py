@@ -1,12 +1,12 @@
 """Packed rows: many texts in rows of one width, and transformers that read them.
 
-Texts stand one after another in a row, so that a forward pass computes almost no padding. Positions start at
-0 in each text. Attention stays within a text, because a place attends only to places with the same segment
-number; the padding at the end of a row is a segment of its own. Rows have one of a few widths, since engines
-prepare for each shape.
+Texts are concatenated in a row, which leaves almost no padding in a forward pass. Positions start at 0 in
+each text. Attention stays within a text, because a place attends only to places with the same segment
+number; the padding at the end of a row is a segment of its own. Rows have one of a few widths, because
+engines prepare for each shape.
 
 This works for encoders whose attention mask may be a whole matrix (BERT, RoBERTa, XLM-R, DistilBERT, ALBERT,
-MPNet, ELECTRA). `PackingCheck` does not look the model up but tries it: its states of packed texts must
+MPNet, ELECTRA). `PackingCheck` tests each model instead of using a list: its states of packed texts must
 equal those of each text alone.
 """
 
@@ -25,13 +25,13 @@ from transformers import PreTrainedModel
 
 from textmatch.models.fast_tokenizer import TokenizedText
 
-# Short rows keep single queries quick; 128 is where attention and padding together cost least for many texts.
+# Short rows make single queries fast. For many texts, attention and padding together cost least at 128.
 ROW_WIDTHS = (16, 32, 64, 128, 256, 512)
 _FULL_ROW = 128
 
 # Far below every attention score, and within the range of bfloat16.
 _MASKED = -1e9
-# A wrong position or mask changes states by far more.
+# A wrong position or mask changes states by far more than this.
 _TOLERANCE = 1e-3
 # Cosine between a token's states in the engine's precision and in float32.
 _MIN_COSINE = 0.99
@@ -47,7 +47,7 @@ class NotPackable(Exception):
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows of one width. Arrays are (rows, width) int64 but for those of the texts, which are (count,)."""
+    """Rows of one width. Arrays are (rows, width) int64; those of the texts are (count,)."""
 
     input_ids: Ids
     position_ids: Ids  # from 0 in each text
@@ -176,7 +176,7 @@ class PackingCheck:
     def __init__(self, model: PreTrainedModel) -> None:
         self.rows = _check_rows(model)
         self._expected = _states_alone(model, self.rows)
-        # Where positions start: at 0, or after the padding index as in RoBERTa. Found by trying.
+        # Where positions start: at 0, or after the padding index as in RoBERTa. Found by trying both.
         self.position_offset = self._find_position_offset(model)
 
     def verify(self, states: States) -> None:

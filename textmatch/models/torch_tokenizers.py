@@ -19,7 +19,7 @@ from textmatch.models.model_resolver import UnusableModel
 
 # For models without a limit. A text of the largest size allowed has fewer tokens.
 _NO_LIMIT_TOKENS = 32_768
-# Kernels are made for each shape: with fewer shapes a CPU computes 25 % more tokens in less memory.
+# Kernels are compiled for each shape: with fewer shapes a CPU computes 25 % more tokens in less memory.
 _WIDTH_STEP = 8
 
 
@@ -33,7 +33,7 @@ class InputTokenizer(Protocol):
         ...
 
     def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
-        """A batch as the features that the module reads."""
+        """Convert a batch to the inputs of the module."""
         ...
 
 

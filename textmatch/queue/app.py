@@ -2,8 +2,8 @@
 
 For durability:
 
-* A task is acknowledged after it has run (`task_acks_late`). transport.py limits how much a worker holds, and
-  says how soon the messages of a killed worker are taken again.
+* A task is acknowledged after it has run (`task_acks_late`). transport.py limits how many messages a worker
+  holds, and explains when the messages of a killed worker are redelivered.
 * Retries never use Celery's countdown: a worker would hold the message until it is due, and after the
   visibility timeout another worker would get a copy. Workers wait in the task, or put the message back.
 * Only JSON is read, so access to Redis does not let anyone run code in a worker.
@@ -35,8 +35,8 @@ def make_app(
 
     Args:
         batches: how many batches the worker works on at a time.
-        visibility_timeout_seconds: after this time without a sign of life from the worker that holds a
-            message, another worker gets it.
+        visibility_timeout_seconds: a message whose lease the worker has not renewed for so long is given to
+            another worker.
         sweep_seconds: how often workers look for such messages.
 
     Raises:

@@ -5,7 +5,7 @@ A Redis hash by document id, or by a generated id for an unreadable message, of 
     {"document": {...} or null, "raw": the message or null, "reason": "TEXT_TOO_LARGE",
      "error": a description for people, "failed_at": seconds since 1970}
 
-A second hash holds the documents' versions, so that scripts need not parse JSON from unknown senders.
+A second hash has the documents' versions, because scripts must not parse JSON from unknown senders.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class DeadLetters:
     async def replay(self, letter_keys: Iterable[str], producer: Producer) -> int:
         """Put documents into the queue again, each with its old version; returns how many.
 
-        A document that fails again comes back with its new reason.
+        A document that fails again returns to the dead letters with its new reason.
         """
         replayed = 0
         for key in letter_keys:

@@ -25,7 +25,7 @@ _SAFE_POLICY = "noeviction"
 
 QUEUE_DOCUMENTS = Gauge("textmatch_ingest_queue_documents", "Documents accepted and not searchable yet.")
 QUEUE_BYTES = Gauge("textmatch_ingest_queue_bytes", "Memory of the messages in the queue.")
-OLDEST_SECONDS = Gauge("textmatch_ingest_oldest_seconds", "Age of the oldest of them; 0 if there is none.")
+OLDEST_SECONDS = Gauge("textmatch_ingest_oldest_seconds", "Age of the oldest queued document; 0 if none.")
 DEAD_LETTERS = Gauge("textmatch_dead_letters", "Documents and messages in the dead letters.")
 EVICTS_KEYS = Gauge(
     "textmatch_redis_evicts_keys",
@@ -44,13 +44,13 @@ class DepthSample:
 
 
 class QueueDepth:
-    """Measured in Redis each time instead of counted here, so a crash cannot make it wrong."""
+    """The size of the queue, measured in Redis each time: a counter would be wrong after a crash."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def measure(self) -> DepthSample:
-        """The size now. A message of another producer counts as one document at least.
+        """Measure the size. A message of another producer counts as at least one document.
 
         Raises:
             DependencyUnavailable: Redis does not answer.

@@ -1,4 +1,4 @@
-"""The keys in Redis. An id may hold any character; therefore it comes last in a key."""
+"""The keys in Redis. An id may contain any character; therefore it comes last in a key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ QUEUE = "textmatch.ingest"
 
 # Messages taken from the queue and not yet recorded as unacknowledged.
 TAKEN = "textmatch:taken"
-# Unacknowledged messages by delivery tag, and since when each is held: kombu's hash and sorted set.
+# Unacknowledged messages by delivery tag, and when each lease was last renewed: kombu's hash and sorted set.
 UNACKED = "textmatch:unacked"
 UNACKED_INDEX = "textmatch:unacked-index"
 

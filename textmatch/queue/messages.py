@@ -1,6 +1,6 @@
 """The messages in the queue: Celery tasks that carry documents. producer.py writes them.
 
-The task `textmatch.index_documents` has one positional argument, a string that holds this JSON object:
+The task `textmatch.index_documents` has one positional argument, a string with this JSON object:
 
     {"schema_version": 1,
      "accepted_at": 1700000000.25,                      seconds since 1970
@@ -18,7 +18,7 @@ In the queue, the task is a Celery message (protocol 2):
      ...}}
 
 Anyone may push into the queue. Therefore every field is checked, and the message for Celery is rebuilt
-without what could make Celery drop, delay or divert a task: expiry, countdown, callbacks, a reused delivery
+without fields that make Celery drop, delay or divert a task: expiry, countdown, callbacks, a reused delivery
 tag.
 """
 

@@ -88,7 +88,7 @@ class Pending:
     async def drop_orphans(self, accepted_before: float) -> int:
         """Drop old marks if the queue has no message that could settle them; returns how many.
 
-        Emptying the queue by hand leaves such marks.
+        A queue that was emptied manually leaves such marks.
         """
         arguments = [*_KEYS, keys.QUEUE, keys.TAKEN, keys.UNACKED]
         with translated_errors():

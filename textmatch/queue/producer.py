@@ -12,7 +12,7 @@ from textmatch.documents import Document
 from textmatch.queue import keys, messages
 from textmatch.queue.redis_client import flattened, translated_errors
 
-# Most of a message's cost does not depend on its size, so one request of a client should be one message.
+# Most of a message's cost does not depend on its size. Therefore one request should be one message.
 _TARGET_DOCUMENTS = messages.MAX_DOCUMENTS
 _TARGET_BYTES = 256 * 1024
 

@@ -1,4 +1,4 @@
-"""Tombstones: up to which version documents are deleted, so that older writes do not bring them back.
+"""Tombstones: the version up to which a document is deleted. They keep older writes from restoring it.
 
 There is one for each deleted id, and one for each delete by a filter, for documents that were still queued
 when the delete was made. Both expire after `TEXTMATCH_TOMBSTONE_SECONDS` (services/matcher/settings.py).

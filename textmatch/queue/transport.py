@@ -1,4 +1,4 @@
-"""Kombu's Redis transport, changed so that no message is lost when a worker dies.
+"""Kombu's Redis transport, changed to lose no message when a worker dies.
 
 Kombu takes a message with BRPOP and records it as unacknowledged in a second step. A worker that is killed
 between the two loses the message. Here every step moves the message atomically, so it is always in exactly
@@ -6,27 +6,27 @@ one place:
 
     textmatch.ingest    waiting; taken at the right end
     textmatch:taken     taken, not yet recorded under a delivery tag
-    textmatch:unacked   held, by delivery tag, unchanged; textmatch:unacked-index has since when
+    textmatch:unacked   held, by delivery tag; textmatch:unacked-index has the time of the last renewal
 
 Prefetch: a worker holds one message of any size for each of its batches (`TEXTMATCH_WORKER_CONCURRENCY`). It
-takes more while all that it holds is below 64 KiB per batch, up to one message per thread of its pool (64
+takes more while all held messages are below 64 KiB per batch, up to one message per thread of its pool (64
 threads per batch), and combines these small messages into batches.
 
-A held message carries the time at which its worker last renewed it. A sweep puts it back once that is
-`visibility_timeout_seconds` ago. A message that two sweeps in a row find in `textmatch:taken` goes back too.
-Every worker sweeps when it connects and then every `sweep_seconds`. A killed worker's messages are therefore
-taken again after at most
+A worker renews its lease on each held message. A sweep puts a message back once the last renewal is
+`visibility_timeout_seconds` ago. It also puts back a message that two consecutive sweeps find in
+`textmatch:taken`. Every worker sweeps when it connects and then every `sweep_seconds`. A killed worker's
+messages are therefore taken again after at most
 
     visibility_timeout_seconds + sweep_seconds        (held messages)
     2 * sweep_seconds                                 (messages taken and not yet recorded)
 
-At `maxmemory`, Redis refuses transactions and commands that may need memory, and workers could not take the
-messages whose completion frees memory. Redis does let a script continue that has changed something. The
-steps are therefore scripts that remove the message from its place before they add it to another; leases are
-renewed by removing them first.
+At `maxmemory`, Redis refuses transactions and commands that may need memory. Workers could then not take the
+messages whose completion frees memory. But Redis lets a script continue once it has changed something. The
+steps are therefore scripts that remove the message from one place before they add it to another. A renewal
+removes the lease first.
 
-Messages that are not our tasks go to the dead letters here, because kombu and Celery would drop them. The
-queue has one list: priorities are not supported.
+Messages that are not tasks of textmatch go to the dead letters here, because kombu and Celery would drop
+them. The queue has one list: priorities are not supported.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class QoS(kombu_redis.QoS):
         return self._small(*self._held())
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Note a message that the channel has recorded as held."""
+        """Count a message that the channel has recorded as held."""
         virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
@@ -231,24 +231,24 @@ class Channel(kombu_redis.Channel):
     _brpop_sent_at: Any
 
     def _size(self, queue: str) -> int:
-        """As in kombu, without its transaction, which a full Redis refuses."""
+        """As in kombu, but without a transaction, which a full Redis refuses."""
         with self.conn_or_acquire() as client:
             return int(client.llen(queue))
 
     def _queue_bind(self, *args: Any) -> None:
-        """Publishers note the queue themselves, and a full Redis refuses the note."""
+        """Do nothing: publishers record the queue themselves, and a full Redis refuses the record."""
         with suppress(OutOfMemoryError):
             super()._queue_bind(*args)  # type: ignore[no-untyped-call]
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Ask for a message; the answer is read by `_brpop_read`."""
+        """Request a message; `_brpop_read` reads the answer."""
         seconds = timeout or self.brpop_timeout
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         self.client.connection.send_command("BLMOVE", keys.QUEUE, keys.TAKEN, "RIGHT", "LEFT", seconds)
 
     def _brpop_read(self, **options: Any) -> bool:
-        """Deliver the message that came, and small ones that wait behind it. Raises Empty if none came."""
+        """Deliver the received message and small ones queued behind it. Raises Empty if there is none."""
         raw = self._read_answer(**options)
         if raw is None:
             raise Empty
@@ -319,8 +319,8 @@ class Transport(kombu_redis.Transport):
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):
     """The same at the master that the Sentinels name.
 
-    Kombu takes the Sentinels from alternative broker URLs, but would use its own transport for those.
-    Therefore they are an option here.
+    Kombu reads the Sentinels from alternative broker URLs, but uses its own transport for those. Therefore
+    they are an option here.
     """
 
     from_transport_options: Any = (
@@ -336,7 +336,7 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):
         options = self._connparams(asynchronous)  # type: ignore[no-untyped-call]
         del options["host"], options["port"]
         manager = Sentinel(self.sentinels, sentinel_kwargs=self.sentinel_kwargs, **options)  # type: ignore[no-untyped-call]
-        # Kombu closes what these hold.
+        # Kombu closes the connections of these.
         if asynchronous:
             self._async_sentinel_manager = manager
         else:

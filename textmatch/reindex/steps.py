@@ -55,7 +55,7 @@ async def switch(index: Index, migration: Migration) -> None:
     # The answer to a first attempt may have been lost.
     if (await index.collections.refresh_roles()).in_use != migration.target:
         raise ReindexRefused(
-            f"{migration.target} is not being built any more; run the command again to see why"
+            f"{migration.target} is no longer being built; run the command again to see why"
         )
 
 
@@ -73,10 +73,10 @@ async def roll_back(index: Index, encoder: EncoderClient) -> Migration:
             f" complete it first with: textmatch reindex --model {roles.abandoned}"
         )
     if not roles.previous:
-        raise ReindexRefused("no previous collection is kept; there is nothing to go back to")
+        raise ReindexRefused("no previous collection is kept, so a rollback is not possible")
     await _served(encoder, roles.previous)
     if not await index.aliases.promote(CollectionRole.PREVIOUS, in_use=roles.in_use):
-        raise ReindexRefused(f"{roles.previous} is not kept any more: its role was changed")
+        raise ReindexRefused(f"{roles.previous} is no longer kept: its role was changed")
     return Migration(roles.in_use, roles.previous)
 
 
@@ -123,17 +123,17 @@ def _check_start(roles: Roles, model_id: str) -> None:
         raise ReindexRefused(f"{model_id} is in use already")
     if roles.previous == model_id:
         raise ReindexRefused(
-            f"{model_id} is kept from before; go back to it with: textmatch reindex --rollback"
+            f"{model_id} is the previous collection; use it again with: textmatch reindex --rollback"
         )
     if roles.previous:
         raise ReindexRefused(
-            f"{roles.previous} is still kept for going back;"
+            f"{roles.previous} is still kept for a rollback;"
             " delete it first with: textmatch reindex --drop-old"
         )
     unfinished = roles.next or roles.abandoned
     if unfinished and unfinished != model_id:
         raise ReindexRefused(
-            f"{unfinished} is not finished; go on with: textmatch reindex --model {unfinished},"
+            f"{unfinished} is not finished; continue with: textmatch reindex --model {unfinished},"
             " or delete it with: textmatch reindex --cancel"
         )
 
@@ -166,7 +166,7 @@ async def take_over_weights(index: Index, migration: Migration) -> TunedWeights:
 
 @dataclass(frozen=True)
 class ComparedQuery:
-    """`overlap` is the share, 0..1, of the source's answers that the target gives too."""
+    """`overlap` is the share, 0..1, of the source's answers that the target also returns."""
 
     text: str
     overlap: float

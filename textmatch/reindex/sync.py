@@ -1,7 +1,7 @@
 """Compare two collections page by page, and copy or remove what differs, until both are equal.
 
-A pass compares ids and versions, which is fast, and keeps no state. The first pass, a pass after an
-interruption and a pass that only verifies are therefore the same.
+A pass compares ids and versions, which is fast, and keeps no state. Therefore the same code runs the first
+pass, a pass after an interruption, and a pass that only verifies.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _COPIES_IN_FLIGHT = 4
 # While documents are ingested, each pass finds some that their workers are about to copy.
 _MAX_PASSES = 5
 
-# A collection that was dropped does not come back.
+# Retrying does not help after a collection was dropped.
 RETRY = RetryPolicy(
     retry_on=lambda error: is_transient(error) and not isinstance(error, CollectionGone), total_seconds=300.0
 )
 
 
 class ReindexRefused(TextMatchError):
-    """A step is not possible now; the message says why, and what can be done."""
+    """A step is not possible now. The message has the reason, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Migration:
 
 @dataclass
 class SyncReport:
-    """What all passes did; `differing` is how many documents differed in the last one."""
+    """The changes of all passes; `differing` is the number of documents that differed in the last pass."""
 
     written: int = 0
     removed: int = 0
@@ -67,10 +67,10 @@ class SyncProgress(Protocol):
     """Receives progress."""
 
     def stage(self, name: str, total: int) -> None:
-        """A stage begins, with so many documents to do."""
+        """A stage begins; `total` is its number of documents."""
 
     def advance(self, count: int) -> None:
-        """So many more documents of the stage are done."""
+        """`count` more documents of the stage are done."""
 
 
 class CollectionSync:
@@ -120,10 +120,10 @@ class CollectionSync:
             return
         if roles.abandoned == self._migration.target:
             raise ReindexRefused(
-                f"the workers gave up {self._migration.target}, because an encoder does not serve its model;"
-                " serve the model from every encoder and start again to continue from here"
+                f"workers abandoned {self._migration.target}, because an encoder does not serve its model;"
+                " serve the model from every encoder, then repeat the command to continue"
             )
-        raise ReindexRefused(f"{self._migration.target} is not being built any more: its role was changed")
+        raise ReindexRefused(f"{self._migration.target} is no longer being built: its role was changed")
 
     async def _copy_missing(self, report: SyncReport, refused_before: Mapping[str, DeadLetter]) -> None:
         """Copy the documents that the target lacks or has in an older version."""
@@ -139,7 +139,7 @@ class CollectionSync:
     async def _remove_deleted(self, report: SyncReport) -> None:
         """Remove what was deleted from the source."""
         async for page in self._pages(self._migration.target, "cleaning"):
-            # Checked after the read: everything on the page was there while the target was being built.
+            # Checked after the read, which proves that the page was read while the target was being built.
             await self.check_roles()
             removed = await RETRY.call(
                 self._copier.remove_deleted,

@@ -1,1 +1,1 @@
-"""What every process needs around its own work: settings, logs, metrics, server, channel, wire errors."""
+"""What every process needs: settings, logs, metrics, gRPC server and channels, errors on the wire."""

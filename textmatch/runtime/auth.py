@@ -1,4 +1,4 @@
-"""API keys: who may call which method, and how much.
+"""API keys: which methods a caller may use, and its rate limit.
 
 Keys are read from a file that may change while the process runs:
 
@@ -56,7 +56,7 @@ _SCHEME = "bearer "
 
 
 class Scope(Enum):
-    """What a key may be allowed to do; admin may do everything."""
+    """What a key allows; admin allows everything."""
 
     READ = "read"
     WRITE = "write"
@@ -74,7 +74,7 @@ SCOPES: Mapping[str, Scope] = {
     "/textmatch.v1.MatcherService/GetDocument": Scope.READ,
     "/textmatch.v1.MatcherService/GetIngestStatus": Scope.READ,
     "/textmatch.v1.MatcherService/IngestDocuments": Scope.WRITE,
-    # By ids. By a filter it needs admin: one call can empty the index.
+    # By ids. A delete by a filter needs admin, because one call can empty the index.
     "/textmatch.v1.MatcherService/DeleteDocuments": Scope.WRITE,
 }
 
@@ -85,7 +85,7 @@ class ApiKey:
 
     Args:
         digest: SHA-256 of the key.
-        tokens_per_second: None: as many as it likes.
+        tokens_per_second: None: no limit.
     """
 
     name: str
@@ -94,7 +94,7 @@ class ApiKey:
     tokens_per_second: float | None = None
 
     def allows(self, scope: Scope) -> bool:
-        """Whether the key may do what needs this scope."""
+        """Whether the key allows calls that need this scope."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
 
@@ -102,7 +102,7 @@ class ApiKeys:
     """The keys of a file, which is read again when it changes. A broken file is logged; the old keys stay.
 
     Raises:
-        InvalidInput: the file cannot be read, or a line of it is wrong.
+        InvalidInput: the file cannot be read, or a line is invalid.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,7 +111,7 @@ class ApiKeys:
         self._keys = parse(_read(path))
 
     def find(self, presented: str) -> ApiKey:
-        """The key that was presented. Takes the same time for every key, known or unknown.
+        """Find the key that a caller sent. Takes the same time for every key, known or unknown.
 
         Raises:
             ApiKeyInvalid: the key is unknown.
@@ -141,7 +141,7 @@ def parse(text: str) -> tuple[ApiKey, ...]:
     """The keys in such a file.
 
     Raises:
-        InvalidInput: naming a bad line by its number and never by what it holds.
+        InvalidInput: naming a bad line by its number, never by its content.
     """
     keys: list[ApiKey] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -153,13 +153,13 @@ def parse(text: str) -> tuple[ApiKey, ...]:
         except ValueError as error:
             raise InvalidInput.of_field(_VARIABLE, f"line {number}: {error}") from None
     if not keys:
-        raise InvalidInput.of_field(_VARIABLE, "the file has no keys; without keys nobody could call")
+        raise InvalidInput.of_field(_VARIABLE, "the file has no keys, so every call would be refused")
     return tuple(keys)
 
 
 def _parse_line(words: list[str]) -> ApiKey:
     if len(words) not in (3, 4):
-        raise ValueError("it must be: name, scopes, key or sha256:HEX, and tokens per second if limited")
+        raise ValueError("it must have a name, scopes, a key or sha256:HEX, and optionally tokens per second")
     name, scopes, secret, *limit = words
     return ApiKey(name, _parse_scopes(scopes), _parse_secret(secret), _parse_limit(*limit))
 
@@ -167,7 +167,7 @@ def _parse_line(words: list[str]) -> ApiKey:
 def _parse_scopes(text: str) -> frozenset[Scope]:
     known = [scope.value for scope in Scope]
     if any(word not in known for word in text.split(",")):
-        raise ValueError(f"the scopes must be of {', '.join(known)}, with commas and no spaces between them")
+        raise ValueError(f"the scopes must be among {', '.join(known)}, separated by commas without spaces")
     return frozenset(map(Scope, text.split(",")))
 
 
@@ -181,7 +181,7 @@ def _parse_secret(text: str) -> bytes:
     except ValueError:
         digest = b""
     if len(digest) != hashlib.sha256().digest_size:
-        raise ValueError("behind sha256: there must be 64 hexadecimal digits")
+        raise ValueError("sha256: must be followed by 64 hexadecimal digits")
     return digest
 
 
@@ -208,10 +208,10 @@ class _Bucket:
 
 
 class RateLimits:
-    """Lets a request in while anything is left of ten seconds' allowance; what it takes beyond that is owed.
+    """A token bucket of ten seconds' allowance for each name. Keys of the same name share it.
 
-    So a request of any size gets in, and on average nobody gets more than the allowance. Keys of the same
-    name share one.
+    A request is admitted while the bucket is not empty, and may overdraw it. Therefore a request of any size
+    can be admitted, and on average no caller exceeds its allowance.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -219,10 +219,10 @@ class RateLimits:
         self._buckets: dict[str, _Bucket] = {}
 
     def charge(self, key: ApiKey, size_bytes: int) -> None:
-        """Take what a request costs: a token for four bytes.
+        """Take the cost of a request from the bucket: one token per four bytes.
 
         Raises:
-            Overloaded: nothing is left, with the time until something is.
+            Overloaded: the bucket is empty; with the time until it is not.
         """
         rate = key.tokens_per_second
         if rate is None:
@@ -286,7 +286,7 @@ def _require(key: ApiKey, scope: Scope, method: str) -> None:
 
 
 def _size_bytes(request: Any) -> int:
-    """Of what a model or the index has to work through; embeddings are neither."""
+    """The size of the texts that a model or the index processes. Embeddings do not count."""
     return int(request.ByteSize()) - len(getattr(request, "embeddings", b""))
 
 

@@ -42,7 +42,7 @@ _SERVICE_CONFIG = {
             ]
         },
     ],
-    # Stop retrying when more than half of the calls fail, so that retries never keep a sick server down.
+    # Stop retrying when more than half of the calls fail: retries must not keep a failing server overloaded.
     "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
 }
 
@@ -92,7 +92,7 @@ def open_aio_channel(target: str, tls: ClientTls | None = None) -> grpc.aio.Chan
 
 
 def _options(target: str) -> tuple[tuple[str, str | int], ...]:
-    """With a list of addresses, certificates are checked against the first address, not against the list."""
+    """Options of a channel. With a list of addresses, certificates are checked against the first address."""
     if not target.startswith(_ADDRESSES):
         return CHANNEL_OPTIONS
     host = target.removeprefix(_ADDRESSES).partition(":")[0]
@@ -125,7 +125,7 @@ class ReloadingChannel(Generic[Stub]):
         return self._stub
 
     async def ready(self) -> None:
-        """Wait for the connection."""
+        """Wait until the channel is connected."""
         self._reopen_if_changed()
         await self._channel.channel_ready()
 

@@ -1,4 +1,4 @@
-"""Tells when files on disk were replaced: certificates and API keys are rotated while the process runs."""
+"""Detects that files were replaced: certificates and API keys are rotated while the process runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _Signature = tuple[tuple[int, int, int], ...]
 
 
 class FileWatch:
-    """Remembers how some files looked when they were last checked.
+    """Remembers the state of some files at the last check.
 
     Args:
         check_seconds: the files are checked at most this often; 0 checks them on every call.
@@ -40,7 +40,7 @@ class FileWatch:
 
 
 def _signature_of(path: Path) -> tuple[int, int, int]:
-    """Follows links: Kubernetes replaces mounted secrets by switching a link. Zeros for a missing file."""
+    """The state of a file; zeros if it is missing. Follows links: Kubernetes switches links to secrets."""
     try:
         found = path.stat()
     except OSError:

@@ -34,13 +34,13 @@ _CLASS_OF_REASON = {
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 DETAILS_METADATA_KEY = "grpc-status-details-bin"
 # gRPC clients drop trailers above 8 KiB and report RESOURCE_EXHAUSTED instead. A non-ASCII byte takes three
-# bytes there, and the text is there twice: in the message and in the details.
+# bytes in trailers, and the text is in them twice: in the message and in the details.
 _MAX_MESSAGE_BYTES = 700
 _MAX_STATUS_BYTES = 4_000
 
 
 def to_status(error: TextMatchError) -> status_pb2.Status:
-    """The error as a status. Of very many bad items, only the first ones are named."""
+    """The error as a status. If there are very many bad items, only the first ones are named."""
     status = status_pb2.Status(code=error.code, message=_cut(str(error)))
     info = error_details_pb2.ErrorInfo(
         reason=reason_name(error.reason), domain=ERROR_DOMAIN, metadata=error.metadata

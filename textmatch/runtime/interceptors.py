@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 REQUEST_ID_METADATA_KEY = "x-request-id"
 _MAX_REQUEST_ID_CHARACTERS = 64
-# What a request that cannot be parsed becomes until it reaches the interceptor that refuses it.
+# Stands for a request that cannot be parsed, until the interceptor that refuses it.
 _MALFORMED = object()
 
 
@@ -147,7 +147,7 @@ def _request_id(context: Context) -> str:
 
 
 class MalformedInterceptor(Interceptor):
-    """Answers INVALID_ARGUMENT for bytes that do not parse; gRPC itself would answer UNKNOWN.
+    """Answers INVALID_ARGUMENT for bytes that cannot be parsed; gRPC itself would answer UNKNOWN.
 
     Goes inside CallInterceptor.
     """

@@ -1,4 +1,4 @@
-"""The life of a process: run until a signal, and return unused memory after start-up."""
+"""Run a process until a signal, and return unused memory after start-up."""
 
 from __future__ import annotations
 

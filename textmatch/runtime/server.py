@@ -48,13 +48,13 @@ class GrpcServer:
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
-            # Without this, two processes on one port would each get half of the calls.
+            # Otherwise two processes could listen on one port, and each would get half of the calls.
             ("grpc.so_reuseport", 0),
             # Clients ping idle connections every 30 seconds; see channel.py.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
         if connection_age_seconds:
-            # gRPC adds a jitter of 10 %. Without a grace period, running calls and streams end by themselves.
+            # gRPC adds a jitter of 10 %. No grace period is set: running calls and streams are not cancelled.
             options.append(("grpc.max_connection_age_ms", round(connection_age_seconds * 1000)))
         interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [CallInterceptor(), MalformedInterceptor()]
         if api_keys is not None:

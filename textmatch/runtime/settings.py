@@ -160,14 +160,14 @@ class CertificateSettings:
     tls_cert: str = setting(
         "TEXTMATCH_TLS_CERT",
         "",
-        "Certificate chain of this process, a PEM file; used as server and, if asked for, as client.",
+        "Certificate chain of this process, a PEM file; used as server and, if required, as client.",
     )
     tls_key: str = setting("TEXTMATCH_TLS_KEY", "", "Key of that certificate, a PEM file.")
 
 
 @dataclass(frozen=True)
 class ClientTlsSettings(CertificateSettings):
-    """How this process connects to encoder and matcher."""
+    """TLS of connections to encoder and matcher."""
 
     tls_ca: str = setting(
         "TEXTMATCH_TLS_CA",
@@ -179,7 +179,7 @@ class ClientTlsSettings(CertificateSettings):
         """None: not encrypted.
 
         Raises:
-            InvalidInput: a certificate without its key, or the other way round.
+            InvalidInput: a certificate without its key, or a key without its certificate.
         """
         if bool(self.tls_cert) != bool(self.tls_key):
             raise _half_a_pair()
@@ -188,7 +188,7 @@ class ClientTlsSettings(CertificateSettings):
 
 @dataclass(frozen=True)
 class ServerSettings(CertificateSettings):
-    """Who may call a gRPC server."""
+    """TLS and API keys of a gRPC server."""
 
     tls_client_ca: str = setting(
         "TEXTMATCH_TLS_CLIENT_CA",
@@ -203,7 +203,7 @@ class ServerSettings(CertificateSettings):
     connection_age_seconds: float = setting(
         "TEXTMATCH_CONNECTION_AGE_SECONDS",
         300.0,
-        "Clients reconnect after about this time and find new replicas; running calls go on. 0: never.",
+        "Clients reconnect after about this time and find new replicas; running calls continue. 0: never.",
         minimum=0,
     )
 
@@ -211,7 +211,7 @@ class ServerSettings(CertificateSettings):
         """The API keys; None: calls need no key.
 
         Raises:
-            InvalidInput: the file cannot be read, or a line of it is wrong.
+            InvalidInput: the file cannot be read, or a line is invalid.
         """
         return ApiKeys(Path(self.api_keys_file)) if self.api_keys_file else None
 
@@ -265,4 +265,4 @@ class StoreSettings(ProcessSettings, ClientTlsSettings):
 
 
 def _half_a_pair() -> InvalidInput:
-    return InvalidInput.of_field("TEXTMATCH_TLS_CERT", "and TEXTMATCH_TLS_KEY go together; one is missing")
+    return InvalidInput.of_field("TEXTMATCH_TLS_CERT", "and TEXTMATCH_TLS_KEY must be set together")

@@ -31,7 +31,7 @@ class ServerTls:
     client_ca: Path | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials that follow the files: each new connection uses their current content.
+        """Credentials that read the files again: each new connection uses their current content.
 
         Raises:
             InvalidInput: a file cannot be read, or key and certificate do not match.
@@ -54,7 +54,7 @@ class ClientTls:
 
     Args:
         ca: PEM file of the CAs, or `system` for the ones bundled with gRPC.
-        cert: empty if the servers ask for none; goes together with `key`.
+        cert: empty if the servers require none; needs `key`.
     """
 
     ca: str

@@ -17,7 +17,7 @@ _is_on = False
 
 
 def set_up_tracing(service: str, endpoint: str, sample_ratio: float = 1.0) -> None:
-    """Turn tracing on. Call it before any server or channel is made.
+    """Turn tracing on. Call this before any server or channel is created.
 
     Args:
         service: name shown with every span.
@@ -99,7 +99,7 @@ def _instrument(service: str, endpoint: str, sample_ratio: float) -> None:
         resource=Resource.create({SERVICE_NAME: f"textmatch-{service}"}),
         sampler=ParentBasedTraceIdRatio(sample_ratio),
     )
-    # Made before channels are instrumented, so that it does not trace itself.
+    # Created before channels are instrumented: the exporter's own calls must not be traced.
     exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)

@@ -1,2 +1,1 @@
-"""Messages of `textmatch.v1` to and from plain types, in both directions. Nothing else builds or reads them
-but servicers and clients, which fill in requests."""
+"""Messages of `textmatch.v1` to and from plain types. Only servicers and clients use messages otherwise."""

@@ -1,6 +1,6 @@
 """Documents, their attributes (google.protobuf.Struct) and the results of ingesting them.
 
-`to_document` also checks what users give to the client: a `Document`, or a dict as it comes from JSON.
+`to_document` also checks the input of the client's users: a `Document`, or a dict as parsed from JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from textmatch.v1 import matcher_service_pb2 as pb
 
 MAX_INGEST_DOCUMENTS = 1_000
 
-# A document, or a dict with the keys "id", "text" and, if wanted, "attributes" and "version".
+# A document, or a dict with the keys "id", "text" and optionally "attributes" and "version".
 DocumentLike: TypeAlias = Document | Mapping[str, Any]
 
 _OUTCOMES = {
@@ -61,10 +61,10 @@ _OPTIONAL = ("attributes", "version")
 
 
 def to_document(value: DocumentLike) -> Document:
-    """A checked document, from a dict if it is one.
+    """Check a document, and convert it if it is a dict.
 
     Raises:
-        InvalidInput: naming every field that is missing, unknown, of the wrong type or out of its limits.
+        InvalidInput: naming every field that is missing, unknown, of the wrong type or out of range.
     """
     document = _from_mapping(vars(value) if isinstance(value, Document) else value)
     raise_violations(document_violations(document))
@@ -137,7 +137,7 @@ def ingest_results_from_proto(
 
 
 def rejection(position: int, document_id: str, error: TextMatchError) -> DocumentResult:
-    """The result of a document that was not taken."""
+    """The result of a document that was not accepted."""
     return DocumentResult(position, document_id, IngestOutcome.REJECTED, error=error)
 
 
@@ -171,7 +171,7 @@ def to_struct(attributes: Mapping[str, Any], path: str = "attributes") -> struct
     """JSON-like values -> Struct.
 
     Raises:
-        InvalidInput: naming the value that JSON or a double cannot hold ("attributes.added").
+        InvalidInput: naming the value that JSON or a double cannot represent ("attributes.added").
     """
     fields = {_key(key, path): to_value(value, f"{path}.{key}") for key, value in attributes.items()}
     return struct_pb2.Struct(fields=fields)
@@ -186,7 +186,7 @@ def to_value(value: Any, path: str) -> struct_pb2.Value:
     """One JSON-like value -> Value.
 
     Raises:
-        InvalidInput: naming the value that JSON or a double cannot hold.
+        InvalidInput: naming the value that JSON or a double cannot represent.
     """
     match value:
         case None:

@@ -24,7 +24,7 @@ _KINDS = {
 
 
 def priority(*, is_bulk: bool) -> pb.Priority.ValueType:
-    """The lane of a call."""
+    """The priority of a call as an enum value."""
     return pb.PRIORITY_BULK if is_bulk else pb.PRIORITY_INTERACTIVE
 
 
@@ -74,7 +74,7 @@ def model_info(message: pb.Model) -> ModelInfo:
 
 
 def _only_model_id(model_ids: set[str]) -> str:
-    """Results of two models must not be mixed, even if the encoder is updated between two chunks."""
+    """Refuse results of two models, which occur if the encoder is updated between two chunks."""
     if len(model_ids) == 1:
         return model_ids.pop()
     raise NotReady(

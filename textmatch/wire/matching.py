@@ -1,4 +1,4 @@
-"""What a match asks (options and filters) and what it answers.
+"""Options and filters of a match, and its results.
 
 Limits are checked in both directions: the client reports a bad option before it sends anything.
 """
@@ -63,7 +63,7 @@ _RERANK_OF_PROTO = {
 
 
 def default_candidate_count(top_k: int) -> int:
-    """How many documents are recalled if the caller does not say it."""
+    """How many documents are recalled if the caller does not set it."""
     return min(max(MatchOptions.candidate_count, top_k), MAX_CANDIDATES)
 
 
@@ -71,7 +71,7 @@ def options_to_proto(options: MatchOptions) -> pb.MatchOptions:
     """Checked options as a message.
 
     Raises:
-        InvalidInput: naming every option that is out of its limits.
+        InvalidInput: naming every option that is out of range.
     """
     _check_options(options, "")
     return pb.MatchOptions(
@@ -118,7 +118,7 @@ def options_from_proto(message: pb.MatchOptions) -> MatchOptions:
 
 
 def result_to_proto(result: MatchResult, options: MatchOptions) -> pb.MatchResponse:
-    """The answer, with only the parts of the documents that were asked for."""
+    """The answer, with only the requested parts of the documents."""
     return pb.MatchResponse(
         matches=[_match_to_proto(match, options) for match in result.matches],
         degraded=_DEGRADED[result.degraded],
@@ -291,7 +291,7 @@ def _condition_to_proto(condition: Condition, path: str) -> pb.Condition:
 
 
 def _check_text(path: str, text: str) -> None:
-    """An attribute may equal the empty string, but a lone surrogate cannot be sent."""
+    """Refuse a lone surrogate, which cannot be sent. An attribute may equal the empty string."""
     if text:
         raise_violations([text_violation(path, text)])
 

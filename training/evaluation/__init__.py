@@ -1,1 +1,1 @@
-"""How good models are: on pairs with a label, and at finding documents. `textmatch evaluate`."""
+"""Evaluates models on labelled pairs and on retrieval: `textmatch evaluate`."""

@@ -216,7 +216,7 @@ def retrieval(
     device: DeviceOption = AUTO,
     as_json_document: JsonOption = False,
 ) -> None:
-    """Evaluate how models find documents, by exact search over their embeddings."""
+    """Evaluate models on retrieval, by exact search over their embeddings."""
     *models, directory = arguments
     if not models:
         raise InvalidInput.of_field("MODEL", "is missing: give at least one before the folder")

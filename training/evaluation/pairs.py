@@ -109,9 +109,9 @@ def measure_on_pairs(
 
     Args:
         system: the model.
-        test: what the metrics are computed on.
-        dev: what the threshold for the accuracy is chosen on. Without it, each half of the test pairs is
-            judged by the best threshold of the other half.
+        test: the pairs that the metrics are computed on.
+        dev: the pairs that the threshold for the accuracy is chosen on. Without it, each half of the test
+            pairs uses the best threshold of the other half.
         repeats: resamples for the intervals.
         seed: of the resamples and the halves.
     """

@@ -1,4 +1,4 @@
-"""Systems to evaluate: models by directory or name, run by the code that serves them, and a baseline."""
+"""Systems to evaluate: models by directory or name, run as in the encoder, and a baseline."""
 
 from __future__ import annotations
 

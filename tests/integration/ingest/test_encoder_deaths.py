@@ -42,7 +42,7 @@ async def test_a_text_that_kills_the_encoder_ends_in_the_dead_letters(
     await eventually(lambda: settled(state), "all to be settled", seconds=150)
     [letter] = await state.dead_letters.entries(10)
     assert (letter.document, letter.reason) == (deadly, "TEXT_FAILED")
-    assert "the encoder went away 3 times" in letter.error
+    assert "the encoder disconnected 3 times" in letter.error
     assert set(await index.fetch([one.id for one in others])) == {one.id for one in others}
     # Twice for the batch, once for each half, three times alone; gRPC itself may try again in between.
     assert 7 <= mortal.deaths <= 20

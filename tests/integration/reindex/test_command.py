@@ -108,5 +108,5 @@ async def test_what_was_deleted_while_nobody_wrote_to_the_copy_goes_from_it(
 
 async def test_nothing_to_do_is_said_in_one_line(command: ReindexCommand):
     line = await command.fail("--rollback")
-    assert line == "textmatch: no previous collection is kept; there is nothing to go back to"
+    assert line == "textmatch: no previous collection is kept, so a rollback is not possible"
     assert "exactly one of" in await command.fail("--cancel", "--drop-old")

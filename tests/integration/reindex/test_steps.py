@@ -47,7 +47,7 @@ async def test_the_model_in_use_must_be_served_too(
 
 
 async def test_what_is_not_there_cannot_be_put_to_use_or_deleted(ingested: IndexerDependencies):
-    with pytest.raises(ReindexRefused, match="nothing to go back to"):
+    with pytest.raises(ReindexRefused, match="a rollback is not possible"):
         await steps.roll_back(ingested.index, ingested.encoder)
     with pytest.raises(ReindexRefused, match="no previous collection is kept"):
         await steps.drop_old(ingested.index)
@@ -67,7 +67,7 @@ async def test_a_third_model_waits_until_the_change_before_is_finished(
     await steps.switch(ingested.index, going)
     with pytest.raises(ReindexRefused, match=f"{old} is still kept .* --drop-old"):
         await steps.start(ingested.index, ingested.encoder, third)
-    with pytest.raises(ReindexRefused, match=f"{old} is kept from before; .* --rollback"):
+    with pytest.raises(ReindexRefused, match=f"{old} is the previous collection; .* --rollback"):
         await steps.start(ingested.index, ingested.encoder, old)
 
 
@@ -85,7 +85,7 @@ async def test_what_was_abandoned_is_not_switched_to_nor_gone_back_to(
 ):
     going = await steps.start(ingested.index, ingested.encoder, new)
     await index.aliases.abandon(CollectionRole.NEXT)
-    with pytest.raises(ReindexRefused, match=f"{new} is not being built any more"):
+    with pytest.raises(ReindexRefused, match=f"{new} is no longer being built"):
         await steps.switch(ingested.index, going)
     with pytest.raises(ReindexRefused, match=f"{new} lacks writes, .* textmatch reindex --model {new}"):
         await steps.roll_back(ingested.index, ingested.encoder)

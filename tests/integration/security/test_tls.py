@@ -147,7 +147,7 @@ def test_a_client_takes_its_certificate_and_its_ca_from_the_environment():
     assert load(StoreSettings, {**pair, "TEXTMATCH_TLS_CA": "ca.pem"}).client_tls() == ClientTls(
         "ca.pem", "a.pem", "a.key"
     )
-    with pytest.raises(InvalidInput, match="go together"):
+    with pytest.raises(InvalidInput, match="must be set together"):
         load(StoreSettings, {"TEXTMATCH_TLS_CA": "ca.pem", "TEXTMATCH_TLS_CERT": "a.pem"}).client_tls()
 
 

@@ -93,10 +93,10 @@ def test_a_broken_or_missing_file_changes_nothing_and_is_logged(path: Path, capl
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("reader read", "it must be: name, scopes"),
-        ("reader read a b c d", "it must be: name, scopes"),
-        ("reader look secret-0123456789abc", "scopes must be of read, write, admin"),
-        ("reader read, secret-0123456789abc", "scopes must be of read, write, admin"),
+        ("reader read", "it must have a name, scopes"),
+        ("reader read a b c d", "it must have a name, scopes"),
+        ("reader look secret-0123456789abc", "scopes must be among read, write, admin"),
+        ("reader read, secret-0123456789abc", "scopes must be among read, write, admin"),
         ("reader read secret", "shorter than 16 characters"),
         ("reader read sha256:secret-0123456789", "64 hexadecimal digits"),
         ("reader read secret-0123456789abc 0", "whole number above 0"),

@@ -109,8 +109,7 @@ def test_sentences_come_from_plain_text_and_from_pairs(tmp_path: Path, name: str
         (
             "p.csv",
             "query,document,gold,id\na,b,1,2\n",
-            "line 1: has the columns query, document, gold, id; use --columns to say which of them are "
-            + NAMES,
+            "line 1: has the columns query, document, gold, id; use --columns to choose " + NAMES,
         ),
         ("p.jsonl", PAIR_WITH.format("null"), 'line 1 key "score": must be text or a number'),
         ("p.jsonl", PAIR_WITH.format("3"), 'line 1 key "score": score 3 is outside 0..1'),

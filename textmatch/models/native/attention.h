@@ -20,9 +20,9 @@ struct AttentionScratch {
     }
 };
 
-// Where the heads of one text are: rows of `stride` values, `head_width` (a multiple of 32) of them a head.
+// The heads of one text: rows of `stride` values. Each head has `head_width` of them, a multiple of 32.
 struct TextHeads {
-    const bf16* queries;  // scaled already
+    const bf16* queries;  // already scaled
     const bf16* keys;
     const bf16* values;
     size_t stride;
@@ -83,7 +83,7 @@ inline void softmax(float* scores, size_t tokens, size_t wide, bf16* weights) {
     }
 }
 
-// Reads up to 15 rows behind the text; what they hold does not matter.
+// Reads up to 15 rows after the text; their content does not matter.
 inline void attend(const TextHeads& text, size_t head_count, AttentionScratch& scratch) {
     const size_t tokens = text.tokens, head_width = text.head_width;
     const size_t wide = round_up(tokens, kTileDepth);
@@ -97,7 +97,7 @@ inline void attend(const TextHeads& text, size_t head_count, AttentionScratch& s
                 pack_keys(text.keys + key * text.stride + first + part * kTileDepth, text.stride,
                           key < tokens ? tokens - key : 0,
                           scratch.keys.data() + (key / kTileRows * depth_tiles + part) * kTileElements);
-        // Tiles of 32 tokens x 16 dimensions; those of one span of tokens stand side by side.
+        // Tiles of 32 tokens x 16 dimensions; those of one span of tokens are adjacent.
         for (size_t token = 0; token < wide; token += kTileDepth)
             for (size_t part = 0; part < 2 * depth_tiles; ++part)
                 pack_values(text.values + token * text.stride + first + part * kTileRows, text.stride, tokens - token,

@@ -1,7 +1,7 @@
 """Compiles the kernel: hatch_build.py when textmatch is installed, its tests with emulated instructions.
 
-Reads nothing but the standard library, since textmatch's own dependencies are not there yet when it is
-installed. After a change in C++: `python -m textmatch.models.native.build`.
+Imports only the standard library, because textmatch's dependencies are not installed yet when it runs.
+After a change in C++: `python -m textmatch.models.native.build`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 LIBRARY = FOLDER / "libtransformer.so"
 _SOURCE = FOLDER / "transformer.cpp"
-# GCC 12 complains of its own intrinsics.
+# GCC 12 warns about its own intrinsics.
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Wno-maybe-uninitialized")
-# The oldest processor with AMX. The kernel asks for what it needs before it computes.
+# The oldest processor with AMX. The kernel checks the features it needs before it computes.
 _TARGET = ("-march=sapphirerapids",)
 
 

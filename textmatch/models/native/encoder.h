@@ -1,4 +1,4 @@
-// A BERT-like transformer encoder (post-norm) over texts that stand one after another without padding.
+// A BERT-like transformer encoder (post-norm) over concatenated texts without padding.
 #pragma once
 
 #include <cmath>
@@ -6,7 +6,7 @@
 
 #include "attention.h"
 
-// What Python hands over; arrays are float32, matrices as torch has them: (outputs, inputs).
+// The arguments from Python. Arrays are float32, matrices are (outputs, inputs) as in torch.
 struct LayerWeights {
     const float *query, *query_bias, *key, *key_bias, *value, *value_bias;  // (hidden, hidden)
     const float *output, *output_bias;                                      // (hidden, hidden)
@@ -29,7 +29,7 @@ struct EmbeddingWeights {
     const float *projection, *projection_bias;  // (hidden, embedding), where the embedding is narrower
 };
 
-// A vector of the length of padded rows: zeros behind its values.
+// A vector of the length of padded rows: zeros after its values.
 inline Lines<float> padded(const float* values, size_t count, size_t width) {
     Lines<float> copy(width, 0.0f);
     std::copy(values, values + count, copy.begin());
@@ -52,7 +52,7 @@ inline void normalise(float* states, bf16* rounded, size_t rows, size_t columns,
         const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) * part + epsilon));
         for (size_t at = 0; at < width; at += kFloats) {
             const __m512 centred = _mm512_sub_ps(_mm512_loadu_ps(states + at), mean);
-            // Scale and shift are zero behind the last column, and so is the result.
+            // Scale and shift are zero after the last column, and so is the result.
             const __m512 result = _mm512_fmadd_ps(_mm512_mul_ps(centred, factor), _mm512_loadu_ps(scale + at),
                                                   _mm512_loadu_ps(shift + at));
             _mm512_storeu_ps(states + at, result);
@@ -105,7 +105,7 @@ class Layer {
     size_t heads_width() const { return heads_width_; }
     size_t inner_width() const { return inner_width_; }
 
-    // Buffers of one thread; rows are padded so that tiles may read behind the last token.
+    // Buffers of one thread. Rows are padded, because tiles read beyond the last token.
     struct Scratch {
         Lines<float> states;
         Lines<bf16> rounded, qkv, context, inner;
@@ -166,7 +166,7 @@ class Layer {
         }
     }
 
-    // The residual connection: onto the states.
+    // The residual connection: adds to the states.
     void add(const float* sums, size_t rows, const float* bias, float* states) const {
         const __m512 left = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
         const __m512 right = bias ? _mm512_loadu_ps(bias + kFloats) : _mm512_setzero_ps();

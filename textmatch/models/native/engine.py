@@ -1,7 +1,7 @@
 """The native engine: runs a transformer in the C++ kernel, without padding.
 
 It runs encoders with layers like BERT's (BERT, ELECTRA, RoBERTa, XLM-R, DistilBERT, ALBERT) in bfloat16,
-with sums, states and norms in float32. Threads meet only at the end of a batch.
+with sums, states and norms in float32. Threads synchronise only at the end of a batch.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ inline bf16 to_bf16(float value) {
     return (bf16)_mm_extract_epi16((__m128i)_mm256_cvtneps_pbh(_mm256_set1_ps(value)), 0);
 }
 
-// While one of these lives, the thread's tiles are 16 rows of 64 bytes.
+// During the lifetime of an object, the thread's tiles are 16 rows of 64 bytes.
 class TileSession {
   public:
     TileSession() {
@@ -41,7 +41,7 @@ class PackedMatrix {
   public:
     PackedMatrix() = default;
 
-    // `value_at(depth, column)` is asked for every place within the sizes given.
+    // `value_at(depth, column)` is called for every position within the given sizes.
     template <class ValueAt>
     PackedMatrix(size_t depth, size_t columns, ValueAt value_at)
         : depth_(round_up(depth, kTileDepth)), columns_(round_up(columns, kBlock)), values_(depth_ * columns_) {
@@ -66,12 +66,12 @@ class PackedMatrix {
     Lines<bf16> values_;
 };
 
-// Depth that is summed at once: its panel of 32 KiB stays in the first-level cache while all rows pass by it.
+// Depth that is summed at once: its panel of 32 KiB stays in the first-level cache for all rows.
 constexpr size_t kDepthSpan = 512;
 
 // (rows, depth) x packed (depth, columns). `rows` is a multiple of 16; rows of `a` are `b.depth()` apart. For each block of at most
 // 32 x 32 sums: `finish(row, rows, column, sums, is_first)`, where row r of the sums begins at sums + 32 r. With more than one span of
-// depth a block is finished once for each of them, and the sums are to be added up.
+// depth, `finish` is called for each span of a block and must add the sums up.
 template <class Finish>
 void multiply(const bf16* a, size_t rows, const PackedMatrix& b, size_t span, Finish finish) {
     alignas(64) float sums[kBlock * kBlock];

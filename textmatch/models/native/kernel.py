@@ -1,4 +1,4 @@
-"""The C++ kernel as numpy sees it, and the cache of weights that it starts from. Free of torch."""
+"""The binding of the C++ kernel for numpy arrays, and the cache of its weights. Does not import torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Ids = NDArray[np.int64]
 States = NDArray[np.float32]
 
-# Counted up when the names or the shape change, so that files of older versions are not found.
+# Incremented when the names or the shape change: files of older versions must not be found.
 _FORM = 1
 _DESCRIPTION = "description"
 _EMBEDDING_ARRAYS = (*TABLES, "norm", "norm_bias", "projection", "projection_bias")
@@ -44,7 +44,7 @@ class UnreadableCache(Exception):
 
 
 class CpuFeature(IntFlag):
-    """What a kernel may need; the values are those in transformer.cpp."""
+    """Features that a kernel may need; the values are those in transformer.cpp."""
 
     AVX512 = 1
     AVX512_BF16 = 2
@@ -99,7 +99,7 @@ class Kernel:
     """
 
     def __init__(self, shape: KernelShape, arrays: Arrays, threads: int) -> None:
-        # Asks the operating system for permission to use tiles, too.
+        # Also requests permission to use tiles from the operating system.
         if obstacle := kernel_obstacle():
             raise KernelMissing(obstacle)
         self.shape = shape
@@ -156,7 +156,7 @@ class Kernel:
         )
 
     def _check(self, ids: Ids, type_ids: Ids, lengths: Ids) -> None:
-        """The kernel does not check its input; it would read past the end of its tables."""
+        """Check the ids: the kernel does not, and would read past the end of its tables."""
         last_position = self.shape.first_position + lengths.max() - 1
         for name, last in zip(TABLES, (ids.max(), last_position, type_ids.max()), strict=True):
             table = self._tables.get(name)
@@ -168,7 +168,7 @@ def kernel_obstacle(present: CpuFeature | None = None) -> str:
     """Why the kernel cannot run here; empty if it can.
 
     Args:
-        present: what the processor and the operating system offer; None asks them.
+        present: features of the processor and the operating system; None: detect them.
     """
     try:
         library = _library()

@@ -1,9 +1,9 @@
 """Models that run in the native kernel without torch, read from the cache.
 
-Importing torch takes seconds, and a model in the cache needs none of it. When torch loads a model, the
-native engine writes the kernel's weights into the cache, and `describe` of the model tells what surrounds
-the kernel: tokenizer, prompts and a plain pooling or a small head. Files are named by the model's id, which
-holds a hash of the model's own files: a changed model never gets what was cached for the old one.
+Importing torch takes seconds, and a cached model does not need it. When torch loads a model, the native
+engine writes the kernel's weights into the cache, and the model's `describe` returns the rest: tokenizer,
+prompts and a plain pooling or a small head. Files are named by the model's id, which contains a hash of the
+model's files. A changed model therefore never uses the cache of the old one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from textmatch.models.model_resolver import model_id
 from textmatch.models.native.kernel import Kernel, States, read_cache, weights_path, write_cache
 from textmatch.vectors import Embeddings, normalise
 
-# Counted up when what is described changes.
+# Incremented when the format of the descriptions changes.
 _FORM = 1
 _BI_ENCODER, _CROSS_ENCODER = "bi-encoder", "cross-encoder"
 
@@ -46,7 +46,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class BiEncoderDescription:
-    """What surrounds the kernel in a bi-encoder; `pooling` is "mean" or "cls"."""
+    """The parts of a bi-encoder outside the kernel; `pooling` is "mean" or "cls"."""
 
     tokenizer: TokenizerDescription
     pooling: str
@@ -60,7 +60,7 @@ class BiEncoderDescription:
 
 @dataclass(frozen=True)
 class CrossEncoderDescription:
-    """What surrounds the kernel in a cross-encoder.
+    """The parts of a cross-encoder outside the kernel.
 
     `head` runs on the state of the first token. `score_range` is the lowest and highest output; without it,
     outputs are logits.
@@ -135,7 +135,7 @@ class NativeBiEncoder(_NativeModel):
             max_tokens: truncate texts to this if the model itself reads more.
 
         Raises:
-            UnreadableCache: the cache does not hold it.
+            UnreadableCache: it is not in the cache.
             KernelMissing: the kernel is not compiled or cannot run here.
         """
         identity = model_id(name, directory)

@@ -17,7 +17,7 @@ using bf16 = uint16_t;
 
 constexpr size_t kFloats = 16;  // in a 512-bit register
 
-// Memory that begins with a cache line: a row of a tile that lies across two of them takes twice as long to load.
+// Memory aligned to cache lines: a row of a tile that spans two of them takes twice as long to load.
 template <class Value>
 struct LineAllocator {
     using value_type = Value;
@@ -43,7 +43,7 @@ inline void store_bf16(bf16* to, __m512 values) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(values));
 }
 
-// First `count` (0..16) lanes of a register that starts at some column.
+// A mask of the first `count` (0..16) elements of a register.
 inline __mmask16 first_lanes(ptrdiff_t count) {
     if (count <= 0) return 0;
     return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);

@@ -1,4 +1,4 @@
-// Threads that do numbered pieces of work together with the caller.
+// A thread pool that processes numbered pieces of work together with the calling thread.
 #pragma once
 
 #include <atomic>
@@ -26,7 +26,7 @@ class ThreadPool {
 
     size_t count() const { return threads_.size() + 1; }
 
-    // Calls `work(thread, piece)` for every piece, by whichever thread is free; returns when all are done.
+    // Calls `work(thread, piece)` for every piece in any free thread; returns when all are done.
     void run(size_t pieces, const std::function<void(size_t, size_t)>& work) {
         next_ = 0;
         pieces_ = pieces;

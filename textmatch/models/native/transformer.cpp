@@ -11,10 +11,10 @@
 
 namespace {
 
-constexpr size_t kPieceTokens = 192;  // states and weights of so many share a core's second-level cache
+constexpr size_t kPieceTokens = 192;  // their states and the weights fit into a core's second-level cache
 constexpr long kRequestTileData = 0x1023, kTileDataFeature = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
 
-// As kernel.py names them.
+// The names in kernel.py are the same.
 constexpr uint32_t kAvx512 = 1, kAvx512Bf16 = 2, kAmxBf16 = 4, kAmxPermission = 8;
 #if defined(TEXTMATCH_EMULATED_AVX512)
 constexpr uint32_t kNeededFeatures = 0;
@@ -41,7 +41,7 @@ class Transformer {
         projection_bias_ = padded(embedding.projection_bias, shape.hidden, width_);
     }
 
-    // `ids` and `types` are flat; text t has `lengths[t]` tokens from `starts[t]` on. Its states go to the same places of `out`,
+    // `ids` and `types` are flat; text t has `lengths[t]` tokens from `starts[t]`. Its states go to the same positions of `out`,
     // rows of `hidden` floats.
     void run(const int64_t* ids, const int64_t* types, const int64_t* starts, const int64_t* lengths, size_t count,
              int64_t first_position, float* out) {
@@ -54,7 +54,7 @@ class Transformer {
     }
 
   private:
-    // Whole texts, about equally many tokens in each piece, and about as many pieces for each thread.
+    // Pieces of whole texts with about equally many tokens, and about as many pieces for each thread.
     std::vector<size_t> pieces(const int64_t* lengths, size_t count) const {
         size_t tokens = 0;
         for (size_t text = 0; text < count; ++text) tokens += lengths[text];
@@ -88,7 +88,7 @@ class Transformer {
     }
 
     void fit(Layer::Scratch& scratch, size_t rows) const {
-        const size_t tiled = round_up(rows, kTileRows) + kTileRows;  // attention reads behind the last text
+        const size_t tiled = round_up(rows, kTileRows) + kTileRows;  // attention reads beyond the last text
         if (scratch.states.size() >= tiled * width_) return;
         const Layer& layer = *layers_.front();
         scratch.states.assign(tiled * std::max(width_, embedding_width_), 0.0f);
@@ -114,7 +114,7 @@ class Transformer {
         }
     }
 
-    // From sums of embeddings to the first layer's input.
+    // Converts sums of embeddings to the first layer's input.
     void begin(Layer::Scratch& scratch, size_t rows) const {
         normalise(scratch.states.data(), scratch.rounded.data(), rows, shape_.embedding, embedding_width_, norm_.data(),
                   norm_bias_.data(), shape_.norm_epsilon);
@@ -148,7 +148,7 @@ extern "C" {
 
 uint32_t textmatch_needed_features() { return kNeededFeatures; }
 
-// What the processor and the operating system offer. Asks the system for permission to use tiles.
+// The features of the processor and the operating system. Requests permission to use tiles.
 uint32_t textmatch_present_features() {
     unsigned a, b, c, d;
     uint32_t present = 0;
