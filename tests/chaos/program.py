@@ -24,7 +24,7 @@ _UNVERSIONED_SHARE = 0.1
 # An update of the attributes alone takes another way through the worker than one of the text.
 _SAME_TEXT_SHARE = 0.3
 _MAX_COPIES = 3
-# Half of the documents have their events close together, so that workers race for them.
+# Half of the documents have their events close together, to make workers race for them.
 _HOT_SHARE = 0.5
 _HOT_WIDTH = 0.01
 _MAX_DELAY_SECONDS = 1.0
@@ -54,7 +54,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Round:
-    """What each sender sends, and what is killed meanwhile."""
+    """The events of each sender, and the processes to kill."""
 
     operations: tuple[tuple[Operation, ...], ...]
     kill: Kill
@@ -144,7 +144,7 @@ def _times(generator: random.Random, count: int) -> list[float]:
 def _kills(generator: random.Random, kills_of_each: int) -> list[Kill]:
     victims = [victim for victim in VICTIMS for _ in range(kills_of_each)]
     generator.shuffle(victims)
-    # Nobody is killed twice in a row: it would not be up again.
+    # No process is killed twice in a row: it would not have restarted.
     while any(one == other for one, other in pairwise(victims)):
         generator.shuffle(victims)
     kills = []

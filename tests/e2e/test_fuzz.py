@@ -1,4 +1,4 @@
-"""Every RPC of the real servers gets requests that nobody would send: no crash, no hang, no INTERNAL.
+"""Every RPC of the real servers gets random requests: no crash, no hang, no INTERNAL.
 
 Ten seconds by default; TEXTMATCH_FUZZ_SECONDS=600 makes it ten minutes.
 """

@@ -38,7 +38,7 @@ class Replica:
             "OMP_NUM_THREADS": "1",
             "TEXTMATCH_ENCODER_THREADS": "1",
             "TEXTMATCH_DRAIN_SECONDS": "20",
-            # Far more often than in use, so that connections end beside processes.
+            # Far more often than in production: connections must end during the restarts too.
             "TEXTMATCH_CONNECTION_AGE_SECONDS": "2",
             **environment,
             f"TEXTMATCH_{name}_PORT": str(self.port),

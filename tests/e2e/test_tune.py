@@ -47,7 +47,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def judged(tmp_path: Path) -> Path:
-    """A query for each topic, with the documents of the topic; and one query that nobody judged."""
+    """A query for each topic, with the documents of the topic; and one query without judgements."""
     randomly = random.Random(1)
     queries = [
         {"_id": f"q{topic}", "text": f"{filler(randomly, 20)} {terms(topic)}"} for topic in range(TOPICS)
@@ -103,7 +103,7 @@ def lexical_weight(stack: Stack) -> float:
 
 
 def noted(stack: Stack, collection: str) -> Any:
-    """The weights that are kept beside a collection."""
+    """The weights that are stored with a collection."""
     host, _, port = stack.file["qdrant_url"].removeprefix("http://").partition(":")
     with closing(qdrant_process.connect(int(port), host)) as qdrant:
         return (qdrant.get_collection(collection).config.metadata or {}).get(WEIGHTS_NOTE)

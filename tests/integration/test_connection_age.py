@@ -1,4 +1,4 @@
-"""Connections are renewed in time, so that clients find new replicas, and nothing that runs notices it."""
+"""Connections are reopened regularly: clients find new replicas, and running calls are not affected."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ async def test_a_new_replica_gets_calls_from_clients_that_were_there_before():
         stub = pb_grpc.MatcherServiceStub(channel)
         await stub.GetIngestStatus(pb.GetIngestStatusRequest(), timeout=30)
         names.addresses = ("127.0.0.1", "127.0.0.2")
-        patience = time.monotonic() + 2 * MIN_RESOLUTION_SECONDS + 30
-        while not new.peers and time.monotonic() < patience:
+        deadline = time.monotonic() + 2 * MIN_RESOLUTION_SECONDS + 30
+        while not new.peers and time.monotonic() < deadline:
             await stub.GetIngestStatus(pb.GetIngestStatusRequest(), timeout=30)
             await asyncio.sleep(0.05)
         await channel.close()

@@ -1,4 +1,4 @@
-"""Requests that nobody would send on purpose: random messages of any type, and bytes that were one once."""
+"""Fuzzed requests: random messages of any type, and corrupted bytes of messages."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def of_kind(found: Sequence[Object], *kinds: str) -> list[Object]:
 
 
 def workloads(found: Sequence[Object]) -> list[Object]:
-    """Whatever makes pods."""
+    """Objects that create pods."""
     return of_kind(found, "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
 
 

@@ -35,7 +35,7 @@ class Prometheus:
         return [one for one in result if not math.isnan(float(one["value"][1]))]
 
     def metric_names(self) -> set[str]:
-        """Whatever has been scraped."""
+        """The names of all scraped metrics."""
         url = f"{self.url}/api/v1/label/__name__/values"
         with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310
             return set(json.load(response)["data"])

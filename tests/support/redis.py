@@ -49,7 +49,7 @@ class RedisServer:
         self._process.wait()
 
     def fill(self) -> None:
-        """Set `maxmemory` to what is used now, so that no write is taken that needs more."""
+        """Set `maxmemory` to the memory in use: writes that need more are refused."""
         with self.client() as client:
             client.config_set("maxmemory-policy", "noeviction")
             client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)

@@ -217,7 +217,7 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
 
 
 class RunningServer:
-    """Serves from a thread of its own, so that a blocking client can be tested in the test's thread.
+    """Serves from a separate thread: the test's thread can use a blocking client.
 
     Args:
         access: what GrpcServer takes to know its callers.

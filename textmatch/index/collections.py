@@ -58,7 +58,7 @@ class Roles:
     abandoned: str = ""
 
     @property
-    def mirrors(self) -> tuple[str, ...]:
+    def dual_write_targets(self) -> tuple[str, ...]:
         """The collections that receive every write and delete too, after the one in use."""
         return tuple(one for one in (self.next, self.previous) if one)
 

@@ -220,8 +220,8 @@ class Index:
         while roles != latest:
             roles = latest
             deleted += await self._delete(roles.in_use, versions)
-            for mirror in roles.mirrors:
-                await self._delete(mirror, versions)
+            for target in roles.dual_write_targets:
+                await self._delete(target, versions)
             latest = await self.collections.refresh_roles()
         return deleted
 

@@ -190,7 +190,7 @@ def test_a_dead_server_is_named_with_a_hint(tmp_path: Path, capsys: pytest.Captu
 
 
 def answered_before(file: str) -> int:
-    """What a progress file says. Batches travel together, so that the first may be the one that fails."""
+    """The content of a progress file. Batches are in flight together: the first may be the one that fails."""
     counts = json.loads(Path(f"{file}.textmatch-progress").read_text())["counts"]
     answered: int = counts["ACCEPTED"] + counts["UNCHANGED"]
     return answered

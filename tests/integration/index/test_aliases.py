@@ -104,7 +104,7 @@ async def test_deletes_reach_the_collections_beside_the_one_in_use(
 ):
     deleter = Index(connect(qdrant), alias)
     # From now on it knows of the old collection only, as long as it does not ask.
-    assert (await deleter.collections.roles()).mirrors == ()
+    assert (await deleter.collections.roles()).dual_write_targets == ()
     await index.aliases.start(new, DIMENSION)
     for collection in (old, new):
         await write(index, collection, Document("a", "text", version=1), Document("b", "text", version=3))

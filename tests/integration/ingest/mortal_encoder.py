@@ -16,7 +16,7 @@ from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.support.redis import free_port
 
 DEADLY_TEXT = "deadly"
-# Keeps the encoder busy, so that a test can kill it.
+# Keeps the encoder busy while a test kills it.
 SLOW_TEXT = "slow"
 
 

@@ -20,7 +20,7 @@ class Moment(Enum):
 
 @dataclass(frozen=True)
 class Race:
-    """What somebody else does with the same document meanwhile: a delete, or a write if there is a text."""
+    """A concurrent change of the same document: a delete, or a write if there is a text."""
 
     moment: Moment
     version: int

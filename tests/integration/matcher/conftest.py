@@ -35,7 +35,7 @@ def shared_encoder(models: dict[str, str]) -> Iterator[EncoderProcess]:
 
 @pytest.fixture
 async def encoder(shared_encoder: EncoderProcess) -> EncoderProcess:
-    """It runs, whatever the test before did to it."""
+    """It runs, even if the previous test stopped it."""
     await asyncio.to_thread(shared_encoder.start)
     return shared_encoder
 

@@ -29,7 +29,7 @@ async def test_under_load_every_match_ends_before_its_deadline_whole_degraded_or
         while not is_over.is_set():
             number += 1
             timeout_seconds = TIMEOUTS_SECONDS[number % len(TIMEOUTS_SECONDS)]
-            # Two of three queries have been asked before, so that their embedding is known.
+            # Two of three queries were sent before, and their embeddings are cached.
             query = f"cat number {caller}" if number % 3 else f"cat number {number} of {caller}"
             outcomes.append((timeout_seconds, await matcher.match(query, timeout_seconds)))
             await asyncio.sleep(0.01)

@@ -158,7 +158,7 @@ async def test_a_collection_of_another_model_names_both(encoder: EncoderProcess,
 
 
 class DeletingIndex:
-    """The real index, from which somebody deletes between recall and reading."""
+    """The real index, with a delete between recall and reading."""
 
     def __init__(self, index: Index, deleted: Sequence[Document]) -> None:
         self._index = index

@@ -53,7 +53,7 @@ class ReindexCommand:
         return str(line)
 
     def kill_all(self) -> None:
-        """SIGKILL whatever still runs."""
+        """SIGKILL all processes that still run."""
         for process in self._started:
             if process.poll() is None:
                 process.kill()

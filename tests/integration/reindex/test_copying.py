@@ -19,7 +19,7 @@ FIRST = Document("a", "first", version=1)
 
 @pytest.fixture
 async def copier(deps: IndexerDependencies, new: str) -> Copier:
-    """An index with a document in it, and a collection beside it that nobody has written to."""
+    """An index with one document, and a second, empty collection."""
     await index_documents([FIRST], deps)
     await deps.index.aliases.start(new, 8)
     return Copier(deps.index, deps.encoder, deps.tombstones, encode_timeout_seconds=10.0)

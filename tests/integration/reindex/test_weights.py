@@ -21,7 +21,7 @@ OTHERS: dict[str, Any] = {"lexical": 1.0, "rerank": 0.0, "calibration": None}
 
 @pytest.fixture
 def retrained(encoder: ScriptedEncoder, old: str) -> str:
-    """A model of the old one's name, served beside it."""
+    """A model with the old one's name, served in addition to it."""
     retrained = f"{old.rpartition('-')[0]}-{uuid.uuid4().hex[:12]}"
     encoder.other_model_ids = (retrained, *encoder.other_model_ids)
     return retrained

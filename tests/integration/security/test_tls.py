@@ -101,7 +101,7 @@ def test_a_broken_certificate_leaves_the_old_one_in_use(authority: Authority):
 
 
 async def test_a_client_follows_its_own_certificate(authority: Authority):
-    """Its next call connects anew with what the files hold by then."""
+    """Its next call opens a new connection with the current content of the files."""
     server_tls = authority.server(authority.issue("server"), authority.file)
     server = await asyncio.to_thread(RunningServer.of_encoder, ScriptedEncoder(), tls=server_tls)
     expired = authority.issue("client", is_expired=True)

@@ -65,7 +65,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pairs, alike if two words of three are common."""
+    """The same pairs, labelled as similar if two of three words are the same."""
     return _write(tmp_path_factory, lambda shared: str(int(shared >= 2)))
 
 

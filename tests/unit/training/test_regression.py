@@ -11,7 +11,7 @@ SENTENCES = [f"sentence {number}" for number in range(400)]
 
 @pytest.fixture(scope="module")
 def embeddings() -> NDArray[np.float32]:
-    """Unit vectors in a few loose clusters, so that every part of the cosine range occurs: (sentence, 8)."""
+    """Unit vectors in a few loose clusters, with cosines in the whole range: (sentence, 8)."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(12, 8))
     spread = random.uniform(0.05, 1.5, size=(len(SENTENCES), 1))

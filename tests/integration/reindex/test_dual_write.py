@@ -1,4 +1,4 @@
-"""Workers and the collections beside the one in use."""
+"""Workers write to the dual-write targets of the collection in use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def test_a_worker_that_has_not_seen_the_change_yet_misses_nothing(
 ):
     await index_documents([FIRST], deps)
     # The worker knows the aliases of a moment ago, and must not rely on them.
-    assert (await deps.index.collections.roles()).mirrors == ()
+    assert (await deps.index.collections.roles()).dual_write_targets == ()
     await index.aliases.start(new, 8)
     assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND])
