@@ -1,8 +1,8 @@
-"""What a run does and what must come of it: both follow from a seed and the number of documents.
+"""The events of a run and its expected result. Both depend on a seed and the number of documents only.
 
-A document is written, perhaps updated, perhaps deleted, perhaps written again. With explicit versions these
-events are sent in any order and as often as three times, because only their versions count. Without, the
-order of sending counts, so that all events of such a document are sent by one sender, one after the other.
+A document is written, perhaps updated, perhaps deleted, perhaps written again. With explicit versions, these
+events are sent in any order and up to three times, because only their versions count. Without versions, the
+order of sending counts. Therefore one sender sends all events of such a document, one after the other.
 """
 
 from __future__ import annotations
