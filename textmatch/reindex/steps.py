@@ -54,9 +54,7 @@ async def switch(index: Index, migration: Migration) -> None:
         return
     # The answer to a first attempt may have been lost.
     if (await index.collections.refresh_roles()).in_use != migration.target:
-        raise ReindexRefused(
-            f"{migration.target} is no longer being built; run the command again to see why"
-        )
+        raise ReindexRefused(f"{migration.target} is no longer being built; run the command again to see why")
 
 
 async def roll_back(index: Index, encoder: EncoderClient) -> Migration:
