@@ -221,20 +221,16 @@ def resolve_dtype(name: str, device: str) -> str:
     """
     if name != AUTO:
         return name
-    return "bfloat16" if _has_bfloat16(device) else "float32"
-
-
-def _has_bfloat16(device: str) -> bool:
     import torch
 
-    if device != "cpu":
-        return torch.cuda.get_device_capability(device) >= _FIRST_CUDA_WITH_BFLOAT16
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(flag) for flag in _CPU_BFLOAT16)
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        computes_bfloat16 = any(capabilities.get(flag) for flag in _CPU_BFLOAT16)
+    else:
+        computes_bfloat16 = torch.cuda.get_device_capability(device) >= _FIRST_CUDA_WITH_BFLOAT16
+    return "bfloat16" if computes_bfloat16 else "float32"
 
 
 def _shows_gpu() -> bool:
     """Whether there may be a GPU, detected without torch."""
-    if sys.platform != "linux":
-        return True
-    return any(any(_DEVICES.glob(pattern)) for pattern in _GPU_FILES)
+    return sys.platform != "linux" or any(any(_DEVICES.glob(pattern)) for pattern in _GPU_FILES)
