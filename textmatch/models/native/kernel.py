@@ -231,5 +231,7 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         raise KernelMissing(f"the kernel was not compiled when textmatch was installed: {error}") from error
+    if not hasattr(library, "textmatch_needed_features"):
+        raise KernelMissing(f"{LIBRARY} is of another version; run python -m textmatch.models.native.build")
     library.textmatch_create.restype = ctypes.c_void_p
     return library
