@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from deploy.monitoring import alerting, grafana
-from deploy.monitoring.dashboards import DASHBOARDS
+from deploy.monitoring.boards import DASHBOARDS
 
 _HERE = Path(__file__).parent
 _HEADER = "# Made by `make monitoring` from deploy/monitoring/alerting.py.\n"

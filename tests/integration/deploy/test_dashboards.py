@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 from qdrant_client import QdrantClient, models
 
-from deploy.monitoring.dashboards import DASHBOARDS
+from deploy.monitoring.boards import DASHBOARDS
 from tests.support.kubernetes import ROOT
 from tests.support.prometheus import Prometheus, running_prometheus
 from tests.support.stack import Stack, running_stack, wait_until

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy.monitoring.__main__ import files
-from deploy.monitoring.dashboards import DASHBOARDS
+from deploy.monitoring.boards import DASHBOARDS
 from tests.support.kubernetes import ROOT
 
 MONITORING = ROOT / "deploy" / "monitoring"
