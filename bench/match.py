@@ -71,15 +71,11 @@ def main(
         tempfile.TemporaryDirectory() as directory,
         running_stack(Path(directory), affinity=cpu_affinity(apart)) as stack,
     ):
-        _ingest(stack, documents)
+        with TextMatchClient(stack.addresses["matcher"]) as client:
+            records = ({"id": str(number), "text": text} for number, text in enumerate(documents))
+            client.ingest_all(records, wait=True)
         figures = asyncio.run(_measure(stack, queries, _QUICK_SECONDS if quick else _SECONDS))
     write_figures(figures, json_path)
-
-
-def _ingest(stack: RunningStack, documents: Sequence[str]) -> None:
-    with TextMatchClient(stack.addresses["matcher"]) as client:
-        records = ({"id": str(number), "text": text} for number, text in enumerate(documents))
-        client.ingest_all(records, wait=True)
 
 
 async def _measure(stack: RunningStack, queries: Sequence[str], seconds: float) -> dict[str, float]:

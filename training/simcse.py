@@ -88,7 +88,12 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
     The dev and held-out files hold pairs with a score from 0 to 1.
     """
     settings.check()
-    rows = _triples(settings) if settings.hard_negatives else _sentences(settings)
+    if settings.hard_negatives:
+        triples = [triple for path in settings.train for triple in read_triples(path, settings.file_format)]
+        rows = [TrainingRow((triple.anchor, triple.positive, triple.negative)) for triple in triples]
+    else:
+        sentences = dict.fromkeys(sentence for path in settings.train for sentence in read_sentences(path))
+        rows = [TrainingRow((sentence,)) for sentence in sentences]
     report = report_data(settings, rows, console)
     columns = [row.texts if settings.hard_negatives else row.texts * 2 for row in rows]
     names = (QUERY, DOCUMENT, NEGATIVE)
@@ -106,16 +111,6 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
         batch_sampler=NoDuplicatesBatchSampler if settings.hard_negatives else LengthSortedBatchSampler,
     )
     return train_bi_encoder(task, settings, settings.learning_rate, console)
-
-
-def _sentences(settings: SimcseSettings) -> list[TrainingRow]:
-    sentences = dict.fromkeys(sentence for path in settings.train for sentence in read_sentences(path))
-    return [TrainingRow((sentence,)) for sentence in sentences]
-
-
-def _triples(settings: SimcseSettings) -> list[TrainingRow]:
-    triples = [triple for path in settings.train for triple in read_triples(path, settings.file_format)]
-    return [TrainingRow((triple.anchor, triple.positive, triple.negative)) for triple in triples]
 
 
 def mine(settings: MiningSettings) -> None:

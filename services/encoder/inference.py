@@ -81,7 +81,8 @@ class Pipeline:
             InvalidInput: naming the texts that the model failed on.
             NotReady: the encoder is shutting down.
         """
-        size_tokens = sum(min(request.max_tokens, _estimate_tokens(text)) for text in request.texts)
+        estimates = (len(text.encode()) // _BYTES_PER_TOKEN + 2 for text in request.texts)
+        size_tokens = sum(min(request.max_tokens, estimate) for estimate in estimates)
         with self._scheduler.admitted(size_tokens, call):
             texts = await self._tokenize(request)
             job = Job(request.model, texts, call, request.name_item)
@@ -162,7 +163,3 @@ class Pipeline:
         metrics.STAGE_SECONDS.labels("tokenise").observe(time.perf_counter() - started)
         metrics.TRUNCATED_TOTAL.inc(sum(text.truncated for text in texts))
         return texts
-
-
-def _estimate_tokens(text: str) -> int:
-    return len(text.encode()) // _BYTES_PER_TOKEN + 2

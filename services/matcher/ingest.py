@@ -20,7 +20,6 @@ from services.matcher import metrics
 from textmatch.documents import Document, content_hash, version_now
 from textmatch.errors import Overloaded, TextMatchError
 from textmatch.index.index import Index
-from textmatch.index.schema import StoredDocument
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.depth import DepthSample, QueueDepth
 from textmatch.queue.pending import Pending
@@ -205,13 +204,10 @@ class IngestHandler:
                 found is not None
                 and document.id not in written
                 and tombstones.get(document.id, 0) < found.document.version
-                and _is_same(document, found)
+                and document.version <= found.document.version
+                and content_hash(document) == found.content_hash
             ):
                 unchanged[position] = found.document.version
             else:
                 written.add(document.id)
         return unchanged
-
-
-def _is_same(document: Document, stored: StoredDocument) -> bool:
-    return document.version <= stored.document.version and content_hash(document) == stored.content_hash
