@@ -1,7 +1,7 @@
 """Embeddings with torch, from any model in the sentence-transformers format.
 
-Mean and first-token (CLS) pooling of packed rows is in packed_inference.py; the native models do their own.
-Other poolings are computed by sentence-transformers.
+Mean and first-token (CLS) pooling of packed rows is in packed_inference.py, that of the native engine in
+native/models.py. Other poolings are computed by sentence-transformers.
 """
 
 from __future__ import annotations
