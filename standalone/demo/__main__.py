@@ -1,4 +1,4 @@
-"""The demo: start the stack, ingest the standard library's documentation, and ask questions about it.
+"""The demo: start the stack, ingest two corpora, and ask questions in English and Chinese.
 
 python -m standalone.demo --data-dir .textmatch
 """
@@ -15,7 +15,17 @@ from pathlib import Path
 from rich.table import Table
 
 from standalone.commands import DEFAULT_DATA_DIR, start_detached
-from standalone.demo.corpus import Question, build_corpus, read_questions
+from standalone.demo.corpus import (
+    EVERYDAY,
+    EVERYDAY_ZH,
+    HELP_DESK_EN,
+    HELP_DESK_ZH,
+    Question,
+    build_corpus,
+    read_help_desk,
+    read_questions,
+    read_tickets,
+)
 from standalone.supervisor import holder_pid
 from textmatch.cli.__main__ import main as textmatch
 from textmatch.cli.errors import message_of
@@ -24,9 +34,14 @@ from textmatch.client import TextMatchClient
 from textmatch.console import cell, print_line, print_table
 from textmatch.errors import TextMatchError
 
-# Every third question, to cover all subjects.
-_STRIDE = 3
-_SHOWN_QUESTIONS = 12
+# A title, the questions, and how many of them are shown, spread over the file to cover all subjects.
+_SHOWN = (
+    ("English questions about Python's library", EVERYDAY, 8),
+    ("The same in Chinese, about the same English documents", EVERYDAY_ZH, 4),
+    ("Chinese questions to a help desk", HELP_DESK_ZH, 6),
+    ("English questions to the Chinese help desk", HELP_DESK_EN, 3),
+)
+_SHOWN_TICKETS = 6
 
 
 def main() -> int:
@@ -47,7 +62,7 @@ def main() -> int:
 
 def write_corpus(path: Path) -> int:
     """Write the corpus as JSON lines; returns how many documents there are."""
-    documents = build_corpus()
+    documents = [*build_corpus(), *read_help_desk()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for document in documents:
@@ -56,11 +71,9 @@ def write_corpus(path: Path) -> int:
     return len(documents)
 
 
-def answer(client: TextMatchClient, questions: Sequence[Question]) -> Table:
+def answer(client: TextMatchClient, title: str, questions: Sequence[Question]) -> Table:
     """The best match of each question; a tick marks a right answer."""
-    table = Table(
-        title="Forty questions are in standalone/demo/questions.tsv; here are some", title_justify="left"
-    )
+    table = Table(title=title, title_justify="left")
     for column in ("question", "score", "best match", "", "text"):
         table.add_column(column, overflow="fold")
     for question in questions:
@@ -71,18 +84,33 @@ def answer(client: TextMatchClient, questions: Sequence[Question]) -> Table:
     return table
 
 
+def compare(client: TextMatchClient, tickets: Sequence[tuple[str, str, bool]]) -> Table:
+    """The pair score of each pair of tickets; a tick marks a right decision at 0.5."""
+    table = Table(title="Do two tickets ask the same? The pair scorer's answer", title_justify="left")
+    for column in ("ticket", "other ticket", "score", ""):
+        table.add_column(column, overflow="fold")
+    for first, second, is_same in tickets:
+        score = float(client.score(first, [second]).scores[0])
+        table.add_row(first, second, f"{score:.2f}", "✓" if (score >= 0.5) == is_same else "")
+    return table
+
+
 def _run(data_dir: Path) -> int:
     if not holder_pid(data_dir):
         print_line("Starting Redis, Qdrant, encoder, matcher and worker ...")
         start_detached(data_dir)
     corpus = data_dir / "demo" / "corpus.jsonl"
     count = write_corpus(corpus)
-    print_line(f"{count:,} functions, classes and methods of Python's standard library are in {corpus}")
+    print_line(f"{count:,} texts are in {corpus}: Python's standard library, and a Chinese help desk")
     code = textmatch(["ingest", str(corpus), "--wait", "--data-dir", str(data_dir)])
     if code:
         return code
     with find_addresses(data_dir).client() as client:
-        print_table(answer(client, read_questions()[::_STRIDE][:_SHOWN_QUESTIONS]))
+        for title, path, shown in _SHOWN:
+            questions = read_questions(path)
+            print_table(answer(client, title, questions[:: len(questions) // shown][:shown]))
+        tickets = read_tickets()
+        print_table(compare(client, tickets[:: len(tickets) // _SHOWN_TICKETS][:_SHOWN_TICKETS]))
     command = os.path.relpath(Path(sys.executable).with_name("textmatch"))
     where = "" if data_dir == DEFAULT_DATA_DIR else f" --data-dir {data_dir}"
     print_line(f'Ask something yourself:  {command} match "how do I read a file line by line"{where}')

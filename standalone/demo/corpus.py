@@ -1,8 +1,13 @@
-"""The demo's corpus, one document per documented public name of the standard library, and questions about it.
+"""The demo's two corpora and questions about them.
+
+* The standard library of Python: one English document per documented public name. `EVERYDAY` questions are
+  phrased as a programmer would type them into a search box; `HARD` ones avoid the words of the answer.
+  `EVERYDAY_ZH` and `HARD_ZH` are the same questions in Chinese.
+* The help desk of an invented company: Chinese documents, questions in Chinese and English, and pairs of
+  tickets that ask the same or only look alike.
 
 Each question has the ids of all documents that answer it. The questions were written before the system had
-answered any of them; the ids were found by plain text search, without a model. `EVERYDAY` questions are
-phrased as a programmer would type them into a search box; `HARD` ones avoid the words of the answer.
+answered any of them; the ids were found without a model.
 """
 
 from __future__ import annotations
@@ -21,6 +26,12 @@ from textmatch.documents import Document
 
 EVERYDAY = Path(__file__).with_name("questions.tsv")
 HARD = Path(__file__).with_name("questions_hard.tsv")
+EVERYDAY_ZH = Path(__file__).with_name("questions_zh.tsv")
+HARD_ZH = Path(__file__).with_name("questions_hard_zh.tsv")
+HELP_DESK_ZH = Path(__file__).with_name("helpdesk_questions_zh.tsv")
+HELP_DESK_EN = Path(__file__).with_name("helpdesk_questions_en.tsv")
+_HELP_DESK = Path(__file__).with_name("helpdesk_zh.jsonl")
+_TICKETS = Path(__file__).with_name("helpdesk_duplicates_zh.tsv")
 
 _MAX_SUMMARY_CHARACTERS = 300
 _MIN_SUMMARY_WORDS = 2
@@ -58,6 +69,18 @@ def build_corpus() -> list[Document]:
             attributes = {"module": record["module"], "kind": record["kind"]}
             documents.append(Document(record["id"], text, attributes))
     return documents
+
+
+def read_help_desk() -> list[Document]:
+    """The entries of the help desk, such as "如何开启两步验证：登录后进入…"; the attribute is `category`."""
+    records = [json.loads(line) for line in _HELP_DESK.read_text(encoding="utf-8").splitlines()]
+    return [Document(record["id"], record["text"], record["attributes"]) for record in records]
+
+
+def read_tickets() -> list[tuple[str, str, bool]]:
+    """Pairs of tickets, and whether both ask the same."""
+    rows = (line.split("\t") for line in _TICKETS.read_text(encoding="utf-8").splitlines())
+    return [(first, second, label == "1") for first, second, label in rows]
 
 
 def read_questions(path: Path = EVERYDAY) -> list[Question]:
