@@ -17,7 +17,7 @@ from textmatch.models.lora import load_cross_encoder_directory
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
-    DEFAULT_CROSS_ENCODER,
+    ENGLISH_CROSS_ENCODER,
     MINI_LM,
     UnusableModel,
     find_model,
@@ -103,15 +103,15 @@ def test_a_trained_range_is_mapped_to_0_to_1(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
-def test_the_default_one_is_an_adapter_over_mini_lm(dtype: str, tolerance: float):
-    directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
+def test_the_english_one_is_an_adapter_over_mini_lm(dtype: str, tolerance: float):
+    directory = find_model(ENGLISH_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
     base = find_model(MINI_LM, BI_ENCODER_ORGANISATION)
     pairs = [
         ("A man is playing a guitar.", "A man plays the guitar."),
         ("A man is playing a guitar.", "A woman is slicing an onion."),
         ("A man is playing a guitar.", "A man is playing a flute."),
     ]
-    model = TorchCrossEncoder.load(directory, DEFAULT_CROSS_ENCODER, EngineConfig(dtype=dtype))
+    model = TorchCrossEncoder.load(directory, ENGLISH_CROSS_ENCODER, EngineConfig(dtype=dtype))
     scores, _ = model.score(model.tokenize_pairs(pairs))
     expected = load_cross_encoder_directory(directory, base, device="cpu").predict(pairs)
     assert scores == pytest.approx(expected, abs=tolerance)

@@ -20,8 +20,8 @@ from textmatch.models.cross_encoder import TorchCrossEncoder
 from textmatch.models.engines import EngineConfig, decide_engine
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
-    DEFAULT_BI_ENCODER,
-    DEFAULT_CROSS_ENCODER,
+    ENGLISH_BI_ENCODER,
+    ENGLISH_CROSS_ENCODER,
     find_model,
 )
 from textmatch.models.native.kernel import UnreadableCache
@@ -74,8 +74,8 @@ def test_bi_encoders_agree(pooling: str, normalises: bool, tmp_path: Path):
         assert np.allclose(prepared.embed(tokens), model.embed(expected), atol=1e-6)
 
 
-def test_the_default_bi_encoder_agrees(tmp_path: Path):
-    model, prepared = prepare_bi_encoder(find_model(DEFAULT_BI_ENCODER, BI_ENCODER_ORGANISATION), tmp_path)
+def test_the_english_bi_encoder_agrees(tmp_path: Path):
+    model, prepared = prepare_bi_encoder(find_model(ENGLISH_BI_ENCODER, BI_ENCODER_ORGANISATION), tmp_path)
     tokens = prepared.tokenize(TEXTS, is_query=False)
     assert np.allclose(prepared.embed(tokens), model.embed(tokens), atol=1e-6)
 
@@ -136,8 +136,8 @@ def test_cross_encoders_agree(architecture: str, tmp_path: Path):
     check_cross_encoder(tmp_path / "cross", tmp_path)
 
 
-def test_the_default_cross_encoder_agrees(tmp_path: Path):
-    check_cross_encoder(find_model(DEFAULT_CROSS_ENCODER, "cross-encoder"), tmp_path)
+def test_the_english_cross_encoder_agrees(tmp_path: Path):
+    check_cross_encoder(find_model(ENGLISH_CROSS_ENCODER, "cross-encoder"), tmp_path)
 
 
 def check_cross_encoder(directory: Path, cache: Path) -> None:

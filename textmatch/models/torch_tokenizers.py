@@ -67,9 +67,7 @@ class TransformerTokenizer:
         self._truncation_side: str = tokenizer.truncation_side
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._unknown_id: int | None = tokenizer.unk_token_id
-        self._fast = FastTokenizer(
-            self._backend, self.max_tokens, self._truncation_side, self._unknown_id
-        )
+        self._fast = FastTokenizer(self._backend, self.max_tokens, self._truncation_side, self._unknown_id)
         self._pad_id: int = tokenizer.pad_token_id or 0
         self._pads_left = tokenizer.padding_side == "left"
         self._reads_type_ids = "token_type_ids" in tokenizer.model_input_names
