@@ -132,7 +132,7 @@ def running_stack(
 
 @contextmanager
 def our_encoder(environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Yields the address of a warm encoder with the peers' bi-encoder and the English cross-encoder, which has its size."""
+    """Yields the address of a warm encoder with the peers' bi-encoder and a cross-encoder of its size."""
     port = any_free()
     address = f"{LOOPBACK}:{port}"
     settings = {
