@@ -1,4 +1,4 @@
-"""Statistics of the training data, printed before training: labels, lengths, repeats, leaks, unknown tokens."""
+"""Statistics of the training data, printed before training: labels, lengths, repeats, leaks, unknown words."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class DataReport:
         console.print(table)
         if (self.unknown_share or 0.0) >= _MANY_UNKNOWN:
             console.print(
-                f"warning: the model does not know {self.unknown_share:.0%} of the tokens and cannot learn to read"
-                f" them; choose a --base that reads their language, such as {MULTILINGUAL_E5}",
+                f"warning: the model does not know {self.unknown_share:.0%} of the tokens and cannot learn to"
+                f" read them; choose a --base that reads their language, such as {MULTILINGUAL_E5}",
                 style="yellow",
                 highlight=False,
                 soft_wrap=True,
@@ -98,7 +98,7 @@ class DataReport:
 def report_data(
     settings: RunSettings, rows: Sequence[TrainingRow], tokenizer: Any, console: Console
 ) -> DataReport:
-    """Compare the training rows with the evaluation files and with the model's vocabulary, and print the report.
+    """Compare the training rows with the evaluation files and the model's vocabulary, and print the report.
 
     Args:
         settings: of the run.

@@ -78,8 +78,8 @@ class PairScores:
 class UnknownTokens:
     """Counts the tokens that a model does not know, and warns if they are many of the recent ones.
 
-    All texts of which a model knows nothing have nearly the same embedding. The warnings of a model are ten minutes
-    apart. Not safe to call from several threads.
+    All texts of which a model knows nothing have nearly the same embedding. Warnings are ten minutes apart.
+    Not safe to call from several threads.
     """
 
     def __init__(self, model_id: str) -> None:

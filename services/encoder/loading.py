@@ -194,7 +194,7 @@ class _Loader:
             cached = self._from_cache(NativeBiEncoder, found)
             model: ServedBiEncoder = cached or self._with_torch.bi_encoder(found)
             if cached is None and model.engine == NATIVE:
-                # In the cache now. From there its tables are mapped, and torch's copies of the weights are freed.
+                # In the cache now. From there its tables are mapped, and torch's copies are freed.
                 model = self._from_cache(NativeBiEncoder, found) or model
         _log_loaded(model, "bi-encoder")
         sample = model.tokenize([_SAMPLE], is_query=False)[0]
@@ -205,7 +205,7 @@ class _Loader:
             cached = self._from_cache(NativeCrossEncoder, found)
             model: ServedCrossEncoder = cached or self._with_torch.cross_encoder(found)
             if cached is None and model.engine == NATIVE:
-                # In the cache now. From there its tables are mapped, and torch's copies of the weights are freed.
+                # In the cache now. From there its tables are mapped, and torch's copies are freed.
                 model = self._from_cache(NativeCrossEncoder, found) or model
         _log_loaded(model, "cross-encoder")
 

@@ -22,7 +22,8 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     bi_encoder: str = setting(
         "TEXTMATCH_BI_ENCODER",
         "textmatch-bi-encoder",
-        "Bi-encoders by name, hub name with `@revision`, or path, separated by commas; the first is the default.",
+        "Bi-encoders by name, hub name with `@revision`, or path, separated by commas; the first is the"
+        " default.",
     )
     cross_encoder: str = setting(
         "TEXTMATCH_CROSS_ENCODER",

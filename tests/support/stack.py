@@ -67,7 +67,7 @@ def textmatch(*arguments: str, **options: Any) -> subprocess.CompletedProcess[st
 def running_stack(
     data_dir: Path, environment: Mapping[str, str] | None = None, options: Sequence[str] = ()
 ) -> Iterator[Stack]:
-    """Start a stack with these options of `up`, stop it at the end. Its models are the English ones if not set."""
+    """Start a stack, with the English models unless others are set; stop it at the end."""
     settings = {**os.environ, **ENGLISH_MODELS, **(environment or {})}
     started = textmatch("up", "--data-dir", str(data_dir), "--detach", *options, env=settings)
     assert started.returncode == 0, started.stderr

@@ -3,7 +3,7 @@
 An adapter directory has the format of PEFT and sentence-transformers. Four files are used:
 `adapter_config.json` names the base model, `adapter_model.safetensors` has the low-rank deltas and a
 cross-encoder's scoring head, `tokenizer_config.json` has the maximum length of a text, and the optional
-`config_sentence_transformers.json` has prompts and a normalization. Everything else comes from the base model.
+`config_sentence_transformers.json` has prompts and a normalization. Everything else comes from the base.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
 def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
     """Load the bi-encoder of an adapter and its base model, with merged weights, in float32 on the CPU.
 
-    Pooling is the base model's. Prompts are the adapter's if it has any settings of prompts: an adapter that was
-    trained without prompts, `"prompts": {}`, is served without those of its base.
+    Pooling is the base model's. So are the prompts, unless the adapter's configuration has `prompts`. An adapter
+    that was trained without prompts has `"prompts": {}`.
 
     Raises:
         ModelNotFound: as above.
@@ -83,10 +83,10 @@ def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
 
 
 def set_normalization(model: SentenceTransformer | CrossEncoder, path: Path) -> None:
-    """Normalize texts before they are tokenized if the model's directory asks for it: `"normalization": "NFKC"`.
+    """Normalize texts before they are tokenized, if the configuration in `path` has `"normalization": "NFKC"`.
 
-    NFKC turns full-width forms into the usual ones, ＡＢＣ into ABC. The normalizer becomes a part of the tokenizer,
-    and is therefore saved with it. A model that does not ask is computed as its own library computes it.
+    NFKC turns full-width forms such as ＡＢＣ into ABC. The normalizer becomes a part of the tokenizer, and is saved
+    with it. Other models are computed as their own library computes them.
 
     Raises:
         ValueError: the normalization is unknown, or the model has no fast tokenizer.

