@@ -1,4 +1,4 @@
-"""Statistics of the training data, printed before training: labels, lengths, repeats, leaks, unknown words."""
+"""Statistics of the training data, printed before training: labels, lengths, repeats, leaks, language."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from textmatch.models.lora import load_cross_encoder_directory
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
+    DEFAULT_CROSS_ENCODER,
     ENGLISH_CROSS_ENCODER,
     MINI_LM,
     UnusableModel,
@@ -117,6 +118,19 @@ def test_the_english_one_is_an_adapter_over_mini_lm(dtype: str, tolerance: float
     assert scores == pytest.approx(expected, abs=tolerance)
     assert scores[0] > scores[2] > scores[1]
     assert model.model_id.startswith("textmatch-cross-encoder-en-")
+    folded = [("A man is playing a guitar.", "Ａ　ｍａｎ　ｐｌａｙｓ　ｔｈｅ　ｇｕｉｔａｒ．")]
+    assert model.score(model.tokenize_pairs(folded))[0][0] == pytest.approx(scores[0], abs=tolerance)
+
+
+def test_the_default_one_reads_chinese_and_scores_the_same_each_time_it_is_loaded():
+    directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
+    pairs = [("如何删除一个文件夹", "怎样移除目录"), ("如何删除一个文件夹", "今天天气很好")]
+    first, second = (TorchCrossEncoder.load(directory, DEFAULT_CROSS_ENCODER) for _ in range(2))
+    tokens = first.tokenize_pairs(pairs)
+    assert [text.unknown_count for text in tokens] == [0, 0]
+    raw = first.score(tokens)[1]
+    assert np.array_equal(raw, second.score(tokens)[1])
+    assert raw[0] != raw[1]
 
 
 def test_several_outputs_are_refused(tmp_path: Path):

@@ -60,8 +60,8 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
 def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
     """Load the bi-encoder of an adapter and its base model, with merged weights, in float32 on the CPU.
 
-    Pooling is the base model's. So are the prompts, unless the adapter's configuration has `prompts`. An adapter
-    that was trained without prompts has `"prompts": {}`.
+    Pooling is the base model's. So are the prompts, unless the adapter's configuration has `prompts`. An
+    adapter that was trained without prompts has `"prompts": {}`.
 
     Raises:
         ModelNotFound: as above.
@@ -83,10 +83,10 @@ def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
 
 
 def set_normalization(model: SentenceTransformer | CrossEncoder, path: Path) -> None:
-    """Normalize texts before they are tokenized, if the configuration in `path` has `"normalization": "NFKC"`.
+    """Normalize texts before they are tokenized, if the configuration has `"normalization": "NFKC"`.
 
-    NFKC turns full-width forms such as ＡＢＣ into ABC. The normalizer becomes a part of the tokenizer, and is saved
-    with it. Other models are computed as their own library computes them.
+    NFKC turns full-width forms such as ＡＢＣ into ABC. The normalizer becomes a part of the tokenizer and
+    is saved with it. Other models are computed as their own library computes them.
 
     Raises:
         ValueError: the normalization is unknown, or the model has no fast tokenizer.

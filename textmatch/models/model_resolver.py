@@ -83,8 +83,8 @@ def model_id(name: str, directory: Path, cache_directory: Path = DEFAULT_CACHE_D
 
     Args:
         name: the requested name; only the last part of a path or hub name is kept.
-        directory: the model's files. The base model of an adapter is hashed as well. An unpacked model has the
-            hash of the package's file, which is smaller.
+        directory: the model's files. The base model of an adapter is hashed as well. An unpacked model has
+            the hash of the package's file, which is smaller.
         cache_directory: as given to `find_model`.
     """
     short_name = _UNSAFE.sub("-", Path(name).name).strip("-.") or "model"
