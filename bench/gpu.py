@@ -29,7 +29,7 @@ from textmatch.models.engines import REFERENCE, EngineConfig, UnusableDevice, de
 from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.models.model_resolver import (
     CROSS_ENCODER_ORGANISATION,
-    DEFAULT_CROSS_ENCODER,
+    ENGLISH_CROSS_ENCODER,
     MINI_LM,
     find_model,
 )
@@ -157,8 +157,8 @@ def _as_served(device: str) -> EngineConfig:
 
 
 def _cross_encoder(config: EngineConfig) -> TorchCrossEncoder:
-    directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
-    return TorchCrossEncoder.load(directory, DEFAULT_CROSS_ENCODER, config)
+    directory = find_model(ENGLISH_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
+    return TorchCrossEncoder.load(directory, ENGLISH_CROSS_ENCODER, config)
 
 
 def _vector_figures(model: TorchBiEncoder, texts: Sequence[str]) -> dict[str, float]:

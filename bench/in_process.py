@@ -18,7 +18,7 @@ from textmatch.models.lora import load_cross_encoder_directory
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
-    DEFAULT_CROSS_ENCODER,
+    ENGLISH_CROSS_ENCODER,
     adapter_base_name,
     find_model,
 )
@@ -87,7 +87,7 @@ def token_count(texts: Sequence[str]) -> int:
 
 def pairs_seconds(query: str, texts: Sequence[str], dtype: torch.dtype) -> float:
     """Seconds that sentence-transformers' CrossEncoder takes to score the query with each text."""
-    directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
+    directory = find_model(ENGLISH_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
     base = find_model(adapter_base_name(directory), BI_ENCODER_ORGANISATION)
     model: PlainCrossEncoder = load_cross_encoder_directory(directory, base, device="cpu").to(dtype)
     pairs = [(query, text) for text in texts]

@@ -34,7 +34,7 @@ from standalone.stack import (
     process_specs,
 )
 from textmatch.encoder_client import EncoderClient
-from textmatch.models.model_resolver import MINI_LM
+from textmatch.models.model_resolver import ENGLISH_CROSS_ENCODER, MINI_LM
 from textmatch.vectors import Embeddings, normalise
 
 Apart = Annotated[
@@ -132,7 +132,7 @@ def running_stack(
 
 @contextmanager
 def our_encoder(environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Yields the address of a warm encoder with the peers' bi-encoder and the default cross-encoder."""
+    """Yields the address of a warm encoder with the peers' bi-encoder and a cross-encoder of its size."""
     port = any_free()
     address = f"{LOOPBACK}:{port}"
     settings = {
@@ -140,6 +140,7 @@ def our_encoder(environment: Mapping[str, str] | None = None) -> Iterator[str]:
         "TEXTMATCH_ENCODER_METRICS_PORT": "0",
         "TEXTMATCH_LOG_LEVEL": "WARNING",
         "TEXTMATCH_BI_ENCODER": MINI_LM,
+        "TEXTMATCH_CROSS_ENCODER": ENGLISH_CROSS_ENCODER,
         **(environment or {}),
     }
     with _running_alone([sys.executable, "-m", "services.encoder"], settings, grpc_serving(address)):

@@ -1,4 +1,4 @@
-"""Statistics of the training data, printed before training: labels, lengths, repeated rows, leaks."""
+"""Statistics of the training data, printed before training: labels, lengths, repeats, leaks, language."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
+from textmatch.models.model_resolver import MULTILINGUAL_E5
 from training.data_files import ClassPair, read_class_pairs
 from training.settings import RunSettings, short_path
 
 _MAX_LABELS = 10
 _SCORE_GROUPS = 5
 _LENGTH_LIMITS = (8, 16, 32, 64, 128, 256)
+# Texts whose tokens are counted, and how many tokens of each.
+_TOKENIZED_TEXTS = 2_000
+_TOKENS_PER_TEXT = 256
+# Names and emoji are unknown now and then; of a language that the model does not read, most tokens are.
+_MANY_UNKNOWN = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,10 @@ class DataLeak:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Statistics of the training rows; `lengths` counts texts by their characters."""
+    """Statistics of the training rows; `lengths` counts texts by their characters.
+
+    `unknown_share` is the share of the tokens that the model does not know, None if it was not counted.
+    """
 
     row_count: int
     labels: tuple[tuple[str, int], ...]
@@ -50,6 +61,7 @@ class DataReport:
     repeated_count: int
     contradicted_count: int
     leaks: tuple[DataLeak, ...]
+    unknown_share: float | None = None
 
     def lines(self) -> list[tuple[str, str]]:
         """The report as (what, how much) texts."""
@@ -59,6 +71,8 @@ class DataReport:
         lines.append(("repeated rows", f"{self.repeated_count:,}"))
         if self.labels:
             lines.append(("rows with contradictory labels", f"{self.contradicted_count:,}"))
+        if self.unknown_share is not None:
+            lines.append(("tokens unknown to the model", f"{self.unknown_share:.1%}"))
         for leak in self.leaks:
             rows = f"{leak.leaked_row_count:,} of {leak.row_count:,} rows"
             sentences = f"{leak.leaked_sentence_count:,} of {leak.sentence_count:,} sentences"
@@ -66,27 +80,51 @@ class DataReport:
         return lines
 
     def print_to(self, console: Console) -> None:
-        """Print the report as a table."""
+        """Print the report as a table, and a warning if the model cannot read the texts."""
         table = Table("training data", "", highlight=True)
         for line in self.lines():
             table.add_row(*line)
         console.print(table)
+        if (self.unknown_share or 0.0) >= _MANY_UNKNOWN:
+            console.print(
+                f"warning: the model does not know {self.unknown_share:.0%} of the tokens and cannot learn to"
+                f" read them; choose a --base that reads their language, such as {MULTILINGUAL_E5}",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
-def report_data(settings: RunSettings, rows: Sequence[TrainingRow], console: Console) -> DataReport:
-    """Compare the training rows with the evaluation files, and print the report.
+def report_data(
+    settings: RunSettings, rows: Sequence[TrainingRow], tokenizer: Any, console: Console
+) -> DataReport:
+    """Compare the training rows with the evaluation files and the model's vocabulary, and print the report.
+
+    Args:
+        settings: of the run.
+        rows: the training rows.
+        tokenizer: of the model to train.
+        console: to print to.
 
     Raises:
         InvalidInput: an evaluation file cannot be read.
     """
     pairs = {path: read_class_pairs(path, settings.file_format) for path in settings.evaluation_files}
-    report = build_report(rows, pairs)
+    report = build_report(rows, pairs, tokenizer)
     report.print_to(console)
     return report
 
 
-def build_report(rows: Sequence[TrainingRow], evaluated: Mapping[Path, Sequence[ClassPair]]) -> DataReport:
-    """Statistics of the training rows, and their overlap with each evaluation file."""
+def build_report(
+    rows: Sequence[TrainingRow], evaluated: Mapping[Path, Sequence[ClassPair]], tokenizer: Any = None
+) -> DataReport:
+    """Statistics of the training rows, and their overlap with each evaluation file.
+
+    Args:
+        rows: the training rows.
+        evaluated: the pairs of each evaluation file.
+        tokenizer: of the model, from transformers; with any other, unknown tokens are not counted.
+    """
     labels_of: dict[frozenset[str], set[str]] = {}
     for row in rows:
         labels_of.setdefault(frozenset(row.texts), set()).add(row.label)
@@ -98,7 +136,18 @@ def build_report(rows: Sequence[TrainingRow], evaluated: Mapping[Path, Sequence[
         repeated_count=len(rows) - len(labels_of),
         contradicted_count=sum(len(labels_of[frozenset(row.texts)]) > 1 for row in rows),
         leaks=tuple(_leak(path, pairs, labels_of.keys(), sentences) for path, pairs in evaluated.items()),
+        unknown_share=_unknown_share([text for row in rows for text in row.texts], tokenizer),
     )
+
+
+def _unknown_share(texts: Sequence[str], tokenizer: Any) -> float | None:
+    """Of the tokens of some texts, spread evenly; None if the tokenizer has no token for unknown text."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.unk_token_id is None:
+        return None
+    sample = list(texts[:: max(1, len(texts) // _TOKENIZED_TEXTS)])
+    encoded = tokenizer(sample, add_special_tokens=False, truncation=True, max_length=_TOKENS_PER_TEXT)
+    ids = [one for text_ids in encoded["input_ids"] for one in text_ids]
+    return ids.count(tokenizer.unk_token_id) / max(1, len(ids))
 
 
 def _leak(

@@ -72,7 +72,7 @@ def train_mlm(settings: MlmSettings, console: Console) -> RunResult:
     sentences = dict.fromkeys(text for path in settings.train for text in read_sentences(path))
     set_seed(settings.seed)
     model, tokenizer = _new_model(settings) if settings.from_scratch else _base_model(settings)
-    report = build_report([TrainingRow((text,)) for text in sentences], {})
+    report = build_report([TrainingRow((text,)) for text in sentences], {}, tokenizer)
     report.print_to(console)
     console.print(f"{model.num_parameters():,} parameters")
     length = min(settings.max_length_tokens, model.config.max_position_embeddings)

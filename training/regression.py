@@ -127,10 +127,10 @@ def train_regression(settings: RegressionSettings, console: Console) -> RunResul
         TrainingRow((pair.first, pair.second), f"{settings.range.denormalise(pair.score):g}")
         for pair in pairs
     ]
-    report = report_data(settings, rows, console)
     set_seed(settings.seed)
     base = find_model(settings.base, BI_ENCODER_ORGANISATION)
     model = _build(base, settings)
+    report = report_data(settings, rows, model.tokenizer, console)
     if settings.warm_up_pairs > 0 and not has_checkpoint(settings.checkpoints):
         _warm_up(model, settings, console)
     if settings.both_orders:

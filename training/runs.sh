@@ -59,7 +59,7 @@ siamese-en() {
   $TM train siamese --train stsb-en/train.tsv --dev stsb-en/choose.tsv --held-out "$DATA/stsb-en/dev.tsv" --output siamese-en \
     --margin 1 --epochs 4 --learning-rate 2e-5 --max-length-tokens 64 --bf16 --device cpu
 }
-regression-en() {  # the default cross-encoder; stsb-en/dev is measured once, at the end
+regression-en() {  # the English cross-encoder; stsb-en/dev is measured once, at the end
   $TM train regression --train "$DATA/stsb-en/train.tsv" --held-out "$DATA/stsb-en/dev.tsv" --held-out "$DATA/sick-en/dev.tsv" \
     --warm-up-sentences "$DATA/snli-en/dev.tsv" --warm-up-labels siamese-en --output regression-en --adapter-rank 32 --epochs 3 --device cpu \
     --data-note "STS Benchmark scores CC BY-SA 4.0; SNLI sentences CC BY-SA 4.0, without labels."
@@ -68,7 +68,7 @@ questions() {  # what the questions of ours are about: from the texts of 120 ins
   python3 -m venv libraries && libraries/bin/pip install -q -r "$DEMO/library_packages.txt"
   "$(dirname "$(command -v "$TM")")/python" -m standalone.demo.training_pairs questions --python libraries/bin/python
 }
-bi-encoder-en() {  # the default bi-encoder
+bi-encoder-en() {  # the English bi-encoder
   $TM train mine --pairs questions/pairs.tsv --no-header --corpus questions/texts.txt --output triples.tsv --depth 300 --margin 0.02 --device cpu
   $TM train simcse --hard-negatives --train triples.tsv --held-out "$DATA/stsb-en/dev.tsv" --output bi-encoder-en --adapter-rank 32 \
     --epochs 2 --batch-size 32 --learning-rate 3e-4 --max-length-tokens 256 --bf16 --device cpu

@@ -56,9 +56,9 @@ def softmax_task(
     pairs = [pair for path in settings.train for pair in read_class_pairs(path, settings.file_format)]
     classes = find_classes(pairs, chosen_classes)
     rows = [TrainingRow((pair.first, pair.second), pair.label) for pair in pairs]
-    report = report_data(settings, rows, console)
     set_seed(settings.seed)
     model = build(settings)
+    report = report_data(settings, rows, model.tokenizer, console)
     loss = SoftmaxLoss(model, model.get_embedding_dimension() or 0, len(classes.names))
 
     def evaluator_of(path: Path) -> ClassEvaluator:

@@ -75,7 +75,7 @@ def _cosine_task(settings: SiameseSettings, console: Console) -> BiEncoderTask:
     loss_class = OnlineContrastiveLoss if is_online else ContrastiveLoss
     return BiEncoderTask(
         recipe="siamese",
-        report=report_data(settings, rows, console),
+        report=report_data(settings, rows, model.tokenizer, console),
         model=model,
         loss=loss_class(model, margin=settings.margin),
         dataset=pair_dataset(pairs, [int(pair.score) if is_online else pair.score for pair in pairs]),

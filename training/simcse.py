@@ -94,11 +94,11 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
     else:
         sentences = dict.fromkeys(sentence for path in settings.train for sentence in read_sentences(path))
         rows = [TrainingRow((sentence,)) for sentence in sentences]
-    report = report_data(settings, rows, console)
     columns = [row.texts if settings.hard_negatives else row.texts * 2 for row in rows]
     names = (QUERY, DOCUMENT, NEGATIVE)
     set_seed(settings.seed)
     model = build_bi_encoder(settings)
+    report = report_data(settings, rows, model.tokenizer, console)
     task = BiEncoderTask(
         recipe="simcse",
         report=report,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,15 @@ _TOKENISER_THREADS = 2
 # Fewer characters than this are tokenised faster than a thread is woken.
 _INLINE_CHARACTERS = 2_000
 _BYTES_PER_TOKEN = 4
+
+# Names and emoji are unknown now and then; of a language that the model does not read, most tokens are.
+_UNKNOWN_SHARE = 0.2
+_MIN_UNKNOWN_TOKENS = 10
+# Older calls count less and less, so that a change of the language is noticed.
+_RECENT_TOKENS = 5_000
+_SECONDS_BETWEEN_WARNINGS = 600.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,12 +75,52 @@ class PairScores:
     model_id: str
 
 
+class UnknownTokens:
+    """Counts the tokens that a model does not know, and warns if they are many of the recent ones.
+
+    All texts of which a model knows nothing have nearly the same embedding. Warnings are ten minutes apart.
+    Not safe to call from several threads.
+    """
+
+    def __init__(self, model_id: str) -> None:
+        self._model_id = model_id
+        self._ratio = metrics.UNKNOWN_TOKENS_RATIO.labels(model_id)
+        self._tokens = 0.0
+        self._unknown = 0.0
+        self._quiet_until = -math.inf
+
+    def count(self, texts: Sequence[TokenizedText]) -> None:
+        """Count the texts of a call."""
+        tokens = sum(text.token_count for text in texts)
+        unknown = sum(text.unknown_count for text in texts)
+        if not tokens:
+            return
+        self._ratio.observe(unknown / tokens)
+        kept = min(1.0, _RECENT_TOKENS / (self._tokens + tokens))
+        self._tokens = kept * (self._tokens + tokens)
+        self._unknown = kept * (self._unknown + unknown)
+        share = self._unknown / self._tokens
+        if (
+            self._unknown >= _MIN_UNKNOWN_TOKENS
+            and share >= _UNKNOWN_SHARE
+            and time.monotonic() >= self._quiet_until
+        ):
+            self._quiet_until = time.monotonic() + _SECONDS_BETWEEN_WARNINGS
+            _log.warning(
+                "%s does not know %.0f %% of the recent tokens: it cannot read the language of these texts, "
+                "and gives different ones nearly the same embedding",
+                self._model_id,
+                100 * share,
+            )
+
+
 class Pipeline:
     """Runs calls through tokenisers and models. It runs in the event loop and never blocks it."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._tokenisers = ThreadPoolExecutor(_TOKENISER_THREADS, thread_name_prefix="tokenise")
+        self._unknown_tokens: dict[str, UnknownTokens] = {}
 
     async def compute(self, request: InferenceRequest, call: CallContext) -> InferenceResult:
         """Compute the texts of a call, in batches shared with other calls.
@@ -162,4 +213,8 @@ class Pipeline:
             texts = await asyncio.get_running_loop().run_in_executor(self._tokenisers, request.tokenize)
         metrics.STAGE_SECONDS.labels("tokenise").observe(time.perf_counter() - started)
         metrics.TRUNCATED_TOTAL.inc(sum(text.truncated for text in texts))
+        model_id = request.model.model_id
+        if model_id not in self._unknown_tokens:
+            self._unknown_tokens[model_id] = UnknownTokens(model_id)
+        self._unknown_tokens[model_id].count(texts)
         return texts

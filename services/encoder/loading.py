@@ -89,17 +89,18 @@ def run_inline(function: Callable[[], float]) -> float:
 
 
 def find_models(settings: EncoderSettings) -> FoundModels:
-    """Find the models, and download those that are only on the hub.
+    """Find the models, unpack those that come packed, and download those that are only on the hub.
 
     Raises:
         ModelNotFound: there is no such model.
-        UnusableModel: a model has no weights in safetensors.
+        UnusableModel: a model has no weights in safetensors, or cannot be unpacked.
     """
     names = [name.strip() for name in settings.bi_encoder.split(",")]
     cross_names = [] if settings.cross_encoder == NO_MODEL else [settings.cross_encoder]
+    cache = settings.cache_directory
     return FoundModels(
-        [FoundModel(name, find_model(name, BI_ENCODER_ORGANISATION)) for name in names],
-        [FoundModel(name, find_model(name, CROSS_ENCODER_ORGANISATION)) for name in cross_names],
+        [FoundModel(name, find_model(name, BI_ENCODER_ORGANISATION, cache)) for name in names],
+        [FoundModel(name, find_model(name, CROSS_ENCODER_ORGANISATION, cache)) for name in cross_names],
     )
 
 
@@ -192,6 +193,9 @@ class _Loader:
         with _unusable(f'cannot load "{found.name}"'):
             cached = self._from_cache(NativeBiEncoder, found)
             model: ServedBiEncoder = cached or self._with_torch.bi_encoder(found)
+            if cached is None and model.engine == NATIVE:
+                # In the cache now. From there its tables are mapped, and torch's copies are freed.
+                model = self._from_cache(NativeBiEncoder, found) or model
         _log_loaded(model, "bi-encoder")
         sample = model.tokenize([_SAMPLE], is_query=False)[0]
         return RegistryEntry(model, EngineModel(model.model_id, model.embed, sample, model.is_packed))
@@ -200,6 +204,9 @@ class _Loader:
         with _unusable(f'cannot load "{found.name}"'):
             cached = self._from_cache(NativeCrossEncoder, found)
             model: ServedCrossEncoder = cached or self._with_torch.cross_encoder(found)
+            if cached is None and model.engine == NATIVE:
+                # In the cache now. From there its tables are mapped, and torch's copies are freed.
+                model = self._from_cache(NativeCrossEncoder, found) or model
         _log_loaded(model, "cross-encoder")
 
         def forward(batch: Sequence[TokenizedText]) -> Rows:

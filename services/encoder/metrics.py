@@ -34,6 +34,12 @@ DROPPED_TOTAL = Counter(
     "textmatch_encoder_dropped_total", "Calls dropped from the queue: cancelled, late.", ["reason"]
 )
 TOKENS_TOTAL = Counter("textmatch_encoder_tokens_total", "Tokens computed, without padding.", ["lane"])
+UNKNOWN_TOKENS_RATIO = Histogram(
+    "textmatch_encoder_unknown_tokens_ratio",
+    "Share of a call's tokens that stand for text unknown to the model.",
+    ["model_id"],
+    buckets=(0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8),
+)
 TRUNCATED_TOTAL = Counter("textmatch_encoder_truncated_total", "Texts or pairs that were truncated.")
 FAILED_TEXTS_TOTAL = Counter("textmatch_encoder_failed_texts_total", "Texts that a model failed on alone.")
 RELOADS_TOTAL = Counter("textmatch_encoder_reloads_total", "Reloads of the models: done, failed.", ["result"])

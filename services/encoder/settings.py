@@ -21,13 +21,14 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     )
     bi_encoder: str = setting(
         "TEXTMATCH_BI_ENCODER",
-        "textmatch-bi-encoder-en",
-        "Bi-encoders, by name or path, separated by commas; the first is the default.",
+        "textmatch-bi-encoder",
+        "Bi-encoders by name, hub name with `@revision`, or path, separated by commas; the first is the"
+        " default.",
     )
     cross_encoder: str = setting(
         "TEXTMATCH_CROSS_ENCODER",
-        "textmatch-cross-encoder-en",
-        "Cross-encoder, by name or path; `none` loads none.",
+        "textmatch-cross-encoder",
+        "Cross-encoder by name, hub name with `@revision`, or path; `none` loads none.",
     )
     device: str = setting(
         "TEXTMATCH_ENCODER_DEVICE", "auto", "`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one."
@@ -47,7 +48,7 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     cache_dir: str = setting(
         "TEXTMATCH_CACHE_DIR",
         "~/.cache/textmatch",
-        "Folder for converted models, which make the next start fast.",
+        "Folder for unpacked models, and for converted ones, which make the next start fast.",
     )
     threads: int = setting(
         "TEXTMATCH_ENCODER_THREADS", 0, "Threads of a forward pass; 0: one per core.", minimum=0

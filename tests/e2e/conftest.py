@@ -9,6 +9,6 @@ from tests.support.stack import Stack, running_stack
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One stack with the default models for all end-to-end tests that do not break it."""
+    """One stack with the English models for all end-to-end tests that do not break it."""
     with running_stack(tmp_path_factory.mktemp("stack")) as running:
         yield running

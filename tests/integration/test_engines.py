@@ -101,7 +101,7 @@ def test_cross_encoders_agree(architecture: str, engine: str, tmp_path: Path):
     assert np.allclose(scores, expected, atol=1e-4)
 
 
-def test_the_default_bi_encoder_in_bfloat16_agrees_in_any_company(tmp_path: Path):
+def test_mini_lm_in_bfloat16_agrees_in_any_company(tmp_path: Path):
     plain = TorchBiEncoder.load(get_model_path(), "m")
     packed = TorchBiEncoder.load(get_model_path(), "m", decide("openvino", tmp_path, "bfloat16"))
     texts = packed.tokenize(TEXTS, is_query=False)

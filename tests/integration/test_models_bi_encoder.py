@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,17 @@ from sentence_transformers.sentence_transformer.modules import (
 from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 
 from tests.support.encoder import make_tiny_bi_encoder
-from textmatch.models.bi_encoder import TorchBiEncoder
+from textmatch.models.bi_encoder import TorchBiEncoder, read_bi_encoder
 from textmatch.models.calibration import PairClassifier
 from textmatch.models.engines import EngineConfig
-from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, UnusableModel, find_model
+from textmatch.models.model_resolver import (
+    BI_ENCODER_ORGANISATION,
+    DEFAULT_BI_ENCODER,
+    ENGLISH_BI_ENCODER,
+    MULTILINGUAL_E5,
+    UnusableModel,
+    find_model,
+)
 from textmatch.vectors import Embeddings
 
 TEXTS = [
@@ -133,6 +141,48 @@ def test_prompts_follow_the_role(tmp_path: Path, pools_prompt: bool):
     assert _embed(model, texts, is_query=True) == pytest.approx(reference.encode_query(texts), abs=1e-5)
     assert _embed(model, texts) == pytest.approx(reference.encode_document(texts), abs=1e-5)
     assert np.abs(_embed(model, texts) - _embed(model, texts, is_query=True)).max() > 1e-3
+
+
+def test_full_width_forms_are_folded_if_the_model_asks_for_it(tmp_path: Path):
+    directory = make_tiny_bi_encoder(tmp_path / "folding")
+    texts = ["ｔｈｅ　ｃａｔ　ｓｉｔｓ", "the cat sits"]
+    plain = _load(directory)
+    assert _embed(plain, texts) == pytest.approx(_reference(directory).encode(texts), abs=1e-5)
+    assert [text.unknown_count for text in plain.tokenize(texts, is_query=False)] == [3, 0]
+    config_file = directory / "config_sentence_transformers.json"
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({**config, "normalization": "NFKC"}))
+    folding = _load(directory)
+    wide, narrow = _embed(folding, texts)
+    assert np.array_equal(wide, narrow)
+    assert narrow == pytest.approx(_embed(plain, texts)[1], abs=1e-6)
+    assert folding.model_id != plain.model_id
+    config_file.write_text(json.dumps({**config, "normalization": "NFKX"}))
+    with pytest.raises(UnusableModel, match='the normalization "NFKX", which is not supported'):
+        _load(directory)
+
+
+def test_the_english_model_folds_full_width_forms_and_plain_mini_lm_does_not(minilm: TorchBiEncoder):
+    english = TorchBiEncoder.load(find_model(ENGLISH_BI_ENCODER, BI_ENCODER_ORGANISATION), "english")
+    texts = ["ＰＹＴＨＯＮ　ｌｉｓｔ　ｓｏｒｔ", "PYTHON list sort"]
+    wide, narrow = _embed(english, texts)
+    assert wide @ narrow > 0.95
+    wide, narrow = _embed(minilm, texts)
+    assert wide @ narrow < 0.5
+
+
+def test_an_adapter_may_be_served_without_the_prompts_of_its_base(tmp_path: Path):
+    base = find_model(MULTILINGUAL_E5, BI_ENCODER_ORGANISATION)
+    shipped = find_model(DEFAULT_BI_ENCODER, BI_ENCODER_ORGANISATION)
+    adapter = tmp_path / "adapter"
+    shutil.copytree(shipped, adapter)
+    (adapter / "config_sentence_transformers.json").unlink()
+    assert read_bi_encoder(adapter, "a").prompts == {"query": "query: ", "document": "passage: "}
+    assert read_bi_encoder(shipped, "b").prompts == {"query": "", "document": ""}
+    unprompted = TorchBiEncoder.load(shipped, "b")
+    [tokens], [as_query] = (unprompted.tokenize(["猫"], is_query=is_query) for is_query in (False, True))
+    assert tokens.ids == as_query.ids == _reference(base).tokenizer("猫")["input_ids"]
+    assert unprompted.max_tokens == 512
 
 
 def test_queries_and_documents_may_share_a_batch(tmp_path: Path):

@@ -18,6 +18,7 @@ from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
     DEFAULT_CROSS_ENCODER,
+    ENGLISH_CROSS_ENCODER,
     MINI_LM,
     UnusableModel,
     find_model,
@@ -103,20 +104,33 @@ def test_a_trained_range_is_mapped_to_0_to_1(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
-def test_the_default_one_is_an_adapter_over_mini_lm(dtype: str, tolerance: float):
-    directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
+def test_the_english_one_is_an_adapter_over_mini_lm(dtype: str, tolerance: float):
+    directory = find_model(ENGLISH_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
     base = find_model(MINI_LM, BI_ENCODER_ORGANISATION)
     pairs = [
         ("A man is playing a guitar.", "A man plays the guitar."),
         ("A man is playing a guitar.", "A woman is slicing an onion."),
         ("A man is playing a guitar.", "A man is playing a flute."),
     ]
-    model = TorchCrossEncoder.load(directory, DEFAULT_CROSS_ENCODER, EngineConfig(dtype=dtype))
+    model = TorchCrossEncoder.load(directory, ENGLISH_CROSS_ENCODER, EngineConfig(dtype=dtype))
     scores, _ = model.score(model.tokenize_pairs(pairs))
     expected = load_cross_encoder_directory(directory, base, device="cpu").predict(pairs)
     assert scores == pytest.approx(expected, abs=tolerance)
     assert scores[0] > scores[2] > scores[1]
     assert model.model_id.startswith("textmatch-cross-encoder-en-")
+    folded = [("A man is playing a guitar.", "Ａ　ｍａｎ　ｐｌａｙｓ　ｔｈｅ　ｇｕｉｔａｒ．")]
+    assert model.score(model.tokenize_pairs(folded))[0][0] == pytest.approx(scores[0], abs=tolerance)
+
+
+def test_the_default_one_reads_chinese_and_scores_the_same_each_time_it_is_loaded():
+    directory = find_model(DEFAULT_CROSS_ENCODER, CROSS_ENCODER_ORGANISATION)
+    pairs = [("如何删除一个文件夹", "怎样移除目录"), ("如何删除一个文件夹", "今天天气很好")]
+    first, second = (TorchCrossEncoder.load(directory, DEFAULT_CROSS_ENCODER) for _ in range(2))
+    tokens = first.tokenize_pairs(pairs)
+    assert [text.unknown_count for text in tokens] == [0, 0]
+    raw = first.score(tokens)[1]
+    assert np.array_equal(raw, second.score(tokens)[1])
+    assert raw[0] != raw[1]
 
 
 def test_several_outputs_are_refused(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from tests.support.encoder import make_tiny_bi_encoder
+from tests.support.native_kernels import FORMS
 from textmatch.models.bi_encoder import TorchBiEncoder
 from textmatch.models.cross_encoder import TorchCrossEncoder
 from textmatch.models.engines import EngineConfig, decide_engine
@@ -22,6 +24,8 @@ from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     DEFAULT_BI_ENCODER,
     DEFAULT_CROSS_ENCODER,
+    ENGLISH_BI_ENCODER,
+    ENGLISH_CROSS_ENCODER,
     find_model,
 )
 from textmatch.models.native.kernel import UnreadableCache
@@ -74,10 +78,29 @@ def test_bi_encoders_agree(pooling: str, normalises: bool, tmp_path: Path):
         assert np.allclose(prepared.embed(tokens), model.embed(expected), atol=1e-6)
 
 
-def test_the_default_bi_encoder_agrees(tmp_path: Path):
-    model, prepared = prepare_bi_encoder(find_model(DEFAULT_BI_ENCODER, BI_ENCODER_ORGANISATION), tmp_path)
+def test_the_english_bi_encoder_agrees(tmp_path: Path):
+    model, prepared = prepare_bi_encoder(find_model(ENGLISH_BI_ENCODER, BI_ENCODER_ORGANISATION), tmp_path)
     tokens = prepared.tokenize(TEXTS, is_query=False)
     assert np.allclose(prepared.embed(tokens), model.embed(tokens), atol=1e-6)
+
+
+# They are large: one form of the kernel is enough.
+@pytest.mark.parametrize("kernel_form", FORMS[:1], indirect=True)
+def test_the_default_models_agree_and_share_their_tokenizer(tmp_path: Path):
+    model, prepared = prepare_bi_encoder(find_model(DEFAULT_BI_ENCODER, BI_ENCODER_ORGANISATION), tmp_path)
+    tokens = prepared.tokenize(TEXTS, is_query=False)
+    assert tokens == model.tokenize(TEXTS, is_query=False)
+    assert np.allclose(prepared.embed(tokens), model.embed(tokens), atol=1e-6)
+    cross_encoder = check_cross_encoder(find_model(DEFAULT_CROSS_ENCODER, "cross-encoder"), tmp_path)
+    assert cross_encoder._tokenizer is prepared._tokenizer
+
+
+def test_tables_are_mapped_from_the_cache_and_not_read(tmp_path: Path):
+    directory = make_bi_encoder(tmp_path, [Pooling(32, pooling_mode="mean")])
+    _, prepared = prepare_bi_encoder(directory, tmp_path)
+    words = prepared._kernel._tables["words"]
+    assert isinstance(words.base, np.memmap)
+    assert not words.flags.writeable
 
 
 def test_fewer_tokens_are_read_if_asked(tmp_path: Path):
@@ -111,6 +134,16 @@ def test_a_broken_cache_is_told(content: bytes, tmp_path: Path):
         NativeBiEncoder(directory, "m", native(tmp_path), None)
 
 
+def test_a_cut_cache_is_told(tmp_path: Path):
+    directory = make_bi_encoder(tmp_path, [Pooling(32, pooling_mode="mean")])
+    prepare_bi_encoder(directory, tmp_path)
+    [weights] = tmp_path.glob("*-native-*.safetensors")
+    for size in (weights.stat().st_size - 1, 500, 4):
+        os.truncate(weights, size)
+        with pytest.raises(UnreadableCache):
+            NativeBiEncoder(directory, "m", native(tmp_path), None)
+
+
 CLASSIFIERS = {
     "bert": lambda size: transformers.BertConfig(vocab_size=size, **SMALL),
     "albert": lambda size: transformers.AlbertConfig(vocab_size=size, embedding_size=16, **SMALL),
@@ -136,11 +169,11 @@ def test_cross_encoders_agree(architecture: str, tmp_path: Path):
     check_cross_encoder(tmp_path / "cross", tmp_path)
 
 
-def test_the_default_cross_encoder_agrees(tmp_path: Path):
-    check_cross_encoder(find_model(DEFAULT_CROSS_ENCODER, "cross-encoder"), tmp_path)
+def test_the_english_cross_encoder_agrees(tmp_path: Path):
+    check_cross_encoder(find_model(ENGLISH_CROSS_ENCODER, "cross-encoder"), tmp_path)
 
 
-def check_cross_encoder(directory: Path, cache: Path) -> None:
+def check_cross_encoder(directory: Path, cache: Path) -> NativeCrossEncoder:
     model = TorchCrossEncoder.load(directory, "c", native(cache))
     described = model.describe()
     assert described is not None
@@ -151,3 +184,4 @@ def check_cross_encoder(directory: Path, cache: Path) -> None:
     assert [text.ids for text in tokens] == [text.ids for text in model.tokenize_pairs(PAIRS)]
     for found, expected in zip(prepared.score(tokens), model.score(tokens), strict=True):
         assert np.allclose(found, expected, atol=1e-5)
+    return prepared

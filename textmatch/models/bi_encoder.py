@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 from textmatch.models.calibration import Calibration, CosineScorer, PairClassifier
 from textmatch.models.engines import NATIVE, REFERENCE, EngineConfig, start_engine
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.lora import load_bi_encoder_directory
+from textmatch.models.lora import load_bi_encoder_directory, set_normalization
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
+    DEFAULT_CACHE_DIRECTORY,
     UnusableModel,
     adapter_base_name,
     find_model,
@@ -62,7 +63,7 @@ class TorchBiEncoder:
         max_tokens: int | None,
     ) -> None:
         self.name = name
-        self.model_id = model_id(name, directory)
+        self.model_id = model_id(name, directory, config.cache_directory)
         self.device = config.device
         self.dtype = config.dtype
         self.cosine = CosineScorer(Calibration.load(directory))
@@ -99,7 +100,7 @@ class TorchBiEncoder:
         Raises:
             UnusableModel: it is not a bi-encoder, or its files contradict each other.
         """
-        model = read_bi_encoder(directory, name)
+        model = read_bi_encoder(directory, name, config.cache_directory)
         feed_lstm(model.eval())
         return cls(model, name, directory, config, max_tokens)
 
@@ -199,20 +200,28 @@ def _to_float32(module: nn.Module, _: tuple[Any, ...], features: dict[str, Any])
         )
 
 
-def read_bi_encoder(directory: Path, name: str) -> SentenceTransformer:
+def read_bi_encoder(
+    directory: Path, name: str, cache_directory: Path = DEFAULT_CACHE_DIRECTORY
+) -> SentenceTransformer:
     """Load a directory in the sentence-transformers format, or an adapter, on the CPU in float32.
+
+    Args:
+        directory: as `find_model` returns it.
+        name: the requested name.
+        cache_directory: as given to `find_model`.
 
     Raises:
         UnusableModel: it is not a bi-encoder, or its files contradict each other.
     """
     try:
         if is_adapter_directory(directory):
-            return load_bi_encoder_directory(
-                directory, find_model(adapter_base_name(directory), BI_ENCODER_ORGANISATION)
-            )
-        return SentenceTransformer(
+            base = find_model(adapter_base_name(directory), BI_ENCODER_ORGANISATION, cache_directory)
+            return load_bi_encoder_directory(directory, base)
+        model = SentenceTransformer(
             str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
         )
+        set_normalization(model, directory)
+        return model
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise UnusableModel(f'cannot load "{name}" as a bi-encoder: {error}') from error
 

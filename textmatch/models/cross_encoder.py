@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from textmatch.models.calibration import Calibration, Scores, calibrated
 from textmatch.models.engines import NATIVE, REFERENCE, EngineConfig, start_engine
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
-from textmatch.models.lora import load_cross_encoder_directory
+from textmatch.models.lora import load_cross_encoder_directory, set_normalization
 from textmatch.models.model_resolver import (
     CROSS_ENCODER_ORGANISATION,
+    MODEL_CONFIG,
     UnusableModel,
     adapter_base_name,
     find_model,
@@ -33,7 +34,6 @@ from textmatch.models.torch_tokenizers import InputTokenizer, TransformerTokeniz
 
 _log = logging.getLogger(__name__)
 
-_CONFIG = "config_sentence_transformers.json"
 _PROBE = (("A man is eating.", "Somebody has his dinner."), ("A man is eating.", "The stock market fell."))
 # The engine's precision changes a logit by less than this.
 _PROBE_TOLERANCE = 0.1
@@ -63,7 +63,7 @@ class TorchCrossEncoder:
         if model.num_labels != 1:
             raise UnusableModel(f'"{name}" has {model.num_labels} outputs; a cross-encoder must have one')
         self.name = name
-        self.model_id = model_id(name, directory)
+        self.model_id = model_id(name, directory, config.cache_directory)
         self._model = model
         self._tokenizer = input_tokenizer(model[0], max_tokens)
         self._prompt = model.prompts.get(model.default_prompt_name or "") or ""
@@ -100,7 +100,7 @@ class TorchCrossEncoder:
             ModelNotFound: the base model of an adapter is missing.
         """
         try:
-            model = _load(directory)
+            model = _load(directory, config.cache_directory)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
             raise UnusableModel(f'cannot load "{name}" as a cross-encoder: {error}') from error
         return cls(model.eval(), name, directory, config, max_tokens)
@@ -145,15 +145,16 @@ class TorchCrossEncoder:
         return scores
 
 
-def _load(directory: Path) -> sentence_transformers.CrossEncoder:
+def _load(directory: Path, cache_directory: Path) -> sentence_transformers.CrossEncoder:
     model: sentence_transformers.CrossEncoder
     if is_adapter_directory(directory):
-        base = find_model(adapter_base_name(directory), CROSS_ENCODER_ORGANISATION)
+        base = find_model(adapter_base_name(directory), CROSS_ENCODER_ORGANISATION, cache_directory)
         model = load_cross_encoder_directory(directory, base, device="cpu")
     else:
         model = sentence_transformers.CrossEncoder(
             str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
         )
+        set_normalization(model, directory)
     return model
 
 
@@ -201,7 +202,7 @@ def _convert(model: sentence_transformers.CrossEncoder, dtype: torch.dtype) -> N
 
 def _score_range(model: sentence_transformers.CrossEncoder, directory: Path) -> tuple[float, float] | None:
     """The lowest and highest label that a model without activation was trained on, if its config says so."""
-    config_file = directory / _CONFIG
+    config_file = directory / MODEL_CONFIG
     if not isinstance(model.activation_fn, nn.Identity) or not config_file.is_file():
         return None
     config: dict[str, Any] = json.loads(config_file.read_text())

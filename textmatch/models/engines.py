@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from textmatch.errors import TextMatchError
+from textmatch.models.model_resolver import DEFAULT_CACHE_DIRECTORY
 from textmatch.models.native.kernel import kernel_obstacle
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class EngineConfig:
         device: as torch names it, "cpu" or "cuda:0".
         dtype: of the computation, "float32", "bfloat16" or "float16".
         threads: of a forward pass on a CPU; 0: the engine chooses.
-        cache_directory: where engines store converted models.
+        cache_directory: where engines store converted models, and where packed models are unpacked.
         reason: which engines were ruled out and why, for logs.
     """
 
@@ -76,7 +77,7 @@ class EngineConfig:
     device: str = "cpu"
     dtype: str = "float32"
     threads: int = 0
-    cache_directory: Path = Path()
+    cache_directory: Path = DEFAULT_CACHE_DIRECTORY
     reason: str = ""
 
 

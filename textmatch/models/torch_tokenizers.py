@@ -66,7 +66,8 @@ class TransformerTokenizer:
         self._own_tokens = _limit(own_tokens, None)
         self._truncation_side: str = tokenizer.truncation_side
         self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self._fast = FastTokenizer(self._backend, self.max_tokens, self._truncation_side)
+        self._unknown_id: int | None = tokenizer.unk_token_id
+        self._fast = FastTokenizer(self._backend, self.max_tokens, self._truncation_side, self._unknown_id)
         self._pad_id: int = tokenizer.pad_token_id or 0
         self._pads_left = tokenizer.padding_side == "left"
         self._reads_type_ids = "token_type_ids" in tokenizer.model_input_names
@@ -76,7 +77,9 @@ class TransformerTokenizer:
 
     def describe(self) -> TokenizerDescription:
         """The tokenizer for use without torch."""
-        return TokenizerDescription(self._backend.to_str(), self._truncation_side, self._own_tokens)
+        return TokenizerDescription(
+            self._backend.to_str(), self._truncation_side, self._own_tokens, self._unknown_id
+        )
 
     def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
         longest = max(text.token_count for text in batch)

@@ -8,6 +8,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from services.encoder import metrics
 from services.encoder.model_registry import ModelRegistry
@@ -33,6 +34,20 @@ async def test_embeddings_are_the_models_own(encoder: EncoderServer, models: Mod
     assert (response.dimension, response.model_id) == (32, model.model_id)
     assert list(response.token_counts) == [8, 8, 3, 3, 64]
     assert list(response.truncated) == [False, False, False, False, True]
+
+
+async def test_unknown_tokens_are_counted_for_each_model(encoder: EncoderServer, models: ModelRegistry):
+    labels = {"model_id": models.bi_encoders[0].model.model_id}
+
+    def measured() -> float:
+        return REGISTRY.get_sample_value("textmatch_encoder_unknown_tokens_ratio_sum", labels) or 0.0
+
+    before = measured()
+    await encoder.stub.Encode(pb.EncodeRequest(texts=["the cat"]))
+    assert measured() == before
+    # Three of five, with the tokens that begin and end a text.
+    await encoder.stub.Encode(pb.EncodeRequest(texts=["鸡蛋花"]))
+    assert measured() == pytest.approx(before + 0.6)
 
 
 async def test_ten_thousand_texts_in_one_call(models: ModelRegistry):

@@ -12,7 +12,7 @@ from rich.console import Console
 from textmatch.errors import InvalidInput, ModelNotFound
 from textmatch.models.bi_encoder import read_bi_encoder
 from textmatch.models.lora import ADAPTER_WEIGHTS
-from textmatch.models.model_resolver import model_id
+from textmatch.models.model_resolver import MULTILINGUAL_E5, adapter_base_name, model_id
 from training.evaluation.scorers import is_cross_encoder
 from training.siamese import SiameseSettings, train_siamese
 from training.simcse import SimcseSettings, train_simcse
@@ -65,6 +65,24 @@ def test_training_goes_on_from_an_adapter(adapter: Path, settings: SimcseSetting
         replace(settings, base=str(adapter), adapter_rank=0, max_steps=2, output=tmp_path / "whole"), QUIET
     )
     assert (result.output / "model.safetensors").is_file()
+
+
+def test_the_multilingual_base_takes_an_adapter(scored: Path, tmp_path: Path):
+    result = train_siamese(
+        SiameseSettings(
+            train=[scored],
+            base=MULTILINGUAL_E5,
+            output=tmp_path / "model",
+            adapter_rank=1,
+            max_steps=1,
+            batch_size=2,
+            device="cpu",
+        ),
+        QUIET,
+    )
+    assert "| tokens unknown to the model | 0.0% |" in (result.output / "README.md").read_text()
+    assert adapter_base_name(result.output) == MULTILINGUAL_E5
+    assert read_bi_encoder(result.output, "m").get_embedding_dimension() == 384
 
 
 def test_what_an_adapter_cannot_hold_is_refused(

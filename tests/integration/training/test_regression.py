@@ -20,7 +20,7 @@ from training.model_files import load_trained
 from training.regression import RegressionSettings, train_regression
 
 QUIET = Console(quiet=True)
-SHIPPED = Path("textmatch/models/default_cross_encoder")
+SHIPPED = Path("textmatch/models/cross_encoder_en")
 SHIPPED_LIMIT_BYTES = 4_000_000
 
 
@@ -104,7 +104,7 @@ def test_an_adapter_without_safetensors_is_refused(bases: dict[str, Path], tmp_p
         load_cross_encoder_directory(tmp_path, bases["bert"])
 
 
-@pytest.mark.parametrize("shipped", [SHIPPED, Path("textmatch/models/default_bi_encoder")])
+@pytest.mark.parametrize("shipped", [SHIPPED, Path("textmatch/models/bi_encoder_en")])
 def test_shipped_directory_is_small_and_holds_no_pickle(shipped: Path):
     files = [path for path in shipped.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= SHIPPED_LIMIT_BYTES

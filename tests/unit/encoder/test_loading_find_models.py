@@ -7,12 +7,40 @@ import pytest
 from services.encoder.loading import find_models
 from services.encoder.settings import EncoderSettings
 from textmatch.errors import ModelNotFound
+from textmatch.models.model_resolver import (
+    DEFAULT_BI_ENCODER,
+    DEFAULT_CACHE_DIRECTORY,
+    DEFAULT_CROSS_ENCODER,
+    UnusableModel,
+)
+from textmatch.models.multilingual_e5 import unpacked_directory
 
 
-def test_the_default_models_are_bundled():
-    found = find_models(EncoderSettings())
-    assert [model.name for model in found.bi_encoders] == ["textmatch-bi-encoder-en"]
-    assert [model.name for model in found.cross_encoders] == ["textmatch-cross-encoder-en"]
+def test_the_default_models_are_built_in():
+    settings = EncoderSettings()
+    found = find_models(settings)
+    assert [model.name for model in found.bi_encoders] == [DEFAULT_BI_ENCODER]
+    assert [model.name for model in found.cross_encoders] == [DEFAULT_CROSS_ENCODER]
+    assert settings.cache_directory == DEFAULT_CACHE_DIRECTORY.expanduser()
+
+
+def test_a_model_that_comes_packed_is_unpacked_into_the_cache_of_the_settings(tmp_path: Path):
+    folder = unpacked_directory(tmp_path)
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    found = find_models(
+        EncoderSettings(bi_encoder="multilingual-e5-small", cross_encoder="none", cache_dir=str(tmp_path))
+    )
+    assert found.bi_encoders[0].directory == folder
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_error(tmp_path: Path):
+    (tmp_path / "cache").write_text("a file")
+    settings = EncoderSettings(bi_encoder="multilingual-e5-small", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(
+        UnusableModel, match='cannot unpack "multilingual-e5-small" into ".*cache": .*writable'
+    ):
+        find_models(settings)
 
 
 def test_several_bi_encoders_and_no_cross_encoder(tmp_path: Path):

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import ModelNotFound
-from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, UnusableModel, find_model
+from textmatch.models import model_resolver
+from textmatch.models.model_resolver import (
+    BI_ENCODER_ORGANISATION,
+    CROSS_ENCODER_ORGANISATION,
+    UnusableModel,
+    adapter_base_name,
+    find_model,
+    is_cross_encoder_adapter,
+)
 
 
 def _find(name: str) -> Path:
@@ -17,6 +25,50 @@ def test_mini_lm_comes_from_its_package(name: str):
     directory = _find(name)
     assert (directory / "model.safetensors").is_file()
     assert (directory / "modules.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "reads_pairs"),
+    [
+        ("textmatch-bi-encoder", "multilingual-e5-small", False),
+        ("textmatch-cross-encoder", "multilingual-e5-small", True),
+        ("textmatch-bi-encoder-en", "sentence-transformers/all-MiniLM-L6-v2", False),
+        ("textmatch-cross-encoder-en", "sentence-transformers/all-MiniLM-L6-v2", True),
+    ],
+)
+def test_adapters_are_shipped(name: str, base: str, reads_pairs: bool):
+    directory = _find(name)
+    assert adapter_base_name(directory) == base
+    assert is_cross_encoder_adapter(directory) == reads_pairs
+    assert (directory / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "organisation", "repository", "revision"),
+    [
+        ("BAAI/bge-small-zh-v1.5@7999e1d", BI_ENCODER_ORGANISATION, "BAAI/bge-small-zh-v1.5", "7999e1d"),
+        ("BAAI/bge-small-zh-v1.5", BI_ENCODER_ORGANISATION, "BAAI/bge-small-zh-v1.5", None),
+        ("ms-marco@refs/pr/1", CROSS_ENCODER_ORGANISATION, "cross-encoder/ms-marco", "refs/pr/1"),
+    ],
+)
+def test_a_hub_name_may_have_a_revision(
+    name: str,
+    organisation: str,
+    repository: str,
+    revision: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    asked: list[tuple[str, str | None]] = []
+
+    def snapshot_download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision))
+        return str(tmp_path)
+
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(model_resolver, "snapshot_download", snapshot_download)
+    assert find_model(name, organisation) == tmp_path
+    assert asked == [(repository, revision)]
 
 
 def test_a_local_directory_is_itself(tmp_path: Path):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from textmatch.models import multilingual_e5
 from textmatch.models.model_resolver import model_id
+from textmatch.models.multilingual_e5 import unpacked_directory
 
 
 @pytest.fixture
@@ -65,3 +67,25 @@ def test_the_base_of_an_adapter_counts(directory: Path, tmp_path_factory: pytest
     before = model_id("adapter", adapter)
     (directory / "model.safetensors").write_bytes(b"other weights")
     assert model_id("adapter", adapter) != before
+
+
+def test_an_unpacked_model_is_identified_by_the_package_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def id_in(cache: Path) -> str:
+        return model_id("multilingual-e5-small", unpacked_directory(cache), cache)
+
+    assert id_in(tmp_path / "one") == id_in(tmp_path / "two") == unpacked_directory(tmp_path).name
+    before = id_in(tmp_path)
+    package_file = tmp_path / "packed.bin"
+    package_file.write_bytes(b"other weights")
+    monkeypatch.setattr(multilingual_e5, "_package_file", lambda: package_file)
+    multilingual_e5.packed_hash.cache_clear()
+    assert id_in(tmp_path) != before
+    multilingual_e5.packed_hash.cache_clear()
+
+
+def test_a_copy_outside_the_cache_is_identified_by_its_files(directory: Path):
+    copy = directory.rename(unpacked_directory(directory.parent))
+    elsewhere = copy.parent / "cache"
+    assert model_id("m", copy, elsewhere) != model_id("m", copy, copy.parent)

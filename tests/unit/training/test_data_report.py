@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+from transformers import BertTokenizer
+
 from training.data_files import ClassPair
 from training.data_report import DataLeak, TrainingRow, build_report
 
@@ -38,6 +41,25 @@ def test_many_scores_are_counted_in_groups():
     labels = build_report(rows, {}).labels
     assert [name for name, _ in labels] == ["0 to 0.2", "0.2 to 0.4", "0.4 to 0.6", "0.6 to 0.8", "0.8 to 1"]
     assert sum(count for _, count in labels) == 101
+
+
+def test_tokens_that_the_model_does_not_know_are_counted(tmp_path: Path):
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\ncat\n")
+    tokenizer = BertTokenizer(vocab=str(vocabulary))
+    rows = [TrainingRow(("a cat", "猫在睡觉")), TrainingRow(("a cat", "a cat"))]
+    report = build_report(rows, {}, tokenizer)
+    assert report.unknown_share == 0.4
+    assert ("tokens unknown to the model", "40.0%") in report.lines()
+    console = Console(width=200)
+    with console.capture() as printed:
+        report.print_to(console)
+    assert "warning: the model does not know 40% of the tokens" in printed.get()
+    readable = build_report(rows[1:], {}, tokenizer)
+    with console.capture() as printed:
+        readable.print_to(console)
+    assert readable.unknown_share == 0.0
+    assert "warning" not in printed.get()
 
 
 def test_sentences_have_neither_labels_nor_contradictions():

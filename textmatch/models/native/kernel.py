@@ -6,6 +6,7 @@ import ctypes
 import json
 import logging
 import os
+import struct
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 _log = logging.getLogger(__name__)
@@ -31,6 +31,10 @@ States = NDArray[np.float32]
 # Incremented when the names or the shape change: files of older versions must not be found.
 _FORM = 1
 _DESCRIPTION = "description"
+# Of the format safetensors: 8 bytes with the length of a JSON header, the header, the arrays.
+_HEADER_LENGTH = struct.Struct("<Q")
+_METADATA = "__metadata__"
+_NUMPY_TYPES = {"F16": np.float16, "F32": np.float32}
 _EMBEDDING_ARRAYS = (*TABLES, "norm", "norm_bias", "projection", "projection_bias")
 _LAYER_ARRAYS = tuple(name + part for name in LAYER_MODULES for part in ("", "_bias"))
 
@@ -204,15 +208,28 @@ def write_cache(path: Path, description: Mapping[str, Any], arrays: Arrays) -> N
 def read_cache(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Read what `write_cache` wrote.
 
+    The arrays are mapped into memory, read-only: only rows of a table that are used take memory, which all
+    processes that read the file share.
+
     Raises:
         UnreadableCache: the file does not exist or holds something else.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            description: dict[str, Any] = json.loads(file.metadata()[_DESCRIPTION])
-            return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        with path.open("rb") as file:
+            (length,) = _HEADER_LENGTH.unpack(file.read(_HEADER_LENGTH.size))
+            if length > path.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+        description: dict[str, Any] = json.loads(header.pop(_METADATA)[_DESCRIPTION])
+        start = _HEADER_LENGTH.size + length
+        return description, {name: _mapped(path, start, entry) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise UnreadableCache(f'"{path}": {error}') from error
+
+
+def _mapped(path: Path, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+    offset = start + entry["data_offsets"][0]
+    return np.asarray(np.memmap(path, _NUMPY_TYPES[entry["dtype"]], "r", offset, tuple(entry["shape"])))
 
 
 def _layers(arrays: Arrays) -> list[_Layer]:

@@ -24,7 +24,7 @@ from textmatch.models.native.kernel import Kernel, States, read_cache, weights_p
 from textmatch.vectors import Embeddings, normalise
 
 # Incremented when the format of the descriptions changes.
-_FORM = 1
+_FORM = 2
 _BI_ENCODER, _CROSS_ENCODER = "bi-encoder", "cross-encoder"
 
 
@@ -138,7 +138,7 @@ class NativeBiEncoder(_NativeModel):
             UnreadableCache: it is not in the cache.
             KernelMissing: the kernel is not compiled or cannot run here.
         """
-        identity = model_id(name, directory)
+        identity = model_id(name, directory, config.cache_directory)
         content, _ = read_cache(_path(config.cache_directory, identity, _BI_ENCODER))
         super().__init__(name, identity, config, content["tokenizer"], max_tokens)
         self.cosine = CosineScorer(Calibration.load(directory))
@@ -181,7 +181,7 @@ class NativeCrossEncoder(_NativeModel):
         self, directory: Path, name: str, config: EngineConfig, max_tokens: int | None = None
     ) -> None:
         """Read a cross-encoder that `CrossEncoderDescription.save` described; see `NativeBiEncoder`."""
-        identity = model_id(name, directory)
+        identity = model_id(name, directory, config.cache_directory)
         content, arrays = read_cache(_path(config.cache_directory, identity, _CROSS_ENCODER))
         super().__init__(name, identity, config, content["tokenizer"], max_tokens)
         self._calibration = Calibration.load(directory)
