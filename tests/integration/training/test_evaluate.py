@@ -178,7 +178,7 @@ def test_paraphrases_are_above_near_misses_by_kind(
     bi_encoder: Path, cross_encoder: Path, near_misses: Path
 ) -> None:
     found = _json("near-misses", "char-tfidf", bi_encoder, cross_encoder, near_misses)
-    assert [model["name"] for model in found["models"]][0] == "char-tfidf"
+    assert found["models"][0]["name"] == "char-tfidf"
     assert (found["triples"], found["hard"], found["order"]) == (2, 1, "query first")
     for model in found["models"][:1] + found["models"][2:4]:
         kinds = {kind: estimate["value"] for kind, estimate in model["metrics"].items()}
