@@ -2,7 +2,8 @@
 
 Each question has the ids of all documents that answer it. The questions were written before the system had
 answered any of them; the ids were found by plain text search, without a model. `EVERYDAY` questions are
-phrased as a programmer would type them into a search box; `HARD` ones avoid the words of the answer.
+phrased as a programmer would type them into a search box; `HARD` ones avoid the words of the answer. Both
+also exist in Chinese, in the same order.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from textmatch.documents import Document
 
 EVERYDAY = Path(__file__).with_name("questions.tsv")
 HARD = Path(__file__).with_name("questions_hard.tsv")
+# The same questions in Chinese; the documents stay English.
+EVERYDAY_ZH = Path(__file__).with_name("questions_zh.tsv")
+HARD_ZH = Path(__file__).with_name("questions_hard_zh.tsv")
 
 _MAX_SUMMARY_CHARACTERS = 300
 _MIN_SUMMARY_WORDS = 2
