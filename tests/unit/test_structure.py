@@ -23,6 +23,7 @@ GENERATED = re.compile(r"_pb2(_grpc)?\.py$")
 # Where the modules of a folder of unit tests live.
 TESTED_PACKAGES = {
     "": "textmatch",
+    "bench": "bench",
     "demo": "standalone/demo",
     "encoder": "services/encoder",
     "matcher": "services/matcher",

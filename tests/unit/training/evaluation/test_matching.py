@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,19 @@ def triple_file(tmp_path: Path) -> Path:
     path = tmp_path / "triples.tsv"
     path.write_text(TRIPLES, encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_near_misses_of_the_project_are_hard_and_their_halves_alike(language: str) -> None:
+    path = Path(f"bench/data/near_miss_{language}.tsv")
+    halves = [read_near_misses(path, half) for half in (Half.FIRST, Half.SECOND)]
+    triples = [triple for half in halves for triple in half]
+    assert [triple for triple in triples if not triple.is_hard] == []
+    assert [len(half) for half in halves] == [170, 170]
+    first, second = (Counter(triple.kind for triple in half) for half in halves)
+    assert first == second
+    texts = [text for triple in triples for text in (triple.query, triple.paraphrase, triple.near_miss)]
+    assert len(set(texts)) == len(texts)
 
 
 def test_halves_are_parts_of_the_file_in_order(triple_file: Path) -> None:
