@@ -31,6 +31,18 @@ def reciprocal_rank(grades: Values, depth: int) -> Values:
     return np.where(is_relevant.any(axis=1), 1.0 / (1 + is_relevant.argmax(axis=1)), 0.0)
 
 
+def average_precision(grades: Values, relevant: Ranks) -> Values:
+    """The mean over the `relevant` (queries,) documents of the precision at the rank of each: (queries,).
+
+    Relevant documents that are not ranked count 0.
+    """
+    is_relevant = grades > 0
+    precisions = np.cumsum(is_relevant, axis=1) / np.arange(1, grades.shape[1] + 1)
+    gained = (precisions * is_relevant).sum(axis=1)
+    mean: Values = np.divide(gained, relevant, out=np.zeros_like(gained), where=relevant > 0)
+    return mean
+
+
 def recall(grades: Values, relevant: Ranks, depth: int) -> Values:
     """The share of the `relevant` (queries,) documents that is in the first `depth`: (queries,)."""
     found = (grades[:, :depth] > 0).sum(axis=1).astype(np.float64)

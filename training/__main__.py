@@ -51,6 +51,8 @@ def _print_result(result: RunResult) -> None:
         for path, metrics in result.metrics.items():
             table.add_row(short_path(path), *(f"{metrics[name]:.4f}" for name in names))
         console.print(table)
+    for warning in result.warnings:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"saved to {result.output}", highlight=False, soft_wrap=True)
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
@@ -23,7 +25,7 @@ from textmatch.errors import InvalidInput
 from textmatch.models.calibration import PairClassifier
 from training.data_files import ClassPair, ScoredPair
 from training.data_report import DataReport
-from training.evaluators import PairEvaluator, pair_classifier
+from training.evaluators import PairEvaluator, embed, pair_classifier
 from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
 from training.model_builder import BiEncoderSettings
 from training.model_files import save_bi_encoder
@@ -33,6 +35,8 @@ from training.trainers import BiEncoderTrainer, LengthSortedBatchSampler
 QUERY, DOCUMENT, NEGATIVE = "sentence1", "sentence2", "sentence3"
 # Randomly initialised layers take a higher learning rate than those of the base model.
 _NEW_LAYERS = (r"^classifier\.", r"encoder\.(weight|bias)_(ih|hh)_")
+# Training rows whose scores are checked for collapse.
+_SAMPLE_ROWS = 64
 _INFERENCE_SCORES = {"contradiction": 0.0, "neutral": 0.5, "entailment": 1.0}
 
 
@@ -127,6 +131,7 @@ def train_bi_encoder(
     """Train, save the model with the classifier if there is one, and evaluate it.
 
     Raises:
+        TrainingFailed: the model collapsed.
         TrainingInterrupted: on Ctrl-C.
     """
     metric = SelectionMetric(task.metric)
@@ -142,7 +147,7 @@ def train_bi_encoder(
         loss=task.loss,
         evaluator=task.evaluator_of(settings.dev) if settings.dev else None,
     )
-    fit(trainer, settings, metric, console)
+    fit(trainer, settings, metric, console, lambda: _sample_cosines(task, settings.seed))
     if trainer.is_world_process_zero():
         base = settings.base if settings.adapter_rank else ""
         save_bi_encoder(task.model, settings.output, _classifier(task), adapter_base=base)
@@ -153,6 +158,14 @@ def train_bi_encoder(
         measure=lambda path: task.evaluator_of(path).measure(task.model),
         base_name=settings.base,
     )
+
+
+def _sample_cosines(task: BiEncoderTask, seed: int) -> NDArray[np.float32]:
+    """The cosine of each query with each document of a sample of the training data: (rows, rows)."""
+    rows = task.dataset.shuffle(seed=seed).select(range(min(_SAMPLE_ROWS, len(task.dataset))))
+    first = embed(task.model.encode_query, rows[QUERY])
+    cosines: NDArray[np.float32] = first @ embed(task.model.encode_document, rows[DOCUMENT]).T
+    return cosines
 
 
 def _classifier(task: BiEncoderTask) -> PairClassifier | None:

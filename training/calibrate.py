@@ -28,7 +28,7 @@ from training.evaluation.commands import JsonOption, PositiveOption, quieten_lib
 from training.evaluation.pairs import (
     PairFile,
     PairSample,
-    correct_by_halves,
+    correct_by_folds,
     precision_thresholds,
     read_pair_file,
 )
@@ -157,7 +157,7 @@ def _selected(found: list[ScoredPairs], scorer: Scorer | None) -> ScoredPairs:
 
 
 def _changed_metrics(scores: Values, file: PairFile) -> BootstrapMetrics:
-    is_correct, _ = correct_by_halves(scores, file.is_positive)
+    is_correct, _ = correct_by_folds(scores, file.is_positive)
     metrics = PairSample(scores, file.labels, file.is_positive, is_correct).bootstrap()
     return BootstrapMetrics(
         {name: metrics.values[name] for name in _CHANGED_METRICS},

@@ -6,16 +6,19 @@ checkpoint to resume from.
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+import numpy as np
 from accelerate import PartialState
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import (
@@ -27,6 +30,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from textmatch.errors import TextMatchError
+from textmatch.models.collapse import score_spread
 from training.data_report import DataReport
 from training.model_card import write_card_of_run
 from training.model_files import save_history
@@ -49,15 +54,23 @@ class SelectionMetric:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run. `metrics` holds the recipe's metrics by dev and held-out file."""
+    """A finished run.
+
+    `metrics` holds the recipe's metrics by dev and held-out file. `warnings` say where others are better.
+    """
 
     output: Path
     command: str
     metrics: Mapping[Path, Mapping[str, float]]
+    warnings: Sequence[str] = ()
 
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Training was interrupted; its checkpoint is saved."""
+
+
+class TrainingFailed(TextMatchError):
+    """The trained model is useless, and was not saved. The message says why and where its checkpoints are."""
 
 
 def training_arguments(settings: RunSettings, metric: SelectionMetric) -> dict[str, Any]:
@@ -94,15 +107,31 @@ def training_arguments(settings: RunSettings, metric: SelectionMetric) -> dict[s
     }
 
 
-def fit(trainer: ScheduledTrainer, settings: RunSettings, metric: SelectionMetric, console: Console) -> None:
+def fit(
+    trainer: ScheduledTrainer,
+    settings: RunSettings,
+    metric: SelectionMetric,
+    console: Console,
+    sample_scores: Callable[[], NDArray[np.float32]] | None = None,
+) -> None:
     """Train, load the best checkpoint into the trainer's model, and write the training history.
+
+    Args:
+        trainer: holds the model.
+        settings: of the run.
+        metric: selects the checkpoint.
+        console: for progress.
+        sample_scores: scores of different pairs by the trained model, which are checked for collapse.
 
     Raises:
         TrainingInterrupted: on Ctrl-C, after a checkpoint was saved and the command to resume was printed.
+        TrainingFailed: the loss is not finite, or the model gives nearly the same score to all pairs.
     """
     trainer.schedule = settings.schedule
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ShowProgress(metric.name, console))
+    stop = StopOnBadLoss()
+    trainer.add_callback(stop)
     if settings.patience:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     checkpoint = None
@@ -117,6 +146,12 @@ def fit(trainer: ScheduledTrainer, settings: RunSettings, metric: SelectionMetri
             " To continue, run the same command with --resume"
         )
         raise TrainingInterrupted
+    problem = stop.problem or (score_spread(sample_scores()).problem if sample_scores else "")
+    if problem:
+        raise TrainingFailed(
+            f"the model collapsed: {problem}. It was not saved; its checkpoints are in "
+            f'"{settings.checkpoints}". Try a lower learning rate, a longer warm-up or another seed'
+        )
     if trainer.is_world_process_zero():
         save_history(settings.output, trainer.state.log_history)
 
@@ -143,10 +178,11 @@ def finish_run(
         base_name: of the base model; empty if there was none.
     """
     metrics = {path: measure(path) for path in settings.evaluation_files}
+    warnings: Sequence[str] = ()
     if PartialState().is_main_process:
-        write_card_of_run(recipe, settings, report, metrics, base_name)
+        warnings = write_card_of_run(recipe, settings, report, metrics, base_name)
     shutil.rmtree(settings.checkpoints, ignore_errors=True)
-    return RunResult(settings.output, command_line(recipe, settings), metrics)
+    return RunResult(settings.output, command_line(recipe, settings), metrics, warnings)
 
 
 class SaveOnInterrupt(TrainerCallback):
@@ -171,6 +207,20 @@ class SaveOnInterrupt(TrainerCallback):
         if self.is_interrupted:
             control.should_save = True
             control.should_training_stop = True
+
+
+class StopOnBadLoss(TrainerCallback):
+    """Stops when the loss is not finite; `problem` then names it, and is empty otherwise."""
+
+    def __init__(self) -> None:
+        self.problem = ""
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **found: Any) -> None:
+        for name in ("loss", "train_loss"):
+            loss = float(found["logs"].get(name, 0.0))
+            if not math.isfinite(loss) and not self.problem:
+                self.problem = f"the loss is {loss} at step {state.global_step}"
+                control.should_training_stop = True
 
 
 class ShowProgress(TrainerCallback):

@@ -159,7 +159,7 @@ def write_card_of_run(
     report: DataReport,
     metrics: Mapping[Path, Mapping[str, float]],
     base_name: str,
-) -> None:
+) -> list[str]:
     """Write the card into the output directory.
 
     Args:
@@ -168,12 +168,16 @@ def write_card_of_run(
         report: of the training data.
         metrics: the recipe's own metrics by evaluation file, for files whose labels are not scores.
         base_name: of the base model; empty if there was none.
+
+    Returns:
+        Where the base model or the baseline is better; the card says the same.
     """
     kind = _KINDS[recipe]
     files = {}
     if recipe != "mlm":
         files = {path: file for path in metrics if (file := _read_as_pairs(path, settings))}
     measured = _measure(settings, base_name, files)
+    weaknesses = _weaknesses(measured)
     card = ModelCard(
         title=kind.title,
         tag=kind.tag,
@@ -183,7 +187,7 @@ def write_card_of_run(
         data_note=settings.data_note,
         limits=[
             f"Inputs are truncated to {settings.max_length_tokens} tokens, a pair of texts as a whole.",
-            *_weaknesses(measured),
+            *weaknesses,
         ],
         command=command_line(recipe, settings),
         training_files=settings.training_files,
@@ -197,6 +201,7 @@ def write_card_of_run(
         dev = files[settings.dev]
         section = thresholds_section(measured[settings.dev][0].scores, dev.is_positive, dev.path)
         replace_section(settings.output, THRESHOLDS, section)
+    return weaknesses
 
 
 def write_model_card(card: ModelCard, directory: Path) -> Path:
@@ -308,7 +313,8 @@ def _metrics_of_recipe(path: Path, metrics: Mapping[str, float]) -> FileMetrics:
 
 def _weaknesses(measured: Mapping[Path, Sequence[MeasuredPairs]]) -> list[str]:
     return [
-        f"{short_model_name(other.name)} has a higher Spearman correlation on {short_path(path)}."
+        f"{short_model_name(other.name)} has a higher Spearman correlation on {short_path(path)}: "
+        f"{other.metrics.values['spearman']:.4f} against {own.metrics.values['spearman']:.4f}."
         for path, (own, *others) in measured.items()
         for other in others
         if other.model_id != own.model_id
@@ -320,8 +326,8 @@ def _evaluation_section(evaluation: Sequence[FileMetrics]) -> str:
     if not evaluation:
         return "The model was not evaluated."
     notes = (
-        f"In brackets: {COVERAGE:.0%} interval of resampled pairs. The threshold for the accuracy is chosen "
-        f"on the other half of the pairs. The calibration error (ece) is over {BINS} equal bins."
+        f"In brackets: {COVERAGE:.0%} interval of resampled pairs. The threshold for the accuracy is "
+        f"cross-validated. The calibration error (ece) is over {BINS} equal bins."
     )
     return "\n\n".join((notes, *map(_metrics_table, evaluation)))
 

@@ -51,6 +51,8 @@ RANDOM_PARTNERS_PER_SENTENCE = 16
 COSINE_INTERVALS = 20
 _METRIC = SelectionMetric(SPEARMAN)
 _WARM_UP_BATCH_SIZE = 64
+# Training pairs whose scores are checked for collapse.
+_SAMPLE_PAIRS = 64
 # Peak learning rates of warm-up and training.
 _ADAPTER_RATES = (5e-4, 2e-4)
 _FULL_RATES = (1e-4, 3e-5)
@@ -136,7 +138,7 @@ def train_regression(settings: RegressionSettings, console: Console) -> RunResul
     if settings.both_orders:
         pairs += [replace(pair, first=pair.second, second=pair.first) for pair in pairs]
     trainer = _trainer(model, pairs, settings)
-    fit(trainer, settings, _METRIC, console)
+    fit(trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, pairs, settings.seed))
     if trainer.is_world_process_zero():
         save_cross_encoder(
             model,
@@ -152,6 +154,14 @@ def train_regression(settings: RegressionSettings, console: Console) -> RunResul
         measure=lambda path: _evaluator(path, settings).measure(saved),
         base_name=settings.base,
     )
+
+
+def sample_pair_scores(model: CrossEncoder, pairs: Sequence[ScoredPair], seed: int) -> NDArray[np.float32]:
+    """Scores of some of the pairs, and of their first sentences with the second ones of others: (count,)."""
+    order = np.random.default_rng(seed).permutation(len(pairs))[:_SAMPLE_PAIRS]
+    chosen = [pairs[at] for at in order]
+    sample = {(one.first, other.second) for at, one in enumerate(chosen) for other in (one, chosen[at - 1])}
+    return np.asarray(model.predict(sorted(sample), show_progress_bar=False), dtype=np.float32)
 
 
 def _with_learning_rates(settings: RegressionSettings) -> RegressionSettings:

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from services.encoder import metrics
 from services.encoder.batching import BatchPolicy, EngineModel, Rows
 from services.encoder.model_registry import ModelRegistry, RegistryEntry, ServedBiEncoder, ServedCrossEncoder
 from services.encoder.settings import NO_MODEL, EncoderSettings
 from textmatch.errors import TextMatchError
+from textmatch.models.collapse import PROBES, ScoreSpread, score_spread
 from textmatch.models.engines import NATIVE, OPENVINO, decide_engine
 from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.models.model_resolver import (
@@ -123,6 +125,7 @@ def load_models(settings: EncoderSettings, run_pass: RunPass = run_inline) -> Lo
     policy = _policy(settings, models, loader.device)
     entries = (*models.bi_encoders, *models.cross_encoders)
     speeds = [_warm_up(entry.engine_model, policy, run_pass) for entry in entries]
+    _probe(models, run_pass)
     trim_heap()
     return LoadedModels(models, policy, speed=speeds[0], prepare_thread=loader.prepare_thread)
 
@@ -263,6 +266,46 @@ def _pass_seconds(model: EngineModel, size: int) -> float:
     started = time.perf_counter()
     model.forward([model.sample] * size)
     return time.perf_counter() - started
+
+
+def _probe(models: ModelRegistry, run_pass: RunPass) -> None:
+    """Warn about each model that gives nearly the same score to all pairs of texts of a language."""
+    # Models that were replaced are not reported any longer.
+    metrics.MODEL_SCORE_SPREAD.clear()
+    scores: list[tuple[str, Callable[[Sequence[str]], Rows]]] = [
+        *((entry.model.model_id, partial(_cosines, entry.model)) for entry in models.bi_encoders),
+        *((entry.model.model_id, partial(_pair_scores, entry.model)) for entry in models.cross_encoders),
+    ]
+    for model_id, scores_of in scores:
+        for language, texts in PROBES.items():
+            found: list[ScoreSpread] = []
+            run_pass(partial(_measure_spread, scores_of, texts, found))
+            (measured,) = found
+            metrics.MODEL_SCORE_SPREAD.labels(model_id, language).set(measured.spread)
+            if measured.problem:
+                fields = {"model_id": model_id, "language": language, "problem": measured.problem}
+                _log.warning("the model does not tell texts apart: useless for this language", extra=fields)
+
+
+def _measure_spread(
+    scores_of: Callable[[Sequence[str]], Rows], texts: Sequence[str], found: list[ScoreSpread]
+) -> float:
+    started = time.perf_counter()
+    found.append(score_spread(scores_of(texts)))
+    return time.perf_counter() - started
+
+
+def _cosines(model: ServedBiEncoder, texts: Sequence[str]) -> Rows:
+    """Of each text with each text: (texts, texts)."""
+    queries = model.embed(model.tokenize(texts, is_query=True))
+    cosines: Rows = queries @ model.embed(model.tokenize(texts, is_query=False)).T
+    return cosines
+
+
+def _pair_scores(model: ServedCrossEncoder, texts: Sequence[str]) -> Rows:
+    """Raw scores of each text with each text: (pairs,)."""
+    _, raw = model.score(model.tokenize_pairs([(one, other) for one in texts for other in texts]))
+    return raw
 
 
 @contextmanager

@@ -48,6 +48,11 @@ MODEL_INFO = Gauge(
     "1 for each loaded model.",
     ["model_id", "name", "kind", "engine", "dtype", "device"],
 )
+MODEL_SCORE_SPREAD = Gauge(
+    "textmatch_encoder_model_score_spread",
+    "Largest minus smallest score of built-in pairs of unrelated texts, by language; near 0: collapsed.",
+    ["model_id", "language"],
+)
 DEVICE_MEMORY_BYTES = Gauge(
     "textmatch_encoder_device_memory_bytes", "GPU memory used by tensors.", ["device"]
 )

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from textmatch.ranking_metrics import best_first, ndcg, recall, reciprocal_rank, retrieval_metrics
+from textmatch.ranking_metrics import (
+    average_precision,
+    best_first,
+    ndcg,
+    recall,
+    reciprocal_rank,
+    retrieval_metrics,
+)
 
 GRADES = np.array([[0.0, 3.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
 IDEAL = np.array([[3.0, 2.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
@@ -25,6 +32,11 @@ def test_ndcg_is_that_of_scikit_learn() -> None:
     grades = np.take_along_axis(truth, best_first(scores), axis=1)
     ours = ndcg(grades, -np.sort(-truth, axis=1), 10)
     assert ours.mean() == pytest.approx(ndcg_score(truth, scores, k=10))
+
+
+def test_average_precision_by_hand() -> None:
+    # Ranks 2 and 4 of three relevant documents; the third is not ranked.
+    assert average_precision(GRADES, RELEVANT) == pytest.approx([(1 / 2 + 2 / 4) / 3, 0.0, 1.0])
 
 
 def test_reciprocal_rank_and_recall_by_hand() -> None:

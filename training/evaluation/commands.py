@@ -1,4 +1,4 @@
-"""The commands `textmatch evaluate pairs` and `textmatch evaluate retrieval`, and their plots."""
+"""The commands of `textmatch evaluate`: pairs, retrieval, near-misses and duplicates, and their plots."""
 
 from __future__ import annotations
 
@@ -23,24 +23,42 @@ from textmatch.errors import InvalidInput
 from textmatch.models.engines import AUTO
 from training.data_files import FileFormat, ScoreRange
 from training.evaluation.bootstrap import COVERAGE, REPEATS, Values
+from training.evaluation.matching import (
+    ALL_KINDS,
+    Half,
+    Ranking,
+    measure_duplicates,
+    measure_near_misses,
+    rank_by_pairs,
+    rank_by_recall,
+    read_duplicates,
+    read_near_misses,
+)
 from training.evaluation.pairs import (
     BINS,
+    FOLDS,
     Flags,
     MeasuredPairs,
     PairFile,
-    bins_of,
     measure_on_pairs,
     read_pair_file,
+    reliability_table,
 )
-from training.evaluation.report import EvaluatedModel, as_json, table
+from training.evaluation.report import (
+    EvaluatedModel,
+    as_json,
+    lost_to_recall,
+    reliability_as_table,
+    table,
+)
 from training.evaluation.retrieval import (
+    ExactIndex,
     RankedDocuments,
     as_searcher,
     measure_ranking,
     read_retrieval_set,
     reordered,
     rerank,
-    search,
 )
 from training.evaluation.scorers import CrossEncoderSystem, ModelSystem, System, load_system
 from training.model_files import HISTORY
@@ -66,16 +84,13 @@ def plot_histogram(scores: Values, is_positive: Flags, title: str, path: Path) -
 
 def plot_reliability(scores: Values, labels: Values, title: str, path: Path) -> None:
     """Mean label against mean score of each bin; the diagonal is perfect calibration."""
-    bins = bins_of(scores)
-    counts = np.bincount(bins, minlength=BINS)
-    filled = counts > 0
-    mean_scores = np.bincount(bins, weights=scores, minlength=BINS)[filled] / counts[filled]
-    mean_labels = np.bincount(bins, weights=labels, minlength=BINS)[filled] / counts[filled]
     with _axes(path) as axes:
         axes.plot([0, 1], [0, 1], linestyle="--", color="grey")
-        axes.plot(mean_scores, mean_labels, marker="o")
-        for x, y, count in zip(mean_scores, mean_labels, counts[filled], strict=True):
-            axes.annotate(str(count), (x, y), textcoords="offset points", xytext=(6, -10), fontsize=7)
+        bins = reliability_table(scores, labels)
+        axes.plot([one.mean_score for one in bins], [one.mean_label for one in bins], marker="o")
+        for one in bins:
+            place = (one.mean_score, one.mean_label)
+            axes.annotate(str(one.pairs), place, textcoords="offset points", xytext=(6, -10), fontsize=7)
         axes.set(xlabel="mean score", ylabel="mean label", title=title, xlim=(0, 1), ylim=(0, 1))
 
 
@@ -135,7 +150,7 @@ PositiveOption = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Lowest label of a positive pair, as a share of the range.")
 ]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Resamples for the intervals.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the resamples and halves.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the resamples, folds and draws.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -147,9 +162,12 @@ def pairs(
     ],
     dev: Annotated[
         Path | None,
-        typer.Option(help="Pairs to choose the accuracy's threshold on. Default: halves of the file."),
+        typer.Option(help="Pairs to choose the accuracy's threshold on. Default: cross-validation."),
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder to write plots to, as PNG.")] = None,
+    reliability: Annotated[
+        bool, typer.Option("--reliability", help="Show mean score and mean label of each bin of scores.")
+    ] = False,
     score_range: ScoreRangeOption = (0.0, 1.0),
     positive_from: PositiveOption = 0.5,
     header: HeaderOption = None,
@@ -160,14 +178,12 @@ def pairs(
     as_json_document: JsonOption = False,
 ) -> None:
     """Evaluate models side by side on pairs with labels."""
-    *models, file = arguments
-    if not models:
-        raise InvalidInput.of_field("MODEL", "is missing: give at least one before the file of pairs")
+    models, file = _models_and_file(arguments, "the file of pairs")
     layout = FileFormat.of_options(header, columns), ScoreRange.of_option(score_range), positive_from
     test = read_pair_file(Path(file), *layout)
     dev_file = read_pair_file(dev, *layout) if dev else None
     quieten_libraries()
-    systems = [load_system(name, device) for name in dict.fromkeys(models)]
+    systems = [load_system(name, device) for name in models]
     measured = [
         one
         for system in systems
@@ -175,10 +191,12 @@ def pairs(
     ]
     if plots:
         _plot(plots, systems, measured, test)
+    tables = [reliability_table(one.scores, test.labels) for one in measured]
     shown = [
-        EvaluatedModel(one.name, one.model_id, one.metrics, {"threshold": one.threshold}) for one in measured
+        EvaluatedModel(one.name, one.model_id, one.metrics, {"threshold": one.threshold}, bins)
+        for one, bins in zip(measured, tables, strict=True)
     ]
-    threshold_from = str(dev) if dev else "halves of the file"
+    threshold_from = str(dev) if dev else f"{FOLDS}-fold cross-validation"
     _print_result(
         shown,
         as_json_document,
@@ -194,7 +212,11 @@ def pairs(
         title=f"{file}, {len(test.pairs)} pairs",
         caption=f"Positive: label of {positive_from:g} or more, {test.is_positive.sum()} pairs. "
         f"Threshold from {threshold_from}. Calibration error over {BINS} equal bins.",
+        warnings=_lost(shown, systems, "spearman"),
     )
+    if reliability and not as_json_document:
+        for one in shown:
+            print_table(reliability_as_table(one))
 
 
 @app.command()
@@ -217,26 +239,27 @@ def retrieval(
     as_json_document: JsonOption = False,
 ) -> None:
     """Evaluate models on retrieval, by exact search over their embeddings."""
-    *models, directory = arguments
-    if not models:
-        raise InvalidInput.of_field("MODEL", "is missing: give at least one before the folder")
+    models, directory = _models_and_file(arguments, "the folder")
     depths = _depths(recall_at)
     test_set = read_retrieval_set(Path(directory))
     quieten_libraries()
     reranker = _cross_encoder(rerank_by, device) if rerank_by else None
     shown: list[EvaluatedModel] = []
+    warnings: list[str] = []
 
     def show(name: str, model_id: str, ranking: RankedDocuments) -> None:
         metrics = measure_ranking(ranking, test_set, depths, repeats=repeats, seed=seed)
         shown.append(EvaluatedModel(name, model_id, metrics, {}))
 
-    for system in [as_searcher(load_system(name, device)) for name in dict.fromkeys(models)]:
-        found = search(system, test_set, max(_DEEPEST_NDCG, *depths))
+    for system in [as_searcher(load_system(name, device)) for name in models]:
+        index = ExactIndex(system, test_set.documents)
+        found = index.search(test_set.queries, max(_DEEPEST_NDCG, *depths))
         show(system.name, system.model_id, found)
         if reranker:
             first = RankedDocuments(found.documents[:, :candidates], found.scores[:, :candidates])
             reranked = reordered(first, rerank(reranker, test_set, first))
             show(f"{system.name} + {reranker.name}", f"{system.model_id} + {reranker.model_id}", reranked)
+            warnings += lost_to_recall(shown[-1:], shown[-2:-1], "ndcg@10")
     documents, queries = len(test_set.documents), len(test_set.queries)
     _print_result(
         shown,
@@ -250,7 +273,135 @@ def retrieval(
             "seed": seed,
         },
         title=f"{directory}, {documents} documents, {queries} queries",
+        warnings=warnings,
     )
+
+
+@app.command()
+def near_misses(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... FILE",
+            help=f"Models, each {_MODEL_HELP}; and a TSV file: kind, query, paraphrase, near miss.",
+        ),
+    ],
+    half: Annotated[Half, typer.Option(help="Which lines of the file to use.")] = Half.ALL,
+    both_orders: Annotated[
+        bool, typer.Option("--both-orders", help="Score each pair in both orders and take the mean.")
+    ] = False,
+    repeats: RepeatsOption = REPEATS,
+    seed: SeedOption = 0,
+    device: DeviceOption = AUTO,
+    as_json_document: JsonOption = False,
+) -> None:
+    """Evaluate how often a model scores a paraphrase above a near miss."""
+    models, file = _models_and_file(arguments, "the file of triples")
+    triples = read_near_misses(Path(file), half)
+    quieten_libraries()
+    systems = [load_system(name, device) for name in models]
+    shown = [
+        EvaluatedModel(name, system.model_id, metrics, {})
+        for system in systems
+        for name, metrics in measure_near_misses(
+            system, triples, both_orders=both_orders, repeats=repeats, seed=seed
+        ).items()
+    ]
+    hard = sum(triple.is_hard for triple in triples)
+    order = "mean of both orders" if both_orders else "query first"
+    _print_result(
+        shown,
+        as_json_document,
+        {
+            "file": file,
+            "half": half.value,
+            "triples": len(triples),
+            "hard": hard,
+            "order": order,
+            "repeats": repeats,
+            "seed": seed,
+        },
+        title=f"{file}, {len(triples)} triples ({half.value}): share whose paraphrase is above the near miss",
+        caption=f"Pairs are scored {order}. In {hard} triples the near miss shares more words "
+        "with the query than the paraphrase.",
+        warnings=_lost(shown, systems, ALL_KINDS),
+    )
+
+
+@app.command()
+def duplicates(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... FILE",
+            help=f"Models, each {_MODEL_HELP}; and a file of pairs with the labels 0 and 1.",
+        ),
+    ],
+    recall: Annotated[
+        str, typer.Option(metavar="MODEL", help="Bi-encoder whose candidates the cross-encoders score.")
+    ] = "",
+    candidates: Annotated[int, typer.Option(min=1, max=100, help="Candidates to score per query.")] = 50,
+    queries: Annotated[int, typer.Option(min=0, help="Queries to draw; 0: all.")] = 0,
+    header: HeaderOption = None,
+    columns: ColumnsOption = "",
+    repeats: RepeatsOption = REPEATS,
+    seed: SeedOption = 0,
+    device: DeviceOption = AUTO,
+    as_json_document: JsonOption = False,
+) -> None:
+    """Evaluate models on finding the duplicates of a sentence among all sentences of a file of pairs."""
+    models, file = _models_and_file(arguments, "the file of pairs")
+    file_format = FileFormat.of_options(header, columns)
+    test_set = read_duplicates(Path(file), file_format, query_count=queries, seed=seed)
+    quieten_libraries()
+    systems = [load_system(name, device) for name in dict.fromkeys([*([recall] if recall else []), *models])]
+    recalled: Ranking | None = None
+    if recall:
+        recalled = rank_by_recall(as_searcher(systems[0]), test_set)
+    shown: list[EvaluatedModel] = []
+    for number, system in enumerate(systems):
+        if isinstance(system, CrossEncoderSystem):
+            if recalled is None:
+                raise InvalidInput.of_field("recall", f'is missing: "{system.name}" is a cross-encoder')
+            ranking = rank_by_pairs(system, test_set, recalled, candidates)
+        else:
+            is_recall = recalled is not None and number == 0
+            ranking = recalled if recalled and is_recall else rank_by_recall(as_searcher(system), test_set)
+        metrics = measure_duplicates(system, ranking, test_set, candidates, repeats=repeats, seed=seed)
+        costs = {"ms per query": ranking.ms_per_query, "seconds for the corpus": ranking.corpus_seconds}
+        shown.append(EvaluatedModel(system.name, system.model_id, metrics, costs))
+    documents, count = len(test_set.retrieval.documents), len(test_set.own)
+    _print_result(
+        shown,
+        as_json_document,
+        {
+            "file": file,
+            "documents": documents,
+            "queries": count,
+            "pairs": len(test_set.pairs),
+            "candidates": candidates,
+            "repeats": repeats,
+            "seed": seed,
+        },
+        title=f"{file}, {documents} sentences, {count} queries",
+        caption=f"Accept decisions: over the first {candidates} candidates of all queries. Labelled pairs: "
+        f"{len(test_set.pairs)}, threshold from {FOLDS}-fold cross-validation.",
+        warnings=_lost(shown, systems, "map"),
+    )
+
+
+def _models_and_file(arguments: Sequence[str], file: str) -> tuple[list[str], str]:
+    *models, path = arguments
+    if not models:
+        raise InvalidInput.of_field("MODEL", f"is missing: give at least one before {file}")
+    return list(dict.fromkeys(models)), path
+
+
+def _lost(shown: Sequence[EvaluatedModel], systems: Sequence[System], metric: str) -> list[str]:
+    """Warnings of the cross-encoders among the systems that are worse than the best of the others."""
+    ids = {system.model_id for system in systems if isinstance(system, CrossEncoderSystem)}
+    pair_scorers = [model for model in shown if model.model_id in ids]
+    return lost_to_recall(pair_scorers, [model for model in shown if model.model_id not in ids], metric)
 
 
 def _print_result(
@@ -259,15 +410,18 @@ def _print_result(
     values: Mapping[str, Any],
     title: str,
     caption: str = "",
+    warnings: Sequence[str] = (),
 ) -> None:
     if as_json_document:
-        print_json({**values, "models": as_json(models)})
+        print_json({**values, "models": as_json(models), "warnings": list(warnings)})
         return
     print_line(title)
     print_table(table(models))
     resamples = f"{values['repeats']} resamples (seed {values['seed']})"
     intervals = f"In brackets: {COVERAGE:.0%} interval of {resamples}. ±: difference to the first model. "
     print_line(f"{intervals}{caption}".rstrip())
+    for warning in warnings:
+        print_line(f"warning: {warning}")
 
 
 def quieten_libraries() -> None:

@@ -21,6 +21,8 @@ from training.evaluation.scorers import System
 Flags = NDArray[np.bool_]
 
 BINS = 10
+# A threshold is chosen on all other folds of the pairs that it is judged on.
+FOLDS = 5
 # The model card and the calibrate command report the thresholds for these precisions.
 PRECISIONS = (0.9, 0.95)
 
@@ -76,6 +78,16 @@ class PrecisionThreshold:
 
 
 @dataclass(frozen=True)
+class ReliabilityBin:
+    """Pairs whose score is `lowest` or more and below the next bin."""
+
+    lowest: float
+    pairs: int
+    mean_score: float
+    mean_label: float
+
+
+@dataclass(frozen=True)
 class MeasuredPairs:
     """Metrics of one scorer on one file. `scores` are (count,); accuracy is that of `threshold`."""
 
@@ -110,26 +122,27 @@ def measure_on_pairs(
     Args:
         system: the model.
         test: the pairs that the metrics are computed on.
-        dev: the pairs that the threshold for the accuracy is chosen on. Without it, each half of the test
-            pairs uses the best threshold of the other half.
+        dev: the pairs that the threshold for the accuracy is chosen on. Without it, the threshold is
+            cross-validated on the test pairs.
         repeats: resamples for the intervals.
-        seed: of the resamples and the halves.
+        seed: of the resamples and the folds.
     """
-    dev_scores = _scores_by_name(system, dev.pairs) if dev else {}
+    dev_scores = scores_by_name(system, dev.pairs) if dev else {}
     measured = []
-    for name, scores in _scores_by_name(system, test.pairs).items():
+    for name, scores in scores_by_name(system, test.pairs).items():
         if dev:
             threshold = best_threshold(dev_scores[name], dev.is_positive)
             is_correct = correct_by_threshold(scores, test.is_positive, threshold)
         else:
-            is_correct, threshold = correct_by_halves(scores, test.is_positive, seed)
+            is_correct, threshold = correct_by_folds(scores, test.is_positive, seed)
         sample = PairSample(scores, test.labels, test.is_positive, is_correct)
         metrics = sample.bootstrap(repeats=repeats, seed=seed)
         measured.append(MeasuredPairs(name, system.model_id, scores, threshold, metrics))
     return measured
 
 
-def _scores_by_name(system: System, pairs: Sequence[Pair]) -> dict[str, Values]:
+def scores_by_name(system: System, pairs: Sequence[Pair]) -> dict[str, Values]:
+    """The scores (count,) of each scorer of a system, calibrated and not, by the name to show."""
     named: dict[str, Scores] = {}
     found = system.score(pairs)
     for scored in found:
@@ -161,18 +174,18 @@ def correct_by_threshold(scores: Values, is_positive: Flags, threshold: float) -
     return correct
 
 
-def correct_by_halves(scores: Values, is_positive: Flags, seed: int = 0) -> tuple[Flags, float]:
-    """As `correct_by_threshold`, with the best threshold of the other half for each half of the pairs.
+def correct_by_folds(scores: Values, is_positive: Flags, seed: int = 0) -> tuple[Flags, float]:
+    """As `correct_by_threshold`, with a threshold from `FOLDS`-fold cross-validation.
 
     Returns:
-        The correct pairs, (count,), and the mean of the two thresholds. A single pair is its own other half.
+        The correct pairs, (count,), and the mean of the folds' thresholds. A single pair chooses its own.
     """
     order = np.random.default_rng(seed).permutation(len(scores))
-    halves = np.array_split(order, 2) if len(scores) > 1 else [order, order]
     correct = np.zeros(len(scores), dtype=np.bool_)
     thresholds = []
-    for own, other in (halves, halves[::-1]):
-        thresholds.append(best_threshold(scores[other], is_positive[other]))
+    for own in np.array_split(order, min(FOLDS, len(scores))):
+        others = np.setdiff1d(order, own) if len(own) < len(scores) else own
+        thresholds.append(best_threshold(scores[others], is_positive[others]))
         correct[own] = correct_by_threshold(scores[own], is_positive[own], thresholds[-1])
     return correct, float(np.mean(thresholds))
 
@@ -194,6 +207,16 @@ def threshold_for_precision(
 def precision_thresholds(scores: Values, is_positive: Flags) -> dict[float, PrecisionThreshold | None]:
     """The lowest threshold for each of `PRECISIONS`, if there is one."""
     return {precision: threshold_for_precision(scores, is_positive, precision) for precision in PRECISIONS}
+
+
+def reliability_table(scores: Values, labels: Values) -> list[ReliabilityBin]:
+    """Mean score and mean label of each bin that has pairs."""
+    bins = bins_of(scores)
+    return [
+        ReliabilityBin(number / BINS, int(own.sum()), float(scores[own].mean()), float(labels[own].mean()))
+        for number in range(BINS)
+        if (own := bins == number).any()
+    ]
 
 
 def bins_of(scores: Values) -> Indices:

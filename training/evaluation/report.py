@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
 from textmatch.console import cell
 from training.evaluation.bootstrap import BootstrapMetrics, Estimate
+from training.evaluation.pairs import ReliabilityBin
 
 _TITLES = {
     "spearman": "Spearman",
@@ -21,17 +22,21 @@ _TITLES = {
     "ece": "calibration error",
     "ndcg@10": "nDCG@10",
     "mrr@10": "MRR@10",
+    "map": "MAP",
+    "accept_ap": "average precision, accept decisions",
+    "pair_ap": "average precision, labelled pairs",
 }
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """The metrics of one model; `notes` are further values below them."""
+    """The metrics of one model; `notes` are further values below them, `reliability` its bins of scores."""
 
     name: str
     model_id: str
     metrics: BootstrapMetrics
     notes: Mapping[str, float]
+    reliability: Sequence[ReliabilityBin] = ()
 
 
 def table(models: Sequence[EvaluatedModel]) -> Table:
@@ -59,11 +64,35 @@ def as_json(models: Sequence[EvaluatedModel]) -> list[dict[str, Any]]:
         {
             "name": model.name,
             "model_id": model.model_id,
-            **model.notes,
+            **{name.replace(" ", "_"): value for name, value in model.notes.items()},
             "metrics": _json_of(model.metrics.estimates()),
             "difference": _json_of(model.metrics.minus(models[0].metrics)) if number else None,
+            **({"reliability": [asdict(one) for one in model.reliability]} if model.reliability else {}),
         }
         for number, model in enumerate(models)
+    ]
+
+
+def reliability_as_table(model: EvaluatedModel) -> Table:
+    """Pairs, mean score and mean label of each bin of scores."""
+    shown = Table("scores from", "pairs", "mean score", "mean label", title=cell(model.name))
+    for one in model.reliability:
+        shown.add_row(f"{one.lowest:.1f}", str(one.pairs), f"{one.mean_score:.4f}", f"{one.mean_label:.4f}")
+    return shown
+
+
+def lost_to_recall(
+    pair_scorers: Sequence[EvaluatedModel], recalls: Sequence[EvaluatedModel], metric: str
+) -> list[str]:
+    """A warning for each pair scorer whose metric is below that of the best recall."""
+    if not recalls:
+        return []
+    best = max(recalls, key=lambda model: model.metrics.values[metric])
+    return [
+        f"{model.name} costs more than {best.name} and is worse: {_TITLES.get(metric, metric)} "
+        f"{model.metrics.values[metric]:.4f} against {best.metrics.values[metric]:.4f}"
+        for model in pair_scorers
+        if model.metrics.values[metric] < best.metrics.values[metric]
     ]
 
 

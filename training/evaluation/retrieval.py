@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -89,13 +90,33 @@ def as_searcher(system: System) -> Searcher:
     raise InvalidInput.of_field("model", f'"{system.name}" is a cross-encoder, which can only --rerank')
 
 
-def search(system: Searcher, test_set: RetrievalSet, depth: int) -> RankedDocuments:
-    """The `depth` most similar documents of each query, or all if there are fewer."""
-    depth = min(depth, len(test_set.documents))
-    found = [_best(block, depth) for block in _similarities(system, test_set)]
-    return RankedDocuments(
-        np.concatenate([one.documents for one in found]), np.concatenate([one.scores for one in found])
-    )
+class ExactIndex:
+    """Documents that are compared with every query."""
+
+    def __init__(self, system: Searcher, documents: Sequence[str]) -> None:
+        self._embed: Callable[[Sequence[str]], Any]
+        self._rows: Any  # (documents, dimension)
+        if isinstance(system, CharacterTfidf):
+            vectorizer = system.vectorizer()
+            self._rows, self._embed = vectorizer.fit_transform(documents), vectorizer.transform
+        else:
+            self._rows = system.embed(documents, is_query=False)
+            self._embed = partial(system.embed, is_query=True)
+
+    def search(self, queries: Sequence[str], depth: int) -> RankedDocuments:
+        """The `depth` most similar documents of each query, or all if there are fewer."""
+        depth = min(depth, self._rows.shape[0])
+        found = [_best(block, depth) for block in self._similarities(queries)]
+        return RankedDocuments(
+            np.concatenate([one.documents for one in found]), np.concatenate([one.scores for one in found])
+        )
+
+    def _similarities(self, queries: Sequence[str]) -> Iterator[Similarities]:
+        """Blocks of (queries, documents)."""
+        embedded = self._embed(queries)
+        for start in range(0, embedded.shape[0], _BLOCK_QUERIES):
+            block = embedded[start : start + _BLOCK_QUERIES] @ self._rows.T
+            yield block.toarray().astype(np.float32) if issparse(block) else block
 
 
 def rerank(system: CrossEncoderSystem, test_set: RetrievalSet, ranking: RankedDocuments) -> Similarities:
@@ -130,22 +151,6 @@ def measure_ranking(
     ideal = test_set.ideal(max(10, grades.shape[1]))
     columns = retrieval_metrics(grades, ideal, test_set.relevant, recall_depths)
     return resample_means(columns, repeats=repeats, seed=seed)
-
-
-def _similarities(system: Searcher, test_set: RetrievalSet) -> Iterator[Similarities]:
-    """Blocks of (queries, documents)."""
-    documents: Any
-    queries: Any
-    if isinstance(system, CharacterTfidf):
-        vectorizer = system.vectorizer()
-        documents = vectorizer.fit_transform(test_set.documents)
-        queries = vectorizer.transform(test_set.queries)
-    else:
-        documents = system.embed(test_set.documents, is_query=False)
-        queries = system.embed(test_set.queries, is_query=True)
-    for start in range(0, queries.shape[0], _BLOCK_QUERIES):
-        block = queries[start : start + _BLOCK_QUERIES] @ documents.T
-        yield block.toarray().astype(np.float32) if issparse(block) else block
 
 
 def _best(similarities: Similarities, depth: int) -> RankedDocuments:

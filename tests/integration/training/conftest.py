@@ -24,7 +24,13 @@ from transformers import (
 
 WORDS = ["red", "green", "blue", "small", "large", "old", "cat", "dog", "bird", "tree", "runs", "sings"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_SIZES = {"vocab_size": len(SPECIAL) + len(WORDS), "max_position_embeddings": 66, "pad_token_id": 0}
+_SIZES = {
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "max_position_embeddings": 66,
+    "pad_token_id": 0,
+    # With the usual 0.02, so few steps leave a model that gives all pairs the same score.
+    "initializer_range": 0.2,
+}
 _WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 KINDS: dict[str, tuple[type[PreTrainedModel], Callable[[], PreTrainedConfig]]] = {

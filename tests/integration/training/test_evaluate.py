@@ -93,7 +93,7 @@ def test_models_are_measured_side_by_side(bi_encoder: Path, cross_encoder: Path,
         f"{bi_encoder} (cosine), uncalibrated",
         "char-tfidf",
     ]
-    assert (found["pairs"], found["bins"], found["threshold_from"]) == (80, 10, "halves of the file")
+    assert (found["pairs"], found["bins"], found["threshold_from"]) == (80, 10, "5-fold cross-validation")
     _, _, calibrated, uncalibrated, baseline = (model["metrics"] for model in found["models"])
     assert calibrated["spearman"]["value"] == pytest.approx(uncalibrated["spearman"]["value"], abs=1e-3)
     assert calibrated["mse"]["value"] != pytest.approx(uncalibrated["mse"]["value"], abs=1e-3)
@@ -166,6 +166,74 @@ def test_retrieval_finds_and_reranks(bi_encoder: Path, cross_encoder: Path, coll
     assert (found["documents"], found["queries"], found["candidates"]) == (6, 4, 3)
 
 
+@pytest.fixture(scope="module")
+def near_misses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("near") / "near_miss.tsv"
+    rows = [("roles", "the cat sits", "the cat sits", "dog runs"), ("object", "a dog", "a mat", "a dog")]
+    path.write_text("".join("\t".join(row) + "\n" for row in rows))
+    return path
+
+
+def test_paraphrases_are_above_near_misses_by_kind(
+    bi_encoder: Path, cross_encoder: Path, near_misses: Path
+) -> None:
+    found = _json("near-misses", "char-tfidf", bi_encoder, cross_encoder, near_misses)
+    assert found["models"][0]["name"] == "char-tfidf"
+    assert (found["triples"], found["hard"], found["order"]) == (2, 1, "query first")
+    for model in found["models"][:1] + found["models"][2:4]:
+        kinds = {kind: estimate["value"] for kind, estimate in model["metrics"].items()}
+        assert kinds == {"all": 0.5, "roles": 1.0, "object": 0.0}
+    (second,) = _json("near-misses", "char-tfidf", near_misses, "--half", "second")["models"]
+    assert {kind: one["value"] for kind, one in second["metrics"].items()} == {"all": 0.0, "object": 0.0}
+
+
+def test_both_orders_are_averaged(cross_encoder: Path, tmp_path: Path) -> None:
+    triple = "a\tthe cat sits\tdog runs\tthe park\n"
+    (tmp_path / "triples.tsv").write_text(triple)
+    _, query, paraphrase, near_miss = triple.strip().split("\t")
+    pairs = [(query, paraphrase), (paraphrase, query), (query, near_miss), (near_miss, query)]
+    (scored,) = load_model_system(str(cross_encoder), "cpu").score(pairs)
+    is_above = scored.scores[:2].mean() > scored.scores[2:].mean()
+    found = _json("near-misses", cross_encoder, tmp_path / "triples.tsv", "--both-orders")
+    assert found["order"] == "mean of both orders"
+    assert found["models"][0]["metrics"]["all"]["value"] == float(is_above)
+
+
+def test_duplicates_are_ranked_and_rescored(bi_encoder: Path, cross_encoder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    rows = ["the cat sits\tcat sits the\t1", "a dog runs\truns a dog\t1", "the cat sits\tthe park\t0"]
+    pairs.write_text("\n".join([*rows, "the park\ta mat\t0", "mat cat\tdog park\t0"]) + "\n")
+    found = _json("duplicates", cross_encoder, pairs, "--recall", "char-tfidf", "--candidates", "3")
+    recall, rescored = found["models"]
+    assert (found["documents"], found["queries"], found["candidates"]) == (8, 2, 3)
+    assert recall["name"] == "char-tfidf"
+    assert recall["metrics"]["map"]["value"] == recall["metrics"]["accept_ap"]["value"] == 1.0
+    assert rescored["metrics"]["recall@10"]["value"] == 1.0
+    assert rescored["ms_per_query"] > recall["ms_per_query"] > 0
+    # The cross-encoder is random: the warning is there if it is worse.
+    is_worse = rescored["metrics"]["map"]["value"] < 1.0
+    assert len(found["warnings"]) == is_worse
+
+
+def test_a_cross_encoder_that_loses_to_recall_is_reported(cross_encoder: Path, pair_file: Path) -> None:
+    found = _json("pairs", "char-tfidf", cross_encoder, pair_file)
+    assert (
+        found["models"][1]["metrics"]["spearman"]["value"]
+        < found["models"][0]["metrics"]["spearman"]["value"]
+    )
+    (warning,) = found["warnings"]
+    assert f"{cross_encoder} costs more than char-tfidf and is worse: Spearman" in warning
+    result = _run("pairs", "char-tfidf", cross_encoder, pair_file, "--repeats", "50")
+    assert "warning: " in result.stdout
+
+
+def test_reliability_is_shown_on_request(cross_encoder: Path, pair_file: Path) -> None:
+    bins = _json("pairs", cross_encoder, pair_file)["models"][0]["reliability"]
+    assert sum(one["pairs"] for one in bins) == 80
+    result = _run("pairs", cross_encoder, pair_file, "--reliability", "--repeats", "50")
+    assert "mean label" in result.stdout
+
+
 def test_kinds_of_models_are_told_apart(bi_encoder: Path, cross_encoder: Path, tmp_path: Path) -> None:
     assert not is_cross_encoder(bi_encoder)
     assert is_cross_encoder(cross_encoder)
@@ -188,6 +256,9 @@ def test_kinds_of_models_are_told_apart(bi_encoder: Path, cross_encoder: Path, t
         (["retrieval", "char-tfidf", "{collection}", "--rerank", "char-tfidf"], "is not a cross-encoder"),
         (["retrieval", "char-tfidf", "{collection}", "--recall-at", "10,x"], "recall-at"),
         (["retrieval", "char-tfidf", "absent"], "corpus.jsonl: cannot be read"),
+        (["near-misses", "char-tfidf", "{pairs}"], "line 1: must have four columns"),
+        (["duplicates", "{cross}", "{pairs}"], 'recall: is missing: "'),
+        (["duplicates", "{bi}", "{pairs}", "--recall", "{cross}"], "is a cross-encoder, which can only"),
     ],
 )
 def test_wrong_inputs_are_one_line(

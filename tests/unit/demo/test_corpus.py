@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from standalone.demo.corpus import EVERYDAY, HARD, build_corpus, read_questions, spell_out, summarise
+from standalone.demo.corpus import (
+    EVERYDAY,
+    EVERYDAY_ZH,
+    HARD,
+    HARD_ZH,
+    build_corpus,
+    read_questions,
+    spell_out,
+    summarise,
+)
 from textmatch.documents import Document, document_violations
 
 
@@ -118,3 +127,10 @@ def test_questions_are_not_copied_from_their_answers(corpus: dict[str, Document]
         if question.text.lower() in corpus[answer].text.lower()
     ]
     assert copied == []
+
+
+@pytest.mark.parametrize(("english", "chinese"), [(EVERYDAY, EVERYDAY_ZH), (HARD, HARD_ZH)])
+def test_the_chinese_questions_are_the_english_ones(english: Path, chinese: Path):
+    translated = read_questions(chinese)
+    assert [one.accepted_ids for one in translated] == [one.accepted_ids for one in read_questions(english)]
+    assert all(any("\u4e00" <= character <= "\u9fff" for character in one.text) for one in translated)

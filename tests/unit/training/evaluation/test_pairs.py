@@ -11,9 +11,10 @@ from training.evaluation.pairs import (
     PairSample,
     best_threshold,
     bins_of,
-    correct_by_halves,
+    correct_by_folds,
     correct_by_threshold,
     precision_thresholds,
+    reliability_table,
     threshold_for_precision,
 )
 
@@ -88,13 +89,27 @@ def test_without_positives_the_best_threshold_is_above_all_scores() -> None:
     assert best_threshold(np.array([0.2, 1.0]), np.array([False, False])) > 1.0
 
 
-def test_each_half_is_judged_by_the_other() -> None:
+def test_each_fold_is_judged_by_the_threshold_of_the_others() -> None:
     scores = np.linspace(0, 1, 100)
-    is_correct, threshold = correct_by_halves(scores, scores > 0.6)
+    is_correct, threshold = correct_by_folds(scores, scores > 0.6)
     assert is_correct.mean() >= 0.95
     assert threshold == pytest.approx(0.6, abs=0.05)
-    assert (correct_by_halves(scores, scores > 0.6)[0] == is_correct).all()
-    assert correct_by_halves(np.array([0.5]), np.array([True]))[0].tolist() == [True]
+    assert (correct_by_folds(scores, scores > 0.6)[0] == is_correct).all()
+    assert correct_by_folds(np.array([0.5]), np.array([True]))[0].tolist() == [True]
+
+
+def test_a_pair_does_not_choose_its_own_threshold() -> None:
+    # The other pairs are all negative, so their threshold is above all scores.
+    scores = np.array([0.1, 0.2, 0.3, 0.4, 0.35])
+    is_correct, _ = correct_by_folds(scores, np.array([False, False, False, False, True]))
+    assert not is_correct[-1]
+
+
+def test_reliability_has_the_means_of_each_bin_with_pairs() -> None:
+    table = reliability_table(np.array([0.05, 0.91, 0.99, 1.0]), np.array([0.0, 1.0, 0.0, 1.0]))
+    assert [(one.lowest, one.pairs) for one in table] == [(0.0, 1), (0.9, 3)]
+    assert table[1].mean_score == pytest.approx(2.9 / 3)
+    assert table[1].mean_label == pytest.approx(2 / 3)
 
 
 def test_the_lowest_threshold_that_reaches_a_precision() -> None:
