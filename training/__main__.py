@@ -13,7 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 from textmatch.errors import TextMatchError
 from training.calibrate import calibrate
+from training.distill import DistillSettings, train_distill
 from training.fit import RunResult
+from training.groups import GroupSettings, convert_groups
 from training.mlm import MlmSettings, train_mlm
 from training.regression import RegressionSettings, train_regression
 from training.sbert import SbertSettings, train_sbert
@@ -61,8 +63,10 @@ _add_recipe(app, "siamese", SiameseSettings, train_siamese)
 _add_recipe(app, "sbert", SbertSettings, train_sbert)
 _add_recipe(app, "simcse", SimcseSettings, train_simcse)
 _add_recipe(app, "regression", RegressionSettings, train_regression)
+_add_recipe(app, "distill", DistillSettings, train_distill)
 _add_recipe(app, "mlm", MlmSettings, train_mlm)
 add_command(app, "mine", MiningSettings, mine)
+add_command(app, "groups", GroupSettings, convert_groups)
 add_command(app, "split", SplitSettings, split_files)
 app.command()(calibrate)
 

@@ -29,7 +29,13 @@ from training.evaluators import PairEvaluator, embed, pair_classifier
 from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
 from training.model_builder import BiEncoderSettings
 from training.model_files import save_bi_encoder
-from training.trainers import BiEncoderTrainer, LengthSortedBatchSampler
+from training.trainers import (
+    BiEncoderTrainer,
+    LengthSortedBatchSampler,
+    TrainingPart,
+    data_arguments,
+    mix_arguments,
+)
 
 # Dataset columns of the two sentences of a pair; a triple has a third one.
 QUERY, DOCUMENT, NEGATIVE = "sentence1", "sentence2", "sentence3"
@@ -117,6 +123,9 @@ class BiEncoderTask:
     metric: str
     classes: LabelClasses | None = None
     batch_sampler: Any = LengthSortedBatchSampler
+    # Trained at the same time; the shares are of the batches, of `dataset` and of these.
+    more_parts: Sequence[TrainingPart] = ()
+    shares: Sequence[float] = ()
 
 
 def pair_dataset(pairs: Sequence[ScoredPair] | Sequence[ClassPair], labels: Sequence[float]) -> Dataset:
@@ -135,16 +144,17 @@ def train_bi_encoder(
         TrainingInterrupted: on Ctrl-C.
     """
     metric = SelectionMetric(task.metric)
+    parts = [TrainingPart(task.dataset, task.loss), *task.more_parts]
     trainer = BiEncoderTrainer(
         model=task.model,
         args=SentenceTransformerTrainingArguments(
             **training_arguments(settings, metric),
-            **_column_roles(task.model, task.dataset),
+            **mix_arguments(task.shares),
+            **_column_roles(task.model, parts),
             batch_sampler=task.batch_sampler,
             learning_rate_mapping=_rates_of_new_layers(task.loss, new_layer_learning_rate),
         ),
-        train_dataset=task.dataset,
-        loss=task.loss,
+        **data_arguments(parts),
         evaluator=task.evaluator_of(settings.dev) if settings.dev else None,
     )
     fit(trainer, settings, metric, console, lambda: _sample_cosines(task, settings.seed))
@@ -174,11 +184,10 @@ def _classifier(task: BiEncoderTask) -> PairClassifier | None:
     return pair_classifier(task.loss.classifier, task.classes.scores)
 
 
-def _column_roles(model: SentenceTransformer, dataset: Dataset) -> dict[str, Any]:
+def _column_roles(model: SentenceTransformer, parts: Sequence[TrainingPart]) -> dict[str, Any]:
     """Roles by column: first sentences are queries, others documents. The role sets prompt and tower."""
-    role_of = {
-        name: "query" if name == QUERY else "document" for name in dataset.column_names if name != "label"
-    }
+    names = {name for part in parts for name in part.dataset.column_names if name != "label"}
+    role_of = {name: "query" if name == QUERY else "document" for name in sorted(names)}
     prompts = {name: model.prompts[role] for name, role in role_of.items() if model.prompts.get(role)}
     return {"prompts": prompts, "router_mapping": role_of if isinstance(model[0], Router) else {}}
 

@@ -1,10 +1,11 @@
-"""Training examples in TSV, CSV and JSON lines files: scored pairs, pairs with a class, triples, sentences.
+"""Training examples in TSV, CSV and JSON lines files: pairs, triples, lists of candidates, sentences.
 
 A column is found by the `--columns` option, else by the names in the header, else by its position.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ def _column(name: str, header_names: str) -> Column:
 
 # Header names are compared without case, spaces and punctuation: "Sentence_1" is "sentence1".
 SENTENCE_1 = _column("sentence 1", "sentence1 text1 question1 premise query sentencea texta anchor")
-SENTENCE_2 = _column("sentence 2", "sentence2 text2 question2 hypothesis document sentenceb textb positive")
+SENTENCE_2 = _column(
+    "sentence 2", "sentence2 text2 question2 hypothesis document sentenceb textb positive text passage"
+)
 LABEL = _column("label", "label goldlabel class isduplicate score similarity")
 SCORE = _column("score", "score similarity label isduplicate")
 ANCHOR = _column("anchor", "anchor query question sentence1 premise")
@@ -49,7 +52,10 @@ NEGATIVE = _column("negative", "negative hardnegative sentence3 contradiction")
 TEXT = _column("text", "text sentence content")
 
 PAIR = (SENTENCE_1, SENTENCE_2)
+_TRIPLE = (ANCHOR, POSITIVE, NEGATIVE)
 _COLUMNS_OF_TABLES = (*PAIR, LABEL, SCORE, ANCHOR, POSITIVE, NEGATIVE)
+# Keys of a list of candidates in JSON lines, the format of FlagEmbedding.
+_LIST_KEYS = _POSITIVES, _NEGATIVES = ("pos", "neg")
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ UNIT_RANGE = ScoreRange()
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """Two sentences and their similarity, 0..1."""
+    """Two sentences and their similarity: 0..1, or any number if it was read without a range."""
 
     first: str
     second: str
@@ -131,6 +137,15 @@ class Triple:
 
 
 @dataclass(frozen=True)
+class CandidateList:
+    """A query with texts that answer it or mean the same, at least one, and texts that do not."""
+
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Cell:
     """One cell; `place` names file, line and column."""
 
@@ -139,9 +154,9 @@ class _Cell:
 
 
 def read_scored_pairs(
-    path: Path, file_format: FileFormat = DETECTED, score_range: ScoreRange = UNIT_RANGE
+    path: Path, file_format: FileFormat = DETECTED, score_range: ScoreRange | None = UNIT_RANGE
 ) -> list[ScoredPair]:
-    """All pairs of a file, in order, with their scores mapped to 0..1.
+    """All pairs of a file, in order, with their scores mapped to 0..1; as they are without a range.
 
     Raises:
         InvalidInput: the file is unreadable or empty, or a line is not UTF-8, is blank, lacks a column, has
@@ -170,15 +185,50 @@ def read_class_pairs(path: Path, file_format: FileFormat = DETECTED) -> list[Cla
     ]
 
 
-def read_triples(path: Path, file_format: FileFormat = DETECTED) -> list[Triple]:
-    """All triples of a file, in order.
+def read_texts(
+    path: Path, columns: Sequence[Column], file_format: FileFormat = DETECTED
+) -> list[tuple[str, ...]]:
+    """The texts of each row of a file, in the order of `columns`.
 
     Raises:
         InvalidInput: as in `read_scored_pairs`.
     """
     return [
-        Triple(_sentence(anchor, "anchor"), _sentence(positive, "positive"), _sentence(negative, "negative"))
-        for anchor, positive, negative in _read_cells(path, (ANCHOR, POSITIVE, NEGATIVE), file_format)
+        tuple(_sentence(cell, column.name) for cell, column in zip(cells, columns, strict=True))
+        for cells in _read_cells(path, columns, file_format)
+    ]
+
+
+def read_triples(path: Path, file_format: FileFormat = DETECTED) -> list[Triple]:
+    """All triples of a file, in order. A list of candidates gives each of its positives with each negative.
+
+    Raises:
+        InvalidInput: as in `read_scored_pairs`.
+    """
+    return [
+        Triple(one.query, positive, negative)
+        for one in _read_lists(path, file_format)
+        for positive in one.positives
+        for negative in one.negatives
+    ]
+
+
+def read_candidate_lists(path: Path, file_format: FileFormat = DETECTED) -> list[CandidateList]:
+    """The distinct candidates of each query of a file of triples or of lists, in order of appearance.
+
+    A list is a line of JSON: `{"query": "…", "pos": ["…"], "neg": ["…", "…"]}`.
+
+    Raises:
+        InvalidInput: as in `read_scored_pairs`; or a list has no positive.
+    """
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for one in _read_lists(path, file_format):
+        positives, negatives = found.setdefault(one.query, ({}, {}))
+        positives.update(dict.fromkeys(one.positives))
+        negatives.update(dict.fromkeys(one.negatives))
+    return [
+        CandidateList(query, tuple(positives), tuple(text for text in negatives if text not in positives))
+        for query, (positives, negatives) in found.items()
     ]
 
 
@@ -256,17 +306,58 @@ def _read_texts(path: Path) -> Iterator[list[_Cell]]:
             yield [cell for cell in cells[: 2 if len(cells) > 2 else 1] if cell.text.strip()]
 
 
+def _read_lists(path: Path, file_format: FileFormat) -> Iterator[CandidateList]:
+    """The lists of candidates of a file as they are; each triple is a list of two."""
+    if path.suffix.lower() not in _JSON_SUFFIXES:
+        for cells in _read_cells(path, _TRIPLE, file_format):
+            yield _list_of_triple(cells)
+        return
+    with open_data_file(path) as file:
+        _refuse_utf_16(file, path)
+        for place, record in read_json_objects(file, path):
+            if isinstance(record.get(_POSITIVES), list):
+                yield _list_of_record(record, place)
+            else:
+                yield _list_of_triple(_json_cells(record, _TRIPLE, file_format.columns, place))
+
+
+def _list_of_triple(cells: Sequence[_Cell]) -> CandidateList:
+    query, positive, negative = (
+        _sentence(cell, cell_of.name) for cell, cell_of in zip(cells, _TRIPLE, strict=True)
+    )
+    return CandidateList(query, (positive,), (negative,))
+
+
+def _list_of_record(record: dict[str, Any], place: str) -> CandidateList:
+    texts = {}
+    for key, values in (
+        ("query", [record.get("query")]),
+        *((key, record.get(key, [])) for key in _LIST_KEYS),
+    ):
+        if not isinstance(values, list) or not all(isinstance(one, str) and one.strip() for one in values):
+            raise InvalidInput.of_field(f'{place} key "{key}"', "must hold texts that are not empty")
+        texts[key] = tuple(values)
+    if not texts[_POSITIVES]:
+        raise InvalidInput.of_field(f'{place} key "{_POSITIVES}"', "has no text; a list needs a positive")
+    return CandidateList(texts["query"][0], texts[_POSITIVES], texts[_NEGATIVES])
+
+
 def _sentence(cell: _Cell, name: str) -> str:
     if not cell.text.strip():
         raise InvalidInput.of_field(cell.place, f"{name} is empty")
     return cell.text
 
 
-def _score(cell: _Cell, score_range: ScoreRange) -> float:
+def _score(cell: _Cell, score_range: ScoreRange | None) -> float:
+    """The score mapped to 0..1; as it is if it has no range."""
     try:
         score = float(cell.text)
     except ValueError as error:
         raise InvalidInput.of_field(cell.place, f'score "{cell.text}" is not a number') from error
+    if score_range is None:
+        if not math.isfinite(score):
+            raise InvalidInput.of_field(cell.place, f"score {cell.text} is not finite")
+        return score
     # Also refuses NaN, for which every comparison is false.
     if not score_range.lowest <= score <= score_range.highest:
         expected = f"{score_range.lowest:g}..{score_range.highest:g}"
@@ -291,7 +382,9 @@ def _table_cells(
     _refuse_problem(first, path)
     chosen = file_format.columns
     are_numbers = all(one.isdecimal() and int(one) for one in chosen)
-    has_header = _is_header(first.cells) if file_format.has_header is None else file_format.has_header
+    has_header = (
+        _is_header(first.cells, columns) if file_format.has_header is None else file_format.has_header
+    )
     if has_header or not are_numbers:
         width = len(first.cells)
         positions = _positions_in_header(first.cells, columns, chosen, f"{path} line {first.line_number}")
@@ -313,9 +406,9 @@ def _table_cells(
         yield [cells[position] for position in positions]
 
 
-def _is_header(cells: Sequence[str]) -> bool:
-    """Whether at least two cells of a first row are known header names."""
-    known = frozenset[str]().union(*(column.header_names for column in _COLUMNS_OF_TABLES))
+def _is_header(cells: Sequence[str], columns: Sequence[Column]) -> bool:
+    """Whether at least two cells of a first row are header names of `columns` or of the usual ones."""
+    known = frozenset[str]().union(*(column.header_names for column in (*columns, *_COLUMNS_OF_TABLES)))
     return sum(_normalised(cell) in known for cell in cells) > 1
 
 

@@ -1,22 +1,28 @@
-"""Builds the bi-encoder to train: a base model with pooling, LSTM, dropout, towers and adapter as set."""
+"""Builds the model to train: a base with pooling, LSTM, dropout, towers, scoring head and adapter as set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import torch
 from peft import LoraConfig
-from sentence_transformers import SentenceTransformer
+from peft.tuners.lora import Linear as LoraLinear
+from safetensors.torch import load_file
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Module, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import LSTM, Pooling, WeightedLayerPooling
-from torch import nn
+from torch import Tensor, nn
 from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
+from textmatch.models.lora import ADAPTER_WEIGHTS
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, MINI_LM, UnusableModel, find_model
+from training.evaluation.scorers import is_cross_encoder
 from training.settings import RunSettings
 
 DEFAULT_BASE_NAME = f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"
@@ -27,6 +33,9 @@ PoolingName: TypeAlias = Literal["base", "cls", "pooler", "mean", "first-last-av
 BaseOption = Annotated[str, Option(help="Base model: a local directory or a name on the Hugging Face hub.")]
 AdapterRankOption = Annotated[
     int, Option(min=0, help="Rank of the adapter to train and save; 0: train and save all weights.")
+]
+StartAdapterOption = Annotated[
+    str, Option(help="Adapter of the same base and rank, of a bi-encoder or cross-encoder, to start from.")
 ]
 
 
@@ -52,6 +61,10 @@ class BiEncoderSettings(RunSettings):
         float | None, Option(min=0.0, max=0.9, help="Dropout rate. Default: that of the base model.")
     ] = None
     adapter_rank: AdapterRankOption = 0
+    start_adapter: StartAdapterOption = ""
+    prompts: Annotated[
+        bool, Option(help="Whether to use the prompts of the base model. A model trained without has none.")
+    ] = True
 
     def check(self) -> None:
         """Validate before any data is read.
@@ -62,6 +75,8 @@ class BiEncoderSettings(RunSettings):
         super().check()
         if self.adapter_rank and self.pooling != "base":
             raise InvalidInput.of_field("pooling", "an adapter uses the pooling of its base model: use base")
+        if self.start_adapter and not self.adapter_rank:
+            raise InvalidInput.of_field("start-adapter", "needs the --adapter-rank of that adapter")
 
 
 def build_bi_encoder(
@@ -85,19 +100,77 @@ def build_bi_encoder(
         modules = [Router.for_query_document(query_modules=modules, document_modules=document_modules)]
     if not isinstance(modules[-1], Normalize):
         modules.append(Normalize())
-    prompts = {name: prompt for name, prompt in loaded.prompts.items() if prompt}
+    prompts = {name: prompt for name, prompt in loaded.prompts.items() if prompt and settings.prompts}
     model = SentenceTransformer(modules=[*modules], device=settings.torch_device, prompts=prompts)
     feed_lstm(model)
     if settings.adapter_rank:
-        add_adapter(model, settings.adapter_rank, "FEATURE_EXTRACTION", settings.base)
+        add_adapter(model, settings.adapter_rank, "FEATURE_EXTRACTION", settings.base, settings.start_adapter)
     return model
 
 
-def add_adapter(model: Any, rank: int, task: AdapterTask, base_name: str) -> None:
-    """Add a low-rank adapter to a sentence-transformers model and freeze its other weights.
+def build_cross_encoder(
+    settings: RunSettings,
+    base_name: str,
+    *,
+    activation: nn.Module,
+    dropout: float,
+    adapter_rank: int,
+    mean_label: float,
+    start_adapter: str = "",
+) -> CrossEncoder:
+    """The cross-encoder before training. A new scoring head starts at the mean label for every pair.
+
+    Args:
+        settings: of the run.
+        base_name: of the base model.
+        activation: from the output of the model to a score.
+        dropout: rate.
+        adapter_rank: 0: all weights are trained.
+        mean_label: before the activation.
+        start_adapter: adapter whose weights are the initial ones; "": none.
 
     Raises:
-        InvalidInput: the transformer is not a BERT, the only architecture that adapters support.
+        ModelNotFound: there is no such base model.
+        UnusableModel: the base model cannot be a cross-encoder.
+        InvalidInput: an adapter is asked for, and the base model is not a BERT.
+    """
+    base = find_model(base_name, BI_ENCODER_ORGANISATION)
+    try:
+        model: CrossEncoder = CrossEncoder(
+            str(base),
+            num_labels=1,
+            max_length=settings.max_length_tokens,
+            device=settings.torch_device,
+            local_files_only=True,
+            activation_fn=activation,
+            # For short sentences eager attention trains faster on a CPU than SDPA.
+            model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise UnusableModel(f'cannot train "{base_name}" as a cross-encoder: {error}') from error
+    set_dropout(model, dropout)
+    if not is_cross_encoder(base):
+        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        nn.init.constant_(head.bias, mean_label)
+    if adapter_rank > 0:
+        add_adapter(model, adapter_rank, "SEQ_CLS", base_name, start_adapter)
+    return model
+
+
+def add_adapter(model: Any, rank: int, task: AdapterTask, base_name: str, start: str = "") -> None:
+    """Add a low-rank adapter to a sentence-transformers model and freeze its other weights.
+
+    Args:
+        model: a bi-encoder or a cross-encoder.
+        rank: of the adapter.
+        task: of the model.
+        base_name: for messages.
+        start: adapter whose weights are the initial ones; "": its product starts at 0.
+
+    Raises:
+        InvalidInput: the transformer is not a BERT, the only architecture that adapters support; or `start`
+            has another rank or base.
+        ModelNotFound: there is no adapter `start`.
     """
     model_type = getattr(model[0].model.config, "model_type", "unknown")
     if model_type != "bert":
@@ -112,6 +185,43 @@ def add_adapter(model: Any, rank: int, task: AdapterTask, base_name: str) -> Non
         modules_to_save=["classifier"] if task == "SEQ_CLS" else None,
     )
     model.add_adapter(config)
+    if start:
+        _copy_adapter(find_model(start, BI_ENCODER_ORGANISATION), model)
+    if model.device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, LoraLinear):
+                module.forward = MethodType(_summed_forward, module)  # type: ignore[method-assign]
+
+
+def _copy_adapter(directory: Path, model: nn.Module) -> None:
+    """Copy the low-rank weights of an adapter. A scoring head is not copied."""
+    path = directory / ADAPTER_WEIGHTS
+    saved = load_file(path) if path.is_file() else {}
+    # Of "base_model.model.bert.encoder.layer.0...": the part that bi-encoders and cross-encoders share.
+    start_of = {_name_in_layers(name): tensor for name, tensor in saved.items() if ".lora_" in name}
+    weights = {
+        _name_in_layers(name.replace(".default.", ".")): weight
+        for name, weight in model.named_parameters()
+        if ".lora_" in name
+    }
+    shared = {name for name in start_of.keys() & weights.keys() if "pooler" not in name}
+    if not shared or any(start_of[name].shape != weights[name].shape for name in shared):
+        problem = f'"{directory.name}" is not an adapter of this base model and rank'
+        raise InvalidInput.of_field("start-adapter", problem)
+    with torch.no_grad():
+        for name in shared:
+            weights[name].copy_(start_of[name])
+
+
+def _name_in_layers(name: str) -> str:
+    return name[name.find("encoder.layer") :]
+
+
+def _summed_forward(layer: LoraLinear, states: Tensor) -> Tensor:
+    """One product with the sum of both weights. PEFT makes three, which takes longer on a CPU."""
+    base = cast("nn.Linear", layer.get_base_layer())
+    [name] = layer.active_adapters
+    return nn.functional.linear(states, base.weight + layer.get_delta_weight(name), base.bias)
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

@@ -122,6 +122,18 @@ _KINDS = {
 }
 
 
+# By whether the student is a cross-encoder.
+_DISTILLED = {
+    True: _Kind(
+        "Distilled cross-encoder",
+        "text-ranking",
+        "Reads a pair of texts in one sequence and scores it as its teacher does, 0..1. The score depends on "
+        "the order of the two texts.",
+    ),
+    False: _Kind("Distilled bi-encoder", "sentence-similarity", _EMBEDS),
+}
+
+
 @dataclass(frozen=True)
 class FileMetrics:
     """Metrics on one file by system and metric name, this model first.
@@ -172,7 +184,7 @@ def write_card_of_run(
     Returns:
         Where the base model or the baseline is better; the card says the same.
     """
-    kind = _KINDS[recipe]
+    kind = _DISTILLED[is_cross_encoder(settings.output)] if recipe == "distill" else _KINDS[recipe]
     files = {}
     if recipe != "mlm":
         files = {path: file for path in metrics if (file := _read_as_pairs(path, settings))}

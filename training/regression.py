@@ -11,6 +11,7 @@ With `adapter_rank` above 0 a low-rank adapter is trained and saved; with 0 all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.bi_encoder import read_bi_encoder
-from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, UnusableModel, find_model
+from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import pair_dataset
 from training.data_files import UNIT_RANGE, ScoredPair, ScoreRange, read_scored_pairs, read_sentences
 from training.data_report import TrainingRow, report_data
@@ -38,8 +39,7 @@ from training.model_builder import (
     DEFAULT_BASE_NAME,
     AdapterRankOption,
     BaseOption,
-    add_adapter,
-    set_dropout,
+    build_cross_encoder,
 )
 from training.model_files import load_trained, save_cross_encoder
 from training.settings import Bf16Option, EpochsOption, RunSettings, ScoreRangeOption
@@ -131,7 +131,7 @@ def train_regression(settings: RegressionSettings, console: Console) -> RunResul
     ]
     set_seed(settings.seed)
     base = find_model(settings.base, BI_ENCODER_ORGANISATION)
-    model = _build(base, settings)
+    model = _build(pairs, settings)
     report = report_data(settings, rows, model.tokenizer, console)
     if settings.warm_up_pairs > 0 and not has_checkpoint(settings.checkpoints):
         _warm_up(model, settings, console)
@@ -173,24 +173,22 @@ def _with_learning_rates(settings: RegressionSettings) -> RegressionSettings:
     )
 
 
-def _build(base: Path, settings: RegressionSettings) -> CrossEncoder:
-    try:
-        model: CrossEncoder = CrossEncoder(
-            str(base),
-            num_labels=1,
-            max_length=settings.max_length_tokens,
-            device=settings.torch_device,
-            local_files_only=True,
-            activation_fn=_activation(settings),
-            # For short sentences eager attention trains faster on a CPU than SDPA.
-            model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        raise UnusableModel(f'cannot train "{settings.base}" as a cross-encoder: {error}') from error
-    set_dropout(model, settings.dropout)
-    if settings.adapter_rank > 0:
-        add_adapter(model, settings.adapter_rank, "SEQ_CLS", settings.base)
-    return model
+def _build(pairs: Sequence[ScoredPair], settings: RegressionSettings) -> CrossEncoder:
+    mean = float(np.mean([pair.score for pair in pairs]))
+    return build_cross_encoder(
+        settings,
+        settings.base,
+        activation=_activation(settings),
+        dropout=settings.dropout,
+        adapter_rank=settings.adapter_rank,
+        mean_label=logit(mean) if settings.sigmoid else settings.range.denormalise(mean),
+    )
+
+
+def logit(share: float) -> float:
+    """The number whose sigmoid is this, limited to the logits of 0.01 and 0.99."""
+    limited = min(max(share, 0.01), 0.99)
+    return math.log(limited / (1 - limited))
 
 
 def _activation(settings: RegressionSettings) -> torch.nn.Module:

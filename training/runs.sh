@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The acceptance runs of training; each is meant for at most 40 minutes on 2 quiet cores. Run: bash training/runs.sh DATA OUT [RUN...]
-# RUNs in order: split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm sbert-en simcse-en siamese-en regression-en questions bi-encoder-en evaluate
+# RUNs in order: split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm sbert-en simcse-en siamese-en regression-en questions bi-encoder-en groups bi-encoder cross-encoder evaluate
 set -u
 DATA=${1:?}; OUT=${2:?}; shift 2
-RUNS=${*:-split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm sbert-en simcse-en siamese-en regression-en questions bi-encoder-en evaluate}
+RUNS=${*:-split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm sbert-en simcse-en siamese-en regression-en questions bi-encoder-en groups bi-encoder cross-encoder evaluate}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 TM=${TEXTMATCH:-textmatch}
 DEMO=$(cd "$(dirname "$0")/../standalone/demo" && pwd)
+OWN=$(cd "$(dirname "$0")/data" && pwd)  # groups, translations.tsv and sts_zh.tsv, written for this project
 mkdir -p "$OUT"; cd "$OUT" || exit 1
 
 split() {
@@ -73,11 +74,29 @@ bi-encoder-en() {  # the English bi-encoder
   $TM train simcse --hard-negatives --train triples.tsv --held-out "$DATA/stsb-en/dev.tsv" --output bi-encoder-en --adapter-rank 32 \
     --epochs 2 --batch-size 32 --learning-rate 3e-4 --max-length-tokens 256 --bf16 --device cpu
 }
+groups() {  # paraphrases and near misses in both languages, as pairs and as triples
+  $TM train groups $(printf -- '--groups %s ' "$OWN"/groups_*.tsv) --near-miss-label 0.1 \
+    --pairs groups/pairs.tsv --triples groups/triples.tsv
+}
+bi-encoder() {  # the default bi-encoder: needs the runs split, questions and groups
+  $TM train mine --pairs questions/pairs.tsv --no-header --corpus questions/texts.txt --model bi-encoder-en --output lists.tsv \
+    --negatives 12 --depth 300 --margin 0.03 --device cpu
+  $TM train simcse --hard-negatives --base multilingual-e5-small --no-prompts --train lists.tsv --train groups/triples.tsv \
+    --paraphrases "$OWN/translations.tsv" --graded-pairs "$DATA/stsb-en/train.tsv" --graded-pairs "$OWN/sts_zh.tsv" --graded-weight 0.3 \
+    --mix 3,2,1,1,1 --temperature 0.0333 --dropout 0 --adapter-rank 32 --max-steps 600 --batch-size 64 --learning-rate 4e-4 \
+    --max-length-tokens 256 --bf16 --held-out "$DATA/stsb-en/dev.tsv" --held-out "$DATA/stsb-zh/dev.tsv" --output bi-encoder --device cpu
+}
+cross-encoder() {  # the default pair scorer: needs the run bi-encoder
+  $TM train distill --base multilingual-e5-small --start-adapter bi-encoder --adapter-rank 32 --both-orders \
+    --train groups/pairs.tsv --train "$DATA/stsb-en/train.tsv" --candidates lists.tsv --teacher bi-encoder --labelled-lists groups/triples.tsv \
+    --loss kl --list-size 4 --mix 3,2,1,1 --max-steps 1000 --batch-size 32 --learning-rate 5e-4 --bf16 \
+    --held-out "$DATA/stsb-en/dev.tsv" --held-out "$DATA/stsb-zh/dev.tsv" --output cross-encoder --device cpu
+}
 evaluate() {
   $TM evaluate pairs char-tfidf siamese-zh siamese-zh-bilstm regression-zh regression-zh-warm pairs-zh/test.tsv --dev pairs-zh/dev.tsv
   $TM evaluate pairs char-tfidf mlm-zh simcse-zh "$DATA/stsb-zh/dev.tsv"
   $TM evaluate pairs all-MiniLM-L6-v2 regression-en bi-encoder-en simcse-en siamese-en "$DATA/stsb-en/dev.tsv"
 }
 for run in $RUNS; do
-  echo "== $run $(date +%T)"; { time timeout 2400 bash -c "$(declare -f); DATA='$DATA'; DEMO='$DEMO'; TM='$TM'; $run"; } 2>&1 | tee "$run.log"
+  echo "== $run $(date +%T)"; { time timeout 2400 bash -c "$(declare -f); DATA='$DATA'; DEMO='$DEMO'; OWN='$OWN'; TM='$TM'; $run"; } 2>&1 | tee "$run.log"
 done

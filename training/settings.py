@@ -36,6 +36,14 @@ LearningRateOption = Annotated[float, Option(min=0.0, help="Peak learning rate."
 EpochsOption = Annotated[int, Option(min=1, help="Passes over the training data.")]
 Bf16Option = Annotated[bool, Option(help="Compute in bfloat16.")]
 
+MixOption = Annotated[
+    str,
+    Option(
+        help="Shares of the batches that come from each part of the training data, such as 3,2,1. Each file"
+        " is a part, in the order of the options in this help. Default: shares of their sizes."
+    ),
+]
+
 Settings = TypeVar("Settings")
 
 
@@ -63,6 +71,24 @@ def parse_schedule(text: str) -> LearningRateSchedule:
     if any(later <= earlier for earlier, later in pairwise(steps)):
         raise InvalidInput.of_field("lr-schedule", f'the steps of "{text}" must increase')
     return LearningRateSchedule(steps, factors)
+
+
+def parse_mix(text: str, part_count: int) -> tuple[float, ...]:
+    """`3,2,1`: the shares of three parts of the training data; "": none are set.
+
+    Raises:
+        InvalidInput: there is not one number above 0 for each part.
+    """
+    if not text:
+        return ()
+    try:
+        shares = tuple(float(share) for share in text.split(","))
+    except ValueError:
+        raise InvalidInput.of_field("mix", f'"{text}" is not a list of numbers, such as 3,2,1') from None
+    if len(shares) != part_count or not all(0 < share < float("inf") for share in shares):
+        problem = f'"{text}" must have one number above 0 for each part; there are {part_count} parts'
+        raise InvalidInput.of_field("mix", problem)
+    return shares
 
 
 def _parse_point(text: str) -> tuple[int, float]:

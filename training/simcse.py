@@ -1,18 +1,20 @@
 """The simcse recipe, and the mining of hard negatives for it.
 
 A sentence encoded twice under dropout is its own positive; the other sentences of the batch are negatives.
+Triples, paraphrases and pairs with a score can be learnt in one run, each file in batches of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from datasets import Dataset
 from rich.console import Console
-from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.base.sampler import DefaultBatchSampler, NoDuplicatesBatchSampler
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
 from sentence_transformers.util import mine_hard_negatives
 from transformers import set_seed
 from typer import Option, echo
@@ -23,10 +25,12 @@ from textmatch.models.engines import AUTO, resolve_device
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import DOCUMENT, NEGATIVE, QUERY, BiEncoderTask, train_bi_encoder
 from training.data_files import (
+    PAIR,
     FileFormat,
     Triple,
     read_scored_pairs,
     read_sentences,
+    read_texts,
     read_triples,
     write_rows,
 )
@@ -34,8 +38,8 @@ from training.data_report import TrainingRow, report_data
 from training.evaluators import SPEARMAN, CosineEvaluator
 from training.fit import RunResult
 from training.model_builder import DEFAULT_BASE_NAME, BiEncoderSettings, build_bi_encoder
-from training.settings import ColumnsOption, DeviceOption, HeaderOption, short_path
-from training.trainers import LengthSortedBatchSampler
+from training.settings import ColumnsOption, DeviceOption, HeaderOption, MixOption, parse_mix, short_path
+from training.trainers import LengthSortedBatchSampler, ScaledLoss, TrainingPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +53,26 @@ class SimcseSettings(BiEncoderSettings):
     hard_negatives: Annotated[
         bool, Option(help="Train on triples: a sentence, one with the same meaning, and a hard negative.")
     ] = False
+    paraphrases: Annotated[
+        list[Path],
+        Option(
+            help="File of pairs with the same meaning, such as translations, to learn too. Can be repeated."
+        ),
+    ] = field(default_factory=list)
+    graded_pairs: Annotated[
+        list[Path],
+        Option(help="File of pairs with scores, to learn their order too (CoSENT). Can be repeated."),
+    ] = field(default_factory=list)
+    graded_weight: Annotated[float, Option(min=0.0, help="Factor of the loss of graded pairs.")] = 1.0
+    mix: MixOption = ""
     temperature: Annotated[
         float, Option(min=0.001, help="Cosines are divided by it; 0.05 is a scale of 20.")
     ] = 0.05
+
+    @property
+    def training_files(self) -> list[Path]:
+        """The files of all kinds."""
+        return [*self.train, *self.paraphrases, *self.graded_pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,29 +109,74 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
     The dev and held-out files hold pairs with a score from 0 to 1.
     """
     settings.check()
-    if settings.hard_negatives:
-        triples = [triple for path in settings.train for triple in read_triples(path, settings.file_format)]
-        rows = [TrainingRow((triple.anchor, triple.positive, triple.negative)) for triple in triples]
-    else:
-        sentences = dict.fromkeys(sentence for path in settings.train for sentence in read_sentences(path))
-        rows = [TrainingRow((sentence,)) for sentence in sentences]
-    columns = [row.texts if settings.hard_negatives else row.texts * 2 for row in rows]
-    names = (QUERY, DOCUMENT, NEGATIVE)
+    contrastive, paraphrases, graded = _read_rows(settings)
+    files = [*contrastive, *paraphrases, *graded]
+    shares = parse_mix(settings.mix, len(files))
     set_seed(settings.seed)
     model = build_bi_encoder(settings)
+    rows = [row for of_file in files for row in of_file]
     report = report_data(settings, rows, model.tokenizer, console)
+    scale = 1 / settings.temperature
+    ranking = MultipleNegativesRankingLoss(model, scale=scale)
+    both_ways = MultipleNegativesRankingLoss(
+        model, scale=scale, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
+    )
+    ordering = ScaledLoss(CoSENTLoss(model), settings.graded_weight)
+    parts = [
+        *(TrainingPart(_dataset(rows), ranking) for rows in contrastive),
+        *(TrainingPart(_dataset(rows), both_ways) for rows in paraphrases),
+        *(TrainingPart(_dataset(rows), ordering) for rows in graded),
+    ]
     task = BiEncoderTask(
         recipe="simcse",
         report=report,
         model=model,
-        loss=MultipleNegativesRankingLoss(model, scale=1 / settings.temperature),
-        dataset=Dataset.from_dict(dict(zip(names, zip(*columns, strict=True), strict=False))),
+        loss=parts[0].loss,
+        dataset=parts[0].dataset,
         evaluator_of=lambda path: CosineEvaluator(read_scored_pairs(path, settings.file_format)),
         metric=SPEARMAN,
-        # A sentence that is twice in a batch would be its own negative. Plain sentences are distinct already.
-        batch_sampler=NoDuplicatesBatchSampler if settings.hard_negatives else LengthSortedBatchSampler,
+        batch_sampler=_batch_sampler if settings.hard_negatives or paraphrases else LengthSortedBatchSampler,
+        more_parts=parts[1:],
+        shares=shares,
     )
     return train_bi_encoder(task, settings, settings.learning_rate, console)
+
+
+def _read_rows(settings: SimcseSettings) -> tuple[list[list[TrainingRow]], ...]:
+    """The rows of each file: contrastive ones, paraphrases, graded pairs. Plain sentences are one file."""
+    file_format = settings.file_format
+    if settings.hard_negatives:
+        contrastive = [
+            [TrainingRow((one.anchor, one.positive, one.negative)) for one in read_triples(path, file_format)]
+            for path in settings.train
+        ]
+    else:
+        sentences = dict.fromkeys(sentence for path in settings.train for sentence in read_sentences(path))
+        contrastive = [[TrainingRow((sentence,)) for sentence in sentences]]
+    paraphrases = [[TrainingRow(texts) for texts in read_texts(path, PAIR)] for path in settings.paraphrases]
+    graded = [
+        [
+            TrainingRow((pair.first, pair.second), f"{pair.score:g}")
+            for pair in read_scored_pairs(path, score_range=None)
+        ]
+        for path in settings.graded_pairs
+    ]
+    return contrastive, paraphrases, graded
+
+
+def _dataset(rows: Sequence[TrainingRow]) -> Dataset:
+    """The texts as columns, a single text twice; and the labels, if the rows have some."""
+    texts = [row.texts if len(row.texts) > 1 else row.texts * 2 for row in rows]
+    columns: dict[str, Any] = dict(zip((QUERY, DOCUMENT, NEGATIVE), zip(*texts, strict=True), strict=False))
+    if rows[0].label:
+        columns["label"] = [float(row.label) for row in rows]
+    return Dataset.from_dict(columns)
+
+
+def _batch_sampler(dataset: Dataset, **options: Any) -> DefaultBatchSampler:
+    """A sentence that is twice in a batch would be its own negative; graded pairs have no such negatives."""
+    is_graded = "label" in dataset.column_names
+    return (LengthSortedBatchSampler if is_graded else NoDuplicatesBatchSampler)(dataset, **options)
 
 
 def mine(settings: MiningSettings) -> None:

@@ -5,14 +5,18 @@ Batches hold texts of similar length, which saves padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoderTrainer, SentenceTransformerTrainer
-from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetDefaultBatchSampler
+from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -22,11 +26,53 @@ from training.settings import LearningRateSchedule
 
 # A pool of this many batches is sorted by length. A larger pool has less padding and less randomness.
 BATCHES_PER_POOL = 32
+# Passes over one dataset within an epoch get seeds that no epoch has.
+_SEEDS_PER_PASS = 10_000
 _CLASSIFIER = "classifier.safetensors"
 # The label that transformers ignores in the loss.
 _NOT_MASKED = -100
 # Attributes of BERT, RoBERTa and XLM-R, ALBERT, DistilBERT.
 _PREDICTION_HEADS = ("cls", "lm_head", "predictions", "vocab_transform")
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """A part of the training data, and the loss of its batches."""
+
+    dataset: Dataset
+    loss: Module
+
+
+def data_arguments(parts: Sequence[TrainingPart]) -> dict[str, Any]:
+    """The parts as arguments of a trainer. The batches of each part have texts of that part only."""
+    if len(parts) == 1:
+        return {"train_dataset": parts[0].dataset, "loss": parts[0].loss}
+    named = {f"part {number}": part for number, part in enumerate(parts, start=1)}
+    return {
+        "train_dataset": {name: part.dataset for name, part in named.items()},
+        "loss": {name: part.loss for name, part in named.items()},
+    }
+
+
+def mix_arguments(shares: Sequence[float]) -> dict[str, Any]:
+    """The shares of the parts as training arguments; empty: shares of their sizes."""
+    sampler = partial(MixedBatchSampler, shares=tuple(shares))
+    return {"multi_dataset_batch_sampler": sampler} if len(shares) > 1 else {}
+
+
+class ScaledLoss(Module):
+    """A loss times a constant."""
+
+    def __init__(self, loss: Module, factor: float) -> None:
+        super().__init__()
+        # The library replaces it in training on several GPUs.
+        self.model = loss.model
+        self._loss = loss
+        self._factor = factor
+
+    def forward(self, *arguments: Any, **options: Any) -> Tensor:
+        """The value of the loss, times the factor."""
+        return cast("Tensor", self._loss(*arguments, **options)) * self._factor
 
 
 class ScheduledTrainer(Trainer):
@@ -113,3 +159,33 @@ class LengthSortedBatchSampler(DefaultBatchSampler):
             batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
         for position in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[position]
+
+
+class MixedBatchSampler(MultiDatasetDefaultBatchSampler):
+    """Draws the dataset of each batch at random, with the given shares.
+
+    An epoch has as many batches as all datasets together. A dataset that ends before the epoch starts again
+    in another order.
+    """
+
+    def __init__(self, dataset: Any, shares: Sequence[float], **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self._shares = torch.tensor(shares, dtype=torch.float64)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        drawn = torch.multinomial(self._shares, len(self), replacement=True, generator=generator)
+        offsets = [0, *cast("Any", self.dataset).cumulative_sizes]
+        batches = [self._endless(sampler) for sampler in self.batch_samplers]
+        for number in drawn.tolist():
+            yield [offsets[number] + row for row in next(batches[number])]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batch_samplers))
+
+    def _endless(self, sampler: Any) -> Iterator[list[int]]:
+        passes = 0
+        while True:
+            sampler.set_epoch(self.epoch + passes * _SEEDS_PER_PASS)
+            yield from sampler
+            passes += 1
