@@ -113,7 +113,7 @@ def main(
     """Measure the ranking of each set in each mode, and what it costs."""
     chosen = {name.strip() for name in only.split(",")} if only else set[str]()
     figures: dict[str, float] = {}
-    for names, read in _groups(data, queries, Half.SECOND if held_out else Half.FIRST):
+    for names, read in groups(data, queries, Half.SECOND if held_out else Half.FIRST):
         if chosen and not chosen & set(names):
             continue
         try:
@@ -125,13 +125,13 @@ def main(
             group = {name: _quick(one) for name, one in group.items()}
         with tempfile.TemporaryDirectory() as directory, running_stack(Path(directory)) as stack:
             address = stack.addresses["matcher"]
-            _ingest(address, next(iter(group.values())).collection.documents)
+            ingest(address, next(iter(group.values())).collection.documents)
             for name, one in group.items():
                 figures |= _measure_set(address, name, one)
     write_figures(figures, json_path)
 
 
-def _groups(data: Path | None, count: int, half: Half) -> Iterator[tuple[Sequence[str], Group]]:
+def groups(data: Path | None, count: int, half: Half) -> Iterator[tuple[Sequence[str], Group]]:
     """Names and reader of the sets, in groups that share their documents."""
     folder = data or Path("DIR")
     yield ("cranfield",), lambda: {"cranfield": _retrieval_set(folder / "cranfield-en", has_deadlines=True)}
@@ -220,7 +220,7 @@ def _quick(whole: QualitySet) -> QualitySet:
     return replace(few, collection=replace(few.collection, documents=documents))
 
 
-def _ingest(address: str, texts: Sequence[str]) -> None:
+def ingest(address: str, texts: Sequence[str]) -> None:
     documents = ({"id": str(at), "text": text} for at, text in enumerate(texts) if text.strip())
     with TextMatchClient(address) as client:
         summary = client.ingest_all(documents, wait=True)
@@ -319,7 +319,7 @@ def _by_pair(match: Match) -> float:
 
 
 def _by_bm25(match: Match) -> float:
-    return -(match.explanation.bm25 or 0.0) if match.explanation else 0.0
+    return -(match.explanation.lexical or 0.0) if match.explanation else 0.0
 
 
 def _metrics(one: QualitySet, rankings: Rankings) -> dict[str, float]:

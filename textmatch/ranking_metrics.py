@@ -7,6 +7,7 @@ relevant or not judged have grade 0. `ideal` has the same for the best possible 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,36 @@ def retrieval_metrics(
 def best_first(scores: NDArray[np.floating[Any]]) -> Ranks:
     """Positions of scores (..., depth) from the highest score to the lowest; ties keep their order."""
     return np.argsort(-scores, axis=-1, kind="stable")
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """Probabilities and outcomes in bins of ascending probability, (bins,) each. Empty bins are left out."""
+
+    counts: Ranks
+    mean_scores: Values
+    mean_labels: Values
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error: the mean gap of score and label, weighted by the counts."""
+        gaps = np.abs(self.mean_scores - self.mean_labels)
+        return float(np.average(gaps, weights=self.counts)) if len(gaps) else 0.0
+
+
+def reliability_bins(scores: Values, labels: Values, bins: int = 10) -> ReliabilityBins:
+    """The points of a reliability diagram, from scores and labels 0..1 (count,): bins of equal count."""
+    chunks = [one for one in np.array_split(np.argsort(scores, kind="stable"), bins) if len(one)]
+    return ReliabilityBins(
+        counts=np.array([len(one) for one in chunks], dtype=np.int64),
+        mean_scores=np.array([scores[one].mean() for one in chunks]),
+        mean_labels=np.array([labels[one].mean() for one in chunks]),
+    )
+
+
+def calibration_error(scores: Values, labels: Values, bins: int = 10) -> float:
+    """The expected calibration error of scores (count,), in bins of equal count."""
+    return reliability_bins(scores, labels, bins).calibration_error
 
 
 def _discounted(grades: Values, depth: int) -> Values:

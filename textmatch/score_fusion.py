@@ -1,117 +1,213 @@
-"""Fuses the cosine, BM25 and cross-encoder scores of a match into one score in 0..1.
+"""Fuses the parts of a match into one score: the probability that the document is relevant to the query.
 
-    evidence = min(bm25 / 24, 1) ** 3
-    recall   = 1 - (1 - max(cosine, 0)) * (1 - lexical * evidence)
-    score    = (1 - rerank) * recall + rerank * cross_encoder
+    logit = intercept + w_cosine * cosine + w_lexical * lexical + w_pair * log(pair / (1 - pair))
+    score = 1 / (1 + exp(-logit))
 
-Lexical evidence closes a part of the gap between the cosine and 1. BM25 grows with the number and the rarity
-of shared terms. The cube keeps the evidence large for long queries in technical terms, where shared terms
-matter, and small for short everyday questions, where they mislead. A missing component changes nothing.
+`cosine` compares the embeddings, `lexical` is the evidence of shared terms (textmatch.index.bm25), and `pair`
+is the score of the cross-encoder. Each set of parts that an answer can have has a logistic model of its own.
+So an answer without pair scores, or with terms alone, has scores on the same scale as a complete one. Weights
+are never negative: more of a part never lowers a score.
 
-A calibration then maps the score to the probability that the document is relevant:
-1 / (1 + exp(-(slope * score + intercept))). It keeps the order of the matches.
+`DEFAULTS` holds the models of each bi-encoder. `textmatch tune` fits those of a collection.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from textmatch.errors import InvalidInput
 
-# The note of a collection that holds its tuned weights.
-WEIGHTS_NOTE = "match_weights"
+# The note of a collection that holds its tuned models.
+FUSION_NOTE = "score_fusion"
+# A logit of a pair score beyond it counts as this.
+PAIR_LOGIT_LIMIT = 8.0
+# Embeddings of equal texts differ in their last bits. Their scores must not.
+_LOGIT_DECIMALS = 5
 
-# A higher BM25 adds no evidence.
-_FULL_EVIDENCE = 24.0
-_EVIDENCE_POWER = 3
-
-
-@dataclass(frozen=True)
-class ScoreCalibration:
-    """Maps a score to the probability that the document is relevant."""
-
-    slope: float
-    intercept: float
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The weight of each component, 0..1. The defaults are for collections without tuned weights."""
-
-    lexical: float = 0.5
-    rerank: float = 0.02
-    calibration: ScoreCalibration | None = None
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ScoreComponents:
-    """The search scores of one candidate: cosine -1..1, and BM25 from 0 up or None."""
+    """The parts of one match; None where a part is missing. Either `cosine` or `lexical` is present.
 
-    cosine: float
-    bm25: float | None = None
+    Attributes:
+        cosine: of the embeddings, -1..1.
+        lexical: the evidence of shared terms, 0..1.
+        pair: the score of the cross-encoder, 0..1.
+    """
 
+    cosine: float | None = None
+    lexical: float | None = None
+    pair: float | None = None
 
-def lexical_evidence(bm25: float | None) -> float:
-    """Lexical evidence, 0..1; 0 without BM25."""
-    if bm25 is None:
-        return 0.0
-    return float(min(max(bm25, 0.0) / _FULL_EVIDENCE, 1.0) ** _EVIDENCE_POWER)
-
-
-def recall_score(parts: ScoreComponents, weights: Weights) -> float:
-    """Cosine and lexical evidence as one score, 0..1. Negative cosines count as 0."""
-    similarity = min(max(parts.cosine, 0.0), 1.0)
-    return 1.0 - (1.0 - similarity) * (1.0 - weights.lexical * lexical_evidence(parts.bm25))
+    def without_pair(self) -> ScoreComponents:
+        """The parts that recall knows."""
+        return ScoreComponents(self.cosine, self.lexical)
 
 
-def combined_score(recall: float, cross_encoder: float, weights: Weights) -> float:
-    """The weighted mean of both scores, 0..1, before calibration."""
-    return weights.rerank * cross_encoder + (1.0 - weights.rerank) * recall
+@dataclass(frozen=True)
+class ScoreModel:
+    """A logistic model: the intercept, and the weight of each part; 0 for a part that it does not use."""
+
+    intercept: float
+    cosine: float = 0.0
+    lexical: float = 0.0
+    pair: float = 0.0
+
+    def logit(self, parts: ScoreComponents) -> float:
+        """The log odds of relevance. Missing parts add nothing."""
+        logit = self.intercept
+        if parts.cosine is not None:
+            logit += self.cosine * parts.cosine
+        if parts.lexical is not None:
+            logit += self.lexical * parts.lexical
+        if parts.pair is not None:
+            logit += self.pair * pair_logit(parts.pair)
+        return round(logit, _LOGIT_DECIMALS)
 
 
-def calibrated(score: float, weights: Weights) -> float:
-    """The score that the caller sees, 0..1."""
-    if weights.calibration is None:
-        return min(max(score, 0.0), 1.0)
-    exponent = weights.calibration.slope * score + weights.calibration.intercept
-    # Unlike exp, tanh does not overflow.
-    return 0.5 * (1.0 + math.tanh(exponent / 2.0))
+@dataclass(frozen=True)
+class Fusion:
+    """One model for each set of parts. The names of the fields are the names of the sets."""
+
+    cosine: ScoreModel
+    lexical: ScoreModel
+    cosine_lexical: ScoreModel
+    cosine_pair: ScoreModel
+    cosine_lexical_pair: ScoreModel
+
+    def model(self, parts: ScoreComponents) -> ScoreModel:
+        """The model for the parts that are present."""
+        if parts.cosine is None:
+            return self.lexical
+        if parts.pair is None:
+            return self.cosine if parts.lexical is None else self.cosine_lexical
+        return self.cosine_pair if parts.lexical is None else self.cosine_lexical_pair
+
+    def logit(self, parts: ScoreComponents) -> float:
+        """The log odds of relevance, by all parts that are present."""
+        return self.model(parts).logit(parts)
 
 
-def to_mapping(weights: Weights) -> dict[str, Any]:
-    """JSON-like values, for the notes of a collection."""
-    return dataclasses.asdict(weights)
+# The parts of each set, in the order of Fusion's fields.
+PART_SETS: dict[str, tuple[str, ...]] = {one.name: tuple(one.name.split("_")) for one in fields(Fusion)}
 
 
-def from_mapping(values: Mapping[str, Any]) -> Weights:
+def probability(logit: float) -> float:
+    """1 / (1 + exp(-logit)), without overflow: 0..1."""
+    if logit >= 0.0:
+        return 1.0 / (1.0 + math.exp(-logit))
+    odds = math.exp(max(logit, -700.0))
+    return odds / (1.0 + odds)
+
+
+def pair_logit(score: float) -> float:
+    """The log odds of a pair score in 0..1, at most PAIR_LOGIT_LIMIT away from 0."""
+    lowest = probability(-PAIR_LOGIT_LIMIT)
+    bounded = min(max(score, lowest), 1.0 - lowest)
+    return math.log(bounded / (1.0 - bounded))
+
+
+@dataclass(frozen=True)
+class DefaultFusion:
+    """The models that are shipped for a bi-encoder.
+
+    Attributes:
+        fitted_on: the judged sets.
+        calibration_error: of each set of parts, on queries that the models were not fitted on: the expected
+            calibration error over ten bins of equal count.
+    """
+
+    fusion: Fusion
+    fitted_on: str
+    calibration_error: Mapping[str, float]
+
+
+_ENGLISH = DefaultFusion(
+    Fusion(
+        cosine=ScoreModel(-9.449, cosine=12.15),
+        lexical=ScoreModel(-3.901, lexical=33.70),
+        cosine_lexical=ScoreModel(-8.626, cosine=10.11, lexical=14.81),
+        # The pair scores of the default cross-encoder get no weight on these sets.
+        cosine_pair=ScoreModel(-9.449, cosine=12.15),
+        cosine_lexical_pair=ScoreModel(-8.626, cosine=10.11, lexical=14.81),
+    ),
+    fitted_on="cranfield-en, questions, questions_hard",
+    calibration_error={
+        "cosine": 0.0045,
+        "lexical": 0.014,
+        "cosine_lexical": 0.0024,
+        "cosine_pair": 0.0045,
+        "cosine_lexical_pair": 0.0024,
+    },
+)
+# For bi-encoders that DEFAULTS does not name.
+GENERIC = "generic"
+# By the name of the bi-encoder. `python -m bench.fusion` fits an entry and prints it.
+DEFAULTS: dict[str, DefaultFusion] = {"textmatch-bi-encoder-en": _ENGLISH, GENERIC: _ENGLISH}
+
+
+def default_fusion(model_id: str) -> Fusion:
+    """The models that are shipped for a bi-encoder, by its model id: a name, a hyphen and a hash."""
+    name = model_id.rpartition("-")[0]
+    return DEFAULTS.get(name, DEFAULTS[GENERIC]).fusion
+
+
+def fusion_of(notes: Mapping[str, object], model_id: str) -> Fusion:
+    """The tuned models in the notes of a collection, or the default ones of its bi-encoder."""
+    noted = notes.get(FUSION_NOTE)
+    if noted is None:
+        return default_fusion(model_id)
+    try:
+        return from_mapping(noted)
+    except InvalidInput as error:
+        _log.warning(
+            "the tuned score models of the collection are invalid and not used", extra={"error": str(error)}
+        )
+        return default_fusion(model_id)
+
+
+def to_mapping(fusion: Fusion) -> dict[str, dict[str, float]]:
+    """JSON-like values, for the notes of a collection: `{"cosine": {"intercept": -8, "cosine": 10}, ...}`."""
+    return {
+        name: {
+            key: value for key, value in asdict(getattr(fusion, name)).items() if key in {"intercept", *parts}
+        }
+        for name, parts in PART_SETS.items()
+    }
+
+
+def from_mapping(values: object) -> Fusion:
     """The reverse of `to_mapping`.
 
     Raises:
         InvalidInput: naming the value that is missing or out of range.
     """
-    return Weights(
-        lexical=_number("lexical", values.get("lexical"), 0.0, 1.0),
-        rerank=_number("rerank", values.get("rerank"), 0.0, 1.0),
-        calibration=_calibration(values.get("calibration")),
-    )
+    sets = _mapping("", values)
+    return Fusion(**{name: _model(name, sets.get(name)) for name in PART_SETS})
 
 
-def _calibration(values: Any) -> ScoreCalibration | None:
-    if values is None:
-        return None
-    if not isinstance(values, Mapping):
-        raise InvalidInput.of_field("weights.calibration", f"is {values!r}; it must have slope and intercept")
-    return ScoreCalibration(
-        slope=_number("calibration.slope", values.get("slope"), 0.0, math.inf),
-        intercept=_number("calibration.intercept", values.get("intercept"), -math.inf, math.inf),
-    )
+def _model(name: str, values: object) -> ScoreModel:
+    model = _mapping(name, values)
+    intercept = _number(f"{name}.intercept", model.get("intercept"), -math.inf)
+    weights = {part: _number(f"{name}.{part}", model.get(part), 0.0) for part in PART_SETS[name]}
+    return ScoreModel(intercept, **weights)
 
 
-def _number(name: str, value: Any, lowest: float, highest: float) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and lowest <= value <= highest:
-        return float(value)
-    raise InvalidInput.of_field(f"weights.{name}", f"is {value!r}; it must be {lowest:g} to {highest:g}")
+def _mapping(name: str, value: object) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    raise InvalidInput.of_field(f"score_fusion.{name}".rstrip("."), f"is {value!r}; it must be an object")
+
+
+def _number(name: str, value: object, lowest: float) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and value >= lowest:  # type: ignore[arg-type,operator]
+        return float(value)  # type: ignore[arg-type]
+    limit = "a number" if lowest < 0 else "0 or more"
+    raise InvalidInput.of_field(f"score_fusion.{name}", f"is {value!r}; it must be {limit}")

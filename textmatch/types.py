@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from textmatch.documents import Document
 from textmatch.errors import TextMatchError
 from textmatch.filters import Filter
+from textmatch.score_fusion import ScoreModel
 from textmatch.vectors import Embeddings
 
 Scores = NDArray[np.float32]
@@ -48,8 +49,7 @@ class Recall(StrEnum):
     """How candidates are found."""
 
     DENSE = "dense"  # nearest embeddings
-    HYBRID = "hybrid"  # nearest embeddings and BM25, with weighted scores
-    HYBRID_RRF = "hybrid-rrf"  # the same two, fused by ranks
+    HYBRID = "hybrid"  # nearest embeddings and BM25
 
 
 class Rerank(StrEnum):
@@ -147,16 +147,12 @@ class MatchKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ScoreExplanation:
-    """The components of a score; docs/matching.md has the formula."""
+    """The parts of a score, and the model that fused them; docs/matching.md has the formula."""
 
-    cosine: float  # -1..1
-    bm25: float | None  # from 0 up; None without BM25
-    lexical_evidence: float  # BM25 mapped to 0..1
+    cosine: float | None  # -1..1; None if the query was not embedded in time
+    lexical: float | None  # the evidence of shared terms, 0..1; None without BM25
     pair_classifier_score: float | None  # 0..1; None without a classifier stage
-    combined_score: float  # 0..1, before calibration
-    lexical_weight: float
-    rerank_weight: float
-    calibration: tuple[float, float] | None  # slope and intercept; None without calibration
+    weights: ScoreModel
 
 
 @dataclass(frozen=True)
@@ -164,8 +160,8 @@ class Match:
     """A stored document that means about the same as the query. Scores are 0..1."""
 
     document: Document
-    score: float  # matches are sorted by it
-    recall_score: float  # cosine of the embeddings, raised by shared terms
+    score: float  # the probability that the document is relevant; matches are sorted by it
+    recall_score: float  # the same without the cross-encoder
     rerank_score: float | None  # None if the cross-encoder did not score this document
     explanation: ScoreExplanation | None = None  # None unless the options request it
 

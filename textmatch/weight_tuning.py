@@ -1,49 +1,59 @@
-"""Learns the weights of the components of a score from judged queries."""
+"""Fits the models of textmatch.score_fusion to judged queries, and measures what that changes.
+
+Each model is a logistic regression of relevance on the parts of a score. Candidates without a judgement count
+as not relevant. A ridge pulls the weights towards the present ones, so 50 queries are enough. Five-fold
+cross-validation measures the models on queries that they were not fitted on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 
-from textmatch.ranking_metrics import Values, best_first, ndcg
-from textmatch.score_fusion import ScoreCalibration, Weights, lexical_evidence
+from textmatch.ranking_metrics import Values, best_first, calibration_error, ndcg
+from textmatch.score_fusion import PAIR_LOGIT_LIMIT, PART_SETS, Fusion, ScoreModel
 
-_SHARES = tuple(tenths / 10 for tenths in range(11))
 _DEPTH = 10
 _FOLDS = 5
 # A smaller gain, in standard errors of the gain, counts as chance.
 _MIN_STANDARD_ERRORS = 2.0
-_NEWTON_STEPS = 50
-# Keeps the slope finite if the scores separate relevant from other documents completely.
-_RIDGE = 1e-3
+# A fall of nDCG@10 within it counts as none.
+_NDCG_TOLERANCE = 0.005
+# The ridge, in judged candidates of average uncertainty for each weight.
+_RIDGE = 2.0
+_NEWTON_STEPS = 100
+_TOLERANCE = 1e-9
+_LEAST_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
 class JudgedCandidates:
-    """The candidates of one query: the components of their scores and their grades, (count,) each.
+    """The candidates of one query: the parts of their scores and their grades, (count,) each.
 
     Attributes:
-        cross_encoder: NaN where the pair was not scored.
+        lexical: NaN where the query has no terms.
+        pair: the score of the cross-encoder; NaN where the pair was not scored.
         grades: 0 for not relevant.
         missed_grades: grades of the judged documents that are not candidates, (missed,).
         depth: how many candidates a match returns, best recall score first; None: all.
+        weight: of each candidate in the fit.
     """
 
     cosine: Values
-    bm25: Values
-    cross_encoder: Values
+    lexical: Values
+    pair: Values
     grades: Values
     missed_grades: Values = field(default_factory=lambda: np.zeros(0))
     depth: int | None = None
+    weight: float = 1.0
 
     @cached_property
-    def lexical_evidence(self) -> Values:
-        """BM25 as evidence in 0..1: (count,)."""
-        return np.array([lexical_evidence(float(one)) for one in self.bm25])
+    def is_relevant(self) -> Values:
+        """1 or 0: (count,)."""
+        return (self.grades > 0).astype(np.float64)
 
     @cached_property
     def ideal(self) -> Values:
@@ -54,118 +64,231 @@ class JudgedCandidates:
         """The grades in the order of scores (count,), padded with 0: (10,). A score of -inf counts as 0."""
         return _first_ten(np.where(np.isfinite(scores), self.grades, 0.0)[best_first(scores)])
 
+    def parts(self, names: Sequence[str]) -> Values:
+        """The inputs of a model: (count, parts), with pair scores as logits and NaN for missing parts."""
+        columns = {"cosine": self.cosine, "lexical": self.lexical, "pair": self._pair_logits}
+        return np.column_stack([columns[name] for name in names])
+
+    @cached_property
+    def _pair_logits(self) -> Values:
+        lowest = 1.0 / (1.0 + np.exp(PAIR_LOGIT_LIMIT))
+        bounded = self.pair.clip(lowest, 1.0 - lowest)
+        logits: Values = np.log(bounded / (1.0 - bounded))
+        return logits
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One fusion and one set of parts: nDCG@10 and mean log loss of each query, (queries,), and the ECE.
+
+    Queries without such parts have a log loss of NaN.
+    """
+
+    ndcg: Values
+    log_loss: Values
+    calibration_error: float
+
 
 @dataclass(frozen=True)
 class Tuning:
-    """Weights learned from all queries, and the effect of tuning measured by cross-validation.
+    """Models fitted to all queries, and the effect of fitting measured by cross-validation.
 
-    `before` and `after` are the nDCG@10 of each query, (queries,): with the weights at the start, and with
-    weights that were learned from the other folds.
+    Attributes:
+        held_out: for each query, models that were fitted to the other folds.
+        before: the quality of the present models, by set of parts. Sets that no candidate has are missing.
+        after: the quality of the held-out models.
     """
 
-    weights: Weights
-    before: Values
-    after: Values
+    fusion: Fusion
+    held_out: list[Fusion]
+    before: dict[str, Quality]
+    after: dict[str, Quality]
 
     @property
-    def gain(self) -> float:
-        """The gain of the mean nDCG@10."""
-        return float((self.after - self.before).mean())
+    def parts(self) -> str:
+        """The largest set of parts: the one of complete answers."""
+        return list(self.after)[-1]
 
     @property
-    def gain_error(self) -> float:
-        """The standard error of the gain; infinite for a single query."""
-        return _standard_error(self.after - self.before)
+    def ndcg_gains(self) -> Values:
+        """The gain in nDCG@10 of each query, for complete answers: (queries,)."""
+        return self.after[self.parts].ndcg - self.before[self.parts].ndcg
+
+    @property
+    def log_loss_gains(self) -> Values:
+        """How much the log loss of each query falls, as the mean of all sets of parts: (queries,)."""
+        falls = [self.before[name].log_loss - self.after[name].log_loss for name in self.after]
+        mean: Values = np.nan_to_num(np.array(falls)).mean(axis=0)
+        return mean
 
     @property
     def is_better(self) -> bool:
-        """Whether the gain is more than two standard errors."""
-        return self.gain > _MIN_STANDARD_ERRORS * self.gain_error
+        """Whether the log loss falls by more than two standard errors, and nDCG@10 does not fall."""
+        gains = self.log_loss_gains
+        is_likelier = float(gains.mean()) > _MIN_STANDARD_ERRORS * standard_error(gains)
+        return is_likelier and float(self.ndcg_gains.mean()) >= -_NDCG_TOLERANCE
 
 
-def tune(queries: Sequence[JudgedCandidates], start: Weights, seed: int = 0) -> Tuning:
-    """The weights with the highest mean nDCG@10, and a calibration for them.
-
-    The weights change only if others are better by two standard errors over the queries. Of equally good
-    weights, those nearest to the start win.
+def tune(queries: Sequence[JudgedCandidates], start: Fusion, seed: int = 0) -> Tuning:
+    """Fit all models, and measure the present and the fitted ones on held-out queries.
 
     Args:
         seed: of the folds for cross-validation.
     """
-    weights = _nearest_first(start)
-    ndcg_by_weights = np.array([ndcg_of(queries, one) for one in weights])
-    chosen = weights[_best(ndcg_by_weights)]
-    after = np.empty(len(queries))
+    fusions = [start] * len(queries)
+    before = measure(queries, fusions)
     for fold in np.array_split(np.random.default_rng(seed).permutation(len(queries)), _FOLDS):
-        after[fold] = ndcg_by_weights[_best(np.delete(ndcg_by_weights, fold, axis=1)), fold]
-    return Tuning(replace(chosen, calibration=calibrate(queries, chosen)), ndcg_by_weights[0], after)
+        held_out = set(fold.tolist())
+        others = [query for position, query in enumerate(queries) if position not in held_out]
+        fitted = fit(others, start)
+        for position in held_out:
+            fusions[position] = fitted
+    return Tuning(fit(queries, start), fusions, before, measure(queries, fusions))
 
 
-def ndcg_of(queries: Sequence[JudgedCandidates], weights: Weights) -> Values:
-    """nDCG@10 of the candidates in the order of their scores: (queries,)."""
-    grades = np.array([query.ranked_grades(combined_scores(query, weights)) for query in queries])
-    return ndcg(grades, np.array([query.ideal for query in queries]), _DEPTH)
+def fit(queries: Sequence[JudgedCandidates], start: Fusion) -> Fusion:
+    """The models that make the judgements likeliest. A model stays as it is if it cannot be fitted.
 
-
-def combined_scores(query: JudgedCandidates, weights: Weights) -> Values:
-    """The scores of the candidates before calibration, as in textmatch.score_fusion: (count,).
-
-    -inf for candidates that a match would not return, because they are beyond `depth` in recall.
+    It cannot if no candidate has its parts, or if all or none of those candidates are relevant.
     """
-    distance = 1.0 - query.cosine.clip(0.0, 1.0)
-    recall = 1.0 - distance * (1.0 - weights.lexical * query.lexical_evidence)
-    is_returned = np.zeros(len(recall), dtype=bool)
-    is_returned[best_first(recall)[: query.depth]] = True
-    combined = (1.0 - weights.rerank) * recall + weights.rerank * query.cross_encoder
-    is_scored = ~np.isnan(query.cross_encoder) & is_returned
-    mean_raise = float((combined - recall)[is_scored].mean()) if is_scored.any() else 0.0
-    scores = np.where(is_scored, combined, recall + mean_raise).clip(0.0, 1.0)
-    returned: Values = np.where(is_returned, scores, -np.inf)
-    return returned
+    fitted = {name: _fit_model(queries, name, getattr(start, name)) for name in PART_SETS}
+    return replace(start, **fitted)
 
 
-def calibrate(queries: Sequence[JudgedCandidates], weights: Weights) -> ScoreCalibration | None:
-    """Fit the probability of relevance to scores; None if all or no documents are relevant."""
-    scores = np.concatenate([combined_scores(query, weights) for query in queries])
-    is_returned = np.isfinite(scores)
-    is_relevant = np.concatenate([query.grades > 0 for query in queries])[is_returned].astype(np.float64)
-    if not 0.0 < is_relevant.mean() < 1.0:
-        return None
-    inputs = np.column_stack([scores[is_returned], np.ones_like(is_relevant)])
-    parameters = np.zeros(2)
-    for _ in range(_NEWTON_STEPS):
-        likely = 0.5 * (1.0 + np.tanh(inputs @ parameters / 2.0))
-        gradient = inputs.T @ (likely - is_relevant) + _RIDGE * parameters
-        curvature = (inputs * (likely * (1.0 - likely))[:, None]).T @ inputs + _RIDGE * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        parameters -= step
-        if float(np.abs(step).max()) < 1e-9:
-            break
-    slope, intercept = parameters
-    return ScoreCalibration(float(slope), float(intercept)) if slope > 0 else None
+def measure(queries: Sequence[JudgedCandidates], fusions: Sequence[Fusion]) -> dict[str, Quality]:
+    """The quality of one fusion for each query, by set of parts."""
+    ideal = np.array([query.ideal for query in queries])
+    measured = {}
+    for name in PART_SETS:
+        scores, labels = scores_and_labels(queries, name, fusions)
+        if not len(scores):
+            continue
+        pairs = list(zip(queries, fusions, strict=True))
+        ranked = np.array([one.ranked_grades(ranking_logits(one, name, fusion)) for one, fusion in pairs])
+        losses = [_log_loss(*scores_and_labels([one], name, [fusion])) for one, fusion in pairs]
+        error = calibration_error(scores, labels)
+        measured[name] = Quality(ndcg(ranked, ideal, _DEPTH), np.array(losses), error)
+    return measured
 
 
-def _nearest_first(start: Weights) -> list[Weights]:
-    """All weights to choose from: the start, then the others by their distance to it."""
-    grid = [replace(start, lexical=one, rerank=two) for one, two in product(_SHARES, _SHARES)]
-    return [
-        start,
-        *sorted(grid, key=lambda one: abs(one.lexical - start.lexical) + abs(one.rerank - start.rerank)),
-    ]
+def scores_and_labels(
+    queries: Sequence[JudgedCandidates], name: str, fusions: Sequence[Fusion]
+) -> tuple[Values, Values]:
+    """The scores of all candidates that have these parts, and 1 where they are relevant: (count,) each.
+
+    Args:
+        fusions: for each query the models that it is scored by.
+    """
+    logits = np.concatenate([_logits(query, name, one) for query, one in zip(queries, fusions, strict=True)])
+    labels = np.concatenate([query.is_relevant for query in queries])
+    is_complete = ~np.isnan(logits)
+    return _sigmoid(logits[is_complete]), labels[is_complete]
 
 
-def _best(ndcg_by_weights: Values) -> int:
-    """The row of (weights, queries) with the highest mean; row 0 unless the gain is beyond chance."""
-    if ndcg_by_weights.shape[1] < 2:
-        return 0
-    # Rounded, because the order of a sum changes its last digits.
-    best = int(ndcg_by_weights.mean(axis=1).round(12).argmax())
-    gains = ndcg_by_weights[best] - ndcg_by_weights[0]
-    return best if float(gains.mean()) > _MIN_STANDARD_ERRORS * _standard_error(gains) else 0
+def ranking_logits(query: JudgedCandidates, name: str, fusion: Fusion) -> Values:
+    """The logits by which a match sorts the candidates, with the parts of that set: (count,).
+
+    Candidates that lack a part have the logits of the parts that they have. -inf for candidates that a match
+    would not return, because they are beyond `depth` in recall.
+    """
+    logits = np.full(len(query.grades), -np.inf)
+    wanted = PART_SETS[name]
+    for other, parts in PART_SETS.items():
+        if set(parts) <= set(wanted):
+            own = _logits(query, other, fusion)
+            logits = np.where(np.isnan(own), logits, own)
+    if "pair" in wanted:
+        recall = ranking_logits(query, name.removesuffix("_pair"), fusion)
+        returned = best_first(recall)[: query.depth]
+        is_returned = np.zeros(len(logits), dtype=bool)
+        is_returned[returned] = True
+        logits = np.where(is_returned, logits, -np.inf)
+    return logits
 
 
-def _standard_error(values: Values) -> float:
+def standard_error(values: Values) -> float:
+    """The standard error of a mean; infinite for a single value."""
     return float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("inf")
+
+
+def _logits(query: JudgedCandidates, name: str, fusion: Fusion) -> Values:
+    """The logits of one model: (count,); NaN where a part is missing."""
+    model: ScoreModel = getattr(fusion, name)
+    parts = PART_SETS[name]
+    logits: Values = model.intercept + query.parts(parts) @ [getattr(model, part) for part in parts]
+    return logits
+
+
+def _fit_model(queries: Sequence[JudgedCandidates], name: str, start: ScoreModel) -> ScoreModel:
+    parts = PART_SETS[name]
+    if not queries:
+        return start
+    inputs = np.concatenate([query.parts(parts) for query in queries])
+    labels = np.concatenate([query.is_relevant for query in queries])
+    weights = np.concatenate([np.full(len(query.grades), query.weight) for query in queries])
+    is_complete = ~np.isnan(inputs).any(axis=1)
+    inputs, labels, weights = inputs[is_complete], labels[is_complete], weights[is_complete]
+    if not len(labels) or not 0.0 < float(labels.mean()) < 1.0:
+        return start
+    # Standardised, so that one ridge fits all parts.
+    means = np.average(inputs, axis=0, weights=weights)
+    scales = np.sqrt(np.average((inputs - means) ** 2, axis=0, weights=weights))
+    scales = np.where(scales > 0, scales, 1.0)
+    design = np.column_stack([np.ones(len(inputs)), (inputs - means) / scales])
+    present = np.array([getattr(start, part) for part in parts])
+    origin = np.concatenate([[start.intercept + present @ means], present * scales])
+    found = _logistic_regression(design, labels, weights, origin)
+    slopes = found[1:] / scales
+    return ScoreModel(float(found[0] - slopes @ means), **dict(zip(parts, slopes.tolist(), strict=True)))
+
+
+def _logistic_regression(design: Values, labels: Values, weights: Values, origin: Values) -> Values:
+    """The parameters with the least log loss, near `origin`; all but the first are at least 0.
+
+    Newton's method on the parameters that are not held at 0.
+    """
+
+    def loss(parameters: Values) -> float:
+        logits = design @ parameters
+        likelihood = weights @ (np.logaddexp(0.0, logits) - labels * logits)
+        return float(likelihood + _RIDGE * weights.mean() / 2 * ((parameters - origin) ** 2).sum())
+
+    ridge = _RIDGE * weights.mean()
+    parameters = origin.copy()
+    for _ in range(_NEWTON_STEPS):
+        likely = _sigmoid(design @ parameters)
+        gradient = design.T @ (weights * (likely - labels)) + ridge * (parameters - origin)
+        curvature = (design * (weights * likely * (1.0 - likely))[:, None]).T @ design
+        curvature += ridge * np.eye(len(parameters))
+        is_free = (parameters > 0) | (gradient < 0)
+        is_free[0] = True
+        step = np.zeros_like(parameters)
+        step[is_free] = np.linalg.solve(curvature[np.ix_(is_free, is_free)], gradient[is_free])
+        stepped, size = parameters, 1.0
+        while size > _TOLERANCE:
+            stepped = parameters - size * step
+            stepped[1:] = stepped[1:].clip(min=0.0)
+            if loss(stepped) <= loss(parameters):
+                break
+            size /= 2
+        moved = float(np.abs(stepped - parameters).max())
+        parameters = stepped
+        if moved < _TOLERANCE:
+            break
+    return parameters
+
+
+def _sigmoid(logits: Values) -> Values:
+    likely: Values = 0.5 * (1.0 + np.tanh(logits / 2.0))
+    return likely
+
+
+def _log_loss(likely: Values, labels: Values) -> float:
+    """The mean of a query; NaN without candidates."""
+    if not len(likely):
+        return float("nan")
+    bounded = likely.clip(_LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
+    return float(-np.where(labels > 0, np.log(bounded), np.log1p(-bounded)).mean())
 
 
 def _first_ten(grades: Values) -> Values:

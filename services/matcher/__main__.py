@@ -32,7 +32,6 @@ from textmatch.runtime.process import run_until_stopped, trim_heap
 from textmatch.runtime.server import GrpcServer
 from textmatch.runtime.settings import describe, load
 from textmatch.runtime.tracing import set_up_tracing
-from textmatch.score_fusion import Weights
 from textmatch.v1.matcher_service_pb2_grpc import add_MatcherServiceServicer_to_server
 
 _log = logging.getLogger(__name__)
@@ -106,7 +105,6 @@ def _matcher(settings: MatcherSettings, encoder: EncoderClient, index: Index) ->
         Retriever(encoder, index, settings.embedding_cache_entries),
         Reranker(encoder),
         index,
-        Weights(lexical=settings.lexical_weight, rerank=settings.rerank_weight),
         settings.rerank_depth,
     )
 

@@ -32,6 +32,8 @@ _MAX_ANSWER_RESERVE_SECONDS = 0.25
 _FALLBACK_QUICK_SEARCHES = 3.0
 _TIGHT_FULL_SEARCHES = 3.0
 _CLASSIFY_SHARE = 0.5
+# A matcher reads the term statistics of a collection once before its first answer.
+_TERM_STATISTICS_SHARE = 0.25
 # A caller joins an identical running match if that has at least this share of the caller's own time.
 _MIN_JOINED_SHARE = 0.5
 
@@ -82,6 +84,10 @@ class TimeBudget:
     def is_tight(self, search_time: SearchTime) -> bool:
         """Whether a full search and the stages after it may be late."""
         return self.answer_by - time.monotonic() < _TIGHT_FULL_SEARCHES * search_time.full_seconds
+
+    def term_statistics_timeout_seconds(self) -> float:
+        """How long the first term statistics of a collection are waited for."""
+        return max(self.seconds_left() * _TERM_STATISTICS_SHARE, 0.0)
 
     def classify_timeout_seconds(self) -> float:
         """The time for classifying candidates; the rest is for scoring them."""

@@ -12,16 +12,17 @@ import numpy as np
 
 from services.matcher import metrics
 from services.matcher.deadlines import TimeBudget
-from services.matcher.ranking import Candidate, combine, ranked, weights_of
+from services.matcher.ranking import Candidate, classified, combine, ranked
 from services.matcher.reranker import Reranker, RerankResult
 from services.matcher.retriever import QueryPlan, Retriever, effective_recall
 from textmatch.documents import Document
 from textmatch.errors import ModelMismatch
+from textmatch.index.bm25 import QueryVector, query_vector
 from textmatch.index.client import CollectionGone
 from textmatch.index.collections import CollectionInfo
 from textmatch.index.index import Index
 from textmatch.index.search import Hit
-from textmatch.score_fusion import Weights
+from textmatch.score_fusion import fusion_of
 from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, StageTimings
 from textmatch.vectors import Embeddings
 
@@ -76,18 +77,14 @@ class Matcher:
     """Answers queries. Its only state are caches and measured speeds, so any matcher can answer any query.
 
     Args:
-        weights: for collections without tuned weights.
         rerank_depth: for options that do not set it.
     """
 
-    def __init__(
-        self, retriever: Retriever, reranker: Reranker, index: Index, weights: Weights, rerank_depth: int
-    ) -> None:
+    def __init__(self, retriever: Retriever, reranker: Reranker, index: Index, rerank_depth: int) -> None:
         self._retriever = retriever
         self._reranker = reranker
         self._index = index
         self._collections = index.collections
-        self._weights = weights
         self._rerank_depth = rerank_depth
         self._running = SingleFlight()
 
@@ -138,6 +135,7 @@ class Matcher:
         if collection:
             info = await budget.within_deadline(self._collections.info(collection))
             recall = effective_recall(options.recall, info, collection)
+        terms = await self._terms(query, collection, budget) if recall is Recall.HYBRID else None
         depth = options.top_k
         if options.rerank is not Rerank.NONE:
             depth = max(options.rerank_depth or self._rerank_depth, depth)
@@ -147,14 +145,21 @@ class Matcher:
             budget=budget,
             collection=collection,
             recall=recall,
+            terms=terms,
             candidate_count=options.candidate_count,
             where=options.where,
             rerank=options.rerank,
             rerank_depth=depth,
-            weights=weights_of(info.notes, self._weights),
+            fusion=fusion_of(info.notes, collection),
             top_k=options.top_k,
             min_score=options.min_score,
         )
+
+    async def _terms(self, query: str, collection: str, budget: TimeBudget) -> QueryVector | None:
+        statistics = await self._index.term_statistics.get(
+            collection, budget.term_statistics_timeout_seconds()
+        )
+        return query_vector(query, statistics)
 
     async def _answer(self, result: MatchResult, plan: QueryPlan) -> None:
         with timed(result.timings, "encode"):
@@ -224,11 +229,7 @@ class Matcher:
         if scores.degraded:
             result.degraded = scores.degraded
             return stored
-        classified = [
-            replace(candidate, pair_classifier_score=score)
-            for candidate, score in zip(stored, scores.values, strict=True)
-        ]
-        return sorted(classified, key=lambda one: -(one.pair_classifier_score or 0.0))
+        return classified(stored, scores.values)
 
     async def _read(
         self, plan: QueryPlan, candidates: Sequence[Candidate]
@@ -242,11 +243,11 @@ class Matcher:
 def _ranked(result: MatchResult, plan: QueryPlan, hits: Sequence[Hit]) -> list[Candidate]:
     metrics.CANDIDATES.observe(len(hits))
     result.candidate_count = len(hits)
-    return ranked(hits, plan.weights)
+    return ranked(hits, plan.fusion)
 
 
 def _choose(
     result: MatchResult, plan: QueryPlan, found: Sequence[tuple[Candidate, Document]], scores: Sequence[float]
 ) -> None:
-    matches = combine(found, scores, plan.weights)
+    matches = combine(plan.query, found, scores, plan.fusion)
     result.matches = tuple([match for match in matches if match.score >= plan.min_score][: plan.top_k])

@@ -1,104 +1,82 @@
-"""From hits to matches: fuses their scores and sorts them."""
+"""From hits to matches: fuses the parts of their scores and sorts them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import TypeAlias
 
 from textmatch.documents import Document
-from textmatch.errors import InvalidInput
 from textmatch.index.search import Hit
-from textmatch.score_fusion import (
-    WEIGHTS_NOTE,
-    ScoreComponents,
-    Weights,
-    calibrated,
-    combined_score,
-    from_mapping,
-    lexical_evidence,
-    recall_score,
-)
+from textmatch.score_fusion import Fusion, ScoreComponents, probability
 from textmatch.types import Match, ScoreExplanation
 
-_log = logging.getLogger(__name__)
+# Ascending: the log odds, the lexical part, whether the text differs from the query, the id.
+_SortKey: TypeAlias = tuple[float, float, bool, str]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A hit with its recall score, and its pair classifier score if there was a classifier stage."""
+    """A hit with the parts of its score, and its pair classifier score if there was a classifier stage."""
 
     hit: Hit
-    recall_score: float
+    parts: ScoreComponents
     pair_classifier_score: float | None = None
 
 
-def ranked(hits: Iterable[Hit], weights: Weights) -> list[Candidate]:
-    """Candidates by descending recall score; equal scores are sorted by point id."""
-    candidates = [Candidate(hit, _recall_score(hit, weights)) for hit in hits]
-    return sorted(candidates, key=lambda one: (-one.recall_score, str(one.hit.point)))
+def ranked(hits: Iterable[Hit], fusion: Fusion) -> list[Candidate]:
+    """Candidates by descending recall score. Ties are broken by the lexical part, then by point id."""
+    candidates = [Candidate(hit, ScoreComponents(hit.cosine, hit.lexical)) for hit in hits]
+    return sorted(candidates, key=lambda one: _sort_key(one.parts, fusion, str(one.hit.point)))
 
 
-def weights_of(notes: Mapping[str, object], default: Weights) -> Weights:
-    """The tuned weights in the notes of a collection, or the default."""
-    noted = notes.get(WEIGHTS_NOTE)
-    if not isinstance(noted, Mapping):
-        return default
-    try:
-        return from_mapping(noted)
-    except InvalidInput as error:
-        _log.warning(
-            "the tuned weights of the collection are invalid and not used", extra={"error": str(error)}
-        )
-        return default
+def classified(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[Candidate]:
+    """Candidates by descending score of the pair classifier. Ties keep their order."""
+    scored = [
+        replace(candidate, pair_classifier_score=score)
+        for candidate, score in zip(candidates, scores, strict=True)
+    ]
+    return sorted(scored, key=lambda one: -(one.pair_classifier_score or 0.0))
 
 
 def combine(
-    found: Sequence[tuple[Candidate, Document]], scores: Sequence[float], weights: Weights
+    query: str, found: Sequence[tuple[Candidate, Document]], pair_scores: Sequence[float], fusion: Fusion
 ) -> list[Match]:
-    """All candidates as matches, best first. `scores` are those of the first candidates.
+    """All candidates as matches, best first.
 
-    Scoring shifts most scores by a similar amount. A candidate that was not scored gets the mean shift of the
-    others, so it gains nothing. Equal scores are sorted by recall score, then by id.
+    Ties are broken by the lexical part, then in favour of a text that is identical to the query, then by id.
+
+    Args:
+        pair_scores: those of the first candidates. The others are scored by the parts that they have.
     """
-    recalled = [candidate.recall_score for candidate, _ in found]
-    combined = [
-        combined_score(recall, score, weights) for recall, score in zip(recalled, scores, strict=False)
+    scored = [
+        (replace(candidate, parts=replace(candidate.parts, pair=pair)), document)
+        for (candidate, document), pair in zip_longest(found, pair_scores)
     ]
-    mean_shift = (sum(combined) - sum(recalled[: len(combined)])) / max(len(combined), 1)
-    combined += [recall + mean_shift for recall in recalled[len(combined) :]]
-    bounded = [min(max(score, 0.0), 1.0) for score in combined]
-    parts = sorted(
-        zip_longest(found, bounded, scores),
-        key=lambda part: (-part[1], -part[0][0].recall_score, part[0][1].id),
-    )
-    return [_match(candidate, document, one, score, weights) for (candidate, document), one, score in parts]
+
+    def key(one: tuple[Candidate, Document]) -> _SortKey:
+        candidate, document = one
+        return _sort_key(candidate.parts, fusion, document.id, is_different=document.text != query)
+
+    return [_match(candidate, document, fusion) for candidate, document in sorted(scored, key=key)]
 
 
-def _match(
-    candidate: Candidate, document: Document, combined: float, rerank: float | None, weights: Weights
-) -> Match:
-    hit, calibration = candidate.hit, weights.calibration
+def _sort_key(parts: ScoreComponents, fusion: Fusion, one_id: str, *, is_different: bool = True) -> _SortKey:
+    return -fusion.logit(parts), -(parts.lexical or 0.0), is_different, one_id
+
+
+def _match(candidate: Candidate, document: Document, fusion: Fusion) -> Match:
+    parts = candidate.parts
     return Match(
         document=document,
-        score=calibrated(combined, weights),
-        recall_score=candidate.recall_score,
-        rerank_score=rerank,
+        score=probability(fusion.logit(parts)),
+        recall_score=probability(fusion.logit(parts.without_pair())),
+        rerank_score=parts.pair,
         explanation=ScoreExplanation(
-            cosine=hit.cosine,
-            bm25=hit.bm25,
-            lexical_evidence=lexical_evidence(hit.bm25),
+            cosine=parts.cosine,
+            lexical=parts.lexical,
             pair_classifier_score=candidate.pair_classifier_score,
-            combined_score=combined,
-            lexical_weight=weights.lexical,
-            rerank_weight=weights.rerank,
-            calibration=(calibration.slope, calibration.intercept) if calibration else None,
+            weights=fusion.model(parts),
         ),
     )
-
-
-def _recall_score(hit: Hit, weights: Weights) -> float:
-    if hit.fused_ranks is not None:
-        return min(hit.fused_ranks, 1.0)
-    return recall_score(ScoreComponents(hit.cosine, hit.bm25), weights)

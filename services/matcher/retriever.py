@@ -12,11 +12,12 @@ from services.matcher.deadlines import SearchTime, TimeBudget
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, Overloaded
 from textmatch.filters import Filter
+from textmatch.index.bm25 import QueryVector
 from textmatch.index.collections import CollectionInfo
 from textmatch.index.index import Index
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.retry import RETRY_OVERLOADED
-from textmatch.score_fusion import Weights
+from textmatch.score_fusion import Fusion
 from textmatch.types import Recall, Rerank
 from textmatch.vectors import Embeddings
 
@@ -31,6 +32,7 @@ class QueryPlan:
     Attributes:
         collection: the collection in use; "" while there is none.
         recall: how the collection is searched.
+        terms: what BM25 searches for; None with dense recall, or if the query has no terms.
         rerank_depth: how many candidates are read and scored.
     """
 
@@ -39,11 +41,12 @@ class QueryPlan:
     budget: TimeBudget
     collection: str
     recall: Recall
+    terms: QueryVector | None
     candidate_count: int
     where: Filter | None
     rerank: Rerank
     rerank_depth: int
-    weights: Weights
+    fusion: Fusion
     top_k: int
     min_score: float
 
@@ -122,9 +125,8 @@ class Retriever:
         query = SearchQuery(
             count=count,
             embedding=embedding,
-            text="" if recall is Recall.DENSE else plan.query,
+            terms=None if recall is Recall.DENSE else plan.terms,
             condition=plan.where,
-            fuse_ranks=recall is Recall.HYBRID_RRF,
             with_documents=with_documents,
         )
         started = time.monotonic()

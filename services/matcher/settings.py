@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from textmatch.runtime.settings import ServerSettings, StoreSettings, setting
-from textmatch.score_fusion import Weights
 
 
 @dataclass(frozen=True)
@@ -16,20 +15,6 @@ class MatcherSettings(StoreSettings, ServerSettings):
     port: int = setting("TEXTMATCH_MATCHER_PORT", 50052, "Port of the gRPC server.", minimum=0)
     metrics_port: int = setting(
         "TEXTMATCH_MATCHER_METRICS_PORT", 9102, "Port of `/metrics`; 0 turns it off.", minimum=0
-    )
-    rerank_weight: float = setting(
-        "TEXTMATCH_RERANK_WEIGHT",
-        Weights.rerank,
-        "Share of the cross-encoder in the score of a match; the rest is cosine and BM25.",
-        minimum=0,
-        maximum=1,
-    )
-    lexical_weight: float = setting(
-        "TEXTMATCH_LEXICAL_WEIGHT",
-        Weights.lexical,
-        "How much BM25 raises the score of a match; docs/matching.md has the formula.",
-        minimum=0,
-        maximum=1,
     )
     rerank_depth: int = setting(
         "TEXTMATCH_RERANK_DEPTH",

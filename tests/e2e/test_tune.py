@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ import pytest
 from tests.integration.qdrant import edge_process as qdrant_process
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.stack import Stack, running_stack, wait_until
-from textmatch.score_fusion import WEIGHTS_NOTE
+from textmatch.score_fusion import (
+    FUSION_NOTE,
+    PART_SETS,
+    ScoreModel,
+    default_fusion,
+    from_mapping,
+    to_mapping,
+)
 
 TOPICS, DOCUMENTS_PER_TOPIC, TERMS = 30, 4, 10
 FILLER = ("cat", "dog", "sits", "on", "the", "mat", "runs", "in", "park", "where", "what", "is")
@@ -22,15 +30,13 @@ FILLER = ("cat", "dog", "sits", "on", "the", "mat", "runs", "in", "park", "where
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Nothing that tells documents apart is in what the models read; and words do not count at first."""
+    """Nothing that tells documents apart is in what the models read."""
     directory = tmp_path_factory.mktemp("tuned")
     make_tiny_bi_encoder(directory / "bi")
     make_tiny_cross_encoder(directory / "cross")
     environment = {
         "TEXTMATCH_BI_ENCODER": str(directory / "bi"),
         "TEXTMATCH_CROSS_ENCODER": str(directory / "cross"),
-        "TEXTMATCH_LEXICAL_WEIGHT": "0",
-        "TEXTMATCH_RERANK_WEIGHT": "0.2",
     }
     randomly = random.Random(0)
     with running_stack(directory / "data", environment) as running, running.client() as client:
@@ -95,31 +101,42 @@ def refused(stack: Stack, *arguments: str | Path) -> str:
     return str(line)
 
 
-def lexical_weight(stack: Stack) -> float:
+def used(stack: Stack) -> ScoreModel:
+    """The model of a complete answer."""
     with stack.client() as client:
         [match] = client.match("cat", top_k=1, explain=True)
     assert match.explanation is not None
-    return match.explanation.lexical_weight
+    return match.explanation.weights
 
 
 def noted(stack: Stack, collection: str) -> Any:
-    """The weights that are stored with a collection."""
+    """The models that are stored with a collection."""
     host, _, port = stack.file["qdrant_url"].removeprefix("http://").partition(":")
     with closing(qdrant_process.connect(int(port), host)) as qdrant:
-        return (qdrant.get_collection(collection).config.metadata or {}).get(WEIGHTS_NOTE)
+        return (qdrant.get_collection(collection).config.metadata or {}).get(FUSION_NOTE)
 
 
 def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, judged: Path):
     shown = tune(stack, judged, "--dry-run")
     assert (shown["queries"], shown["left_out"], shown["stored"]) == (TOPICS, 1, False)
-    assert shown["weights_before"] == {"lexical": 0.0, "rerank": 0.2, "calibration": None}
-    assert shown["ndcg@10"]["after"] > shown["ndcg@10"]["before"] + 0.3
-    assert lexical_weight(stack) == 0.0
+    default = default_fusion(shown["collection"])
+    assert shown["models_before"] == to_mapping(default)
+    assert list(shown["parts"]) == list(PART_SETS)
+    assert shown["ndcg@10"]["after"] >= shown["ndcg@10"]["before"]
+    assert shown["log_loss"]["gain"] > 2 * shown["log_loss"]["standard_error"]
+    for quality in shown["parts"].values():
+        assert quality["calibration_error"]["after"] < 0.05
+    assert shown["pair_score"]["ms_per_query"] > 0
+    assert asdict(used(stack)) == pytest.approx(asdict(default.cosine_lexical_pair), rel=1e-5)
 
+    before = used(stack)
     stored = tune(stack, judged)
-    assert stored == {**shown, "stored": True}
-    wait_until(lambda: lexical_weight(stack) > 0.0, "the matcher to use the weights", seconds=30)
-    assert lexical_weight(stack) == pytest.approx(stored["weights"]["lexical"])
+    assert stored["models"] == shown["models"]
+    assert (stored["is_better"], stored["stored"]) == (True, True)
+    tuned = from_mapping(noted(stack, stored["collection"]))
+    assert to_mapping(tuned) == stored["models"]
+    wait_until(lambda: used(stack) != before, "the matcher to use the models", seconds=30)
+    assert asdict(used(stack)) == pytest.approx(asdict(tuned.cosine_lexical_pair), rel=1e-5)
     with stack.client() as client:
         matches = client.match(f"where {terms(7)}", top_k=20).matches
     relevant = {f"d7-{number}" for number in range(DOCUMENTS_PER_TOPIC)}
@@ -131,10 +148,7 @@ def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, jud
     assert "--force" in line
     again = tune(stack, judged, "--force")
     assert (again["is_better"], again["stored"]) == (False, True)
-    # The promise was made without the queries that it is about.
-    assert again["ndcg@10"]["before"] >= stored["ndcg@10"]["after"]
-    assert again["weights_before"]["rerank"] == stored["weights"]["rerank"]
-    assert again["weights_before"]["calibration"] == pytest.approx(stored["weights"]["calibration"], rel=1e-5)
+    assert again["models_before"] == stored["models"]
 
     assert tune(stack, "--reset") == {"collection": stored["collection"], "reset": True}
     assert noted(stack, stored["collection"]) is None

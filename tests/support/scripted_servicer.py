@@ -28,10 +28,8 @@ DIMENSION = 4
 
 _EXPLANATION = pb.ScoreExplanation(
     cosine=0.75,
-    bm25=12.0,
-    lexical_evidence=0.125,
-    combined_score=0.5,
-    weights=pb.ScoreWeights(lexical=0.5, rerank=0.25, calibration_slope=2.0, calibration_intercept=-1.0),
+    lexical=0.125,
+    weights=pb.ScoreWeights(intercept=-1.0, cosine=2.0, lexical=0.5, pair=0.25),
 )
 
 

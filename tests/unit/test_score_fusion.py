@@ -4,78 +4,137 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from textmatch.errors import InvalidInput
 from textmatch.score_fusion import (
-    ScoreCalibration,
+    DEFAULTS,
+    FUSION_NOTE,
+    GENERIC,
+    PART_SETS,
+    Fusion,
     ScoreComponents,
-    Weights,
-    calibrated,
-    combined_score,
+    ScoreModel,
+    default_fusion,
     from_mapping,
-    lexical_evidence,
-    recall_score,
+    fusion_of,
+    pair_logit,
+    probability,
     to_mapping,
 )
 
-SHARES = st.floats(0, 1)
-WEIGHTS = st.builds(
-    Weights,
-    SHARES,
-    SHARES,
-    st.none() | st.builds(ScoreCalibration, st.floats(0, 50), st.floats(-50, 50)),
+WEIGHTS = st.floats(0, 50)
+INTERCEPTS = st.floats(-50, 50)
+FUSIONS = st.builds(
+    Fusion,
+    st.builds(ScoreModel, INTERCEPTS, cosine=WEIGHTS),
+    st.builds(ScoreModel, INTERCEPTS, lexical=WEIGHTS),
+    st.builds(ScoreModel, INTERCEPTS, cosine=WEIGHTS, lexical=WEIGHTS),
+    st.builds(ScoreModel, INTERCEPTS, cosine=WEIGHTS, pair=WEIGHTS),
+    st.builds(ScoreModel, INTERCEPTS, cosine=WEIGHTS, lexical=WEIGHTS, pair=WEIGHTS),
+)
+COSINES, SHARES = st.floats(-1, 1), st.floats(0, 1)
+PARTS = st.one_of(
+    st.builds(ScoreComponents, COSINES, st.none() | SHARES, st.none() | SHARES),
+    st.builds(ScoreComponents, st.none(), SHARES),
 )
 
 
-@given(st.floats(-1, 1), st.none() | st.floats(0, 1e4), SHARES, WEIGHTS)
-def test_every_score_is_from_0_to_1(
-    cosine: float, bm25: float | None, cross_encoder: float, weights: Weights
+@given(PARTS, FUSIONS)
+def test_every_score_is_from_0_to_1(parts: ScoreComponents, fusion: Fusion):
+    assert 0 <= probability(fusion.logit(parts)) <= 1
+
+
+@given(COSINES, SHARES, SHARES, SHARES, FUSIONS)
+def test_more_of_a_part_never_lowers_a_score(
+    cosine: float, pair: float, one: float, other: float, fusion: Fusion
 ):
-    recall = recall_score(ScoreComponents(cosine, bm25), weights)
-    combined = combined_score(recall, cross_encoder, weights)
-    for score in (recall, combined, calibrated(recall, weights), calibrated(combined, weights)):
-        assert -1e-12 <= score <= 1 + 1e-12
+    less, more = sorted((one, other))
+    for lower, higher in (
+        (ScoreComponents(None, less), ScoreComponents(None, more)),
+        (ScoreComponents(cosine, less), ScoreComponents(cosine, more)),
+        (ScoreComponents(less, one, pair), ScoreComponents(more, one, pair)),
+        (ScoreComponents(cosine, None, less), ScoreComponents(cosine, None, more)),
+        (ScoreComponents(cosine, one, less), ScoreComponents(cosine, one, more)),
+    ):
+        assert fusion.logit(lower) <= fusion.logit(higher)
 
 
-@given(st.floats(-1, 1), st.floats(0, 100), st.floats(0, 100), WEIGHTS)
-def test_more_shared_words_never_lower_a_score(cosine: float, less: float, more: float, weights: Weights):
-    less, more = sorted((less, more))
-    assert recall_score(ScoreComponents(cosine, more), weights) >= recall_score(
-        ScoreComponents(cosine, less), weights
-    )
-    assert recall_score(ScoreComponents(cosine, 0.0), weights) == recall_score(
-        ScoreComponents(cosine), weights
-    )
-
-
-@given(WEIGHTS)
-def test_weights_are_kept_whole(weights: Weights):
-    assert from_mapping(to_mapping(weights)) == weights
-
-
-def test_the_formula_by_hand():
-    weights = Weights(lexical=0.5, rerank=0.25)
-    assert lexical_evidence(12.0) == 0.125
-    recall = recall_score(ScoreComponents(0.6, 12.0), weights)
-    assert recall == pytest.approx(1 - 0.4 * (1 - 0.5 * 0.125))
-    assert combined_score(recall, 0.8, weights) == pytest.approx(0.25 * 0.8 + 0.75 * recall)
-    calibration = Weights(calibration=ScoreCalibration(4.0, -2.0))
-    assert calibrated(0.9, calibration) == pytest.approx(1 / (1 + math.exp(-(4.0 * 0.9 - 2.0))))
+@given(FUSIONS)
+def test_models_are_kept_whole(fusion: Fusion):
+    assert from_mapping(to_mapping(fusion)) == fusion
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("parts", "expected"),
     [
-        ({"rerank": 0.5}, "weights.lexical: is None"),
-        ({"lexical": 1.5, "rerank": 0.5}, "weights.lexical: is 1.5; it must be 0 to 1"),
-        ({"lexical": True, "rerank": 0.5}, "weights.lexical: is True"),
-        ({"lexical": 0.5, "rerank": 0.5, "calibration": {"slope": -1, "intercept": 0}}, "calibration.slope"),
-        ({"lexical": 0.5, "rerank": 0.5, "calibration": 3}, "weights.calibration: is 3"),
+        (ScoreComponents(0.5), -4 + 6 * 0.5),
+        (ScoreComponents(lexical=0.5), -2 + 8 * 0.5),
+        (ScoreComponents(0.5, 0.25), -5 + 7 * 0.5 + 9 * 0.25),
+        (ScoreComponents(0.5, pair=0.8), -3 + 5 * 0.5 + 0.5 * math.log(4)),
+        (ScoreComponents(0.5, 0.25, 0.8), -6 + 4 * 0.5 + 3 * 0.25 + 2 * math.log(4)),
     ],
 )
-def test_weights_that_make_no_sense_are_named(values: dict[str, object], message: str):
+def test_each_set_of_parts_has_its_own_model(parts: ScoreComponents, expected: float):
+    fusion = Fusion(
+        ScoreModel(-4, cosine=6),
+        ScoreModel(-2, lexical=8),
+        ScoreModel(-5, cosine=7, lexical=9),
+        ScoreModel(-3, cosine=5, pair=0.5),
+        ScoreModel(-6, cosine=4, lexical=3, pair=2),
+    )
+    assert fusion.logit(parts) == pytest.approx(expected, abs=1e-5)
+    assert probability(fusion.logit(parts)) == pytest.approx(1 / (1 + math.exp(-expected)), abs=1e-5)
+    assert fusion.model(parts.without_pair()).pair == 0
+
+
+def test_scores_do_not_collapse_in_float32():
+    logits = np.arange(-60, 14, 0.25)
+    scores = np.array([probability(logit) for logit in logits], dtype=np.float32)
+    assert (np.diff(scores) > 0).all()
+    assert probability(-1e4) == pytest.approx(0)
+    assert probability(1e4) == 1.0
+
+
+def test_a_pair_score_at_its_limits_has_a_finite_logit():
+    assert [pair_logit(one) for one in (0.0, 0.5, 1.0)] == pytest.approx([-8, 0, 8])
+
+
+def test_the_last_bits_of_a_cosine_make_no_difference():
+    fusion = default_fusion("any-0")
+    assert fusion.logit(ScoreComponents(0.99999994)) == fusion.logit(ScoreComponents(1.0))
+
+
+def test_models_are_found_by_the_name_of_the_bi_encoder():
+    for name, entry in DEFAULTS.items():
+        assert default_fusion(f"{name}-0123456789ab") == entry.fusion
+        assert entry.fitted_on
+        assert set(entry.calibration_error) == set(PART_SETS)
+        assert max(entry.calibration_error.values()) <= 0.05
+    assert default_fusion("unheard-of-0123456789ab") == DEFAULTS[GENERIC].fusion
+
+
+def test_tuned_models_replace_the_default_ones_unless_they_make_no_sense(caplog: pytest.LogCaptureFixture):
+    tuned = Fusion(*(ScoreModel(-1.0, **dict.fromkeys(parts, 2.0)) for parts in PART_SETS.values()))
+    assert fusion_of({FUSION_NOTE: to_mapping(tuned)}, "any-0") == tuned
+    assert fusion_of({FUSION_NOTE: None}, "any-0") == default_fusion("any-0")
+    assert fusion_of({FUSION_NOTE: {"cosine": 7}}, "any-0") == default_fusion("any-0")
+    assert "invalid" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lexical": None}, "score_fusion.lexical: is None; it must be an object"),
+        ({"cosine": {"intercept": 1}}, "score_fusion.cosine.cosine: is None; it must be 0 or more"),
+        ({"cosine": {"intercept": 1, "cosine": -1}}, "cosine.cosine: is -1; it must be 0 or more"),
+        ({"cosine": {"intercept": True, "cosine": 1}}, "cosine.intercept: is True; it must be a number"),
+        ({"cosine": {"intercept": math.nan, "cosine": 1}}, "cosine.intercept: is nan"),
+    ],
+)
+def test_models_that_make_no_sense_are_named(changed: dict[str, object], message: str):
     with pytest.raises(InvalidInput, match=message):
-        from_mapping(values)
+        from_mapping(to_mapping(default_fusion("any-0")) | changed)

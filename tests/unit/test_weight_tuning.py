@@ -1,4 +1,4 @@
-"""Learning weights from judged candidates."""
+"""Fitting score models to judged candidates."""
 
 from __future__ import annotations
 
@@ -7,120 +7,142 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from textmatch.score_fusion import ScoreComponents, Weights, combined_score, recall_score
-from textmatch.weight_tuning import JudgedCandidates, calibrate, combined_scores, ndcg_of, tune
+from textmatch.ranking_metrics import calibration_error
+from textmatch.score_fusion import Fusion, ScoreComponents, ScoreModel, default_fusion
+from textmatch.weight_tuning import (
+    JudgedCandidates,
+    fit,
+    ranking_logits,
+    scores_and_labels,
+    tune,
+)
 
-# Bad enough for each part that something better can be found.
-START = Weights(0.6, 0.1)
+START = default_fusion("any-0")
+TRUE = ScoreModel(-6.0, cosine=7.0, lexical=5.0, pair=0.6)
 RANDOM = np.random.default_rng(0)
 
 
-def judged(relevant_by: str, count: int = 40) -> list[JudgedCandidates]:
-    """Queries whose relevant documents stand out in one part only; the others are noise."""
+def judged(count: int = 80, model: ScoreModel = TRUE, candidates: int = 40) -> list[JudgedCandidates]:
+    """Queries whose candidates are relevant as the model says."""
     queries = []
     for _ in range(count):
-        grades = (np.arange(30) < 3).astype(float)
-        noise = {
-            "cosine": RANDOM.uniform(0.2, 0.6, 30),
-            "bm25": RANDOM.uniform(0, 15, 30),
-            "cross_encoder": RANDOM.uniform(0, 0.5, 30),
-        }
-        noise[relevant_by] = (
-            noise[relevant_by] + grades * {"cosine": 0.3, "bm25": 12, "cross_encoder": 0.4}[relevant_by]
-        )
-        queries.append(JudgedCandidates(**noise, grades=grades))
+        cosine = RANDOM.uniform(0.0, 0.8, candidates)
+        lexical, pair = RANDOM.uniform(0, 0.6, candidates), RANDOM.uniform(0.01, 0.99, candidates)
+        logits = model.intercept + model.cosine * cosine + model.lexical * lexical
+        logits += model.pair * np.log(pair / (1 - pair))
+        grades = (RANDOM.uniform(size=candidates) < 1 / (1 + np.exp(-logits))).astype(float)
+        queries.append(JudgedCandidates(cosine, lexical, pair, grades))
     return queries
 
 
-@pytest.mark.parametrize(
-    ("part", "lowest", "highest"),
-    [
-        ("cross_encoder", Weights(0.0, 0.5), Weights(1.0, 1.0)),
-        ("bm25", Weights(0.6, 0.0), Weights(1.0, 0.4)),
-        ("cosine", Weights(0.0, 0.0), Weights(0.4, 0.4)),
-    ],
-)
-def test_the_part_that_tells_relevant_documents_apart_gets_the_weight(
-    part: str, lowest: Weights, highest: Weights
-):
-    queries = judged(part)
+def missing(queries: list[JudgedCandidates], part: str) -> list[JudgedCandidates]:
+    return [replace(query, **{part: np.full(len(query.grades), np.nan)}) for query in queries]
+
+
+def test_the_model_that_made_the_judgements_is_found():
+    fitted = fit(judged(500), START).cosine_lexical_pair
+    assert fitted.intercept == pytest.approx(TRUE.intercept, rel=0.15)
+    assert fitted.cosine == pytest.approx(TRUE.cosine, rel=0.15)
+    assert fitted.lexical == pytest.approx(TRUE.lexical, rel=0.15)
+    assert fitted.pair == pytest.approx(TRUE.pair, rel=0.15)
+
+
+def test_every_set_of_parts_is_calibrated_on_held_out_queries():
+    queries = judged(200)
     tuning = tune(queries, START)
-    assert lowest.lexical <= tuning.weights.lexical <= highest.lexical
-    assert lowest.rerank <= tuning.weights.rerank <= highest.rerank
-    assert ndcg_of(queries, tuning.weights).mean() > ndcg_of(queries, START).mean()
-    assert tuning.before.mean() == pytest.approx(ndcg_of(queries, START).mean())
+    assert tuning.is_better
+    assert tuning.parts == "cosine_lexical_pair"
+    assert len(tuning.after) == 5
+    for name, quality in tuning.after.items():
+        assert quality.calibration_error < 0.02 < tuning.before[name].calibration_error
+        scores, labels = scores_and_labels(queries, name, tuning.held_out)
+        assert quality.calibration_error == calibration_error(scores, labels)
 
 
-def test_a_gain_that_does_not_hold_for_other_queries_is_none():
-    queries = judged("cosine", count=60)
+def test_a_part_that_misleads_gets_no_weight():
+    misleading = ScoreModel(-4.0, cosine=7.0, lexical=-6.0)
+    assert fit(judged(200, misleading), START).cosine_lexical.lexical == 0.0
+
+
+def test_few_queries_move_the_models_a_little():
+    queries = [replace(query, grades=1.0 - query.grades) for query in judged(400)]
+    few, many = (fit(queries[:count], START).cosine.logit(ScoreComponents(0.4)) for count in (1, 400))
+    present = START.cosine.logit(ScoreComponents(0.4))
+    assert present < few < many
+    assert few - present < 0.9 * (many - present)
+    assert not tune(queries[:1], START).is_better
+
+
+def test_what_was_learned_is_not_learned_again():
+    queries = judged(100)
+    tuning = tune(queries, START)
+    again = tune(queries, tuning.fusion)
+    assert tuning.is_better
+    assert not again.is_better
+    assert again.log_loss_gains.mean() == pytest.approx(0.0, abs=0.005)
+
+
+def test_judgements_by_chance_do_not_change_the_order_for_the_better():
+    queries = judged(60)
     for query in queries:
         RANDOM.shuffle(query.grades)
     tuning = tune(queries, START)
-    assert not tuning.is_better
-    assert tuning.gain == pytest.approx(0, abs=0.05)
+    assert tuning.ndcg_gains.mean() < 0.1
 
 
-def test_weights_learned_from_some_queries_are_measured_on_others():
-    queries = judged("bm25", count=50)
-    tuning = tune(queries, Weights(0.0, 0.0), seed=3)
-    assert tuning.gain == pytest.approx((tuning.after - tuning.before).mean())
-    assert tuning.is_better
+def test_models_of_one_fold_are_measured_on_the_others():
+    queries = judged(50)
+    tuning = tune(queries, START, seed=3)
     fold = np.array_split(np.random.default_rng(3).permutation(50), 5)[0]
     others = [query for number, query in enumerate(queries) if number not in fold]
-    learned = tune(others, Weights(0.0, 0.0)).weights
-    assert tuning.after[fold] == pytest.approx(ndcg_of([queries[one] for one in fold], learned))
+    assert tuning.held_out[fold[0]] == fit(others, START)
 
 
-def test_without_bm25_the_weight_of_words_stays():
-    queries = [replace(query, bm25=np.zeros(30)) for query in judged("cross_encoder")]
-    assert tune(queries, Weights(0.6, 0.1)).weights.lexical == 0.6
+def test_models_of_missing_parts_stay_as_they_are():
+    queries = judged(50)
+    without_pair = tune(missing(queries, "pair"), START)
+    assert without_pair.parts == "cosine_lexical"
+    assert without_pair.fusion.cosine_pair == START.cosine_pair
+    dense = tune(missing(missing(queries, "pair"), "lexical"), START)
+    assert list(dense.after) == ["cosine"]
+    assert dense.fusion.lexical == START.lexical
+    assert dense.fusion.cosine != START.cosine
+
+
+def test_nothing_is_fitted_without_relevant_documents():
+    queries = [replace(query, grades=np.zeros(40)) for query in judged(3)]
+    assert tune(queries, START).fusion == START
+
+
+def test_weights_decide_between_queries_that_disagree():
+    likely, unlikely = judged(40, ScoreModel(2.0)), judged(40, ScoreModel(-2.0))
+    light = [replace(query, weight=1e-3) for query in likely]
+    assert fit([*light, *unlikely], START).cosine != fit([*likely, *unlikely], START).cosine
+    score = fit([*light, *unlikely], START).cosine.logit(ScoreComponents(0.4))
+    assert score == pytest.approx(-2.0, abs=0.3)
 
 
 def test_what_recall_leaves_out_is_neither_found_nor_forgotten():
     query = JudgedCandidates(
         cosine=np.array([0.9, 0.5, 0.1]),
-        bm25=np.zeros(3),
-        cross_encoder=np.array([0.0, 0.0, 1.0]),
+        lexical=np.full(3, np.nan),
+        pair=np.array([0.001, 0.001, 0.999]),
         grades=np.array([0.0, 0.0, 1.0]),
     )
-    weights = Weights(rerank=1.0)
-    assert ndcg_of([query], weights).tolist() == [1.0]
-    assert ndcg_of([replace(query, depth=2)], weights).tolist() == [0.0]
-    assert ndcg_of([replace(query, depth=3, missed_grades=np.ones(9))], weights)[0] < 0.5
-
-
-def test_few_judgements_change_nothing_but_the_calibration():
-    queries = judged("cosine", count=1)
-    tuning = tune(queries, START)
-    assert (tuning.weights.lexical, tuning.weights.rerank) == (START.lexical, START.rerank)
-    assert not tuning.is_better
-
-
-def test_a_calibrated_score_is_how_likely_the_document_is_relevant():
-    cosine = RANDOM.uniform(0, 1, 20_000)
-    likely = 1 / (1 + np.exp(-(20 * cosine - 12)))
-    grades = (RANDOM.uniform(0, 1, 20_000) < likely).astype(float)
-    unscored = np.full_like(cosine, np.nan)
-    calibration = calibrate([JudgedCandidates(cosine, np.zeros_like(cosine), unscored, grades)], START)
-    assert calibration is not None
-    assert calibration.slope == pytest.approx(20, rel=0.1)
-    assert calibration.intercept == pytest.approx(-12, rel=0.1)
+    fusion = replace(START, cosine_pair=ScoreModel(0.0, pair=1.0))
+    assert ranking_logits(query, "cosine_pair", fusion).argmax() == 2
+    assert ranking_logits(replace(query, depth=2), "cosine_pair", fusion)[2] == -np.inf
 
 
 def test_arrays_and_single_values_give_the_same_scores():
-    [query] = judged("bm25", count=1)
-    unscored = np.where(np.arange(30) < 10, query.cross_encoder, np.nan)
-    weights = Weights(0.7, 0.3)
-    scores = combined_scores(JudgedCandidates(query.cosine, query.bm25, unscored, query.grades), weights)
-    for position in range(10):
-        recall = recall_score(
-            ScoreComponents(float(query.cosine[position]), float(query.bm25[position])), weights
-        )
-        assert scores[position] == pytest.approx(combined_score(recall, float(unscored[position]), weights))
-    assert not np.isnan(scores).any()
+    [query] = judged(1)
+    partly = replace(query, pair=np.where(np.arange(40) < 10, query.pair, np.nan))
+    logits = ranking_logits(partly, "cosine_lexical_pair", START)
+    for position in range(40):
+        pair = float(partly.pair[position]) if position < 10 else None
+        parts = ScoreComponents(float(query.cosine[position]), float(query.lexical[position]), pair)
+        assert logits[position] == pytest.approx(START.logit(parts), abs=1e-5)
 
 
-def test_nothing_can_be_calibrated_without_relevant_documents():
-    [query] = judged("cosine", count=1)
-    nothing = JudgedCandidates(query.cosine, query.bm25, query.cross_encoder, np.zeros(30))
-    assert tune([nothing, nothing], START).weights == START
+def test_a_fusion_has_one_model_for_each_set():
+    assert isinstance(fit(judged(5), START), Fusion)

@@ -186,12 +186,13 @@ def _print(result: MatchResult) -> None:
 
 def _explained(match: Match, explanation: ScoreExplanation) -> str:
     """One component per line, with its weight if it has one."""
-    lines = [f"cosine {explanation.cosine:.3f}"]
-    if explanation.bm25 is not None:
-        evidence = f"{explanation.lexical_evidence:.3f} x {explanation.lexical_weight:g}"
-        lines.append(f"bm25 {explanation.bm25:.1f} = {evidence}")
+    weights, lines = explanation.weights, []
+    if explanation.cosine is not None:
+        lines.append(f"cosine {explanation.cosine:.3f} x {weights.cosine:.3g}")
+    if explanation.lexical is not None:
+        lines.append(f"lexical {explanation.lexical:.3f} x {weights.lexical:.3g}")
     if explanation.pair_classifier_score is not None:
         lines.append(f"classifier {explanation.pair_classifier_score:.3f}")
     if match.rerank_score is not None:
-        lines.append(f"cross-encoder {match.rerank_score:.3f} x {explanation.rerank_weight:g}")
+        lines.append(f"cross-encoder {match.rerank_score:.3f}, log odds x {weights.pair:.3g}")
     return "\n".join(lines)

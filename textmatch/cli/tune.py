@@ -1,19 +1,21 @@
-"""`textmatch tune`: learn the weights of scores from judged queries, for the collection in use.
+"""`textmatch tune`: fit the score models of the collection in use to judged queries.
 
 The matcher answers every judged query and explains the score of every candidate. textmatch.weight_tuning
-learns from these explanations and from the grades of the candidates.
+fits the models to these explanations and the grades of the candidates.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Self
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.table import Table
 
 from textmatch import weight_tuning
@@ -31,15 +33,16 @@ from textmatch.client import (
 )
 from textmatch.console import ProgressBars, one_line, print_json, print_line, print_result, print_table
 from textmatch.io.qrels import read_judgements, read_queries
-from textmatch.score_fusion import WEIGHTS_NOTE, ScoreCalibration, Weights, to_mapping
-from textmatch.weight_tuning import JudgedCandidates, Tuning
+from textmatch.ranking_metrics import Values
+from textmatch.score_fusion import FUSION_NOTE, Fusion, fusion_of, to_mapping
+from textmatch.weight_tuning import JudgedCandidates, Quality, Tuning, standard_error
 
 Directory = Annotated[
     Path | None, typer.Argument(metavar="DIRECTORY", help="Folder with queries.jsonl and qrels.tsv.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the gain and store nothing.")]
-Force = Annotated[bool, typer.Option("--force", help="Store the weights even if they are not better.")]
-Reset = Annotated[bool, typer.Option("--reset", help="Delete tuned weights; the server's apply again.")]
+Force = Annotated[bool, typer.Option("--force", help="Store the models even if they are not better.")]
+Reset = Annotated[bool, typer.Option("--reset", help="Delete tuned models; the default ones apply again.")]
 SkipMissing = Annotated[
     bool, typer.Option("--skip-missing", help="Ignore judgements of documents that are not stored.")
 ]
@@ -52,6 +55,8 @@ _CANDIDATES = 100
 _QUERIES_PER_CALL = 10
 _IDS_PER_CALL = 1_000
 _SHOWN_IDS = 5
+# For the time that pair scores cost.
+_TIMED_QUERIES = 20
 
 
 def tune(
@@ -67,38 +72,42 @@ def tune(
     qdrant_url: options.QdrantUrl = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Learn the weights of scores from judged queries about stored documents.
+    """Fit the models of scores to judged queries about stored documents.
 
-    Sends every query to the matcher, learns weights and a calibration, and measures the gain in nDCG@10
-    by 5-fold cross-validation. Stores the weights if the gain is more than two standard errors, and fails
-    if not. Matchers use new weights within ten seconds.
+    Sends every query to the matcher, fits a model for each set of parts, and measures them by 5-fold
+    cross-validation. Stores the models if the log loss falls by more than two standard errors and nDCG@10
+    does not fall, and fails if not. Matchers use new models within ten seconds.
 
     --json prints {"collection", "queries", "left_out", "ndcg@10": {"before", "after", "gain",
-    "standard_error"}, "weights_before", "weights", "is_better", "stored"}; with --reset {"collection",
-    "reset"}.
+    "standard_error"}, "log_loss": {the same}, "parts": {SET: {"ndcg@10": {"before", "after"}, "log_loss",
+    "calibration_error"}}, "pair_score": {"ndcg@10_gain", "ms_per_query"}, "models_before", "models",
+    "is_better", "stored"}; "pair_score" is null without a cross-encoder. With --reset it prints
+    {"collection", "reset"}.
     """
     addresses = find_addresses(data_dir, matcher=matcher, qdrant_url=qdrant_url)
     if reset:
         collection = asyncio.run(_reset(addresses))
-        line = f"the weights of the server apply to {collection} again"
+        line = f"the default models apply to {collection} again"
         print_result({"collection": collection, "reset": True}, line, as_json=as_json)
         return
     if directory is None:
         raise typer.BadParameter("give DIRECTORY or --reset")
     collection, judgements = _stored_judgements(addresses, directory, skip_missing=skip_missing)
-    queries, weights = _ask_all(addresses, judgements, collection, is_reranked=not no_rerank)
-    tuning = weight_tuning.tune(queries, weights, seed)
+    present = asyncio.run(_present(addresses, collection))
+    queries, pair_ms = _ask_all(addresses, judgements, collection, is_reranked=not no_rerank)
+    tuning = weight_tuning.tune(queries, present, seed)
     is_stored = not dry_run and (tuning.is_better or force)
     if is_stored:
-        asyncio.run(_store(addresses, collection, tuning.weights))
+        asyncio.run(_store(addresses, collection, tuning.fusion))
+    report = _Report(collection, judgements, present, tuning, pair_ms, is_stored)
     if as_json:
-        print_json(_to_json(collection, judgements, weights, tuning, is_stored))
+        print_json(report.to_json())
     else:
-        _print(collection, judgements, weights, tuning, is_stored)
+        report.print()
     if not dry_run and not is_stored:
         raise CommandFailed(
-            "not stored: the weights are not better beyond chance on queries that they were not learned from;"
-            " judge more queries, or store the weights with --force"
+            "not stored: the models are not better beyond chance on queries that they were not fitted to;"
+            " judge more queries, or store the models with --force"
         )
 
 
@@ -156,25 +165,31 @@ async def _collection_and_missing(addresses: Addresses, documents: Sequence[str]
         return collection, missing
 
 
-async def _store(addresses: Addresses, collection: str, weights: Weights) -> None:
+async def _present(addresses: Addresses, collection: str) -> Fusion:
+    """The models that matchers use for the collection."""
     async with addresses.index() as index:
-        await index.collections.note(collection, {WEIGHTS_NOTE: to_mapping(weights)})
+        return fusion_of((await index.collections.info(collection)).notes, collection)
+
+
+async def _store(addresses: Addresses, collection: str, fusion: Fusion) -> None:
+    async with addresses.index() as index:
+        await index.collections.note(collection, {FUSION_NOTE: to_mapping(fusion)})
 
 
 async def _reset(addresses: Addresses) -> str:
-    """Delete the weights of the collection in use; returns its name."""
+    """Delete the models of the collection in use; returns its name."""
     async with addresses.index() as index:
         collection = await index.refresh_collection()
         if not collection:
             raise CommandFailed("there is no collection yet")
-        await index.collections.note(collection, {WEIGHTS_NOTE: None})
+        await index.collections.note(collection, {FUSION_NOTE: None})
         return collection
 
 
 def _ask_all(
     addresses: Addresses, judgements: Judgements, collection: str, *, is_reranked: bool
-) -> tuple[list[JudgedCandidates], Weights]:
-    """The candidates that the matcher finds for each query, and the weights that it uses.
+) -> tuple[list[JudgedCandidates], float]:
+    """The candidates that the matcher finds for each query, and the median time of scoring pairs in ms.
 
     Raises:
         CommandFailed: nothing is found, an answer is incomplete, or it comes from another collection.
@@ -183,7 +198,7 @@ def _ask_all(
     texts = judgements.texts
     with addresses.client() as client, ProgressBars() as progress:
         progress.stage("matching", len(texts), unit="queries")
-        depth = _depth(client, next(iter(texts.values()))) if is_reranked else None
+        depth, pair_ms = _default_reranking(client, list(texts.values())) if is_reranked else (None, 0.0)
         answers: dict[str, MatchResult] = {}
         for query, result in _answers(client, texts, is_reranked=is_reranked):
             answers[query] = result
@@ -197,9 +212,8 @@ def _ask_all(
             f" {addresses.qdrant_url}; give --matcher and --qdrant-url of the same stack, or try again if the"
             " model was just changed"
         )
-    # In the order of the file: the same judgements give the same weights.
-    queries = [_judged(answers[query], judgements.grades[query], depth) for query in texts]
-    return queries, _weights(found.matches[0])
+    # In the order of the file: the same judgements give the same models.
+    return [judged_candidates(answers[query], judgements.grades[query], depth) for query in texts], pair_ms
 
 
 def _answers(
@@ -216,11 +230,13 @@ def _answers(
             yield chunk[answer.query_index], _complete(answer)
 
 
-def _depth(client: TextMatchClient, text: str) -> int | None:
-    """How many candidates the matcher reranks by default; None: all."""
-    [answer] = client.batch_match([text])
-    result = _complete(answer)
-    return result.scored_count if result.scored_count < result.candidate_count else None
+def _default_reranking(client: TextMatchClient, texts: Sequence[str]) -> tuple[int | None, float]:
+    """How many candidates the matcher reranks by default, None for all, and its median time in ms."""
+    results = [_complete(answer) for answer in client.batch_match(texts[:_TIMED_QUERIES])]
+    depth = max(result.scored_count for result in results)
+    is_all = all(result.scored_count == result.candidate_count for result in results)
+    milliseconds = median(result.timings.rerank_ms for result in results)
+    return None if is_all else depth, milliseconds
 
 
 def _complete(answer: BatchMatchResult) -> MatchResult:
@@ -237,18 +253,28 @@ def _complete(answer: BatchMatchResult) -> MatchResult:
     raise CommandFailed(f'the answer to "{one_line(result.query)}" is incomplete: {result.degraded}{hint}')
 
 
-def _judged(result: MatchResult, grades: Mapping[str, float], depth: int | None) -> JudgedCandidates:
+def judged_candidates(
+    result: MatchResult, grades: Mapping[str, float], depth: int | None = None
+) -> JudgedCandidates:
+    """The candidates of an explained answer, with the grades of the judged documents by id.
+
+    Args:
+        depth: how many candidates a match returns; None: all.
+    """
     found = {match.document.id for match in result}
     explanations = [_explanation(match) for match in result]
-    scores = [match.rerank_score for match in result]
     return JudgedCandidates(
-        cosine=np.array([one.cosine for one in explanations]),
-        bm25=np.array([one.bm25 or 0.0 for one in explanations]),
-        cross_encoder=np.array([np.nan if score is None else score for score in scores]),
+        cosine=_column(one.cosine for one in explanations),
+        lexical=_column(one.lexical for one in explanations),
+        pair=_column(match.rerank_score for match in result),
         grades=np.array([grades.get(match.document.id, 0.0) for match in result]),
         missed_grades=np.array([grade for document, grade in grades.items() if document not in found]),
         depth=depth,
     )
+
+
+def _column(values: Iterable[float | None]) -> NDArray[np.float64]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def _explanation(match: Match) -> ScoreExplanation:
@@ -257,57 +283,85 @@ def _explanation(match: Match) -> ScoreExplanation:
     return match.explanation
 
 
-def _weights(match: Match) -> Weights:
-    explanation = _explanation(match)
-    calibration = ScoreCalibration(*explanation.calibration) if explanation.calibration else None
-    # The message has 32-bit floats.
-    lexical, rerank = round(explanation.lexical_weight, 6), round(explanation.rerank_weight, 6)
-    return Weights(lexical, rerank, calibration)
+@dataclass(frozen=True)
+class _Report:
+    """What the command found. `pair_ms`: the time of scoring the pairs of one query."""
 
+    collection: str
+    judgements: Judgements
+    present: Fusion
+    tuning: Tuning
+    pair_ms: float
+    is_stored: bool
 
-def _to_json(
-    collection: str, judgements: Judgements, weights: Weights, tuning: Tuning, is_stored: bool
-) -> dict[str, Any]:
-    return {
-        "collection": collection,
-        "queries": len(judgements.texts),
-        "left_out": judgements.left_out,
-        "ndcg@10": {
-            "before": float(tuning.before.mean()),
-            "after": float(tuning.after.mean()),
-            "gain": tuning.gain,
-            "standard_error": tuning.gain_error if len(tuning.after) > 1 else None,
-        },
-        "weights_before": to_mapping(weights),
-        "weights": to_mapping(tuning.weights),
-        "is_better": tuning.is_better,
-        "stored": is_stored,
-    }
+    @property
+    def pair_gain(self) -> float | None:
+        """What the pair score adds to nDCG@10 on held-out queries; None without one."""
+        with_pair, after = self.tuning.parts, self.tuning.after
+        if not with_pair.endswith("_pair"):
+            return None
+        return float((after[with_pair].ndcg - after[with_pair.removesuffix("_pair")].ndcg).mean())
 
+    def to_json(self) -> dict[str, Any]:
+        tuning = self.tuning
+        before, after = tuning.before[tuning.parts], tuning.after[tuning.parts]
+        gain = self.pair_gain
+        return {
+            "collection": self.collection,
+            "queries": len(self.judgements.texts),
+            "left_out": self.judgements.left_out,
+            "ndcg@10": _change(before.ndcg, after.ndcg, tuning.ndcg_gains),
+            "log_loss": _change(before.log_loss, after.log_loss, tuning.log_loss_gains),
+            "parts": {name: _both(tuning.before[name], tuning.after[name]) for name in tuning.after},
+            "pair_score": None if gain is None else {"ndcg@10_gain": gain, "ms_per_query": self.pair_ms},
+            "models_before": to_mapping(self.present),
+            "models": to_mapping(tuning.fusion),
+            "is_better": tuning.is_better,
+            "stored": self.is_stored,
+        }
 
-def _print(
-    collection: str, judgements: Judgements, weights: Weights, tuning: Tuning, is_stored: bool
-) -> None:
-    table = Table("weights", "lexical", "rerank", "calibration", "nDCG@10 of held-out queries")
-    for name, one, ndcg in (("now", weights, tuning.before), ("tuned", tuning.weights, tuning.after)):
-        table.add_row(name, f"{one.lexical:g}", f"{one.rerank:g}", _calibration(one), f"{ndcg.mean():.4f}")
-    print_table(table)
-    error = f"{tuning.gain_error:.4f}" if len(tuning.after) > 1 else "unknown"
-    print_line(
-        f"{len(judgements.texts):,} queries, gain {tuning.gain:+.4f}, standard error {error};"
-        f" {judgements.left_out:,} queries without relevant documents left out"
-    )
-    if not is_stored:
-        print_line(f"{collection} keeps its weights")
-    elif tuning.weights.calibration is None:
-        print_line(f"stored for {collection}")
-    else:
+    def print(self) -> None:
+        tuning = self.tuning
+        table = Table(
+            "parts", "nDCG@10", "log loss", "calibration error", title="held-out queries: now, tuned"
+        )
+        for name in tuning.after:
+            columns = _both(tuning.before[name], tuning.after[name]).values()
+            shown = (f"{one['before']:.4f}  {one['after']:.4f}" for one in columns)
+            table.add_row(name.replace("_", " + "), *shown)
+        print_table(table)
+        gains = tuning.log_loss_gains
         print_line(
-            f"stored for {collection}; scores are now probabilities: adapt your thresholds (min_score)"
+            f"{len(self.judgements.texts):,} queries; log loss falls by {gains.mean():.4f}, standard error"
+            f" {standard_error(gains):.4f}; {self.judgements.left_out:,} queries without relevant documents"
+            " left out"
+        )
+        if self.pair_gain is not None:
+            print_line(
+                f"the cross-encoder adds {self.pair_gain:+.4f} nDCG@10 for {self.pair_ms:.0f} ms a query"
+            )
+        print_line(
+            f"stored for {self.collection}; adapt your thresholds (min_score)"
+            if self.is_stored
+            else f"{self.collection} keeps its models"
         )
 
 
-def _calibration(weights: Weights) -> str:
-    if weights.calibration is None:
-        return "none"
-    return f"slope {weights.calibration.slope:.2f}, intercept {weights.calibration.intercept:.2f}"
+def _change(before: Values, after: Values, gains: Values) -> dict[str, float | None]:
+    return {
+        "before": float(np.nanmean(before)),
+        "after": float(np.nanmean(after)),
+        "gain": float(gains.mean()),
+        "standard_error": standard_error(gains) if len(gains) > 1 else None,
+    }
+
+
+def _both(before: Quality, after: Quality) -> dict[str, dict[str, float]]:
+    return {
+        "ndcg@10": {"before": float(before.ndcg.mean()), "after": float(after.ndcg.mean())},
+        "log_loss": {
+            "before": float(np.nanmean(before.log_loss)),
+            "after": float(np.nanmean(after.log_loss)),
+        },
+        "calibration_error": {"before": before.calibration_error, "after": after.calibration_error},
+    }

@@ -26,7 +26,15 @@ from textmatch.index.schema import (
     to_qdrant,
     to_stored_document,
 )
-from textmatch.index.search import Hit, SearchQuery, read_documents, read_embeddings, search
+from textmatch.index.search import (
+    Hit,
+    SearchQuery,
+    read_documents,
+    read_embeddings,
+    read_term_statistics,
+    search,
+)
+from textmatch.index.term_statistics import TermStatistics, TermStatisticsCache
 from textmatch.vectors import Embeddings
 
 _PAGE = 1_000
@@ -147,6 +155,7 @@ class Index:
     Attributes:
         collections: reads roles, properties and notes of collections.
         aliases: changes which collection has which role.
+        term_statistics: the document frequencies of the terms of each collection.
     """
 
     def __init__(
@@ -156,6 +165,7 @@ class Index:
         self.collections = Collections(client, alias)
         self._payload_indexes = payload_indexes
         self.aliases = AliasSwitcher(client, self.collections)
+        self.term_statistics = TermStatisticsCache(self._read_term_statistics)
 
     async def collection(self) -> str:
         """The collection in use, named for the model that built it; "" while there is none."""
@@ -281,7 +291,12 @@ class Index:
     async def close(self) -> None:
         """Close the connection."""
         self.collections.close()
+        self.term_statistics.close()
         await self._client.close()
+
+    async def _read_term_statistics(self, collection: str) -> TermStatistics:
+        async with translated_errors(collection):
+            return await read_term_statistics(self._client, collection)
 
     async def _delete(self, collection: str, versions: Mapping[str, int]) -> int:
         try:

@@ -54,8 +54,8 @@ def dense_vector_params(dimension: int) -> dict[str, models.VectorParams]:
 
 
 def lexical_vector_params() -> dict[str, models.SparseVectorParams]:
-    """The BM25 weights of a document. Qdrant multiplies them by the inverse document frequency."""
-    return {LEXICAL_VECTOR: models.SparseVectorParams(modifier=models.Modifier.IDF)}
+    """The term frequencies of a document. Queries carry the inverse document frequency of their terms."""
+    return {LEXICAL_VECTOR: models.SparseVectorParams()}
 
 
 def to_point(document: Document, embedding: Embeddings, *, has_lexical: bool) -> models.PointStruct:

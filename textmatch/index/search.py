@@ -1,4 +1,4 @@
-"""Searches in one collection: nearest embeddings, BM25, or both, and reads of the points found.
+"""Searches in one collection: nearest embeddings, BM25, or both, and reads of points.
 
 Messages are built without the client's own models: creating an object for every query and point takes longer
 than the search. Errors of Qdrant are translated by the caller.
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from qdrant_client import AsyncQdrantClient, grpc, models
+from numpy.typing import NDArray
+from qdrant_client import AsyncQdrantClient, grpc
 from qdrant_client.conversions.common_types import PointId
 from qdrant_client.conversions.conversion import RestToGrpc, grpc_to_payload
 
 from textmatch.documents import Document
 from textmatch.filters import Filter
-from textmatch.index.bm25 import query_vector
+from textmatch.index.bm25 import QueryVector
 from textmatch.index.schema import (
     DENSE_VECTOR,
     DOCUMENT_FIELDS,
@@ -26,27 +27,28 @@ from textmatch.index.schema import (
     to_document,
     to_qdrant,
 )
+from textmatch.index.term_statistics import SAMPLE_DOCUMENTS, TermStatistics
 from textmatch.vectors import Embeddings
 
 _TIMEOUT_SECONDS = 60.0
+# Small, because parsing a page blocks the other queries.
+_SAMPLE_PAGE = 500
 _DOCUMENT_PAYLOAD = grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=DOCUMENT_FIELDS))
 
 
 @dataclass(frozen=True)
 class SearchQuery:
-    """A (dimension,) embedding for dense search, a text for BM25, or both for hybrid search.
+    """A (dimension,) embedding for dense search, terms for BM25, or both for hybrid search.
 
     Attributes:
         count: hits of each kind of search; hybrid search finds up to twice as many.
-        fuse_ranks: also fuse the ranks of both kinds by reciprocal rank fusion.
         with_documents: return the documents with the hits, which saves a second call.
     """
 
     count: int
     embedding: Embeddings | None = None
-    text: str = ""
+    terms: QueryVector | None = None
     condition: Filter | None = None
-    fuse_ranks: bool = False
     with_documents: bool = False
 
 
@@ -55,16 +57,14 @@ class Hit:
     """A point that was found.
 
     Attributes:
-        cosine: -1..1; 0 if the query had no embedding.
-        bm25: from 0 up; None if the query had no text.
-        fused_ranks: 1 for a point that is first in both searches; None if ranks were not fused.
+        cosine: -1..1; None if the query had no embedding.
+        lexical: the evidence of shared terms, 0..1; None if the query had no terms.
         document: None if documents were not requested.
     """
 
     point: PointId
-    cosine: float
-    bm25: float | None = None
-    fused_ranks: float | None = None
+    cosine: float | None = None
+    lexical: float | None = None
     document: Document | None = None
 
 
@@ -77,23 +77,17 @@ async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery)
     answer = await client.grpc_points.QueryBatch(message, timeout=_TIMEOUT_SECONDS)
     found = [{point.id.uuid: point.score for point in one.result} for one in answer.result]
     documents = {point.id.uuid: _document(point) for point in answer.result[0].result if query.with_documents}
-    fused = found[2] if len(found) > 2 else {}
-    return [
-        Hit(point, *_scores(query, point, found), fused.get(point), documents.get(point))
-        for point in found[0]
-    ]
+    return [Hit(point, *_scores(query, point, found), documents.get(point)) for point in found[0]]
 
 
 def _scores(
     query: SearchQuery, point: PointId, found: Sequence[Mapping[PointId, float]]
-) -> tuple[float, float | None]:
-    """Cosine and BM25."""
-    score = found[0][point]
-    if query.embedding is None:
-        return 0.0, score
-    if len(found) == 1:
-        return score, 0.0 if query.text else None
-    return score, found[1].get(point, 0.0)
+) -> tuple[float | None, float | None]:
+    """Cosine and lexical evidence."""
+    cosine = found[0][point] if query.embedding is not None else None
+    if query.terms is None:
+        return cosine, None
+    return cosine, query.terms.lexical(found[-1].get(point, 0.0))
 
 
 async def read_documents(
@@ -123,14 +117,40 @@ async def read_embeddings(
     }
 
 
+async def read_term_statistics(client: AsyncQdrantClient, collection: str) -> TermStatistics:
+    """Count the terms of the first documents in the order of their point ids."""
+    documents: list[NDArray[np.uint32]] = []
+    offset: grpc.PointId | None = None
+    while len(documents) < SAMPLE_DOCUMENTS:
+        message = grpc.ScrollPoints(
+            collection_name=collection,
+            limit=min(_SAMPLE_PAGE, SAMPLE_DOCUMENTS - len(documents)),
+            offset=offset,
+            with_payload=grpc.WithPayloadSelector(enable=False),
+            with_vectors=grpc.WithVectorsSelector(include=grpc.VectorsSelector(names=[LEXICAL_VECTOR])),
+        )
+        answer = await client.grpc_points.Scroll(message, timeout=_TIMEOUT_SECONDS)
+        documents += [_term_indices(point) for point in answer.result]
+        if not answer.HasField("next_page_offset"):
+            break
+        offset = answer.next_page_offset
+    return TermStatistics.of(documents)
+
+
+def _term_indices(point: grpc.RetrievedPoint) -> NDArray[np.uint32]:
+    vector = point.vectors.vectors.vectors[LEXICAL_VECTOR]
+    # Older servers fill the deprecated fields only.
+    indices = vector.sparse.indices if vector.HasField("sparse") else vector.indices.data
+    return np.array(indices, dtype=np.uint32)
+
+
 def _requests(collection: str, query: SearchQuery) -> list[grpc.QueryPoints]:
     """One request for each score. In hybrid search each request scores the hits of both searches."""
-    terms = query_vector(query.text) if query.text else models.SparseVector(indices=[], values=[])
     searches = []
     if query.embedding is not None:
         searches.append(_dense(query.embedding, query))
-    if terms.indices:
-        searches.append(_lexical(terms, query))
+    if query.terms is not None:
+        searches.append(_lexical(query.terms, query))
     shared: dict[str, Any] = {
         "collection_name": collection,
         "with_payload": _DOCUMENT_PAYLOAD if query.with_documents else None,
@@ -148,10 +168,7 @@ def _requests(collection: str, query: SearchQuery) -> list[grpc.QueryPoints]:
             for one in searches
         ]
     shared |= {"prefetch": searches, "limit": 2 * query.count}
-    requests = [grpc.QueryPoints(query=one.query, using=one.using, **shared) for one in searches]
-    if query.fuse_ranks:
-        requests.append(grpc.QueryPoints(query=grpc.Query(fusion=grpc.Fusion.RRF), **shared))
-    return requests
+    return [grpc.QueryPoints(query=one.query, using=one.using, **shared) for one in searches]
 
 
 def _dense(embedding: Embeddings, query: SearchQuery) -> grpc.PrefetchQuery:
@@ -165,7 +182,7 @@ def _dense(embedding: Embeddings, query: SearchQuery) -> grpc.PrefetchQuery:
     )
 
 
-def _lexical(terms: models.SparseVector, query: SearchQuery) -> grpc.PrefetchQuery:
+def _lexical(terms: QueryVector, query: SearchQuery) -> grpc.PrefetchQuery:
     vector = grpc.VectorInput(sparse=grpc.SparseVector(indices=terms.indices, values=terms.values))
     return grpc.PrefetchQuery(
         query=grpc.Query(nearest=vector), using=LEXICAL_VECTOR, filter=_filter(query), limit=query.count

@@ -15,7 +15,7 @@ from textmatch.errors import ModelNotFound
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.reindex.sync import RETRY, Migration, ReindexRefused, SyncProgress
-from textmatch.score_fusion import WEIGHTS_NOTE
+from textmatch.score_fusion import FUSION_NOTE
 from textmatch.types import ModelInfo
 from textmatch.vectors import Embeddings
 
@@ -150,15 +150,15 @@ async def take_over_weights(index: Index, migration: Migration) -> TunedWeights:
 
     Cosines of models with different names are not comparable. May be repeated.
     """
-    tuned = (await index.collections.info(migration.source)).notes.get(WEIGHTS_NOTE)
-    if (await index.collections.info(migration.target)).notes.get(WEIGHTS_NOTE) is not None:
+    tuned = (await index.collections.info(migration.source)).notes.get(FUSION_NOTE)
+    if (await index.collections.info(migration.target)).notes.get(FUSION_NOTE) is not None:
         return TunedWeights.OWN
     if tuned is None:
         return TunedWeights.NONE
     # A model id is the model's name, a hyphen and the hash of its files.
     if migration.source.rpartition("-")[0] != migration.target.rpartition("-")[0]:
         return TunedWeights.LEFT_BEHIND
-    await index.collections.note(migration.target, {WEIGHTS_NOTE: tuned})
+    await index.collections.note(migration.target, {FUSION_NOTE: tuned})
     return TunedWeights.TAKEN_OVER
 
 

@@ -26,23 +26,23 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"textmatch/v1/matcher_service.proto\x12\x0ctextmatch.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"s\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\nattributes\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x14\n\x07version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"\x83\x01\n\x06\x46ilter\x12%\n\x04must\x18\x01 \x03(\x0b\x32\x17.textmatch.v1.Condition\x12\'\n\x06should\x18\x02 \x03(\x0b\x32\x17.textmatch.v1.Condition\x12)\n\x08must_not\x18\x03 \x03(\x0b\x32\x17.textmatch.v1.Condition\"\xc3\x01\n\tCondition\x12)\n\x05match\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.FieldMatchH\x00\x12)\n\x05range\x18\x02 \x01(\x0b\x32\x18.textmatch.v1.FieldRangeH\x00\x12+\n\x06\x65xists\x18\x03 \x01(\x0b\x32\x19.textmatch.v1.FieldExistsH\x00\x12&\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x14.textmatch.v1.FilterH\x00\x42\x0b\n\tcondition\"C\n\nFieldMatch\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12&\n\x06values\x18\x02 \x03(\x0b\x32\x16.google.protobuf.Value\"\x7f\n\nFieldRange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x02gt\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03gte\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x02lt\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x10\n\x03lte\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x05\n\x03_gtB\x06\n\x04_gteB\x05\n\x03_ltB\x06\n\x04_lte\"\x1c\n\x0b\x46ieldExists\x12\r\n\x05\x66ield\x18\x01 \x01(\t\"\x96\x02\n\x0cMatchOptions\x12\r\n\x05top_k\x18\x01 \x01(\x05\x12\x17\n\x0f\x63\x61ndidate_count\x18\x02 \x01(\x05\x12$\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x14.textmatch.v1.Filter\x12\x11\n\tmin_score\x18\x04 \x01(\x02\x12(\n\x06recall\x18\x05 \x01(\x0e\x32\x18.textmatch.v1.RecallMode\x12(\n\x06rerank\x18\x06 \x01(\x0e\x32\x18.textmatch.v1.RerankMode\x12\x11\n\tomit_text\x18\x07 \x01(\x08\x12\x17\n\x0fomit_attributes\x18\x08 \x01(\x08\x12\x14\n\x0crerank_depth\x18\t \x01(\x05\x12\x0f\n\x07\x65xplain\x18\n \x01(\x08\"J\n\x0cMatchRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12+\n\x07options\x18\x02 \x01(\x0b\x32\x1a.textmatch.v1.MatchOptions\"\xb7\x01\n\x05Match\x12(\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x16.textmatch.v1.Document\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x14\n\x0crecall_score\x18\x03 \x01(\x02\x12\x19\n\x0crerank_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x33\n\x0b\x65xplanation\x18\x05 \x01(\x0b\x32\x1e.textmatch.v1.ScoreExplanationB\x0f\n\r_rerank_score\"\xdb\x01\n\x10ScoreExplanation\x12\x0e\n\x06\x63osine\x18\x01 \x01(\x02\x12\x11\n\x04\x62m25\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x10lexical_evidence\x18\x03 \x01(\x02\x12\"\n\x15pair_classifier_score\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0e\x63ombined_score\x18\x05 \x01(\x02\x12+\n\x07weights\x18\x06 \x01(\x0b\x32\x1a.textmatch.v1.ScoreWeightsB\x07\n\x05_bm25B\x18\n\x16_pair_classifier_score\"\xa3\x01\n\x0cScoreWeights\x12\x0f\n\x07lexical\x18\x01 \x01(\x02\x12\x0e\n\x06rerank\x18\x02 \x01(\x02\x12\x1e\n\x11\x63\x61libration_slope\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\"\n\x15\x63\x61libration_intercept\x18\x04 \x01(\x02H\x01\x88\x01\x01\x42\x14\n\x12_calibration_slopeB\x18\n\x16_calibration_intercept\"Y\n\x0cStageTimings\x12\x11\n\tencode_ms\x18\x01 \x01(\x01\x12\x11\n\trecall_ms\x18\x02 \x01(\x01\x12\x11\n\trerank_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\"\xa8\x02\n\rMatchResponse\x12$\n\x07matches\x18\x01 \x03(\x0b\x32\x13.textmatch.v1.Match\x12.\n\x08\x64\x65graded\x18\x02 \x01(\x0e\x32\x1c.textmatch.v1.DegradedReason\x12+\n\x07timings\x18\x03 \x01(\x0b\x32\x1a.textmatch.v1.StageTimings\x12\x1b\n\x13\x62i_encoder_model_id\x18\x04 \x01(\t\x12\x1e\n\x16\x63ross_encoder_model_id\x18\x05 \x01(\t\x12\x17\n\x0f\x63\x61ndidate_count\x18\x06 \x01(\x05\x12\x14\n\x0cscored_count\x18\x07 \x01(\x05\x12(\n\x06recall\x18\x08 \x01(\x0e\x32\x18.textmatch.v1.RecallMode\"Q\n\x11\x42\x61tchMatchRequest\x12\x0f\n\x07queries\x18\x01 \x03(\t\x12+\n\x07options\x18\x02 \x01(\x0b\x32\x1a.textmatch.v1.MatchOptions\"\x89\x01\n\x12\x42\x61tchMatchResponse\x12\x13\n\x0bquery_index\x18\x01 \x01(\x05\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.textmatch.v1.MatchResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"C\n\x16IngestDocumentsRequest\x12)\n\tdocuments\x18\x01 \x03(\x0b\x32\x16.textmatch.v1.Document\"F\n\x17IngestDocumentsResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.textmatch.v1.IngestResult\"|\n\x0cIngestResult\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x07outcome\x18\x02 \x01(\x0e\x32\x1b.textmatch.v1.IngestOutcome\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\" \n\x12GetDocumentRequest\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x13GetDocumentResponse\x12(\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x16.textmatch.v1.Document\"m\n\x16\x44\x65leteDocumentsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12$\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x14.textmatch.v1.Filter\x12\x14\n\x07version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"0\n\x17\x44\x65leteDocumentsResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x03\"-\n\x16GetIngestStatusRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\"\xe2\x01\n\x17GetIngestStatusResponse\x12\x16\n\x0e\x64ocument_count\x18\x01 \x01(\x03\x12\x14\n\x0cqueued_count\x18\x02 \x01(\x03\x12\x1d\n\x15oldest_queued_seconds\x18\x03 \x01(\x01\x12\x19\n\x11\x64\x65\x61\x64_letter_count\x18\x04 \x01(\x03\x12\x12\n\ncollection\x18\x05 \x01(\t\x12\x33\n\x0e\x64ocument_state\x18\x06 \x01(\x0e\x32\x1b.textmatch.v1.DocumentState\x12\x16\n\x0e\x64ocument_error\x18\x07 \x01(\t*t\n\nRecallMode\x12\x1b\n\x17RECALL_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11RECALL_MODE_DENSE\x10\x01\x12\x16\n\x12RECALL_MODE_HYBRID\x10\x02\x12\x1a\n\x16RECALL_MODE_HYBRID_RRF\x10\x03*w\n\nRerankMode\x12\x1b\n\x17RERANK_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10RERANK_MODE_NONE\x10\x01\x12\x1d\n\x19RERANK_MODE_CROSS_ENCODER\x10\x02\x12\x17\n\x13RERANK_MODE_CASCADE\x10\x03*\xe0\x01\n\x0e\x44\x65gradedReason\x12\x1f\n\x1b\x44\x45GRADED_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44\x45GRADED_REASON_RERANK_LATE\x10\x01\x12\"\n\x1e\x44\x45GRADED_REASON_RERANK_REFUSED\x10\x02\x12&\n\"DEGRADED_REASON_RERANK_UNAVAILABLE\x10\x03\x12\x1f\n\x1b\x44\x45GRADED_REASON_ENCODE_LATE\x10\x04\x12\x1f\n\x1b\x44\x45GRADED_REASON_RECALL_LATE\x10\x05*\x87\x01\n\rIngestOutcome\x12\x1e\n\x1aINGEST_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17INGEST_OUTCOME_ACCEPTED\x10\x01\x12\x1c\n\x18INGEST_OUTCOME_UNCHANGED\x10\x02\x12\x1b\n\x17INGEST_OUTCOME_REJECTED\x10\x03*\xba\x01\n\rDocumentState\x12\x1e\n\x1a\x44OCUMENT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44OCUMENT_STATE_UNKNOWN\x10\x01\x12\x1a\n\x16\x44OCUMENT_STATE_PENDING\x10\x02\x12\x1a\n\x16\x44OCUMENT_STATE_INDEXED\x10\x03\x12\x19\n\x15\x44OCUMENT_STATE_FAILED\x10\x04\x12\x1a\n\x16\x44OCUMENT_STATE_DELETED\x10\x05\x32\x9d\x04\n\x0eMatcherService\x12@\n\x05Match\x12\x1a.textmatch.v1.MatchRequest\x1a\x1b.textmatch.v1.MatchResponse\x12Q\n\nBatchMatch\x12\x1f.textmatch.v1.BatchMatchRequest\x1a .textmatch.v1.BatchMatchResponse0\x01\x12\x62\n\x0fIngestDocuments\x12$.textmatch.v1.IngestDocumentsRequest\x1a%.textmatch.v1.IngestDocumentsResponse(\x01\x30\x01\x12R\n\x0bGetDocument\x12 .textmatch.v1.GetDocumentRequest\x1a!.textmatch.v1.GetDocumentResponse\x12^\n\x0f\x44\x65leteDocuments\x12$.textmatch.v1.DeleteDocumentsRequest\x1a%.textmatch.v1.DeleteDocumentsResponse\x12^\n\x0fGetIngestStatus\x12$.textmatch.v1.GetIngestStatusRequest\x1a%.textmatch.v1.GetIngestStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"textmatch/v1/matcher_service.proto\x12\x0ctextmatch.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"s\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\nattributes\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x14\n\x07version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"\x83\x01\n\x06\x46ilter\x12%\n\x04must\x18\x01 \x03(\x0b\x32\x17.textmatch.v1.Condition\x12\'\n\x06should\x18\x02 \x03(\x0b\x32\x17.textmatch.v1.Condition\x12)\n\x08must_not\x18\x03 \x03(\x0b\x32\x17.textmatch.v1.Condition\"\xc3\x01\n\tCondition\x12)\n\x05match\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.FieldMatchH\x00\x12)\n\x05range\x18\x02 \x01(\x0b\x32\x18.textmatch.v1.FieldRangeH\x00\x12+\n\x06\x65xists\x18\x03 \x01(\x0b\x32\x19.textmatch.v1.FieldExistsH\x00\x12&\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x14.textmatch.v1.FilterH\x00\x42\x0b\n\tcondition\"C\n\nFieldMatch\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12&\n\x06values\x18\x02 \x03(\x0b\x32\x16.google.protobuf.Value\"\x7f\n\nFieldRange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x02gt\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03gte\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x02lt\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x10\n\x03lte\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x05\n\x03_gtB\x06\n\x04_gteB\x05\n\x03_ltB\x06\n\x04_lte\"\x1c\n\x0b\x46ieldExists\x12\r\n\x05\x66ield\x18\x01 \x01(\t\"\x96\x02\n\x0cMatchOptions\x12\r\n\x05top_k\x18\x01 \x01(\x05\x12\x17\n\x0f\x63\x61ndidate_count\x18\x02 \x01(\x05\x12$\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x14.textmatch.v1.Filter\x12\x11\n\tmin_score\x18\x04 \x01(\x02\x12(\n\x06recall\x18\x05 \x01(\x0e\x32\x18.textmatch.v1.RecallMode\x12(\n\x06rerank\x18\x06 \x01(\x0e\x32\x18.textmatch.v1.RerankMode\x12\x11\n\tomit_text\x18\x07 \x01(\x08\x12\x17\n\x0fomit_attributes\x18\x08 \x01(\x08\x12\x14\n\x0crerank_depth\x18\t \x01(\x05\x12\x0f\n\x07\x65xplain\x18\n \x01(\x08\"J\n\x0cMatchRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12+\n\x07options\x18\x02 \x01(\x0b\x32\x1a.textmatch.v1.MatchOptions\"\xb7\x01\n\x05Match\x12(\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x16.textmatch.v1.Document\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x14\n\x0crecall_score\x18\x03 \x01(\x02\x12\x19\n\x0crerank_score\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x33\n\x0b\x65xplanation\x18\x05 \x01(\x0b\x32\x1e.textmatch.v1.ScoreExplanationB\x0f\n\r_rerank_score\"\xbf\x01\n\x10ScoreExplanation\x12\x13\n\x06\x63osine\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x14\n\x07lexical\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\"\n\x15pair_classifier_score\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12+\n\x07weights\x18\x04 \x01(\x0b\x32\x1a.textmatch.v1.ScoreWeightsB\t\n\x07_cosineB\n\n\x08_lexicalB\x18\n\x16_pair_classifier_score\"P\n\x0cScoreWeights\x12\x11\n\tintercept\x18\x01 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x02\x12\x0f\n\x07lexical\x18\x03 \x01(\x02\x12\x0c\n\x04pair\x18\x04 \x01(\x02\"Y\n\x0cStageTimings\x12\x11\n\tencode_ms\x18\x01 \x01(\x01\x12\x11\n\trecall_ms\x18\x02 \x01(\x01\x12\x11\n\trerank_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\"\xa8\x02\n\rMatchResponse\x12$\n\x07matches\x18\x01 \x03(\x0b\x32\x13.textmatch.v1.Match\x12.\n\x08\x64\x65graded\x18\x02 \x01(\x0e\x32\x1c.textmatch.v1.DegradedReason\x12+\n\x07timings\x18\x03 \x01(\x0b\x32\x1a.textmatch.v1.StageTimings\x12\x1b\n\x13\x62i_encoder_model_id\x18\x04 \x01(\t\x12\x1e\n\x16\x63ross_encoder_model_id\x18\x05 \x01(\t\x12\x17\n\x0f\x63\x61ndidate_count\x18\x06 \x01(\x05\x12\x14\n\x0cscored_count\x18\x07 \x01(\x05\x12(\n\x06recall\x18\x08 \x01(\x0e\x32\x18.textmatch.v1.RecallMode\"Q\n\x11\x42\x61tchMatchRequest\x12\x0f\n\x07queries\x18\x01 \x03(\t\x12+\n\x07options\x18\x02 \x01(\x0b\x32\x1a.textmatch.v1.MatchOptions\"\x89\x01\n\x12\x42\x61tchMatchResponse\x12\x13\n\x0bquery_index\x18\x01 \x01(\x05\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.textmatch.v1.MatchResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"C\n\x16IngestDocumentsRequest\x12)\n\tdocuments\x18\x01 \x03(\x0b\x32\x16.textmatch.v1.Document\"F\n\x17IngestDocumentsResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.textmatch.v1.IngestResult\"|\n\x0cIngestResult\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x07outcome\x18\x02 \x01(\x0e\x32\x1b.textmatch.v1.IngestOutcome\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\" \n\x12GetDocumentRequest\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x13GetDocumentResponse\x12(\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x16.textmatch.v1.Document\"m\n\x16\x44\x65leteDocumentsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12$\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x14.textmatch.v1.Filter\x12\x14\n\x07version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"0\n\x17\x44\x65leteDocumentsResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x03\"-\n\x16GetIngestStatusRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\"\xe2\x01\n\x17GetIngestStatusResponse\x12\x16\n\x0e\x64ocument_count\x18\x01 \x01(\x03\x12\x14\n\x0cqueued_count\x18\x02 \x01(\x03\x12\x1d\n\x15oldest_queued_seconds\x18\x03 \x01(\x01\x12\x19\n\x11\x64\x65\x61\x64_letter_count\x18\x04 \x01(\x03\x12\x12\n\ncollection\x18\x05 \x01(\t\x12\x33\n\x0e\x64ocument_state\x18\x06 \x01(\x0e\x32\x1b.textmatch.v1.DocumentState\x12\x16\n\x0e\x64ocument_error\x18\x07 \x01(\t*X\n\nRecallMode\x12\x1b\n\x17RECALL_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11RECALL_MODE_DENSE\x10\x01\x12\x16\n\x12RECALL_MODE_HYBRID\x10\x02*w\n\nRerankMode\x12\x1b\n\x17RERANK_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10RERANK_MODE_NONE\x10\x01\x12\x1d\n\x19RERANK_MODE_CROSS_ENCODER\x10\x02\x12\x17\n\x13RERANK_MODE_CASCADE\x10\x03*\xe0\x01\n\x0e\x44\x65gradedReason\x12\x1f\n\x1b\x44\x45GRADED_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44\x45GRADED_REASON_RERANK_LATE\x10\x01\x12\"\n\x1e\x44\x45GRADED_REASON_RERANK_REFUSED\x10\x02\x12&\n\"DEGRADED_REASON_RERANK_UNAVAILABLE\x10\x03\x12\x1f\n\x1b\x44\x45GRADED_REASON_ENCODE_LATE\x10\x04\x12\x1f\n\x1b\x44\x45GRADED_REASON_RECALL_LATE\x10\x05*\x87\x01\n\rIngestOutcome\x12\x1e\n\x1aINGEST_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17INGEST_OUTCOME_ACCEPTED\x10\x01\x12\x1c\n\x18INGEST_OUTCOME_UNCHANGED\x10\x02\x12\x1b\n\x17INGEST_OUTCOME_REJECTED\x10\x03*\xba\x01\n\rDocumentState\x12\x1e\n\x1a\x44OCUMENT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44OCUMENT_STATE_UNKNOWN\x10\x01\x12\x1a\n\x16\x44OCUMENT_STATE_PENDING\x10\x02\x12\x1a\n\x16\x44OCUMENT_STATE_INDEXED\x10\x03\x12\x19\n\x15\x44OCUMENT_STATE_FAILED\x10\x04\x12\x1a\n\x16\x44OCUMENT_STATE_DELETED\x10\x05\x32\x9d\x04\n\x0eMatcherService\x12@\n\x05Match\x12\x1a.textmatch.v1.MatchRequest\x1a\x1b.textmatch.v1.MatchResponse\x12Q\n\nBatchMatch\x12\x1f.textmatch.v1.BatchMatchRequest\x1a .textmatch.v1.BatchMatchResponse0\x01\x12\x62\n\x0fIngestDocuments\x12$.textmatch.v1.IngestDocumentsRequest\x1a%.textmatch.v1.IngestDocumentsResponse(\x01\x30\x01\x12R\n\x0bGetDocument\x12 .textmatch.v1.GetDocumentRequest\x1a!.textmatch.v1.GetDocumentResponse\x12^\n\x0f\x44\x65leteDocuments\x12$.textmatch.v1.DeleteDocumentsRequest\x1a%.textmatch.v1.DeleteDocumentsResponse\x12^\n\x0fGetIngestStatus\x12$.textmatch.v1.GetIngestStatusRequest\x1a%.textmatch.v1.GetIngestStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'textmatch.v1.matcher_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECALLMODE']._serialized_start=3131
-  _globals['_RECALLMODE']._serialized_end=3247
-  _globals['_RERANKMODE']._serialized_start=3249
-  _globals['_RERANKMODE']._serialized_end=3368
-  _globals['_DEGRADEDREASON']._serialized_start=3371
-  _globals['_DEGRADEDREASON']._serialized_end=3595
-  _globals['_INGESTOUTCOME']._serialized_start=3598
-  _globals['_INGESTOUTCOME']._serialized_end=3733
-  _globals['_DOCUMENTSTATE']._serialized_start=3736
-  _globals['_DOCUMENTSTATE']._serialized_end=3922
+  _globals['_RECALLMODE']._serialized_start=3019
+  _globals['_RECALLMODE']._serialized_end=3107
+  _globals['_RERANKMODE']._serialized_start=3109
+  _globals['_RERANKMODE']._serialized_end=3228
+  _globals['_DEGRADEDREASON']._serialized_start=3231
+  _globals['_DEGRADEDREASON']._serialized_end=3455
+  _globals['_INGESTOUTCOME']._serialized_start=3458
+  _globals['_INGESTOUTCOME']._serialized_end=3593
+  _globals['_DOCUMENTSTATE']._serialized_start=3596
+  _globals['_DOCUMENTSTATE']._serialized_end=3782
   _globals['_DOCUMENT']._serialized_start=107
   _globals['_DOCUMENT']._serialized_end=222
   _globals['_FILTER']._serialized_start=225
@@ -62,35 +62,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MATCH']._serialized_start=1142
   _globals['_MATCH']._serialized_end=1325
   _globals['_SCOREEXPLANATION']._serialized_start=1328
-  _globals['_SCOREEXPLANATION']._serialized_end=1547
-  _globals['_SCOREWEIGHTS']._serialized_start=1550
-  _globals['_SCOREWEIGHTS']._serialized_end=1713
-  _globals['_STAGETIMINGS']._serialized_start=1715
-  _globals['_STAGETIMINGS']._serialized_end=1804
-  _globals['_MATCHRESPONSE']._serialized_start=1807
-  _globals['_MATCHRESPONSE']._serialized_end=2103
-  _globals['_BATCHMATCHREQUEST']._serialized_start=2105
-  _globals['_BATCHMATCHREQUEST']._serialized_end=2186
-  _globals['_BATCHMATCHRESPONSE']._serialized_start=2189
-  _globals['_BATCHMATCHRESPONSE']._serialized_end=2326
-  _globals['_INGESTDOCUMENTSREQUEST']._serialized_start=2328
-  _globals['_INGESTDOCUMENTSREQUEST']._serialized_end=2395
-  _globals['_INGESTDOCUMENTSRESPONSE']._serialized_start=2397
-  _globals['_INGESTDOCUMENTSRESPONSE']._serialized_end=2467
-  _globals['_INGESTRESULT']._serialized_start=2469
-  _globals['_INGESTRESULT']._serialized_end=2593
-  _globals['_GETDOCUMENTREQUEST']._serialized_start=2595
-  _globals['_GETDOCUMENTREQUEST']._serialized_end=2627
-  _globals['_GETDOCUMENTRESPONSE']._serialized_start=2629
-  _globals['_GETDOCUMENTRESPONSE']._serialized_end=2692
-  _globals['_DELETEDOCUMENTSREQUEST']._serialized_start=2694
-  _globals['_DELETEDOCUMENTSREQUEST']._serialized_end=2803
-  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_start=2805
-  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_end=2853
-  _globals['_GETINGESTSTATUSREQUEST']._serialized_start=2855
-  _globals['_GETINGESTSTATUSREQUEST']._serialized_end=2900
-  _globals['_GETINGESTSTATUSRESPONSE']._serialized_start=2903
-  _globals['_GETINGESTSTATUSRESPONSE']._serialized_end=3129
-  _globals['_MATCHERSERVICE']._serialized_start=3925
-  _globals['_MATCHERSERVICE']._serialized_end=4466
+  _globals['_SCOREEXPLANATION']._serialized_end=1519
+  _globals['_SCOREWEIGHTS']._serialized_start=1521
+  _globals['_SCOREWEIGHTS']._serialized_end=1601
+  _globals['_STAGETIMINGS']._serialized_start=1603
+  _globals['_STAGETIMINGS']._serialized_end=1692
+  _globals['_MATCHRESPONSE']._serialized_start=1695
+  _globals['_MATCHRESPONSE']._serialized_end=1991
+  _globals['_BATCHMATCHREQUEST']._serialized_start=1993
+  _globals['_BATCHMATCHREQUEST']._serialized_end=2074
+  _globals['_BATCHMATCHRESPONSE']._serialized_start=2077
+  _globals['_BATCHMATCHRESPONSE']._serialized_end=2214
+  _globals['_INGESTDOCUMENTSREQUEST']._serialized_start=2216
+  _globals['_INGESTDOCUMENTSREQUEST']._serialized_end=2283
+  _globals['_INGESTDOCUMENTSRESPONSE']._serialized_start=2285
+  _globals['_INGESTDOCUMENTSRESPONSE']._serialized_end=2355
+  _globals['_INGESTRESULT']._serialized_start=2357
+  _globals['_INGESTRESULT']._serialized_end=2481
+  _globals['_GETDOCUMENTREQUEST']._serialized_start=2483
+  _globals['_GETDOCUMENTREQUEST']._serialized_end=2515
+  _globals['_GETDOCUMENTRESPONSE']._serialized_start=2517
+  _globals['_GETDOCUMENTRESPONSE']._serialized_end=2580
+  _globals['_DELETEDOCUMENTSREQUEST']._serialized_start=2582
+  _globals['_DELETEDOCUMENTSREQUEST']._serialized_end=2691
+  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_start=2693
+  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_end=2741
+  _globals['_GETINGESTSTATUSREQUEST']._serialized_start=2743
+  _globals['_GETINGESTSTATUSREQUEST']._serialized_end=2788
+  _globals['_GETINGESTSTATUSRESPONSE']._serialized_start=2791
+  _globals['_GETINGESTSTATUSRESPONSE']._serialized_end=3017
+  _globals['_MATCHERSERVICE']._serialized_start=3785
+  _globals['_MATCHERSERVICE']._serialized_end=4326
 # @@protoc_insertion_point(module_scope)

@@ -32,9 +32,7 @@ class _RecallModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecallMode
     RECALL_MODE_DENSE: _RecallMode.ValueType  # 1
     """Nearest embeddings."""
     RECALL_MODE_HYBRID: _RecallMode.ValueType  # 2
-    """Nearest embeddings and BM25, with weighted scores. FAILED_PRECONDITION if the collection has no BM25 index."""
-    RECALL_MODE_HYBRID_RRF: _RecallMode.ValueType  # 3
-    """The same two, combined by reciprocal rank fusion. Recall scores then express ranks, not similarity."""
+    """Nearest embeddings and BM25. FAILED_PRECONDITION if the collection has no BM25 index."""
 
 class RecallMode(_RecallMode, metaclass=_RecallModeEnumTypeWrapper): ...
 
@@ -43,9 +41,7 @@ RECALL_MODE_UNSPECIFIED: RecallMode.ValueType  # 0
 RECALL_MODE_DENSE: RecallMode.ValueType  # 1
 """Nearest embeddings."""
 RECALL_MODE_HYBRID: RecallMode.ValueType  # 2
-"""Nearest embeddings and BM25, with weighted scores. FAILED_PRECONDITION if the collection has no BM25 index."""
-RECALL_MODE_HYBRID_RRF: RecallMode.ValueType  # 3
-"""The same two, combined by reciprocal rank fusion. Recall scores then express ranks, not similarity."""
+"""Nearest embeddings and BM25. FAILED_PRECONDITION if the collection has no BM25 index."""
 Global___RecallMode: _TypeAlias = RecallMode  # noqa: Y015
 
 class _RerankMode:
@@ -379,11 +375,11 @@ class MatchOptions(_message.Message):
     top_k: _builtins.int
     """1 to 1,000; 0 means 10."""
     candidate_count: _builtins.int
-    """Number of candidates to recall, top_k to 1,000; 0 means 100, or top_k if that is larger. Hybrid modes recall
+    """Number of candidates to recall, top_k to 1,000; 0 means 100, or top_k if that is larger. Hybrid recall finds
     as many by BM25 too.
     """
     min_score: _builtins.float
-    """Matches with a lower score are left out. 0..1."""
+    """Matches with a lower score are left out. 0..1. Degraded answers have scores on the same scale."""
     recall: Global___RecallMode.ValueType
     rerank: Global___RerankMode.ValueType
     omit_text: _builtins.bool
@@ -452,9 +448,9 @@ class Match(_message.Message):
     RERANK_SCORE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """0..1. Matches are sorted by it."""
+    """The probability that the document is relevant to the query. Matches are sorted by it."""
     recall_score: _builtins.float
-    """Cosine of the embeddings, clipped to 0..1; with BM25, raised by the lexical evidence."""
+    """The same without the cross-encoder's score."""
     rerank_score: _builtins.float
     """Cross-encoder score, 0..1. Absent if the candidate was not scored."""
     @_builtins.property
@@ -484,50 +480,44 @@ Global___Match: _TypeAlias = Match  # noqa: Y015
 
 @_typing.final
 class ScoreExplanation(_message.Message):
-    """The components of a score; docs/matching.md has the formula."""
+    """The parts of a score, and the logistic model that fused them. docs/matching.md has the formula."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COSINE_FIELD_NUMBER: _builtins.int
-    BM25_FIELD_NUMBER: _builtins.int
-    LEXICAL_EVIDENCE_FIELD_NUMBER: _builtins.int
+    LEXICAL_FIELD_NUMBER: _builtins.int
     PAIR_CLASSIFIER_SCORE_FIELD_NUMBER: _builtins.int
-    COMBINED_SCORE_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     cosine: _builtins.float
-    """-1..1; 0 if the query was not embedded in time."""
-    bm25: _builtins.float
-    """0 or more. Absent without BM25."""
-    lexical_evidence: _builtins.float
-    """BM25 mapped to 0..1."""
+    """-1..1. Absent if the query was not embedded in time."""
+    lexical: _builtins.float
+    """The evidence of shared terms, 0..1. Absent without BM25, and if the query has no terms."""
     pair_classifier_score: _builtins.float
     """0..1; selects the candidates that the cross-encoder scores. Absent without a classifier stage."""
-    combined_score: _builtins.float
-    """Weighted recall and cross-encoder scores, before calibration. For a candidate that was not scored while others
-    were: its recall score plus the mean change that scoring made to the others.
-    """
     @_builtins.property
     def weights(self) -> Global___ScoreWeights: ...
     def __init__(
         self,
         *,
-        cosine: _builtins.float = ...,
-        bm25: _builtins.float | None = ...,
-        lexical_evidence: _builtins.float = ...,
+        cosine: _builtins.float | None = ...,
+        lexical: _builtins.float | None = ...,
         pair_classifier_score: _builtins.float | None = ...,
-        combined_score: _builtins.float = ...,
         weights: Global___ScoreWeights | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bm25", b"_bm25", "_pair_classifier_score", b"_pair_classifier_score", "bm25", b"bm25", "pair_classifier_score", b"pair_classifier_score", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cosine", b"_cosine", "_lexical", b"_lexical", "_pair_classifier_score", b"_pair_classifier_score", "cosine", b"cosine", "lexical", b"lexical", "pair_classifier_score", b"pair_classifier_score", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bm25", b"_bm25", "_pair_classifier_score", b"_pair_classifier_score", "bm25", b"bm25", "combined_score", b"combined_score", "cosine", b"cosine", "lexical_evidence", b"lexical_evidence", "pair_classifier_score", b"pair_classifier_score", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cosine", b"_cosine", "_lexical", b"_lexical", "_pair_classifier_score", b"_pair_classifier_score", "cosine", b"cosine", "lexical", b"lexical", "pair_classifier_score", b"pair_classifier_score", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__bm25: _TypeAlias = _typing.Literal["bm25"]  # noqa: Y015
-    _WhichOneofArgType__bm25: _TypeAlias = _typing.Literal["_bm25", b"_bm25"]  # noqa: Y015
+    _WhichOneofReturnType__cosine: _TypeAlias = _typing.Literal["cosine"]  # noqa: Y015
+    _WhichOneofArgType__cosine: _TypeAlias = _typing.Literal["_cosine", b"_cosine"]  # noqa: Y015
+    _WhichOneofReturnType__lexical: _TypeAlias = _typing.Literal["lexical"]  # noqa: Y015
+    _WhichOneofArgType__lexical: _TypeAlias = _typing.Literal["_lexical", b"_lexical"]  # noqa: Y015
     _WhichOneofReturnType__pair_classifier_score: _TypeAlias = _typing.Literal["pair_classifier_score"]  # noqa: Y015
     _WhichOneofArgType__pair_classifier_score: _TypeAlias = _typing.Literal["_pair_classifier_score", b"_pair_classifier_score"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__bm25) -> _WhichOneofReturnType__bm25 | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cosine) -> _WhichOneofReturnType__cosine | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lexical) -> _WhichOneofReturnType__lexical | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pair_classifier_score) -> _WhichOneofReturnType__pair_classifier_score | None: ...
 
@@ -535,39 +525,33 @@ Global___ScoreExplanation: _TypeAlias = ScoreExplanation  # noqa: Y015
 
 @_typing.final
 class ScoreWeights(_message.Message):
-    """The weights in use: tuned for the collection, or the server's defaults."""
+    """The model for the parts that this score has: tuned for the collection, or shipped with the bi-encoder. 0 for parts that
+    it does not use. `pair` is the weight of the log odds of Match.rerank_score.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    INTERCEPT_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
     LEXICAL_FIELD_NUMBER: _builtins.int
-    RERANK_FIELD_NUMBER: _builtins.int
-    CALIBRATION_SLOPE_FIELD_NUMBER: _builtins.int
-    CALIBRATION_INTERCEPT_FIELD_NUMBER: _builtins.int
+    PAIR_FIELD_NUMBER: _builtins.int
+    intercept: _builtins.float
+    cosine: _builtins.float
     lexical: _builtins.float
-    rerank: _builtins.float
-    calibration_slope: _builtins.float
-    """Absent without calibration."""
-    calibration_intercept: _builtins.float
+    pair: _builtins.float
     def __init__(
         self,
         *,
+        intercept: _builtins.float = ...,
+        cosine: _builtins.float = ...,
         lexical: _builtins.float = ...,
-        rerank: _builtins.float = ...,
-        calibration_slope: _builtins.float | None = ...,
-        calibration_intercept: _builtins.float | None = ...,
+        pair: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_calibration_intercept", b"_calibration_intercept", "_calibration_slope", b"_calibration_slope", "calibration_intercept", b"calibration_intercept", "calibration_slope", b"calibration_slope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calibration_intercept", b"_calibration_intercept", "_calibration_slope", b"_calibration_slope", "calibration_intercept", b"calibration_intercept", "calibration_slope", b"calibration_slope", "lexical", b"lexical", "rerank", b"rerank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine", b"cosine", "intercept", b"intercept", "lexical", b"lexical", "pair", b"pair"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__calibration_intercept: _TypeAlias = _typing.Literal["calibration_intercept"]  # noqa: Y015
-    _WhichOneofArgType__calibration_intercept: _TypeAlias = _typing.Literal["_calibration_intercept", b"_calibration_intercept"]  # noqa: Y015
-    _WhichOneofReturnType__calibration_slope: _TypeAlias = _typing.Literal["calibration_slope"]  # noqa: Y015
-    _WhichOneofArgType__calibration_slope: _TypeAlias = _typing.Literal["_calibration_slope", b"_calibration_slope"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__calibration_intercept) -> _WhichOneofReturnType__calibration_intercept | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__calibration_slope) -> _WhichOneofReturnType__calibration_slope | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreWeights: _TypeAlias = ScoreWeights  # noqa: Y015
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from google.protobuf import struct_pb2
 
@@ -15,6 +15,7 @@ from textmatch.documents import text_violation
 from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.runtime.grpc_errors import from_status, to_status
+from textmatch.score_fusion import ScoreModel
 from textmatch.types import (
     BatchMatchResult,
     DegradedReason,
@@ -48,7 +49,6 @@ _RECALL = {
     None: pb.RECALL_MODE_UNSPECIFIED,
     Recall.DENSE: pb.RECALL_MODE_DENSE,
     Recall.HYBRID: pb.RECALL_MODE_HYBRID,
-    Recall.HYBRID_RRF: pb.RECALL_MODE_HYBRID_RRF,
 }
 _RECALL_OF_PROTO = {message: recall for recall, message in _RECALL.items()}
 _RERANK = {
@@ -231,35 +231,21 @@ def _match_from_proto(message: pb.Match) -> Match:
 
 
 def _explanation_to_proto(explanation: ScoreExplanation) -> pb.ScoreExplanation:
-    slope, intercept = explanation.calibration or (None, None)
     return pb.ScoreExplanation(
         cosine=explanation.cosine,
-        bm25=explanation.bm25,
-        lexical_evidence=explanation.lexical_evidence,
+        lexical=explanation.lexical,
         pair_classifier_score=explanation.pair_classifier_score,
-        combined_score=explanation.combined_score,
-        weights=pb.ScoreWeights(
-            lexical=explanation.lexical_weight,
-            rerank=explanation.rerank_weight,
-            calibration_slope=slope,
-            calibration_intercept=intercept,
-        ),
+        weights=pb.ScoreWeights(**asdict(explanation.weights)),
     )
 
 
 def _explanation_from_proto(message: pb.ScoreExplanation) -> ScoreExplanation:
-    weights = message.weights
-    calibration = (weights.calibration_slope, weights.calibration_intercept)
-    has_classifier = message.HasField("pair_classifier_score")
+    weights, has_classifier = message.weights, message.HasField("pair_classifier_score")
     return ScoreExplanation(
-        cosine=message.cosine,
-        bm25=message.bm25 if message.HasField("bm25") else None,
-        lexical_evidence=message.lexical_evidence,
+        cosine=message.cosine if message.HasField("cosine") else None,
+        lexical=message.lexical if message.HasField("lexical") else None,
         pair_classifier_score=message.pair_classifier_score if has_classifier else None,
-        combined_score=message.combined_score,
-        lexical_weight=weights.lexical,
-        rerank_weight=weights.rerank,
-        calibration=calibration if weights.HasField("calibration_slope") else None,
+        weights=ScoreModel(weights.intercept, weights.cosine, weights.lexical, weights.pair),
     )
 
 

@@ -135,15 +135,11 @@ def test_an_explanation_shows_every_part(
     _, [answer], _ = run([*arguments, "--json", "--recall", "hybrid"], capsys)
     assert answer["matches"][0]["explanation"] == {
         "cosine": 0.75,
-        "bm25": 12.0,
-        "lexical_evidence": 0.125,
+        "lexical": 0.125,
         "pair_classifier_score": None,
-        "combined_score": 0.5,
-        "lexical_weight": 0.5,
-        "rerank_weight": 0.25,
-        "calibration": [2.0, -1.0],
+        "weights": {"intercept": -1.0, "cosine": 2.0, "lexical": 0.5, "pair": 0.25},
     }
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    for part in ("cosine 0.750", "bm25 12.0 = 0.125 x 0.5", "cross-encoder 1.000 x 0.25"):
+    for part in ("cosine 0.750 x 2", "lexical 0.125 x 0.5", "cross-encoder 1.000, log odds x 0.25"):
         assert part in out

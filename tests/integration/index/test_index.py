@@ -13,9 +13,11 @@ from tests.integration.qdrant.edge_process import EdgeProcess
 from textmatch.documents import MAX_VERSION, Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.index.bm25 import query_vector
 from textmatch.index.client import CollectionGone, connect
 from textmatch.index.index import Index
 from textmatch.index.search import SearchQuery
+from textmatch.index.term_statistics import UNKNOWN
 from textmatch.vectors import Embeddings, normalise
 
 DIMENSION = 8
@@ -153,8 +155,8 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
     found = [one async for page in index.find_versions(condition, max_version=1) for one in page]
     assert set(found) == expected
     for query in (
-        SearchQuery(10, embedding(1)[0], "", condition),
-        SearchQuery(10, None, "b c a1", condition),
+        SearchQuery(10, embedding(1)[0], None, condition),
+        SearchQuery(10, None, query_vector("b c a1", UNKNOWN), condition),
     ):
         hits = await index.search(query, model_id=await index.collection())
         documents = await index.documents([hit.point for hit in hits], model_id=await index.collection())
@@ -189,7 +191,9 @@ async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Inde
         InvalidInput,
         match="filter field 'a\"b': must be parts joined by dots, none of them empty or with a double quote",
     ):
-        await index.search(SearchQuery(10, embedding(1)[0], "", condition), model_id=await index.collection())
+        await index.search(
+            SearchQuery(10, embedding(1)[0], None, condition), model_id=await index.collection()
+        )
 
 
 async def test_another_models_collection_is_a_mismatch_naming_both(index: Index):

@@ -27,7 +27,6 @@ from textmatch.index.index import Index
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES, open_aio_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.runtime.server import GrpcServer
-from textmatch.score_fusion import Weights
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 
@@ -136,7 +135,7 @@ class RunningMatcher:
 async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterator[RunningMatcher]:
     """Serve on a free loopback port."""
     client = EncoderClient(encoder.target, hide_auth_errors=True)
-    matcher = Matcher(Retriever(client, index, 100), Reranker(client), index, Weights(), 40)
+    matcher = Matcher(Retriever(client, index, 100), Reranker(client), index, 40)
     servicer = MatcherServicer(matcher, None, None, match_timeout_seconds=10, batch_match_concurrency=8)
     server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")

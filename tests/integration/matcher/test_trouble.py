@@ -184,6 +184,6 @@ async def test_what_is_deleted_between_recall_and_scoring_is_left_out(encoder: E
 async def test_of_a_query_longer_than_the_model_all_words_count(matcher: RunningMatcher):
     outcome = await matcher.match("what is in the park " * 1_500 + "23", 20.0, top_k=50, explain=True)
     assert outcome.is_whole
-    bm25 = {match.document.id: match.explanation.bm25 for match in outcome.answer.matches}
-    assert len(bm25) == 50
-    assert max(bm25, key=lambda document: bm25[document]) == "d23"
+    lexical = {match.document.id: match.explanation.lexical for match in outcome.answer.matches}
+    assert len(lexical) == 50
+    assert max(lexical, key=lambda document: lexical[document]) == "d23"

@@ -12,11 +12,11 @@ from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.reindex.command import ReindexCommand
 from textmatch.documents import Document
 from textmatch.index.index import Index
-from textmatch.score_fusion import WEIGHTS_NOTE
+from textmatch.score_fusion import FUSION_NOTE, default_fusion, to_mapping
 from workers.indexer import IndexerDependencies, index_documents
 
-TUNED = {"lexical": 0.25, "rerank": 0.5, "calibration": {"slope": 8.0, "intercept": -4.0}}
-OTHERS: dict[str, Any] = {"lexical": 1.0, "rerank": 0.0, "calibration": None}
+TUNED = to_mapping(default_fusion("any-0"))
+OTHERS: dict[str, Any] = {**TUNED, "cosine": {"intercept": -1.0, "cosine": 2.0}}
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def retrained(encoder: ScriptedEncoder, old: str) -> str:
 async def ingested(deps: IndexerDependencies, old: str) -> IndexerDependencies:
     """A worker's parts, and a collection of the old model with tuned weights."""
     await index_documents([Document("a", "text", version=1)], deps)
-    await deps.index.collections.note(old, {WEIGHTS_NOTE: TUNED})
+    await deps.index.collections.note(old, {FUSION_NOTE: TUNED})
     return deps
 
 
 async def weights(index: Index, collection: str) -> Mapping[str, Any] | None:
-    weights: Mapping[str, Any] | None = (await index.collections.info(collection)).notes.get(WEIGHTS_NOTE)
+    weights: Mapping[str, Any] | None = (await index.collections.info(collection)).notes.get(FUSION_NOTE)
     return weights
 
 
@@ -62,7 +62,7 @@ async def test_weights_of_its_own_are_kept(
     ingested: IndexerDependencies, command: ReindexCommand, index: Index, retrained: str
 ):
     assert (await command.run("--model", retrained, "--no-switch"))["tuned_weights"] is None
-    await index.collections.note(retrained, {WEIGHTS_NOTE: OTHERS})
+    await index.collections.note(retrained, {FUSION_NOTE: OTHERS})
     assert (await command.run("--model", retrained))["tuned_weights"] == "own"
     assert await weights(index, retrained) == OTHERS
 
@@ -71,5 +71,5 @@ async def test_without_weights_there_is_nothing_to_say(
     deps: IndexerDependencies, command: ReindexCommand, index: Index, old: str, new: str
 ):
     await index_documents([Document("a", "text", version=1)], deps)
-    await index.collections.note(old, {WEIGHTS_NOTE: None})
+    await index.collections.note(old, {FUSION_NOTE: None})
     assert (await command.run("--model", new))["tuned_weights"] == "none"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.quality import MODES, QualitySet, _groups, _metrics, _quick
+from bench.quality import MODES, QualitySet, _metrics, _quick, groups
 from training.evaluation.matching import Half
 from training.evaluation.retrieval import RetrievalSet
 
@@ -23,7 +23,7 @@ def test_the_query_itself_is_not_a_duplicate() -> None:
 
 
 def test_a_set_without_data_is_not_read_before_it_is_measured(tmp_path: Path) -> None:
-    names = [name for group, _ in _groups(tmp_path, 10, Half.FIRST) for name in group]
+    names = [name for group, _ in groups(tmp_path, 10, Half.FIRST) for name in group]
     assert names[:2] == ["cranfield", "cmrc"]
     assert {"questions_zh", "questions_hard_zh", "afqmc", "lcqmc", "near_miss_en", "near_miss_zh"} < set(
         names
@@ -32,9 +32,9 @@ def test_a_set_without_data_is_not_read_before_it_is_measured(tmp_path: Path) ->
 
 
 def test_the_built_in_sets_can_be_read(tmp_path: Path) -> None:
-    groups = dict(_groups(tmp_path, 10, Half.FIRST))
+    sets = dict(groups(tmp_path, 10, Half.FIRST))
     for name in ("near_miss_en", "near_miss_zh"):
-        one = groups[name,]()[name]
+        one = sets[name,]()[name]
         assert (len(one.collection.queries), len(one.collection.documents)) == (170, 340)
         assert len(_quick(one).near_misses) == len(_quick(one).collection.queries) == 10
 
@@ -43,6 +43,6 @@ def test_quick_duplicates_keep_the_answers_of_their_queries(tmp_path: Path) -> N
     rows = [f"question {at}\tthe same {at}\t1\n" for at in range(1_500)]
     (tmp_path / "afqmc-zh").mkdir()
     (tmp_path / "afqmc-zh" / "dev.tsv").write_text("".join(rows))
-    one = _quick(dict(_groups(tmp_path, 0, Half.FIRST))["afqmc",]()["afqmc"])
+    one = _quick(dict(groups(tmp_path, 0, Half.FIRST))["afqmc",]()["afqmc"])
     assert len(one.collection.documents) == 2_000
     assert all(max(own, *grades) < 2_000 for own, grades in zip(one.own, one.collection.grades, strict=True))

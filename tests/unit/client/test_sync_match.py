@@ -19,6 +19,7 @@ from textmatch.client import (
     TextMatchClient,
 )
 from textmatch.errors import DeadlinePassed, InvalidInput, Overloaded
+from textmatch.score_fusion import ScoreModel
 from textmatch.v1 import matcher_service_pb2 as pb
 
 
@@ -53,17 +54,15 @@ def test_what_was_asked_for_reaches_the_matcher_and_comes_back(
     client: TextMatchClient, matcher: ScriptedMatcher
 ):
     client.ingest_all([{"id": "a", "text": "one"}])
-    result = client.match(
-        "one", recall=Recall.HYBRID_RRF, rerank=Rerank.CASCADE, rerank_depth=7, explain=True
-    )
+    result = client.match("one", recall=Recall.HYBRID, rerank=Rerank.CASCADE, rerank_depth=7, explain=True)
     options = matcher.match_requests[0].options
-    assert (options.recall, options.rerank) == (pb.RECALL_MODE_HYBRID_RRF, pb.RERANK_MODE_CASCADE)
+    assert (options.recall, options.rerank) == (pb.RECALL_MODE_HYBRID, pb.RERANK_MODE_CASCADE)
     assert (options.rerank_depth, options.explain) == (7, True)
-    assert (result.recall, result.candidate_count, result.scored_count) == (Recall.HYBRID_RRF, 1, 1)
+    assert (result.recall, result.candidate_count, result.scored_count) == (Recall.HYBRID, 1, 1)
     explanation = result.matches[0].explanation
     assert explanation is not None
     assert (explanation.cosine, explanation.pair_classifier_score) == (0.75, None)
-    assert explanation.calibration == (2.0, -1.0)
+    assert explanation.weights == ScoreModel(-1.0, cosine=2.0, lexical=0.5, pair=0.25)
     client.match("one")
     options = matcher.match_requests[1].options
     assert (options.recall, options.rerank_depth, options.explain) == (pb.RECALL_MODE_UNSPECIFIED, 0, False)

@@ -16,11 +16,20 @@ from textmatch.documents import Document
 from textmatch.index.client import CollectionGone
 from textmatch.index.collections import CollectionInfo, Roles
 from textmatch.index.search import Hit, SearchQuery
-from textmatch.score_fusion import Weights
+from textmatch.index.term_statistics import UNKNOWN
+from textmatch.score_fusion import FUSION_NOTE, Fusion, ScoreModel, to_mapping
 from textmatch.types import EncodeResult, ScoreResult
 
 MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
+# Logits that are easy to add up.
+FUSION = Fusion(
+    cosine=ScoreModel(0.0, cosine=1.0),
+    lexical=ScoreModel(-1.0, lexical=1.0),
+    cosine_lexical=ScoreModel(0.0, cosine=1.0, lexical=1.0),
+    cosine_pair=ScoreModel(0.0, cosine=1.0, pair=0.5),
+    cosine_lexical_pair=ScoreModel(0.0, cosine=1.0, lexical=1.0, pair=0.5),
+)
 
 
 @dataclass
@@ -79,8 +88,10 @@ class ScriptedIndex:
     cached: str | None = None
     dropped: tuple[str, ...] = ()
     cosines: dict[str, float] = field(default_factory=lambda: dict(COSINES))
-    bm25: dict[str, float] | None = None
-    notes: dict[str, object] = field(default_factory=dict)
+    # The lexical evidence of each document; None without a BM25 index.
+    lexical: dict[str, float] | None = None
+    notes: dict[str, object] = field(default_factory=lambda: {FUSION_NOTE: to_mapping(FUSION)})
+    texts: dict[str, str] = field(default_factory=dict)
     deleted: tuple[str, ...] = ()
     search_seconds: float = 0.0
     read_count: int = 0
@@ -90,6 +101,14 @@ class ScriptedIndex:
     @property
     def collections(self):
         return self
+
+    @property
+    def term_statistics(self):
+        return self
+
+    async def get(self, collection, timeout_seconds):
+        self.plan_reads.append("term statistics")
+        return UNKNOWN
 
     async def in_use(self):
         self.plan_reads.append("collection")
@@ -104,29 +123,31 @@ class ScriptedIndex:
         if collection in self.dropped:
             self.cached = None
             raise CollectionGone(collection)
-        return CollectionInfo(self.bm25 is not None, self.notes)
+        return CollectionInfo(self.lexical is not None, self.notes)
 
     async def search(self, query, *, model_id):
         self.lexical_search_count += query.embedding is None
         await asyncio.sleep(self.search_seconds)
         hits = self._lexical_hits() if query.embedding is None else self._dense_hits(query)
         if query.with_documents:
-            hits = [replace(hit, document=Document(hit.point, f"text {hit.point}")) for hit in hits]
+            hits = [replace(hit, document=self._document(hit.point)) for hit in hits]
         return hits[: query.count]
 
     def _lexical_hits(self) -> list[Hit]:
-        return [Hit(key, 0.0, score) for key, score in self.bm25.items()]
+        return [Hit(key, None, evidence) for key, evidence in self.lexical.items()]
 
     def _dense_hits(self, query: SearchQuery) -> list[Hit]:
-        has_bm25 = self.bm25 is not None and query.text
         return [
-            Hit(key, cosine, self.bm25.get(key, 0.0) if has_bm25 else None)
+            Hit(key, cosine, self.lexical.get(key, 0.0) if query.terms else None)
             for key, cosine in self.cosines.items()
         ]
 
     async def documents(self, points, *, model_id):
         self.read_count += 1
-        return {key: Document(key, f"text {key}") for key in points if key not in self.deleted}
+        return {key: self._document(key) for key in points if key not in self.deleted}
+
+    def _document(self, key: str) -> Document:
+        return Document(key, self.texts.get(key, f"text {key}"))
 
     async def embeddings(self, points, *, model_id):
         return {key: np.ones(2, dtype=np.float32) for key in points if key not in self.deleted}
@@ -138,7 +159,6 @@ def matcher(encoder: ScriptedEncoder, index: ScriptedIndex | None = None, depth:
         Retriever(encoder, index, cache_entries=10),
         Reranker(encoder),
         index,
-        Weights(lexical=0.5, rerank=0.5),
         depth,
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 
 import pytest
 
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
+from textmatch.score_fusion import probability
 from textmatch.types import DegradedReason, MatchOptions, Rerank
 
 MODEL = "bi-000000000000"
@@ -18,11 +20,11 @@ COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
 async def test_both_scores_are_combined_and_the_best_comes_first():
     result = await matcher(ScriptedEncoder()).match("query", MatchOptions(), deadline=soon())
     assert [(one.document.id, round(one.score, 3)) for one in result.matches] == [
-        ("b", 0.85),
-        ("a", 0.5),
-        ("c", 0.15),
+        ("b", round(probability(0.8 + math.log(3)), 3)),
+        ("a", round(probability(0.9 - math.log(3)), 3)),
+        ("c", round(probability(-0.2 + 0.5 * math.log(0.3 / 0.7)), 3)),
     ]
-    assert result.matches[2].recall_score == 0.0
+    assert result.matches[2].recall_score == pytest.approx(probability(-0.2))
     assert result.degraded is None
     assert (result.bi_encoder_model_id, result.cross_encoder_model_id) == (MODEL, "cross-000000000000")
 
@@ -190,13 +192,13 @@ async def test_a_caller_with_less_time_does_not_wait_for_one_with_more():
 
 
 async def test_the_collection_is_read_once_for_a_query():
-    index = ScriptedIndex(bm25={"b": 24.0})
+    index = ScriptedIndex(lexical={"b": 1.0})
     await matcher(ScriptedEncoder(), index).match("query", MatchOptions(), deadline=soon())
-    assert index.plan_reads == ["collection", "info"]
+    assert index.plan_reads == ["collection", "info", "term statistics"]
     encoder = ScriptedEncoder(encode_error=errors.DeadlinePassed("late"))
     result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon())
     assert result.degraded is DegradedReason.ENCODE_LATE
-    assert index.plan_reads == ["collection", "info"] * 2
+    assert index.plan_reads == ["collection", "info", "term statistics"] * 2
 
 
 async def test_a_query_asked_again_is_not_embedded_again():

@@ -14,7 +14,7 @@ from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall
 
 # Long enough for the embedding, too short for a full search by a matcher that has seen slow searches.
 _TIGHT_SECONDS = 0.3
-_BM25 = {"c": 24.0, "b": 12.0}
+_LEXICAL = {"c": 0.5, "b": 0.25}
 
 
 async def _used_to_slow_searches(encoder: ScriptedEncoder, index: ScriptedIndex) -> Matcher:
@@ -36,7 +36,7 @@ def _ids(result: MatchResult) -> list[str]:
 
 @pytest.mark.parametrize("seconds", [0.05, 0.1, 0.3, 1.0])
 async def test_bm25_answers_before_the_deadline_if_the_embedding_is_late(seconds: float):
-    encoder, index = ScriptedEncoder(encode_gate=asyncio.Event()), ScriptedIndex(bm25=_BM25)
+    encoder, index = ScriptedEncoder(encode_gate=asyncio.Event()), ScriptedIndex(lexical=_LEXICAL)
     deadline = soon(seconds)
     result = await matcher(encoder, index).match("query", MatchOptions(), deadline=deadline)
     assert time.monotonic() < deadline
@@ -46,17 +46,17 @@ async def test_bm25_answers_before_the_deadline_if_the_embedding_is_late(seconds
 
 
 async def test_the_embedding_answers_if_it_comes_in_time():
-    encoder, index = ScriptedEncoder(encode_seconds=0.01), ScriptedIndex(bm25=_BM25)
+    encoder, index = ScriptedEncoder(encode_seconds=0.01), ScriptedIndex(lexical=_LEXICAL)
     experienced = await _used_to_slow_searches(encoder, index)
     result = await experienced.match("query", MatchOptions(top_k=2), deadline=soon(_TIGHT_SECONDS))
     assert (result.degraded, result.recall) == (DegradedReason.RECALL_LATE, Recall.DENSE)
     assert _ids(result) == ["a", "b"]
-    assert result.matches[0].explanation.bm25 is None
+    assert result.matches[0].explanation.lexical is None
     assert index.lexical_search_count == 0
 
 
 async def test_slow_searches_leave_less_time_for_the_embedding():
-    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
+    encoder, index = ScriptedEncoder(), ScriptedIndex(lexical=_LEXICAL)
     experienced = await _used_to_slow_searches(encoder, index)
     encoder.encode_gate = asyncio.Event()
     started = time.monotonic()
@@ -68,7 +68,7 @@ async def test_slow_searches_leave_less_time_for_the_embedding():
 
 
 async def test_without_time_to_embed_bm25_answers_unless_the_embedding_is_cached():
-    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
+    encoder, index = ScriptedEncoder(), ScriptedIndex(lexical=_LEXICAL)
     experienced = await _used_to_slow_searches(encoder, index)
     encoded = encoder.encode_count
     no_time = 0.1
@@ -79,12 +79,12 @@ async def test_without_time_to_embed_bm25_answers_unless_the_embedding_is_cached
 
 
 @pytest.mark.parametrize(
-    ("options", "bm25"),
-    [(MatchOptions(recall=Recall.DENSE), _BM25), (MatchOptions(), None)],
+    ("options", "lexical"),
+    [(MatchOptions(recall=Recall.DENSE), _LEXICAL), (MatchOptions(), None)],
     ids=["dense recall", "no BM25 index"],
 )
-async def test_without_bm25_the_embedding_may_use_all_the_time(options: MatchOptions, bm25):
-    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=bm25)
+async def test_without_bm25_the_embedding_may_use_all_the_time(options: MatchOptions, lexical):
+    encoder, index = ScriptedEncoder(), ScriptedIndex(lexical=lexical)
     experienced = await _used_to_slow_searches(encoder, index)
     encoder.encode_seconds = 0.8 * _TIGHT_SECONDS
     result = await experienced.match("query", options, deadline=soon(_TIGHT_SECONDS))
@@ -99,7 +99,7 @@ async def test_without_bm25_the_embedding_may_use_all_the_time(options: MatchOpt
 
 @pytest.mark.parametrize("seconds", [_TIGHT_SECONDS, 1.0])
 async def test_an_encoder_that_is_gone_is_an_error(seconds: float):
-    encoder, index = ScriptedEncoder(), ScriptedIndex(bm25=_BM25)
+    encoder, index = ScriptedEncoder(), ScriptedIndex(lexical=_LEXICAL)
     experienced = await _used_to_slow_searches(encoder, index)
     encoder.encode_error = errors.DependencyUnavailable("gone")
     with pytest.raises(errors.DependencyUnavailable, match="gone"):

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
-from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
+from tests.unit.matcher.scripted import FUSION, ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
-from textmatch.score_fusion import WEIGHTS_NOTE, ScoreCalibration, Weights, to_mapping
-from textmatch.types import DegradedReason, MatchOptions, Recall, Rerank
+from textmatch.score_fusion import FUSION_NOTE, ScoreModel, default_fusion, probability, to_mapping
+from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall, Rerank
 
 MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
 
 
-async def test_bm25_raises_the_recall_score():
-    index = ScriptedIndex(bm25={"b": 24.0})
+def scores(result: MatchResult) -> list[tuple[str, float]]:
+    return [(one.document.id, round(one.score, 3)) for one in result.matches]
+
+
+def expected(**logits: float) -> list[tuple[str, float]]:
+    return [(key, round(probability(logit), 3)) for key, logit in logits.items()]
+
+
+async def test_shared_terms_raise_the_recall_score():
+    index = ScriptedIndex(lexical={"b": 0.5})
     options = MatchOptions(rerank=Rerank.NONE)
     result = await matcher(ScriptedEncoder(), index).match("query", options, deadline=soon())
-    assert [(one.document.id, round(one.score, 3)) for one in result.matches] == [
-        ("a", 0.9),
-        ("b", 0.9),
-        ("c", 0.0),
-    ]
+    assert scores(result) == expected(b=1.3, a=0.9, c=-0.2)
     assert result.recall is Recall.HYBRID
     dense = MatchOptions(rerank=Rerank.NONE, recall=Recall.DENSE)
     result = await matcher(ScriptedEncoder(), index).match("query", dense, deadline=soon())
-    assert [round(one.score, 3) for one in result.matches] == [0.9, 0.8, 0.0]
+    assert scores(result) == expected(a=0.9, b=0.8, c=-0.2)
     assert result.recall is Recall.DENSE
 
 
+async def test_a_query_without_terms_is_scored_by_its_embedding():
+    index = ScriptedIndex(lexical={"b": 0.5})
+    options = MatchOptions(rerank=Rerank.NONE)
+    result = await matcher(ScriptedEncoder(), index).match("🔥", options, deadline=soon())
+    assert scores(result) == expected(a=0.9, b=0.8, c=-0.2)
+    assert result.matches[0].explanation.lexical is None
+
+
 async def test_hybrid_recall_needs_a_collection_that_has_bm25():
-    for recall in (Recall.HYBRID, Recall.HYBRID_RRF):
-        with pytest.raises(errors.LexicalIndexMissing, match=f"{MODEL} has no BM25 index.*reindex"):
-            await matcher(ScriptedEncoder()).match("q", MatchOptions(recall=recall), deadline=soon())
+    options = MatchOptions(recall=Recall.HYBRID)
+    with pytest.raises(errors.LexicalIndexMissing, match=f"{MODEL} has no BM25 index.*reindex"):
+        await matcher(ScriptedEncoder()).match("q", options, deadline=soon())
 
 
 @pytest.mark.parametrize(
@@ -40,9 +55,10 @@ async def test_hybrid_recall_needs_a_collection_that_has_bm25():
 )
 async def test_bm25_alone_answers_when_the_query_is_not_embedded_in_time(error: errors.TextMatchError):
     encoder = ScriptedEncoder(encode_error=error)
-    index = ScriptedIndex(bm25={"c": 24.0, "b": 12.0})
+    index = ScriptedIndex(lexical={"c": 0.5, "b": 0.25})
     result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon())
-    assert [(one.document.id, round(one.score, 4)) for one in result.matches] == [("c", 0.5), ("b", 0.0625)]
+    assert scores(result) == expected(c=-0.5, b=-0.75)
+    assert result.matches[0].explanation.cosine is None
     assert (result.degraded, encoder.scored) == (DegradedReason.ENCODE_LATE, [])
     with pytest.raises(type(error)):
         await matcher(encoder, index).match("q", MatchOptions(recall=Recall.DENSE), deadline=soon())
@@ -50,8 +66,8 @@ async def test_bm25_alone_answers_when_the_query_is_not_embedded_in_time(error: 
 
 async def test_what_was_scored_before_time_ran_out_counts():
     index = ScriptedIndex(cosines={f"d{number:02}": 0.9 - number / 100 for number in range(12)})
-    scores = {f"text d{number:02}": 0.1 for number in range(8)} | {"text d07": 1.0}
-    encoder = ScriptedEncoder(scores=scores, score_error=errors.DeadlinePassed("late"), good_chunks=1)
+    pair_scores = {f"text d{number:02}": 0.1 for number in range(8)} | {"text d07": 1.0}
+    encoder = ScriptedEncoder(scores=pair_scores, score_error=errors.DeadlinePassed("late"), good_chunks=1)
     result = await matcher(encoder, index).match("query", MatchOptions(top_k=12), deadline=soon(1.0))
     assert encoder.scored == [[f"text d{number:02}" for number in range(8)]]
     assert (result.degraded, result.scored_count, result.candidate_count) == (
@@ -62,8 +78,9 @@ async def test_what_was_scored_before_time_ran_out_counts():
     assert result.matches[0].document.id == "d07"
     by_id = {one.document.id: one for one in result.matches}
     assert by_id["d08"].rerank_score is None
-    raised = [by_id[f"d{number:02}"].score - by_id[f"d{number:02}"].recall_score for number in range(8)]
-    assert by_id["d08"].score - by_id["d08"].recall_score == pytest.approx(sum(raised) / 8)
+    # Its score is the probability by the parts that it has.
+    assert by_id["d08"].score == by_id["d08"].recall_score == pytest.approx(probability(0.82))
+    assert by_id["d00"].score == pytest.approx(probability(0.9 - math.log(3)), abs=1e-5)
 
 
 async def test_only_the_best_candidates_are_scored_and_returned():
@@ -108,24 +125,19 @@ async def test_what_is_deleted_between_recall_and_scoring_is_left_out(rerank: Re
     assert result.degraded is None
 
 
-async def test_weights_tuned_for_the_collection_are_used():
-    weights = Weights(lexical=0.0, rerank=1.0, calibration=ScoreCalibration(slope=10.0, intercept=-5.0))
-    index = ScriptedIndex(notes={WEIGHTS_NOTE: to_mapping(weights)})
+async def test_models_tuned_for_the_collection_are_used():
+    tuned = replace(FUSION, cosine_pair=ScoreModel(-1.0, cosine=0.0, pair=2.0))
+    index = ScriptedIndex(notes={FUSION_NOTE: to_mapping(tuned)})
     options = MatchOptions(min_score=0.5)
     result = await matcher(ScriptedEncoder(), index).match("query", options, deadline=soon())
-    assert [(one.document.id, round(one.score, 3)) for one in result.matches] == [("b", 0.982)]
-    explanation = result.matches[0].explanation
-    assert explanation.combined_score == pytest.approx(0.9)
-    assert (explanation.lexical_weight, explanation.rerank_weight) == (0.0, 1.0)
-    assert explanation.calibration == (10.0, -5.0)
+    assert scores(result) == expected(b=-1.0 + 2.0 * math.log(9))
+    assert result.matches[0].explanation.weights == tuned.cosine_pair
 
 
-async def test_weights_that_make_no_sense_are_not_used():
-    index = ScriptedIndex(notes={WEIGHTS_NOTE: {"lexical": 7}})
+async def test_models_that_make_no_sense_are_not_used():
+    index = ScriptedIndex(notes={FUSION_NOTE: {"cosine": 7}})
     result = await matcher(ScriptedEncoder(), index).match("query", MatchOptions(), deadline=soon())
-    explanation = result.matches[0].explanation
-    assert (explanation.lexical_weight, explanation.rerank_weight) == (0.5, 0.5)
-    assert explanation.calibration is None
+    assert result.matches[0].explanation.weights == default_fusion(MODEL).cosine_pair
 
 
 async def test_equal_scores_are_in_an_order_that_is_always_the_same():
@@ -134,3 +146,25 @@ async def test_equal_scores_are_in_an_order_that_is_always_the_same():
         encoder = ScriptedEncoder(scores={})
         result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon())
         assert [one.document.id for one in result.matches] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("rerank", [Rerank.NONE, Rerank.CROSS_ENCODER])
+async def test_of_equal_scores_the_one_that_shares_more_terms_is_first_then_the_identical_text(
+    rerank: Rerank,
+):
+    flat = replace(
+        FUSION,
+        cosine_lexical=replace(FUSION.cosine_lexical, lexical=0.0),
+        cosine_lexical_pair=replace(FUSION.cosine_lexical_pair, lexical=0.0),
+    )
+    index = ScriptedIndex(
+        cosines={"a": 1.0, "b": 0.9999999, "c": 0.9999998, "d": 1.0},
+        lexical={"a": 0.25, "b": 0.5, "c": 0.5, "d": 0.5},
+        texts={"a": "Query", "c": "query"},
+        notes={FUSION_NOTE: to_mapping(flat)},
+    )
+    result = await matcher(ScriptedEncoder(scores={}), index).match(
+        "query", MatchOptions(rerank=rerank), deadline=soon()
+    )
+    assert [one.document.id for one in result.matches] == ["c", "b", "d", "a"]
+    assert len({one.score for one in result.matches}) == 1

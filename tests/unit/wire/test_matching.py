@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from google.protobuf import struct_pb2
 
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.score_fusion import ScoreModel
 from textmatch.types import (
     DegradedReason,
     Match,
@@ -128,13 +127,9 @@ def test_a_filter_has_limits_in_depth_and_size():
 
 EXPLANATION = ScoreExplanation(
     cosine=-0.5,
-    bm25=12.0,
-    lexical_evidence=0.125,
+    lexical=0.125,
     pair_classifier_score=0.25,
-    combined_score=0.45,
-    lexical_weight=0.5,
-    rerank_weight=0.25,
-    calibration=(2.0, -1.0),
+    weights=ScoreModel(-4.0, cosine=8.0, lexical=0.5, pair=0.25),
 )
 
 
@@ -156,11 +151,9 @@ def test_an_explanation_has_every_part_of_a_score():
     response = matching.result_to_proto(result, MatchOptions(explain=True))
     assert response.matches[0].explanation == pb.ScoreExplanation(
         cosine=-0.5,
-        bm25=12.0,
-        lexical_evidence=0.125,
+        lexical=0.125,
         pair_classifier_score=0.25,
-        combined_score=0.45,
-        weights=pb.ScoreWeights(lexical=0.5, rerank=0.25, calibration_slope=2.0, calibration_intercept=-1.0),
+        weights=pb.ScoreWeights(intercept=-4.0, cosine=8.0, lexical=0.5, pair=0.25),
     )
     assert response.matches[0].rerank_score == 0.75
     assert (response.candidate_count, response.scored_count) == (7, 1)
@@ -172,15 +165,16 @@ def test_options_and_results_survive_the_journey():
         top_k=3,
         where=Filter(must=(FieldMatch("kind", ("a",)), Filter(should=(FieldRange("n", gt=1.0),)))),
         min_score=0.25,
-        recall=Recall.HYBRID_RRF,
+        recall=Recall.HYBRID,
         rerank=Rerank.CASCADE,
         rerank_depth=7,
         explain=True,
         omit_text=True,
     )
     assert matching.options_from_proto(matching.options_to_proto(options)) == options
-    scores = replace(EXPLANATION, combined_score=0.5)
-    match = Match(Document("a", "text", {"k": 1}, 3), 0.5, 0.25, 0.75, scores)
-    result = MatchResult("query", (match,), DegradedReason.RERANK_LATE, bi_encoder_model_id="m-1")
-    message = matching.result_to_proto(result, MatchOptions(explain=True))
-    assert matching.result_from_proto("query", message) == result
+    bare = ScoreExplanation(None, None, None, ScoreModel(1.0))
+    for explanation in (EXPLANATION, bare):
+        match = Match(Document("a", "text", {"k": 1}, 3), 0.5, 0.25, 0.75, explanation)
+        result = MatchResult("query", (match,), DegradedReason.RERANK_LATE, bi_encoder_model_id="m-1")
+        message = matching.result_to_proto(result, MatchOptions(explain=True))
+        assert matching.result_from_proto("query", message) == result

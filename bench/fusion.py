@@ -1,0 +1,155 @@
+"""Fits the score models that are shipped: `python -m bench.fusion --data DIR` prints an entry of DEFAULTS.
+
+The judged sets are those of bench.quality; every set has the same weight. The default models of the encoder
+answer the queries in the whole stack. The figures are those of held-out queries. `--reliability FILE` writes
+the points of their reliability diagrams.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bench.quality import QualitySet, groups, ingest
+from bench.report import JsonFile, print_table, write_figures
+from bench.servers import running_stack
+from textmatch.cli.tune import judged_candidates
+from textmatch.client import MatchKeywords, TextMatchClient
+from textmatch.errors import TextMatchError
+from textmatch.ranking_metrics import reliability_bins
+from textmatch.score_fusion import PART_SETS, ScoreModel, default_fusion
+from textmatch.weight_tuning import JudgedCandidates, Quality, Tuning, scores_and_labels, tune
+from training.evaluation.matching import Half
+
+_CANDIDATES = 100
+_BULK_SECONDS = 3_600.0
+_PER_CALL = 10
+_QUICK_QUERIES = 20
+# Of the large sets.
+_DRAWN_QUERIES = 300
+
+
+def main(
+    data: Annotated[
+        Path | None, typer.Option(envvar="TEXTMATCH_BENCH_DATA", help="Folder of data sets.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(help="Sets to fit to, such as cranfield,questions. Default: all.")
+    ] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="A few queries of each set.")] = False,
+    reliability: Annotated[Path | None, typer.Option(help="JSON file for the reliability diagrams.")] = None,
+    json_path: JsonFile = None,
+) -> None:
+    """Fit the models to all sets, measure them on held-out queries, and print them."""
+    chosen = {name.strip() for name in only.split(",")} if only else set[str]()
+    model_id, sets = "", dict[str, list[JudgedCandidates]]()
+    for names, read in groups(data, _DRAWN_QUERIES, Half.FIRST):
+        wanted = [name for name in names if name in chosen or not chosen]
+        if not wanted:
+            continue
+        try:
+            group = read()
+        except TextMatchError as error:
+            typer.echo(f"{', '.join(names)} left out: {error}", err=True)
+            continue
+        with tempfile.TemporaryDirectory() as directory, running_stack(Path(directory)) as stack:
+            address = stack.addresses["matcher"]
+            ingest(address, next(iter(group.values())).collection.documents)
+            for name in wanted:
+                model_id, sets[name] = _candidates(address, group[name], _QUICK_QUERIES if quick else None)
+    if not sets:
+        raise typer.BadParameter("no set is left")
+    queries = [
+        replace(query, weight=1.0 / (len(sets) * len(some))) for some in sets.values() for query in some
+    ]
+    tuning = tune(queries, default_fusion(model_id))
+    figures = _print_quality(sets, tuning)
+    typer.echo(_entry(model_id, list(sets), tuning))
+    if reliability is not None:
+        reliability.write_text(json.dumps(_diagrams(queries, tuning), indent=1), encoding="utf-8")
+    write_figures(figures, json_path)
+
+
+def _candidates(address: str, one: QualitySet, count: int | None) -> tuple[str, list[JudgedCandidates]]:
+    """The model id of the bi-encoder, and the explained candidates of each query."""
+    options = MatchKeywords(top_k=_CANDIDATES, explain=True, omit_text=True)
+    texts, found = one.collection.queries[:count], dict[int, JudgedCandidates]()
+    model_id = ""
+    with TextMatchClient(address, bulk_timeout_seconds=_BULK_SECONDS) as client:
+        for start in range(0, len(texts), _PER_CALL):
+            for answer in client.batch_match(texts[start : start + _PER_CALL], **options):
+                result, at = answer.result, start + answer.query_index
+                if result is None or result.degraded:
+                    reason = answer.error if result is None else result.degraded
+                    raise RuntimeError(f"no complete answer to {texts[at]!r}: {reason}")
+                own = str(one.own[at]) if one.own else None
+                others = tuple(match for match in result if match.document.id != own)
+                grades = {str(document): grade for document, grade in one.collection.grades[at].items()}
+                found[at] = judged_candidates(replace(result, matches=others), grades)
+                model_id = result.bi_encoder_model_id
+    return model_id, [found[at] for at in sorted(found)]
+
+
+def _print_quality(sets: dict[str, list[JudgedCandidates]], tuning: Tuning) -> dict[str, float]:
+    """A table for each set of parts; returns its figures."""
+    figures: dict[str, float] = {}
+    rows, start = [], 0
+    for name, some in sets.items():
+        part = slice(start, start + len(some))
+        start += len(some)
+        for parts in tuning.after:
+            before, after = _mean_ndcg(tuning.before[parts], part), _mean_ndcg(tuning.after[parts], part)
+            figures[f"ndcg10.{name}.{parts}"] = after
+            rows.append([name, parts, f"{before:.4f}", f"{after:.4f}"])
+    print_table("nDCG@10 on held-out queries", ["set", "parts", "before", "after"], rows)
+    figures |= {f"ece.{parts}": one.calibration_error for parts, one in tuning.after.items()}
+    errors = [[parts, f"{one.calibration_error:.4f}"] for parts, one in tuning.after.items()]
+    print_table("calibration error on held-out queries", ["parts", "error"], errors)
+    return figures
+
+
+def _mean_ndcg(quality: Quality, part: slice) -> float:
+    return float(quality.ndcg[part].mean())
+
+
+def _entry(model_id: str, sets: list[str], tuning: Tuning) -> str:
+    """The entry of DEFAULTS as Python code."""
+    models = "\n".join(f"        {name}={_code(getattr(tuning.fusion, name))}," for name in PART_SETS)
+    errors = {name: round(one.calibration_error, 4) for name, one in tuning.after.items()}
+    name = model_id.rpartition("-")[0]
+    return (
+        f'"{name}": DefaultFusion(\n    Fusion(\n{models}\n    ),\n'
+        f'    fitted_on="{", ".join(sets)}",\n    calibration_error={errors},\n),'
+    )
+
+
+def _code(model: ScoreModel) -> str:
+    weights = {"cosine": model.cosine, "lexical": model.lexical, "pair": model.pair}
+    return (
+        f"ScoreModel({model.intercept:.4g}"
+        + "".join(f", {part}={weight:.4g}" for part, weight in weights.items() if weight)
+        + ")"
+    )
+
+
+def _diagrams(queries: list[JudgedCandidates], tuning: Tuning) -> dict[str, dict[str, list[float]]]:
+    diagrams = {}
+    for name in tuning.after:
+        scores, labels = scores_and_labels(queries, name, tuning.held_out)
+        bins = reliability_bins(scores, labels)
+        diagrams[name] = {
+            "counts": np.asarray(bins.counts).tolist(),
+            "mean_scores": bins.mean_scores.tolist(),
+            "mean_labels": bins.mean_labels.tolist(),
+        }
+    return diagrams
+
+
+if __name__ == "__main__":
+    typer.run(main)
