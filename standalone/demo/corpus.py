@@ -3,8 +3,8 @@
 * The standard library of Python: one English document per documented public name. `EVERYDAY` questions are
   phrased as a programmer would type them into a search box; `HARD` ones avoid the words of the answer.
   `EVERYDAY_ZH` and `HARD_ZH` are the same questions in Chinese.
-* The help desk of an invented company: Chinese documents, questions in Chinese and English, and pairs of
-  tickets that ask the same or only look alike.
+* The help desk of an invented company: Chinese documents, everyday and hard questions in Chinese and English,
+  and pairs of tickets that ask the same or only look alike.
 
 Each question has the ids of all documents that answer it. The questions were written before the system had
 answered any of them; the ids were found without a model.
@@ -30,6 +30,8 @@ EVERYDAY_ZH = Path(__file__).with_name("questions_zh.tsv")
 HARD_ZH = Path(__file__).with_name("questions_hard_zh.tsv")
 HELP_DESK_ZH = Path(__file__).with_name("helpdesk_questions_zh.tsv")
 HELP_DESK_EN = Path(__file__).with_name("helpdesk_questions_en.tsv")
+HELP_DESK_HARD_ZH = Path(__file__).with_name("helpdesk_questions_hard_zh.tsv")
+HELP_DESK_HARD_EN = Path(__file__).with_name("helpdesk_questions_hard_en.tsv")
 _HELP_DESK = Path(__file__).with_name("helpdesk_zh.jsonl")
 _TICKETS = Path(__file__).with_name("helpdesk_duplicates_zh.tsv")
 
