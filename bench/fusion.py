@@ -68,7 +68,8 @@ def main(
     queries = [
         replace(query, weight=1.0 / (len(sets) * len(some))) for some in sets.values() for query in some
     ]
-    tuning = tune(queries, default_fusion(model_id))
+    shipped = default_fusion(model_id)
+    tuning = tune(queries, shipped, shipped)
     figures = _print_quality(sets, tuning)
     typer.echo(_entry(model_id, list(sets), tuning))
     if reliability is not None:

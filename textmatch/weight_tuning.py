@@ -1,7 +1,7 @@
 """Fits the models of textmatch.score_fusion to judged queries, and measures what that changes.
 
 Each model is a logistic regression of relevance on the parts of a score. Candidates without a judgement count
-as not relevant. A ridge pulls the weights towards the present ones, so 50 queries are enough. Five-fold
+as not relevant. A ridge pulls the weights towards the default ones, so 50 queries are enough. Five-fold
 cross-validation measures the models on queries that they were not fitted on.
 """
 
@@ -129,27 +129,31 @@ class Tuning:
         return is_likelier and float(self.ndcg_gains.mean()) >= -_NDCG_TOLERANCE
 
 
-def tune(queries: Sequence[JudgedCandidates], start: Fusion, seed: int = 0) -> Tuning:
+def tune(queries: Sequence[JudgedCandidates], present: Fusion, default: Fusion, seed: int = 0) -> Tuning:
     """Fit all models, and measure the present and the fitted ones on held-out queries.
 
     Args:
+        default: the models that few judgements move a little. They do not depend on earlier fits, so
+            fitting again to the same queries changes nothing.
         seed: of the folds for cross-validation.
     """
-    fusions = [start] * len(queries)
+    fusions = [present] * len(queries)
     before = measure(queries, fusions)
     for fold in np.array_split(np.random.default_rng(seed).permutation(len(queries)), _FOLDS):
         held_out = set(fold.tolist())
         others = [query for position, query in enumerate(queries) if position not in held_out]
-        fitted = fit(others, start)
+        fitted = fit(others, default)
         for position in held_out:
             fusions[position] = fitted
-    return Tuning(fit(queries, start), fusions, before, measure(queries, fusions))
+    unmeasured = {name: getattr(present, name) for name in PART_SETS if name not in before}
+    fitted = replace(fit(queries, default), **unmeasured)
+    return Tuning(fitted, fusions, before, measure(queries, fusions))
 
 
 def fit(queries: Sequence[JudgedCandidates], start: Fusion) -> Fusion:
-    """The models that make the judgements likeliest. A model stays as it is if it cannot be fitted.
+    """The models that make the judgements likeliest, pulled towards `start`.
 
-    It cannot if no candidate has its parts, or if all or none of those candidates are relevant.
+    A model stays as it is if no candidate has its parts, or if all or none of those candidates are relevant.
     """
     fitted = {name: _fit_model(queries, name, getattr(start, name)) for name in PART_SETS}
     return replace(start, **fitted)

@@ -49,7 +49,7 @@ def test_the_model_that_made_the_judgements_is_found():
 
 def test_every_set_of_parts_is_calibrated_on_held_out_queries():
     queries = judged(200)
-    tuning = tune(queries, START)
+    tuning = tune(queries, START, START)
     assert tuning.is_better
     assert tuning.parts == "cosine_lexical_pair"
     assert len(tuning.after) == 5
@@ -70,15 +70,16 @@ def test_few_queries_move_the_models_a_little():
     present = START.cosine.logit(ScoreComponents(0.4))
     assert present < few < many
     assert few - present < 0.9 * (many - present)
-    assert not tune(queries[:1], START).is_better
+    assert not tune(queries[:1], START, START).is_better
 
 
 def test_what_was_learned_is_not_learned_again():
     queries = judged(100)
-    tuning = tune(queries, START)
-    again = tune(queries, tuning.fusion)
+    tuning = tune(queries, START, START)
+    again = tune(queries, tuning.fusion, START)
     assert tuning.is_better
     assert not again.is_better
+    assert again.fusion == tuning.fusion
     assert again.log_loss_gains.mean() == pytest.approx(0.0, abs=0.005)
 
 
@@ -86,13 +87,13 @@ def test_judgements_by_chance_do_not_change_the_order_for_the_better():
     queries = judged(60)
     for query in queries:
         RANDOM.shuffle(query.grades)
-    tuning = tune(queries, START)
+    tuning = tune(queries, START, START)
     assert tuning.ndcg_gains.mean() < 0.1
 
 
 def test_models_of_one_fold_are_measured_on_the_others():
     queries = judged(50)
-    tuning = tune(queries, START, seed=3)
+    tuning = tune(queries, START, START, seed=3)
     fold = np.array_split(np.random.default_rng(3).permutation(50), 5)[0]
     others = [query for number, query in enumerate(queries) if number not in fold]
     assert tuning.held_out[fold[0]] == fit(others, START)
@@ -100,10 +101,11 @@ def test_models_of_one_fold_are_measured_on_the_others():
 
 def test_models_of_missing_parts_stay_as_they_are():
     queries = judged(50)
-    without_pair = tune(missing(queries, "pair"), START)
+    present = replace(START, cosine_pair=ScoreModel(-1.0, cosine=2.0, pair=3.0))
+    without_pair = tune(missing(queries, "pair"), present, START)
     assert without_pair.parts == "cosine_lexical"
-    assert without_pair.fusion.cosine_pair == START.cosine_pair
-    dense = tune(missing(missing(queries, "pair"), "lexical"), START)
+    assert without_pair.fusion.cosine_pair == present.cosine_pair
+    dense = tune(missing(missing(queries, "pair"), "lexical"), START, START)
     assert list(dense.after) == ["cosine"]
     assert dense.fusion.lexical == START.lexical
     assert dense.fusion.cosine != START.cosine
@@ -111,7 +113,7 @@ def test_models_of_missing_parts_stay_as_they_are():
 
 def test_nothing_is_fitted_without_relevant_documents():
     queries = [replace(query, grades=np.zeros(40)) for query in judged(3)]
-    assert tune(queries, START).fusion == START
+    assert tune(queries, START, START).fusion == START
 
 
 def test_weights_decide_between_queries_that_disagree():

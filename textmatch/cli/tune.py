@@ -34,7 +34,7 @@ from textmatch.client import (
 from textmatch.console import ProgressBars, one_line, print_json, print_line, print_result, print_table
 from textmatch.io.qrels import read_judgements, read_queries
 from textmatch.ranking_metrics import Values
-from textmatch.score_fusion import FUSION_NOTE, Fusion, fusion_of, to_mapping
+from textmatch.score_fusion import FUSION_NOTE, Fusion, default_fusion, fusion_of, to_mapping
 from textmatch.weight_tuning import JudgedCandidates, Quality, Tuning, standard_error
 
 Directory = Annotated[
@@ -95,7 +95,7 @@ def tune(
     collection, judgements = _stored_judgements(addresses, directory, skip_missing=skip_missing)
     present = asyncio.run(_present(addresses, collection))
     queries, pair_ms = _ask_all(addresses, judgements, collection, is_reranked=not no_rerank)
-    tuning = weight_tuning.tune(queries, present, seed)
+    tuning = weight_tuning.tune(queries, present, default_fusion(collection), seed)
     is_stored = not dry_run and (tuning.is_better or force)
     if is_stored:
         asyncio.run(_store(addresses, collection, tuning.fusion))
