@@ -80,7 +80,7 @@ def tune(
 
     --json prints {"collection", "queries", "left_out", "ndcg@10": {"before", "after", "gain",
     "standard_error"}, "log_loss": {the same}, "parts": {SET: {"ndcg@10": {"before", "after"}, "log_loss",
-    "calibration_error"}}, "pair_score": {"ndcg@10_gain", "pairs_per_query", "ms_per_query"},
+    "calibration_error"}}, "pair_score": {"ndcg@10_gain", "pairs_per_query", "ms_per_pair"},
     "models_before", "models", "is_better", "stored"}; "pair_score" is null without a cross-encoder. With
     --reset it prints {"collection", "reset"}.
     """
@@ -100,7 +100,7 @@ def tune(
     if is_stored:
         asyncio.run(_store(addresses, collection, tuning.fusion))
     pair_count = float(np.mean([pairs_scored(query, tuning.fusion).sum() for query in queries]))
-    report = _Report(collection, judgements, present, tuning, pair_count, pair_count * pair_ms, is_stored)
+    report = _Report(collection, judgements, present, tuning, pair_count, pair_ms, is_stored)
     if as_json:
         print_json(report.to_json())
     else:
@@ -280,7 +280,7 @@ class _Report:
 
     Attributes:
         pair_count: how many pairs of a query a match scores, with the fitted models.
-        pair_ms: the time of scoring them.
+        pair_ms: the time of scoring one pair.
     """
 
     collection: str
@@ -315,7 +315,7 @@ class _Report:
             else {
                 "ndcg@10_gain": gain,
                 "pairs_per_query": self.pair_count,
-                "ms_per_query": self.pair_ms,
+                "ms_per_pair": self.pair_ms,
             },
             "models_before": to_mapping(self.present),
             "models": to_mapping(tuning.fusion),
@@ -343,7 +343,7 @@ class _Report:
             print_line(_pair_line(tuning.fusion))
             print_line(
                 f"the cross-encoder adds {self.pair_gain:+.4f} nDCG@10 for {self.pair_count:.1f} pairs,"
-                f" {self.pair_ms:.0f} ms a query"
+                f" {self.pair_count * self.pair_ms:.0f} ms a query"
             )
         print_line(
             f"stored for {self.collection}; adapt your thresholds (min_score)"

@@ -30,6 +30,8 @@ def test_defaults_are_filled_in():
     assert (options.recall, options.rerank) == (None, Rerank.AUTO)
     assert options.where is None
     assert matching.options_from_proto(pb.MatchOptions(top_k=300)).candidate_count == 300
+    auto = pb.MatchOptions(rerank=pb.RERANK_MODE_AUTO)
+    assert matching.options_from_proto(auto).rerank is Rerank.AUTO
     assert matching.options_from_proto(pb.MatchOptions(rerank=pb.RERANK_MODE_NONE)).rerank is Rerank.NONE
     assert matching.options_from_proto(pb.MatchOptions(recall=pb.RECALL_MODE_DENSE)).recall is Recall.DENSE
 
