@@ -79,7 +79,7 @@ def main(
 
 def _candidates(address: str, one: QualitySet, count: int | None) -> tuple[str, list[JudgedCandidates]]:
     """The model id of the bi-encoder, and the explained candidates of each query."""
-    options = MatchKeywords(top_k=_CANDIDATES, explain=True, omit_text=True)
+    options = MatchKeywords(top_k=_CANDIDATES, rerank=True, explain=True, omit_text=True)
     texts, found = one.collection.queries[:count], dict[int, JudgedCandidates]()
     model_id = ""
     with TextMatchClient(address, bulk_timeout_seconds=_BULK_SECONDS) as client:
@@ -122,10 +122,11 @@ def _mean_ndcg(quality: Quality, part: slice) -> float:
 def _entry(model_id: str, sets: list[str], tuning: Tuning) -> str:
     """The entry of DEFAULTS as Python code."""
     models = "\n".join(f"        {name}={_code(getattr(tuning.fusion, name))}," for name in PART_SETS)
+    pairs = f"        pair_from={tuning.fusion.pair_from:g},\n        pair_depth={tuning.fusion.pair_depth},"
     errors = {name: round(one.calibration_error, 4) for name, one in tuning.after.items()}
     name = model_id.rpartition("-")[0]
     return (
-        f'"{name}": DefaultFusion(\n    Fusion(\n{models}\n    ),\n'
+        f'"{name}": DefaultFusion(\n    Fusion(\n{models}\n{pairs}\n    ),\n'
         f'    fitted_on="{", ".join(sets)}",\n    calibration_error={errors},\n),'
     )
 

@@ -52,8 +52,8 @@ MODES: dict[str, MatchKeywords] = {
     "dense": {"recall": Recall.DENSE, "rerank": False},
     "hybrid": {"recall": Recall.HYBRID, "rerank": False},
     "hybrid_cross_encoder": {"recall": Recall.HYBRID, "rerank": True},
-    # The default.
-    "cascade": {},
+    # The default: pairs are scored where that pays.
+    "auto": {},
 }
 
 
@@ -272,11 +272,18 @@ def _rankings(client: TextMatchClient, one: QualitySet) -> dict[str, Rankings]:
 
 
 def _cost(client: TextMatchClient, queries: Sequence[str], options: MatchKeywords) -> dict[str, float]:
-    """The median milliseconds of a single match after another, and of its rerank stage."""
+    """The median milliseconds of a single match after another and of its rerank stage.
+
+    Also the rerank stage's share of the whole time, and the mean number of pairs that are scored.
+    """
     options = {**options, "top_k": _TOP_K}
     # The spaces avoid a hit in the embedding cache, and change nothing else.
-    timings = [client.match(f"{query}  ", **options).timings for query in queries[:_TIMED_QUERIES]]
+    results = [client.match(f"{query}  ", **options) for query in queries[:_TIMED_QUERIES]]
+    timings = [result.timings for result in results]
+    total_ms = sum(one.total_ms for one in timings)
     return {
+        "pairs": float(np.mean([result.scored_count for result in results])),
+        "rerank_share": sum(one.rerank_ms for one in timings) / total_ms,
         "ms_p50": median(one.total_ms for one in timings),
         "rerank_ms_p50": median(one.rerank_ms for one in timings),
     }

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from textmatch.errors import InvalidInput
@@ -25,6 +25,9 @@ from textmatch.errors import InvalidInput
 FUSION_NOTE = "score_fusion"
 # A logit of a pair score beyond it counts as this.
 PAIR_LOGIT_LIMIT = 8.0
+# Fusion.pair_from where pair scores gain nothing: no cosine is that high.
+NEVER = 2.0
+MAX_PAIR_DEPTH = 1_000
 # Embeddings of equal texts differ in their last bits. Their scores must not.
 _LOGIT_DECIMALS = 5
 
@@ -73,13 +76,20 @@ class ScoreModel:
 
 @dataclass(frozen=True)
 class Fusion:
-    """One model for each set of parts. The names of the fields are the names of the sets."""
+    """One model for each set of parts, which is named for its parts, and where pair scores pay.
+
+    Attributes:
+        pair_from: the lowest cosine at which a pair score improves the ranking; NEVER if it does not.
+        pair_depth: how many candidates are worth a pair score, the best by recall, 1 to MAX_PAIR_DEPTH.
+    """
 
     cosine: ScoreModel
     lexical: ScoreModel
     cosine_lexical: ScoreModel
     cosine_pair: ScoreModel
     cosine_lexical_pair: ScoreModel
+    pair_from: float = NEVER
+    pair_depth: int = 20
 
     def model(self, parts: ScoreComponents) -> ScoreModel:
         """The model for the parts that are present."""
@@ -93,9 +103,16 @@ class Fusion:
         """The log odds of relevance, by all parts that are present."""
         return self.model(parts).logit(parts)
 
+    def logits_with_pair(self, parts: ScoreComponents) -> tuple[float, float]:
+        """The log odds with the lowest and the highest pair score. Equal if a pair score has no weight."""
+        return self.logit(replace(parts, pair=0.0)), self.logit(replace(parts, pair=1.0))
 
-# The parts of each set, in the order of Fusion's fields.
-PART_SETS: dict[str, tuple[str, ...]] = {one.name: tuple(one.name.split("_")) for one in fields(Fusion)}
+
+# The parts of each set. The names are those of Fusion's models, in the same order.
+PART_SETS: dict[str, tuple[str, ...]] = {
+    name: tuple(name.split("_"))
+    for name in ("cosine", "lexical", "cosine_lexical", "cosine_pair", "cosine_lexical_pair")
+}
 
 
 def probability(logit: float) -> float:
@@ -172,14 +189,18 @@ def fusion_of(notes: Mapping[str, object], model_id: str) -> Fusion:
         return default_fusion(model_id)
 
 
-def to_mapping(fusion: Fusion) -> dict[str, dict[str, float]]:
-    """JSON-like values, for the notes of a collection: `{"cosine": {"intercept": -8, "cosine": 10}, ...}`."""
-    return {
+def to_mapping(fusion: Fusion) -> dict[str, Any]:
+    """JSON-like values, for the notes of a collection.
+
+    `{"cosine": {"intercept": -8, "cosine": 10}, ..., "pair_from": 0.9, "pair_depth": 20}`
+    """
+    models = {
         name: {
             key: value for key, value in asdict(getattr(fusion, name)).items() if key in {"intercept", *parts}
         }
         for name, parts in PART_SETS.items()
     }
+    return {**models, "pair_from": fusion.pair_from, "pair_depth": fusion.pair_depth}
 
 
 def from_mapping(values: object) -> Fusion:
@@ -188,8 +209,16 @@ def from_mapping(values: object) -> Fusion:
     Raises:
         InvalidInput: naming the value that is missing or out of range.
     """
-    sets = _mapping("", values)
-    return Fusion(**{name: _model(name, sets.get(name)) for name in PART_SETS})
+    given = _mapping("", values)
+    models = {name: _model(name, given.get(name)) for name in PART_SETS}
+    pair_from = _number("pair_from", given.get("pair_from"), -math.inf)
+    pair_depth = _number("pair_depth", given.get("pair_depth"), 1.0)
+    if pair_depth > MAX_PAIR_DEPTH or not pair_depth.is_integer():
+        raise InvalidInput.of_field(
+            "score_fusion.pair_depth",
+            f"is {pair_depth!r}; it must be a whole number up to {MAX_PAIR_DEPTH:,}",
+        )
+    return Fusion(**models, pair_from=pair_from, pair_depth=int(pair_depth))
 
 
 def _model(name: str, values: object) -> ScoreModel:
@@ -209,5 +238,5 @@ def _number(name: str, value: object, lowest: float) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if is_number and math.isfinite(value) and value >= lowest:  # type: ignore[arg-type,operator]
         return float(value)  # type: ignore[arg-type]
-    limit = "a number" if lowest < 0 else "0 or more"
+    limit = f"{lowest:.0f} or more" if math.isfinite(lowest) else "a number"
     raise InvalidInput.of_field(f"score_fusion.{name}", f"is {value!r}; it must be {limit}")

@@ -55,13 +55,14 @@ class Recall(StrEnum):
 class Rerank(StrEnum):
     """How candidates are scored."""
 
+    AUTO = "auto"  # by the cross-encoder where it pays; docs/matching.md has the rule
     NONE = "none"
-    CROSS_ENCODER = "cross-encoder"
+    CROSS_ENCODER = "cross-encoder"  # the best candidates, always
     CASCADE = "cascade"  # the bi-encoder's pair classifier, then the cross-encoder on the best
 
 
 class DegradedReason(StrEnum):
-    """Which part of an answer is missing."""
+    """Which part of an answer is missing that could have changed it."""
 
     RERANK_LATE = "RERANK_LATE"  # `scored_count` candidates were scored in time
     RERANK_REFUSED = "RERANK_REFUSED"
@@ -119,7 +120,7 @@ class MatchOptions:
     where: Filter | None = None
     min_score: float = 0.0
     recall: Recall | None = None
-    rerank: Rerank = Rerank.CROSS_ENCODER
+    rerank: Rerank = Rerank.AUTO
     rerank_depth: int = 0
     explain: bool = False
     omit_text: bool = False
@@ -129,8 +130,8 @@ class MatchOptions:
 class MatchKeywords(TypedDict, total=False):
     """`MatchOptions` as keyword arguments of the client's methods.
 
-    Without `candidate_count`, at least `top_k` documents are recalled. `rerank` may also be False for
-    `Rerank.NONE` and True for the cross-encoder.
+    Without `candidate_count`, at least `top_k` documents are recalled. `rerank` may also be None for
+    `Rerank.AUTO`, False for `Rerank.NONE` and True for `Rerank.CROSS_ENCODER`.
     """
 
     top_k: int
@@ -138,7 +139,7 @@ class MatchKeywords(TypedDict, total=False):
     where: Filter
     min_score: float
     recall: Recall
-    rerank: Rerank | bool
+    rerank: Rerank | bool | None
     rerank_depth: int
     explain: bool
     omit_text: bool

@@ -3,6 +3,9 @@
 Each model is a logistic regression of relevance on the parts of a score. Candidates without a judgement count
 as not relevant. A ridge pulls the weights towards the default ones, so 50 queries are enough. Five-fold
 cross-validation measures the models on queries that they were not fitted on.
+
+With pair scores it also chooses where they pay: from which cosine on, and for how many candidates. Of the
+choices that rank held-out queries about as well as the best one, it takes the one with the fewest pairs.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from textmatch.ranking_metrics import Values, best_first, calibration_error, ndcg
-from textmatch.score_fusion import PAIR_LOGIT_LIMIT, PART_SETS, Fusion, ScoreModel
+from textmatch.score_fusion import NEVER, PAIR_LOGIT_LIMIT, PART_SETS, Fusion, ScoreModel
 
 _DEPTH = 10
 _FOLDS = 5
@@ -22,9 +27,17 @@ _FOLDS = 5
 _MIN_STANDARD_ERRORS = 2.0
 # A fall of nDCG@10 within it counts as none.
 _NDCG_TOLERANCE = 0.005
+# The choices for Fusion.pair_from, the most frugal one first, and for Fusion.pair_depth.
+_PAIR_FROM = (NEVER, 0.98, 0.96, 0.94, 0.92, *(step / 20 for step in range(18, 5, -1)), 0.0, -1.0)
+_PAIR_DEPTHS = (5, 10, 15, 20, 30, 40)
+# A choice that ranks worse by less than this, in nDCG@10, ranks as well.
+_CHOICE_TOLERANCE = 0.002
 # The ridge, in judged candidates of average uncertainty for each weight.
 _RIDGE = 2.0
 _NEWTON_STEPS = 100
+# The parts of a complete answer, and those that recall knows.
+_COMPLETE = "cosine_lexical_pair"
+_RECALL = "cosine_lexical"
 _TOLERANCE = 1e-9
 _LEAST_PROBABILITY = 1e-12
 
@@ -38,7 +51,6 @@ class JudgedCandidates:
         pair: the score of the cross-encoder; NaN where the pair was not scored.
         grades: 0 for not relevant.
         missed_grades: grades of the judged documents that are not candidates, (missed,).
-        depth: how many candidates a match returns, best recall score first; None: all.
         weight: of each candidate in the fit.
     """
 
@@ -47,7 +59,6 @@ class JudgedCandidates:
     pair: Values
     grades: Values
     missed_grades: Values = field(default_factory=lambda: np.zeros(0))
-    depth: int | None = None
     weight: float = 1.0
 
     @cached_property
@@ -139,15 +150,75 @@ def tune(queries: Sequence[JudgedCandidates], present: Fusion, default: Fusion, 
     """
     fusions = [present] * len(queries)
     before = measure(queries, fusions)
-    for fold in np.array_split(np.random.default_rng(seed).permutation(len(queries)), _FOLDS):
-        held_out = set(fold.tolist())
-        others = [query for position, query in enumerate(queries) if position not in held_out]
-        fitted = fit(others, default)
-        for position in held_out:
+    folds = np.array_split(np.random.default_rng(seed).permutation(len(queries)), _FOLDS)
+    is_other = [~np.isin(np.arange(len(queries)), fold) for fold in folds]
+    for fold, others in zip(folds, is_other, strict=True):
+        fitted = fit([query for query, is_used in zip(queries, others, strict=True) if is_used], default)
+        for position in fold:
             fusions[position] = fitted
+    choices = _PairChoices.of(queries, fusions)
+    for fold, others in zip(folds, is_other, strict=True):
+        for position in fold:
+            fusions[position] = choices.applied(fusions[position], others)
     unmeasured = {name: getattr(present, name) for name in PART_SETS if name not in before}
-    fitted = replace(fit(queries, default), **unmeasured)
-    return Tuning(fitted, fusions, before, measure(queries, fusions))
+    fusion = replace(fit(queries, default), **unmeasured)
+    fusion = choices.applied(fusion, np.ones(len(queries), dtype=bool))
+    return Tuning(fusion, fusions, before, measure(queries, fusions))
+
+
+@dataclass(frozen=True)
+class _PairChoices:
+    """What each choice of `pair_from` and `pair_depth` costs and gives: (queries, choices) each.
+
+    Attributes:
+        choices: the pairs of `pair_from` and `pair_depth`, the most frugal first. The first scores nothing.
+        gains: in nDCG@10, over recall alone.
+        counts: how many pairs are scored.
+        weights: of the queries, (queries,).
+    """
+
+    choices: list[tuple[float, int]]
+    gains: Values
+    counts: Values
+    weights: Values
+
+    @classmethod
+    def of(cls, queries: Sequence[JudgedCandidates], fusions: Sequence[Fusion]) -> _PairChoices:
+        """Measure all choices, for each query with its own models."""
+        choices = [(pair_from, depth) for pair_from in _PAIR_FROM for depth in _PAIR_DEPTHS]
+        gains, counts = np.zeros((2, len(queries), len(choices)))
+        for row, (query, fusion) in enumerate(zip(queries, fusions, strict=True)):
+            recall = ranking_logits(query, _RECALL, fusion)
+            everywhere = replace(fusion, pair_from=-np.inf, pair_depth=len(recall))
+            with_pairs = ranking_logits(query, _COMPLETE, everywhere)
+            known: dict[bytes, float] = {}
+            for column, (pair_from, depth) in enumerate(choices):
+                is_scored = _is_scored(query, recall, pair_from, depth)
+                key = is_scored.tobytes()
+                if key not in known:
+                    ranked = query.ranked_grades(np.where(is_scored, with_pairs, recall))
+                    known[key] = float(ndcg(ranked[None], query.ideal[None], _DEPTH)[0])
+                gains[row, column], counts[row, column] = known[key], is_scored.sum()
+        return cls(choices, gains - gains[:, :1], counts, np.array([query.weight for query in queries]))
+
+    def applied(self, fusion: Fusion, is_used: NDArray[np.bool_]) -> Fusion:
+        """The fusion with the choice that fits the used (queries,) queries best.
+
+        No pairs are scored if the gain of the best choice is within two standard errors. If no query has pair
+        scores, the fusion stays as it is.
+        """
+        if not self.counts.any() or not is_used.any():
+            return fusion
+        weights = self.weights[is_used] / self.weights[is_used].sum()
+        gains = weights @ self.gains[is_used]
+        best = int(gains.argmax())
+        spread = weights * (self.gains[is_used, best] - gains[best])
+        if gains[best] <= _MIN_STANDARD_ERRORS * float((spread**2).sum()) ** 0.5:
+            return replace(fusion, pair_from=NEVER)
+        is_good = gains >= gains[best] - _CHOICE_TOLERANCE
+        cheapest = int(np.where(is_good, weights @ self.counts[is_used], np.inf).argmin())
+        pair_from, pair_depth = self.choices[cheapest]
+        return replace(fusion, pair_from=pair_from, pair_depth=pair_depth)
 
 
 def fit(queries: Sequence[JudgedCandidates], start: Fusion) -> Fusion:
@@ -155,7 +226,7 @@ def fit(queries: Sequence[JudgedCandidates], start: Fusion) -> Fusion:
 
     A model stays as it is if no candidate has its parts, or if all or none of those candidates are relevant.
     """
-    fitted = {name: _fit_model(queries, name, getattr(start, name)) for name in PART_SETS}
+    fitted: dict[str, Any] = {name: _fit_model(queries, name, getattr(start, name)) for name in PART_SETS}
     return replace(start, **fitted)
 
 
@@ -192,8 +263,8 @@ def scores_and_labels(
 def ranking_logits(query: JudgedCandidates, name: str, fusion: Fusion) -> Values:
     """The logits by which a match sorts the candidates, with the parts of that set: (count,).
 
-    Candidates that lack a part have the logits of the parts that they have. -inf for candidates that a match
-    would not return, because they are beyond `depth` in recall.
+    Candidates that lack a part have the logits of the parts that they have. So do those whose pairs are not
+    scored by `pair_from` and `pair_depth`.
     """
     logits = np.full(len(query.grades), -np.inf)
     wanted = PART_SETS[name]
@@ -203,11 +274,23 @@ def ranking_logits(query: JudgedCandidates, name: str, fusion: Fusion) -> Values
             logits = np.where(np.isnan(own), logits, own)
     if "pair" in wanted:
         recall = ranking_logits(query, name.removesuffix("_pair"), fusion)
-        returned = best_first(recall)[: query.depth]
-        is_returned = np.zeros(len(logits), dtype=bool)
-        is_returned[returned] = True
-        logits = np.where(is_returned, logits, -np.inf)
+        is_scored = _is_scored(query, recall, fusion.pair_from, fusion.pair_depth)
+        logits = np.where(is_scored, logits, recall)
     return logits
+
+
+def pairs_scored(query: JudgedCandidates, fusion: Fusion) -> NDArray[np.bool_]:
+    """Which pairs a match without `min_score` scores at most: (count,)."""
+    recall = ranking_logits(query, _RECALL, fusion)
+    return _is_scored(query, recall, fusion.pair_from, fusion.pair_depth)
+
+
+def _is_scored(
+    query: JudgedCandidates, recall: Values, pair_from: float, pair_depth: int
+) -> NDArray[np.bool_]:
+    is_scored = np.zeros(len(recall), dtype=bool)
+    is_scored[best_first(recall)[:pair_depth]] = True
+    return is_scored & (query.cosine >= pair_from) & ~np.isnan(query.pair)
 
 
 def standard_error(values: Values) -> float:

@@ -347,8 +347,9 @@ MATCH = Dashboard(
         ),
         _lines(
             "Candidates",
-            "Mean number of candidates of a query: recalled, and scored by the cross-encoder.",
+            "Mean number of candidates of a query: recalled, selected for pair scores, scored.",
             PanelQuery(mean("textmatch_match_candidates"), "recalled"),
+            PanelQuery(mean("textmatch_match_selected_candidates"), "selected"),
             PanelQuery(mean("textmatch_match_scored_candidates"), "scored"),
         ),
         _lines(

@@ -12,10 +12,17 @@ import numpy as np
 
 from services.matcher import metrics
 from services.matcher.deadlines import TimeBudget
-from services.matcher.ranking import Candidate, classified, combine, ranked
+from services.matcher.ranking import (
+    Candidate,
+    FoundCandidate,
+    RerankRule,
+    Shortlist,
+    classified,
+    combine,
+    ranked,
+)
 from services.matcher.reranker import Reranker, RerankResult
 from services.matcher.retriever import QueryPlan, Retriever, effective_recall
-from textmatch.documents import Document
 from textmatch.errors import ModelMismatch
 from textmatch.index.bm25 import QueryVector, query_vector
 from textmatch.index.client import CollectionGone
@@ -136,9 +143,7 @@ class Matcher:
             info = await budget.within_deadline(self._collections.info(collection))
             recall = effective_recall(options.recall, info, collection)
         terms = await self._terms(query, collection, budget) if recall is Recall.HYBRID else None
-        depth = options.top_k
-        if options.rerank is not Rerank.NONE:
-            depth = max(options.rerank_depth or self._rerank_depth, depth)
+        fusion = fusion_of(info.notes, collection)
         return QueryPlan(
             query=query,
             is_bulk=is_bulk,
@@ -149,10 +154,9 @@ class Matcher:
             candidate_count=options.candidate_count,
             where=options.where,
             rerank=options.rerank,
-            rerank_depth=depth,
-            fusion=fusion_of(info.notes, collection),
+            rule=RerankRule.of(options, self._rerank_depth, fusion),
+            fusion=fusion,
             top_k=options.top_k,
-            min_score=options.min_score,
         )
 
     async def _terms(self, query: str, collection: str, budget: TimeBudget) -> QueryVector | None:
@@ -184,29 +188,34 @@ class Matcher:
             hits = await self._retriever.quick_search(plan, embedding)
             candidates = _ranked(result, plan, hits)
         found = [(candidate, candidate.hit.document) for candidate in candidates if candidate.hit.document]
-        _choose(result, plan, found, [])
+        _choose(result, plan, found)
 
     async def _answer_fully(self, result: MatchResult, plan: QueryPlan, embedding: Embeddings) -> None:
         with timed(result.timings, "recall"):
             hits = await self._retriever.search(plan, embedding)
             candidates = _ranked(result, plan, hits)
-        if plan.rerank is Rerank.CASCADE and len(candidates) > plan.rerank_depth:
+        if plan.rerank is Rerank.CASCADE and len(candidates) > plan.rule.depth:
             with timed(result.timings, "rerank", "classify"):
                 candidates = await self._classified(result, plan, candidates)
         with timed(result.timings, "recall", "read"):
-            found = await self._read(plan, candidates[: plan.rerank_depth])
+            shortlist = Shortlist(plan.rule, await self._read(plan, plan.rule.shortlisted(candidates)))
+        if plan.rerank is not Rerank.NONE:
+            await self._score(result, plan, shortlist)
+        _choose(result, plan, shortlist.found)
+
+    async def _score(self, result: MatchResult, plan: QueryPlan, shortlist: Shortlist) -> None:
         scores = RerankResult()
-        if plan.rerank is not Rerank.NONE and found:
+        if shortlist.to_score():
             with timed(result.timings, "rerank"):
-                texts = [document.text for _, document in found]
                 scores = await self._reranker.score(
-                    plan.query, texts, budget=plan.budget, is_bulk=plan.is_bulk
+                    plan.query, shortlist, budget=plan.budget, is_bulk=plan.is_bulk
                 )
-            metrics.SCORED_CANDIDATES.observe(len(scores.values))
-        result.degraded = result.degraded or scores.degraded
+        metrics.SELECTED_CANDIDATES.observe(shortlist.selected_count)
+        metrics.SCORED_CANDIDATES.observe(len(scores.values))
+        if shortlist.undecided():
+            result.degraded = result.degraded or scores.degraded
         result.scored_count = len(scores.values)
         result.cross_encoder_model_id = scores.model_id or None
-        _choose(result, plan, found, scores.values)
 
     async def _classified(
         self, result: MatchResult, plan: QueryPlan, candidates: Sequence[Candidate]
@@ -231,9 +240,7 @@ class Matcher:
             return stored
         return classified(stored, scores.values)
 
-    async def _read(
-        self, plan: QueryPlan, candidates: Sequence[Candidate]
-    ) -> list[tuple[Candidate, Document]]:
+    async def _read(self, plan: QueryPlan, candidates: Sequence[Candidate]) -> list[FoundCandidate]:
         """The candidates that are still stored, with their documents, in the same order."""
         points = [candidate.hit.point for candidate in candidates]
         documents = await plan.budget.within_deadline(self._index.documents(points, model_id=plan.collection))
@@ -246,8 +253,6 @@ def _ranked(result: MatchResult, plan: QueryPlan, hits: Sequence[Hit]) -> list[C
     return ranked(hits, plan.fusion)
 
 
-def _choose(
-    result: MatchResult, plan: QueryPlan, found: Sequence[tuple[Candidate, Document]], scores: Sequence[float]
-) -> None:
-    matches = combine(plan.query, found, scores, plan.fusion)
-    result.matches = tuple([match for match in matches if match.score >= plan.min_score][: plan.top_k])
+def _choose(result: MatchResult, plan: QueryPlan, found: Sequence[FoundCandidate]) -> None:
+    matches = combine(plan.query, found, plan.fusion)
+    result.matches = tuple([match for match in matches if match.score >= plan.rule.min_score][: plan.top_k])

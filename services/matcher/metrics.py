@@ -19,6 +19,11 @@ CANDIDATES = Histogram(
     "Candidates found for a query.",
     buckets=_CANDIDATE_BUCKETS,
 )
+SELECTED_CANDIDATES = Histogram(
+    "textmatch_match_selected_candidates",
+    "Candidates of a query that the rerank rule selects for pair scores; 0: the cross-encoder is not asked.",
+    buckets=_CANDIDATE_BUCKETS,
+)
 SCORED_CANDIDATES = Histogram(
     "textmatch_match_scored_candidates",
     "Candidates that the cross-encoder scored for a query.",

@@ -1,28 +1,160 @@
-"""From hits to matches: fuses the parts of their scores and sorts them."""
+"""From hits to matches: chooses the candidates that get pair scores, fuses the parts of scores, sorts.
+
+A pair score moves a candidate within bounds: those of the lowest and the highest pair score. So it is often
+known beforehand that it cannot change the answer. Example: the tenth best of ten matches is at 0.8 at least;
+a candidate at 0.3 that a pair score can raise to 0.7 needs none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from typing import TypeAlias
 
 from textmatch.documents import Document
 from textmatch.index.search import Hit
 from textmatch.score_fusion import Fusion, ScoreComponents, probability
-from textmatch.types import Match, ScoreExplanation
+from textmatch.types import Match, MatchOptions, Rerank, ScoreExplanation
 
 # Ascending: the log odds, the lexical part, whether the text differs from the query, the id.
 _SortKey: TypeAlias = tuple[float, float, bool, str]
+# Scores of the first candidates may decide about the others. Fewer at a time cost more calls than they save.
+_MIN_AUTO_CHUNK = 8
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A hit with the parts of its score, and its pair classifier score if there was a classifier stage."""
+    """A hit with the parts of its score, and its pair classifier score if there was a classifier stage.
+
+    `is_selected` says whether the rule selects it for a pair score.
+    """
 
     hit: Hit
     parts: ScoreComponents
     pair_classifier_score: float | None = None
+    is_selected: bool = False
+
+
+# A candidate that is still stored, with its document.
+FoundCandidate: TypeAlias = tuple[Candidate, Document]
+
+
+@dataclass(frozen=True)
+class RerankRule:
+    """Which candidates get a pair score, and which candidates can be returned.
+
+    Attributes:
+        depth: the first candidates, of which it selects; 0 if no pair is scored.
+        is_auto: it selects only candidates that look nearly the same as the query, or that may end on either
+            side of `min_score`, and requests scores only while they can change the answer.
+        other_count: how many candidates that are not selected can be returned.
+    """
+
+    fusion: Fusion
+    top_k: int
+    min_score: float
+    depth: int
+    is_auto: bool
+    other_count: int
+
+    @classmethod
+    def of(cls, options: MatchOptions, default_depth: int, fusion: Fusion) -> RerankRule:
+        """The rule for a match. `default_depth` is for options without `rerank_depth`."""
+        limit = options.rerank_depth or default_depth
+        depth, other_count = max(limit, options.top_k), 0
+        if options.rerank is Rerank.NONE:
+            depth, other_count = 0, options.top_k
+        elif options.rerank is Rerank.AUTO:
+            depth, other_count = min(limit, fusion.pair_depth), options.top_k
+        return cls(
+            fusion, options.top_k, options.min_score, depth, options.rerank is Rerank.AUTO, other_count
+        )
+
+    def selects(self, parts: ScoreComponents) -> bool:
+        """Whether a candidate of the first `depth` gets a pair score."""
+        if not self.is_auto:
+            return True
+        lowest, highest = self.fusion.logits_with_pair(parts)
+        is_near_threshold = not self.is_enough(lowest) and self.is_enough(highest)
+        return is_near_threshold or (parts.cosine is not None and parts.cosine >= self.fusion.pair_from)
+
+    def shortlisted(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates that can be returned, in the same order: the selected ones, and the best others."""
+        chosen, others = list[Candidate](), self.other_count
+        for position, candidate in enumerate(candidates):
+            if position < self.depth and self.selects(candidate.parts):
+                chosen.append(replace(candidate, is_selected=True))
+            elif others > 0:
+                chosen.append(candidate)
+                others -= 1
+            elif position >= self.depth:
+                break
+        return chosen
+
+    def is_enough(self, logit: float) -> bool:
+        """Whether a match with these log odds reaches `min_score`."""
+        return probability(logit) >= self.min_score
+
+    def bounds(self, candidate: Candidate) -> tuple[float, float]:
+        """The lowest and the highest log odds that the candidate may end with, scored or not."""
+        logit = self.fusion.logit(candidate.parts)
+        if not candidate.is_selected or candidate.parts.pair is not None:
+            return logit, logit
+        lowest, highest = self.fusion.logits_with_pair(candidate.parts)
+        return min(lowest, logit), max(highest, logit)
+
+
+class Shortlist:
+    """The candidates that can be returned, best first, with the pair scores that are known so far."""
+
+    def __init__(self, rule: RerankRule, found: Sequence[FoundCandidate]) -> None:
+        self.found = list(found)
+        self._rule = rule
+        self._bounds = [rule.bounds(candidate) for candidate, _ in found]
+
+    @property
+    def selected_count(self) -> int:
+        """How many candidates the rule selects."""
+        return sum(candidate.is_selected for candidate, _ in self.found)
+
+    def to_score(self) -> list[int]:
+        """Positions of the candidates to score next, best first; empty if no more pair scores are wanted."""
+        if self._rule.is_auto:
+            return self.undecided()[: max(self._rule.top_k, _MIN_AUTO_CHUNK)]
+        return self._unscored()
+
+    def undecided(self) -> list[int]:
+        """Positions of the candidates whose missing pair scores can change the answer.
+
+        Others cannot: they end below `min_score` or below `top_k` candidates, whatever their pair scores are.
+        """
+        kth_best = float("-inf")
+        if len(self.found) >= self._rule.top_k:
+            kth_best = sorted((lowest for lowest, _ in self._bounds), reverse=True)[self._rule.top_k - 1]
+        return [
+            position
+            for position in self._unscored()
+            if self._bounds[position][1] >= kth_best and self._rule.is_enough(self._bounds[position][1])
+        ]
+
+    def texts(self, positions: Sequence[int]) -> list[str]:
+        """The texts of candidates."""
+        return [self.found[position][1].text for position in positions]
+
+    def record(self, positions: Sequence[int], scores: Sequence[float]) -> None:
+        """Keep pair scores."""
+        for position, score in zip(positions, scores, strict=True):
+            candidate, document = self.found[position]
+            candidate = replace(candidate, parts=replace(candidate.parts, pair=score))
+            self.found[position] = candidate, document
+            self._bounds[position] = self._rule.bounds(candidate)
+
+    def _unscored(self) -> list[int]:
+        return [
+            position
+            for position, (candidate, _) in enumerate(self.found)
+            if candidate.is_selected and candidate.parts.pair is None
+        ]
 
 
 def ranked(hits: Iterable[Hit], fusion: Fusion) -> list[Candidate]:
@@ -40,26 +172,17 @@ def classified(candidates: Sequence[Candidate], scores: Sequence[float]) -> list
     return sorted(scored, key=lambda one: -(one.pair_classifier_score or 0.0))
 
 
-def combine(
-    query: str, found: Sequence[tuple[Candidate, Document]], pair_scores: Sequence[float], fusion: Fusion
-) -> list[Match]:
-    """All candidates as matches, best first.
+def combine(query: str, found: Iterable[FoundCandidate], fusion: Fusion) -> list[Match]:
+    """All candidates as matches, best first, each scored by the parts that it has.
 
     Ties are broken by the lexical part, then in favour of a text that is identical to the query, then by id.
-
-    Args:
-        pair_scores: those of the first candidates. The others are scored by the parts that they have.
     """
-    scored = [
-        (replace(candidate, parts=replace(candidate.parts, pair=pair)), document)
-        for (candidate, document), pair in zip_longest(found, pair_scores)
-    ]
 
-    def key(one: tuple[Candidate, Document]) -> _SortKey:
+    def key(one: FoundCandidate) -> _SortKey:
         candidate, document = one
         return _sort_key(candidate.parts, fusion, document.id, is_different=document.text != query)
 
-    return [_match(candidate, document, fusion) for candidate, document in sorted(scored, key=key)]
+    return [_match(candidate, document, fusion) for candidate, document in sorted(found, key=key)]
 
 
 def _sort_key(parts: ScoreComponents, fusion: Fusion, one_id: str, *, is_different: bool = True) -> _SortKey:

@@ -1,4 +1,4 @@
-"""Scores as many candidates as time allows by the encoder's cross-encoder or pair classifier."""
+"""Scores candidates by the encoder's cross-encoder or pair classifier: the wanted ones, as time allows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.matcher.deadlines import ScoringThroughput, TimeBudget
+from services.matcher.ranking import Shortlist
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import (
     DeadlinePassed,
@@ -30,7 +31,7 @@ _DEGRADING = (DeadlinePassed, *_REFUSED, *_UNAVAILABLE)
 
 @dataclass
 class RerankResult:
-    """Scores 0..1 of the first texts. `degraded` is the reason why the others were not scored."""
+    """Scores 0..1, in the order of scoring. `degraded` is the reason why the others were not scored."""
 
     values: list[float] = field(default_factory=list)
     model_id: str = ""
@@ -45,12 +46,15 @@ class Reranker:
         self._throughputs = {is_bulk: ScoringThroughput() for is_bulk in (False, True)}
 
     async def score(
-        self, query: str, texts: Sequence[str], *, budget: TimeBudget, is_bulk: bool
+        self, query: str, shortlist: Shortlist, *, budget: TimeBudget, is_bulk: bool
     ) -> RerankResult:
-        """Score the query with each text by the cross-encoder, in order, until time runs out."""
+        """Score the query with the candidates by the cross-encoder, while scores are wanted and time is left.
+
+        The scores are recorded in the shortlist.
+        """
         result = RerankResult()
-        while len(result.values) < len(texts) and result.degraded is None:
-            await self._score_chunk(result, query, texts[len(result.values) :], budget, is_bulk)
+        while result.degraded is None and (positions := shortlist.to_score()):
+            await self._score_chunk(result, query, shortlist, positions, budget, is_bulk)
         return result
 
     async def classify(
@@ -69,11 +73,17 @@ class Reranker:
         return RerankResult(scored.scores.tolist(), scored.model_id)
 
     async def _score_chunk(
-        self, result: RerankResult, query: str, texts: Sequence[str], budget: TimeBudget, is_bulk: bool
+        self,
+        result: RerankResult,
+        query: str,
+        shortlist: Shortlist,
+        positions: Sequence[int],
+        budget: TimeBudget,
+        is_bulk: bool,
     ) -> None:
         throughput = self._throughputs[is_bulk]
         started = time.monotonic()
-        chunk = throughput.next_chunk(query, texts, budget.answer_by - started)
+        chunk = throughput.next_chunk(query, shortlist.texts(positions), budget.answer_by - started)
         if not chunk:
             result.degraded = DegradedReason.RERANK_LATE
             return
@@ -90,7 +100,9 @@ class Reranker:
                 throughput.observe_late(query, chunk, time.monotonic() - started)
             return
         throughput.observe(query, chunk, time.monotonic() - started)
-        result.values += scored.scores.tolist()
+        scores = scored.scores.tolist()
+        shortlist.record(positions[: len(chunk)], scores)
+        result.values += scores
         result.model_id = scored.model_id
 
 

@@ -9,6 +9,7 @@ from cachetools import LRUCache
 
 from services.matcher import metrics
 from services.matcher.deadlines import SearchTime, TimeBudget
+from services.matcher.ranking import RerankRule
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, Overloaded
 from textmatch.filters import Filter
@@ -33,7 +34,7 @@ class QueryPlan:
         collection: the collection in use; "" while there is none.
         recall: how the collection is searched.
         terms: what BM25 searches for; None with dense recall, or if the query has no terms.
-        rerank_depth: how many candidates are read and scored.
+        rule: which candidates are read and which of them get pair scores.
     """
 
     query: str
@@ -45,10 +46,9 @@ class QueryPlan:
     candidate_count: int
     where: Filter | None
     rerank: Rerank
-    rerank_depth: int
+    rule: RerankRule
     fusion: Fusion
     top_k: int
-    min_score: float
 
     @property
     def model_id(self) -> str:

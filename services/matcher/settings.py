@@ -19,7 +19,7 @@ class MatcherSettings(StoreSettings, ServerSettings):
     rerank_depth: int = setting(
         "TEXTMATCH_RERANK_DEPTH",
         40,
-        "Candidates that the cross-encoder scores if a Match does not set `rerank_depth`.",
+        "Most candidates that the cross-encoder scores if a Match does not set `rerank_depth`.",
         minimum=1,
         maximum=1_000,
     )

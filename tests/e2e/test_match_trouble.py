@@ -54,7 +54,7 @@ def timed_match(
     with stack.client(timeout_seconds) as client:
         started = time.monotonic()
         try:
-            return client.match(query, **({"recall": recall} if recall else {}))
+            return client.match(query, rerank=True, **({"recall": recall} if recall else {}))
         finally:
             assert time.monotonic() - started < timeout_seconds + SLACK_SECONDS
 

@@ -36,7 +36,7 @@ with TextMatchClient(matcher, encoder, timeout_seconds=60) as client:
     client.wait_until_searchable()
     with trace.get_tracer("test").start_as_current_span("asking") as span:
         print(trace.format_trace_id(span.get_span_context().trace_id))
-        assert client.match("the secret cat").matches
+        assert client.match("the secret cat", rerank=True).matches
 """
 
 

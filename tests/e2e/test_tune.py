@@ -17,6 +17,7 @@ from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.stack import Stack, running_stack, wait_until
 from textmatch.score_fusion import (
     FUSION_NOTE,
+    NEVER,
     PART_SETS,
     ScoreModel,
     default_fusion,
@@ -104,7 +105,7 @@ def refused(stack: Stack, *arguments: str | Path) -> str:
 def used(stack: Stack) -> ScoreModel:
     """The model of a complete answer."""
     with stack.client() as client:
-        [match] = client.match("cat", top_k=1, explain=True)
+        [match] = client.match("cat", top_k=1, rerank=True, explain=True)
     assert match.explanation is not None
     return match.explanation.weights
 
@@ -126,7 +127,10 @@ def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, jud
     assert shown["log_loss"]["gain"] > 2 * shown["log_loss"]["standard_error"]
     for quality in shown["parts"].values():
         assert quality["calibration_error"]["after"] < 0.05
-    assert shown["pair_score"]["ms_per_query"] > 0
+    assert shown["pair_score"]["ms_per_pair"] > 0
+    # The tiny cross-encoder tells nothing apart.
+    assert shown["models"]["pair_from"] == NEVER
+    assert shown["pair_score"]["pairs_per_query"] == 0
     assert asdict(used(stack)) == pytest.approx(asdict(default.cosine_lexical_pair), rel=1e-5)
 
     before = used(stack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ FUSIONS = st.builds(
     st.builds(ScoreModel, INTERCEPTS, cosine=WEIGHTS, lexical=WEIGHTS),
     st.builds(ScoreModel, INTERCEPTS, cosine=WEIGHTS, pair=WEIGHTS),
     st.builds(ScoreModel, INTERCEPTS, cosine=WEIGHTS, lexical=WEIGHTS, pair=WEIGHTS),
+    st.floats(-1, 2),
+    st.integers(1, 1_000),
 )
 COSINES, SHARES = st.floats(-1, 1), st.floats(0, 1)
 PARTS = st.one_of(
@@ -103,6 +106,12 @@ def test_a_pair_score_at_its_limits_has_a_finite_logit():
     assert [pair_logit(one) for one in (0.0, 0.5, 1.0)] == pytest.approx([-8, 0, 8])
 
 
+@given(PARTS, SHARES, FUSIONS)
+def test_no_pair_score_leaves_the_bounds(parts: ScoreComponents, pair: float, fusion: Fusion):
+    lowest, highest = fusion.logits_with_pair(parts)
+    assert lowest <= fusion.logit(replace(parts, pair=pair)) <= highest
+
+
 def test_the_last_bits_of_a_cosine_make_no_difference():
     fusion = default_fusion("any-0")
     assert fusion.logit(ScoreComponents(0.99999994)) == fusion.logit(ScoreComponents(1.0))
@@ -133,6 +142,9 @@ def test_tuned_models_replace_the_default_ones_unless_they_make_no_sense(caplog:
         ({"cosine": {"intercept": 1, "cosine": -1}}, "cosine.cosine: is -1; it must be 0 or more"),
         ({"cosine": {"intercept": True, "cosine": 1}}, "cosine.intercept: is True; it must be a number"),
         ({"cosine": {"intercept": math.nan, "cosine": 1}}, "cosine.intercept: is nan"),
+        ({"pair_from": None}, "score_fusion.pair_from: is None; it must be a number"),
+        ({"pair_depth": 0}, "score_fusion.pair_depth: is 0; it must be 1 or more"),
+        ({"pair_depth": 2.5}, "score_fusion.pair_depth: is 2.5; it must be a whole number up to 1,000"),
     ],
 )
 def test_models_that_make_no_sense_are_named(changed: dict[str, object], message: str):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from textmatch.ranking_metrics import calibration_error
-from textmatch.score_fusion import Fusion, ScoreComponents, ScoreModel, default_fusion
+from textmatch.score_fusion import NEVER, PART_SETS, Fusion, ScoreComponents, ScoreModel, default_fusion
 from textmatch.weight_tuning import (
     JudgedCandidates,
     fit,
+    pairs_scored,
     ranking_logits,
     scores_and_labels,
     tune,
@@ -96,7 +97,8 @@ def test_models_of_one_fold_are_measured_on_the_others():
     tuning = tune(queries, START, START, seed=3)
     fold = np.array_split(np.random.default_rng(3).permutation(50), 5)[0]
     others = [query for number, query in enumerate(queries) if number not in fold]
-    assert tuning.held_out[fold[0]] == fit(others, START)
+    found, expected = tuning.held_out[fold[0]], fit(others, START)
+    assert all(getattr(found, name) == getattr(expected, name) for name in PART_SETS)
 
 
 def test_models_of_missing_parts_stay_as_they_are():
@@ -124,16 +126,48 @@ def test_weights_decide_between_queries_that_disagree():
     assert score == pytest.approx(-2.0, abs=0.3)
 
 
-def test_what_recall_leaves_out_is_neither_found_nor_forgotten():
+def test_pairs_that_a_match_does_not_score_do_not_count():
     query = JudgedCandidates(
         cosine=np.array([0.9, 0.5, 0.1]),
         lexical=np.full(3, np.nan),
         pair=np.array([0.001, 0.001, 0.999]),
         grades=np.array([0.0, 0.0, 1.0]),
     )
-    fusion = replace(START, cosine_pair=ScoreModel(0.0, pair=1.0))
+    fusion = replace(START, cosine_pair=ScoreModel(0.0, pair=1.0), pair_from=0.0)
     assert ranking_logits(query, "cosine_pair", fusion).argmax() == 2
-    assert ranking_logits(replace(query, depth=2), "cosine_pair", fusion)[2] == -np.inf
+    recall = ranking_logits(query, "cosine", fusion)
+    for frugal in (replace(fusion, pair_depth=2), replace(fusion, pair_from=0.2)):
+        assert ranking_logits(query, "cosine_pair", frugal)[2] == recall[2]
+        assert pairs_scored(query, frugal).tolist() == [True, True, False]
+
+
+def lookalikes(count: int, pair_from: float) -> list[JudgedCandidates]:
+    """Queries of which pair scores tell the relevant candidate apart, but only from that cosine on."""
+    queries = []
+    for query in judged(count, ScoreModel(-30.0)):
+        query.cosine[:4] = RANDOM.uniform(0.9, 1.0, 4)
+        grades = np.zeros(40)
+        grades[RANDOM.integers(4)] = 1.0
+        is_like = query.cosine >= pair_from
+        pair = np.where(is_like, np.where(grades > 0, 0.95, 0.05), query.pair)
+        queries.append(replace(query, grades=grades, pair=pair))
+    return queries
+
+
+def test_pairs_are_scored_where_that_improves_the_ranking():
+    tuning = tune(lookalikes(80, 0.9), START)
+    assert 0.8 <= tuning.fusion.pair_from <= 0.9
+    assert tuning.fusion.pair_depth == 5
+    assert tuning.is_better
+    with_pairs, without = (tuning.after[name].ndcg for name in ("cosine_lexical_pair", "cosine_lexical"))
+    assert (with_pairs - without).mean() > 0.2
+
+
+def test_pairs_that_gain_nothing_are_never_scored():
+    useless = judged(80, ScoreModel(-6.0, cosine=7.0, lexical=5.0))
+    assert tune(useless, replace(START, pair_from=0.5)).fusion.pair_from == NEVER
+    unscored = tune(missing(useless, "pair"), replace(START, pair_from=0.5, pair_depth=7)).fusion
+    assert (unscored.pair_from, unscored.pair_depth) == (0.5, 7)
 
 
 def test_arrays_and_single_values_give_the_same_scores():

@@ -13,7 +13,15 @@ from rich.table import Table
 from textmatch.cli import options
 from textmatch.cli.errors import message_of
 from textmatch.cli.options import find_addresses
-from textmatch.client import Match, MatchKeywords, MatchResult, Recall, ScoreExplanation, TextMatchClient
+from textmatch.client import (
+    Match,
+    MatchKeywords,
+    MatchResult,
+    Recall,
+    Rerank,
+    ScoreExplanation,
+    TextMatchClient,
+)
 from textmatch.console import ProgressBars, cell, one_line, print_json, print_line, print_table, warn
 from textmatch.documents import text_violation
 from textmatch.errors import TextMatchError
@@ -49,7 +57,10 @@ RecallOption = Annotated[
     typer.Option("--recall", help="Recall mode. Default: the best available."),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show the components of each score.")]
-NoRerank = Annotated[bool, typer.Option("--no-rerank", help="Skip the cross-encoder: faster, less exact.")]
+RerankOption = Annotated[
+    Rerank,
+    typer.Option("--rerank", help="Which candidates the cross-encoder scores. auto: those where it pays."),
+]
 
 
 def match(
@@ -58,7 +69,7 @@ def match(
     top_k: TopK = 10,
     candidate_count: CandidateCount = None,
     min_score: MinScore = 0.0,
-    no_rerank: NoRerank = False,
+    rerank: RerankOption = Rerank.AUTO,
     recall: RecallOption = None,
     where: options.Where = "",
     explain: Explain = False,
@@ -72,7 +83,7 @@ def match(
     "rerank_score", "text", "attributes"}], "degraded", "timings_ms", "models"}. Missing values are null.
     Matches have an "explanation" with --explain, and lines a "query_id" if the file has ids.
     """
-    match_options = MatchKeywords(top_k=top_k, min_score=min_score, rerank=not no_rerank, explain=explain)
+    match_options = MatchKeywords(top_k=top_k, min_score=min_score, rerank=rerank, explain=explain)
     if candidate_count is not None:
         match_options["candidate_count"] = candidate_count
     if recall is not None:

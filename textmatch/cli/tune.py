@@ -34,8 +34,8 @@ from textmatch.client import (
 from textmatch.console import ProgressBars, one_line, print_json, print_line, print_result, print_table
 from textmatch.io.qrels import read_judgements, read_queries
 from textmatch.ranking_metrics import Values
-from textmatch.score_fusion import FUSION_NOTE, Fusion, default_fusion, fusion_of, to_mapping
-from textmatch.weight_tuning import JudgedCandidates, Quality, Tuning, standard_error
+from textmatch.score_fusion import FUSION_NOTE, NEVER, Fusion, default_fusion, fusion_of, to_mapping
+from textmatch.weight_tuning import JudgedCandidates, Quality, Tuning, pairs_scored, standard_error
 
 Directory = Annotated[
     Path | None, typer.Argument(metavar="DIRECTORY", help="Folder with queries.jsonl and qrels.tsv.")
@@ -49,7 +49,7 @@ SkipMissing = Annotated[
 NoRerank = Annotated[bool, typer.Option("--no-rerank", help="For a stack without a cross-encoder.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the split for cross-validation.")]
 
-# More than a match usually reranks: other weights may prefer other candidates.
+# More than a match usually scores: other weights may prefer other candidates.
 _CANDIDATES = 100
 # With 100 candidates each that makes 1,000 pairs per call, which even a slow encoder scores in time.
 _QUERIES_PER_CALL = 10
@@ -80,9 +80,9 @@ def tune(
 
     --json prints {"collection", "queries", "left_out", "ndcg@10": {"before", "after", "gain",
     "standard_error"}, "log_loss": {the same}, "parts": {SET: {"ndcg@10": {"before", "after"}, "log_loss",
-    "calibration_error"}}, "pair_score": {"ndcg@10_gain", "ms_per_query"}, "models_before", "models",
-    "is_better", "stored"}; "pair_score" is null without a cross-encoder. With --reset it prints
-    {"collection", "reset"}.
+    "calibration_error"}}, "pair_score": {"ndcg@10_gain", "pairs_per_query", "ms_per_pair"},
+    "models_before", "models", "is_better", "stored"}; "pair_score" is null without a cross-encoder. With
+    --reset it prints {"collection", "reset"}.
     """
     addresses = find_addresses(data_dir, matcher=matcher, qdrant_url=qdrant_url)
     if reset:
@@ -99,7 +99,8 @@ def tune(
     is_stored = not dry_run and (tuning.is_better or force)
     if is_stored:
         asyncio.run(_store(addresses, collection, tuning.fusion))
-    report = _Report(collection, judgements, present, tuning, pair_ms, is_stored)
+    pair_count = float(np.mean([pairs_scored(query, tuning.fusion).sum() for query in queries]))
+    report = _Report(collection, judgements, present, tuning, pair_count, pair_ms, is_stored)
     if as_json:
         print_json(report.to_json())
     else:
@@ -189,7 +190,7 @@ async def _reset(addresses: Addresses) -> str:
 def _ask_all(
     addresses: Addresses, judgements: Judgements, collection: str, *, is_reranked: bool
 ) -> tuple[list[JudgedCandidates], float]:
-    """The candidates that the matcher finds for each query, and the median time of scoring pairs in ms.
+    """The candidates that the matcher finds for each query, and the median time of scoring a pair in ms.
 
     Raises:
         CommandFailed: nothing is found, an answer is incomplete, or it comes from another collection.
@@ -198,7 +199,7 @@ def _ask_all(
     texts = judgements.texts
     with addresses.client() as client, ProgressBars() as progress:
         progress.stage("matching", len(texts), unit="queries")
-        depth, pair_ms = _default_reranking(client, list(texts.values())) if is_reranked else (None, 0.0)
+        pair_ms = _pair_ms(client, list(texts.values())) if is_reranked else 0.0
         answers: dict[str, MatchResult] = {}
         for query, result in _answers(client, texts, is_reranked=is_reranked):
             answers[query] = result
@@ -213,7 +214,7 @@ def _ask_all(
             " model was just changed"
         )
     # In the order of the file: the same judgements give the same models.
-    return [judged_candidates(answers[query], judgements.grades[query], depth) for query in texts], pair_ms
+    return [judged_candidates(answers[query], judgements.grades[query]) for query in texts], pair_ms
 
 
 def _answers(
@@ -230,13 +231,10 @@ def _answers(
             yield chunk[answer.query_index], _complete(answer)
 
 
-def _default_reranking(client: TextMatchClient, texts: Sequence[str]) -> tuple[int | None, float]:
-    """How many candidates the matcher reranks by default, None for all, and its median time in ms."""
-    results = [_complete(answer) for answer in client.batch_match(texts[:_TIMED_QUERIES])]
-    depth = max(result.scored_count for result in results)
-    is_all = all(result.scored_count == result.candidate_count for result in results)
-    milliseconds = median(result.timings.rerank_ms for result in results)
-    return None if is_all else depth, milliseconds
+def _pair_ms(client: TextMatchClient, texts: Sequence[str]) -> float:
+    """The median time of scoring one pair of a query, in ms."""
+    results = [_complete(answer) for answer in client.batch_match(texts[:_TIMED_QUERIES], rerank=True)]
+    return median(result.timings.rerank_ms / max(result.scored_count, 1) for result in results)
 
 
 def _complete(answer: BatchMatchResult) -> MatchResult:
@@ -253,14 +251,8 @@ def _complete(answer: BatchMatchResult) -> MatchResult:
     raise CommandFailed(f'the answer to "{one_line(result.query)}" is incomplete: {result.degraded}{hint}')
 
 
-def judged_candidates(
-    result: MatchResult, grades: Mapping[str, float], depth: int | None = None
-) -> JudgedCandidates:
-    """The candidates of an explained answer, with the grades of the judged documents by id.
-
-    Args:
-        depth: how many candidates a match returns; None: all.
-    """
+def judged_candidates(result: MatchResult, grades: Mapping[str, float]) -> JudgedCandidates:
+    """The candidates of an explained answer, with the grades of the judged documents by id."""
     found = {match.document.id for match in result}
     explanations = [_explanation(match) for match in result]
     return JudgedCandidates(
@@ -269,7 +261,6 @@ def judged_candidates(
         pair=_column(match.rerank_score for match in result),
         grades=np.array([grades.get(match.document.id, 0.0) for match in result]),
         missed_grades=np.array([grade for document, grade in grades.items() if document not in found]),
-        depth=depth,
     )
 
 
@@ -285,12 +276,18 @@ def _explanation(match: Match) -> ScoreExplanation:
 
 @dataclass(frozen=True)
 class _Report:
-    """What the command found. `pair_ms`: the time of scoring the pairs of one query."""
+    """What the command found.
+
+    Attributes:
+        pair_count: how many pairs of a query a match scores, with the fitted models.
+        pair_ms: the time of scoring one pair.
+    """
 
     collection: str
     judgements: Judgements
     present: Fusion
     tuning: Tuning
+    pair_count: float
     pair_ms: float
     is_stored: bool
 
@@ -313,7 +310,13 @@ class _Report:
             "ndcg@10": _change(before.ndcg, after.ndcg, tuning.ndcg_gains),
             "log_loss": _change(before.log_loss, after.log_loss, tuning.log_loss_gains),
             "parts": {name: _both(tuning.before[name], tuning.after[name]) for name in tuning.after},
-            "pair_score": None if gain is None else {"ndcg@10_gain": gain, "ms_per_query": self.pair_ms},
+            "pair_score": None
+            if gain is None
+            else {
+                "ndcg@10_gain": gain,
+                "pairs_per_query": self.pair_count,
+                "ms_per_pair": self.pair_ms,
+            },
             "models_before": to_mapping(self.present),
             "models": to_mapping(tuning.fusion),
             "is_better": tuning.is_better,
@@ -337,14 +340,25 @@ class _Report:
             " left out"
         )
         if self.pair_gain is not None:
+            print_line(_pair_line(tuning.fusion))
             print_line(
-                f"the cross-encoder adds {self.pair_gain:+.4f} nDCG@10 for {self.pair_ms:.0f} ms a query"
+                f"the cross-encoder adds {self.pair_gain:+.4f} nDCG@10 for {self.pair_count:.1f} pairs,"
+                f" {self.pair_count * self.pair_ms:.0f} ms a query"
             )
         print_line(
             f"stored for {self.collection}; adapt your thresholds (min_score)"
             if self.is_stored
             else f"{self.collection} keeps its models"
         )
+
+
+def _pair_line(fusion: Fusion) -> str:
+    if fusion.pair_from >= NEVER:
+        return "pairs are not scored for the ranking, because that gains nothing"
+    return (
+        f"pairs are scored from a cosine of {fusion.pair_from:.2f} on, for the first {fusion.pair_depth}"
+        " candidates"
+    )
 
 
 def _change(before: Values, after: Values, gains: Values) -> dict[str, float | None]:

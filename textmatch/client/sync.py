@@ -66,6 +66,7 @@ _STALL_TIMEOUT_SECONDS = 120.0
 _FIRST_POLL_SECONDS = 0.05
 _LAST_POLL_SECONDS = 1.0
 _HEALTH_TIMEOUT_SECONDS = 2.0
+_RERANK_OF_KEYWORD = {None: Rerank.AUTO, False: Rerank.NONE, True: Rerank.CROSS_ENCODER}
 
 
 class TextMatchClient:
@@ -399,8 +400,9 @@ class TextMatchClient:
 def _to_proto(keywords: MatchKeywords) -> matcher_pb.MatchOptions:
     given: dict[str, Any] = dict(keywords)
     given.setdefault("candidate_count", default_candidate_count(given.get("top_k", MatchOptions.top_k)))
-    if isinstance(rerank := given.get("rerank"), bool):
-        given["rerank"] = Rerank.CROSS_ENCODER if rerank else Rerank.NONE
+    rerank = given.get("rerank")
+    if rerank is None or isinstance(rerank, bool):
+        given["rerank"] = _RERANK_OF_KEYWORD[rerank]
     return options_to_proto(MatchOptions(**given))
 
 

@@ -51,25 +51,35 @@ class _RerankMode:
 class _RerankModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RerankMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RERANK_MODE_UNSPECIFIED: _RerankMode.ValueType  # 0
-    """The same as RERANK_MODE_CROSS_ENCODER."""
+    """The same as RERANK_MODE_AUTO."""
     RERANK_MODE_NONE: _RerankMode.ValueType  # 1
     """No pair scores: order and scores of recall."""
     RERANK_MODE_CROSS_ENCODER: _RerankMode.ValueType  # 2
+    """The cross-encoder on the best `rerank_depth` candidates, always."""
     RERANK_MODE_CASCADE: _RerankMode.ValueType  # 3
     """The bi-encoder's pair classifier on the stored embeddings of all candidates, then the cross-encoder on the
     best of them. INVALID_ARGUMENT if the bi-encoder has no pair classifier.
+    """
+    RERANK_MODE_AUTO: _RerankMode.ValueType  # 4
+    """The cross-encoder where it pays: on candidates that look nearly the same as the query, on those that can end on
+    either side of min_score, and only while a score can change the answer. docs/matching.md has the rule.
     """
 
 class RerankMode(_RerankMode, metaclass=_RerankModeEnumTypeWrapper): ...
 
 RERANK_MODE_UNSPECIFIED: RerankMode.ValueType  # 0
-"""The same as RERANK_MODE_CROSS_ENCODER."""
+"""The same as RERANK_MODE_AUTO."""
 RERANK_MODE_NONE: RerankMode.ValueType  # 1
 """No pair scores: order and scores of recall."""
 RERANK_MODE_CROSS_ENCODER: RerankMode.ValueType  # 2
+"""The cross-encoder on the best `rerank_depth` candidates, always."""
 RERANK_MODE_CASCADE: RerankMode.ValueType  # 3
 """The bi-encoder's pair classifier on the stored embeddings of all candidates, then the cross-encoder on the
 best of them. INVALID_ARGUMENT if the bi-encoder has no pair classifier.
+"""
+RERANK_MODE_AUTO: RerankMode.ValueType  # 4
+"""The cross-encoder where it pays: on candidates that look nearly the same as the query, on those that can end on
+either side of min_score, and only while a score can change the answer. docs/matching.md has the rule.
 """
 Global___RerankMode: _TypeAlias = RerankMode  # noqa: Y015
 
@@ -80,7 +90,7 @@ class _DegradedReason:
 class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DegradedReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DEGRADED_REASON_UNSPECIFIED: _DegradedReason.ValueType  # 0
-    """Complete."""
+    """Complete: nothing is missing that could have changed the answer."""
     DEGRADED_REASON_RERANK_LATE: _DegradedReason.ValueType  # 1
     """Scoring was late; `scored_count` candidates were scored."""
     DEGRADED_REASON_RERANK_REFUSED: _DegradedReason.ValueType  # 2
@@ -95,7 +105,7 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
 class DegradedReason(_DegradedReason, metaclass=_DegradedReasonEnumTypeWrapper): ...
 
 DEGRADED_REASON_UNSPECIFIED: DegradedReason.ValueType  # 0
-"""Complete."""
+"""Complete: nothing is missing that could have changed the answer."""
 DEGRADED_REASON_RERANK_LATE: DegradedReason.ValueType  # 1
 """Scoring was late; `scored_count` candidates were scored."""
 DEGRADED_REASON_RERANK_REFUSED: DegradedReason.ValueType  # 2
@@ -387,7 +397,8 @@ class MatchOptions(_message.Message):
     omit_attributes: _builtins.bool
     rerank_depth: _builtins.int
     """Maximum number of candidates that the cross-encoder scores, best first, at most candidate_count. 0: the
-    server's default. Only these candidates can be returned; values below top_k count as top_k.
+    server's default. With CROSS_ENCODER and CASCADE only these candidates can be returned, and values below top_k
+    count as top_k.
     """
     explain: _builtins.bool
     """Also return the components of each score."""

@@ -52,12 +52,13 @@ _RECALL = {
 }
 _RECALL_OF_PROTO = {message: recall for recall, message in _RECALL.items()}
 _RERANK = {
+    Rerank.AUTO: pb.RERANK_MODE_AUTO,
     Rerank.NONE: pb.RERANK_MODE_NONE,
     Rerank.CROSS_ENCODER: pb.RERANK_MODE_CROSS_ENCODER,
     Rerank.CASCADE: pb.RERANK_MODE_CASCADE,
 }
 _RERANK_OF_PROTO = {
-    pb.RERANK_MODE_UNSPECIFIED: Rerank.CROSS_ENCODER,
+    pb.RERANK_MODE_UNSPECIFIED: Rerank.AUTO,
     **{message: rerank for rerank, message in _RERANK.items()},
 }
 

@@ -44,7 +44,17 @@ def test_match_as_json(matcher_server: RunningServer, corpus: None, capsys: pyte
 def test_what_is_missing_is_null(
     matcher_server: RunningServer, corpus: None, capsys: pytest.CaptureFixture[str]
 ):
-    arguments = ["match", "cat", "--no-rerank", "--top-k", "1", "--json", "--matcher", matcher_server.address]
+    arguments = [
+        "match",
+        "cat",
+        "--rerank",
+        "none",
+        "--top-k",
+        "1",
+        "--json",
+        "--matcher",
+        matcher_server.address,
+    ]
     _, [answer], _ = run(arguments, capsys)
     assert len(answer["matches"]) == 1
     assert answer["matches"][0]["rerank_score"] is None

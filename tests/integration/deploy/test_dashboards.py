@@ -81,8 +81,8 @@ def _use(client: TextMatchClient) -> None:
     client.ingest_all(({"id": text, "text": text} for text in texts), wait=True)
     client.encode(LONG_TEXT)
     for query in texts[:30]:
-        client.match(query)
-    client.batch_match([*texts[:10], *texts[:10]])
+        client.match(query, rerank=True)
+    client.batch_match([*texts[:10], *texts[:10]], rerank=True)
 
 
 def _overload(stack: Stack, server: Prometheus) -> None:
@@ -108,7 +108,7 @@ def _impatient(stack: Stack, number: int) -> None:
         if number % 2:
             client.encode([LONG_TEXT] * 64)
         else:
-            client.match(f"a query of its own, {time.time()} {number}")
+            client.match(f"a query of its own, {time.time()} {number}", rerank=True)
 
 
 def _point_the_alias_elsewhere(stack: Stack) -> None:

@@ -110,7 +110,8 @@ class RunningMatcher:
         self.stub = stub
 
     async def match(self, query: str, timeout_seconds: float, **options: Any) -> Outcome:
-        """Match, and see that the answer or the error came in time."""
+        """Match, and see that the answer or the error came in time. By default, pairs are always scored."""
+        options = {"rerank": pb.RERANK_MODE_CROSS_ENCODER, **options}
         request = pb.MatchRequest(query=query, options=pb.MatchOptions(**options))
         started = time.monotonic()
         result: pb.MatchResponse | TextMatchError

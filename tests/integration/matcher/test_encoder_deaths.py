@@ -77,10 +77,11 @@ async def test_a_batch_in_the_middle_of_which_the_encoder_dies_has_a_result_or_a
     matcher: RunningMatcher, encoder: EncoderProcess
 ):
     queries = [f"cat number {number}" for number in range(QUERIES)]
+    options = pb.MatchOptions(rerank=pb.RERANK_MODE_CROSS_ENCODER)
     responses: list[pb.BatchMatchResponse] = []
     async with asyncio.timeout(BATCH_SECONDS / 2):
         async for response in matcher.stub.BatchMatch(
-            pb.BatchMatchRequest(queries=queries), timeout=BATCH_SECONDS
+            pb.BatchMatchRequest(queries=queries, options=options), timeout=BATCH_SECONDS
         ):
             responses.append(response)
             if len(responses) == 50:

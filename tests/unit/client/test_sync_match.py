@@ -63,8 +63,16 @@ def test_what_was_asked_for_reaches_the_matcher_and_comes_back(
     assert explanation is not None
     assert (explanation.cosine, explanation.pair_classifier_score) == (0.75, None)
     assert explanation.weights == ScoreModel(-1.0, cosine=2.0, lexical=0.5, pair=0.25)
+    for rerank, expected in (
+        (None, pb.RERANK_MODE_AUTO),
+        (True, pb.RERANK_MODE_CROSS_ENCODER),
+        (False, pb.RERANK_MODE_NONE),
+    ):
+        client.match("one", rerank=rerank)
+        assert matcher.match_requests[-1].options.rerank == expected
     client.match("one")
-    options = matcher.match_requests[1].options
+    options = matcher.match_requests[-1].options
+    assert options.rerank == pb.RERANK_MODE_AUTO
     assert (options.recall, options.rerank_depth, options.explain) == (pb.RECALL_MODE_UNSPECIFIED, 0, False)
 
 

@@ -14,11 +14,12 @@ from textmatch.score_fusion import probability
 from textmatch.types import DegradedReason, MatchOptions, Rerank
 
 MODEL = "bi-000000000000"
+SCORED = MatchOptions(rerank=Rerank.CROSS_ENCODER)
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
 
 
 async def test_both_scores_are_combined_and_the_best_comes_first():
-    result = await matcher(ScriptedEncoder()).match("query", MatchOptions(), deadline=soon())
+    result = await matcher(ScriptedEncoder()).match("query", SCORED, deadline=soon())
     assert [(one.document.id, round(one.score, 3)) for one in result.matches] == [
         ("b", round(probability(0.8 + math.log(3)), 3)),
         ("a", round(probability(0.9 - math.log(3)), 3)),
@@ -30,7 +31,7 @@ async def test_both_scores_are_combined_and_the_best_comes_first():
 
 
 async def test_top_k_and_min_score_cut_after_scoring():
-    options = MatchOptions(top_k=2, min_score=0.6)
+    options = MatchOptions(top_k=2, min_score=0.6, rerank=Rerank.CROSS_ENCODER)
     result = await matcher(ScriptedEncoder()).match("query", options, deadline=soon())
     assert [one.document.id for one in result.matches] == ["b"]
 
@@ -59,14 +60,14 @@ async def test_without_rerank_the_recall_score_is_the_score():
 async def test_when_scoring_fails_the_answer_is_degraded_to_recall_order(
     error: Exception, reason: DegradedReason
 ):
-    result = await matcher(ScriptedEncoder(score_error=error)).match("query", MatchOptions(), deadline=soon())
+    result = await matcher(ScriptedEncoder(score_error=error)).match("query", SCORED, deadline=soon())
     assert [one.document.id for one in result.matches] == ["a", "b", "c"]
     assert result.degraded is reason
 
 
 async def test_scoring_leaves_time_for_the_answer():
     encoder = ScriptedEncoder()
-    await matcher(encoder).match("query", MatchOptions(), deadline=soon(1.0))
+    await matcher(encoder).match("query", SCORED, deadline=soon(1.0))
     assert 0.5 < encoder.score_timeouts[0] <= 0.95
 
 
@@ -226,7 +227,7 @@ class RefusingEncoder(ScriptedEncoder):
 
 async def test_bulk_work_comes_back_when_the_encoder_asks_it_to():
     busy = matcher(RefusingEncoder())
-    result = await busy.match("query", MatchOptions(), deadline=soon(5), is_bulk=True)
+    result = await busy.match("query", SCORED, deadline=soon(5), is_bulk=True)
     assert (result.degraded, result.scored_count) == (None, 3)
-    result = await matcher(RefusingEncoder()).match("query", MatchOptions(), deadline=soon(5))
+    result = await matcher(RefusingEncoder()).match("query", SCORED, deadline=soon(5))
     assert (result.degraded, result.scored_count) == (DegradedReason.RERANK_REFUSED, 0)

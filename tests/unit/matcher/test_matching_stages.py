@@ -68,7 +68,9 @@ async def test_what_was_scored_before_time_ran_out_counts():
     index = ScriptedIndex(cosines={f"d{number:02}": 0.9 - number / 100 for number in range(12)})
     pair_scores = {f"text d{number:02}": 0.1 for number in range(8)} | {"text d07": 1.0}
     encoder = ScriptedEncoder(scores=pair_scores, score_error=errors.DeadlinePassed("late"), good_chunks=1)
-    result = await matcher(encoder, index).match("query", MatchOptions(top_k=12), deadline=soon(1.0))
+    result = await matcher(encoder, index).match(
+        "query", MatchOptions(top_k=12, rerank=Rerank.CROSS_ENCODER), deadline=soon(1.0)
+    )
     assert encoder.scored == [[f"text d{number:02}" for number in range(8)]]
     assert (result.degraded, result.scored_count, result.candidate_count) == (
         DegradedReason.RERANK_LATE,
@@ -86,10 +88,16 @@ async def test_what_was_scored_before_time_ran_out_counts():
 async def test_only_the_best_candidates_are_scored_and_returned():
     index = ScriptedIndex(cosines={f"d{number:02}": 0.9 - number / 100 for number in range(30)})
     encoder = ScriptedEncoder()
-    result = await matcher(encoder, index, depth=5).match("q", MatchOptions(top_k=2), deadline=soon(10))
+    result = await matcher(encoder, index, depth=5).match(
+        "q", MatchOptions(top_k=2, rerank=Rerank.CROSS_ENCODER), deadline=soon(10)
+    )
     assert (result.scored_count, result.candidate_count, len(result.matches)) == (5, 30, 2)
-    await matcher(encoder, index).match("q", MatchOptions(rerank_depth=12), deadline=soon(10))
-    await matcher(encoder, index).match("q", MatchOptions(top_k=20, rerank_depth=3), deadline=soon(10))
+    await matcher(encoder, index).match(
+        "q", MatchOptions(rerank_depth=12, rerank=Rerank.CROSS_ENCODER), deadline=soon(10)
+    )
+    await matcher(encoder, index).match(
+        "q", MatchOptions(top_k=20, rerank_depth=3, rerank=Rerank.CROSS_ENCODER), deadline=soon(10)
+    )
     assert [len(chunk) for chunk in encoder.scored] == [5, 12, 20]
 
 
@@ -128,7 +136,7 @@ async def test_what_is_deleted_between_recall_and_scoring_is_left_out(rerank: Re
 async def test_models_tuned_for_the_collection_are_used():
     tuned = replace(FUSION, cosine_pair=ScoreModel(-1.0, cosine=0.0, pair=2.0))
     index = ScriptedIndex(notes={FUSION_NOTE: to_mapping(tuned)})
-    options = MatchOptions(min_score=0.5)
+    options = MatchOptions(min_score=0.5, rerank=Rerank.CROSS_ENCODER)
     result = await matcher(ScriptedEncoder(), index).match("query", options, deadline=soon())
     assert scores(result) == expected(b=-1.0 + 2.0 * math.log(9))
     assert result.matches[0].explanation.weights == tuned.cosine_pair
@@ -136,7 +144,9 @@ async def test_models_tuned_for_the_collection_are_used():
 
 async def test_models_that_make_no_sense_are_not_used():
     index = ScriptedIndex(notes={FUSION_NOTE: {"cosine": 7}})
-    result = await matcher(ScriptedEncoder(), index).match("query", MatchOptions(), deadline=soon())
+    result = await matcher(ScriptedEncoder(), index).match(
+        "query", MatchOptions(rerank=Rerank.CROSS_ENCODER), deadline=soon()
+    )
     assert result.matches[0].explanation.weights == default_fusion(MODEL).cosine_pair
 
 
@@ -144,7 +154,9 @@ async def test_equal_scores_are_in_an_order_that_is_always_the_same():
     for order in ("cab", "bca", "abc"):
         index = ScriptedIndex(cosines=dict.fromkeys(order, 0.5))
         encoder = ScriptedEncoder(scores={})
-        result = await matcher(encoder, index).match("query", MatchOptions(), deadline=soon())
+        result = await matcher(encoder, index).match(
+            "query", MatchOptions(rerank=Rerank.CROSS_ENCODER), deadline=soon()
+        )
         assert [one.document.id for one in result.matches] == ["a", "b", "c"]
 
 

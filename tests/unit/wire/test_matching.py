@@ -27,9 +27,11 @@ def string(value: str) -> struct_pb2.Value:
 def test_defaults_are_filled_in():
     options = matching.options_from_proto(pb.MatchOptions())
     assert (options.top_k, options.candidate_count, options.rerank_depth) == (10, 100, 0)
-    assert (options.recall, options.rerank) == (None, Rerank.CROSS_ENCODER)
+    assert (options.recall, options.rerank) == (None, Rerank.AUTO)
     assert options.where is None
     assert matching.options_from_proto(pb.MatchOptions(top_k=300)).candidate_count == 300
+    auto = pb.MatchOptions(rerank=pb.RERANK_MODE_AUTO)
+    assert matching.options_from_proto(auto).rerank is Rerank.AUTO
     assert matching.options_from_proto(pb.MatchOptions(rerank=pb.RERANK_MODE_NONE)).rerank is Rerank.NONE
     assert matching.options_from_proto(pb.MatchOptions(recall=pb.RECALL_MODE_DENSE)).recall is Recall.DENSE
 

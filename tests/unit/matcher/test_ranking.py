@@ -1,0 +1,202 @@
+"""Which candidates get pair scores, and when the rest of them cannot change the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.matcher.ranking import Candidate, RerankRule, Shortlist, combine, ranked
+from tests.unit.matcher.scripted import FUSION, ScriptedEncoder, ScriptedIndex, matcher, soon
+from textmatch import errors
+from textmatch.documents import Document
+from textmatch.index.search import Hit
+from textmatch.score_fusion import FUSION_NOTE, NEVER, Fusion, ScoreModel, probability, to_mapping
+from textmatch.types import DegradedReason, Match, MatchOptions, MatchResult, Rerank
+
+AUTO = MatchOptions()
+# The pair score counts at most 0.5 * 8 in the log odds.
+LIKENESS = replace(FUSION, pair_from=0.85, pair_depth=20)
+WEIGHTS = st.floats(0, 3)
+FUSIONS = st.builds(
+    lambda cosine, pair, intercept, pair_from, depth: Fusion(
+        cosine=ScoreModel(0.0, cosine=cosine),
+        lexical=ScoreModel(-1.0, lexical=1.0),
+        cosine_lexical=ScoreModel(0.0, cosine=cosine, lexical=1.0),
+        cosine_pair=ScoreModel(intercept, cosine=cosine, pair=pair),
+        cosine_lexical_pair=ScoreModel(intercept, cosine=cosine, lexical=1.0, pair=pair),
+        pair_from=pair_from,
+        pair_depth=depth,
+    ),
+    WEIGHTS,
+    WEIGHTS,
+    st.floats(-3, 3),
+    st.floats(-1, 1),
+    st.integers(1, 40),
+)
+
+
+def rule(fusion: Fusion = LIKENESS, default_depth: int = 40, **options: object) -> RerankRule:
+    return RerankRule.of(MatchOptions(**options), default_depth, fusion)
+
+
+def candidates(cosines: Sequence[float], fusion: Fusion = LIKENESS) -> list[Candidate]:
+    return ranked([Hit(f"d{number:02}", cosine, None) for number, cosine in enumerate(cosines)], fusion)
+
+
+def listed(rule: RerankRule, found: Sequence[Candidate]) -> Shortlist:
+    """All candidates that can be returned are still stored."""
+    return Shortlist(
+        rule,
+        [(one, Document(str(one.hit.point), f"text {one.hit.point}")) for one in rule.shortlisted(found)],
+    )
+
+
+def selected(rule: RerankRule, found: Sequence[Candidate]) -> list[str]:
+    return [str(one.hit.point) for one in rule.shortlisted(found) if one.is_selected]
+
+
+def answer(rule: RerankRule, found: Shortlist) -> list[Match]:
+    matches = combine("query", found.found, rule.fusion)
+    return [match for match in matches if match.score >= rule.min_score][: rule.top_k]
+
+
+def test_candidates_that_look_nearly_the_same_are_selected():
+    found = candidates([0.95, 0.9, 0.85, 0.84, 0.2])
+    assert selected(rule(), found) == ["d00", "d01", "d02"]
+    assert selected(rule(replace(LIKENESS, pair_depth=2)), found) == ["d00", "d01"]
+    assert selected(rule(replace(LIKENESS, pair_from=NEVER)), candidates([1.0, 1.0])) == []
+    assert selected(rule(rerank=Rerank.NONE), found) == []
+
+
+def test_the_depth_of_the_server_and_of_the_options_are_limits():
+    found = candidates([0.95] * 30)
+    assert len(selected(rule(), found)) == 20
+    assert len(selected(rule(default_depth=5), found)) == 5
+    assert len(selected(rule(rerank_depth=3), found)) == 3
+    always = {"rerank": Rerank.CROSS_ENCODER}
+    assert len(selected(rule(rerank_depth=3, top_k=7, **always), found)) == 7
+    assert len(selected(rule(default_depth=25, **always), found)) == 25
+
+
+def test_with_a_threshold_those_that_may_end_on_either_side_are_selected():
+    found = candidates([0.8, 0.5, -0.9])
+    # The log odds with a pair score are -4 to 4 around the cosine.
+    assert selected(rule(min_score=probability(4.4)), found) == ["d00", "d01"]
+    assert selected(rule(min_score=probability(-3.4)), found) == ["d01", "d02"]
+    assert selected(rule(min_score=0.999), found) == []
+    weightless = replace(LIKENESS, cosine_pair=ScoreModel(0.0, cosine=1.0))
+    assert selected(rule(weightless, min_score=0.6), found) == []
+
+
+def test_as_many_others_as_matches_can_be_returned():
+    found = candidates([0.9, 0.8, 0.7, 0.6])
+    chosen = rule(top_k=2).shortlisted(found)
+    assert [(one.hit.point, one.is_selected) for one in chosen] == [
+        ("d00", True),
+        ("d01", False),
+        ("d02", False),
+    ]
+    always = rule(top_k=2, rerank=Rerank.CROSS_ENCODER, rerank_depth=3).shortlisted(found)
+    assert [one.is_selected for one in always] == [True, True, True]
+
+
+def test_a_candidate_that_cannot_enter_is_not_requested():
+    # The log odds are 90, 88 and 50; a pair score changes them by 4 at most.
+    steep = replace(
+        LIKENESS,
+        pair_from=0.0,
+        cosine=ScoreModel(0.0, cosine=100.0),
+        cosine_pair=ScoreModel(0.0, cosine=100.0, pair=0.5),
+    )
+    found = listed(rule(steep, top_k=1), candidates([0.9, 0.88, 0.5], steep))
+    assert found.to_score() == [0, 1]
+    found.record([0, 1], [0.5, 0.4])
+    assert found.to_score() == found.undecided() == []
+    always = listed(rule(steep, top_k=1, rerank=Rerank.CROSS_ENCODER), candidates([0.9, 0.88, 0.5], steep))
+    assert (always.to_score(), always.undecided()) == ([0, 1, 2], [0, 1])
+
+
+@given(
+    FUSIONS,
+    st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1)), min_size=1, max_size=40),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.3, 0.5, 0.9]),
+)
+def test_stopping_early_gives_the_same_answer_as_scoring_all_that_are_selected(
+    fusion: Fusion, given_: list[tuple[float, float]], top_k: int, min_score: float
+):
+    pairs = {f"d{number:02}": pair for number, (_, pair) in enumerate(given_)}
+    one = rule(fusion, top_k=top_k, min_score=min_score)
+    found = candidates([cosine for cosine, _ in given_], fusion)
+    early, whole = listed(one, found), listed(one, found)
+
+    def score(shortlist: Shortlist, positions: Sequence[int]) -> None:
+        points = [str(shortlist.found[position][0].hit.point) for position in positions]
+        shortlist.record(positions, [pairs[point] for point in points])
+
+    while positions := early.to_score():
+        score(early, positions)
+    score(whole, [position for position, (two, _) in enumerate(whole.found) if two.is_selected])
+    assert early.undecided() == whole.undecided() == []
+    assert answer(one, early) == answer(one, whole)
+
+
+LOOKALIKES = {"a": 0.9, "b": 0.88, "c": 0.3}
+
+
+async def asked(
+    encoder: ScriptedEncoder, options: MatchOptions = AUTO, fusion: Fusion = LIKENESS
+) -> MatchResult:
+    index = ScriptedIndex(cosines=dict(LOOKALIKES), notes={FUSION_NOTE: to_mapping(fusion)})
+    return await matcher(encoder, index).match("query", options, deadline=soon(5.0))
+
+
+async def test_scored_and_unscored_matches_are_sorted_together():
+    encoder = ScriptedEncoder(scores={"text a": 0.01, "text b": 0.9})
+    result = await asked(encoder)
+    assert encoder.scored == [["text a", "text b"]]
+    assert [(one.document.id, one.rerank_score) for one in result] == [("b", 0.9), ("c", None), ("a", 0.01)]
+    assert (result.scored_count, result.degraded) == (2, None)
+
+
+async def test_where_nothing_is_selected_the_encoder_is_not_asked():
+    far = replace(LIKENESS, pair_from=0.95)
+    encoder = ScriptedEncoder(score_error=errors.DependencyUnavailable("gone"))
+    result = await asked(encoder, fusion=far)
+    assert encoder.score_timeouts == []
+    assert (result.degraded, result.scored_count, result.cross_encoder_model_id) == (None, 0, None)
+    assert [one.document.id for one in result] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("rerank", [Rerank.AUTO, Rerank.CROSS_ENCODER])
+async def test_an_answer_is_degraded_only_if_what_is_missing_could_have_changed_it(rerank: Rerank):
+    def broken() -> ScriptedEncoder:
+        return ScriptedEncoder(score_error=errors.DependencyUnavailable("gone"))
+
+    result = await asked(broken(), MatchOptions(rerank=rerank))
+    assert result.degraded is DegradedReason.RERANK_UNAVAILABLE
+    # No pair score lifts a candidate to this threshold.
+    result = await asked(broken(), MatchOptions(rerank=rerank, min_score=0.9999))
+    assert (result.degraded, result.matches) == (None, ())
+
+
+async def test_missing_scores_of_candidates_that_cannot_enter_do_not_degrade_the_answer():
+    steep = replace(
+        LIKENESS,
+        pair_from=0.0,
+        cosine=ScoreModel(0.0, cosine=50.0),
+        cosine_pair=ScoreModel(0.0, cosine=50.0, pair=0.5),
+    )
+    index = ScriptedIndex(
+        cosines={f"d{number:02}": 0.9 - number / 40 for number in range(12)},
+        notes={FUSION_NOTE: to_mapping(steep)},
+    )
+    for top_k, degraded in ((1, None), (8, DegradedReason.RERANK_LATE)):
+        options = MatchOptions(top_k=top_k, rerank=Rerank.CROSS_ENCODER)
+        encoder = ScriptedEncoder(score_error=errors.DeadlinePassed("late"), good_chunks=1)
+        result = await matcher(encoder, index).match("query", options, deadline=soon(1.9))
+        assert (result.scored_count, result.degraded) == (8, degraded)
