@@ -232,7 +232,12 @@ def _train_cross_encoder(
     )
     sample = [
         *(one for pairs in files.pairs for one in pairs),
-        *(ScoredPair(one.query, one.texts[0], 1.0) for of_file in files.lists for one in of_file.lists),
+        *(
+            ScoredPair(one.query, text, 1.0)
+            for of_file in files.lists
+            for one in of_file.lists
+            for text in one.texts
+        ),
     ]
     fit(trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, sample, settings.seed))
     if trainer.is_world_process_zero():

@@ -118,7 +118,7 @@ def build_cross_encoder(
     mean_label: float,
     start_adapter: str = "",
 ) -> CrossEncoder:
-    """The cross-encoder before training. A new scoring head starts at the mean label for every pair.
+    """The cross-encoder before training. A new scoring head starts near the mean label.
 
     Args:
         settings: of the run.
@@ -151,6 +151,7 @@ def build_cross_encoder(
     set_dropout(model, dropout)
     if not is_cross_encoder(base):
         head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        # Its weights stay random: with zeros, a short training leaves all scores nearly equal.
         nn.init.constant_(head.bias, mean_label)
     if adapter_rank > 0:
         add_adapter(model, adapter_rank, "SEQ_CLS", base_name, start_adapter)
