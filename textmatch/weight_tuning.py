@@ -160,8 +160,10 @@ def tune(queries: Sequence[JudgedCandidates], present: Fusion, default: Fusion, 
     for fold, others in zip(folds, is_other, strict=True):
         for position in fold:
             fusions[position] = choices.applied(fusions[position], others)
-    unmeasured = {name: getattr(present, name) for name in PART_SETS if name not in before}
-    fusion = replace(fit(queries, default), **unmeasured)
+    # What no candidate shows stays as it is, such as the choice of pairs without a cross-encoder.
+    kept: dict[str, Any] = {name: getattr(present, name) for name in PART_SETS if name not in before}
+    kept |= {"pair_from": present.pair_from, "pair_depth": present.pair_depth}
+    fusion = replace(fit(queries, default), **kept)
     fusion = choices.applied(fusion, np.ones(len(queries), dtype=bool))
     return Tuning(fusion, fusions, before, measure(queries, fusions))
 

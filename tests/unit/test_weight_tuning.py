@@ -155,7 +155,7 @@ def lookalikes(count: int, pair_from: float) -> list[JudgedCandidates]:
 
 
 def test_pairs_are_scored_where_that_improves_the_ranking():
-    tuning = tune(lookalikes(80, 0.9), START)
+    tuning = tune(lookalikes(80, 0.9), START, START)
     assert 0.8 <= tuning.fusion.pair_from <= 0.9
     assert tuning.fusion.pair_depth == 5
     assert tuning.is_better
@@ -165,8 +165,8 @@ def test_pairs_are_scored_where_that_improves_the_ranking():
 
 def test_pairs_that_gain_nothing_are_never_scored():
     useless = judged(80, ScoreModel(-6.0, cosine=7.0, lexical=5.0))
-    assert tune(useless, replace(START, pair_from=0.5)).fusion.pair_from == NEVER
-    unscored = tune(missing(useless, "pair"), replace(START, pair_from=0.5, pair_depth=7)).fusion
+    assert tune(useless, replace(START, pair_from=0.5), START).fusion.pair_from == NEVER
+    unscored = tune(missing(useless, "pair"), replace(START, pair_from=0.5, pair_depth=7), START).fusion
     assert (unscored.pair_from, unscored.pair_depth) == (0.5, 7)
 
 
