@@ -62,7 +62,7 @@ def main() -> int:
 
 def write_corpus(path: Path) -> int:
     """Write the corpus as JSON lines; returns how many documents there are."""
-    documents = [*build_corpus(), *read_help_desk()]
+    documents = sorted([*build_corpus(), *read_help_desk()], key=lambda document: document.id)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for document in documents:

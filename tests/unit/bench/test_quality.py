@@ -28,7 +28,7 @@ def test_a_set_without_data_is_not_read_before_it_is_measured(tmp_path: Path) ->
     assert {"questions_zh", "questions_hard_zh", "afqmc", "lcqmc", "near_miss_en", "near_miss_zh"} < set(
         names
     )
-    assert {"dense", "hybrid", "cascade"} < set(MODES)
+    assert {"dense", "hybrid", "auto"} < set(MODES)
 
 
 def test_the_built_in_sets_can_be_read(tmp_path: Path) -> None:

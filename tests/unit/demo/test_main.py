@@ -28,7 +28,7 @@ def test_right_answers_get_a_tick(client: TextMatchClient):
     questions = [Question("delete a tree", ("shutil.rmtree",)), Question("walk", ("os.fwalk",))]
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(demo.answer(client, questions))
+        console.print(demo.answer(client, "Questions", questions))
     rows = [
         [cell.strip() for cell in line.split("│")[1:6]] for line in capture.get().splitlines() if "│" in line
     ]
@@ -38,7 +38,16 @@ def test_right_answers_get_a_tick(client: TextMatchClient):
     ]
 
 
+def test_right_decisions_about_tickets_get_a_tick(client: TextMatchClient):
+    # The scripted encoder scores a pair by the ratio of its lengths.
+    tickets = [("same", "same", True), ("a", "abcde", True), ("a", "abcde", False)]
+    table = demo.compare(client, tickets)
+    assert list(table.columns[2].cells) == ["1.00", "0.20", "0.20"]
+    assert list(table.columns[3].cells) == ["✓", "", "✓"]
+
+
 def test_the_demo_uses_a_stack_that_runs(
+    encoder_server: RunningServer,
     matcher_server: RunningServer,
     matcher: ScriptedMatcher,
     tmp_path: Path,
@@ -47,7 +56,7 @@ def test_the_demo_uses_a_stack_that_runs(
 ):
     stack = {
         "matcher": matcher_server.address,
-        "encoder": "",
+        "encoder": encoder_server.address,
         "redis_url": "",
         "qdrant_url": "",
         "processes": [],
@@ -59,7 +68,7 @@ def test_the_demo_uses_a_stack_that_runs(
     out = capsys.readouterr().out
     assert len(matcher.documents) > 3_000
     assert f"accepted {len(matcher.documents):,}, unchanged 0, rejected 0" in out
-    assert len(matcher.match_requests) == 12
+    assert len(matcher.match_requests) == 8 + 4 + 6 + 3
     assert f"down --data-dir {tmp_path}" in out
     assert demo.main() == 0
     assert f"accepted 0, unchanged {len(matcher.documents):,}, rejected 0" in capsys.readouterr().out
