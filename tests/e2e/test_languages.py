@@ -48,7 +48,8 @@ def test_the_paraphrase_comes_first_and_the_unrelated_text_scores_lower(
     matches = match(default_stack, query).matches
     assert matches[0].document.id == paraphrase
     scores = {found.document.id: found.score for found in matches}
-    assert scores.get(unrelated, 0.0) < scores[paraphrase] - 0.05
+    # Scores are probabilities; that of a right answer to a short question can be small.
+    assert scores.get(unrelated, 0.0) < scores[paraphrase] / 5
 
 
 def test_full_width_forms_mean_the_same(default_stack: Stack):
