@@ -8,7 +8,6 @@ the points of their reliability diagrams.
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +15,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from bench.quality import QualitySet, groups, ingest
+from bench.quality import QualitySet, complete_answers, served_groups
 from bench.report import JsonFile, print_table, write_figures
-from bench.servers import running_stack
 from textmatch.cli.tune import judged_candidates
 from textmatch.client import MatchKeywords, TextMatchClient
-from textmatch.errors import TextMatchError
 from textmatch.ranking_metrics import reliability_bins
 from textmatch.score_fusion import PART_SETS, ScoreModel, default_fusion
 from textmatch.weight_tuning import JudgedCandidates, Quality, Tuning, scores_and_labels, tune
@@ -47,22 +44,10 @@ def main(
     json_path: JsonFile = None,
 ) -> None:
     """Fit the models to all sets, measure them on held-out queries, and print them."""
-    chosen = {name.strip() for name in only.split(",")} if only else set[str]()
     model_id, sets = "", dict[str, list[JudgedCandidates]]()
-    for names, read in groups(data, _DRAWN_QUERIES, Half.FIRST):
-        wanted = [name for name in names if name in chosen or not chosen]
-        if not wanted:
-            continue
-        try:
-            group = read()
-        except TextMatchError as error:
-            typer.echo(f"{', '.join(names)} left out: {error}", err=True)
-            continue
-        with tempfile.TemporaryDirectory() as directory, running_stack(Path(directory)) as stack:
-            address = stack.addresses["matcher"]
-            ingest(address, next(iter(group.values())).collection.documents)
-            for name in wanted:
-                model_id, sets[name] = _candidates(address, group[name], _QUICK_QUERIES if quick else None)
+    for address, group in served_groups(data, only, _DRAWN_QUERIES, Half.FIRST, lambda one: one):
+        for name, one in group.items():
+            model_id, sets[name] = _candidates(address, one, _QUICK_QUERIES if quick else None)
     if not sets:
         raise typer.BadParameter("no set is left")
     queries = [
@@ -80,21 +65,18 @@ def main(
 def _candidates(address: str, one: QualitySet, count: int | None) -> tuple[str, list[JudgedCandidates]]:
     """The model id of the bi-encoder, and the explained candidates of each query."""
     options = MatchKeywords(top_k=_CANDIDATES, rerank=True, explain=True, omit_text=True)
-    texts, found = one.collection.queries[:count], dict[int, JudgedCandidates]()
+    texts, found = one.collection.queries[:count], list[JudgedCandidates]()
     model_id = ""
     with TextMatchClient(address, bulk_timeout_seconds=_BULK_SECONDS) as client:
         for start in range(0, len(texts), _PER_CALL):
-            for answer in client.batch_match(texts[start : start + _PER_CALL], **options):
-                result, at = answer.result, start + answer.query_index
-                if result is None or result.degraded:
-                    reason = answer.error if result is None else result.degraded
-                    raise RuntimeError(f"no complete answer to {texts[at]!r}: {reason}")
+            answers = complete_answers(client, texts[start : start + _PER_CALL], options)
+            for at, result in enumerate(answers, start):
                 own = str(one.own[at]) if one.own else None
                 others = tuple(match for match in result if match.document.id != own)
                 grades = {str(document): grade for document, grade in one.collection.grades[at].items()}
-                found[at] = judged_candidates(replace(result, matches=others), grades)
+                found.append(judged_candidates(replace(result, matches=others), grades))
                 model_id = result.bi_encoder_model_id
-    return model_id, [found[at] for at in sorted(found)]
+    return model_id, found
 
 
 def _print_quality(sets: dict[str, list[JudgedCandidates]], tuning: Tuning) -> dict[str, float]:

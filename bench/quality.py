@@ -7,7 +7,6 @@ the near misses of bench/data are built in. A missing data set is left out. Figu
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,19 @@ import typer
 from bench.report import JsonFile, print_table, write_figures
 from bench.servers import running_stack
 from services.matcher.settings import MatcherSettings
-from standalone.demo.corpus import EVERYDAY, EVERYDAY_ZH, HARD, HARD_ZH, build_corpus, read_questions
-from textmatch.client import Match, MatchKeywords, Recall, TextMatchClient
+from standalone.demo.corpus import (
+    EVERYDAY,
+    EVERYDAY_ZH,
+    HARD,
+    HARD_ZH,
+    HELP_DESK_EN,
+    HELP_DESK_ZH,
+    build_corpus,
+    read_help_desk,
+    read_questions,
+)
+from textmatch.client import Match, MatchKeywords, MatchResult, Recall, TextMatchClient
+from textmatch.documents import Document
 from textmatch.errors import TextMatchError
 from textmatch.ranking_metrics import average_precision, retrieval_metrics
 from training.evaluation.bootstrap import Values
@@ -46,7 +56,6 @@ _BULK_SECONDS = 1_800.0
 _DEADLINES_MS = (20, 50, 100, 300, 1_000)
 _DEADLINE_CALLERS = 4
 _NEAR_MISSES = Path(__file__).with_name("data")
-_HELPDESK = EVERYDAY.with_name("helpdesk_zh.jsonl")
 
 MODES: dict[str, MatchKeywords] = {
     "dense": {"recall": Recall.DENSE, "rerank": False},
@@ -111,24 +120,38 @@ def main(
     json_path: JsonFile = None,
 ) -> None:
     """Measure the ranking of each set in each mode, and what it costs."""
-    chosen = {name.strip() for name in only.split(",")} if only else set[str]()
     figures: dict[str, float] = {}
-    for names, read in groups(data, queries, Half.SECOND if held_out else Half.FIRST):
+    half = Half.SECOND if held_out else Half.FIRST
+    for address, group in served_groups(data, only, queries, half, _quick if quick else lambda one: one):
+        for name, one in group.items():
+            figures |= _measure_set(address, name, one)
+    write_figures(figures, json_path)
+
+
+def served_groups(
+    data: Path | None, only: str, count: int, half: Half, prepare: Callable[[QualitySet], QualitySet]
+) -> Iterator[tuple[str, dict[str, QualitySet]]]:
+    """The matcher's address of a new stack with the documents of a group, and the chosen sets of the group.
+
+    Args:
+        only: names of sets, separated by commas; empty: all. A set whose data are missing is left out.
+        count: most queries of a large set; 0: all.
+        half: of the near misses.
+        prepare: changes each set before its documents are ingested.
+    """
+    chosen = {name.strip() for name in only.split(",")} if only else set[str]()
+    for names, read in groups(data, count, half):
         if chosen and not chosen & set(names):
             continue
         try:
-            group = {name: one for name, one in read().items() if not chosen or name in chosen}
+            group = {name: prepare(one) for name, one in read().items() if not chosen or name in chosen}
         except TextMatchError as error:
             typer.echo(f"{', '.join(names)} left out: {error}", err=True)
             continue
-        if quick:
-            group = {name: _quick(one) for name, one in group.items()}
         with tempfile.TemporaryDirectory() as directory, running_stack(Path(directory)) as stack:
             address = stack.addresses["matcher"]
-            ingest(address, next(iter(group.values())).collection.documents)
-            for name, one in group.items():
-                figures |= _measure_set(address, name, one)
-    write_figures(figures, json_path)
+            _ingest(address, next(iter(group.values())).collection.documents)
+            yield address, group
 
 
 def groups(data: Path | None, count: int, half: Half) -> Iterator[tuple[Sequence[str], Group]]:
@@ -142,12 +165,9 @@ def groups(data: Path | None, count: int, half: Half) -> Iterator[tuple[Sequence
         "questions_zh": EVERYDAY_ZH,
         "questions_hard_zh": HARD_ZH,
     }
-    yield tuple(questions), lambda: _questions(_demo_documents(), questions)
-    if _HELPDESK.is_file():
-        asked = {
-            f"helpdesk_{one}": _HELPDESK.with_name(f"helpdesk_questions_{one}.tsv") for one in ("zh", "en")
-        }
-        yield tuple(asked), lambda: _questions(_helpdesk_documents(), asked)
+    yield tuple(questions), lambda: _questions(build_corpus(), questions)
+    asked = {"helpdesk_zh": HELP_DESK_ZH, "helpdesk_en": HELP_DESK_EN}
+    yield tuple(asked), lambda: _questions(read_help_desk(), asked)
     for name in ("afqmc", "lcqmc"):
         path = folder / f"{name}-zh" / "dev.tsv"
         yield (name,), partial(lambda name, path: {name: _duplicates_set(path, count)}, name, path)
@@ -161,17 +181,8 @@ def _retrieval_set(directory: Path, *, has_deadlines: bool = False) -> QualitySe
     return QualitySet(read_retrieval_set(directory), has_deadlines=has_deadlines)
 
 
-def _demo_documents() -> dict[str, str]:
-    return {document.id: document.text for document in build_corpus()}
-
-
-def _helpdesk_documents() -> dict[str, str]:
-    records = map(json.loads, _HELPDESK.read_text(encoding="utf-8").splitlines())
-    return {record["id"]: record["text"] for record in records}
-
-
-def _questions(documents: Mapping[str, str], paths: Mapping[str, Path]) -> dict[str, QualitySet]:
-    positions = {name: position for position, name in enumerate(documents)}
+def _questions(documents: Sequence[Document], paths: Mapping[str, Path]) -> dict[str, QualitySet]:
+    positions = {document.id: position for position, document in enumerate(documents)}
     found = {}
     for name, path in paths.items():
         questions = read_questions(path)
@@ -179,7 +190,7 @@ def _questions(documents: Mapping[str, str], paths: Mapping[str, Path]) -> dict[
             {positions[one]: 1.0 for one in question.accepted_ids if one in positions}
             for question in questions
         ]
-        collection = RetrievalSet(list(documents.values()), [one.text for one in questions], grades)
+        collection = RetrievalSet([one.text for one in documents], [one.text for one in questions], grades)
         found[name] = QualitySet(collection, has_deadlines=path in (EVERYDAY, HARD))
     return found
 
@@ -220,7 +231,7 @@ def _quick(whole: QualitySet) -> QualitySet:
     return replace(few, collection=replace(few.collection, documents=documents))
 
 
-def ingest(address: str, texts: Sequence[str]) -> None:
+def _ingest(address: str, texts: Sequence[str]) -> None:
     documents = ({"id": str(at), "text": text} for at, text in enumerate(texts) if text.strip())
     with TextMatchClient(address) as client:
         summary = client.ingest_all(documents, wait=True)
@@ -305,16 +316,27 @@ def _in_time(address: str, queries: Sequence[str], deadline_ms: int) -> list[lis
         return list(callers.map(match, queries))
 
 
-def _matches(
+def complete_answers(
     client: TextMatchClient, queries: Sequence[str], options: MatchKeywords
-) -> list[tuple[Match, ...]]:
-    found: list[tuple[Match, ...]] = [()] * len(queries)
+) -> list[MatchResult]:
+    """The answers in the order of the queries.
+
+    Raises:
+        RuntimeError: an answer is missing or degraded.
+    """
+    found: dict[int, MatchResult] = {}
     for answer in client.batch_match(queries, **options):
         if answer.result is None or answer.result.degraded:
             reason = answer.result.degraded if answer.result else answer.error
             raise RuntimeError(f"no complete answer to {queries[answer.query_index]!r}: {reason}")
-        found[answer.query_index] = answer.result.matches
-    return found
+        found[answer.query_index] = answer.result
+    return [found[at] for at in range(len(queries))]
+
+
+def _matches(
+    client: TextMatchClient, queries: Sequence[str], options: MatchKeywords
+) -> list[tuple[Match, ...]]:
+    return [result.matches for result in complete_answers(client, queries, options)]
 
 
 def _positions(matches: Iterable[Match]) -> list[int]:

@@ -112,19 +112,20 @@ def _parse_classes(text: str) -> LabelClasses:
 
 @dataclass(frozen=True)
 class BiEncoderTask:
-    """The contribution of a recipe. `evaluator_of` makes the evaluator of a file of pairs."""
+    """The contribution of a recipe. `evaluator_of` makes the evaluator of a file of pairs.
+
+    The first part is the one that a classifier learns from, and that is sampled to detect collapse.
+    """
 
     recipe: str
     report: DataReport
     model: SentenceTransformer
-    loss: nn.Module
-    dataset: Dataset
+    parts: Sequence[TrainingPart]
     evaluator_of: Callable[[Path], PairEvaluator]
     metric: str
     classes: LabelClasses | None = None
     batch_sampler: Any = LengthSortedBatchSampler
-    # Trained at the same time; the shares are of the batches, of `dataset` and of these.
-    more_parts: Sequence[TrainingPart] = ()
+    # Of the batches, one for each part.
     shares: Sequence[float] = ()
 
 
@@ -144,17 +145,16 @@ def train_bi_encoder(
         TrainingInterrupted: on Ctrl-C.
     """
     metric = SelectionMetric(task.metric)
-    parts = [TrainingPart(task.dataset, task.loss), *task.more_parts]
     trainer = BiEncoderTrainer(
         model=task.model,
         args=SentenceTransformerTrainingArguments(
             **training_arguments(settings, metric),
             **mix_arguments(task.shares),
-            **_column_roles(task.model, parts),
+            **_column_roles(task.model, task.parts),
             batch_sampler=task.batch_sampler,
-            learning_rate_mapping=_rates_of_new_layers(task.loss, new_layer_learning_rate),
+            learning_rate_mapping=_rates_of_new_layers(task.parts[0].loss, new_layer_learning_rate),
         ),
-        **data_arguments(parts),
+        **data_arguments(task.parts),
         evaluator=task.evaluator_of(settings.dev) if settings.dev else None,
     )
     fit(trainer, settings, metric, console, lambda: _sample_cosines(task, settings.seed))
@@ -172,16 +172,18 @@ def train_bi_encoder(
 
 def _sample_cosines(task: BiEncoderTask, seed: int) -> NDArray[np.float32]:
     """The cosine of each query with each document of a sample of the training data: (rows, rows)."""
-    rows = task.dataset.shuffle(seed=seed).select(range(min(_SAMPLE_ROWS, len(task.dataset))))
+    dataset = task.parts[0].dataset
+    rows = dataset.shuffle(seed=seed).select(range(min(_SAMPLE_ROWS, len(dataset))))
     first = embed(task.model.encode_query, rows[QUERY])
     cosines: NDArray[np.float32] = first @ embed(task.model.encode_document, rows[DOCUMENT]).T
     return cosines
 
 
 def _classifier(task: BiEncoderTask) -> PairClassifier | None:
-    if not isinstance(task.loss, SoftmaxLoss) or task.classes is None:
+    loss = task.parts[0].loss
+    if not isinstance(loss, SoftmaxLoss) or task.classes is None:
         return None
-    return pair_classifier(task.loss.classifier, task.classes.scores)
+    return pair_classifier(loss.classifier, task.classes.scores)
 
 
 def _column_roles(model: SentenceTransformer, parts: Sequence[TrainingPart]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
-from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import DOCUMENT, QUERY, BiEncoderTask, pair_dataset, train_bi_encoder
 from training.data_files import (
     UNIT_RANGE,
@@ -45,10 +44,9 @@ from training.evaluation.scorers import (
     run_in_batches,
 )
 from training.evaluators import SPEARMAN, CosineEvaluator, ScoreEvaluator
-from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
+from training.fit import RunResult, SelectionMetric, fit, training_arguments
 from training.model_builder import BiEncoderSettings, build_bi_encoder, build_cross_encoder
-from training.model_files import load_trained, save_cross_encoder
-from training.regression import logit, sample_pair_scores
+from training.regression import finish_cross_encoder, logit, sample_pair_scores
 from training.settings import MixOption, parse_mix
 from training.trainers import (
     LengthSortedBatchSampler,
@@ -240,17 +238,8 @@ def _train_cross_encoder(
         ),
     ]
     fit(trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, sample, settings.seed))
-    if trainer.is_world_process_zero():
-        base_name = settings.base if settings.adapter_rank else ""
-        save_cross_encoder(model, settings.output, score_range=None, adapter_base=base_name)
-    base = find_model(settings.base, BI_ENCODER_ORGANISATION)
-    saved = load_trained(settings.output, base, settings.torch_device)
-    return finish_run(
-        "distill",
-        settings,
-        report,
-        measure=lambda path: _score_evaluator(path, settings).measure(saved),
-        base_name=settings.base,
+    return finish_cross_encoder(
+        "distill", trainer, model, settings, report, None, lambda path: _score_evaluator(path, settings)
     )
 
 
@@ -273,11 +262,9 @@ def _train_bi_encoder(
         recipe="distill",
         report=report,
         model=model,
-        loss=parts[0].loss,
-        dataset=parts[0].dataset,
+        parts=parts,
         evaluator_of=lambda path: CosineEvaluator(read_scored_pairs(path, settings.file_format)),
         metric=SPEARMAN,
-        more_parts=parts[1:],
         shares=parse_mix(settings.mix, len(parts)),
     )
     return train_bi_encoder(task, settings, settings.learning_rate, console)

@@ -12,7 +12,7 @@ With `adapter_rank` above 0 a low-rank adapter is trained and saved; with 0 all 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -32,13 +32,14 @@ from textmatch.models.bi_encoder import read_bi_encoder
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import pair_dataset
 from training.data_files import UNIT_RANGE, ScoredPair, ScoreRange, read_scored_pairs, read_sentences
-from training.data_report import TrainingRow, report_data
+from training.data_report import DataReport, TrainingRow, report_data
 from training.evaluators import SPEARMAN, ScoreEvaluator, embed
 from training.fit import RunResult, SelectionMetric, finish_run, fit, has_checkpoint, training_arguments
 from training.model_builder import (
     DEFAULT_BASE_NAME,
     AdapterRankOption,
     BaseOption,
+    BiEncoderSettings,
     build_cross_encoder,
 )
 from training.model_files import load_trained, save_cross_encoder
@@ -130,7 +131,6 @@ def train_regression(settings: RegressionSettings, console: Console) -> RunResul
         for pair in pairs
     ]
     set_seed(settings.seed)
-    base = find_model(settings.base, BI_ENCODER_ORGANISATION)
     model = _build(pairs, settings)
     report = report_data(settings, rows, model.tokenizer, console)
     if settings.warm_up_pairs > 0 and not has_checkpoint(settings.checkpoints):
@@ -139,19 +139,35 @@ def train_regression(settings: RegressionSettings, console: Console) -> RunResul
         pairs += [replace(pair, first=pair.second, second=pair.first) for pair in pairs]
     trainer = _trainer(model, pairs, settings)
     fit(trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, pairs, settings.seed))
+    score_range = None if settings.sigmoid else settings.score_range
+    return finish_cross_encoder(
+        "regression", trainer, model, settings, report, score_range, lambda path: _evaluator(path, settings)
+    )
+
+
+def finish_cross_encoder(
+    recipe: str,
+    trainer: RegressionTrainer,
+    model: CrossEncoder,
+    settings: RegressionSettings | BiEncoderSettings,
+    report: DataReport,
+    score_range: tuple[float, float] | None,
+    evaluator_of: Callable[[Path], ScoreEvaluator],
+) -> RunResult:
+    """Save a trained cross-encoder, load it as it is served, evaluate it and write its card.
+
+    `score_range` is that of the outputs of a model without sigmoid.
+    """
     if trainer.is_world_process_zero():
-        save_cross_encoder(
-            model,
-            settings.output,
-            score_range=None if settings.sigmoid else settings.score_range,
-            adapter_base=settings.base if settings.adapter_rank else "",
-        )
+        base_name = settings.base if settings.adapter_rank else ""
+        save_cross_encoder(model, settings.output, score_range=score_range, adapter_base=base_name)
+    base = find_model(settings.base, BI_ENCODER_ORGANISATION)
     saved = load_trained(settings.output, base, settings.torch_device)
     return finish_run(
-        "regression",
+        recipe,
         settings,
         report,
-        measure=lambda path: _evaluator(path, settings).measure(saved),
+        measure=lambda path: evaluator_of(path).measure(saved),
         base_name=settings.base,
     )
 

@@ -7,7 +7,7 @@ RUNS=${*:-split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regress
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 TM=${TEXTMATCH:-textmatch}
 DEMO=$(cd "$(dirname "$0")/../standalone/demo" && pwd)
-OWN=$(cd "$(dirname "$0")/data" && pwd)  # groups, translations.tsv and sts_zh.tsv, written for this project
+OWN=$(cd "$(dirname "$0")/data" && pwd)  # groups_*.tsv and graded_pairs_zh.tsv, written for this project
 mkdir -p "$OUT"; cd "$OUT" || exit 1
 
 split() {
@@ -82,7 +82,7 @@ bi-encoder() {  # the default bi-encoder: needs the runs split, questions and gr
   $TM train mine --pairs questions/pairs.tsv --no-header --corpus questions/texts.txt --model bi-encoder-en --output lists.tsv \
     --negatives 12 --depth 300 --margin 0.03 --device cpu
   $TM train simcse --hard-negatives --base multilingual-e5-small --no-prompts --train lists.tsv --train groups/triples.tsv \
-    --paraphrases "$OWN/translations.tsv" --graded-pairs "$DATA/stsb-en/train.tsv" --graded-pairs "$OWN/sts_zh.tsv" --graded-weight 0.3 \
+    --paraphrases questions/translations.tsv --graded-pairs "$DATA/stsb-en/train.tsv" --graded-pairs "$OWN/graded_pairs_zh.tsv" --graded-weight 0.3 \
     --mix 3,2,1,1,1 --temperature 0.0333 --dropout 0 --adapter-rank 32 --max-steps 600 --batch-size 64 --learning-rate 4e-4 \
     --max-length-tokens 256 --bf16 --held-out "$DATA/stsb-en/dev.tsv" --held-out "$DATA/stsb-zh/dev.tsv" --output bi-encoder --device cpu
 }

@@ -19,6 +19,7 @@ from training.data_report import TrainingRow, report_data
 from training.evaluators import ACCURACY, ClassEvaluator
 from training.fit import RunResult
 from training.model_builder import BiEncoderSettings, PoolingName, build_bi_encoder
+from training.trainers import TrainingPart
 
 Settings = TypeVar("Settings", bound=BiEncoderSettings)
 
@@ -61,6 +62,8 @@ def softmax_task(
     report = report_data(settings, rows, model.tokenizer, console)
     loss = SoftmaxLoss(model, model.get_embedding_dimension() or 0, len(classes.names))
 
+    dataset = pair_dataset(pairs, [classes.names.index(pair.label) for pair in pairs])
+
     def evaluator_of(path: Path) -> ClassEvaluator:
         evaluated = read_class_pairs(path, settings.file_format)
         classes.check(evaluated, str(path))
@@ -70,8 +73,7 @@ def softmax_task(
         recipe=recipe,
         report=report,
         model=model,
-        loss=loss,
-        dataset=pair_dataset(pairs, [classes.names.index(pair.label) for pair in pairs]),
+        parts=[TrainingPart(dataset, loss)],
         evaluator_of=evaluator_of,
         metric=ACCURACY,
         classes=classes,

@@ -20,6 +20,7 @@ from training.evaluators import SPEARMAN, CosineEvaluator
 from training.fit import RunResult
 from training.model_builder import BiEncoderSettings, LstmConfig, build_bi_encoder
 from training.sbert import softmax_task
+from training.trainers import TrainingPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +73,13 @@ def _cosine_task(settings: SiameseSettings, console: Console) -> BiEncoderTask:
     rows = [TrainingRow((pair.first, pair.second), f"{pair.score:g}") for pair in pairs]
     set_seed(settings.seed)
     model = _build(settings)
+    dataset = pair_dataset(pairs, [int(pair.score) if is_online else pair.score for pair in pairs])
     loss_class = OnlineContrastiveLoss if is_online else ContrastiveLoss
     return BiEncoderTask(
         recipe="siamese",
         report=report_data(settings, rows, model.tokenizer, console),
         model=model,
-        loss=loss_class(model, margin=settings.margin),
-        dataset=pair_dataset(pairs, [int(pair.score) if is_online else pair.score for pair in pairs]),
+        parts=[TrainingPart(dataset, loss_class(model, margin=settings.margin))],
         evaluator_of=lambda path: CosineEvaluator(read_scored_pairs(path, settings.file_format)),
         metric=SPEARMAN,
     )

@@ -131,12 +131,10 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
         recipe="simcse",
         report=report,
         model=model,
-        loss=parts[0].loss,
-        dataset=parts[0].dataset,
+        parts=parts,
         evaluator_of=lambda path: CosineEvaluator(read_scored_pairs(path, settings.file_format)),
         metric=SPEARMAN,
         batch_sampler=_batch_sampler if settings.hard_negatives or paraphrases else LengthSortedBatchSampler,
-        more_parts=parts[1:],
         shares=shares,
     )
     return train_bi_encoder(task, settings, settings.learning_rate, console)

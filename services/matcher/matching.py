@@ -143,7 +143,6 @@ class Matcher:
             info = await budget.within_deadline(self._collections.info(collection))
             recall = effective_recall(options.recall, info, collection)
         terms = await self._terms(query, collection, budget) if recall is Recall.HYBRID else None
-        fusion = fusion_of(info.notes, collection)
         return QueryPlan(
             query=query,
             is_bulk=is_bulk,
@@ -154,9 +153,7 @@ class Matcher:
             candidate_count=options.candidate_count,
             where=options.where,
             rerank=options.rerank,
-            rule=RerankRule.of(options, self._rerank_depth, fusion),
-            fusion=fusion,
-            top_k=options.top_k,
+            rule=RerankRule.of(options, self._rerank_depth, fusion_of(info.notes, collection)),
         )
 
     async def _terms(self, query: str, collection: str, budget: TimeBudget) -> QueryVector | None:
@@ -250,9 +247,10 @@ class Matcher:
 def _ranked(result: MatchResult, plan: QueryPlan, hits: Sequence[Hit]) -> list[Candidate]:
     metrics.CANDIDATES.observe(len(hits))
     result.candidate_count = len(hits)
-    return ranked(hits, plan.fusion)
+    return ranked(hits, plan.rule.fusion)
 
 
 def _choose(result: MatchResult, plan: QueryPlan, found: Sequence[FoundCandidate]) -> None:
-    matches = combine(plan.query, found, plan.fusion)
-    result.matches = tuple([match for match in matches if match.score >= plan.rule.min_score][: plan.top_k])
+    rule = plan.rule
+    matches = combine(plan.query, found, rule.fusion)
+    result.matches = tuple([match for match in matches if match.score >= rule.min_score][: rule.top_k])

@@ -126,7 +126,7 @@ class Shortlist:
     def undecided(self) -> list[int]:
         """Positions of the candidates whose missing pair scores can change the answer.
 
-        Others cannot: they end below `min_score` or below `top_k` candidates, whatever their pair scores are.
+        Others cannot: they end below `min_score` or below `top_k` candidates, for any pair scores.
         """
         kth_best = float("-inf")
         if len(self.found) >= self._rule.top_k:

@@ -18,7 +18,6 @@ from textmatch.index.collections import CollectionInfo
 from textmatch.index.index import Index
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.retry import RETRY_OVERLOADED
-from textmatch.score_fusion import Fusion
 from textmatch.types import Recall, Rerank
 from textmatch.vectors import Embeddings
 
@@ -47,8 +46,6 @@ class QueryPlan:
     where: Filter | None
     rerank: Rerank
     rule: RerankRule
-    fusion: Fusion
-    top_k: int
 
     @property
     def model_id(self) -> str:
@@ -111,7 +108,7 @@ class Retriever:
     async def quick_search(self, plan: QueryPlan, embedding: Embeddings | None) -> list[Hit]:
         """The `top_k` nearest embeddings, or without an embedding the best by BM25, with their documents."""
         recall = plan.recall if embedding is None else Recall.DENSE
-        return await self._search(plan, plan.top_k, embedding, recall, with_documents=True)
+        return await self._search(plan, plan.rule.top_k, embedding, recall, with_documents=True)
 
     async def _search(
         self,

@@ -11,7 +11,12 @@ from standalone.demo.corpus import (
     EVERYDAY_ZH,
     HARD,
     HARD_ZH,
+    HELP_DESK_EN,
+    HELP_DESK_HARD_EN,
+    HELP_DESK_HARD_ZH,
+    HELP_DESK_ZH,
     build_corpus,
+    read_help_desk,
     read_questions,
     spell_out,
     summarise,
@@ -117,6 +122,17 @@ def test_every_answer_to_every_question_exists(path: Path, count: int, corpus: d
     assert [
         answer for question in questions for answer in question.accepted_ids if answer not in corpus
     ] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "count"),
+    [(HELP_DESK_ZH, 150), (HELP_DESK_EN, 60), (HELP_DESK_HARD_ZH, 150), (HELP_DESK_HARD_EN, 60)],
+)
+def test_every_answer_of_the_help_desk_exists(path: Path, count: int):
+    questions = read_questions(path)
+    assert len({question.text for question in questions}) == count
+    ids = {document.id for document in read_help_desk()}
+    assert {answer for question in questions for answer in question.accepted_ids} <= ids
 
 
 def test_questions_are_not_copied_from_their_answers(corpus: dict[str, Document]):

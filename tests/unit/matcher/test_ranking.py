@@ -19,7 +19,7 @@ from textmatch.types import DegradedReason, Match, MatchOptions, MatchResult, Re
 
 AUTO = MatchOptions()
 # The pair score counts at most 0.5 * 8 in the log odds.
-LIKENESS = replace(FUSION, pair_from=0.85, pair_depth=20)
+WITH_PAIRS = replace(FUSION, pair_from=0.85, pair_depth=20)
 WEIGHTS = st.floats(0, 3)
 FUSIONS = st.builds(
     lambda cosine, pair, intercept, pair_from, depth: Fusion(
@@ -39,11 +39,11 @@ FUSIONS = st.builds(
 )
 
 
-def rule(fusion: Fusion = LIKENESS, default_depth: int = 40, **options: object) -> RerankRule:
+def rule(fusion: Fusion = WITH_PAIRS, default_depth: int = 40, **options: object) -> RerankRule:
     return RerankRule.of(MatchOptions(**options), default_depth, fusion)
 
 
-def candidates(cosines: Sequence[float], fusion: Fusion = LIKENESS) -> list[Candidate]:
+def candidates(cosines: Sequence[float], fusion: Fusion = WITH_PAIRS) -> list[Candidate]:
     return ranked([Hit(f"d{number:02}", cosine, None) for number, cosine in enumerate(cosines)], fusion)
 
 
@@ -67,8 +67,8 @@ def answer(rule: RerankRule, found: Shortlist) -> list[Match]:
 def test_candidates_that_look_nearly_the_same_are_selected():
     found = candidates([0.95, 0.9, 0.85, 0.84, 0.2])
     assert selected(rule(), found) == ["d00", "d01", "d02"]
-    assert selected(rule(replace(LIKENESS, pair_depth=2)), found) == ["d00", "d01"]
-    assert selected(rule(replace(LIKENESS, pair_from=NEVER)), candidates([1.0, 1.0])) == []
+    assert selected(rule(replace(WITH_PAIRS, pair_depth=2)), found) == ["d00", "d01"]
+    assert selected(rule(replace(WITH_PAIRS, pair_from=NEVER)), candidates([1.0, 1.0])) == []
     assert selected(rule(rerank=Rerank.NONE), found) == []
 
 
@@ -88,7 +88,7 @@ def test_with_a_threshold_those_that_may_end_on_either_side_are_selected():
     assert selected(rule(min_score=probability(4.4)), found) == ["d00", "d01"]
     assert selected(rule(min_score=probability(-3.4)), found) == ["d01", "d02"]
     assert selected(rule(min_score=0.999), found) == []
-    weightless = replace(LIKENESS, cosine_pair=ScoreModel(0.0, cosine=1.0))
+    weightless = replace(WITH_PAIRS, cosine_pair=ScoreModel(0.0, cosine=1.0))
     assert selected(rule(weightless, min_score=0.6), found) == []
 
 
@@ -107,7 +107,7 @@ def test_as_many_others_as_matches_can_be_returned():
 def test_a_candidate_that_cannot_enter_is_not_requested():
     # The log odds are 90, 88 and 50; a pair score changes them by 4 at most.
     steep = replace(
-        LIKENESS,
+        WITH_PAIRS,
         pair_from=0.0,
         cosine=ScoreModel(0.0, cosine=100.0),
         cosine_pair=ScoreModel(0.0, cosine=100.0, pair=0.5),
@@ -149,7 +149,7 @@ LOOKALIKES = {"a": 0.9, "b": 0.88, "c": 0.3}
 
 
 async def asked(
-    encoder: ScriptedEncoder, options: MatchOptions = AUTO, fusion: Fusion = LIKENESS
+    encoder: ScriptedEncoder, options: MatchOptions = AUTO, fusion: Fusion = WITH_PAIRS
 ) -> MatchResult:
     index = ScriptedIndex(cosines=dict(LOOKALIKES), notes={FUSION_NOTE: to_mapping(fusion)})
     return await matcher(encoder, index).match("query", options, deadline=soon(5.0))
@@ -164,7 +164,7 @@ async def test_scored_and_unscored_matches_are_sorted_together():
 
 
 async def test_where_nothing_is_selected_the_encoder_is_not_asked():
-    far = replace(LIKENESS, pair_from=0.95)
+    far = replace(WITH_PAIRS, pair_from=0.95)
     encoder = ScriptedEncoder(score_error=errors.DependencyUnavailable("gone"))
     result = await asked(encoder, fusion=far)
     assert encoder.score_timeouts == []
@@ -186,7 +186,7 @@ async def test_an_answer_is_degraded_only_if_what_is_missing_could_have_changed_
 
 async def test_missing_scores_of_candidates_that_cannot_enter_do_not_degrade_the_answer():
     steep = replace(
-        LIKENESS,
+        WITH_PAIRS,
         pair_from=0.0,
         cosine=ScoreModel(0.0, cosine=50.0),
         cosine_pair=ScoreModel(0.0, cosine=50.0, pair=0.5),
