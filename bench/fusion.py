@@ -1,22 +1,21 @@
 """Fits the score models that are shipped: `python -m bench.fusion --data DIR` prints an entry of DEFAULTS.
 
 The judged sets are those of bench.quality; every set has the same weight. The default models of the encoder
-answer the queries in the whole stack. The figures are those of held-out queries. `--reliability FILE` writes
-the points of their reliability diagrams.
+answer the queries in the whole stack. Every tenth query also stands among the documents, because identical
+texts occur in practice and in none of the sets. The figures are those of held-out queries. `--plot FILE`
+draws their reliability diagrams.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
-from bench.quality import QualitySet, complete_answers, served_groups
-from bench.report import JsonFile, print_table, write_figures
+from bench.quality import QualitySet, SetsByName, complete_answers, served_groups
+from bench.report import JsonFile, new_plot, print_table, write_figures
 from textmatch.cli.tune import judged_candidates
 from textmatch.client import MatchKeywords, TextMatchClient
 from textmatch.ranking_metrics import reliability_bins
@@ -28,6 +27,8 @@ _CANDIDATES = 100
 _BULK_SECONDS = 3_600.0
 _PER_CALL = 10
 _QUICK_QUERIES = 20
+# Every so many queries one has a copy.
+_COPIED = 10
 # Of the large sets.
 _DRAWN_QUERIES = 300
 
@@ -40,12 +41,12 @@ def main(
         str, typer.Option(help="Sets to fit to, such as cranfield,questions. Default: all.")
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="A few queries of each set.")] = False,
-    reliability: Annotated[Path | None, typer.Option(help="JSON file for the reliability diagrams.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw reliability diagrams; needs matplotlib.")] = None,
     json_path: JsonFile = None,
 ) -> None:
     """Fit the models to all sets, measure them on held-out queries, and print them."""
     model_id, sets = "", dict[str, list[JudgedCandidates]]()
-    for address, group in served_groups(data, only, _DRAWN_QUERIES, Half.FIRST, lambda one: one):
+    for address, group in served_groups(data, only, _DRAWN_QUERIES, Half.FIRST, _with_copies):
         for name, one in group.items():
             model_id, sets[name] = _candidates(address, one, _QUICK_QUERIES if quick else None)
     if not sets:
@@ -57,9 +58,23 @@ def main(
     tuning = tune(queries, shipped, shipped)
     figures = _print_quality(sets, tuning)
     typer.echo(_entry(model_id, list(sets), tuning))
-    if reliability is not None:
-        reliability.write_text(json.dumps(_diagrams(queries, tuning), indent=1), encoding="utf-8")
+    if plot is not None:
+        _draw_reliability(queries, tuning, plot)
     write_figures(figures, json_path)
+
+
+def _with_copies(group: SetsByName) -> SetsByName:
+    """The sets, with every tenth query among the documents as an answer to itself."""
+    documents = list(next(iter(group.values())).collection.documents)
+    prepared = {}
+    for name, one in group.items():
+        grades = [dict(judged) for judged in one.collection.grades]
+        for at in range(0, len(grades), _COPIED):
+            grades[at][len(documents)] = 1.0
+            documents.append(one.collection.queries[at])
+        # All sets share the list, which is complete when it is ingested.
+        prepared[name] = replace(one, collection=replace(one.collection, documents=documents, grades=grades))
+    return prepared
 
 
 def _candidates(address: str, one: QualitySet, count: int | None) -> tuple[str, list[JudgedCandidates]]:
@@ -122,17 +137,21 @@ def _code(model: ScoreModel) -> str:
     )
 
 
-def _diagrams(queries: list[JudgedCandidates], tuning: Tuning) -> dict[str, dict[str, list[float]]]:
-    diagrams = {}
-    for name in tuning.after:
-        scores, labels = scores_and_labels(queries, name, tuning.held_out)
-        bins = reliability_bins(scores, labels)
-        diagrams[name] = {
-            "counts": np.asarray(bins.counts).tolist(),
-            "mean_scores": bins.mean_scores.tolist(),
-            "mean_labels": bins.mean_labels.tolist(),
-        }
-    return diagrams
+def _draw_reliability(queries: list[JudgedCandidates], tuning: Tuning, path: Path) -> None:
+    """Mean label over mean score of held-out candidates, ten bins of equal count, for each set of parts."""
+    drawn = new_plot(path, rows=1, size=(6, 6))
+    if drawn is None:
+        return
+    figure, axes = drawn
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="dotted")
+    for name, measured in tuning.after.items():
+        bins = reliability_bins(*scores_and_labels(queries, name, tuning.held_out))
+        label = f"{name.replace('_', ' + ')}: error {measured.calibration_error:.3f}"
+        axes.plot(bins.mean_scores, bins.mean_labels, marker="o", label=label)
+    axes.set_xlabel("mean score")
+    axes.set_ylabel("share of relevant candidates")
+    axes.legend()
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

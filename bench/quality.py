@@ -102,7 +102,9 @@ class QualitySet:
         )
 
 
-Group: TypeAlias = Callable[[], Mapping[str, QualitySet]]
+# Sets with the same documents.
+SetsByName: TypeAlias = Mapping[str, QualitySet]
+Group: TypeAlias = Callable[[], SetsByName]
 
 
 def main(
@@ -122,29 +124,29 @@ def main(
     """Measure the ranking of each set in each mode, and what it costs."""
     figures: dict[str, float] = {}
     half = Half.SECOND if held_out else Half.FIRST
-    for address, group in served_groups(data, only, queries, half, _quick if quick else lambda one: one):
+    for address, group in served_groups(data, only, queries, half, _quick if quick else dict):
         for name, one in group.items():
             figures |= _measure_set(address, name, one)
     write_figures(figures, json_path)
 
 
 def served_groups(
-    data: Path | None, only: str, count: int, half: Half, prepare: Callable[[QualitySet], QualitySet]
-) -> Iterator[tuple[str, dict[str, QualitySet]]]:
+    data: Path | None, only: str, count: int, half: Half, prepare: Callable[[SetsByName], SetsByName]
+) -> Iterator[tuple[str, SetsByName]]:
     """The matcher's address of a new stack with the documents of a group, and the chosen sets of the group.
 
     Args:
         only: names of sets, separated by commas; empty: all. A set whose data are missing is left out.
         count: most queries of a large set; 0: all.
         half: of the near misses.
-        prepare: changes each set before its documents are ingested.
+        prepare: changes the sets of a group before their documents are ingested.
     """
     chosen = {name.strip() for name in only.split(",")} if only else set[str]()
     for names, read in groups(data, count, half):
         if chosen and not chosen & set(names):
             continue
         try:
-            group = {name: prepare(one) for name, one in read().items() if not chosen or name in chosen}
+            group = prepare({name: one for name, one in read().items() if not chosen or name in chosen})
         except TextMatchError as error:
             typer.echo(f"{', '.join(names)} left out: {error}", err=True)
             continue
@@ -220,7 +222,11 @@ def _drawn(whole: QualitySet, count: int) -> QualitySet:
     return whole.chosen(sorted(drawn.tolist()))
 
 
-def _quick(whole: QualitySet) -> QualitySet:
+def _quick(group: SetsByName) -> SetsByName:
+    return {name: _few(one) for name, one in group.items()}
+
+
+def _few(whole: QualitySet) -> QualitySet:
     """The first queries; of duplicates, only the first documents too."""
     collection = whole.collection
     if not whole.own:

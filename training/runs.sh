@@ -7,7 +7,7 @@ RUNS=${*:-split mlm simcse-zh siamese-zh siamese-zh-bilstm regression-zh regress
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 TM=${TEXTMATCH:-textmatch}
 DEMO=$(cd "$(dirname "$0")/../standalone/demo" && pwd)
-OWN=$(cd "$(dirname "$0")/data" && pwd)  # groups_*.tsv and graded_pairs_zh.tsv, written for this project
+OWN=$(cd "$(dirname "$0")/data" && pwd)  # groups, graded pairs and pairs of questions, written for this project
 mkdir -p "$OUT"; cd "$OUT" || exit 1
 
 split() {
@@ -87,9 +87,11 @@ bi-encoder() {  # the default bi-encoder: needs the runs split, questions and gr
     --max-length-tokens 256 --bf16 --held-out "$DATA/stsb-en/dev.tsv" --held-out "$DATA/stsb-zh/dev.tsv" --output bi-encoder --device cpu
 }
 cross-encoder() {  # the default pair scorer: needs the run bi-encoder
+  awk -F'\t' -v OFS='\t' '{ $3 /= 5; print }' "$OWN/graded_pairs_zh.tsv" > graded-pairs-zh.tsv
   $TM train distill --base multilingual-e5-small --start-adapter bi-encoder --adapter-rank 32 --both-orders \
-    --train groups/pairs.tsv --train "$DATA/stsb-en/train.tsv" --candidates lists.tsv --teacher bi-encoder --labelled-lists groups/triples.tsv \
-    --loss kl --list-size 4 --mix 3,2,1,1 --max-steps 1000 --batch-size 32 --learning-rate 5e-4 --bf16 \
+    --train groups/pairs.tsv --train "$OWN/question_pairs_zh.tsv" --train "$DATA/stsb-en/train.tsv" --train graded-pairs-zh.tsv \
+    --candidates lists.tsv --teacher bi-encoder --labelled-lists groups/triples.tsv \
+    --loss kl --list-size 4 --mix 2,3,2,1,1,1 --max-steps 2000 --batch-size 64 --learning-rate 4e-4 --bf16 \
     --held-out "$DATA/stsb-en/dev.tsv" --held-out "$DATA/stsb-zh/dev.tsv" --output cross-encoder --device cpu
 }
 evaluate() {

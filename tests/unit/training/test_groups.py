@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.data_files import Triple, read_candidate_lists, read_scored_pairs, read_triples
+from training.data_files import ScoreRange, Triple, read_candidate_lists, read_scored_pairs, read_triples
 from training.groups import GroupSettings, convert_groups, read_groups
 
 ROWS = [
@@ -87,3 +87,11 @@ def test_the_projects_own_groups_are_whole(path: Path):
             group.same_topic,
         )
         assert len(set(texts)) == len(texts), group
+
+
+@pytest.mark.parametrize(("name", "highest"), [("graded_pairs_zh.tsv", 5), ("question_pairs_zh.tsv", 1)])
+def test_the_projects_own_pairs_are_whole(name: str, highest: int):
+    pairs = read_scored_pairs(DATA / name, score_range=ScoreRange(0, highest))
+    assert {pair.score for pair in pairs} == {label / highest for label in range(highest + 1)}
+    assert len({frozenset((pair.first, pair.second)) for pair in pairs}) == len(pairs)
+    assert all(pair.first != pair.second for pair in pairs)
