@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from bench.quality import QualitySet, SetsByName, complete_answers, served_groups
 from bench.report import JsonFile, new_plot, print_table, write_figures
 from textmatch.cli.tune import judged_candidates
 from textmatch.client import MatchKeywords, TextMatchClient
-from textmatch.ranking_metrics import reliability_bins
 from textmatch.score_fusion import PART_SETS, ScoreModel, default_fusion
 from textmatch.weight_tuning import JudgedCandidates, Quality, Tuning, scores_and_labels, tune
 from training.evaluation.matching import Half
@@ -27,6 +27,8 @@ _CANDIDATES = 100
 _BULK_SECONDS = 3_600.0
 _PER_CALL = 10
 _QUICK_QUERIES = 20
+# Bins of fewer candidates are not drawn.
+_DRAWN_CANDIDATES = 20
 # Every so many queries one has a copy.
 _COPIED = 10
 # Of the large sets.
@@ -138,16 +140,25 @@ def _code(model: ScoreModel) -> str:
 
 
 def _draw_reliability(queries: list[JudgedCandidates], tuning: Tuning, path: Path) -> None:
-    """Mean label over mean score of held-out candidates, ten bins of equal count, for each set of parts."""
+    """Draw the share of relevant candidates over their mean score, held out, for each set of parts.
+
+    Bins are ten of equal width, because most candidates have low scores; bins of few candidates are left out.
+    """
     drawn = new_plot(path, rows=1, size=(6, 6))
     if drawn is None:
         return
     figure, axes = drawn
     axes.plot([0, 1], [0, 1], color="grey", linestyle="dotted")
     for name, measured in tuning.after.items():
-        bins = reliability_bins(*scores_and_labels(queries, name, tuning.held_out))
-        label = f"{name.replace('_', ' + ')}: error {measured.calibration_error:.3f}"
-        axes.plot(bins.mean_scores, bins.mean_labels, marker="o", label=label)
+        scores, labels = scores_and_labels(queries, name, tuning.held_out)
+        bins = np.digitize(scores, np.linspace(0, 1, 11)[1:-1])
+        chosen = [bins == one for one in range(10) if (bins == one).sum() >= _DRAWN_CANDIDATES]
+        axes.plot(
+            [scores[one].mean() for one in chosen],
+            [labels[one].mean() for one in chosen],
+            marker="o",
+            label=f"{name.replace('_', ' + ')}: error {measured.calibration_error:.3f}",
+        )
     axes.set_xlabel("mean score")
     axes.set_ylabel("share of relevant candidates")
     axes.legend()

@@ -34,15 +34,17 @@ def test_a_set_without_data_is_not_read_before_it_is_measured(tmp_path: Path) ->
 def test_the_built_in_sets_can_be_read(tmp_path: Path) -> None:
     sets = dict(groups(tmp_path, 10, Half.FIRST))
     for name in ("near_miss_en", "near_miss_zh"):
-        one = sets[name,]()[name]
-        assert (len(one.collection.queries), len(one.collection.documents)) == (170, 340)
-        assert len(_quick(one).near_misses) == len(_quick(one).collection.queries) == 10
+        whole = sets[name,]()
+        few = _quick(whole)[name]
+        collection = whole[name].collection
+        assert (len(collection.queries), len(collection.documents)) == (170, 340)
+        assert len(few.near_misses) == len(few.collection.queries) == 10
 
 
 def test_quick_duplicates_keep_the_answers_of_their_queries(tmp_path: Path) -> None:
     rows = [f"question {at}\tthe same {at}\t1\n" for at in range(1_500)]
     (tmp_path / "afqmc-zh").mkdir()
     (tmp_path / "afqmc-zh" / "dev.tsv").write_text("".join(rows))
-    one = _quick(dict(groups(tmp_path, 0, Half.FIRST))["afqmc",]()["afqmc"])
+    one = _quick(dict(groups(tmp_path, 0, Half.FIRST))["afqmc",]())["afqmc"]
     assert len(one.collection.documents) == 2_000
     assert all(max(own, *grades) < 2_000 for own, grades in zip(one.own, one.collection.grades, strict=True))
