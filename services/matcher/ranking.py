@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from textmatch.documents import Document
 from textmatch.index.search import Hit
-from textmatch.score_fusion import Fusion, ScoreComponents, probability
+from textmatch.score_fusion import Fusion, ScoreComponents, probability, to_single
 from textmatch.types import Match, MatchOptions, Rerank, ScoreExplanation
 
 # Ascending: the log odds, the lexical part, whether the text differs from the query, the id.
@@ -66,9 +66,9 @@ class RerankRule:
             depth, other_count = 0, options.top_k
         elif options.rerank is Rerank.AUTO:
             depth, other_count = min(limit, fusion.pair_depth), options.top_k
-        return cls(
-            fusion, options.top_k, options.min_score, depth, options.rerank is Rerank.AUTO, other_count
-        )
+        # Compared with scores of single precision.
+        min_score = to_single(options.min_score)
+        return cls(fusion, options.top_k, min_score, depth, options.rerank is Rerank.AUTO, other_count)
 
     def selects(self, parts: ScoreComponents) -> bool:
         """Whether a candidate of the first `depth` gets a pair score."""
