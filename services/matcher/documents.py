@@ -27,8 +27,8 @@ MAX_DELETED_IDS = 1_000
 class DeleteVersion:
     """Up to which version a delete goes: `version`, or if that is None, now.
 
-    For a retry, "now" is the time of the first try, which has the same `request_id`. `deadline` is the caller's,
-    on the monotonic clock.
+    For a retry, "now" is the time of the first try, which has the same `request_id`. `deadline` is that of
+    the caller, on the monotonic clock.
     """
 
     version: int | None = None

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import Document, DocumentState, IngestOutcome, ServerUnreachable, TextMatchClient
-from textmatch.client import ingest as ingest_module
-from textmatch.client import sync as client_module
+from textmatch.client import asyncio as client_module
+from textmatch.client import batches as batches_module
 from textmatch.errors import (
     DeadlinePassed,
     DependencyUnavailable,
@@ -47,7 +47,7 @@ def test_only_a_few_batches_are_held(client: TextMatchClient):
 
     results = client.ingest(counted())
     list(itertools.islice(results, 300))
-    held = ingest_module.MAX_BATCH_DOCUMENTS * (ingest_module.MAX_BATCHES_IN_FLIGHT + 2)
+    held = batches_module.DocumentStream.max_items * (batches_module.DocumentStream.max_in_flight + 2)
     assert 300 <= taken <= 300 + held
     results.close()
 
@@ -141,15 +141,18 @@ def test_the_later_of_two_documents_with_one_id_is_sent_later(
     assert matcher.documents["same"].text == "new"
 
 
-def test_a_matcher_that_comes_back_gets_the_rest(matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ingest_module, "_MAX_BACKOFF_SECONDS", 0.05)
+def test_a_matcher_that_comes_back_gets_the_rest(
+    matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch, client_class: type[TextMatchClient]
+):
+    monkeypatch.setattr(batches_module, "_MAX_BACKOFF_SECONDS", 0.05)
     server = RunningServer.of_matcher(matcher)
-    with TextMatchClient(server.address) as client:
+    with client_class(server.address) as client:
+        client.ingest_status()
 
         def documents() -> Iterator[Document]:
             nonlocal server
             for number, document in enumerate(numbered(1_200)):
-                if number == 1_000:
+                if number == 1_000:  # after the first answer, the address is known to be right
                     port = int(server.address.rpartition(":")[2])
                     server.stop()
                     server = RunningServer.of_matcher(matcher, port)
@@ -161,9 +164,9 @@ def test_a_matcher_that_comes_back_gets_the_rest(matcher: ScriptedMatcher, monke
     assert len(matcher.documents) == 1_200
 
 
-def test_a_matcher_that_was_never_there_is_reported_soon():
+def test_a_matcher_that_was_never_there_is_reported_soon(client_class: type[TextMatchClient]):
     with (
-        TextMatchClient("127.0.0.1:1") as client,
+        client_class("127.0.0.1:1") as client,
         pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1 does not answer"),
     ):
         client.ingest_all(numbered(1))
