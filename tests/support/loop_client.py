@@ -39,9 +39,9 @@ class LoopClient:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self, **options: Any) -> None:
         """Close the client and its loop."""
-        self.run(self._client.close())
+        self.run(self._client.close(**options))
         self.run(self._loop.shutdown_asyncgens())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -292,4 +292,7 @@ def _wrong_type(name: str, value: Any, wanted: str) -> InvalidInput:
 
 
 def _shown(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

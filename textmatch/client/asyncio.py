@@ -201,7 +201,7 @@ class AsyncTextMatchClient:
         async def are_waiting() -> bool:
             nonlocal moved_at, last_count
             asked = time.monotonic()
-            status = await self.ingest_status()
+            status = await self.ingest_status(timeout_seconds=min(limit_seconds, self._timeout_seconds))
             if on_status is not None:
                 on_status(status)
             if status.queued_count == 0 or status.oldest_queued_seconds < asked - started:

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
+from textmatch.client.arguments import to_text
 from textmatch.client.connection import (
     BATCH_MATCH,
     INGEST_DOCUMENTS,
@@ -25,8 +26,8 @@ from textmatch.client.connection import (
     StartedCall,
     utf8_bytes,
 )
-from textmatch.documents import Document, text_violation
-from textmatch.errors import DependencyUnavailable, InvalidInput, TextMatchError, raise_violations
+from textmatch.documents import Document
+from textmatch.errors import DependencyUnavailable, InvalidInput, TextMatchError
 from textmatch.retry import RetryPolicy
 from textmatch.types import BatchMatchResult, DocumentResult
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -305,10 +306,7 @@ class QueryStream(BatchStream[str, BatchMatchResult]):
         self._match_options = options
 
     def _item(self, value: Any) -> str:
-        if not isinstance(value, str):
-            raise InvalidInput.of_field("query", f"is a {type(value).__name__}; it must be a string")
-        raise_violations([text_violation("query", value)])
-        return value
+        return to_text("query", value)
 
     def _failure(self, position: int, value: Any, error: TextMatchError) -> BatchMatchResult:
         return BatchMatchResult(position, None, error)
