@@ -42,6 +42,7 @@ _SERVICE_CONFIG = {
         # of these methods resend what was not answered.
         {
             "name": [
+                {"service": "textmatch.v1.MatcherService", "method": "BatchMatch"},
                 {"service": "textmatch.v1.MatcherService", "method": "IngestDocuments"},
                 {"service": "textmatch.v1.EncoderService", "method": "EncodeStream"},
             ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from datetime import date
@@ -9,7 +10,14 @@ from typing import Any
 import pytest
 
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
-from textmatch.client import Document, DocumentState, IngestOutcome, ServerUnreachable, TextMatchClient
+from textmatch.client import (
+    Document,
+    DocumentState,
+    FieldMatch,
+    IngestOutcome,
+    ServerUnreachable,
+    TextMatchClient,
+)
 from textmatch.client import asyncio as client_module
 from textmatch.client import batches as batches_module
 from textmatch.errors import (
@@ -120,6 +128,23 @@ def test_a_full_queue_is_waited_for(client: TextMatchClient, matcher: ScriptedMa
     matcher.call_errors.append(refusal)
     assert client.ingest_all(numbered(5)).accepted == 5
     assert sorted(matcher.batch_sizes) == [1, 1, 5]
+
+
+def test_all_tries_of_a_request_have_one_id_and_requests_have_different_ones(
+    client: TextMatchClient, matcher: ScriptedMatcher
+):
+    """So a retry of a write or delete without a version keeps the version of the first try."""
+    lost = DependencyUnavailable("the answer was lost")
+    matcher.call_errors.extend([lost, lost])
+    client.ingest_all(numbered(5))
+    client.ingest_all(numbered(250))
+    matcher.call_errors.append(lost)
+    client.delete(["d1", "d2"])
+    client.delete_where(FieldMatch("colour", ("red",)))
+    ingested, deleted = matcher.request_ids[:5], matcher.request_ids[5:]
+    assert len(ingested[:3]) == 3
+    assert [len(set(ids)) for ids in (ingested[:3], ingested, deleted[:2], deleted)] == [1, 3, 1, 2]
+    assert all(uuid.UUID(one).version == 4 for one in matcher.request_ids)
 
 
 def test_patience_ends(client: TextMatchClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch):
