@@ -10,30 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.client_calls import EXAMPLES, STREAMS, call
 from textmatch.client import AsyncTextMatchClient, TextMatchClient
 from textmatch.client import asyncio as client_module
 from textmatch.errors import DeadlinePassed, InvalidInput
-from textmatch.filters import FieldMatch
 from textmatch.types import HealthState, MatchKeywords, MatchOptions
-
-# A call of every method that works.
-EXAMPLES: dict[str, tuple[Any, ...]] = {
-    "match": ("the cat",),
-    "batch_match": (["the cat"],),
-    "ingest": ([{"id": "a", "text": "the cat"}],),
-    "ingest_all": ([{"id": "a", "text": "the cat"}],),
-    "wait_until_searchable": (),
-    "get_document": ("a",),
-    "delete": (["a"],),
-    "delete_where": (FieldMatch("colour", ("red",)),),
-    "ingest_status": (),
-    "encode": (["the cat"],),
-    "score": ("the cat", ["a cat"]),
-    "score_pairs": ([("the cat", "a cat")],),
-    "models": (),
-    "health": (),
-}
-STREAMS = ("batch_match", "ingest")
 
 
 def methods_of(client_class: type) -> dict[str, Callable[..., Any]]:
@@ -53,12 +34,6 @@ def parameters_of(name: str) -> dict[str, inspect.Parameter]:
 
 def every_option() -> list[tuple[str, str]]:
     return [(method, option) for method in ("__init__", *EXAMPLES) for option in parameters_of(method)]
-
-
-def call(client: Any, method: str, *values: Any, **options: Any) -> Any:
-    """Call a method and read its results."""
-    answer = getattr(client, method)(*(values or EXAMPLES[method]), **options)
-    return list(answer) if method in STREAMS else answer
 
 
 def call_with(client: Any, method: str, changed: dict[str, Any]) -> Any:
