@@ -10,7 +10,7 @@ import pytest
 # Packages of the extras, by the name that is imported.
 EXTRAS = (
     "prometheus_client",
-    "grpc_reflection",
+    "grpc_reflection.v1alpha",
     "opentelemetry",
     "celery",
     "redis",
