@@ -74,9 +74,19 @@ class RerankRule:
         """Whether a candidate of the first `depth` gets a pair score."""
         if not self.is_auto:
             return True
+        return self._is_near_threshold(parts) or (
+            parts.cosine is not None and parts.cosine >= self.fusion.pair_from
+        )
+
+    def _is_near_threshold(self, parts: ScoreComponents) -> bool:
+        """Whether a pair score can put the candidate on either side of `min_score`.
+
+        A candidate that is exactly at it is left as it is: `min_score` is its score in an earlier answer.
+        """
         lowest, highest = self.fusion.logits_with_pair(parts)
-        is_near_threshold = not self.is_enough(lowest) and self.is_enough(highest)
-        return is_near_threshold or (parts.cosine is not None and parts.cosine >= self.fusion.pair_from)
+        if self.is_enough(lowest) or not self.is_enough(highest):
+            return False
+        return probability(self.fusion.logit(parts)) != self.min_score
 
     def shortlisted(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates that can be returned, in the same order: the selected ones, and the best others."""

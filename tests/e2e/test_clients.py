@@ -54,7 +54,7 @@ def test_filters_in_every_form_keep_tenants_apart(client: TextMatchClient):
 
 
 def test_the_score_of_a_match_as_min_score_keeps_the_match(client: TextMatchClient):
-    for rerank in (False, True):
+    for rerank in (False, True, None):
         for query in QUERIES[:6]:
             for match in client.match(query, rerank=rerank):
                 kept = client.match(query, rerank=rerank, min_score=match.score)

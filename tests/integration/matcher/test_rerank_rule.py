@@ -47,7 +47,7 @@ async def test_pairs_are_scored_where_texts_look_nearly_the_same(encoder: Encode
         assert (await auto(SAME)).answer.degraded == pb.DEGRADED_REASON_RERANK_UNAVAILABLE
 
 
-@pytest.mark.parametrize("rerank", [pb.RERANK_MODE_NONE, pb.RERANK_MODE_CROSS_ENCODER])
+@pytest.mark.parametrize("rerank", [pb.RERANK_MODE_NONE, pb.RERANK_MODE_CROSS_ENCODER, pb.RERANK_MODE_AUTO])
 async def test_the_score_of_a_match_as_min_score_keeps_the_match(
     matcher: RunningMatcher, rerank: pb.RerankMode.ValueType
 ):

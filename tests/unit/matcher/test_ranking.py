@@ -208,14 +208,14 @@ async def test_missing_scores_of_candidates_that_cannot_enter_do_not_degrade_the
 def test_the_score_of_a_match_as_min_score_keeps_the_match(fusion: Fusion, given_: list[tuple[float, float]]):
     """Scores and min_score travel in single precision."""
     pairs = {f"d{number:02}": pair for number, (_, pair) in enumerate(given_)}
-    for rerank in (Rerank.NONE, Rerank.CROSS_ENCODER):
+    for rerank in (Rerank.NONE, Rerank.CROSS_ENCODER, Rerank.AUTO):
 
         def matches(options: MatchOptions) -> list[Match]:
             received = options_from_proto(options_to_proto(options))
             one = RerankRule.of(received, 40, fusion)
             found = listed(one, candidates([cosine for cosine, _ in given_], fusion))
-            positions = found.to_score() if options.rerank is Rerank.CROSS_ENCODER else []
-            found.record(positions, [pairs[found.found[at][1].id] for at in positions])
+            while options.rerank is not Rerank.NONE and (positions := found.to_score()):
+                found.record(positions, [pairs[found.found[at][1].id] for at in positions])
             sent = result_to_proto(MatchResult("query", tuple(answer(one, found))), received)
             return list(result_from_proto("query", sent))
 
