@@ -9,6 +9,7 @@ from typing import Any
 from services.encoder.settings import EncoderSettings
 from services.matcher.settings import MatcherSettings
 from textmatch.cli.settings import CliSettings
+from textmatch.client.settings import ClientSettings
 from workers.settings import WorkerSettings
 
 _SECTIONS: dict[str, Any] = {
@@ -16,6 +17,7 @@ _SECTIONS: dict[str, Any] = {
     "Matcher": MatcherSettings,
     "Worker": WorkerSettings,
     "Command line": CliSettings,
+    "Python client": ClientSettings,
 }
 _HEAD = """# Configuration
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ MAX_ATTRIBUTES_DEPTH = 8
 MAX_EXACT_WHOLE_NUMBER = 2**53 - 1
 MAX_VERSION = MAX_EXACT_WHOLE_NUMBER
 
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _POINT_NAMESPACE = uuid.UUID("6b0f8a52-2b57-5d0f-9f43-6d0f4a1c7e11")
 
 
@@ -93,6 +95,13 @@ def version_violation(field_name: str, version: int) -> Violation | None:
     if 1 <= version <= MAX_VERSION:
         return None
     return Violation.of_field(field_name, f"is {version}; it must be 1 to {MAX_VERSION}")
+
+
+def request_id_violation(request_id: str) -> Violation | None:
+    """What is wrong with the id of a request; None if it is empty or a UUID."""
+    if not request_id or _UUID.fullmatch(request_id):
+        return None
+    return Violation.of_field("request_id", "is not a UUID")
 
 
 def attributes_violation(field_name: str, attributes: Mapping[str, Any]) -> Violation | None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from textmatch.errors import Overloaded, TextMatchError
 
@@ -90,13 +90,17 @@ class RetryPolicy:
 
         return await retrying(run)
 
-    def attempts(self, deadline: Callable[[], float]) -> Retrying:
-        """The attempts of a synchronous loop; sleeps in between.
+    def attempts(
+        self, deadline: Callable[[], float], sleep: Callable[[float], Awaitable[None]]
+    ) -> AsyncRetrying:
+        """The attempts of an `async for` loop.
 
         Args:
             deadline: asked after each failure for the latest time of the next try, on the monotonic clock.
+            sleep: waits so many seconds between two attempts.
         """
-        return Retrying(
+        return AsyncRetrying(
+            sleep=sleep,
             retry=retry_if_exception(self.retry_on),
             wait=self._delay_seconds,
             stop=lambda state: time.monotonic() + state.upcoming_sleep > deadline(),

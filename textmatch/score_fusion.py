@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,6 +31,7 @@ NEVER = 2.0
 MAX_PAIR_DEPTH = 1_000
 # Embeddings of equal texts differ in their last bits. Their scores must not.
 _LOGIT_DECIMALS = 5
+_SINGLE = struct.Struct("f")
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +118,21 @@ PART_SETS: dict[str, tuple[str, ...]] = {
 
 
 def probability(logit: float) -> float:
-    """1 / (1 + exp(-logit)), without overflow: 0..1."""
+    """1 / (1 + exp(-logit)) in single precision, which is the precision of scores on the wire: 0..1.
+
+    A client that sends the score of a match as `min_score` therefore gets this match again.
+    """
+    return to_single(_sigmoid(logit))
+
+
+def to_single(value: float) -> float:
+    """The nearest number of single precision."""
+    rounded: float = _SINGLE.unpack(_SINGLE.pack(value))[0]
+    return rounded
+
+
+def _sigmoid(logit: float) -> float:
+    """Without overflow."""
     if logit >= 0.0:
         return 1.0 / (1.0 + math.exp(-logit))
     odds = math.exp(max(logit, -700.0))
@@ -125,7 +141,7 @@ def probability(logit: float) -> float:
 
 def pair_logit(score: float) -> float:
     """The log odds of a pair score in 0..1, at most PAIR_LOGIT_LIMIT away from 0."""
-    lowest = probability(-PAIR_LOGIT_LIMIT)
+    lowest = _sigmoid(-PAIR_LOGIT_LIMIT)
     bounded = min(max(score, lowest), 1.0 - lowest)
     return math.log(bounded / (1.0 - bounded))
 

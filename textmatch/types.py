@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from textmatch.documents import Document
 from textmatch.errors import TextMatchError
-from textmatch.filters import Filter
+from textmatch.filters import Condition, Filter
 from textmatch.score_fusion import ScoreModel
 from textmatch.vectors import Embeddings
 
@@ -131,14 +131,15 @@ class MatchKeywords(TypedDict, total=False):
     """`MatchOptions` as keyword arguments of the client's methods.
 
     Without `candidate_count`, at least `top_k` documents are recalled. `rerank` may also be None for
-    `Rerank.AUTO`, False for `Rerank.NONE` and True for `Rerank.CROSS_ENCODER`.
+    `Rerank.AUTO`, False for `Rerank.NONE` and True for `Rerank.CROSS_ENCODER`. `where` may also be a single
+    condition, or a string in the syntax of `--where`; None means all documents.
     """
 
     top_k: int
     candidate_count: int
-    where: Filter
+    where: Condition | str | None
     min_score: float
-    recall: Recall
+    recall: Recall | None
     rerank: Rerank | bool | None
     rerank_depth: int
     explain: bool

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from services.matcher.ingest import IngestDependencies
-from textmatch.documents import Document, check_item_count, id_violation, version_violation
+from textmatch.documents import (
+    Document,
+    check_item_count,
+    id_violation,
+    request_id_violation,
+    version_violation,
+)
 from textmatch.errors import DocumentNotFound, InvalidInput, raise_violations
 from textmatch.filters import Filter
 from textmatch.index.index import Index
@@ -14,6 +21,19 @@ from textmatch.queue.tombstones import FilterTombstone
 from textmatch.types import DocumentState, IngestStatus
 
 MAX_DELETED_IDS = 1_000
+
+
+@dataclass(frozen=True)
+class DeleteVersion:
+    """Up to which version a delete goes: `version`, or if that is None, now.
+
+    For a retry, "now" is the time of the first try, which has the same `request_id`. `deadline` is that of
+    the caller, on the monotonic clock.
+    """
+
+    version: int | None = None
+    request_id: str = ""
+    deadline: float | None = None
 
 
 class DocumentsHandler:
@@ -35,22 +55,17 @@ class DocumentsHandler:
             raise DocumentNotFound(document_id)
         return stored[document_id].document
 
-    async def delete(self, ids: Sequence[str], version: int | None) -> int:
-        """Delete documents, and keep older writes from restoring them. Returns how many were stored.
-
-        Args:
-            version: delete only what is not newer than this; None means now.
-        """
-        version = self._delete_version(version)
+    async def delete(self, ids: Sequence[str], cut: DeleteVersion) -> int:
+        """Delete documents, and keep older writes from restoring them. Returns how many were stored."""
         check_item_count("ids", len(ids), MAX_DELETED_IDS)
         raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
-        return await self._delete(dict.fromkeys(ids, version))
+        return await self._delete(dict.fromkeys(ids, await self._version_of(cut)))
 
-    async def delete_where(self, where: Filter, version: int | None) -> int:
+    async def delete_where(self, where: Filter, cut: DeleteVersion) -> int:
         """Delete the documents that match a filter; otherwise as `delete`."""
-        version = self._delete_version(version)
         if not (where.must or where.should or where.must_not):
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
+        version = await self._version_of(cut)
         # Ensures that Qdrant accepts the filter before workers apply it to queued documents.
         await anext(self._index.find_versions(where, max_version=version), None)
         # Before the search: a worker that writes a document after it reads the tombstone after the write.
@@ -81,11 +96,12 @@ class DocumentsHandler:
             document_error=error or None,
         )
 
-    def _delete_version(self, version: int | None) -> int:
-        if version is None:
-            return self._dependencies.clock.next()
-        raise_violations([version_violation("version", version)])
-        return version
+    async def _version_of(self, cut: DeleteVersion) -> int:
+        if cut.version is not None:
+            raise_violations([version_violation("version", cut.version)])
+            return cut.version
+        raise_violations([request_id_violation(cut.request_id)])
+        return await self._dependencies.issue_version(cut.request_id, cut.deadline)
 
     async def _delete(self, versions: Mapping[str, int]) -> int:
         """Add tombstones before the delete: workers/indexer.py explains why no concurrent write survives."""

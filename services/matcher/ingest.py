@@ -4,6 +4,12 @@ While the queue is full, callers of IngestDocuments wait: the matcher stops read
 request, and gRPC's flow control slows its caller down. Callers are admitted in the order of arrival. All
 matchers measure the same queue, and each adds the documents that it is just enqueuing. The limit is therefore
 exceeded by at most one request of each matcher.
+
+The version of a document without one is issued once for a request, not once for a try. Example: a client
+writes A, the answer is lost, another client writes B, the first client tries again. With a new version, A
+would overwrite B. Therefore the client sends a `request_id` with every try, and Redis keeps the version of
+the first one: the second try is an older version than B and changes nothing. The client's clock is not used.
+The same holds for deletes.
 """
 
 from __future__ import annotations
@@ -30,6 +36,9 @@ from textmatch.types import DocumentResult, IngestOutcome
 
 _POLL_SECONDS = 0.1
 _RETRY_SECONDS = 2.0
+# How long a request is known after its deadline; a client tries again within seconds.
+_REQUEST_SECONDS = 300
+_MAX_CALL_SECONDS = 3600
 # A waiting caller is refused this long before its deadline, or this share of its time if that is less.
 _MARGIN_SECONDS = 1.0
 _MARGIN_SHARE = 0.25
@@ -117,9 +126,8 @@ class VersionClock:
         self._last = max(version_now(), self._last + 1)
         return self._last
 
-    def stamp(self, documents: Mapping[int, Document]) -> dict[int, Document]:
-        """Set missing versions: the same for all, but higher for each repetition of an id."""
-        base = self.next()
+    def stamp(self, documents: Mapping[int, Document], base: int) -> dict[int, Document]:
+        """Set missing versions: `base` for all, but higher for each repetition of an id."""
         repeats: Counter[str] = Counter()
         stamped = {}
         for position, document in documents.items():
@@ -143,6 +151,23 @@ class IngestDependencies:
     tombstone_seconds: int
     clock: VersionClock = field(default_factory=VersionClock)
 
+    async def issue_version(self, request_id: str, deadline: float | None) -> int:
+        """A version for what has none; for a retry, the version of the first try.
+
+        Args:
+            request_id: a UUID; empty: the version is new.
+            deadline: of the caller, on the monotonic clock; None if it has none.
+
+        Raises:
+            DependencyUnavailable: Redis does not answer or is full.
+        """
+        version = self.clock.next()
+        if not request_id:
+            return version
+        remaining_seconds = _MAX_CALL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+        ttl_seconds = _REQUEST_SECONDS + int(min(remaining_seconds, _MAX_CALL_SECONDS))
+        return await self.producer.first_version(request_id.lower(), version, ttl_seconds)
+
 
 class IngestHandler:
     """Accepts valid documents. Every failure is a TextMatchError."""
@@ -151,12 +176,15 @@ class IngestHandler:
         self._index = index
         self._dependencies = dependencies
 
-    async def ingest(self, documents: Mapping[int, Document], deadline: float | None) -> list[DocumentResult]:
+    async def ingest(
+        self, documents: Mapping[int, Document], deadline: float | None, request_id: str = ""
+    ) -> list[DocumentResult]:
         """One result for each document; those that are accepted are durable in the queue.
 
         Args:
             documents: by their position in the request, because an id may come more than once.
             deadline: of the caller, on the monotonic clock; None if it has none.
+            request_id: the same for each try of a request; empty if the client sends none.
 
         Raises:
             Overloaded: the queue is full, and stays so until just before the deadline.
@@ -164,7 +192,7 @@ class IngestHandler:
         """
         unchanged = await self._unchanged(documents)
         to_write = {at: one for at, one in documents.items() if at not in unchanged}
-        accepted = self._dependencies.clock.stamp(to_write)
+        accepted = await self._stamped(to_write, request_id, deadline)
         if accepted:
             entering = list(accepted.values())
             async with self._dependencies.admission.entry(entering, deadline):
@@ -179,6 +207,14 @@ class IngestHandler:
                 for position, document in accepted.items()
             ),
         ]
+
+    async def _stamped(
+        self, documents: dict[int, Document], request_id: str, deadline: float | None
+    ) -> dict[int, Document]:
+        if all(document.version for document in documents.values()):
+            return documents
+        base = await self._dependencies.issue_version(request_id, deadline)
+        return self._dependencies.clock.stamp(documents, base)
 
     async def _unchanged(self, documents: Mapping[int, Document]) -> dict[int, int]:
         """The stored versions of documents that need no write, by position.

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from textmatch.documents import Document
 from textmatch.index.search import Hit
-from textmatch.score_fusion import Fusion, ScoreComponents, probability
+from textmatch.score_fusion import Fusion, ScoreComponents, probability, to_single
 from textmatch.types import Match, MatchOptions, Rerank, ScoreExplanation
 
 # Ascending: the log odds, the lexical part, whether the text differs from the query, the id.
@@ -66,17 +66,27 @@ class RerankRule:
             depth, other_count = 0, options.top_k
         elif options.rerank is Rerank.AUTO:
             depth, other_count = min(limit, fusion.pair_depth), options.top_k
-        return cls(
-            fusion, options.top_k, options.min_score, depth, options.rerank is Rerank.AUTO, other_count
-        )
+        # Compared with scores of single precision.
+        min_score = to_single(options.min_score)
+        return cls(fusion, options.top_k, min_score, depth, options.rerank is Rerank.AUTO, other_count)
 
     def selects(self, parts: ScoreComponents) -> bool:
         """Whether a candidate of the first `depth` gets a pair score."""
         if not self.is_auto:
             return True
+        return self._is_near_threshold(parts) or (
+            parts.cosine is not None and parts.cosine >= self.fusion.pair_from
+        )
+
+    def _is_near_threshold(self, parts: ScoreComponents) -> bool:
+        """Whether a pair score can put the candidate on either side of `min_score`.
+
+        A candidate that is exactly at it is left as it is: `min_score` is its score in an earlier answer.
+        """
         lowest, highest = self.fusion.logits_with_pair(parts)
-        is_near_threshold = not self.is_enough(lowest) and self.is_enough(highest)
-        return is_near_threshold or (parts.cosine is not None and parts.cosine >= self.fusion.pair_from)
+        if self.is_enough(lowest) or not self.is_enough(highest):
+            return False
+        return probability(self.fusion.logit(parts)) != self.min_score
 
     def shortlisted(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates that can be returned, in the same order: the selected ones, and the best others."""

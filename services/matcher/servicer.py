@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from services.matcher.documents import DocumentsHandler
+from services.matcher.documents import DeleteVersion, DocumentsHandler
 from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
 from textmatch.documents import check_texts, text_violation
@@ -81,11 +81,10 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     async def IngestDocuments(
         self, request_iterator: AsyncIterator[pb.IngestDocumentsRequest], context: Context
     ) -> AsyncIterator[pb.IngestDocumentsResponse]:
-        remaining_seconds = context.time_remaining()
-        deadline = None if remaining_seconds is None else time.monotonic() + remaining_seconds
+        deadline = _deadline(context)
         async for request in request_iterator:
             documents, rejections = ingest_request_from_proto(request)
-            results = await self._ingest.ingest(documents, deadline)
+            results = await self._ingest.ingest(documents, deadline, request.request_id)
             yield ingest_response_to_proto([*rejections, *results])
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
@@ -97,11 +96,12 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         if bool(request.ids) == request.HasField("filter"):
             raise InvalidInput.of_field("ids", "give either ids or a filter")
         version = request.version if request.HasField("version") else None
+        cut = DeleteVersion(version, request.request_id, _deadline(context))
         if request.ids:
-            deleted_count = await self._documents.delete(request.ids, version)
+            deleted_count = await self._documents.delete(request.ids, cut)
         else:
             where = filter_from_proto(request.filter, "filter")
-            deleted_count = await self._documents.delete_where(where, version)
+            deleted_count = await self._documents.delete_where(where, cut)
         return pb.DeleteDocumentsResponse(deleted_count=deleted_count)
 
     async def GetIngestStatus(
@@ -118,7 +118,11 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
             return error
 
     def _match_deadline(self, context: Context) -> float:
-        remaining_seconds = context.time_remaining()
-        if remaining_seconds is None:
-            remaining_seconds = self._match_timeout_seconds
-        return time.monotonic() + remaining_seconds
+        deadline = _deadline(context)
+        return time.monotonic() + self._match_timeout_seconds if deadline is None else deadline
+
+
+def _deadline(context: Context) -> float | None:
+    """The caller's deadline on the monotonic clock; None if it has none."""
+    remaining_seconds = context.time_remaining()
+    return None if remaining_seconds is None else time.monotonic() + remaining_seconds

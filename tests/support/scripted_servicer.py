@@ -45,6 +45,11 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         # Taken from the left: what goes wrong with the next calls, and with documents by their id.
         self.call_errors: deque[TextMatchError] = deque()
         self.document_errors: dict[str, deque[TextMatchError]] = {}
+        self.query_errors: dict[str, deque[TextMatchError]] = {}
+        # Taken from the left by each BatchMatch; after so many answers, the call ends with the error.
+        self.batch_errors: deque[TextMatchError | None] = deque()
+        self.answers_before_error = 0
+        self.request_ids: list[str] = []
         self.delete_filters: list[pb.Filter] = []
         self.fail_after_batches = -1
         self.queued: deque[tuple[int, float]] = deque()
@@ -58,12 +63,18 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     async def BatchMatch(
         self, request: pb.BatchMatchRequest, context: Any
     ) -> AsyncIterator[pb.BatchMatchResponse]:
+        error = self.batch_errors.popleft() if self.batch_errors else None
         self.batch_sizes.append(len(request.queries))
-        for position in reversed(range(len(request.queries))):
+        for number, position in enumerate(reversed(range(len(request.queries)))):
+            if error is not None and number == self.answers_before_error:
+                raise error
             query = request.queries[position]
+            if errors := self.query_errors.get(query):
+                yield pb.BatchMatchResponse(query_index=position, error=to_status(errors.popleft()))
+                continue
             if query == "fail":
-                error = to_status(InvalidInput.of_field("query", "was told to fail"))
-                yield pb.BatchMatchResponse(query_index=position, error=error)
+                failure = to_status(InvalidInput.of_field("query", "was told to fail"))
+                yield pb.BatchMatchResponse(query_index=position, error=failure)
                 continue
             response = self._answer(query, request.options)
             yield pb.BatchMatchResponse(query_index=position, response=response)
@@ -72,6 +83,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         self, request_iterator: AsyncIterator[pb.IngestDocumentsRequest], context: Any
     ) -> AsyncIterator[pb.IngestDocumentsResponse]:
         async for request in request_iterator:
+            self.request_ids.append(request.request_id)
             self._fail_if_told()
             if len(self.batch_sizes) == self.fail_after_batches:
                 raise Unauthenticated("the key has expired")
@@ -86,6 +98,8 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     async def DeleteDocuments(
         self, request: pb.DeleteDocumentsRequest, context: Any
     ) -> pb.DeleteDocumentsResponse:
+        self.request_ids.append(request.request_id)
+        self._fail_if_told()
         self.batch_sizes.append(len(request.ids))
         self.delete_filters.append(request.filter)
         found = [document_id for document_id in request.ids if self.documents.pop(document_id, None)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -20,9 +21,6 @@ class Failing:
         self.tries = 0
 
     async def __call__(self) -> str:
-        return self.now()
-
-    def now(self) -> str:
         self.tries += 1
         if self.errors:
             raise self.errors.pop(0)
@@ -55,13 +53,20 @@ async def test_a_delay_beyond_the_deadline_is_not_waited_for():
     assert step.tries == 1
 
 
-def test_a_loop_of_attempts_ends_at_its_deadline():
+async def test_a_loop_of_attempts_ends_at_its_deadline():
     step = Failing(*[Overloaded("busy")] * 3)
-    assert QUICK.attempts(lambda: time.monotonic() + 10)(step.now) == "done"
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await asyncio.sleep(seconds)
+
+    assert await QUICK.attempts(lambda: time.monotonic() + 10, sleep)(step) == "done"
+    assert len(slept) == 3
     step = Failing(*[Overloaded("busy")] * 100)
     deadline = time.monotonic() + 0.02
     with pytest.raises(Overloaded, match="busy"):
-        QUICK.attempts(lambda: deadline)(step.now)
+        await QUICK.attempts(lambda: deadline, sleep)(step)
     assert 2 <= step.tries < 100
 
 

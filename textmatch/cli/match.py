@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import islice
-from typing import Annotated, Any
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeAlias
 
 import typer
 from rich.table import Table
 
 from textmatch.cli import options
-from textmatch.cli.errors import message_of
+from textmatch.cli.errors import CommandFailed, message_of
 from textmatch.cli.options import find_addresses
 from textmatch.client import (
     Match,
@@ -22,13 +25,20 @@ from textmatch.client import (
     ScoreExplanation,
     TextMatchClient,
 )
-from textmatch.console import ProgressBars, cell, one_line, print_json, print_line, print_table, warn
+from textmatch.console import (
+    ProgressBars,
+    cell,
+    one_line,
+    print_json,
+    print_line,
+    print_result,
+    print_table,
+    warn,
+)
 from textmatch.documents import text_violation
 from textmatch.errors import TextMatchError
 from textmatch.filter_syntax import parse
-from textmatch.io.line_reader import UnreadableFile, read_texts_of_lines
-
-_QUERIES_PER_CALL = 100
+from textmatch.io.line_reader import Line, UnreadableLine, file_name, open_data_file, read_lines
 
 Queries = Annotated[
     list[str] | None, typer.Argument(metavar="QUERY", help="Texts to search for, each in quotes.")
@@ -56,6 +66,11 @@ RecallOption = Annotated[
     Recall | None,
     typer.Option("--recall", help="Recall mode. Default: the best available."),
 ]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="FILE", help="Write the answers to FILE as JSON lines."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue FILE of --output after an interruption.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Show the components of each score.")]
 RerankOption = Annotated[
     Rerank,
@@ -66,6 +81,8 @@ RerankOption = Annotated[
 def match(
     queries: Queries = None,
     file: File = "",
+    output: Output = None,
+    resume: Resume = False,
     top_k: TopK = 10,
     candidate_count: CandidateCount = None,
     min_score: MinScore = 0.0,
@@ -81,30 +98,141 @@ def match(
 
     --json prints one line per query, in order: {"query", "matches": [{"id", "score", "recall_score",
     "rerank_score", "text", "attributes"}], "degraded", "timings_ms", "models"}. Missing values are null.
-    Matches have an "explanation" with --explain, and lines a "query_id" if the file has ids.
+    Matches have an "explanation" with --explain, and lines a "query_id" if the file has ids. The line of a
+    query that failed is {"query_id", "query", "error"}. An invalid line of the file fails alone.
+
+    While the matcher is unavailable, unanswered queries are asked again, for up to two minutes. --output
+    writes the JSON lines to a file, which --resume continues after an interruption.
     """
-    match_options = MatchKeywords(top_k=top_k, min_score=min_score, rerank=rerank, explain=explain)
+    match_options = MatchKeywords(
+        top_k=top_k, min_score=min_score, rerank=rerank, recall=recall, explain=explain
+    )
     if candidate_count is not None:
         match_options["candidate_count"] = candidate_count
-    if recall is not None:
-        match_options["recall"] = recall
     if where:
         match_options["where"] = parse(where)
-    failed = False
-    client = find_addresses(data_dir, matcher=matcher).client()
-    with client, ProgressBars(is_shown=bool(file)) as progress:
-        progress.stage("matching", unit="queries")
-        for query_id, text, answer in _answers(client, _queries(queries or [], file), match_options):
+    if resume and output is None:
+        raise typer.BadParameter("--resume needs --output FILE")
+    chosen = _queries(queries or [], file)
+    counts = Counter[str]()
+    with ExitStack() as stack:
+        answer_file = stack.enter_context(AnswerFile(output, resume=resume)) if output else None
+        done = answer_file.skip(chosen) if answer_file else 0
+        client = stack.enter_context(find_addresses(data_dir, matcher=matcher).client())
+        progress = stack.enter_context(ProgressBars(is_shown=bool(file)))
+        progress.stage("matching", done=done, unit="queries")
+        show = _print_line if as_json else _print
+        if answer_file is not None:
+            show = answer_file.add
+            stack.enter_context(_hint_to_resume(counts))
+        is_single = len(queries or []) == 1
+        for query, answer in _answer(client, chosen, match_options, is_single=is_single):
             progress.advance()
-            if isinstance(answer, TextMatchError):
-                failed = True
-                warn(f"textmatch: {one_line(query_id or text)}: {message_of(answer)}")
-            elif as_json:
-                print_json(_to_json(answer) | ({"query_id": query_id} if query_id else {}))
-            else:
-                _print(answer)
-    if failed:
+            counts["failed" if isinstance(answer, str) else "answered"] += 1
+            show(query, answer)
+    _end(counts, is_summarized=output is not None, as_json=as_json)
+
+
+@contextmanager
+def _hint_to_resume(counts: Counter[str]) -> Iterator[None]:
+    """Add to an error how to go on, if anything was written."""
+    try:
+        yield
+    except TextMatchError as error:
+        if not counts:
+            raise
+        hint = "repeat the command with --resume for the rest"
+        raise CommandFailed(f"{message_of(error)}; {hint}") from error
+
+
+def _end(counts: Counter[str], *, is_summarized: bool, as_json: bool) -> None:
+    """Print the counts, unless the answers were printed."""
+    figures = {"answered": counts["answered"], "failed": counts["failed"]}
+    if is_summarized:
+        line = f"answered {figures['answered']:,}, failed {figures['failed']:,}"
+        print_result(figures, line, as_json=as_json)
+    elif as_json and counts["failed"]:
+        warn(f"textmatch: {counts['failed']:,} of {counts.total():,} queries failed")
+    if counts["failed"]:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query with its id, which may be empty; or a line that is no query, with the reason why."""
+
+    query_id: str = ""
+    text: str | None = None
+    problem: str = ""
+
+
+# Matches, or why there are none.
+Answer: TypeAlias = MatchResult | str
+
+
+class AnswerFile:
+    """The answers as JSON lines, one for each query of the input, in its order.
+
+    Args:
+        resume: continue the file if it exists. An incomplete last line is dropped.
+
+    Raises:
+        CommandFailed: the file has answers and is not to be continued, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self._path = path
+        if not resume and path.exists() and path.stat().st_size:
+            raise CommandFailed(f"{path} exists; continue it with --resume, or delete it")
+        try:
+            self._file = path.open("r+b" if path.exists() else "w+b")
+        except OSError as error:
+            raise CommandFailed(f"{path} cannot be written: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def skip(self, queries: Iterator[Query]) -> int:
+        """Skip the queries that an earlier run has answered; returns how many.
+
+        Raises:
+            CommandFailed: the file has answers to other queries.
+        """
+        count, end = 0, 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            count, end = count + 1, end + len(line)
+            if not _is_answer_to(next(queries, None), line):
+                raise CommandFailed(f"{self._path} line {count} does not answer the same line of the input")
+        self._file.seek(end)
+        self._file.truncate()
+        return count
+
+    def add(self, query: Query, answer: Answer) -> None:
+        """Add a line. A crash of this process does not lose it."""
+        line = json.dumps(_line(query, answer), ensure_ascii=False, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+
+def _is_answer_to(query: Query | None, line: bytes) -> bool:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return False
+    if query is None or not isinstance(answer, dict):
+        return False
+    return (answer.get("query_id") or "", answer.get("query")) == (query.query_id, query.text)
+
+
+def _line(query: Query, answer: Answer) -> dict[str, Any]:
+    if isinstance(answer, str):
+        return {"query_id": query.query_id or None, "query": query.text, "error": answer}
+    return _to_json(answer) | ({"query_id": query.query_id} if query.query_id else {})
 
 
 def _to_json(result: MatchResult) -> dict[str, Any]:
@@ -135,49 +263,85 @@ def _match_to_json(match: Match) -> dict[str, Any]:
     }
 
 
-def _queries(texts: list[str], file: str) -> Iterator[tuple[str, str]]:
-    """Id and text of each query; the id may be empty."""
+def _queries(texts: list[str], file: str) -> Iterator[Query]:
     if bool(texts) == bool(file):
         raise typer.BadParameter("give queries or --file")
-    return _read_queries(file) if file else (("", text) for text in texts)
+    return _read_queries(file) if file else (Query(text=text) for text in texts)
 
 
-def _read_queries(file: str) -> Iterator[tuple[str, str]]:
-    """Id and text of each query of a file, without blank lines.
+def _read_queries(file: str) -> Iterator[Query]:
+    """The queries of a file, without blank lines.
 
     Raises:
-        UnreadableFile: a line is not a query.
+        UnreadableFile: the file cannot be opened.
     """
-    for place, line in read_texts_of_lines(file):
-        if not line.strip():
-            continue
-        query_id, tab, text = line.partition("\t")
-        if not tab:
-            query_id, text = "", line
-        if "\t" in text:
-            raise UnreadableFile.of_field(place, "must be a query, or an id, a tab and a query")
-        if violation := text_violation("query", text):
-            raise UnreadableFile.of_field(place, str(violation))
-        yield query_id, text
+    with open_data_file(file) as source:
+        for line in read_lines(source):
+            if line.content.strip():
+                yield _query(line, f"{file_name(file)} line {line.number}")
 
 
-def _answers(
-    client: TextMatchClient, queries: Iterator[tuple[str, str]], match_options: MatchKeywords
-) -> Iterator[tuple[str, str, MatchResult | TextMatchError]]:
-    """Id, text and answer of each query, in order."""
-    while chunk := list(islice(queries, _QUERIES_PER_CALL)):
-        if len(chunk) == 1:
-            [(query_id, text)] = chunk
-            yield query_id, text, client.match(text, **match_options)
-            continue
-        results = client.batch_match([text for _, text in chunk], **match_options)
-        for result in sorted(results, key=lambda one: one.query_index):
-            answer = result.result or result.error
-            if answer is not None:
-                yield *chunk[result.query_index], answer
+def _query(line: Line, place: str) -> Query:
+    try:
+        text = line.text()
+    except UnreadableLine as error:
+        return Query(problem=f"{place}: {error}")
+    query_id, tab, query = text.partition("\t")
+    if not tab:
+        query_id, query = "", text
+    if "\t" in query:
+        return Query(problem=f"{place}: must be a query, or an id, a tab and a query")
+    if violation := text_violation("query", query):
+        return Query(query_id, problem=f"{place}: {violation}")
+    return Query(query_id, query)
 
 
-def _print(result: MatchResult) -> None:
+def _answer(
+    client: TextMatchClient, queries: Iterator[Query], match_options: MatchKeywords, *, is_single: bool
+) -> Iterator[tuple[Query, Answer]]:
+    """Each query with its answer, in order. A single one goes in the interactive lane."""
+    if is_single:
+        for query in queries:
+            yield query, client.match(query.text or "", **match_options)
+        return
+    asked: deque[Query] = deque()
+
+    def texts() -> Iterator[str]:
+        for query in queries:
+            asked.append(query)
+            if query.text is not None:
+                yield query.text
+
+    for result in client.batch_match(texts(), **match_options):
+        yield from _bad_lines(asked)
+        query = asked.popleft()
+        if result.result is not None:
+            yield query, result.result
+        else:
+            yield query, " ".join(str(result.error).split())
+    yield from _bad_lines(asked)
+
+
+def _bad_lines(asked: deque[Query]) -> Iterator[tuple[Query, str]]:
+    """Take the lines that are no queries from the left."""
+    while asked and asked[0].text is None:
+        query = asked.popleft()
+        yield query, query.problem
+
+
+def _print_line(query: Query, answer: Answer) -> None:
+    print_json(_line(query, answer))
+
+
+def _print(query: Query, answer: Answer) -> None:
+    if isinstance(answer, str):
+        name = query.query_id or query.text
+        warn(f"textmatch: {one_line(name)}: {answer}" if name else f"textmatch: {answer}")
+    else:
+        _print_table(answer)
+
+
+def _print_table(result: MatchResult) -> None:
     table = Table(title=cell(result.query), title_justify="left")
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")

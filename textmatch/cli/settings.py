@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from textmatch.client.settings import ClientSettings
 from textmatch.runtime.settings import ClientTlsSettings, setting
 
 _DEFAULT = "Default: the local stack, or else"
 
 
 @dataclass(frozen=True)
-class CliSettings(ClientTlsSettings):
+class CliSettings(ClientSettings, ClientTlsSettings):
     """Addresses and credentials of the servers. Options of a command take precedence."""
 
     matcher_target: str = setting(
@@ -19,7 +20,6 @@ class CliSettings(ClientTlsSettings):
     encoder_target: str = setting(
         "TEXTMATCH_ENCODER_TARGET", "", f"Address of the encoder. {_DEFAULT} 127.0.0.1:50051."
     )
-    api_key: str = setting("TEXTMATCH_API_KEY", "", "API key for matcher and encoder.", is_secret=True)
     redis_url: str = setting(
         "TEXTMATCH_REDIS_URL",
         "",

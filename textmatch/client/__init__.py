@@ -5,10 +5,15 @@ from textmatch.client import TextMatchClient
 with TextMatchClient() as client:
     for match in client.match("remove a directory tree", top_k=3):
         print(match.score, match.document.id, match.document.text)
+
+`AsyncTextMatchClient` has the same methods for asyncio.
 """
 
+from textmatch.client.arguments import TextPair
+from textmatch.client.asyncio import DEFAULT_ENCODER, DEFAULT_MATCHER, AsyncTextMatchClient
 from textmatch.client.connection import ServerUnreachable
-from textmatch.client.sync import DEFAULT_ENCODER, DEFAULT_MATCHER, TextMatchClient, TextPair
+from textmatch.client.results import AsyncResults, Results, ResultsNotRead
+from textmatch.client.sync import TextMatchClient
 from textmatch.documents import Document
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.runtime.tls import ClientTls
@@ -42,6 +47,8 @@ from textmatch.wire.documents import DocumentLike, to_document
 __all__ = [
     "DEFAULT_ENCODER",
     "DEFAULT_MATCHER",
+    "AsyncResults",
+    "AsyncTextMatchClient",
     "BatchMatchResult",
     "ClientTls",
     "DegradedReason",
@@ -66,6 +73,8 @@ __all__ = [
     "ModelKind",
     "Recall",
     "Rerank",
+    "Results",
+    "ResultsNotRead",
     "Role",
     "ScoreExplanation",
     "ScoreResult",

@@ -1,24 +1,37 @@
-"""Calls to one server. Each has a deadline, and fails with a TextMatchError. Long inputs go in chunks."""
+"""Calls to one server, blocking or by asyncio. Each has a deadline, and fails with a TextMatchError.
+
+The client is written once, as coroutines over a `Connection`. A `BlockingConnection` answers them without an
+event loop: its coroutines block instead of waiting, so `run` gets a result from a single step.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from textmatch.errors import DeadlinePassed, DependencyUnavailable, InvalidInput, TextMatchError, Violation
-from textmatch.runtime.channel import Metadata, call_metadata, open_channel
+from textmatch.runtime.channel import BlockingReloadingChannel, ReloadingChannel, call_metadata
 from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY, from_rpc_error
 from textmatch.runtime.tls import ClientTls
+from textmatch.v1 import encoder_service_pb2 as encoder_pb
+from textmatch.v1 import encoder_service_pb2_grpc as encoder_grpc
+from textmatch.v1 import matcher_service_pb2 as matcher_pb
+from textmatch.v1 import matcher_service_pb2_grpc as matcher_grpc
 
 Item = TypeVar("Item")
-Request = TypeVar("Request", contravariant=True)
-Response = TypeVar("Response", covariant=True)
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Result = TypeVar("Result")
 
 # Size limit of one call. gRPC accepts larger messages, but progress would be coarse.
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
@@ -27,16 +40,38 @@ _CALLS_IN_FLIGHT = 2
 _POSITION = re.compile(r"(texts|pairs)\[(\d+)\]")
 
 
-class UnaryMethod(Protocol[Request, Response]):
-    """A method of a stub with one request and one response."""
+@dataclass(frozen=True)
+class Method(Generic[Request, Response]):
+    """A method of a server, with the types of its messages. Every call sends a single request."""
 
-    def __call__(
-        self, request: Request, timeout: float | None = None, metadata: Metadata | None = None
-    ) -> Response:
-        """Wait for the response."""
+    name: str
+    takes_stream: bool = False
+    gives_stream: bool = False
 
-    def future(self, request: Request, timeout: float | None = None, metadata: Metadata | None = None) -> Any:
-        """Start the call."""
+
+MATCH: Method[matcher_pb.MatchRequest, matcher_pb.MatchResponse] = Method("Match")
+BATCH_MATCH: Method[matcher_pb.BatchMatchRequest, matcher_pb.BatchMatchResponse] = Method(
+    "BatchMatch", gives_stream=True
+)
+INGEST_DOCUMENTS: Method[matcher_pb.IngestDocumentsRequest, matcher_pb.IngestDocumentsResponse] = Method(
+    "IngestDocuments", takes_stream=True, gives_stream=True
+)
+GET_DOCUMENT: Method[matcher_pb.GetDocumentRequest, matcher_pb.GetDocumentResponse] = Method("GetDocument")
+DELETE_DOCUMENTS: Method[matcher_pb.DeleteDocumentsRequest, matcher_pb.DeleteDocumentsResponse] = Method(
+    "DeleteDocuments"
+)
+GET_INGEST_STATUS: Method[matcher_pb.GetIngestStatusRequest, matcher_pb.GetIngestStatusResponse] = Method(
+    "GetIngestStatus"
+)
+ENCODE: Method[encoder_pb.EncodeRequest, encoder_pb.EncodeResponse] = Method("Encode")
+SCORE: Method[encoder_pb.ScoreRequest, encoder_pb.ScoreResponse] = Method("Score")
+GET_MODELS: Method[encoder_pb.GetModelsRequest, encoder_pb.GetModelsResponse] = Method("GetModels")
+CHECK_HEALTH: Method[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = Method("Check")
+
+_STUBS: dict[str, Callable[[Any], Any]] = {
+    "matcher": matcher_grpc.MatcherServiceStub,
+    "encoder": encoder_grpc.EncoderServiceStub,
+}
 
 
 class ServerUnreachable(DependencyUnavailable):
@@ -48,32 +83,86 @@ class ServerUnreachable(DependencyUnavailable):
         self.address = address
 
 
-class Connection:
-    """One server at one address. Connects with the first call, and again after the connection is lost."""
+class StartedCall(ABC, Generic[Response]):
+    """A call that runs.
+
+    Args:
+        call: as gRPC's stub returned it.
+        translated_errors: turns gRPC's errors into TextMatchErrors.
+    """
+
+    def __init__(self, call: Any, translated_errors: Callable[[], AbstractContextManager[None]]) -> None:
+        self._call = call
+        self._translated_errors = translated_errors
+
+    def cancel(self) -> None:
+        """End the call, if it still runs."""
+        self._call.cancel()
+
+    @abstractmethod
+    async def response(self) -> Response:
+        """The only response."""
+
+    @abstractmethod
+    def responses(self) -> AsyncIterator[Response]:
+        """The responses of a method that gives a stream."""
+
+
+class Connection(ABC):
+    """One server at one address. Connects with the first call, and again after the connection is lost.
+
+    Args:
+        name: "matcher" or "encoder".
+        tls: its files may be replaced: the next call opens a connection with the new content.
+
+    Attributes:
+        has_answered: whether the server has ever answered; if not, its address may be wrong.
+
+    Raises:
+        InvalidInput: a file of `tls` cannot be read.
+    """
 
     def __init__(self, name: str, address: str, api_key: str = "", tls: ClientTls | None = None) -> None:
         self.name = name
         self.address = address
-        self.metadata = call_metadata(api_key)
-        self.channel = open_channel(address, tls)
+        self._metadata = call_metadata(api_key)
+        self.has_answered = False
+        self._channel = self._open(tls, self._make_stub)
 
-    def call(
-        self, method: UnaryMethod[Request, Response], request: Request, timeout_seconds: float
+    async def call(
+        self, method: Method[Request, Response], request: Request, timeout_seconds: float
     ) -> Response:
         """Call and wait.
 
         Raises:
             TextMatchError: the call failed.
         """
-        with self.translated_errors(timeout_seconds):
-            return method(request, timeout=timeout_seconds, metadata=self.metadata)
+        with self._translated_errors(timeout_seconds):
+            response: Response = await self._wait(
+                self._stub_of(method), request, self._options(timeout_seconds)
+            )
+        self.has_answered = True
+        return response
 
-    def call_each(
+    def start(
+        self, method: Method[Request, Response], request: Request, timeout_seconds: float
+    ) -> StartedCall[Response]:
+        """Start a call. Several may run at the same time."""
+        sent = iter((request,)) if method.takes_stream else request
+        return self._started(
+            method,
+            self._stub_of(method),
+            sent,
+            self._options(timeout_seconds),
+            lambda: self._translated_errors(timeout_seconds),
+        )
+
+    async def call_each(
         self,
-        method: UnaryMethod[Request, Response],
+        method: Method[Request, Response],
         requests: Iterable[tuple[int, Request]],
         timeout_seconds: float,
-    ) -> Iterator[Response]:
+    ) -> AsyncGenerator[Response, None]:
         """Call with each request, a few at a time. Responses come in the order of the requests.
 
         Args:
@@ -82,37 +171,69 @@ class Connection:
         Raises:
             TextMatchError: a call failed; the others are cancelled.
         """
-        running: deque[tuple[int, Any]] = deque()
+        running: deque[tuple[int, StartedCall[Response]]] = deque()
         try:
             for start, request in requests:
-                call = method.future(request, timeout=timeout_seconds, metadata=self.metadata)
-                running.append((start, call))
+                running.append((start, self.start(method, request, timeout_seconds)))
                 if len(running) == _CALLS_IN_FLIGHT:
-                    yield self._result(*running.popleft(), timeout_seconds)
+                    yield await _response_of(*running.popleft())
             while running:
-                yield self._result(*running.popleft(), timeout_seconds)
+                yield await _response_of(*running.popleft())
         finally:
             for _, call in running:
                 call.cancel()
 
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connection; running calls are cancelled."""
+
+    @abstractmethod
+    def _open(
+        self, tls: ClientTls | None, make_stub: Callable[[Any], dict[str, Any]]
+    ) -> BlockingReloadingChannel[dict[str, Any]] | ReloadingChannel[dict[str, Any]]:
+        """The channel."""
+
+    @abstractmethod
+    async def _wait(self, stub: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
+        """The response to a request."""
+
+    @abstractmethod
+    def _started(
+        self,
+        method: Method[Any, Any],
+        stub: Any,
+        request: Any,
+        options: dict[str, Any],
+        translated_errors: Callable[[], AbstractContextManager[None]],
+    ) -> StartedCall[Any]:
+        """A call that runs."""
+
+    def _make_stub(self, channel: Any) -> dict[str, Any]:
+        """All methods by name, with the `Check` of the health service."""
+        return {**vars(_STUBS[self.name](channel)), **vars(health_pb2_grpc.HealthStub(channel))}
+
+    def _stub_of(self, method: Method[Any, Any]) -> Any:
+        return self._channel.stub[method.name]
+
+    def _options(self, timeout_seconds: float) -> dict[str, Any]:
+        return {"timeout": timeout_seconds, "metadata": self._metadata}
+
     @contextmanager
-    def translated_errors(self, timeout_seconds: float) -> Iterator[None]:
+    def _translated_errors(self, timeout_seconds: float) -> Iterator[None]:
         """Turn gRPC's errors into TextMatchErrors. An error that the server did not send names the server."""
         try:
             yield
         except grpc.RpcError as error:
             raise self._translated(error, timeout_seconds) from error
+        except grpc.FutureCancelledError:
+            raise self._closed() from None
 
-    def close(self) -> None:
-        """Close the connection; running calls are cancelled."""
-        self.channel.close()
-
-    def _result(self, start: int, call: Any, timeout_seconds: float) -> Any:
-        try:
-            with self.translated_errors(timeout_seconds):
-                return call.result()
-        except InvalidInput as error:
-            raise InvalidInput([_moved(violation, start) for violation in error.violations]) from error
+    def _closed(self) -> DependencyUnavailable:
+        return DependencyUnavailable(f"the call was cancelled: the connection to the {self.name} was closed")
 
     def _translated(self, error: Any, timeout_seconds: float) -> TextMatchError:
         if DETAILS_METADATA_KEY not in dict(error.trailing_metadata() or ()):
@@ -125,6 +246,118 @@ class Connection:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 return DependencyUnavailable(f"the server at {self.address} is not a textmatch {self.name}")
         return from_rpc_error(error)
+
+
+class BlockingConnection(Connection):
+    """Blocks the calling thread. Threads may share it."""
+
+    _channel: BlockingReloadingChannel[dict[str, Any]]
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 -- there is no event loop
+
+    async def close(self) -> None:
+        self._channel.close()
+
+    def _open(
+        self, tls: ClientTls | None, make_stub: Callable[[Any], dict[str, Any]]
+    ) -> BlockingReloadingChannel[dict[str, Any]]:
+        return BlockingReloadingChannel(self.address, tls, make_stub)
+
+    async def _wait(self, stub: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
+        return stub(request, **options)
+
+    def _started(
+        self,
+        method: Method[Any, Any],
+        stub: Any,
+        request: Any,
+        options: dict[str, Any],
+        translated_errors: Callable[[], AbstractContextManager[None]],
+    ) -> StartedCall[Any]:
+        start = stub if method.gives_stream else stub.future
+        return _BlockingCall(start(request, **options), translated_errors)
+
+
+class AioConnection(Connection):
+    """Waits in the event loop of its first call."""
+
+    _channel: ReloadingChannel[dict[str, Any]]
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    def _open(
+        self, tls: ClientTls | None, make_stub: Callable[[Any], dict[str, Any]]
+    ) -> ReloadingChannel[dict[str, Any]]:
+        return ReloadingChannel(self.address, tls, make_stub)
+
+    async def _wait(self, stub: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
+        return await stub(request, **options)
+
+    def _started(
+        self,
+        method: Method[Any, Any],
+        stub: Any,
+        request: Any,
+        options: dict[str, Any],
+        translated_errors: Callable[[], AbstractContextManager[None]],
+    ) -> StartedCall[Any]:
+        return _AioCall(stub(request, **options), translated_errors)
+
+    @contextmanager
+    def _translated_errors(self, timeout_seconds: float) -> Iterator[None]:
+        try:
+            with super()._translated_errors(timeout_seconds):
+                yield
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # gRPC cancels whoever waits for a call when the channel is closed.
+            raise self._closed() from None
+
+
+class _BlockingCall(StartedCall[Response]):
+    async def response(self) -> Response:
+        with self._translated_errors():
+            response: Response = self._call.result()
+        return response
+
+    async def responses(self) -> AsyncIterator[Response]:
+        with self._translated_errors():
+            for response in self._call:
+                yield response
+
+
+class _AioCall(StartedCall[Response]):
+    async def response(self) -> Response:
+        with self._translated_errors():
+            response: Response = await self._call
+        return response
+
+    async def responses(self) -> AsyncIterator[Response]:
+        with self._translated_errors():
+            async for response in self._call:
+                yield response
+
+
+def run(steps: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine over blocking connections.
+
+    Raises:
+        RuntimeError: the coroutine waits for an event loop: the caller's input is asynchronous.
+    """
+    try:
+        steps.send(None)
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
+    steps.close()
+    raise RuntimeError("TextMatchClient cannot wait for asyncio; use AsyncTextMatchClient")
 
 
 def chunks(
@@ -146,12 +379,19 @@ def chunks(
         yield start, chunk
 
 
-def _moved(violation: Violation, start: int) -> Violation:
-    """With the item's position in the whole input instead of the chunk."""
-    field = _POSITION.sub(lambda found: f"{found[1]}[{int(found[2]) + start}]", violation.field)
-    return replace(violation, field=field)
-
-
 def utf8_bytes(text: str) -> int:
     """The size of a text on the wire."""
     return len(text.encode())
+
+
+async def _response_of(start: int, call: StartedCall[Response]) -> Response:
+    """The response, or its error with the positions of items in the whole input."""
+    try:
+        return await call.response()
+    except InvalidInput as error:
+        raise InvalidInput([_moved(violation, start) for violation in error.violations]) from error
+
+
+def _moved(violation: Violation, start: int) -> Violation:
+    field = _POSITION.sub(lambda found: f"{found[1]}[{int(found[2]) + start}]", violation.field)
+    return replace(violation, field=field)

@@ -25,6 +25,11 @@ FILTER_TOMBSTONES = "textmatch:filter-tombstones"
 FILTER_TOMBSTONE_ENDS = "textmatch:filter-tombstone-ends"
 
 
+def request_version(request_id: str) -> str:
+    """String: the version that the first try of a request was given."""
+    return f"textmatch:request-version:{request_id}"
+
+
 def tombstone(document_id: str) -> str:
     """String: the version up to which the document is deleted."""
     return f"textmatch:tombstone:{document_id}"

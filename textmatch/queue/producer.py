@@ -56,6 +56,24 @@ class Producer:
         with translated_errors():
             await self._enqueue(keys=_KEYS, args=arguments)
 
+    async def first_version(self, request_id: str, version: int, ttl_seconds: int) -> int:
+        """The version of the first try of a request; `version` if this is the first.
+
+        The record is older than what the request enqueues. A replica of Redis that has lost the record has
+        therefore lost the effect too, and the next try may have a new version.
+
+        Args:
+            ttl_seconds: how long the record is kept from now on.
+        """
+        key = keys.request_version(request_id)
+        with translated_errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.set(key, version, nx=True, ex=ttl_seconds)
+                pipe.expire(key, ttl_seconds)
+                pipe.get(key)
+                *_, first = await pipe.execute()
+        return int(first)
+
     async def publish(self, task_arguments: Iterable[str]) -> None:
         """Publish tasks with these arguments, as messages.py describes them."""
         packed = [messages.pack(argument) for argument in task_arguments]

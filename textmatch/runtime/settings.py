@@ -17,12 +17,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from textmatch.errors import InvalidInput, Violation
-from textmatch.runtime.auth import ApiKeys
 from textmatch.runtime.tls import ClientTls, ServerTls
 from textmatch.v1 import error_reason_pb2
+
+if TYPE_CHECKING:
+    from textmatch.runtime.auth import ApiKeys
 
 Settings = TypeVar("Settings")
 
@@ -213,6 +215,9 @@ class ServerSettings(CertificateSettings):
         Raises:
             InvalidInput: the file cannot be read, or a line is invalid.
         """
+        # Imported here, because clients need neither keys nor metrics of a server.
+        from textmatch.runtime.auth import ApiKeys
+
         return ApiKeys(Path(self.api_keys_file)) if self.api_keys_file else None
 
     def server_tls(self) -> ServerTls | None:

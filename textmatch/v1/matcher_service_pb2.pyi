@@ -704,6 +704,12 @@ class IngestDocumentsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID that the client makes for each request and sends again with each retry of it (AIP-155). Documents without a
+    version then keep the one that the first try was given: a retry after a lost answer neither overwrites what was
+    written in between nor restores what was deleted. Remembered for at least five minutes after the call's deadline.
+    """
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
         """1 to 1,000 documents. A few hundred per request is fastest."""
@@ -712,10 +718,11 @@ class IngestDocumentsRequest(_message.Message):
         self,
         *,
         documents: _abc.Iterable[Global___Document] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -819,8 +826,11 @@ class DeleteDocumentsRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Documents newer than this version are kept. Absent: the current time in microseconds."""
+    request_id: _builtins.str
+    """As in IngestDocumentsRequest: a retry of a delete without a version keeps what was written in between."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Either ids (1 to 1,000) or a filter. A filter also applies to documents that are still queued, when they are
@@ -835,10 +845,11 @@ class DeleteDocumentsRequest(_message.Message):
         ids: _abc.Iterable[_builtins.str] | None = ...,
         filter: Global___Filter | None = ...,
         version: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "filter", b"filter", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "filter", b"filter", "ids", b"ids", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "filter", b"filter", "ids", b"ids", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015

@@ -94,7 +94,7 @@ class MatcherServiceServicer(object):
         While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
         with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
         soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
-        document is never stored twice.
+        document is never stored twice. Retries of documents without a version need `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

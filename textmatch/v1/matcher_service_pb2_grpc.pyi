@@ -48,7 +48,7 @@ class MatcherServiceStub:
     While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
     with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
     soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
-    document is never stored twice.
+    document is never stored twice. Retries of documents without a version need `request_id`.
     """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]
     """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
@@ -79,7 +79,7 @@ class MatcherServiceAsyncStub(MatcherServiceStub):
     While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
     with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
     soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
-    document is never stored twice.
+    document is never stored twice. Retries of documents without a version need `request_id`.
     """
     GetDocument: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]  # type: ignore[assignment]
     """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
@@ -125,7 +125,7 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
         with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
         soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
-        document is never stored twice.
+        document is never stored twice. Retries of documents without a version need `request_id`.
         """
 
     @_abc_1.abstractmethod

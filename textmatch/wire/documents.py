@@ -15,6 +15,7 @@ from textmatch.documents import (
     Document,
     check_item_count,
     document_violations,
+    request_id_violation,
     version_violation,
 )
 from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
@@ -96,8 +97,9 @@ def ingest_request_from_proto(
     """The valid documents by their position in the request, and a rejection for each of the others.
 
     Raises:
-        InvalidInput: the request has no documents or too many.
+        InvalidInput: the request has no documents or too many, or its id is not a UUID.
     """
+    raise_violations([request_id_violation(request.request_id)])
     check_item_count("documents", len(request.documents), MAX_INGEST_DOCUMENTS)
     documents: dict[int, Document] = {}
     rejections: list[DocumentResult] = []

@@ -157,14 +157,11 @@ def batch_result_to_proto(
     return pb.BatchMatchResponse(query_index=query_index, response=result_to_proto(result, options))
 
 
-def batch_result_from_proto(
-    start: int, queries: Sequence[str], message: pb.BatchMatchResponse
-) -> BatchMatchResult:
-    """The answer to one of `queries`, which begin at position `start` of the caller's list."""
-    position = start + message.query_index
+def batch_result_from_proto(position: int, query: str, message: pb.BatchMatchResponse) -> BatchMatchResult:
+    """The answer to the query at this position of the caller's list."""
     if message.HasField("error"):
         return BatchMatchResult(position, None, from_status(message.error))
-    return BatchMatchResult(position, result_from_proto(queries[message.query_index], message.response), None)
+    return BatchMatchResult(position, result_from_proto(query, message.response), None)
 
 
 def filter_to_proto(condition: Filter, path: str) -> pb.Filter:

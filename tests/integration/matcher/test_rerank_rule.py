@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.integration.matcher.parts import DOCUMENTS, EncoderProcess, Outcome, running_matcher
+import pytest
+
+from tests.integration.matcher.parts import (
+    DOCUMENTS,
+    EncoderProcess,
+    Outcome,
+    RunningMatcher,
+    running_matcher,
+)
 from textmatch.index.index import Index
 from textmatch.score_fusion import FUSION_NOTE, ScoreModel, default_fusion, to_mapping
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -37,3 +45,14 @@ async def test_pairs_are_scored_where_texts_look_nearly_the_same(encoder: Encode
         assert (far.degraded, far.scored_count, far.cross_encoder_model_id) == (0, 0, "")
         assert len(far.matches) == 10
         assert (await auto(SAME)).answer.degraded == pb.DEGRADED_REASON_RERANK_UNAVAILABLE
+
+
+@pytest.mark.parametrize("rerank", [pb.RERANK_MODE_NONE, pb.RERANK_MODE_CROSS_ENCODER, pb.RERANK_MODE_AUTO])
+async def test_the_score_of_a_match_as_min_score_keeps_the_match(
+    matcher: RunningMatcher, rerank: pb.RerankMode.ValueType
+):
+    for number in range(6):
+        query = f"the cat number {number} sleeps"
+        for match in (await matcher.match(query, 20.0, rerank=rerank)).answer.matches:
+            kept = await matcher.match(query, 20.0, rerank=rerank, min_score=match.score)
+            assert match.document.id in kept.ids

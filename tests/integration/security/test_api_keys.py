@@ -19,8 +19,10 @@ from textmatch.encoder_client import EncoderClient
 from textmatch.errors import ApiKeyInvalid, ApiKeyMissing, DependencyUnavailable, Overloaded, PermissionDenied
 from textmatch.filters import FieldMatch, Filter
 from textmatch.runtime.auth import SCOPES, ApiKeys, Scope
+from textmatch.runtime.channel import call_metadata, open_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.v1 import encoder_service_pb2, matcher_service_pb2
+from textmatch.v1.matcher_service_pb2_grpc import MatcherServiceStub
 
 KEYS = {scope: f"the-{scope.value}-key-0123456789" for scope in Scope}
 LIMITED = "the-limited-key-0123456789"
@@ -162,15 +164,19 @@ def test_a_key_is_replaced_without_a_gap(keys_file: Path, matcher_address: str):
 
 @pytest.mark.parametrize("kind", ["unary", "server stream", "stream"])
 def test_a_key_that_has_used_up_its_tokens_is_told_when_to_come_back(kind: str, matcher_address: str):
-    with TextMatchClient(matcher_address, api_key=LIMITED, timeout_seconds=20) as client:
+    with (
+        TextMatchClient(matcher_address, api_key=LIMITED, timeout_seconds=20) as client,
+        open_channel(matcher_address) as channel,
+    ):
+        stub, metadata = MatcherServiceStub(channel), call_metadata(LIMITED)
+        queries = matcher_service_pb2.BatchMatchRequest(queries=["word " * 200])
         calls: dict[str, Any] = {
             "unary": lambda: client.match("word " * 200),
-            "server stream": lambda: list(client.batch_match(["word " * 200])),
+            # Without the client, which would come back when it is told to.
+            "server stream": lambda: list(stub.BatchMatch(queries, timeout=20, metadata=metadata)),
             "stream": lambda: list(
-                client._matcher_stub.IngestDocuments(
-                    iter([_ingest_request(), _ingest_request()]),
-                    timeout=20,
-                    metadata=client._matcher.metadata,
+                stub.IngestDocuments(
+                    iter([_ingest_request(), _ingest_request()]), timeout=20, metadata=metadata
                 )
             ),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.certificates import Authority, Pair
 from tests.support.scripted_servicer import RunningServer, ScriptedEncoder, ScriptedMatcher
-from textmatch.client import ClientTls, ServerUnreachable, TextMatchClient
+from textmatch.client import AsyncTextMatchClient, ClientTls, ServerUnreachable, TextMatchClient
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable, InvalidInput
 from textmatch.index.client import connect as connect_qdrant
@@ -116,6 +117,48 @@ async def test_a_client_follows_its_own_certificate(authority: Authority):
     assert await client.bi_encoders(timeout_seconds=20)
     await client.close()
     await asyncio.to_thread(server.stop)
+
+
+def test_the_synchronous_client_follows_its_own_certificate(authority: Authority):
+    """Also while a call of the old connection runs."""
+    with matcher_with(authority.server(authority.issue("server"), authority.file)) as address:
+        renewed = authority.issue("client", is_expired=True)
+        with TextMatchClient(address, tls=authority.client(renewed), timeout_seconds=20) as client:
+            with pytest.raises(ServerUnreachable):
+                client.ingest_status()
+            authority.issue("client")
+            time.sleep(1.1)  # the files are looked at once a second
+            assert client.ingest_status().document_count == 0
+            running = client.ingest({"id": str(number), "text": "one"} for number in range(2_000))
+            next(running)
+            authority.issue("client")
+            time.sleep(1.1)
+            assert client.ingest_status().document_count >= 200
+            assert len(list(running)) == 1_999
+            renewed.cert.unlink()
+            time.sleep(1.1)
+            assert client.ingest_status().document_count == 2_000
+
+
+async def test_the_asyncio_client_follows_its_own_certificate(authority: Authority):
+    tls = authority.server(authority.issue("server"), authority.file)
+    server = await asyncio.to_thread(RunningServer.of_matcher, ScriptedMatcher(), tls=tls)
+    expired = authority.issue("client", is_expired=True)
+    async with AsyncTextMatchClient(
+        server.address, tls=authority.client(expired), timeout_seconds=20
+    ) as client:
+        with pytest.raises(ServerUnreachable):
+            await client.ingest_status()
+        authority.issue("client")
+        await asyncio.sleep(1.1)
+        assert (await client.ingest_status()).document_count == 0
+    await asyncio.to_thread(server.stop)
+
+
+@pytest.mark.parametrize("client_class", [TextMatchClient, AsyncTextMatchClient])
+def test_a_client_names_a_file_that_it_cannot_read(client_class: type[TextMatchClient], tmp_path: Path):
+    with pytest.raises(InvalidInput, match=r"missing\.pem cannot be read"):
+        client_class(tls=ClientTls(str(tmp_path / "missing.pem")))
 
 
 def test_a_key_that_is_not_of_the_certificate_ends_the_start_with_a_clear_line(authority: Authority):

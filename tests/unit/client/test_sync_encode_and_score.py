@@ -93,12 +93,12 @@ def test_models(client: TextMatchClient):
 
 
 def test_health_tells_serving_from_not_serving_from_gone(
-    client: TextMatchClient, encoder_server: RunningServer
+    client: TextMatchClient, encoder_server: RunningServer, client_class: type[TextMatchClient]
 ):
     assert [health.state for health in client.health()] == [HealthState.SERVING] * 2
     encoder_server.set_serving(is_serving=False)
     assert client.health()[0].state is HealthState.NOT_SERVING
-    with TextMatchClient(matcher="127.0.0.1:1", encoder="127.0.0.1:1") as lonely:
+    with client_class(matcher="127.0.0.1:1", encoder="127.0.0.1:1") as lonely:
         assert [(health.name, health.state) for health in lonely.health()] == [
             ("encoder", HealthState.UNREACHABLE),
             ("matcher", HealthState.UNREACHABLE),

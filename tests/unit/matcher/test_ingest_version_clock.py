@@ -18,7 +18,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def stamp(clock: VersionClock, *given: Document) -> list[int]:
-    return [document.version for document in clock.stamp(dict(enumerate(given))).values()]
+    return [document.version for document in clock.stamp(dict(enumerate(given)), clock.next()).values()]
 
 
 def test_one_version_for_all_but_the_later_of_an_id_wins(now: list[int]):

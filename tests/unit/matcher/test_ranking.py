@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.matcher.ranking import Candidate, RerankRule, Shortlist, combine, ranked
@@ -16,6 +16,7 @@ from textmatch.documents import Document
 from textmatch.index.search import Hit
 from textmatch.score_fusion import FUSION_NOTE, NEVER, Fusion, ScoreModel, probability, to_mapping
 from textmatch.types import DegradedReason, Match, MatchOptions, MatchResult, Rerank
+from textmatch.wire.matching import options_from_proto, options_to_proto, result_from_proto, result_to_proto
 
 AUTO = MatchOptions()
 # The pair score counts at most 0.5 * 8 in the log odds.
@@ -200,3 +201,24 @@ async def test_missing_scores_of_candidates_that_cannot_enter_do_not_degrade_the
         encoder = ScriptedEncoder(score_error=errors.DeadlinePassed("late"), good_chunks=1)
         result = await matcher(encoder, index).match("query", options, deadline=soon(1.9))
         assert (result.scored_count, result.degraded) == (8, degraded)
+
+
+@settings(deadline=None, max_examples=50)
+@given(FUSIONS, st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1)), min_size=1, max_size=10))
+def test_the_score_of_a_match_as_min_score_keeps_the_match(fusion: Fusion, given_: list[tuple[float, float]]):
+    """Scores and min_score travel in single precision."""
+    pairs = {f"d{number:02}": pair for number, (_, pair) in enumerate(given_)}
+    for rerank in (Rerank.NONE, Rerank.CROSS_ENCODER, Rerank.AUTO):
+
+        def matches(options: MatchOptions) -> list[Match]:
+            received = options_from_proto(options_to_proto(options))
+            one = RerankRule.of(received, 40, fusion)
+            found = listed(one, candidates([cosine for cosine, _ in given_], fusion))
+            while options.rerank is not Rerank.NONE and (positions := found.to_score()):
+                found.record(positions, [pairs[found.found[at][1].id] for at in positions])
+            sent = result_to_proto(MatchResult("query", tuple(answer(one, found))), received)
+            return list(result_from_proto("query", sent))
+
+        for match in matches(MatchOptions(rerank=rerank)):
+            kept = matches(MatchOptions(rerank=rerank, min_score=match.score))
+            assert match.document.id in [one.document.id for one in kept]

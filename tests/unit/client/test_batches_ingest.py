@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from datetime import date
@@ -9,9 +10,16 @@ from typing import Any
 import pytest
 
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
-from textmatch.client import Document, DocumentState, IngestOutcome, ServerUnreachable, TextMatchClient
-from textmatch.client import ingest as ingest_module
-from textmatch.client import sync as client_module
+from textmatch.client import (
+    Document,
+    DocumentState,
+    FieldMatch,
+    IngestOutcome,
+    ServerUnreachable,
+    TextMatchClient,
+)
+from textmatch.client import asyncio as client_module
+from textmatch.client import batches as batches_module
 from textmatch.errors import (
     DeadlinePassed,
     DependencyUnavailable,
@@ -47,7 +55,7 @@ def test_only_a_few_batches_are_held(client: TextMatchClient):
 
     results = client.ingest(counted())
     list(itertools.islice(results, 300))
-    held = ingest_module.MAX_BATCH_DOCUMENTS * (ingest_module.MAX_BATCHES_IN_FLIGHT + 2)
+    held = batches_module.DocumentStream.max_items * (batches_module.DocumentStream.max_in_flight + 2)
     assert 300 <= taken <= 300 + held
     results.close()
 
@@ -122,6 +130,23 @@ def test_a_full_queue_is_waited_for(client: TextMatchClient, matcher: ScriptedMa
     assert sorted(matcher.batch_sizes) == [1, 1, 5]
 
 
+def test_all_tries_of_a_request_have_one_id_and_requests_have_different_ones(
+    client: TextMatchClient, matcher: ScriptedMatcher
+):
+    """So a retry of a write or delete without a version keeps the version of the first try."""
+    lost = DependencyUnavailable("the answer was lost")
+    matcher.call_errors.extend([lost, lost])
+    client.ingest_all(numbered(5))
+    client.ingest_all(numbered(250))
+    matcher.call_errors.append(lost)
+    client.delete(["d1", "d2"])
+    client.delete_where(FieldMatch("colour", ("red",)))
+    ingested, deleted = matcher.request_ids[:5], matcher.request_ids[5:]
+    assert len(ingested[:3]) == 3
+    assert [len(set(ids)) for ids in (ingested[:3], ingested, deleted[:2], deleted)] == [1, 3, 1, 2]
+    assert all(uuid.UUID(one).version == 4 for one in matcher.request_ids)
+
+
 def test_patience_ends(client: TextMatchClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client_module, "_STALL_TIMEOUT_SECONDS", 0.2)
     refusal = Overloaded("the queue is full", retry_delay_seconds=0.05)
@@ -141,15 +166,18 @@ def test_the_later_of_two_documents_with_one_id_is_sent_later(
     assert matcher.documents["same"].text == "new"
 
 
-def test_a_matcher_that_comes_back_gets_the_rest(matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ingest_module, "_MAX_BACKOFF_SECONDS", 0.05)
+def test_a_matcher_that_comes_back_gets_the_rest(
+    matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch, client_class: type[TextMatchClient]
+):
+    monkeypatch.setattr(batches_module, "_MAX_BACKOFF_SECONDS", 0.05)
     server = RunningServer.of_matcher(matcher)
-    with TextMatchClient(server.address) as client:
+    with client_class(server.address) as client:
+        client.ingest_status()
 
         def documents() -> Iterator[Document]:
             nonlocal server
             for number, document in enumerate(numbered(1_200)):
-                if number == 1_000:
+                if number == 1_000:  # after the first answer, the address is known to be right
                     port = int(server.address.rpartition(":")[2])
                     server.stop()
                     server = RunningServer.of_matcher(matcher, port)
@@ -161,9 +189,9 @@ def test_a_matcher_that_comes_back_gets_the_rest(matcher: ScriptedMatcher, monke
     assert len(matcher.documents) == 1_200
 
 
-def test_a_matcher_that_was_never_there_is_reported_soon():
+def test_a_matcher_that_was_never_there_is_reported_soon(client_class: type[TextMatchClient]):
     with (
-        TextMatchClient("127.0.0.1:1") as client,
+        client_class("127.0.0.1:1") as client,
         pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1 does not answer"),
     ):
         client.ingest_all(numbered(1))

@@ -1,0 +1,32 @@
+"""A call of every method of the clients. `test_arguments_options.py` checks that none is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textmatch.filters import FieldMatch
+
+EXAMPLES: dict[str, tuple[Any, ...]] = {
+    "match": ("the cat",),
+    "batch_match": (["the cat"],),
+    "ingest": ([{"id": "a", "text": "the cat"}],),
+    "ingest_all": ([{"id": "a", "text": "the cat"}],),
+    "wait_until_searchable": (),
+    "get_document": ("a",),
+    "delete": (["a"],),
+    "delete_where": (FieldMatch("colour", ("red",)),),
+    "ingest_status": (),
+    "encode": (["the cat"],),
+    "score": ("the cat", ["a cat"]),
+    "score_pairs": ([("the cat", "a cat")],),
+    "models": (),
+    "health": (),
+}
+# Methods that send nothing until their results are read.
+STREAMS = ("batch_match", "ingest")
+
+
+def call(client: Any, method: str, **options: Any) -> Any:
+    """Call a method as in the example, and read its results."""
+    answer = getattr(client, method)(*EXAMPLES[method], **options)
+    return list(answer) if method in STREAMS else answer

@@ -1,0 +1,387 @@
+"""The client of the matcher and the encoder for asyncio. No protobuf in its arguments and results.
+
+It is also the implementation of the synchronous client, which runs its methods over blocking connections.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from typing import ClassVar, Self, TypeVar, Unpack
+
+from grpc_health.v1 import health_pb2
+from tenacity import AsyncRetrying, retry_if_result, wait_exponential
+
+from textmatch.client import arguments
+from textmatch.client.arguments import TextPair, to_seconds, with_checked_options
+from textmatch.client.batches import DocumentStream, QueryStream, in_order, new_request_id
+from textmatch.client.connection import (
+    CHECK_HEALTH,
+    DELETE_DOCUMENTS,
+    ENCODE,
+    GET_DOCUMENT,
+    GET_INGEST_STATUS,
+    GET_MODELS,
+    MATCH,
+    SCORE,
+    AioConnection,
+    Connection,
+    Method,
+    chunks,
+    utf8_bytes,
+)
+from textmatch.client.results import AsyncResults
+from textmatch.client.settings import ClientSettings
+from textmatch.documents import Document
+from textmatch.errors import DeadlinePassed, InvalidInput, TextMatchError
+from textmatch.filters import Condition
+from textmatch.runtime.settings import load
+from textmatch.runtime.tls import ClientTls
+from textmatch.types import (
+    BatchMatchResult,
+    DocumentResult,
+    EncodeResult,
+    HealthState,
+    IngestOutcome,
+    IngestStatus,
+    IngestSummary,
+    MatchKeywords,
+    MatchResult,
+    ModelInfo,
+    Role,
+    Scorer,
+    ScoreResult,
+    ServerHealth,
+)
+from textmatch.v1 import encoder_service_pb2 as encoder_pb
+from textmatch.v1 import matcher_service_pb2 as matcher_pb
+from textmatch.wire.documents import DocumentLike, from_proto, ingest_status_from_proto
+from textmatch.wire.encoding import ROLES, SCORERS, encode_result, model_info, priority, score_result
+from textmatch.wire.matching import result_from_proto
+
+Item = TypeVar("Item", str, TextPair)
+EncoderRequest = TypeVar("EncoderRequest", encoder_pb.EncodeRequest, encoder_pb.ScoreRequest)
+Response = TypeVar("Response")
+
+DEFAULT_MATCHER = "127.0.0.1:50052"
+DEFAULT_ENCODER = "127.0.0.1:50051"
+# More texts than this go in the bulk lane.
+_MAX_INTERACTIVE_TEXTS = 64
+_IDS_PER_CALL = 1_000
+_MAX_REJECTIONS = 100
+# The client gives up after this time in which the matcher answers no item, or the queue does not shrink.
+_STALL_TIMEOUT_SECONDS = 120.0
+_FIRST_POLL_SECONDS = 0.05
+_LAST_POLL_SECONDS = 1.0
+_HEALTH_TIMEOUT_SECONDS = 2.0
+
+
+@with_checked_options
+class AsyncTextMatchClient:
+    """Talks to a matcher and an encoder by asyncio.
+
+        async with AsyncTextMatchClient() as client:
+            await client.ingest_all([{"id": "rm", "text": "delete a folder and everything in it"}], wait=True)
+            for match in await client.match("remove a directory tree", top_k=3):
+                print(match.score, match.document.id, match.document.text)
+
+    Methods, arguments and errors are those of `TextMatchClient`, which documents them. A client belongs to
+    the event loop of its first call. `ingest` and `batch_match` also take asynchronous iterables.
+    """
+
+    _connection: ClassVar[type[Connection]] = AioConnection
+
+    def __init__(
+        self,
+        matcher: str = DEFAULT_MATCHER,
+        encoder: str = DEFAULT_ENCODER,
+        *,
+        timeout_seconds: float = 10.0,
+        bulk_timeout_seconds: float = 300.0,
+        api_key: str | None = None,
+        tls: ClientTls | None = None,
+    ) -> None:
+        if tls is not None and not isinstance(tls, ClientTls):
+            raise InvalidInput.of_field("tls", f"is a {type(tls).__name__}; it must be a ClientTls")
+        self._timeout_seconds = to_seconds(timeout_seconds, 10.0)
+        self._bulk_timeout_seconds = to_seconds(bulk_timeout_seconds, 300.0, "bulk_timeout_seconds")
+        key = load(ClientSettings).api_key if api_key is None else arguments.to_name("api_key", api_key)
+        self._matcher = self._connection("matcher", arguments.to_name("matcher", matcher), key, tls)
+        self._encoder = self._connection("encoder", arguments.to_name("encoder", encoder), key, tls)
+        self._known_limits: encoder_pb.Limits | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; running calls are cancelled."""
+        await self._matcher.close()
+        await self._encoder.close()
+
+    async def match(
+        self, query: str, *, timeout_seconds: float | None = None, **options: Unpack[MatchKeywords]
+    ) -> MatchResult:
+        """As `TextMatchClient.match`."""
+        text = arguments.to_text("query", query)
+        request = matcher_pb.MatchRequest(query=text, options=arguments.to_match_options(options))
+        response = await self._matcher.call(MATCH, request, self._interactive(timeout_seconds))
+        return result_from_proto(text, response)
+
+    def batch_match(
+        self,
+        queries: Iterable[str] | AsyncIterable[str],
+        *,
+        timeout_seconds: float | None = None,
+        **options: Unpack[MatchKeywords],
+    ) -> AsyncResults[BatchMatchResult]:
+        """As `TextMatchClient.batch_match`; to be read by `async for`."""
+        stream = QueryStream(
+            self._matcher,
+            arguments.to_match_options(options),
+            timeout_seconds=self._bulk(timeout_seconds),
+            stall_timeout_seconds=_STALL_TIMEOUT_SECONDS,
+        )
+        texts = arguments.to_iterable("queries", queries)
+        return AsyncResults(in_order(stream.run(texts)), "batch_match")
+
+    def ingest(
+        self,
+        documents: Iterable[DocumentLike] | AsyncIterable[DocumentLike],
+        *,
+        timeout_seconds: float | None = None,
+    ) -> AsyncResults[DocumentResult]:
+        """As `TextMatchClient.ingest`; to be read by `async for`."""
+        stream = DocumentStream(
+            self._matcher,
+            timeout_seconds=self._bulk(timeout_seconds),
+            stall_timeout_seconds=_STALL_TIMEOUT_SECONDS,
+        )
+        return AsyncResults(stream.run(arguments.to_iterable("documents", documents)), "ingest")
+
+    async def ingest_all(
+        self,
+        documents: Iterable[DocumentLike] | AsyncIterable[DocumentLike],
+        *,
+        wait: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> IngestSummary:
+        """As `TextMatchClient.ingest_all`."""
+        is_waiting = arguments.to_flag("wait", wait)
+        counts = dict.fromkeys(IngestOutcome, 0)
+        rejections: list[DocumentResult] = []
+        async for result in self.ingest(documents, timeout_seconds=timeout_seconds):
+            counts[result.outcome] += 1
+            if result.outcome is IngestOutcome.REJECTED and len(rejections) < _MAX_REJECTIONS:
+                rejections.append(result)
+        if is_waiting:
+            await self.wait_until_searchable()
+        return IngestSummary(
+            accepted=counts[IngestOutcome.ACCEPTED],
+            unchanged=counts[IngestOutcome.UNCHANGED],
+            rejected=counts[IngestOutcome.REJECTED],
+            rejections=tuple(rejections),
+        )
+
+    async def wait_until_searchable(
+        self,
+        on_status: Callable[[IngestStatus], None] | None = None,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """As `TextMatchClient.wait_until_searchable`."""
+        if on_status is not None and not callable(on_status):
+            raise InvalidInput.of_field("on_status", "is not a function")
+        started = moved_at = time.monotonic()
+        limit_seconds = to_seconds(timeout_seconds, float("inf"))
+        last_count = -1
+
+        async def are_waiting() -> bool:
+            nonlocal moved_at, last_count
+            asked = time.monotonic()
+            status = await self.ingest_status(timeout_seconds=min(limit_seconds, self._timeout_seconds))
+            if on_status is not None:
+                on_status(status)
+            if status.queued_count == 0 or status.oldest_queued_seconds < asked - started:
+                return False
+            if status.queued_count != last_count:
+                last_count, moved_at = status.queued_count, asked
+            elif asked - moved_at > _STALL_TIMEOUT_SECONDS:
+                raise DeadlinePassed(
+                    f"{last_count:,} documents are queued, and their number has not changed for "
+                    f"{_STALL_TIMEOUT_SECONDS:g} seconds; are the workers running?"
+                )
+            if time.monotonic() - started > limit_seconds:
+                raise DeadlinePassed(f"{last_count:,} documents are queued after {limit_seconds:g} seconds")
+            return True
+
+        wait = wait_exponential(_FIRST_POLL_SECONDS, max=_LAST_POLL_SECONDS)
+        await AsyncRetrying(sleep=self._matcher.sleep, retry=retry_if_result(bool), wait=wait)(are_waiting)
+
+    async def get_document(self, document_id: str, *, timeout_seconds: float | None = None) -> Document:
+        """As `TextMatchClient.get_document`."""
+        request = matcher_pb.GetDocumentRequest(id=arguments.to_id("document_id", document_id))
+        response = await self._matcher.call(GET_DOCUMENT, request, self._interactive(timeout_seconds))
+        return from_proto(response.document)
+
+    async def delete(
+        self,
+        ids: str | Iterable[str],
+        *,
+        version: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> int:
+        """As `TextMatchClient.delete`."""
+        checked, cut = arguments.to_ids("ids", ids), arguments.to_version(version)
+        deleted_count = 0
+        for _, chunk in chunks(checked, utf8_bytes, _IDS_PER_CALL):
+            request = matcher_pb.DeleteDocumentsRequest(ids=chunk, version=cut)
+            deleted_count += await self._delete(request, timeout_seconds)
+        return deleted_count
+
+    async def delete_where(
+        self,
+        where: Condition | str,
+        *,
+        version: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> int:
+        """As `TextMatchClient.delete_where`."""
+        request = matcher_pb.DeleteDocumentsRequest(
+            filter=arguments.to_delete_filter(where), version=arguments.to_version(version)
+        )
+        return await self._delete(request, timeout_seconds)
+
+    async def ingest_status(
+        self, document_id: str = "", *, timeout_seconds: float | None = None
+    ) -> IngestStatus:
+        """As `TextMatchClient.ingest_status`."""
+        one = arguments.to_name("document_id", document_id) and arguments.to_id("document_id", document_id)
+        request = matcher_pb.GetIngestStatusRequest(document_id=one)
+        response = await self._matcher.call(GET_INGEST_STATUS, request, self._interactive(timeout_seconds))
+        return ingest_status_from_proto(response)
+
+    async def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        role: Role = Role.DOCUMENT,
+        dimension: int | None = None,
+        model: str = "",
+        timeout_seconds: float | None = None,
+    ) -> EncodeResult:
+        """As `TextMatchClient.encode`."""
+        as_role = ROLES[arguments.to_choice("role", role, Role)]
+        cut = None if dimension is None else arguments.to_whole_number("dimension", dimension)
+        name = arguments.to_name("model", model)
+        given = arguments.to_texts("texts", texts)
+
+        def request(chunk: list[str]) -> encoder_pb.EncodeRequest:
+            return encoder_pb.EncodeRequest(texts=chunk, role=as_role, dimension=cut, model=name)
+
+        return encode_result(await self._call_encoder(ENCODE, "texts", given, request, timeout_seconds))
+
+    async def score(
+        self,
+        query: str,
+        texts: str | Iterable[str],
+        *,
+        scorer: Scorer = Scorer.CROSS_ENCODER,
+        model: str = "",
+        timeout_seconds: float | None = None,
+    ) -> ScoreResult:
+        """As `TextMatchClient.score`."""
+        first, name = arguments.to_text("query", query), arguments.to_name("model", model)
+        by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
+        given = arguments.to_texts("texts", texts)
+
+        def request(chunk: list[str]) -> encoder_pb.ScoreRequest:
+            return encoder_pb.ScoreRequest(query=first, texts=chunk, scorer=by, model=name)
+
+        return score_result(await self._call_encoder(SCORE, "texts", given, request, timeout_seconds))
+
+    async def score_pairs(
+        self,
+        pairs: Iterable[TextPair],
+        *,
+        scorer: Scorer = Scorer.CROSS_ENCODER,
+        model: str = "",
+        timeout_seconds: float | None = None,
+    ) -> ScoreResult:
+        """As `TextMatchClient.score_pairs`."""
+        by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
+        name = arguments.to_name("model", model)
+        given = arguments.to_pairs("pairs", pairs)
+
+        def request(chunk: list[TextPair]) -> encoder_pb.ScoreRequest:
+            messages = [encoder_pb.TextPair(first=first, second=second) for first, second in chunk]
+            return encoder_pb.ScoreRequest(pairs=messages, scorer=by, model=name)
+
+        return score_result(await self._call_encoder(SCORE, "pairs", given, request, timeout_seconds))
+
+    async def models(self, *, timeout_seconds: float | None = None) -> tuple[ModelInfo, ...]:
+        """As `TextMatchClient.models`."""
+        response = await self._get_models(self._interactive(timeout_seconds))
+        return tuple(model_info(message) for message in response.models)
+
+    async def health(self, *, timeout_seconds: float | None = None) -> tuple[ServerHealth, ...]:
+        """As `TextMatchClient.health`."""
+        seconds = to_seconds(timeout_seconds, _HEALTH_TIMEOUT_SECONDS)
+        return await _health(self._encoder, seconds), await _health(self._matcher, seconds)
+
+    def _interactive(self, timeout_seconds: float | None) -> float:
+        return to_seconds(timeout_seconds, self._timeout_seconds)
+
+    def _bulk(self, timeout_seconds: float | None) -> float:
+        return to_seconds(timeout_seconds, self._bulk_timeout_seconds)
+
+    async def _delete(self, request: matcher_pb.DeleteDocumentsRequest, timeout_seconds: float | None) -> int:
+        request.request_id = new_request_id()
+        response = await self._matcher.call(DELETE_DOCUMENTS, request, self._bulk(timeout_seconds))
+        return response.deleted_count
+
+    async def _call_encoder(
+        self,
+        method: Method[EncoderRequest, Response],
+        field: str,
+        items: list[Item],
+        to_request: Callable[[list[Item]], EncoderRequest],
+        timeout_seconds: float | None,
+    ) -> list[Response]:
+        """Call the method with each chunk of texts or pairs, in the bulk lane if there are many."""
+        is_bulk = len(items) > _MAX_INTERACTIVE_TEXTS
+        seconds = self._bulk(timeout_seconds) if is_bulk else self._interactive(timeout_seconds)
+        limits = await self._limits(self._interactive(timeout_seconds))
+        arguments.check_texts(field, items, limits.max_text_bytes)
+
+        def requests() -> Iterator[tuple[int, EncoderRequest]]:
+            for start, chunk in chunks(items, _size_bytes, limits.max_texts):
+                request = to_request(chunk)
+                request.priority = priority(is_bulk=is_bulk)
+                yield start, request
+
+        return [response async for response in self._encoder.call_each(method, requests(), seconds)]
+
+    async def _limits(self, timeout_seconds: float) -> encoder_pb.Limits:
+        if self._known_limits is None:
+            self._known_limits = (await self._get_models(timeout_seconds)).limits
+        return self._known_limits
+
+    async def _get_models(self, timeout_seconds: float) -> encoder_pb.GetModelsResponse:
+        return await self._encoder.call(GET_MODELS, encoder_pb.GetModelsRequest(), timeout_seconds)
+
+
+def _size_bytes(item: str | TextPair) -> int:
+    return utf8_bytes(item) if isinstance(item, str) else sum(map(utf8_bytes, item))
+
+
+async def _health(server: Connection, timeout_seconds: float) -> ServerHealth:
+    try:
+        response = await server.call(CHECK_HEALTH, health_pb2.HealthCheckRequest(), timeout_seconds)
+    except TextMatchError:
+        return ServerHealth(server.name, server.address, HealthState.UNREACHABLE)
+    is_serving = response.status == health_pb2.HealthCheckResponse.SERVING
+    state = HealthState.SERVING if is_serving else HealthState.NOT_SERVING
+    return ServerHealth(server.name, server.address, state)
