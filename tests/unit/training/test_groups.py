@@ -95,3 +95,10 @@ def test_the_projects_own_pairs_are_whole(name: str, highest: int):
     assert {pair.score for pair in pairs} == {label / highest for label in range(highest + 1)}
     assert len({frozenset((pair.first, pair.second)) for pair in pairs}) == len(pairs)
     assert all(pair.first != pair.second for pair in pairs)
+
+
+def test_the_projects_own_passages_are_whole_blocks():
+    rows = [line.split("\t") for line in (DATA / "passages_zh.tsv").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) % 8 == 0
+    assert all(len(row) == 3 and all(cell.strip() for cell in row) for row in rows)
+    assert len({question for question, _, _ in rows}) == len(rows)
