@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from bench.quality import QualitySet, SetsByName, complete_answers, served_groups
@@ -22,13 +21,14 @@ from textmatch.client import MatchKeywords, TextMatchClient
 from textmatch.score_fusion import PART_SETS, ScoreModel, default_fusion
 from textmatch.weight_tuning import JudgedCandidates, Quality, Tuning, scores_and_labels, tune
 from training.evaluation.matching import Half
+from training.evaluation.pairs import reliability_table
 
 _CANDIDATES = 100
 _BULK_SECONDS = 3_600.0
 _PER_CALL = 10
 _QUICK_QUERIES = 20
 # Bins of fewer candidates are not drawn.
-_DRAWN_CANDIDATES = 20
+_MIN_BIN_CANDIDATES = 20
 # Every so many queries one has a copy.
 _COPIED = 10
 # Of the large sets.
@@ -142,7 +142,7 @@ def _code(model: ScoreModel) -> str:
 def _draw_reliability(queries: list[JudgedCandidates], tuning: Tuning, path: Path) -> None:
     """Draw the share of relevant candidates over their mean score, held out, for each set of parts.
 
-    Bins are ten of equal width, because most candidates have low scores; bins of few candidates are left out.
+    Bins are of equal width, because most candidates have low scores; bins of few candidates are left out.
     """
     drawn = new_plot(path, rows=1, size=(6, 6))
     if drawn is None:
@@ -151,11 +151,10 @@ def _draw_reliability(queries: list[JudgedCandidates], tuning: Tuning, path: Pat
     axes.plot([0, 1], [0, 1], color="grey", linestyle="dotted")
     for name, measured in tuning.after.items():
         scores, labels = scores_and_labels(queries, name, tuning.held_out)
-        bins = np.digitize(scores, np.linspace(0, 1, 11)[1:-1])
-        chosen = [bins == one for one in range(10) if (bins == one).sum() >= _DRAWN_CANDIDATES]
+        bins = [one for one in reliability_table(scores, labels) if one.pairs >= _MIN_BIN_CANDIDATES]
         axes.plot(
-            [scores[one].mean() for one in chosen],
-            [labels[one].mean() for one in chosen],
+            [one.mean_score for one in bins],
+            [one.mean_label for one in bins],
             marker="o",
             label=f"{name.replace('_', ' + ')}: error {measured.calibration_error:.3f}",
         )

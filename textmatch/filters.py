@@ -45,5 +45,10 @@ class Filter:
     should: tuple[Condition, ...] = ()
     must_not: tuple[Condition, ...] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no condition, and so matches every document."""
+        return not (self.must or self.should or self.must_not)
+
 
 Condition: TypeAlias = FieldMatch | FieldRange | FieldExists | Filter

@@ -63,7 +63,7 @@ class DocumentsHandler:
 
     async def delete_where(self, where: Filter, cut: DeleteVersion) -> int:
         """Delete the documents that match a filter; otherwise as `delete`."""
-        if not (where.must or where.should or where.must_not):
+        if where.is_empty:
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
         version = await self._version_of(cut)
         # Ensures that Qdrant accepts the filter before workers apply it to queued documents.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tests.support.client_calls import EXAMPLES, call
+from tests.support.client_calls import ANSWERS, EXAMPLES, call
 from tests.support.loop_client import LoopClient
 from tests.support.stack import Stack
 from textmatch.client import DocumentState, FieldMatch, FieldRange, TextMatchClient
@@ -36,7 +36,7 @@ def client(request: pytest.FixtureRequest, stack: Stack) -> Iterator[TextMatchCl
 
 @pytest.mark.parametrize("method", EXAMPLES)
 def test_every_method_works(client: TextMatchClient, method: str):
-    call(client, method, timeout_seconds=60)
+    assert isinstance(call(client, method, timeout_seconds=60), ANSWERS[method])
 
 
 def test_filters_in_every_form_keep_tenants_apart(client: TextMatchClient):

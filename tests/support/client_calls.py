@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
+from textmatch.documents import Document
 from textmatch.filters import FieldMatch
+from textmatch.types import EncodeResult, IngestStatus, IngestSummary, MatchResult, ScoreResult
 
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "match": ("the cat",),
@@ -21,6 +24,22 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "score_pairs": ([("the cat", "a cat")],),
     "models": (),
     "health": (),
+}
+ANSWERS: dict[str, type] = {
+    "match": MatchResult,
+    "batch_match": list,
+    "ingest": list,
+    "ingest_all": IngestSummary,
+    "wait_until_searchable": NoneType,
+    "get_document": Document,
+    "delete": int,
+    "delete_where": int,
+    "ingest_status": IngestStatus,
+    "encode": EncodeResult,
+    "score": ScoreResult,
+    "score_pairs": ScoreResult,
+    "models": tuple,
+    "health": tuple,
 }
 # Methods that send nothing until their results are read.
 STREAMS = ("batch_match", "ingest")

@@ -159,7 +159,7 @@ def _end(counts: Counter[str], *, is_summarized: bool, as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class Query:
-    """A query with its id, which may be empty; or a line that is no query, with the reason why."""
+    """A query with its id, which may be empty; or an invalid line, with its problem and without a text."""
 
     query_id: str = ""
     text: str | None = None
@@ -323,7 +323,7 @@ def _answer(
 
 
 def _bad_lines(asked: deque[Query]) -> Iterator[tuple[Query, str]]:
-    """Take the lines that are no queries from the left."""
+    """Take the invalid lines from the left."""
     while asked and asked[0].text is None:
         query = asked.popleft()
         yield query, query.problem

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args
 from textmatch.documents import Document, id_violation, text_violation, version_violation
 from textmatch.errors import InvalidInput, raise_violations
 from textmatch.filter_syntax import parse
-from textmatch.filters import Condition, Filter
+from textmatch.filters import Condition, FieldMatch, Filter
 from textmatch.types import MatchKeywords, MatchOptions, Recall, Rerank
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.wire.matching import default_candidate_count, filter_to_proto, options_to_proto
@@ -215,7 +215,7 @@ def to_condition(name: str, value: Any) -> Filter:
 def to_delete_filter(value: Any) -> pb.Filter:
     """A filter that does not select everything."""
     condition = to_condition("where", value)
-    if not any(getattr(condition, clause) for clause in _CLAUSES):
+    if condition.is_empty:
         raise InvalidInput.of_field("where", "is empty; it would delete every document")
     return filter_to_proto(condition, "where")
 
@@ -256,9 +256,8 @@ def _check_condition(name: str, condition: Condition) -> None:
                     raise _wrong_type(place, child, "a condition")
                 _check_condition(place, child)
         return
-    for listed in ("values", "ids"):
-        if hasattr(condition, listed):
-            _check_is_tuple(f"{name}.{listed}", getattr(condition, listed), listed)
+    if isinstance(condition, FieldMatch):
+        _check_is_tuple(f"{name}.values", condition.values, "values")
 
 
 def _check_is_tuple(name: str, value: Any, content: str) -> None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -108,6 +108,30 @@ class StartedCall(ABC, Generic[Response]):
         """The responses of a method that gives a stream."""
 
 
+class _BlockingCall(StartedCall[Response]):
+    async def response(self) -> Response:
+        with self._translated_errors():
+            response: Response = self._call.result()
+        return response
+
+    async def responses(self) -> AsyncIterator[Response]:
+        with self._translated_errors():
+            for response in self._call:
+                yield response
+
+
+class _AioCall(StartedCall[Response]):
+    async def response(self) -> Response:
+        with self._translated_errors():
+            response: Response = await self._call
+        return response
+
+    async def responses(self) -> AsyncIterator[Response]:
+        with self._translated_errors():
+            async for response in self._call:
+                yield response
+
+
 class Connection(ABC):
     """One server at one address. Connects with the first call, and again after the connection is lost.
 
@@ -121,6 +145,8 @@ class Connection(ABC):
     Raises:
         InvalidInput: a file of `tls` cannot be read.
     """
+
+    _started_call: ClassVar[type[StartedCall[Any]]]
 
     def __init__(self, name: str, address: str, api_key: str = "", tls: ClientTls | None = None) -> None:
         self.name = name
@@ -149,13 +175,8 @@ class Connection(ABC):
     ) -> StartedCall[Response]:
         """Start a call. Several may run at the same time."""
         sent = iter((request,)) if method.takes_stream else request
-        return self._started(
-            method,
-            self._stub_of(method),
-            sent,
-            self._options(timeout_seconds),
-            lambda: self._translated_errors(timeout_seconds),
-        )
+        call = self._begin(method)(sent, **self._options(timeout_seconds))
+        return self._started_call(call, lambda: self._translated_errors(timeout_seconds))
 
     async def call_each(
         self,
@@ -201,16 +222,9 @@ class Connection(ABC):
     async def _wait(self, stub: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
         """The response to a request."""
 
-    @abstractmethod
-    def _started(
-        self,
-        method: Method[Any, Any],
-        stub: Any,
-        request: Any,
-        options: dict[str, Any],
-        translated_errors: Callable[[], AbstractContextManager[None]],
-    ) -> StartedCall[Any]:
-        """A call that runs."""
+    def _begin(self, method: Method[Any, Any]) -> Any:
+        """What starts a call of the method without waiting."""
+        return self._stub_of(method)
 
     def _make_stub(self, channel: Any) -> dict[str, Any]:
         """All methods by name, with the `Check` of the health service."""
@@ -251,6 +265,7 @@ class Connection(ABC):
 class BlockingConnection(Connection):
     """Blocks the calling thread. Threads may share it."""
 
+    _started_call = _BlockingCall
     _channel: BlockingReloadingChannel[dict[str, Any]]
 
     async def sleep(self, seconds: float) -> None:
@@ -267,21 +282,15 @@ class BlockingConnection(Connection):
     async def _wait(self, stub: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
         return stub(request, **options)
 
-    def _started(
-        self,
-        method: Method[Any, Any],
-        stub: Any,
-        request: Any,
-        options: dict[str, Any],
-        translated_errors: Callable[[], AbstractContextManager[None]],
-    ) -> StartedCall[Any]:
-        start = stub if method.gives_stream else stub.future
-        return _BlockingCall(start(request, **options), translated_errors)
+    def _begin(self, method: Method[Any, Any]) -> Any:
+        stub = self._stub_of(method)
+        return stub if method.gives_stream else stub.future
 
 
 class AioConnection(Connection):
     """Waits in the event loop of its first call."""
 
+    _started_call = _AioCall
     _channel: ReloadingChannel[dict[str, Any]]
 
     async def sleep(self, seconds: float) -> None:
@@ -298,16 +307,6 @@ class AioConnection(Connection):
     async def _wait(self, stub: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
         return await stub(request, **options)
 
-    def _started(
-        self,
-        method: Method[Any, Any],
-        stub: Any,
-        request: Any,
-        options: dict[str, Any],
-        translated_errors: Callable[[], AbstractContextManager[None]],
-    ) -> StartedCall[Any]:
-        return _AioCall(stub(request, **options), translated_errors)
-
     @contextmanager
     def _translated_errors(self, timeout_seconds: float) -> Iterator[None]:
         try:
@@ -317,32 +316,8 @@ class AioConnection(Connection):
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # gRPC cancels whoever waits for a call when the channel is closed.
+            # gRPC cancels the waiting task when the channel is closed.
             raise self._closed() from None
-
-
-class _BlockingCall(StartedCall[Response]):
-    async def response(self) -> Response:
-        with self._translated_errors():
-            response: Response = self._call.result()
-        return response
-
-    async def responses(self) -> AsyncIterator[Response]:
-        with self._translated_errors():
-            for response in self._call:
-                yield response
-
-
-class _AioCall(StartedCall[Response]):
-    async def response(self) -> Response:
-        with self._translated_errors():
-            response: Response = await self._call
-        return response
-
-    async def responses(self) -> AsyncIterator[Response]:
-        with self._translated_errors():
-            async for response in self._call:
-                yield response
 
 
 def run(steps: Coroutine[Any, Any, Result]) -> Result:

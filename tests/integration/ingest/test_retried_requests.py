@@ -249,12 +249,12 @@ async def test_both_clients_retry_without_overwriting_or_restoring_or_removing_a
         servicer.in_between = lambda: delete(handler)
         await caller.call("ingest_all", [document])
         assert await stored(deps, redis) is None
-        # Another client writes anew what this one deleted.
+        # Another client writes again what this one deleted.
         red = Filter(must=(FieldMatch("colour", ("red",)),))
         for arguments in (("delete", ["a"]), ("delete_where", red)):
             await write(handler, "to be deleted")
             assert await stored(deps, redis) == "to be deleted"
-            servicer.in_between = lambda: write(handler, "anew")
+            servicer.in_between = lambda: write(handler, "again")
             await caller.call(*arguments)
-            assert await stored(deps, redis) == "anew"
+            assert await stored(deps, redis) == "again"
         await caller.close()
