@@ -26,12 +26,16 @@ from qdrant_client import AsyncQdrantClient, models
 from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
 from bench.servers import Apart, RunningStack, cpu_affinity, running_stack
 from textmatch.client import TextMatchClient
+from textmatch.collection_config import DEFAULT_COLLECTION
+from textmatch.collection_store import CollectionStore
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.client import connect
-from textmatch.index.index import Index
 from textmatch.index.schema import DENSE_VECTOR
 from textmatch.index.search import SearchQuery
+from textmatch.queue.keys import Keys
+from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.runtime.channel import open_aio_channel
+from textmatch.runtime.settings import DEFAULT_INSTALLATION
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 
@@ -92,26 +96,31 @@ async def _measure(stack: RunningStack, queries: Sequence[str], seconds: float) 
 async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[str, float]:
     """The share of the exact nearest hundred that recall finds, once the HNSW graph is built."""
     client = connect(f"http://{stack.addresses['qdrant']}", timeout_seconds=_AMPLE_SECONDS)
-    index, encoder = Index(client, "textmatch"), EncoderClient(stack.addresses["encoder"])
-    collection = await index.collection()
-    await _until_indexed(client, collection)
+    redis = connect_redis(f"redis://{stack.addresses['redis']}/0")
+    store = CollectionStore(redis, client, Keys(DEFAULT_INSTALLATION))
+    collection, encoder = await store.get(DEFAULT_COLLECTION), EncoderClient(stack.addresses["encoder"])
+    model_id = await collection.index.model_in_use()
+    await _until_indexed(client, collection.name)
     shares = []
     for query in queries:
         encoded = await encoder.encode(
-            [query], is_query=True, is_bulk=False, timeout_seconds=_AMPLE_SECONDS, model=collection
+            [query], is_query=True, is_bulk=False, timeout_seconds=_AMPLE_SECONDS, model=model_id
         )
         exact = await client.query_points(
-            collection,
+            collection.name,
             query=encoded.embeddings[0].tolist(),
             using=DENSE_VECTOR,
             limit=_RECALL_DEPTH,
             search_params=models.SearchParams(exact=True),
             with_payload=False,
         )
-        hits = await index.search(SearchQuery(_RECALL_DEPTH, encoded.embeddings[0]), model_id=collection)
+        query_vector = SearchQuery(_RECALL_DEPTH, encoded.embeddings[0])
+        hits = await collection.index.search(query_vector, model_id=model_id)
         shares.append(len({hit.point for hit in hits} & {point.id for point in exact.points}) / _RECALL_DEPTH)
     await encoder.close()
-    await index.close()
+    store.close()
+    await client.close()
+    await redis.aclose()
     return {"recall_at_100": float(np.mean(shares))}
 
 

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from standalone.encoder_placement import EncoderPlan
 from textmatch.runtime.channel import open_aio_channel
+from textmatch.runtime.settings import DEFAULT_INSTALLATION, INSTALLATION_VARIABLE
 from textmatch.runtime.tls import ClientTls
 
 Probe = Callable[[], Coroutine[Any, Any, bool]]
@@ -228,6 +229,7 @@ def write_stack_file(
         "encoder": chosen.encoder_target,
         "redis_url": _redis_url(chosen),
         "qdrant_url": _qdrant_url(chosen),
+        "installation": _installation(specs),
         "metrics": {spec.name: spec.metrics_address for spec in specs if spec.metrics_address},
         "supervisor_pid": supervisor_pid,
         "processes": [{"name": spec.name, "pid": pids[spec.name], "address": spec.address} for spec in specs],
@@ -236,6 +238,12 @@ def write_stack_file(
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
     unfinished.replace(path)
+
+
+def _installation(specs: Sequence[ProcessSpec]) -> str:
+    """The installation that matcher and workers are told to belong to."""
+    told = {spec.environment.get(INSTALLATION_VARIABLE, "") for spec in specs}
+    return told.pop() or DEFAULT_INSTALLATION
 
 
 def _is_free(port: int) -> bool:

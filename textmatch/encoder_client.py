@@ -76,7 +76,7 @@ class EncoderClient:
         """Embed texts.
 
         Args:
-            model: the id of the bi-encoder that built the index; empty means the encoder's default one.
+            model: the bi-encoder that built the index, by id or name; empty means the encoder's default one.
 
         Raises:
             ModelMismatch: that model is not served.
@@ -103,10 +103,10 @@ class EncoderClient:
         return encode_result([response])
 
     async def score(
-        self, query: str, texts: Sequence[str], *, is_bulk: bool, timeout_seconds: float
+        self, query: str, texts: Sequence[str], *, is_bulk: bool, timeout_seconds: float, model: str = ""
     ) -> ScoreResult:
-        """Score the query with each text by the default cross-encoder."""
-        request = pb.ScoreRequest(query=query, texts=texts, scorer=SCORERS[Scorer.CROSS_ENCODER])
+        """Score the query with each text by a cross-encoder; an empty `model` means the default one."""
+        request = pb.ScoreRequest(query=query, texts=texts, scorer=SCORERS[Scorer.CROSS_ENCODER], model=model)
         return await self._score(request, is_bulk, timeout_seconds)
 
     async def classify(
@@ -121,10 +121,14 @@ class EncoderClient:
         )
         return await self._score(request, is_bulk, timeout_seconds)
 
+    async def models(self, *, timeout_seconds: float) -> list[ModelInfo]:
+        """The models that are served; of each kind, the default one first."""
+        answer = await self._call(self._channel.stub.GetModels, pb.GetModelsRequest(), timeout_seconds)
+        return [model_info(message) for message in answer.models]
+
     async def bi_encoders(self, *, timeout_seconds: float) -> list[ModelInfo]:
         """The bi-encoders that are served, the default one first."""
-        answer = await self._call(self._channel.stub.GetModels, pb.GetModelsRequest(), timeout_seconds)
-        models = [model_info(message) for message in answer.models]
+        models = await self.models(timeout_seconds=timeout_seconds)
         return [model for model in models if model.kind is ModelKind.BI_ENCODER]
 
     async def close(self) -> None:

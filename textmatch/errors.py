@@ -2,7 +2,8 @@
 
     TextMatchError
     ├── InvalidInput             INVALID_ARGUMENT     names every bad item
-    ├── NotFound                 NOT_FOUND            a document or a model
+    ├── NotFound                 NOT_FOUND            a document, a model or a collection
+    ├── CollectionExists         ALREADY_EXISTS       with other settings
     ├── Overloaded               RESOURCE_EXHAUSTED   retry after `retry_delay_seconds`
     ├── DeadlineTooShort         RESOURCE_EXHAUSTED   the queued work takes longer than the deadline
     ├── DeadlinePassed           DEADLINE_EXCEEDED
@@ -10,6 +11,7 @@
     ├── DependencyUnavailable    UNAVAILABLE          encoder, Qdrant or Redis does not answer
     ├── ModelMismatch            FAILED_PRECONDITION  the index was built with another model
     ├── LexicalIndexMissing      FAILED_PRECONDITION  the collection was made without BM25
+    ├── CollectionNotOwned       FAILED_PRECONDITION  another installation made the collection
     ├── Unauthenticated          UNAUTHENTICATED      the API key is missing or not valid
     ├── PermissionDenied         PERMISSION_DENIED
     └── InternalError            INTERNAL             a bug; the details are in the server's log
@@ -101,7 +103,7 @@ def raise_violations(violations: Iterable[Violation | None]) -> None:
 
 
 class NotFound(TextMatchError):
-    """The document or model does not exist."""
+    """The document, model or collection does not exist."""
 
     code = code_pb2.NOT_FOUND
 
@@ -123,6 +125,20 @@ class ModelNotFound(NotFound):
 
     def __init__(self, name: str, message: str | None = None) -> None:
         super().__init__("model", name, message)
+
+
+class CollectionNotFound(NotFound):
+    reason = error_reason_pb2.ERROR_REASON_COLLECTION_NOT_FOUND
+
+    def __init__(self, name: str) -> None:
+        super().__init__("collection", name)
+
+
+class CollectionExists(TextMatchError):
+    """There is a collection of this name with other settings."""
+
+    code = code_pb2.ALREADY_EXISTS
+    reason = error_reason_pb2.ERROR_REASON_COLLECTION_EXISTS
 
 
 class Overloaded(TextMatchError):
@@ -188,6 +204,21 @@ class LexicalIndexMissing(TextMatchError):
     reason = error_reason_pb2.ERROR_REASON_LEXICAL_INDEX_MISSING
 
 
+class CollectionNotOwned(TextMatchError):
+    """The collection of this name in Qdrant belongs to another installation."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = error_reason_pb2.ERROR_REASON_COLLECTION_NOT_OWNED
+
+    @classmethod
+    def of(cls, name: str) -> CollectionNotOwned:
+        """The error with both ways out."""
+        return cls(
+            f'the collection "{name}" in Qdrant belongs to another installation; use another name, or take it'
+            f" over with: textmatch collections adopt {name}"
+        )
+
+
 class Unauthenticated(TextMatchError):
     """The call has no valid API key."""
 
@@ -210,6 +241,12 @@ class PermissionDenied(TextMatchError):
 
     code = code_pb2.PERMISSION_DENIED
     reason = error_reason_pb2.ERROR_REASON_SCOPE_MISSING
+
+
+class CollectionDenied(PermissionDenied):
+    """The API key is limited to other collections."""
+
+    reason = error_reason_pb2.ERROR_REASON_COLLECTION_DENIED
 
 
 class InternalError(TextMatchError):

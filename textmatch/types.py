@@ -13,6 +13,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
 from textmatch.errors import TextMatchError
 from textmatch.filters import Condition, Filter
@@ -237,9 +238,19 @@ class IngestStatus:
     queued_count: int
     oldest_queued_seconds: float
     dead_letter_count: int
-    collection: str  # empty before the first document
+    collection: str  # its name
+    model_id: str  # the bi-encoder in use; empty before the first document
     document_state: DocumentState | None = None
     document_error: str | None = None
+
+
+@dataclass(frozen=True)
+class CollectionSummary:
+    """A collection. `config` has its name and settings."""
+
+    config: CollectionConfig
+    model_id: str  # the bi-encoder in use; empty before the first document
+    document_count: int
 
 
 @dataclass(frozen=True, eq=False)

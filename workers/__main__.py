@@ -12,18 +12,16 @@ from typing import Any
 
 from celery import bootsteps, signals
 
+from textmatch.collection_store import Collection, CollectionStore
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.index.client import connect as connect_qdrant
-from textmatch.index.index import Index
-from textmatch.index.schema import PayloadIndexes
 from textmatch.indexing import Copier
 from textmatch.queue.app import make_app
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.depth import QueueGauges
-from textmatch.queue.pending import Pending
+from textmatch.queue.keys import Keys
 from textmatch.queue.redis_client import connect as connect_redis
-from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.settings import describe, load
@@ -95,38 +93,34 @@ async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> Message
         settings.encoder_target, settings.encoder_api_key, settings.client_tls(), detect_crashes=True
     )
     resources.push_async_callback(encoder.close)
-    index = Index(
-        connect_qdrant(
-            settings.qdrant_url,
-            settings.qdrant_api_key,
-            ca=settings.qdrant_ca,
-            cert=settings.tls_cert,
-            key=settings.tls_key,
-        ),
-        settings.collection_alias,
-        PayloadIndexes.parse(settings.payload_indexes),
+    qdrant = connect_qdrant(
+        settings.qdrant_url,
+        settings.qdrant_api_key,
+        ca=settings.qdrant_ca,
+        cert=settings.tls_cert,
+        key=settings.tls_key,
     )
-    resources.push_async_callback(index.close)
-    pending, tombstones, dead_letters = Pending(redis), Tombstones(redis), DeadLetters(redis)
-    copier = Copier(index, encoder, tombstones, settings.encode_timeout_seconds)
-    indexer = RetryingIndexer(
-        IndexerDependencies(
-            encoder=encoder,
-            index=index,
-            dual_writer=DualWriter(index, copier, _UNSERVED_SECONDS),
-            pending=pending,
-            tombstones=tombstones,
-            dead_letters=dead_letters,
-            encode_timeout_seconds=settings.encode_timeout_seconds,
-        ),
-        _RETRY_BUDGET_SECONDS,
-    )
+    resources.push_async_callback(qdrant.close)
+    keys = Keys(settings.installation)
+    store = CollectionStore(redis, qdrant, keys)
+    resources.callback(store.close)
+    timeout_seconds = settings.encode_timeout_seconds
+
+    def make_dependencies(collection: Collection) -> IndexerDependencies:
+        copier = Copier(collection.index, encoder, collection.tombstones, timeout_seconds)
+        dual_writer = DualWriter(collection.index, copier, _UNSERVED_SECONDS)
+        return IndexerDependencies(collection, encoder, dual_writer, timeout_seconds)
+
+    indexer = RetryingIndexer(_RETRY_BUDGET_SECONDS)
     batcher = MicroBatcher(indexer, settings.concurrency)
     resources.push_async_callback(batcher.close)
-    leases = Leases(redis, settings.visibility_timeout_seconds)
-    for forever in (leases.renew_forever(), QueueGauges(redis).sample_forever()):
+    leases = Leases(redis, keys, settings.visibility_timeout_seconds)
+    for forever in (leases.renew_forever(), QueueGauges(redis, keys).sample_forever()):
         resources.push_async_callback(_cancel, asyncio.create_task(forever))
-    return MessageHandler(indexer, batcher, leases, dead_letters, pending, settings.drain_seconds)
+    unreadable = DeadLetters(redis, keys.letters)
+    return MessageHandler(
+        store, make_dependencies, indexer, batcher, leases, unreadable, settings.drain_seconds
+    )
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -137,6 +131,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 def _run_celery(settings: WorkerSettings, handler: MessageHandler, loop: EventLoopThread) -> int:
     app = make_app(
         settings.redis_url,
+        Keys(settings.installation),
         batches=settings.concurrency,
         visibility_timeout_seconds=settings.visibility_timeout_seconds,
         sweep_seconds=settings.sweep_seconds,

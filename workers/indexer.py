@@ -1,4 +1,4 @@
-"""Write a batch of documents to the collection in use and to its dual-write targets.
+"""Write a batch of documents of one collection to the model in use and to its dual-write targets.
 
 Deletes race with writes. A delete first adds a tombstone and then deletes. `index_documents` looks up
 tombstones before it writes and again once the write is durable:
@@ -28,15 +28,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import InvalidInput, ModelMismatch
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
-from textmatch.queue.dead_letters import DeadLetter, DeadLetters
-from textmatch.queue.pending import Pending
-from textmatch.queue.tombstones import Tombstones
+from textmatch.queue.dead_letters import DeadLetter
 from workers import metrics
 
 _log = logging.getLogger(__name__)
@@ -54,18 +53,17 @@ class DocumentOutcome(Enum):
     DELETED = "deleted"
     # In the dead letters.
     FAILED = "failed"
+    # Its collection was deleted.
+    DROPPED = "dropped"
 
 
 @dataclass(frozen=True)
 class IndexerDependencies:
-    """The dependencies of `index_documents`."""
+    """The dependencies of `index_documents` for the documents of one collection."""
 
+    collection: Collection
     encoder: EncoderClient
-    index: Index
     dual_writer: DualWriter
-    pending: Pending
-    tombstones: Tombstones
-    dead_letters: DeadLetters
     encode_timeout_seconds: float
 
 
@@ -73,24 +71,26 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     """Settle every document; returns their outcomes in order. May be repeated with the same documents.
 
     Raises:
+        CollectionNotFound: the collection was deleted.
         TextMatchError: nothing is settled; the whole batch must be tried again.
     """
+    collection = deps.collection
     newest = _newest_of_each(documents)
-    deleted = await deps.tombstones.covering(newest.values())
+    deleted = await collection.tombstones.covering(newest.values())
     to_write = [document for document in newest.values() if document.id not in deleted]
     outcomes, refused = await _write_everywhere(to_write, list(newest), deps)
-    deleted |= await deps.tombstones.covering(newest.values())
+    deleted |= await collection.tombstones.covering(newest.values())
     deleted |= await _apply_filter_deletes(newest, deps)
-    await deps.index.delete(deleted)
+    await collection.index.delete(deleted)
     outcomes |= dict.fromkeys(deleted, DocumentOutcome.DELETED)
 
-    await deps.dead_letters.add(refused)
+    await collection.dead_letters.add(refused)
     versions = {document.id: document.version for document in newest.values()}
     not_failed = {
         one: version for one, version in versions.items() if outcomes[one] != DocumentOutcome.FAILED
     }
-    await deps.dead_letters.clear(not_failed)
-    await deps.pending.clear(versions)
+    await collection.dead_letters.clear(not_failed)
+    await collection.pending.clear(versions)
     return [outcomes[one.id] if newest[one.id] is one else DocumentOutcome.STALE for one in documents]
 
 
@@ -109,7 +109,7 @@ async def _write_everywhere(
     """Write documents to the collection in use, then make its targets equal to it for all `ids`."""
     outcomes = dict.fromkeys(ids, DocumentOutcome.STALE)
     refused: dict[str, DeadLetter] = {}
-    roles, latest = None, await deps.index.collections.roles()
+    roles, latest = None, await deps.collection.index.collections.roles()
     while roles != latest:
         embedded = await _write(documents, latest.in_use, deps)
         # The first write may have created the collection.
@@ -123,27 +123,28 @@ async def _write_everywhere(
         outcomes |= {letter.key: DocumentOutcome.FAILED for letter in embedded.refused}
         refused |= {letter.key: letter for letter in embedded.refused}
         await deps.dual_writer.update(ids, roles)
-        latest = await deps.index.collections.refresh_roles()
+        latest = await deps.collection.index.collections.refresh_roles()
     return outcomes, [one for one in refused.values() if outcomes[one.key] is DocumentOutcome.FAILED]
 
 
 async def _write(
-    documents: Sequence[Document], collection: str, deps: IndexerDependencies
+    documents: Sequence[Document], model_id: str, deps: IndexerDependencies
 ) -> EmbeddedDocuments:
-    """Write the documents that a collection needs; "" stands for the first collection, which is created."""
+    """Write the documents that a model's index needs; "" stands for the first model, whose index is made."""
+    index = deps.collection.index
     ids = [document.id for document in documents]
-    stored = await deps.index.points(collection).fetch(ids, with_embeddings=True) if collection else {}
+    stored = await index.points(model_id).fetch(ids, with_embeddings=True) if model_id else {}
     embedded = await embed_documents(
         [document for document in documents if needs_write(document, stored.get(document.id))],
         stored,
         deps.encoder,
-        model=collection,
+        model=model_id or deps.collection.config.bi_encoder,
         timeout_seconds=deps.encode_timeout_seconds,
     )
     if embedded.documents:
-        if not collection:
-            await deps.index.collections.prepare(embedded.model_id, embedded.embeddings.shape[1])
-        await deps.index.upsert(embedded.documents, embedded.embeddings, model_id=embedded.model_id)
+        if not model_id:
+            await index.collections.prepare(embedded.model_id, embedded.embeddings.shape[1])
+        await index.upsert(embedded.documents, embedded.embeddings, model_id=embedded.model_id)
     return embedded
 
 
@@ -153,10 +154,10 @@ async def _apply_filter_deletes(
     """Add tombstones for the documents that a delete by filter covers; returns their versions by id."""
     deleted: dict[str, int] = {}
     oldest = min(document.version for document in documents.values())
-    for tombstone in await deps.tombstones.filters.from_version(oldest):
+    for tombstone in await deps.collection.tombstones.filters.from_version(oldest):
         found: dict[str, int] = {}
         try:
-            async for page in deps.index.find_versions(
+            async for page in deps.collection.index.find_versions(
                 tombstone.condition, max_version=tombstone.version, ids=documents
             ):
                 found |= page
@@ -164,13 +165,13 @@ async def _apply_filter_deletes(
             # No document matches a filter that Qdrant cannot parse, and no document causes the error.
             _log.error("invalid filter of a delete", extra={"error": str(error)})
         if found:
-            await deps.tombstones.add(found, tombstone.ttl_seconds)
+            await deps.collection.tombstones.add(found, tombstone.ttl_seconds)
         deleted |= found
     return deleted
 
 
 class DualWriter:
-    """Makes dual-write targets equal to the collection in use; shared by all batches of a worker.
+    """Makes dual-write targets equal to the model in use; shared by all batches of a collection in a worker.
 
     Args:
         unserved_seconds: how long a target's model may be unserved before the target loses its role.
@@ -178,6 +179,7 @@ class DualWriter:
 
     def __init__(self, index: Index, copier: Copier, unserved_seconds: float) -> None:
         self._index = index
+        self._name = index.collections.config.name
         self._copier = copier
         self._unserved_seconds = unserved_seconds
         # The time of a target's first failed write, on the monotonic clock, by collection.
@@ -190,7 +192,7 @@ class DualWriter:
             ModelMismatch: a target's model is not served, and the batch may be tried again.
             TextMatchError: the batch must be tried again.
         """
-        metrics.ABANDONED_COLLECTIONS.set(1 if roles.abandoned else 0)
+        metrics.ABANDONED_COLLECTIONS.labels(self._name).set(1 if roles.abandoned else 0)
         for role, target in ((CollectionRole.NEXT, roles.next), (CollectionRole.PREVIOUS, roles.previous)):
             if target:
                 await self._update(ids, role, source=roles.in_use, target=target)
@@ -205,12 +207,12 @@ class DualWriter:
             await self._index.aliases.abandon(role)
             _log.error(
                 "collection abandoned: its model is not served",
-                extra={"collection": target, "error": str(error)},
+                extra={"model_id": target, "error": str(error)},
             )
             return
         for letter in copied.refused.values():
             _log.warning(
                 "document not copied to the dual-write target",
-                extra={"document_id": letter.key, "collection": target, "error": letter.error},
+                extra={"document_id": letter.key, "model_id": target, "error": letter.error},
             )
         self._failing_since.pop(target, None)

@@ -8,7 +8,8 @@ from textmatch.runtime.metrics import SECONDS_BUCKETS
 
 DOCUMENTS_TOTAL = Counter(
     "textmatch_documents_total",
-    "Documents settled: indexed, unchanged_text (written without encoding again), stale, deleted, failed.",
+    "Documents settled: indexed, unchanged_text (written without encoding again), stale, deleted, failed,"
+    " dropped (the collection was deleted).",
     ["result"],
 )
 ACCEPT_TO_SEARCHABLE_SECONDS = Histogram(
@@ -29,10 +30,11 @@ RETRIES_TOTAL = Counter(
 OPERATOR_NEEDED = Gauge(
     "textmatch_worker_operator_needed",
     "1 while an operator must act before documents can be indexed: MODEL_MISMATCH, a missing model or key.",
-    ["reason"],
+    ["collection", "reason"],
 )
 ABANDONED_COLLECTIONS = Gauge(
     "textmatch_worker_abandoned_collections",
     "1 while a dual-write target gets no writes, because its model is not served.",
+    ["collection"],
 )
 READY = Gauge("textmatch_worker_ready", "1 while the worker is connected and takes messages.")

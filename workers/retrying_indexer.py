@@ -5,6 +5,7 @@
   jitter.
 * An error that only an operator can fix (the index was built by another model, a key is missing) is retried
   too, logged as an error and shown in a gauge.
+* A deleted collection settles its documents: they are dropped.
 * Any other error is a bug, perhaps caused by one document. After a few attempts the batch is split in half,
   and so on, until the documents that fail alone are in the dead letters and all others are indexed.
 * An encoder that disconnects during a call may have been crashed by a text in the batch. The batch is tried
@@ -29,9 +30,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from textmatch import errors
+from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderCrashed
-from textmatch.errors import TextMatchError, reason_name
+from textmatch.errors import CollectionNotFound, TextMatchError, reason_name
 from textmatch.queue.dead_letters import of_document
 from textmatch.retry import delay_seconds
 from textmatch.v1 import error_reason_pb2
@@ -40,11 +42,12 @@ from workers.indexer import DocumentOutcome, IndexerDependencies, index_document
 
 _log = logging.getLogger(__name__)
 
-_OPERATOR_ERRORS = (
+OPERATOR_ERRORS = (
     errors.ModelMismatch,
     errors.ModelNotFound,
     errors.Unauthenticated,
     errors.PermissionDenied,
+    errors.CollectionNotOwned,
 )
 _TEXT_FAILED = reason_name(error_reason_pb2.ERROR_REASON_TEXT_FAILED)
 _INTERNAL = reason_name(error_reason_pb2.ERROR_REASON_INTERNAL)
@@ -68,13 +71,14 @@ class AcceptedDocument:
 
 @dataclass(frozen=True)
 class RetriedBatch:
-    """Documents that are tried together.
+    """Documents of one collection that are tried together.
 
     Args:
         is_split: part of a batch that failed, split to find the document that causes the error.
         give_up_at: on the monotonic clock.
     """
 
+    deps: IndexerDependencies
     documents: tuple[AcceptedDocument, ...]
     is_split: bool
     give_up_at: float
@@ -91,8 +95,7 @@ class RetriedBatch:
 class RetryingIndexer:
     """Runs `index_documents` until it succeeds, the retry budget is used up, or the process stops."""
 
-    def __init__(self, deps: IndexerDependencies, budget_seconds: float) -> None:
-        self._deps = deps
+    def __init__(self, budget_seconds: float) -> None:
         self._budget_seconds = budget_seconds
         self._stopping = asyncio.Event()
 
@@ -100,20 +103,26 @@ class RetryingIndexer:
         """Raise RetryBudgetExhausted from now on instead of waiting."""
         self._stopping.set()
 
-    async def settle(self, documents: Sequence[AcceptedDocument]) -> None:
-        """Settle every document.
+    async def settle(self, documents: Sequence[AcceptedDocument], deps: IndexerDependencies) -> None:
+        """Settle every document of a batch.
+
+        Args:
+            deps: those of the collection of the documents.
 
         Raises:
             RetryBudgetExhausted: some are not settled.
         """
         give_up_at = time.monotonic() + self._budget_seconds
-        await self._settle(RetriedBatch(tuple(documents), is_split=False, give_up_at=give_up_at))
+        await self._settle(RetriedBatch(deps, tuple(documents), is_split=False, give_up_at=give_up_at))
 
     async def _settle(self, batch: RetriedBatch) -> None:
         faults = 0
         for attempt in itertools.count():
             try:
-                outcomes = await index_documents([one.document for one in batch.documents], self._deps)
+                outcomes = await index_documents([one.document for one in batch.documents], batch.deps)
+            except CollectionNotFound:
+                _report([DocumentOutcome.DROPPED] * len(batch.documents), batch)
+                return
             except Exception as error:  # noqa: BLE001 -- no error may lose a document
                 if isinstance(error, EncoderCrashed):
                     # In the queue again, its count would start at zero, and it would crash more encoders.
@@ -131,13 +140,13 @@ class RetryingIndexer:
     async def _isolate(self, batch: RetriedBatch, error: Exception) -> None:
         """Find the documents that cause the error."""
         if len(batch.documents) == 1:
-            await self._dead_letter(batch.documents[0].document, error)
+            await self._dead_letter(batch.documents[0].document, error, batch.deps.collection)
             return
         middle = len(batch.documents) // 2
         for half in (batch.documents[:middle], batch.documents[middle:]):
             await self._settle(replace(batch, documents=half, is_split=True))
 
-    async def _dead_letter(self, document: Document, error: Exception) -> None:
+    async def _dead_letter(self, document: Document, error: Exception, collection: Collection) -> None:
         _log.error("document failed", extra={"document_id": document.id}, exc_info=error)
         reason, description = _reason(error), f"{type(error).__name__}: {error}"
         if isinstance(error, EncoderCrashed):
@@ -145,8 +154,8 @@ class RetryingIndexer:
             description = (
                 f"the encoder disconnected {_CRASH_TRIES_ALONE} times while it processed this text alone"
             )
-        await self._deps.dead_letters.add([of_document(document, reason, description)])
-        await self._deps.pending.clear({document.id: document.version})
+        await collection.dead_letters.add([of_document(document, reason, description)])
+        await collection.pending.clear({document.id: document.version})
         metrics.DOCUMENTS_TOTAL.labels(DocumentOutcome.FAILED.value).inc()
 
     async def _wait(self, batch: RetriedBatch, error: Exception, attempt: int) -> None:
@@ -158,9 +167,9 @@ class RetryingIndexer:
         seconds = delay_seconds(error, attempt)
         reason = _reason(error)
         metrics.RETRIES_TOTAL.labels(reason).inc()
-        needs_operator = isinstance(error, _OPERATOR_ERRORS)
+        needs_operator = isinstance(error, OPERATOR_ERRORS)
         if needs_operator:
-            metrics.OPERATOR_NEEDED.labels(reason).set(1)
+            metrics.OPERATOR_NEEDED.labels(batch.deps.collection.name, reason).set(1)
         _log.log(
             logging.ERROR if needs_operator else logging.WARNING,
             "batch will be retried",
@@ -179,7 +188,7 @@ def _may_be_a_documents_fault(error: Exception) -> bool:
     """Whether a document may cause the error. Other errors are retried without limit."""
     if isinstance(error, EncoderCrashed):
         return True
-    if isinstance(error, _OPERATOR_ERRORS):
+    if isinstance(error, OPERATOR_ERRORS):
         return False
     return not (isinstance(error, TextMatchError) and error.is_transient)
 
@@ -189,7 +198,7 @@ def _reason(error: Exception) -> str:
 
 
 def _report(outcomes: list[DocumentOutcome], batch: RetriedBatch) -> None:
-    metrics.OPERATOR_NEEDED.clear()
+    metrics.OPERATOR_NEEDED.remove_by_labels({"collection": batch.deps.collection.name})
     for outcome, count in Counter(outcomes).items():
         metrics.DOCUMENTS_TOTAL.labels(outcome.value).inc(count)
     now = time.time()

@@ -13,21 +13,29 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from celery import Celery
 from celery.exceptions import Reject
 from redis.asyncio import Redis
 
-from textmatch.errors import DependencyUnavailable
+from textmatch.collection_config import DEFAULT_COLLECTION
+from textmatch.collection_store import Collection, CollectionStore
+from textmatch.errors import CollectionNotFound, DependencyUnavailable, TextMatchError, reason_name
 from textmatch.queue import messages, transport
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters, of_document, of_raw
-from textmatch.queue.messages import MalformedMessage, RefusedEntry
-from textmatch.queue.pending import Pending
+from textmatch.queue.keys import Keys
+from textmatch.queue.messages import Envelope, MalformedMessage, RefusedEntry
 from textmatch.queue.redis_client import translated_errors
 from workers import metrics
 from workers.batcher import MicroBatcher
-from workers.indexer import DocumentOutcome
-from workers.retrying_indexer import AcceptedDocument, RetryBudgetExhausted, RetryingIndexer
+from workers.indexer import DocumentOutcome, IndexerDependencies
+from workers.retrying_indexer import (
+    OPERATOR_ERRORS,
+    AcceptedDocument,
+    RetryBudgetExhausted,
+    RetryingIndexer,
+)
 
 Value = TypeVar("Value")
 
@@ -49,22 +57,31 @@ def register(app: Celery, handler: MessageHandler, loop: EventLoopThread) -> Non
 
 
 class MessageHandler:
-    """Handles messages, any number of them at the same time, in the event loop's thread."""
+    """Handles messages, any number of them at the same time, in the event loop's thread.
+
+    Args:
+        make_dependencies: what indexing documents of a collection needs.
+        unreadable: where messages that cannot be read are kept.
+    """
 
     def __init__(
         self,
+        store: CollectionStore,
+        make_dependencies: Callable[[Collection], IndexerDependencies],
         indexer: RetryingIndexer,
         batcher: MicroBatcher,
         leases: Leases,
-        dead_letters: DeadLetters,
-        pending: Pending,
+        unreadable: DeadLetters,
         drain_seconds: float,
     ) -> None:
+        self._store = store
+        self._make_dependencies = make_dependencies
+        # The same ones as long as a collection stays open, because batches are made by them.
+        self._dependencies: WeakKeyDictionary[Collection, IndexerDependencies] = WeakKeyDictionary()
         self._indexer = indexer
         self._batcher = batcher
         self._leases = leases
-        self._dead_letters = dead_letters
-        self._pending = pending
+        self._unreadable = unreadable
         self._drain_seconds = drain_seconds
         self._limits: set[asyncio.Timeout] = set()
         self._ends_at: float | None = None
@@ -85,6 +102,13 @@ class MessageHandler:
             except (RetryBudgetExhausted, TimeoutError) as error:
                 _log.warning("message put back", extra={"error": str(error)})
                 return False
+            except TextMatchError as error:
+                # The collection is not known: Redis or Qdrant does not answer, or an operator must act.
+                if isinstance(error, OPERATOR_ERRORS):
+                    metrics.OPERATOR_NEEDED.labels(DEFAULT_COLLECTION, reason_name(error.reason)).set(1)
+                _log.warning("message put back", extra={"error": str(error)})
+                await asyncio.sleep(_PAUSE_SECONDS)
+                return False
             except Exception:  # noqa: BLE001 -- a bug here must not lose the message
                 _log.exception("message put back")
                 await asyncio.sleep(_PAUSE_SECONDS)
@@ -96,18 +120,37 @@ class MessageHandler:
             message = messages.decode(argument)
         except MalformedMessage as error:
             _log.warning("malformed message", extra={"error": str(error)})
-            await self._dead_letters.add([of_raw(argument, str(error))])
+            await self._unreadable.add([of_raw(argument, str(error))])
+            return
+        collection = await self._find(message.envelope)
+        if collection is None:
+            count = len(message.documents) + len(message.refused)
+            metrics.DOCUMENTS_TOTAL.labels(DocumentOutcome.DROPPED.value).inc(count)
+            _log.warning("collection deleted", extra={"collection": message.envelope.collection})
             return
         if message.refused:
-            await self._dead_letter(message.refused)
+            await self._dead_letter(message.refused, collection)
         if message.documents:
-            accepted = tuple(AcceptedDocument(one, message.accepted_at) for one in message.documents)
-            await self._batcher.settle(accepted, len(argument), message.traceparent)
+            envelope = message.envelope
+            accepted = tuple(AcceptedDocument(one, envelope.accepted_at) for one in message.documents)
+            if collection not in self._dependencies:
+                self._dependencies[collection] = self._make_dependencies(collection)
+            deps = self._dependencies[collection]
+            await self._batcher.settle(accepted, deps, len(argument), envelope.traceparent)
 
-    async def _dead_letter(self, entries: tuple[RefusedEntry, ...]) -> None:
-        await self._dead_letters.add([_letter(entry) for entry in entries])
+    async def _find(self, envelope: Envelope) -> Collection | None:
+        """The collection that a message is for; None if it was deleted, even if it was created again."""
+        find = self._store.current if envelope.generation else self._store.for_write
+        try:
+            collection = await find(envelope.collection)
+        except CollectionNotFound:
+            return None
+        return collection if envelope.generation in ("", collection.config.generation) else None
+
+    async def _dead_letter(self, entries: tuple[RefusedEntry, ...], collection: Collection) -> None:
+        await collection.dead_letters.add([_letter(entry) for entry in entries])
         documents = [entry.document for entry in entries if entry.document]
-        await self._pending.clear({document.id: document.version for document in documents})
+        await collection.pending.clear({document.id: document.version for document in documents})
         metrics.DOCUMENTS_TOTAL.labels(DocumentOutcome.FAILED.value).inc(len(entries))
 
     @asynccontextmanager
@@ -134,8 +177,9 @@ class Leases:
     message may take. A slow encoder does not make a batch run twice.
     """
 
-    def __init__(self, redis: Redis, visibility_timeout_seconds: float) -> None:
+    def __init__(self, redis: Redis, keys: Keys, visibility_timeout_seconds: float) -> None:
         self._renewal = redis.register_script(transport.RENEW.script)
+        self._keys = transport.RENEW.keys_of(keys)
         # Two renewals may fail before another worker gets the message.
         self._renewal_seconds = visibility_timeout_seconds / 3
         self._delivery_tags: set[str] = set()
@@ -157,7 +201,7 @@ class Leases:
                 continue
             try:
                 with translated_errors():
-                    await self._renewal(keys=transport.RENEW.keys, args=[time.time(), *self._delivery_tags])
+                    await self._renewal(keys=self._keys, args=[time.time(), *self._delivery_tags])
             except DependencyUnavailable as error:
                 _log.warning("leases not renewed", extra={"error": str(error)})
 

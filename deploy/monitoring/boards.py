@@ -13,6 +13,7 @@ from deploy.monitoring.grafana import (
     PanelQuery,
     Unit,
     gauge,
+    gauge_sum,
     mean,
     quantile,
     quantiles,
@@ -74,7 +75,7 @@ OVERVIEW = Dashboard(
         _number(
             "Waiting documents",
             "Documents that are accepted but not searchable yet.",
-            PanelQuery(gauge("textmatch_ingest_queue_documents")),
+            PanelQuery(gauge_sum("textmatch_ingest_queue_documents")),
         ),
         _number(
             "Oldest waiting document",
@@ -85,7 +86,7 @@ OVERVIEW = Dashboard(
         _number(
             "Dead letters",
             "Documents that could not be indexed; list them with: textmatch dead-letters list.",
-            PanelQuery(gauge("textmatch_dead_letters")),
+            PanelQuery(gauge_sum("textmatch_dead_letters")),
         ),
         _number(
             "Workers ready",
@@ -232,12 +233,12 @@ INGEST = Dashboard(
         _lines(
             "Waiting documents",
             "Documents that are accepted but not searchable yet.",
-            PanelQuery(gauge("textmatch_ingest_queue_documents"), "documents"),
+            PanelQuery(gauge("textmatch_ingest_queue_documents", "collection"), "{{collection}}"),
         ),
         _lines(
             "Oldest waiting document",
             "Workers are scaled on this age and on the number of waiting documents.",
-            PanelQuery(gauge("textmatch_ingest_oldest_seconds"), "age"),
+            PanelQuery(gauge("textmatch_ingest_oldest_seconds", "collection"), "{{collection}}"),
             unit=Unit.SECONDS,
         ),
         _lines(
@@ -253,8 +254,8 @@ INGEST = Dashboard(
         ),
         _lines(
             "Dead letters",
-            "Normally 0; list them with: textmatch dead-letters list.",
-            PanelQuery(gauge("textmatch_dead_letters"), "dead letters"),
+            "Normally 0; textmatch dead-letters list shows them. Without a name: unreadable messages.",
+            PanelQuery(gauge("textmatch_dead_letters", "collection"), "{{collection}}"),
         ),
         _lines(
             "Task time",
@@ -276,8 +277,12 @@ INGEST = Dashboard(
         _lines(
             "Operator needed",
             "1 while nothing can be indexed, or while a collection that is not in use gets no writes.",
-            PanelQuery(gauge("textmatch_worker_operator_needed", "reason"), "{{reason}}"),
-            PanelQuery(gauge("textmatch_worker_abandoned_collections"), "abandoned collection"),
+            PanelQuery(
+                gauge("textmatch_worker_operator_needed", "collection, reason"), "{{collection}} {{reason}}"
+            ),
+            PanelQuery(
+                gauge("textmatch_worker_abandoned_collections", "collection"), "{{collection}} abandoned"
+            ),
         ),
         _rates(
             "IngestDocuments calls",

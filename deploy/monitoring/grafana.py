@@ -105,6 +105,11 @@ def gauge(metric: str, by: str = "") -> str:
     return f"max{grouping} ({metric}{{{NAMESPACE}}})"
 
 
+def gauge_sum(metric: str) -> str:
+    """The sum over collections of such a gauge."""
+    return f"sum (max by (collection) ({metric}{{{NAMESPACE}}}))"
+
+
 def render(dashboard: Dashboard) -> dict[str, Any]:
     """The dashboard as Grafana imports it."""
     return {

@@ -8,6 +8,7 @@ import sys
 
 from redis.asyncio import Redis
 
+from services.matcher.collection_servicer import CollectionServicer
 from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import Admission, IngestDependencies, IngestHandler, QueueLimits
 from services.matcher.matching import Matcher
@@ -15,16 +16,14 @@ from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
 from services.matcher.servicer import MatcherServicer
 from services.matcher.settings import MatcherSettings
+from textmatch.collection_store import CollectionStore
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.index.client import connect as connect_qdrant
-from textmatch.index.index import Index
-from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.depth import QueueDepth, QueueGauges
-from textmatch.queue.pending import Pending
+from textmatch.queue.keys import Keys
 from textmatch.queue.producer import Producer
 from textmatch.queue.redis_client import connect as connect_redis
-from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
@@ -32,11 +31,13 @@ from textmatch.runtime.process import run_until_stopped, trim_heap
 from textmatch.runtime.server import GrpcServer
 from textmatch.runtime.settings import describe, load
 from textmatch.runtime.tracing import set_up_tracing
+from textmatch.v1.collection_service_pb2_grpc import add_CollectionServiceServicer_to_server
 from textmatch.v1.matcher_service_pb2_grpc import add_MatcherServiceServicer_to_server
 
 _log = logging.getLogger(__name__)
 
 _SERVICE_NAME = "textmatch.v1.MatcherService"
+_COLLECTION_SERVICE_NAME = "textmatch.v1.CollectionService"
 
 
 def main() -> int:
@@ -67,8 +68,9 @@ async def _serve(settings: MatcherSettings) -> None:
         cert=settings.tls_cert,
         key=settings.tls_key,
     )
-    index = Index(qdrant, settings.collection_alias)
-    dependencies = _ingest_dependencies(settings, redis)
+    keys = Keys(settings.installation)
+    store = CollectionStore(redis, qdrant, keys)
+    dependencies = _ingest_dependencies(settings, redis, keys)
 
     server = GrpcServer(
         settings.host,
@@ -79,44 +81,38 @@ async def _serve(settings: MatcherSettings) -> None:
         connection_age_seconds=settings.connection_age_seconds,
     )
     servicer = MatcherServicer(
-        _matcher(settings, encoder, index),
-        IngestHandler(index, dependencies),
-        DocumentsHandler(index, dependencies),
+        store,
+        Matcher(
+            Retriever(encoder, settings.embedding_cache_entries), Reranker(encoder), settings.rerank_depth
+        ),
+        IngestHandler(dependencies),
+        DocumentsHandler(dependencies),
         match_timeout_seconds=settings.match_timeout_seconds,
         batch_match_concurrency=settings.batch_match_concurrency,
     )
     server.add(add_MatcherServiceServicer_to_server, servicer, _SERVICE_NAME)
+    collections = CollectionServicer(store, encoder)
+    server.add(add_CollectionServiceServicer_to_server, collections, _COLLECTION_SERVICE_NAME)
     address = await server.start()
     # Otherwise garbage collections of all imported modules delay calls by up to 40 ms.
     trim_heap()
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"address": address})
     try:
-        await run_until_stopped(QueueGauges(redis).sample_forever())
+        await run_until_stopped(QueueGauges(redis, keys).sample_forever())
     finally:
         await server.drain(settings.drain_seconds)
         await encoder.close()
-        await index.close()
+        store.close()
+        await qdrant.close()
         await redis.aclose()
 
 
-def _matcher(settings: MatcherSettings, encoder: EncoderClient, index: Index) -> Matcher:
-    return Matcher(
-        Retriever(encoder, index, settings.embedding_cache_entries),
-        Reranker(encoder),
-        index,
-        settings.rerank_depth,
-    )
-
-
-def _ingest_dependencies(settings: MatcherSettings, redis: Redis) -> IngestDependencies:
+def _ingest_dependencies(settings: MatcherSettings, redis: Redis, keys: Keys) -> IngestDependencies:
     limits = QueueLimits(settings.max_queued_documents, settings.max_queued_bytes)
     return IngestDependencies(
-        producer=Producer(redis),
-        pending=Pending(redis),
-        tombstones=Tombstones(redis),
-        dead_letters=DeadLetters(redis),
-        admission=Admission(QueueDepth(redis), limits),
+        producer=Producer(redis, keys),
+        admission=Admission(QueueDepth(redis, keys), limits),
         tombstone_seconds=settings.tombstone_seconds,
     )
 

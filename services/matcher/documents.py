@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.matcher.ingest import IngestDependencies
+from textmatch.collection_store import Collection
 from textmatch.documents import (
     Document,
     check_item_count,
@@ -16,7 +17,6 @@ from textmatch.documents import (
 )
 from textmatch.errors import DocumentNotFound, InvalidInput, raise_violations
 from textmatch.filters import Filter
-from textmatch.index.index import Index
 from textmatch.queue.tombstones import FilterTombstone
 from textmatch.types import DocumentState, IngestStatus
 
@@ -39,85 +39,85 @@ class DeleteVersion:
 class DocumentsHandler:
     """Implements the document methods of the servicer. Every failure is a TextMatchError."""
 
-    def __init__(self, index: Index, dependencies: IngestDependencies) -> None:
-        self._index = index
+    def __init__(self, dependencies: IngestDependencies) -> None:
         self._dependencies = dependencies
 
-    async def get(self, document_id: str) -> Document:
+    async def get(self, collection: Collection, document_id: str) -> Document:
         """A stored document.
 
         Raises:
             DocumentNotFound: it is not stored, though it may be in the queue.
         """
         raise_violations([id_violation("id", document_id)])
-        stored = await self._index.fetch([document_id])
+        stored = await collection.index.fetch([document_id])
         if document_id not in stored:
             raise DocumentNotFound(document_id)
         return stored[document_id].document
 
-    async def delete(self, ids: Sequence[str], cut: DeleteVersion) -> int:
+    async def delete(self, collection: Collection, ids: Sequence[str], cut: DeleteVersion) -> int:
         """Delete documents, and keep older writes from restoring them. Returns how many were stored."""
         check_item_count("ids", len(ids), MAX_DELETED_IDS)
         raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
-        return await self._delete(dict.fromkeys(ids, await self._version_of(cut)))
+        return await self._delete(collection, dict.fromkeys(ids, await self._version_of(cut, collection)))
 
-    async def delete_where(self, where: Filter, cut: DeleteVersion) -> int:
+    async def delete_where(self, collection: Collection, where: Filter, cut: DeleteVersion) -> int:
         """Delete the documents that match a filter; otherwise as `delete`."""
         if where.is_empty:
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
-        version = await self._version_of(cut)
+        version = await self._version_of(cut, collection)
         # Ensures that Qdrant accepts the filter before workers apply it to queued documents.
-        await anext(self._index.find_versions(where, max_version=version), None)
+        await anext(collection.index.find_versions(where, max_version=version), None)
         # Before the search: a worker that writes a document after it reads the tombstone after the write.
         tombstone = FilterTombstone(where, version, self._dependencies.tombstone_seconds)
-        await self._dependencies.tombstones.filters.add(tombstone)
+        await collection.tombstones.filters.add(tombstone)
         deleted_count = 0
-        async for versions in self._index.find_versions(where, max_version=version):
-            deleted_count += await self._delete(versions)
+        async for versions in collection.index.find_versions(where, max_version=version):
+            deleted_count += await self._delete(collection, versions)
         return deleted_count
 
-    async def status(self, document_id: str) -> IngestStatus:
+    async def status(self, collection: Collection, document_id: str) -> IngestStatus:
         """The totals, and the state of one document if its id is given."""
-        waiting = await self._dependencies.pending.summary()
-        document_count = await self._index.count()
-        dead_letter_count = await self._dependencies.dead_letters.count()
-        collection = await self._index.collection()
+        waiting = await collection.pending.summary()
+        document_count = await collection.index.count()
+        dead_letter_count = await collection.dead_letters.count()
+        model_id = await collection.index.model_in_use()
         state, error = None, ""
         if document_id:
             raise_violations([id_violation("document_id", document_id)])
-            state, error = await self._document_state(document_id)
+            state, error = await self._document_state(collection, document_id)
         return IngestStatus(
             document_count=document_count,
             queued_count=waiting.count,
             oldest_queued_seconds=waiting.oldest_seconds(time.time()),
             dead_letter_count=dead_letter_count,
-            collection=collection,
+            collection=collection.name,
+            model_id=model_id,
             document_state=state,
             document_error=error or None,
         )
 
-    async def _version_of(self, cut: DeleteVersion) -> int:
+    async def _version_of(self, cut: DeleteVersion, collection: Collection) -> int:
         if cut.version is not None:
             raise_violations([version_violation("version", cut.version)])
             return cut.version
         raise_violations([request_id_violation(cut.request_id)])
-        return await self._dependencies.issue_version(cut.request_id, cut.deadline)
+        return await self._dependencies.issue_version(collection.config, cut.request_id, cut.deadline)
 
-    async def _delete(self, versions: Mapping[str, int]) -> int:
+    async def _delete(self, collection: Collection, versions: Mapping[str, int]) -> int:
         """Add tombstones before the delete: workers/indexer.py explains why no concurrent write survives."""
-        await self._dependencies.tombstones.add(versions, self._dependencies.tombstone_seconds)
-        deleted_count = await self._index.delete(versions)
-        await self._dependencies.dead_letters.clear(versions)
-        await self._dependencies.pending.clear(versions)
+        await collection.tombstones.add(versions, self._dependencies.tombstone_seconds)
+        deleted_count = await collection.index.delete(versions)
+        await collection.dead_letters.clear(versions)
+        await collection.pending.clear(versions)
         return deleted_count
 
-    async def _document_state(self, document_id: str) -> tuple[DocumentState, str]:
-        if await self._dependencies.pending.versions([document_id]):
+    async def _document_state(self, collection: Collection, document_id: str) -> tuple[DocumentState, str]:
+        if await collection.pending.versions([document_id]):
             return DocumentState.PENDING, ""
-        if letter := await self._dependencies.dead_letters.get(document_id):
+        if letter := await collection.dead_letters.get(document_id):
             return DocumentState.FAILED, letter.error
-        if await self._index.fetch([document_id]):
+        if await collection.index.fetch([document_id]):
             return DocumentState.INDEXED, ""
-        if await self._dependencies.tombstones.get([document_id]):
+        if await collection.tombstones.get([document_id]):
             return DocumentState.DELETED, ""
         return DocumentState.UNKNOWN, ""

@@ -23,14 +23,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from services.matcher import metrics
+from textmatch.collection_config import CollectionConfig
+from textmatch.collection_store import Collection
 from textmatch.documents import Document, content_hash, version_now
-from textmatch.errors import Overloaded, TextMatchError
-from textmatch.index.index import Index
-from textmatch.queue.dead_letters import DeadLetters
+from textmatch.errors import CollectionNotFound, CollectionNotOwned, Overloaded, TextMatchError
 from textmatch.queue.depth import DepthSample, QueueDepth
-from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
-from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.tracing import current_traceparent
 from textmatch.types import DocumentResult, IngestOutcome
 
@@ -141,17 +139,16 @@ class VersionClock:
 
 @dataclass(frozen=True)
 class IngestDependencies:
-    """The ingest state in Redis, and how long deletes are remembered."""
+    """What all collections share: the queue, and how long deletes are remembered."""
 
     producer: Producer
-    pending: Pending
-    tombstones: Tombstones
-    dead_letters: DeadLetters
     admission: Admission
     tombstone_seconds: int
     clock: VersionClock = field(default_factory=VersionClock)
 
-    async def issue_version(self, request_id: str, deadline: float | None) -> int:
+    async def issue_version(
+        self, collection: CollectionConfig, request_id: str, deadline: float | None
+    ) -> int:
         """A version for what has none; for a retry, the version of the first try.
 
         Args:
@@ -166,18 +163,21 @@ class IngestDependencies:
             return version
         remaining_seconds = _MAX_CALL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
         ttl_seconds = _REQUEST_SECONDS + int(min(remaining_seconds, _MAX_CALL_SECONDS))
-        return await self.producer.first_version(request_id.lower(), version, ttl_seconds)
+        return await self.producer.first_version(collection, request_id.lower(), version, ttl_seconds)
 
 
 class IngestHandler:
     """Accepts valid documents. Every failure is a TextMatchError."""
 
-    def __init__(self, index: Index, dependencies: IngestDependencies) -> None:
-        self._index = index
+    def __init__(self, dependencies: IngestDependencies) -> None:
         self._dependencies = dependencies
 
     async def ingest(
-        self, documents: Mapping[int, Document], deadline: float | None, request_id: str = ""
+        self,
+        collection: Collection,
+        documents: Mapping[int, Document],
+        deadline: float | None,
+        request_id: str = "",
     ) -> list[DocumentResult]:
         """One result for each document; those that are accepted are durable in the queue.
 
@@ -189,14 +189,16 @@ class IngestHandler:
         Raises:
             Overloaded: the queue is full, and stays so until just before the deadline.
             DependencyUnavailable: Redis does not answer; no document was acknowledged.
+            CollectionNotFound: the collection has been deleted.
+            CollectionNotOwned: another installation has taken over the collection.
         """
-        unchanged = await self._unchanged(documents)
+        unchanged = await self._unchanged(collection, documents)
         to_write = {at: one for at, one in documents.items() if at not in unchanged}
-        accepted = await self._stamped(to_write, request_id, deadline)
+        accepted = await self._stamped(collection, to_write, request_id, deadline)
         if accepted:
             entering = list(accepted.values())
             async with self._dependencies.admission.entry(entering, deadline):
-                await self._dependencies.producer.enqueue(entering, current_traceparent())
+                await self._dependencies.producer.enqueue(collection.config, entering, current_traceparent())
         return [
             *(
                 DocumentResult(position, documents[position].id, IngestOutcome.UNCHANGED, version)
@@ -209,25 +211,31 @@ class IngestHandler:
         ]
 
     async def _stamped(
-        self, documents: dict[int, Document], request_id: str, deadline: float | None
+        self,
+        collection: Collection,
+        documents: dict[int, Document],
+        request_id: str,
+        deadline: float | None,
     ) -> dict[int, Document]:
         if all(document.version for document in documents.values()):
             return documents
-        base = await self._dependencies.issue_version(request_id, deadline)
+        base = await self._dependencies.issue_version(collection.config, request_id, deadline)
         return self._dependencies.clock.stamp(documents, base)
 
-    async def _unchanged(self, documents: Mapping[int, Document]) -> dict[int, int]:
+    async def _unchanged(self, collection: Collection, documents: Mapping[int, Document]) -> dict[int, int]:
         """The stored versions of documents that need no write, by position.
 
         The queue is asked before the index: a write that has left the queue by then is in the index.
         """
         ids = {document.id for document in documents.values()}
-        ids -= (await self._dependencies.pending.versions(ids)).keys()
+        ids -= (await collection.pending.versions(ids)).keys()
         if not ids:
             return {}
-        tombstones = await self._dependencies.tombstones.get(ids)
+        tombstones = await collection.tombstones.get(ids)
         try:
-            stored = await self._index.fetch(list(ids))
+            stored = await collection.index.fetch(list(ids))
+        except (CollectionNotFound, CollectionNotOwned):
+            raise
         except TextMatchError as error:
             # Finding unchanged documents only saves work. Without it, all are written.
             _log.warning("cannot find unchanged documents", extra={"error": str(error)})

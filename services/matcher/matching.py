@@ -23,11 +23,11 @@ from services.matcher.ranking import (
 )
 from services.matcher.reranker import Reranker, RerankResult
 from services.matcher.retriever import QueryPlan, Retriever, effective_recall
+from textmatch.collection_store import Collection
 from textmatch.errors import ModelMismatch
-from textmatch.index.bm25 import QueryVector, query_vector
+from textmatch.index.bm25 import query_vector
 from textmatch.index.client import CollectionGone
 from textmatch.index.collections import CollectionInfo
-from textmatch.index.index import Index
 from textmatch.index.search import Hit
 from textmatch.score_fusion import fusion_of
 from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, StageTimings
@@ -48,15 +48,20 @@ class SingleFlight:
         self._flights: dict[Hashable, _Flight] = {}
 
     async def run(
-        self, key: Hashable, budget: TimeBudget, start: Callable[[], Awaitable[MatchResult]]
+        self,
+        key: tuple[Collection, Hashable],
+        budget: TimeBudget,
+        start: Callable[[], Awaitable[MatchResult]],
     ) -> MatchResult:
         """The result of the running match with this key, or of a new one if none fits the time budget."""
+        # The metric is there from the first match on.
+        shared_total = metrics.SHARED_TOTAL.labels(key[0].name)
         flight = self._flights.get(key)
         if flight is None or not budget.may_join(flight.budget):
             flight = _Flight(asyncio.ensure_future(start()), budget)
             self._flights[key] = flight
         else:
-            metrics.SHARED_TOTAL.inc()
+            shared_total.inc()
         flight.waiting += 1
         try:
             return await asyncio.shield(flight.task)
@@ -87,18 +92,24 @@ class Matcher:
         rerank_depth: for options that do not set it.
     """
 
-    def __init__(self, retriever: Retriever, reranker: Reranker, index: Index, rerank_depth: int) -> None:
+    def __init__(self, retriever: Retriever, reranker: Reranker, rerank_depth: int) -> None:
         self._retriever = retriever
         self._reranker = reranker
-        self._index = index
-        self._collections = index.collections
         self._rerank_depth = rerank_depth
         self._running = SingleFlight()
 
     async def match(
-        self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool = False
+        self,
+        collection: Collection,
+        query: str,
+        options: MatchOptions,
+        *,
+        deadline: float,
+        is_bulk: bool = False,
     ) -> MatchResult:
-        """Find the stored texts that mean the same as the query. Identical concurrent queries run once.
+        """Find the texts of a collection that mean the same as the query.
+
+        Identical concurrent queries run once.
 
         Args:
             deadline: when the caller stops waiting, by `time.monotonic()`.
@@ -114,59 +125,63 @@ class Matcher:
         # These options only change how the answer is shown.
         options = replace(options, explain=False, omit_text=False, omit_attributes=False)
         return await self._running.run(
-            (query, options, is_bulk), budget, lambda: self._match(query, options, budget, is_bulk)
+            (collection, (query, options, is_bulk)),
+            budget,
+            lambda: self._match(collection, query, options, budget, is_bulk),
         )
 
     async def _match(
-        self, query: str, options: MatchOptions, budget: TimeBudget, is_bulk: bool
+        self, collection: Collection, query: str, options: MatchOptions, budget: TimeBudget, is_bulk: bool
     ) -> MatchResult:
         result = MatchResult(query)
         with timed(result.timings, "total"):
             try:
-                await self._answer(result, await self._plan(query, options, budget, is_bulk))
+                await self._answer(result, await self._plan(collection, query, options, budget, is_bulk))
             except (CollectionGone, ModelMismatch) as error:
                 # The alias may have been switched since it was read, and the old collection or model removed.
-                roles = await budget.within_deadline(self._collections.refresh_roles())
+                roles = await budget.within_deadline(collection.index.collections.refresh_roles())
                 if isinstance(error, ModelMismatch) and error.index_model_id == roles.in_use:
                     raise
-                await self._answer(result, await self._plan(query, options, budget, is_bulk))
+                await self._answer(result, await self._plan(collection, query, options, budget, is_bulk))
         if result.degraded:
-            metrics.DEGRADED_TOTAL.labels(result.degraded.removeprefix("RERANK_").lower()).inc()
+            reason = result.degraded.removeprefix("RERANK_").lower()
+            metrics.DEGRADED_TOTAL.labels(collection.name, reason).inc()
         if result.matches:
             metrics.TOP_SCORE.observe(result.matches[0].score)
         return result
 
-    async def _plan(self, query: str, options: MatchOptions, budget: TimeBudget, is_bulk: bool) -> QueryPlan:
-        collection = await budget.within_deadline(self._collections.in_use())
-        info, recall = CollectionInfo(), Recall.DENSE
-        if collection:
-            info = await budget.within_deadline(self._collections.info(collection))
-            recall = effective_recall(options.recall, info, collection)
-        terms = await self._terms(query, collection, budget) if recall is Recall.HYBRID else None
+    async def _plan(
+        self, collection: Collection, query: str, options: MatchOptions, budget: TimeBudget, is_bulk: bool
+    ) -> QueryPlan:
+        collections = collection.index.collections
+        model_id = await budget.within_deadline(collections.in_use())
+        info, recall, terms = CollectionInfo(), Recall.DENSE, None
+        if model_id:
+            info = await budget.within_deadline(collections.info(model_id))
+            recall = effective_recall(options.recall, info, collection.name)
+        if recall is Recall.HYBRID:
+            timeout_seconds = budget.term_statistics_timeout_seconds()
+            statistics = await collection.index.term_statistics.get(model_id, timeout_seconds)
+            terms = query_vector(query, statistics)
         return QueryPlan(
             query=query,
             is_bulk=is_bulk,
             budget=budget,
             collection=collection,
+            model_id=model_id,
             recall=recall,
             terms=terms,
             candidate_count=options.candidate_count,
             where=options.where,
             rerank=options.rerank,
-            rule=RerankRule.of(options, self._rerank_depth, fusion_of(info.notes, collection)),
+            rule=RerankRule.of(options, self._rerank_depth, fusion_of(info.notes, model_id)),
         )
-
-    async def _terms(self, query: str, collection: str, budget: TimeBudget) -> QueryVector | None:
-        statistics = await self._index.term_statistics.get(
-            collection, budget.term_statistics_timeout_seconds()
-        )
-        return query_vector(query, statistics)
 
     async def _answer(self, result: MatchResult, plan: QueryPlan) -> None:
         with timed(result.timings, "encode"):
             embedded = await self._retriever.embed(plan)
         result.bi_encoder_model_id = embedded.model_id
-        if not plan.collection:
+        if not plan.model_id:
             return
         result.recall = plan.recall
         if embedded.embedding is None or self._retriever.is_deadline_tight(plan):
@@ -205,7 +220,11 @@ class Matcher:
         if shortlist.to_score():
             with timed(result.timings, "rerank"):
                 scores = await self._reranker.score(
-                    plan.query, shortlist, budget=plan.budget, is_bulk=plan.is_bulk
+                    plan.query,
+                    shortlist,
+                    budget=plan.budget,
+                    is_bulk=plan.is_bulk,
+                    model=plan.collection.config.cross_encoder,
                 )
         metrics.SELECTED_CANDIDATES.observe(shortlist.selected_count)
         metrics.SCORED_CANDIDATES.observe(len(scores.values))
@@ -220,7 +239,7 @@ class Matcher:
         """The candidates by descending score of the pair classifier, or in the same order if it fails."""
         points = [candidate.hit.point for candidate in candidates]
         embeddings = await plan.budget.within_deadline(
-            self._index.embeddings(points, model_id=plan.collection)
+            plan.collection.index.embeddings(points, model_id=plan.model_id)
         )
         stored = [candidate for candidate in candidates if candidate.hit.point in embeddings]
         if not stored:
@@ -240,7 +259,9 @@ class Matcher:
     async def _read(self, plan: QueryPlan, candidates: Sequence[Candidate]) -> list[FoundCandidate]:
         """The candidates that are still stored, with their documents, in the same order."""
         points = [candidate.hit.point for candidate in candidates]
-        documents = await plan.budget.within_deadline(self._index.documents(points, model_id=plan.collection))
+        documents = await plan.budget.within_deadline(
+            plan.collection.index.documents(points, model_id=plan.model_id)
+        )
         return [(one, documents[one.hit.point]) for one in candidates if one.hit.point in documents]
 
 

@@ -37,11 +37,12 @@ TOP_SCORE = Histogram(
 DEGRADED_TOTAL = Counter(
     "textmatch_match_degraded_total",
     "Degraded matches, by reason: scoring late, refused or unavailable; encode_late, recall_late.",
-    ["reason"],
+    ["collection", "reason"],
 )
 SHARED_TOTAL = Counter(
     "textmatch_match_shared_total",
     "Matches that joined an identical running match.",
+    ["collection"],
 )
 EMBEDDING_CACHE_TOTAL = Counter(
     "textmatch_match_embedding_cache_total",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -43,18 +44,22 @@ class Reranker:
 
     def __init__(self, encoder: EncoderClient) -> None:
         self._encoder = encoder
-        self._throughputs = {is_bulk: ScoringThroughput() for is_bulk in (False, True)}
+        # By model, and whether the work is bulk.
+        self._throughputs: defaultdict[tuple[str, bool], ScoringThroughput] = defaultdict(ScoringThroughput)
 
     async def score(
-        self, query: str, shortlist: Shortlist, *, budget: TimeBudget, is_bulk: bool
+        self, query: str, shortlist: Shortlist, *, budget: TimeBudget, is_bulk: bool, model: str
     ) -> RerankResult:
-        """Score the query with the candidates by the cross-encoder, while scores are wanted and time is left.
+        """Score the query with the candidates by a cross-encoder, while scores are wanted and time is left.
 
         The scores are recorded in the shortlist.
+
+        Args:
+            model: name or id of the cross-encoder; "" means the encoder's default one.
         """
         result = RerankResult()
         while result.degraded is None and (positions := shortlist.to_score()):
-            await self._score_chunk(result, query, shortlist, positions, budget, is_bulk)
+            await self._score_chunk(result, query, shortlist, positions, budget, is_bulk, model)
         return result
 
     async def classify(
@@ -80,8 +85,9 @@ class Reranker:
         positions: Sequence[int],
         budget: TimeBudget,
         is_bulk: bool,
+        model: str,
     ) -> None:
-        throughput = self._throughputs[is_bulk]
+        throughput = self._throughputs[model, is_bulk]
         started = time.monotonic()
         chunk = throughput.next_chunk(query, shortlist.texts(positions), budget.answer_by - started)
         if not chunk:
@@ -91,7 +97,11 @@ class Reranker:
             scored = await RETRY_OVERLOADED.call_until(
                 budget.answer_by if is_bulk else 0.0,
                 lambda: self._encoder.score(
-                    query, chunk, is_bulk=is_bulk, timeout_seconds=budget.answer_by - time.monotonic()
+                    query,
+                    chunk,
+                    is_bulk=is_bulk,
+                    timeout_seconds=budget.answer_by - time.monotonic(),
+                    model=model,
                 ),
             )
         except _DEGRADING as error:

@@ -10,12 +10,12 @@ from cachetools import LRUCache
 from services.matcher import metrics
 from services.matcher.deadlines import SearchTime, TimeBudget
 from services.matcher.ranking import RerankRule
+from textmatch.collection_store import Collection
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, Overloaded
 from textmatch.filters import Filter
 from textmatch.index.bm25 import QueryVector
 from textmatch.index.collections import CollectionInfo
-from textmatch.index.index import Index
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.retry import RETRY_OVERLOADED
 from textmatch.types import Recall, Rerank
@@ -23,6 +23,7 @@ from textmatch.vectors import Embeddings
 
 # The query is not embedded in time, or the encoder refuses it.
 _NOT_EMBEDDED = (DeadlinePassed, DeadlineTooShort, Overloaded)
+_TIMED_COLLECTIONS = 1_000
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class QueryPlan:
     """All decisions about a query before it is answered. No later stage reads the collection's state again.
 
     Attributes:
-        collection: the collection in use; "" while there is none.
+        collection: where the query is answered, and the models that are asked for.
+        model_id: the bi-encoder in use; "" while nothing is stored.
         recall: how the collection is searched.
         terms: what BM25 searches for; None with dense recall, or if the query has no terms.
         rule: which candidates are read and which of them get pair scores.
@@ -39,7 +41,8 @@ class QueryPlan:
     query: str
     is_bulk: bool
     budget: TimeBudget
-    collection: str
+    collection: Collection
+    model_id: str
     recall: Recall
     terms: QueryVector | None
     candidate_count: int
@@ -48,9 +51,9 @@ class QueryPlan:
     rule: RerankRule
 
     @property
-    def model_id(self) -> str:
-        """The bi-encoder that built the collection; the collection is named for it."""
-        return self.collection
+    def bi_encoder(self) -> str:
+        """The model that embeds the query, by id or name; "" means the encoder's default one."""
+        return self.model_id or self.collection.config.bi_encoder
 
     @property
     def supports_lexical_fallback(self) -> bool:
@@ -73,14 +76,14 @@ class Retriever:
         cache_entries: how many embeddings of recent queries are kept; 0 keeps none.
     """
 
-    def __init__(self, encoder: EncoderClient, index: Index, cache_entries: int) -> None:
+    def __init__(self, encoder: EncoderClient, cache_entries: int) -> None:
         self._encoder = encoder
-        self._index = index
         self._cache: LRUCache[tuple[str, str], Embeddings] = LRUCache(cache_entries)
-        self._search_time = SearchTime()
+        # Collections differ in size.
+        self._search_times: LRUCache[Collection, SearchTime] = LRUCache(_TIMED_COLLECTIONS)
 
     async def embed(self, plan: QueryPlan) -> EmbeddedQuery:
-        """Embed the query by the model of the collection, or by the default model if there is no collection.
+        """Embed the query by the model in use, or by the one that the first document will be embedded by.
 
         Raises:
             DependencyUnavailable: the encoder does not answer.
@@ -89,7 +92,7 @@ class Retriever:
         """
         embed_by = plan.budget.deadline
         if plan.supports_lexical_fallback:
-            embed_by = plan.budget.fallback_at(self._search_time)
+            embed_by = plan.budget.fallback_at(self._search_time(plan))
         try:
             return await self._embed(plan, embed_by)
         except _NOT_EMBEDDED:
@@ -99,7 +102,7 @@ class Retriever:
 
     def is_deadline_tight(self, plan: QueryPlan) -> bool:
         """Whether a full search and the stages after it may be late."""
-        return plan.budget.is_tight(self._search_time)
+        return plan.budget.is_tight(self._search_time(plan))
 
     async def search(self, plan: QueryPlan, embedding: Embeddings) -> list[Hit]:
         """The `candidate_count` best hits of each kind of search, in no particular order."""
@@ -128,11 +131,16 @@ class Retriever:
         )
         started = time.monotonic()
         try:
-            return await plan.budget.within_deadline(self._index.search(query, model_id=plan.collection))
+            found = plan.collection.index.search(query, model_id=plan.model_id)
+            return await plan.budget.within_deadline(found)
         finally:
-            self._search_time.observe(count, time.monotonic() - started)
+            self._search_time(plan).observe(count, time.monotonic() - started)
+
+    def _search_time(self, plan: QueryPlan) -> SearchTime:
+        return self._search_times.setdefault(plan.collection, SearchTime())
 
     async def _embed(self, plan: QueryPlan, embed_by: float) -> EmbeddedQuery:
+        # Without a model in use, the model's id is known only after the answer.
         cached = self._cache.get((plan.model_id, plan.query))
         metrics.EMBEDDING_CACHE_TOTAL.labels("miss" if cached is None else "hit").inc()
         if cached is not None:
@@ -147,7 +155,7 @@ class Retriever:
                 is_query=True,
                 is_bulk=plan.is_bulk,
                 timeout_seconds=embed_by - time.monotonic(),
-                model=plan.model_id,
+                model=plan.bi_encoder,
             ),
         )
         if self._cache.maxsize:
@@ -166,6 +174,6 @@ def effective_recall(wanted: Recall | None, info: CollectionInfo, collection: st
         return Recall.HYBRID if info.has_lexical else Recall.DENSE
     if wanted is not Recall.DENSE and not info.has_lexical:
         raise LexicalIndexMissing(
-            f"the collection {collection} has no BM25 index; use dense recall, or run `textmatch reindex`"
+            f'the collection "{collection}" was created without a BM25 index; use dense recall'
         )
     return wanted

@@ -12,8 +12,11 @@ import grpc
 from services.matcher.documents import DeleteVersion, DocumentsHandler
 from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
+from textmatch.collection_store import Collection, CollectionStore
 from textmatch.documents import check_texts, text_violation
 from textmatch.errors import InvalidInput, TextMatchError, raise_violations
+from textmatch.runtime import logs
+from textmatch.runtime.tracing import note_collection
 from textmatch.types import MatchOptions, MatchResult
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
@@ -41,6 +44,7 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
 
     def __init__(
         self,
+        store: CollectionStore,
         matcher: Matcher,
         ingest: IngestHandler,
         documents: DocumentsHandler,
@@ -48,6 +52,7 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         match_timeout_seconds: float,
         batch_match_concurrency: int,
     ) -> None:
+        self._store = store
         self._matcher = matcher
         self._ingest = ingest
         self._documents = documents
@@ -57,7 +62,9 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchResponse:
         raise_violations([text_violation("query", request.query)])
         options = options_from_proto(request.options)
-        result = await self._matcher.match(request.query, options, deadline=self._match_deadline(context))
+        deadline = self._match_deadline(context)
+        collection = noted(await self._store.get(request.collection))
+        result = await self._matcher.match(collection, request.query, options, deadline=deadline)
         return result_to_proto(result, options)
 
     async def BatchMatch(
@@ -65,12 +72,13 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     ) -> AsyncIterator[pb.BatchMatchResponse]:
         check_texts("queries", request.queries, MAX_QUERIES)
         options = options_from_proto(request.options)
+        collection = noted(await self._store.get(request.collection))
         slots = asyncio.Semaphore(self._batch_match_concurrency)
 
         async def answer(query_index: int) -> pb.BatchMatchResponse:
             async with slots:
                 query, deadline = request.queries[query_index], self._match_deadline(context)
-                result = await self._answer(query, options, deadline)
+                result = await self._answer(collection, query, options, deadline)
                 return batch_result_to_proto(query_index, result, options)
 
         async with asyncio.TaskGroup() as group:
@@ -84,11 +92,14 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         deadline = _deadline(context)
         async for request in request_iterator:
             documents, rejections = ingest_request_from_proto(request)
-            results = await self._ingest.ingest(documents, deadline, request.request_id)
+            collection = noted(await self._store.for_write(request.collection))
+            results = await self._ingest.ingest(collection, documents, deadline, request.request_id)
             yield ingest_response_to_proto([*rejections, *results])
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
-        return pb.GetDocumentResponse(document=to_proto(await self._documents.get(request.id)))
+        collection = noted(await self._store.get(request.collection))
+        document = await self._documents.get(collection, request.id)
+        return pb.GetDocumentResponse(document=to_proto(document))
 
     async def DeleteDocuments(
         self, request: pb.DeleteDocumentsRequest, context: Context
@@ -96,24 +107,26 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         if bool(request.ids) == request.HasField("filter"):
             raise InvalidInput.of_field("ids", "give either ids or a filter")
         version = request.version if request.HasField("version") else None
+        collection = noted(await self._store.for_write(request.collection))
         cut = DeleteVersion(version, request.request_id, _deadline(context))
         if request.ids:
-            deleted_count = await self._documents.delete(request.ids, cut)
+            deleted_count = await self._documents.delete(collection, request.ids, cut)
         else:
             where = filter_from_proto(request.filter, "filter")
-            deleted_count = await self._documents.delete_where(where, cut)
+            deleted_count = await self._documents.delete_where(collection, where, cut)
         return pb.DeleteDocumentsResponse(deleted_count=deleted_count)
 
     async def GetIngestStatus(
         self, request: pb.GetIngestStatusRequest, context: Context
     ) -> pb.GetIngestStatusResponse:
-        return ingest_status_to_proto(await self._documents.status(request.document_id))
+        collection = noted(await self._store.get(request.collection))
+        return ingest_status_to_proto(await self._documents.status(collection, request.document_id))
 
     async def _answer(
-        self, query: str, options: MatchOptions, deadline: float
+        self, collection: Collection, query: str, options: MatchOptions, deadline: float
     ) -> MatchResult | TextMatchError:
         try:
-            return await self._matcher.match(query, options, deadline=deadline, is_bulk=True)
+            return await self._matcher.match(collection, query, options, deadline=deadline, is_bulk=True)
         except TextMatchError as error:
             return error
 
@@ -126,3 +139,10 @@ def _deadline(context: Context) -> float | None:
     """The caller's deadline on the monotonic clock; None if it has none."""
     remaining_seconds = context.time_remaining()
     return None if remaining_seconds is None else time.monotonic() + remaining_seconds
+
+
+def noted(collection: Collection) -> Collection:
+    """The collection, which the logs and the trace of the call name from now on."""
+    logs.collection.set(collection.name)
+    note_collection(collection.name)
+    return collection

@@ -78,7 +78,7 @@ def _delete(request: Any, _schema: VectorSchema) -> Operations:
 
 def _create_field_index(request: pb.CreateFieldIndexCollection, _schema: VectorSchema) -> Operations:
     if request.HasField("field_index_params"):
-        raise unsupported("field_index_params")
+        return [edge.UpdateOperation.create_field_index(request.field_name, _keyword_index(request))]
     if not request.HasField("field_type"):
         raise invalid("field_type is required")
     if request.field_type == pb.FieldTypeGeo:
@@ -86,6 +86,18 @@ def _create_field_index(request: pb.CreateFieldIndexCollection, _schema: VectorS
     name = pb.FieldType.Name(request.field_type).removeprefix(_FIELD_TYPE_PREFIX)
     schema_type = getattr(edge.PayloadSchemaType, name)
     return [edge.UpdateOperation.create_field_index(request.field_name, schema_type)]
+
+
+def _keyword_index(request: pb.CreateFieldIndexCollection) -> edge.KeywordIndexParams:
+    """A keyword index; only `is_tenant` may be set."""
+    kind = request.field_index_params.WhichOneof("index_params")
+    if kind != "keyword_index_params":
+        raise unsupported(f"the field_index_params {kind}")
+    keyword = request.field_index_params.keyword_index_params
+    for field, _ in keyword.ListFields():
+        if field.name != "is_tenant":
+            raise unsupported(f"the keyword index's {field.name}")
+    return edge.KeywordIndexParams(is_tenant=keyword.is_tenant)
 
 
 def _delete_field_index(request: pb.DeleteFieldIndexCollection, _schema: VectorSchema) -> Operations:

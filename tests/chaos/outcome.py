@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -11,10 +12,10 @@ import redis
 from qdrant_client import QdrantClient
 from qdrant_client.models import Record
 
+from tests.support.collections import KEYS
 from textmatch.client import TextMatchClient
 from textmatch.documents import Document, content_hash, point_id, text_hash
 from textmatch.index.schema import DENSE_VECTOR, to_document
-from textmatch.queue import keys
 
 _PAGE = 1_000
 _MIN_COSINE = 0.999
@@ -71,15 +72,18 @@ def read_index(port: int, collection: str) -> list[Record]:
 
 def left_in_redis(client: redis.Redis) -> dict[str, int]:
     """How much is in every list and hash of the queue; tombstones are not counted."""
+    [entry] = client.hvals(KEYS.collections)
+    config = json.loads(entry)
+    state = KEYS.collection(config["name"], config["generation"])
     return {
-        "queue": client.llen(keys.QUEUE),
-        "taken": client.llen(keys.TAKEN),
-        "unacknowledged": client.hlen(keys.UNACKED),
-        "unacknowledged-index": client.zcard(keys.UNACKED_INDEX),
-        "pending": client.zcard(keys.PENDING),
-        "pending-versions": client.hlen(keys.PENDING_VERSIONS),
-        "dead-letters": client.hlen(keys.DEAD_LETTERS),
-        "dead-letter-versions": client.hlen(keys.DEAD_LETTER_VERSIONS),
+        "queue": client.llen(KEYS.queue),
+        "taken": client.llen(KEYS.taken),
+        "unacknowledged": client.hlen(KEYS.unacked),
+        "unacknowledged-index": client.zcard(KEYS.unacked_index),
+        "pending": client.zcard(state.pending),
+        "pending-versions": client.hlen(state.pending_versions),
+        "dead-letters": client.hlen(state.letters.dead_letters),
+        "dead-letter-versions": client.hlen(state.letters.dead_letter_versions),
     }
 
 

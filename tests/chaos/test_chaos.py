@@ -21,8 +21,8 @@ from tests.chaos.outcome import compare, left_in_redis, read_index
 from tests.chaos.processes import Victims, running_victims
 from tests.chaos.program import SENDERS, Delete, Operation, Program, Round, make_program
 from tests.chaos.sender import send
+from tests.support.collections import KEYS
 from tests.support.encoder import make_tiny_bi_encoder
-from textmatch.queue import keys
 
 SEED = int(os.environ.get("TEXTMATCH_CHAOS_SEED", "1"))
 DOCUMENTS = int(os.environ.get("TEXTMATCH_CHAOS_DOCUMENTS", "2000"))
@@ -88,7 +88,7 @@ def _wait_until_busy(state: redis.Redis) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
     while time.monotonic() < deadline:
         with suppress(redis.exceptions.RedisError):
-            if state.hlen(keys.UNACKED):
+            if state.hlen(KEYS.unacked):
                 return
         time.sleep(0.01)
 

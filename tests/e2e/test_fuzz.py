@@ -21,7 +21,7 @@ from tests.support.encoder import is_serving, make_tiny_bi_encoder, make_tiny_cr
 from tests.support.fuzzing import requests
 from tests.support.stack import Stack, running_stack
 from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY
-from textmatch.v1 import encoder_service_pb2, matcher_service_pb2
+from textmatch.v1 import collection_service_pb2, encoder_service_pb2, matcher_service_pb2
 
 SECONDS = float(os.environ.get("TEXTMATCH_FUZZ_SECONDS", "10"))
 EXAMPLES_AT_A_TIME = 20
@@ -30,6 +30,7 @@ ALLOWED = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.FAILED_PRECONDITION,
 }
 
@@ -50,6 +51,7 @@ def every_rpc() -> dict[str, Descriptor]:
     services = [
         encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"],
         matcher_service_pb2.DESCRIPTOR.services_by_name["MatcherService"],
+        collection_service_pb2.DESCRIPTOR.services_by_name["CollectionService"],
     ]
     return {
         f"/{service.full_name}/{method.name}": method.input_type
@@ -86,7 +88,7 @@ def test_no_request_makes_a_server_crash_hang_or_answer_internal(tiny_stack: Sta
     ):
         while time.monotonic() < deadline:
             for method, input_type in every_rpc().items():
-                channel = matcher if "Matcher" in method else encoder
+                channel = encoder if "Encoder" in method else matcher
                 fuzz(channel, method, input_type, turn, answers)
             turn += 1
 

@@ -120,7 +120,7 @@ def noted(stack: Stack, collection: str) -> Any:
 def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, judged: Path):
     shown = tune(stack, judged, "--dry-run")
     assert (shown["queries"], shown["left_out"], shown["stored"]) == (TOPICS, 1, False)
-    default = default_fusion(shown["collection"])
+    default = default_fusion(shown["model_id"])
     assert shown["models_before"] == to_mapping(default)
     assert list(shown["parts"]) == list(PART_SETS)
     assert shown["ndcg@10"]["after"] >= shown["ndcg@10"]["before"]
@@ -154,7 +154,8 @@ def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, jud
     assert (again["is_better"], again["stored"]) == (False, True)
     assert again["models_before"] == stored["models"]
 
-    assert tune(stack, "--reset") == {"collection": stored["collection"], "reset": True}
+    reset = {"collection": "default", "model_id": stored["model_id"], "reset": True}
+    assert tune(stack, "--reset") == reset
     assert noted(stack, stored["collection"]) is None
 
 

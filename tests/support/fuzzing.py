@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
+from textmatch.v1 import collection_service_pb2 as collection_pb
 from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import matcher_service_pb2 as matcher_pb
 
@@ -48,6 +49,13 @@ _GOOD: list[Message] = [
     matcher_pb.DeleteDocumentsRequest(ids=["id-3"], version=7),
     matcher_pb.DeleteDocumentsRequest(filter=_FILTER),
     matcher_pb.GetIngestStatusRequest(document_id="id-1"),
+    collection_pb.CreateCollectionRequest(
+        collection={"name": "faq", "payload_indexes": [{"field": "colour", "kind": 1, "is_tenant": True}]}
+    ),
+    collection_pb.GetCollectionRequest(name="default"),
+    collection_pb.ListCollectionsRequest(page_size=3, page_token="a"),  # noqa: S106 -- not a secret
+    collection_pb.DeleteCollectionRequest(name="faq"),
+    collection_pb.AdoptCollectionRequest(name="faq"),
 ]
 
 

@@ -13,10 +13,19 @@ import pytest
 
 from textmatch import vectors
 from textmatch.client import TextMatchClient
-from textmatch.errors import DocumentNotFound, InvalidInput, TextMatchError, Unauthenticated, Violation
+from textmatch.errors import (
+    CollectionNotFound,
+    DocumentNotFound,
+    InvalidInput,
+    TextMatchError,
+    Unauthenticated,
+    Violation,
+)
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.grpc_errors import to_status
 from textmatch.runtime.server import GrpcServer
+from textmatch.v1 import collection_service_pb2 as collection_pb
+from textmatch.v1 import collection_service_pb2_grpc as collection_grpc
 from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import encoder_service_pb2_grpc as encoder_grpc
 from textmatch.v1 import error_reason_pb2
@@ -119,7 +128,8 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
             queued_count=queued_count,
             oldest_queued_seconds=oldest_seconds,
             dead_letter_count=1,
-            collection="tiny-0123456789ab",
+            collection=request.collection or "default",
+            model_id="tiny-0123456789ab",
             document_state=state,
             document_error="the model failed on it" if state == pb.DOCUMENT_STATE_FAILED else "",
         )
@@ -166,6 +176,52 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
             scored_count=1 if reranked else 0,
             recall=options.recall or pb.RECALL_MODE_DENSE,
         )
+
+
+class ScriptedCollections(collection_grpc.CollectionServiceServicer):
+    """Keeps collections, and lists them one at a time."""
+
+    def __init__(self) -> None:
+        self.collections: dict[str, collection_pb.Collection] = {}
+
+    async def CreateCollection(
+        self, request: collection_pb.CreateCollectionRequest, context: Any
+    ) -> collection_pb.CreateCollectionResponse:
+        made = collection_pb.Collection(model_id="tiny-0123456789ab", document_count=3)
+        made.create_time.FromSeconds(1_700_000_000)
+        made.MergeFrom(request.collection)
+        self.collections[made.name] = made
+        return collection_pb.CreateCollectionResponse(collection=made)
+
+    async def GetCollection(
+        self, request: collection_pb.GetCollectionRequest, context: Any
+    ) -> collection_pb.GetCollectionResponse:
+        return collection_pb.GetCollectionResponse(collection=self._get(request.name))
+
+    async def ListCollections(
+        self, request: collection_pb.ListCollectionsRequest, context: Any
+    ) -> collection_pb.ListCollectionsResponse:
+        left = sorted(name for name in self.collections if name > request.page_token)
+        return collection_pb.ListCollectionsResponse(
+            collections=[self.collections[name] for name in left[:1]],
+            next_page_token=left[0] if len(left) > 1 else "",
+        )
+
+    async def DeleteCollection(
+        self, request: collection_pb.DeleteCollectionRequest, context: Any
+    ) -> collection_pb.DeleteCollectionResponse:
+        del self.collections[self._get(request.name).name]
+        return collection_pb.DeleteCollectionResponse()
+
+    async def AdoptCollection(
+        self, request: collection_pb.AdoptCollectionRequest, context: Any
+    ) -> collection_pb.AdoptCollectionResponse:
+        return collection_pb.AdoptCollectionResponse(collection=self._get(request.name))
+
+    def _get(self, name: str) -> collection_pb.Collection:
+        if name not in self.collections:
+            raise CollectionNotFound(name)
+        return self.collections[name]
 
 
 class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
@@ -243,6 +299,7 @@ class RunningServer:
         port: int = 0,
         **access: Any,
     ) -> None:
+        self.collections = ScriptedCollections()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -277,6 +334,8 @@ class RunningServer:
     ) -> str:
         self._server = GrpcServer("127.0.0.1", port, MAX_MESSAGE_BYTES, **access)
         self._server.add(register, servicer, service_name)
+        add = collection_grpc.add_CollectionServiceServicer_to_server
+        self._server.add(add, self.collections, "textmatch.v1.CollectionService")
         address = await self._server.start()
         await self._server.set_serving(is_serving=True)
         return address

@@ -32,6 +32,7 @@ _BUILT_IN = {
     "score": "textmatch.cli.score:score",
     "status": "textmatch.cli.status:status",
     "delete": "textmatch.cli.delete:delete",
+    "collections": "textmatch.cli.collections:app",
     "reindex": "textmatch.cli.reindex:reindex [matcher]",
     "tune": "textmatch.cli.tune:tune [matcher]",
     "dead-letters": "textmatch.cli.dead_letters:app [queue]",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -13,17 +13,23 @@ from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.errors import CommandFailed
-from textmatch.cli.options import find_addresses
+from textmatch.cli.options import Addresses, find_addresses
+from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig, normalized
 from textmatch.console import cell, print_json, print_result, print_table
+from textmatch.errors import CollectionNotFound
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters
 from textmatch.queue.producer import Producer
-from textmatch.queue.redis_client import connect
+from textmatch.queue.registry import Registry
 
 Result = TypeVar("Result")
 
 app = typer.Typer(help=__doc__, add_completion=False)
 
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Maximum number of documents.")]
+Unreadable = Annotated[
+    bool,
+    typer.Option("--unreadable", help="Messages that could not be read, which belong to no collection."),
+]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids, as shown by `list`.")]
 All = Annotated[bool, typer.Option("--all", help="All failed documents.")]
 
@@ -31,6 +37,8 @@ All = Annotated[bool, typer.Option("--all", help="All failed documents.")]
 @app.command("list")
 def list_letters(
     limit: Limit = 100,
+    unreadable: Unreadable = False,
+    collection: options.CollectionName = "",
     as_json: options.Json = False,
     redis_url: options.RedisUrl = "",
     data_dir: options.DataDir = None,
@@ -40,7 +48,8 @@ def list_letters(
     --json prints one line per document: {"id", "reason", "error", "failed_at", "text", "raw"}. A message that
     is not a document has "raw" instead of "text".
     """
-    letters = _run(redis_url, data_dir, lambda dead_letters, _: dead_letters.entries(limit))
+    addresses = find_addresses(data_dir, redis_url=redis_url, collection=collection)
+    letters = _run(addresses, unreadable, lambda opened: opened.letters.entries(limit))
     if as_json:
         for letter in letters:
             print_json(_to_json(letter))
@@ -59,6 +68,8 @@ def list_letters(
 def replay(
     ids: Ids = None,
     every: All = False,
+    unreadable: Unreadable = False,
+    collection: options.CollectionName = "",
     as_json: options.Json = False,
     redis_url: options.RedisUrl = "",
     data_dir: options.DataDir = None,
@@ -68,16 +79,20 @@ def replay(
     --json prints {"replayed"}: how many documents were found.
     """
 
-    async def replay_chosen(dead_letters: DeadLetters, producer: Producer) -> int:
-        return await dead_letters.replay(await _chosen(dead_letters, ids, every=every), producer)
+    async def replay_chosen(opened: _Opened) -> int:
+        chosen = await _chosen(opened.letters, ids, every=every)
+        return await opened.letters.replay(chosen, opened.producer, opened.collection)
 
-    _report("replayed", _run(redis_url, data_dir, replay_chosen), ids, as_json=as_json)
+    addresses = find_addresses(data_dir, redis_url=redis_url, collection=collection)
+    _report("replayed", _run(addresses, unreadable, replay_chosen), ids, as_json=as_json)
 
 
 @app.command()
 def drop(
     ids: Ids = None,
     every: All = False,
+    unreadable: Unreadable = False,
+    collection: options.CollectionName = "",
     as_json: options.Json = False,
     redis_url: options.RedisUrl = "",
     data_dir: options.DataDir = None,
@@ -87,18 +102,32 @@ def drop(
     --json prints {"dropped"}: how many documents were found.
     """
 
-    async def drop_chosen(dead_letters: DeadLetters, _: Producer) -> int:
-        return await dead_letters.drop(await _chosen(dead_letters, ids, every=every))
+    async def drop_chosen(opened: _Opened) -> int:
+        return await opened.letters.drop(await _chosen(opened.letters, ids, every=every))
 
-    _report("dropped", _run(redis_url, data_dir, drop_chosen), ids, as_json=as_json)
+    addresses = find_addresses(data_dir, redis_url=redis_url, collection=collection)
+    _report("dropped", _run(addresses, unreadable, drop_chosen), ids, as_json=as_json)
 
 
-def _run(
-    redis_url: str, data_dir: Path | None, work: Callable[[DeadLetters, Producer], Awaitable[Result]]
-) -> Result:
+@dataclass(frozen=True)
+class _Opened:
+    """The dead letters of a collection, or the unreadable messages of the installation."""
+
+    collection: CollectionConfig
+    letters: DeadLetters
+    producer: Producer
+
+
+def _run(addresses: Addresses, unreadable: bool, work: Callable[[_Opened], Awaitable[Result]]) -> Result:
     async def connected() -> Result:
-        async with connect(find_addresses(data_dir, redis_url=redis_url).redis_url) as redis:
-            return await work(DeadLetters(redis), Producer(redis))
+        async with addresses.redis() as (redis, keys):
+            registry, name = Registry(redis, keys), normalized(addresses.collection)
+            config = await registry.find(name)
+            if config is None and not unreadable and name != DEFAULT_COLLECTION:
+                raise CollectionNotFound(name)
+            config = config or CollectionConfig(name)
+            letter_keys = keys.letters if unreadable else registry.keys_of(config).letters
+            return await work(_Opened(config, DeadLetters(redis, letter_keys), Producer(redis, keys)))
 
     return asyncio.run(connected())
 

@@ -17,6 +17,7 @@ Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of docu
 def delete(
     ids: Ids = None,
     where: options.Where = "",
+    collection: options.CollectionName = "",
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
@@ -27,7 +28,7 @@ def delete(
     """
     if bool(ids) == bool(where):
         raise typer.BadParameter("give ids or --where")
-    with find_addresses(data_dir, matcher=matcher).client() as client:
+    with find_addresses(data_dir, matcher=matcher, collection=collection).client() as client:
         deleted = client.delete(ids) if ids else client.delete_where(parse(where))
     line = f"deleted {deleted:,}" + (f" of {len(ids):,}" if ids else "")
     print_result({"deleted": deleted}, line, as_json=as_json)

@@ -53,6 +53,7 @@ def ingest(
     rejected: Rejected = None,
     resume: Resume = False,
     wait: Wait = False,
+    collection: options.CollectionName = "",
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
@@ -78,8 +79,8 @@ def ingest(
     started = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(open_data_file(file))
-        addresses = find_addresses(data_dir, matcher=matcher)
-        checkpoint = Checkpoint(file, source, addresses.matcher)
+        addresses = find_addresses(data_dir, matcher=matcher, collection=collection)
+        checkpoint = Checkpoint(file, source, addresses.matcher, addresses.collection)
         position, counts = checkpoint.load() if resume else (START, Counter())
         rejections = stack.enter_context(
             Rejections(file_name(file), rejected, is_continued=position != START)
@@ -137,13 +138,14 @@ class Rejections:
 class Checkpoint:
     """A file next to the input that records how far the input was ingested. There is none for stdin.
 
-    It is valid for the same file and the same matcher. If it cannot be written, the run continues without it.
+    It is valid for the same file, matcher and collection. If it cannot be written, the run continues without
+    it.
     """
 
-    def __init__(self, source_name: str, source: BinaryIO, matcher: str) -> None:
+    def __init__(self, source_name: str, source: BinaryIO, matcher: str, collection: str) -> None:
         self._path = Path(f"{source_name}{_CHECKPOINT_SUFFIX}")
         fingerprint = {} if source_name == STDIN else _fingerprint(source)
-        self._identity = {**fingerprint, "matcher": matcher}
+        self._identity = {**fingerprint, "matcher": matcher, "collection": collection}
         self.is_kept = bool(fingerprint)
         self.size_bytes: int | None = fingerprint.get("size_bytes")
         self._saved_at = time.monotonic()

@@ -90,6 +90,7 @@ def match(
     recall: RecallOption = None,
     where: options.Where = "",
     explain: Explain = False,
+    collection: options.CollectionName = "",
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
@@ -115,10 +116,11 @@ def match(
         raise typer.BadParameter("--resume needs --output FILE")
     chosen = _queries(queries or [], file)
     counts = Counter[str]()
+    addresses = find_addresses(data_dir, matcher=matcher, collection=collection)
     with ExitStack() as stack:
         answer_file = stack.enter_context(AnswerFile(output, resume=resume)) if output else None
         done = answer_file.skip(chosen) if answer_file else 0
-        client = stack.enter_context(find_addresses(data_dir, matcher=matcher).client())
+        client = stack.enter_context(addresses.client())
         progress = stack.enter_context(ProgressBars(is_shown=bool(file)))
         progress.stage("matching", done=done, unit="queries")
         show = _print_line if as_json else _print

@@ -14,10 +14,13 @@ import typer
 from textmatch.cli.errors import CommandFailed
 from textmatch.cli.settings import CliSettings
 from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, ClientTls, TextMatchClient
-from textmatch.runtime.settings import load
+from textmatch.runtime.settings import DEFAULT_INSTALLATION, load
 
 if TYPE_CHECKING:
-    from textmatch.index.index import Index
+    from redis.asyncio import Redis
+
+    from textmatch.collection_store import Collection
+    from textmatch.queue.keys import Keys
 
 
 DEFAULT_DATA_DIR = Path(".textmatch")
@@ -43,36 +46,57 @@ class StackFile:
     encoder: str = ""
     redis_url: str = ""
     qdrant_url: str = ""
+    installation: str = ""
     processes: tuple[StackProcess, ...] = ()
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Addresses of the servers. `processes` is empty unless they are a stack on this machine."""
+    """Addresses of the servers, and the collection that is meant.
+
+    `processes` is empty unless they are a stack on this machine.
+    """
 
     matcher: str
     encoder: str
     redis_url: str
     qdrant_url: str
+    installation: str
+    collection: str
     processes: tuple[StackProcess, ...]
     settings: CliSettings = field(repr=False)
     tls: ClientTls | None = None
 
     def client(self) -> TextMatchClient:
         """A client of matcher and encoder."""
-        return TextMatchClient(self.matcher, self.encoder, api_key=self.settings.api_key, tls=self.tls)
+        return TextMatchClient(
+            self.matcher,
+            self.encoder,
+            api_key=self.settings.api_key,
+            tls=self.tls,
+            collection=self.collection,
+        )
 
     @asynccontextmanager
-    async def index(self) -> AsyncIterator[Index]:
-        """The index in Qdrant, for commands that do not go through the matcher.
+    async def redis(self) -> AsyncIterator[tuple[Redis, Keys]]:
+        """Redis and the keys in it, for commands that do not go through the matcher."""
+        # Imported here, because most commands do not need the packages of queue and index.
+        from textmatch.queue.keys import Keys
+        from textmatch.queue.redis_client import connect
+
+        async with connect(self.redis_url) as redis:
+            yield redis, Keys(self.installation)
+
+    @asynccontextmanager
+    async def opened_collection(self) -> AsyncIterator[Collection]:
+        """The collection in Redis and Qdrant, for commands that do not go through the matcher.
 
         Raises:
+            CollectionNotFound: there is none of that name.
             InvalidInput: a setting is not valid.
         """
-        # Imported here, because most commands do not need the packages of the index.
+        from textmatch.collection_store import CollectionStore
         from textmatch.index.client import connect
-        from textmatch.index.index import Index
-        from textmatch.index.schema import PayloadIndexes
 
         settings = self.settings
         qdrant = connect(
@@ -82,15 +106,23 @@ class Addresses:
             cert=settings.tls_cert,
             key=settings.tls_key,
         )
-        index = Index(qdrant, settings.collection_alias, PayloadIndexes.parse(settings.payload_indexes))
         try:
-            yield index
+            async with self.redis() as (redis, keys):
+                store = CollectionStore(redis, qdrant, keys)
+                yield await store.get(self.collection)
+                store.close()
         finally:
-            await index.close()
+            await qdrant.close()
 
 
 def find_addresses(
-    data_dir: Path | None, *, matcher: str = "", encoder: str = "", redis_url: str = "", qdrant_url: str = ""
+    data_dir: Path | None,
+    *,
+    matcher: str = "",
+    encoder: str = "",
+    redis_url: str = "",
+    qdrant_url: str = "",
+    collection: str = "",
 ) -> Addresses:
     """Addresses from the options, --data-dir, the environment, ./.textmatch or the defaults, in this order.
 
@@ -110,6 +142,10 @@ def find_addresses(
         qdrant_url=(
             qdrant_url or chosen.qdrant_url or settings.qdrant_url or local.qdrant_url or DEFAULT_QDRANT_URL
         ),
+        installation=(
+            chosen.installation or settings.installation or local.installation or DEFAULT_INSTALLATION
+        ),
+        collection=collection or settings.collection,
         processes=local.processes if matcher == local.matcher else (),
         settings=settings,
         tls=settings.client_tls(),
@@ -122,7 +158,12 @@ def _read_stack(data_dir: Path) -> StackFile:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         processes = tuple(StackProcess(**process) for process in content["processes"])
         return StackFile(
-            content["matcher"], content["encoder"], content["redis_url"], content["qdrant_url"], processes
+            matcher=content["matcher"],
+            encoder=content["encoder"],
+            redis_url=content["redis_url"],
+            qdrant_url=content["qdrant_url"],
+            installation=content["installation"],
+            processes=processes,
         )
     except FileNotFoundError:
         return StackFile()
@@ -137,6 +178,14 @@ RedisUrl = Annotated[str, typer.Option("--redis-url", help="URL of Redis: redis:
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder of the local stack. Default: .textmatch, if a stack runs there."),
+]
+CollectionName = Annotated[
+    str,
+    typer.Option(
+        "--collection",
+        metavar="NAME",
+        help="Name of the collection. Default: default.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Where = Annotated[

@@ -9,20 +9,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import typer
-from redis.asyncio import Redis
 from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.errors import CommandFailed
 from textmatch.cli.options import Addresses, find_addresses
+from textmatch.collection_store import Collection
 from textmatch.console import ProgressBars, cell, print_json, print_line, print_result, print_table
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.index import Index
 from textmatch.indexing import Copier
 from textmatch.io.line_reader import file_name, read_texts_of_lines
-from textmatch.queue.dead_letters import DeadLetters
-from textmatch.queue.redis_client import connect as connect_redis
-from textmatch.queue.tombstones import Tombstones
 from textmatch.reindex import steps
 from textmatch.reindex.steps import Comparison, TunedWeights, compare, take_over_weights
 from textmatch.reindex.sync import RETRY, CollectionSync, Migration, SyncProgress, SyncReport
@@ -75,6 +71,7 @@ def reindex(
     min_overlap: MinOverlap = 0.0,
     allow_refused: AllowRefused = False,
     max_documents_per_second: MaxRate = None,
+    collection: options.CollectionName = "",
     as_json: options.Json = False,
     encoder: options.Encoder = "",
     qdrant_url: options.QdrantUrl = "",
@@ -92,7 +89,9 @@ def reindex(
     """
     if sum([bool(model), rollback, drop_old, cancel]) != 1:
         raise typer.BadParameter("give exactly one of --model, --rollback, --drop-old and --cancel")
-    addresses = find_addresses(data_dir, encoder=encoder, redis_url=redis_url, qdrant_url=qdrant_url)
+    addresses = find_addresses(
+        data_dir, encoder=encoder, redis_url=redis_url, qdrant_url=qdrant_url, collection=collection
+    )
     if model:
         reindex_options = ReindexOptions(
             model=model,
@@ -106,11 +105,12 @@ def reindex(
         )
         _reindex(addresses, reindex_options, as_json=as_json)
     elif rollback:
-        change = _run(addresses, steps.roll_back)
+        change = _run(addresses, lambda opened, client: steps.roll_back(opened.index, client))
         roles = {"in_use": change.target, "previous": change.source}
         print_result(roles, f"{change.target} is in use", as_json=as_json)
     else:
-        dropped = _run(addresses, lambda index, _: (steps.drop_old if drop_old else steps.cancel)(index))
+        drop = steps.drop_old if drop_old else steps.cancel
+        dropped = _run(addresses, lambda opened, _: drop(opened.index))
         print_result({"dropped": dropped}, f"deleted {dropped}", as_json=as_json)
 
 
@@ -190,15 +190,14 @@ class Reindexing:
 
     def __init__(
         self,
-        index: Index,
+        collection: Collection,
         encoder: EncoderClient,
-        redis: Redis,
         options: ReindexOptions,
         progress: SyncProgress,
     ) -> None:
-        self._index = index
+        self._collection = collection
+        self._index = collection.index
         self._encoder = encoder
-        self._redis = redis
         self._options = options
         self._progress = progress
 
@@ -210,7 +209,7 @@ class Reindexing:
         """
         started = time.monotonic()
         change = await steps.start(self._index, self._encoder, self._options.model)
-        copier = Copier(self._index, self._encoder, Tombstones(self._redis), _ENCODE_TIMEOUT_SECONDS)
+        copier = Copier(self._index, self._encoder, self._collection.tombstones, _ENCODE_TIMEOUT_SECONDS)
         sync = CollectionSync(
             self._index, copier, change, self._progress, self._options.max_documents_per_second
         )
@@ -259,7 +258,7 @@ class Reindexing:
     async def _switch(self, change: Migration, walked: SyncReport) -> TunedWeights:
         """Store refused documents in the dead letters and the tuned weights in the target, then switch."""
         if walked.refused:
-            await RETRY.call(DeadLetters(self._redis).add, list(walked.refused.values()))
+            await RETRY.call(self._collection.dead_letters.add, list(walked.refused.values()))
         weights = await RETRY.call(take_over_weights, self._index, change)
         await steps.switch(self._index, change)
         return weights
@@ -268,9 +267,8 @@ class Reindexing:
 def _reindex(addresses: Addresses, reindex_options: ReindexOptions, *, as_json: bool) -> None:
     with ProgressBars() as progress:
 
-        async def run(index: Index, encoder: EncoderClient) -> ReindexReport:
-            async with connect_redis(addresses.redis_url) as redis:
-                return await Reindexing(index, encoder, redis, reindex_options, progress).run()
+        async def run(collection: Collection, encoder: EncoderClient) -> ReindexReport:
+            return await Reindexing(collection, encoder, reindex_options, progress).run()
 
         report = _run(addresses, run)
     if as_json:
@@ -288,12 +286,12 @@ def _read_queries(file: str) -> list[str]:
     return queries
 
 
-def _run(addresses: Addresses, work: Callable[[Index, EncoderClient], Awaitable[Result]]) -> Result:
+def _run(addresses: Addresses, work: Callable[[Collection, EncoderClient], Awaitable[Result]]) -> Result:
     async def connected() -> Result:
-        async with addresses.index() as index:
+        async with addresses.opened_collection() as collection:
             encoder = EncoderClient(addresses.encoder, addresses.settings.api_key, addresses.tls)
             try:
-                return await work(index, encoder)
+                return await work(collection, encoder)
             finally:
                 await encoder.close()
 

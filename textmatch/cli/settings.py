@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from textmatch.client.settings import ClientSettings
-from textmatch.runtime.settings import ClientTlsSettings, setting
+from textmatch.collection_config import DEFAULT_COLLECTION
+from textmatch.runtime.settings import ClientTlsSettings, installation_setting, setting
 
 _DEFAULT = "Default: the local stack, or else"
 
@@ -23,7 +24,7 @@ class CliSettings(ClientSettings, ClientTlsSettings):
     redis_url: str = setting(
         "TEXTMATCH_REDIS_URL",
         "",
-        f"Redis with the dead letters. {_DEFAULT} redis://127.0.0.1:6379/0.",
+        f"URL of Redis, for `reindex`, `tune` and `dead-letters`. {_DEFAULT} redis://127.0.0.1:6379/0.",
         is_secret=True,
     )
     qdrant_url: str = setting(
@@ -35,9 +36,7 @@ class CliSettings(ClientSettings, ClientTlsSettings):
         "TEXTMATCH_QDRANT_CA", "", "CA of an https:// Qdrant, a PEM file; empty: the system's CAs."
     )
     qdrant_api_key: str = setting("TEXTMATCH_QDRANT_API_KEY", "", "API key for Qdrant.", is_secret=True)
-    collection_alias: str = setting(
-        "TEXTMATCH_COLLECTION_ALIAS",
-        "textmatch",
-        "Alias of the collection in use, for `reindex` and `tune`.",
+    installation: str = installation_setting("")
+    collection: str = setting(
+        "TEXTMATCH_COLLECTION", DEFAULT_COLLECTION, "Collection that commands work on without --collection."
     )
-    payload_indexes: str = setting("TEXTMATCH_PAYLOAD_INDEXES", "", "Indexed attributes, for `reindex`.")

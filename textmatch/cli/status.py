@@ -1,4 +1,4 @@
-"""`textmatch status`: documents, queue, models and processes; `--watch`: the queue every second."""
+"""`textmatch status`: collections, queue, models and processes; `--watch`: the queue every second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from rich.text import Text
 from textmatch.cli import options
 from textmatch.cli.errors import message_of
 from textmatch.cli.options import Addresses, find_addresses
-from textmatch.client import DocumentState, HealthState, IngestStatus, ModelInfo, ServerHealth
+from textmatch.client import (
+    DocumentState,
+    HealthState,
+    IngestStatus,
+    ModelInfo,
+    ServerHealth,
+    TextMatchClient,
+)
 from textmatch.console import cell, one_line, print_json, print_result, print_table, warn
 from textmatch.errors import TextMatchError
 
@@ -35,22 +42,24 @@ _QUEUE_COLUMNS = ("documents", "queued", "oldest", "dead letters")
 def status(
     document_id: DocumentId = "",
     is_watching: Watch = False,
+    collection: options.CollectionName = "",
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     encoder: options.Encoder = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Show stored and queued documents, loaded models, and the health of the processes.
+    """Show each collection and its queue, loaded models, and the health of the processes.
 
     The exit code is 0 if encoder and matcher are SERVING. --json prints {"documents", "queued",
-    "oldest_seconds", "dead_letters", "collection", "models", "processes"}. Unknown values are null.
+    "oldest_seconds", "dead_letters", "collection", "collections", "models", "processes"}. The figures are
+    those of one collection; "collections" has those of each. Unknown values are null.
 
     --id shows the state of a document: PENDING, INDEXED, FAILED, DELETED or UNKNOWN; with --json {"id",
     "state", "error"}. --watch with --json prints one line per second: the queue and its rates.
     """
     if document_id and is_watching:
         raise typer.BadParameter("give either --id or --watch")
-    addresses = find_addresses(data_dir, matcher=matcher, encoder=encoder)
+    addresses = find_addresses(data_dir, matcher=matcher, encoder=encoder, collection=collection)
     with addresses.client() as client:
         if document_id:
             _show_document(document_id, client.ingest_status(document_id), as_json=as_json)
@@ -62,16 +71,25 @@ def status(
         problems = [_problem(server) for server in servers if server.state is not HealthState.SERVING]
         reachable = {server.name for server in servers if server.state is not HealthState.UNREACHABLE}
         queue = _ask(client.ingest_status, problems) if "matcher" in reachable else None
+        queues = None if queue is None else _ask(lambda: _queues(client, queue), problems)
         models = _ask(client.models, problems) if "encoder" in reachable else None
     processes = [*servers, *_other_processes(addresses, servers)]
     if as_json:
-        print_json(_to_json(queue, models, processes))
+        print_json(_to_json(queue, queues, models, processes))
     else:
-        _print(queue, models, processes)
+        _print(queues, models, processes)
     for problem in problems:
         warn(f"textmatch: {problem}")
     if problems:
         raise typer.Exit(1)
+
+
+def _queues(client: TextMatchClient, known: IngestStatus) -> list[IngestStatus]:
+    """The status of each collection. `default` is not listed before its first document."""
+    names = {summary.config.name for summary in client.list_collections()} | {known.collection}
+    return [
+        known if name == known.collection else client.ingest_status(collection=name) for name in sorted(names)
+    ]
 
 
 def _show_document(document_id: str, found: IngestStatus, *, as_json: bool) -> None:
@@ -115,11 +133,20 @@ def _connects(address: str) -> HealthState:
 
 
 def _to_json(
-    queue: IngestStatus | None, models: Sequence[ModelInfo] | None, processes: Sequence[ServerHealth]
+    queue: IngestStatus | None,
+    queues: Sequence[IngestStatus] | None,
+    models: Sequence[ModelInfo] | None,
+    processes: Sequence[ServerHealth],
 ) -> dict[str, Any]:
     return {
         **_queue_to_json(queue),
-        "collection": queue.collection or None if queue else None,
+        "collection": queue.collection if queue else None,
+        "collections": None
+        if queues is None
+        else [
+            {"name": one.collection, "model_id": one.model_id or None, **_queue_to_json(one)}
+            for one in queues
+        ],
         "models": None if models is None else [dataclasses.asdict(model) for model in models],
         "processes": [
             {"name": process.name, "address": process.address, "health": process.state}
@@ -138,11 +165,14 @@ def _queue_to_json(queue: IngestStatus | None) -> dict[str, Any]:
 
 
 def _print(
-    queue: IngestStatus | None, models: Sequence[ModelInfo] | None, processes: Sequence[ServerHealth]
+    queues: Sequence[IngestStatus] | None,
+    models: Sequence[ModelInfo] | None,
+    processes: Sequence[ServerHealth],
 ) -> None:
-    if queue is not None:
-        figures = Table(*_QUEUE_COLUMNS, "collection")
-        figures.add_row(*_queue_cells(queue), queue.collection or "none yet")
+    if queues is not None:
+        figures = Table("collection", *_QUEUE_COLUMNS, "model")
+        for queue in queues:
+            figures.add_row(cell(queue.collection), *_queue_cells(queue), queue.model_id or "none yet")
         print_table(figures)
     if models is not None:
         loaded = Table("model", "kind", "dimension", "tokens", "type", "device")

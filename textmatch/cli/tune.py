@@ -67,9 +67,11 @@ def tune(
     skip_missing: SkipMissing = False,
     no_rerank: NoRerank = False,
     seed: Seed = 0,
+    collection: options.CollectionName = "",
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     qdrant_url: options.QdrantUrl = "",
+    redis_url: options.RedisUrl = "",
     data_dir: options.DataDir = None,
 ) -> None:
     """Fit the models of scores to judged queries about stored documents.
@@ -78,29 +80,34 @@ def tune(
     cross-validation. Stores the models if the log loss falls by more than two standard errors and nDCG@10
     does not fall, and fails if not. Matchers use new models within ten seconds.
 
-    --json prints {"collection", "queries", "left_out", "ndcg@10": {"before", "after", "gain",
+    --json prints {"collection", "model_id", "queries", "left_out", "ndcg@10": {"before", "after", "gain",
     "standard_error"}, "log_loss": {the same}, "parts": {SET: {"ndcg@10": {"before", "after"}, "log_loss",
     "calibration_error"}}, "pair_score": {"ndcg@10_gain", "pairs_per_query", "ms_per_pair"},
     "models_before", "models", "is_better", "stored"}; "pair_score" is null without a cross-encoder. With
-    --reset it prints {"collection", "reset"}.
+    --reset it prints {"collection", "model_id", "reset"}.
     """
-    addresses = find_addresses(data_dir, matcher=matcher, qdrant_url=qdrant_url)
+    addresses = find_addresses(
+        data_dir, matcher=matcher, qdrant_url=qdrant_url, redis_url=redis_url, collection=collection
+    )
     if reset:
-        collection = asyncio.run(_reset(addresses))
-        line = f"the default models apply to {collection} again"
-        print_result({"collection": collection, "reset": True}, line, as_json=as_json)
+        model_id = asyncio.run(_reset(addresses))
+        line = f"the default models apply to {addresses.collection} again"
+        done = {"collection": addresses.collection, "model_id": model_id, "reset": True}
+        print_result(done, line, as_json=as_json)
         return
     if directory is None:
         raise typer.BadParameter("give DIRECTORY or --reset")
-    collection, judgements = _stored_judgements(addresses, directory, skip_missing=skip_missing)
-    present = asyncio.run(_present(addresses, collection))
-    queries, pair_ms = _ask_all(addresses, judgements, collection, is_reranked=not no_rerank)
-    tuning = weight_tuning.tune(queries, present, default_fusion(collection), seed)
+    model_id, judgements = _stored_judgements(addresses, directory, skip_missing=skip_missing)
+    present = asyncio.run(_present(addresses, model_id))
+    queries, pair_ms = _ask_all(addresses, judgements, model_id, is_reranked=not no_rerank)
+    tuning = weight_tuning.tune(queries, present, default_fusion(model_id), seed)
     is_stored = not dry_run and (tuning.is_better or force)
     if is_stored:
-        asyncio.run(_store(addresses, collection, tuning.fusion))
+        asyncio.run(_store(addresses, model_id, tuning.fusion))
     pair_count = float(np.mean([pairs_scored(query, tuning.fusion).sum() for query in queries]))
-    report = _Report(collection, judgements, present, tuning, pair_count, pair_ms, is_stored)
+    report = _Report(
+        addresses.collection, model_id, judgements, present, tuning, pair_count, pair_ms, is_stored
+    )
     if as_json:
         print_json(report.to_json())
     else:
@@ -136,11 +143,11 @@ class Judgements:
 def _stored_judgements(
     addresses: Addresses, directory: Path, *, skip_missing: bool
 ) -> tuple[str, Judgements]:
-    """The collection in use, and the judgements of its documents."""
+    """The model in use, and the judgements of stored documents."""
     texts = read_queries(directory)
     judgements = Judgements.of(directory, texts, read_judgements(directory, texts))
     documents = list(dict.fromkeys(document for one in judgements.grades.values() for document in one))
-    collection, missing = asyncio.run(_collection_and_missing(addresses, documents))
+    model_id, missing = asyncio.run(_model_and_missing(addresses, documents))
     if missing and not skip_missing:
         shown = ", ".join(f'"{one_line(document)}"' for document in sorted(missing)[:_SHOWN_IDS])
         raise CommandFailed(
@@ -151,49 +158,50 @@ def _stored_judgements(
         query: {document: grade for document, grade in grades.items() if document not in missing}
         for query, grades in judgements.grades.items()
     }
-    return collection, Judgements.of(directory, texts, stored)
+    return model_id, Judgements.of(directory, texts, stored)
 
 
-async def _collection_and_missing(addresses: Addresses, documents: Sequence[str]) -> tuple[str, set[str]]:
-    """The collection in use, and the documents that are not in it."""
-    async with addresses.index() as index:
-        collection = await index.refresh_collection()
-        if not collection:
+async def _model_and_missing(addresses: Addresses, documents: Sequence[str]) -> tuple[str, set[str]]:
+    """The model in use, and the documents that are not stored."""
+    async with addresses.opened_collection() as collection:
+        index = collection.index
+        model_id = await index.refresh_model_in_use()
+        if not model_id:
             raise CommandFailed("nothing is stored yet; ingest the documents of the judgements first")
         missing = set(documents)
         for start in range(0, len(documents), _IDS_PER_CALL):
-            missing -= set(await index.points(collection).versions(documents[start : start + _IDS_PER_CALL]))
-        return collection, missing
+            missing -= set(await index.points(model_id).versions(documents[start : start + _IDS_PER_CALL]))
+        return model_id, missing
 
 
-async def _present(addresses: Addresses, collection: str) -> Fusion:
-    """The models that matchers use for the collection."""
-    async with addresses.index() as index:
-        return fusion_of((await index.collections.info(collection)).notes, collection)
+async def _present(addresses: Addresses, model_id: str) -> Fusion:
+    """The score models that matchers use for the collection."""
+    async with addresses.opened_collection() as collection:
+        return fusion_of((await collection.index.collections.info(model_id)).notes, model_id)
 
 
-async def _store(addresses: Addresses, collection: str, fusion: Fusion) -> None:
-    async with addresses.index() as index:
-        await index.collections.note(collection, {FUSION_NOTE: to_mapping(fusion)})
+async def _store(addresses: Addresses, model_id: str, fusion: Fusion) -> None:
+    async with addresses.opened_collection() as collection:
+        await collection.index.collections.note(model_id, {FUSION_NOTE: to_mapping(fusion)})
 
 
 async def _reset(addresses: Addresses) -> str:
-    """Delete the models of the collection in use; returns its name."""
-    async with addresses.index() as index:
-        collection = await index.refresh_collection()
-        if not collection:
-            raise CommandFailed("there is no collection yet")
-        await index.collections.note(collection, {FUSION_NOTE: None})
-        return collection
+    """Delete the tuned score models of the bi-encoder in use; returns its id."""
+    async with addresses.opened_collection() as collection:
+        model_id = await collection.index.refresh_model_in_use()
+        if not model_id:
+            raise CommandFailed("nothing is stored yet")
+        await collection.index.collections.note(model_id, {FUSION_NOTE: None})
+        return model_id
 
 
 def _ask_all(
-    addresses: Addresses, judgements: Judgements, collection: str, *, is_reranked: bool
+    addresses: Addresses, judgements: Judgements, model_id: str, *, is_reranked: bool
 ) -> tuple[list[JudgedCandidates], float]:
     """The candidates that the matcher finds for each query, and the median time of scoring a pair in ms.
 
     Raises:
-        CommandFailed: nothing is found, an answer is incomplete, or it comes from another collection.
+        CommandFailed: nothing is found, an answer is incomplete, or it comes from another model.
         TextMatchError: a query failed.
     """
     texts = judgements.texts
@@ -207,9 +215,9 @@ def _ask_all(
     found = next((result for result in answers.values() if result.matches), None)
     if found is None:
         raise CommandFailed("the matcher finds nothing for any of the queries")
-    if found.bi_encoder_model_id != collection:
+    if found.bi_encoder_model_id != model_id:
         raise CommandFailed(
-            f"the matcher answered from {found.bi_encoder_model_id}, but {collection} is in use at"
+            f"the matcher answered from {found.bi_encoder_model_id}, but {model_id} is in use at"
             f" {addresses.qdrant_url}; give --matcher and --qdrant-url of the same stack, or try again if the"
             " model was just changed"
         )
@@ -284,6 +292,7 @@ class _Report:
     """
 
     collection: str
+    model_id: str
     judgements: Judgements
     present: Fusion
     tuning: Tuning
@@ -305,6 +314,7 @@ class _Report:
         gain = self.pair_gain
         return {
             "collection": self.collection,
+            "model_id": self.model_id,
             "queries": len(self.judgements.texts),
             "left_out": self.judgements.left_out,
             "ndcg@10": _change(before.ndcg, after.ndcg, tuning.ndcg_gains),

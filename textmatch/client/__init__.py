@@ -14,11 +14,13 @@ from textmatch.client.asyncio import DEFAULT_ENCODER, DEFAULT_MATCHER, AsyncText
 from textmatch.client.connection import ServerUnreachable
 from textmatch.client.results import AsyncResults, Results, ResultsNotRead
 from textmatch.client.sync import TextMatchClient
+from textmatch.collection_config import CollectionConfig, PayloadIndex
 from textmatch.documents import Document
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.runtime.tls import ClientTls
 from textmatch.types import (
     BatchMatchResult,
+    CollectionSummary,
     DegradedReason,
     DocumentResult,
     DocumentState,
@@ -51,6 +53,8 @@ __all__ = [
     "AsyncTextMatchClient",
     "BatchMatchResult",
     "ClientTls",
+    "CollectionConfig",
+    "CollectionSummary",
     "DegradedReason",
     "Document",
     "DocumentLike",
@@ -71,6 +75,7 @@ __all__ = [
     "MatchResult",
     "ModelInfo",
     "ModelKind",
+    "PayloadIndex",
     "Recall",
     "Rerank",
     "Results",

@@ -16,12 +16,17 @@ from textmatch.client import arguments
 from textmatch.client.arguments import TextPair, to_seconds, with_checked_options
 from textmatch.client.batches import DocumentStream, QueryStream, in_order, new_request_id
 from textmatch.client.connection import (
+    ADOPT_COLLECTION,
     CHECK_HEALTH,
+    CREATE_COLLECTION,
+    DELETE_COLLECTION,
     DELETE_DOCUMENTS,
     ENCODE,
+    GET_COLLECTION,
     GET_DOCUMENT,
     GET_INGEST_STATUS,
     GET_MODELS,
+    LIST_COLLECTIONS,
     MATCH,
     SCORE,
     AioConnection,
@@ -32,6 +37,7 @@ from textmatch.client.connection import (
 )
 from textmatch.client.results import AsyncResults
 from textmatch.client.settings import ClientSettings
+from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig
 from textmatch.documents import Document
 from textmatch.errors import DeadlinePassed, InvalidInput, TextMatchError
 from textmatch.filters import Condition
@@ -39,6 +45,7 @@ from textmatch.runtime.settings import load
 from textmatch.runtime.tls import ClientTls
 from textmatch.types import (
     BatchMatchResult,
+    CollectionSummary,
     DocumentResult,
     EncodeResult,
     HealthState,
@@ -53,8 +60,10 @@ from textmatch.types import (
     ScoreResult,
     ServerHealth,
 )
+from textmatch.v1 import collection_service_pb2 as collection_pb
 from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import matcher_service_pb2 as matcher_pb
+from textmatch.wire.collections import settings_to_proto, summary_from_proto
 from textmatch.wire.documents import DocumentLike, from_proto, ingest_status_from_proto
 from textmatch.wire.encoding import ROLES, SCORERS, encode_result, model_info, priority, score_result
 from textmatch.wire.matching import result_from_proto
@@ -100,6 +109,7 @@ class AsyncTextMatchClient:
         bulk_timeout_seconds: float = 300.0,
         api_key: str | None = None,
         tls: ClientTls | None = None,
+        collection: str = DEFAULT_COLLECTION,
     ) -> None:
         if tls is not None and not isinstance(tls, ClientTls):
             raise InvalidInput.of_field("tls", f"is a {type(tls).__name__}; it must be a ClientTls")
@@ -108,6 +118,7 @@ class AsyncTextMatchClient:
         key = load(ClientSettings).api_key if api_key is None else arguments.to_name("api_key", api_key)
         self._matcher = self._connection("matcher", arguments.to_name("matcher", matcher), key, tls)
         self._encoder = self._connection("encoder", arguments.to_name("encoder", encoder), key, tls)
+        self._collection = arguments.to_name("collection", collection)
         self._known_limits: encoder_pb.Limits | None = None
 
     async def __aenter__(self) -> Self:
@@ -126,7 +137,9 @@ class AsyncTextMatchClient:
     ) -> MatchResult:
         """As `TextMatchClient.match`."""
         text = arguments.to_text("query", query)
-        request = matcher_pb.MatchRequest(query=text, options=arguments.to_match_options(options))
+        request = matcher_pb.MatchRequest(
+            query=text, options=arguments.to_match_options(options), collection=self._collection
+        )
         response = await self._matcher.call(MATCH, request, self._interactive(timeout_seconds))
         return result_from_proto(text, response)
 
@@ -141,6 +154,7 @@ class AsyncTextMatchClient:
         stream = QueryStream(
             self._matcher,
             arguments.to_match_options(options),
+            self._collection,
             timeout_seconds=self._bulk(timeout_seconds),
             stall_timeout_seconds=_STALL_TIMEOUT_SECONDS,
         )
@@ -156,6 +170,7 @@ class AsyncTextMatchClient:
         """As `TextMatchClient.ingest`; to be read by `async for`."""
         stream = DocumentStream(
             self._matcher,
+            self._collection,
             timeout_seconds=self._bulk(timeout_seconds),
             stall_timeout_seconds=_STALL_TIMEOUT_SECONDS,
         )
@@ -222,7 +237,9 @@ class AsyncTextMatchClient:
 
     async def get_document(self, document_id: str, *, timeout_seconds: float | None = None) -> Document:
         """As `TextMatchClient.get_document`."""
-        request = matcher_pb.GetDocumentRequest(id=arguments.to_id("document_id", document_id))
+        request = matcher_pb.GetDocumentRequest(
+            id=arguments.to_id("document_id", document_id), collection=self._collection
+        )
         response = await self._matcher.call(GET_DOCUMENT, request, self._interactive(timeout_seconds))
         return from_proto(response.document)
 
@@ -237,7 +254,7 @@ class AsyncTextMatchClient:
         checked, cut = arguments.to_ids("ids", ids), arguments.to_version(version)
         deleted_count = 0
         for _, chunk in chunks(checked, utf8_bytes, _IDS_PER_CALL):
-            request = matcher_pb.DeleteDocumentsRequest(ids=chunk, version=cut)
+            request = matcher_pb.DeleteDocumentsRequest(ids=chunk, version=cut, collection=self._collection)
             deleted_count += await self._delete(request, timeout_seconds)
         return deleted_count
 
@@ -250,18 +267,63 @@ class AsyncTextMatchClient:
     ) -> int:
         """As `TextMatchClient.delete_where`."""
         request = matcher_pb.DeleteDocumentsRequest(
-            filter=arguments.to_delete_filter(where), version=arguments.to_version(version)
+            filter=arguments.to_delete_filter(where),
+            version=arguments.to_version(version),
+            collection=self._collection,
         )
         return await self._delete(request, timeout_seconds)
 
     async def ingest_status(
-        self, document_id: str = "", *, timeout_seconds: float | None = None
+        self, document_id: str = "", *, collection: str = "", timeout_seconds: float | None = None
     ) -> IngestStatus:
         """As `TextMatchClient.ingest_status`."""
         one = arguments.to_name("document_id", document_id) and arguments.to_id("document_id", document_id)
-        request = matcher_pb.GetIngestStatusRequest(document_id=one)
+        name = arguments.to_name("collection", collection) or self._collection
+        request = matcher_pb.GetIngestStatusRequest(document_id=one, collection=name)
         response = await self._matcher.call(GET_INGEST_STATUS, request, self._interactive(timeout_seconds))
         return ingest_status_from_proto(response)
+
+    async def create_collection(
+        self, settings: CollectionConfig, *, timeout_seconds: float | None = None
+    ) -> CollectionSummary:
+        """As `TextMatchClient.create_collection`."""
+        if not isinstance(settings, CollectionConfig):
+            raise InvalidInput.of_field(
+                "settings", f"is a {type(settings).__name__}; it must be a CollectionConfig"
+            )
+        settings.check()
+        request = collection_pb.CreateCollectionRequest(collection=settings_to_proto(settings))
+        response = await self._matcher.call(CREATE_COLLECTION, request, self._bulk(timeout_seconds))
+        return summary_from_proto(response.collection)
+
+    async def get_collection(self, name: str, *, timeout_seconds: float | None = None) -> CollectionSummary:
+        """As `TextMatchClient.get_collection`."""
+        request = collection_pb.GetCollectionRequest(name=arguments.to_name("name", name))
+        response = await self._matcher.call(GET_COLLECTION, request, self._interactive(timeout_seconds))
+        return summary_from_proto(response.collection)
+
+    async def list_collections(self, *, timeout_seconds: float | None = None) -> list[CollectionSummary]:
+        """As `TextMatchClient.list_collections`."""
+        summaries: list[CollectionSummary] = []
+        page_token = ""
+        while True:
+            request = collection_pb.ListCollectionsRequest(page_token=page_token)
+            response = await self._matcher.call(LIST_COLLECTIONS, request, self._bulk(timeout_seconds))
+            summaries += map(summary_from_proto, response.collections)
+            page_token = response.next_page_token
+            if not page_token:
+                return summaries
+
+    async def delete_collection(self, name: str, *, timeout_seconds: float | None = None) -> None:
+        """As `TextMatchClient.delete_collection`."""
+        request = collection_pb.DeleteCollectionRequest(name=arguments.to_name("name", name))
+        await self._matcher.call(DELETE_COLLECTION, request, self._bulk(timeout_seconds))
+
+    async def adopt_collection(self, name: str, *, timeout_seconds: float | None = None) -> CollectionSummary:
+        """As `TextMatchClient.adopt_collection`."""
+        request = collection_pb.AdoptCollectionRequest(name=arguments.to_name("name", name))
+        response = await self._matcher.call(ADOPT_COLLECTION, request, self._bulk(timeout_seconds))
+        return summary_from_proto(response.collection)
 
     async def encode(
         self,

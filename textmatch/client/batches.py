@@ -270,6 +270,10 @@ class DocumentStream(BatchStream[pb.Document, DocumentResult]):
     max_items = 200
     max_in_flight = 4
 
+    def __init__(self, server: Connection, collection: str, **timeouts: float) -> None:
+        super().__init__(server, **timeouts)
+        self._collection = collection
+
     def _item(self, value: Any) -> pb.Document:
         return to_proto(to_document(value))
 
@@ -286,7 +290,9 @@ class DocumentStream(BatchStream[pb.Document, DocumentResult]):
         return INGEST_DOCUMENTS
 
     def _request(self, batch: Batch[pb.Document, DocumentResult]) -> pb.IngestDocumentsRequest:
-        return pb.IngestDocumentsRequest(documents=batch.items.values(), request_id=batch.request_id)
+        return pb.IngestDocumentsRequest(
+            documents=batch.items.values(), request_id=batch.request_id, collection=self._collection
+        )
 
     def _results(
         self, batch: Batch[pb.Document, DocumentResult], response: pb.IngestDocumentsResponse
@@ -301,9 +307,12 @@ class QueryStream(BatchStream[str, BatchMatchResult]):
     max_items = 100
     max_in_flight = 1
 
-    def __init__(self, server: Connection, options: pb.MatchOptions, **timeouts: float) -> None:
+    def __init__(
+        self, server: Connection, options: pb.MatchOptions, collection: str, **timeouts: float
+    ) -> None:
         super().__init__(server, **timeouts)
         self._match_options = options
+        self._collection = collection
 
     def _item(self, value: Any) -> str:
         return to_text("query", value)
@@ -318,7 +327,9 @@ class QueryStream(BatchStream[str, BatchMatchResult]):
         return BATCH_MATCH
 
     def _request(self, batch: Batch[str, BatchMatchResult]) -> pb.BatchMatchRequest:
-        return pb.BatchMatchRequest(queries=batch.items.values(), options=self._match_options)
+        return pb.BatchMatchRequest(
+            queries=batch.items.values(), options=self._match_options, collection=self._collection
+        )
 
     def _results(
         self, batch: Batch[str, BatchMatchResult], response: pb.BatchMatchResponse

@@ -23,6 +23,8 @@ from textmatch.errors import DeadlinePassed, DependencyUnavailable, InvalidInput
 from textmatch.runtime.channel import BlockingReloadingChannel, ReloadingChannel, call_metadata
 from textmatch.runtime.grpc_errors import DETAILS_METADATA_KEY, from_rpc_error
 from textmatch.runtime.tls import ClientTls
+from textmatch.v1 import collection_service_pb2 as collection_pb
+from textmatch.v1 import collection_service_pb2_grpc as collection_grpc
 from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import encoder_service_pb2_grpc as encoder_grpc
 from textmatch.v1 import matcher_service_pb2 as matcher_pb
@@ -66,11 +68,26 @@ GET_INGEST_STATUS: Method[matcher_pb.GetIngestStatusRequest, matcher_pb.GetInges
 ENCODE: Method[encoder_pb.EncodeRequest, encoder_pb.EncodeResponse] = Method("Encode")
 SCORE: Method[encoder_pb.ScoreRequest, encoder_pb.ScoreResponse] = Method("Score")
 GET_MODELS: Method[encoder_pb.GetModelsRequest, encoder_pb.GetModelsResponse] = Method("GetModels")
+CREATE_COLLECTION: Method[collection_pb.CreateCollectionRequest, collection_pb.CreateCollectionResponse] = (
+    Method("CreateCollection")
+)
+GET_COLLECTION: Method[collection_pb.GetCollectionRequest, collection_pb.GetCollectionResponse] = Method(
+    "GetCollection"
+)
+LIST_COLLECTIONS: Method[collection_pb.ListCollectionsRequest, collection_pb.ListCollectionsResponse] = (
+    Method("ListCollections")
+)
+DELETE_COLLECTION: Method[collection_pb.DeleteCollectionRequest, collection_pb.DeleteCollectionResponse] = (
+    Method("DeleteCollection")
+)
+ADOPT_COLLECTION: Method[collection_pb.AdoptCollectionRequest, collection_pb.AdoptCollectionResponse] = (
+    Method("AdoptCollection")
+)
 CHECK_HEALTH: Method[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = Method("Check")
 
-_STUBS: dict[str, Callable[[Any], Any]] = {
-    "matcher": matcher_grpc.MatcherServiceStub,
-    "encoder": encoder_grpc.EncoderServiceStub,
+_STUBS: dict[str, tuple[Callable[[Any], Any], ...]] = {
+    "matcher": (matcher_grpc.MatcherServiceStub, collection_grpc.CollectionServiceStub),
+    "encoder": (encoder_grpc.EncoderServiceStub,),
 }
 
 
@@ -228,7 +245,8 @@ class Connection(ABC):
 
     def _make_stub(self, channel: Any) -> dict[str, Any]:
         """All methods by name, with the `Check` of the health service."""
-        return {**vars(_STUBS[self.name](channel)), **vars(health_pb2_grpc.HealthStub(channel))}
+        stubs = (*_STUBS[self.name], health_pb2_grpc.HealthStub)
+        return {name: method for stub in stubs for name, method in vars(stub(channel)).items()}
 
     def _stub_of(self, method: Method[Any, Any]) -> Any:
         return self._channel.stub[method.name]

@@ -12,11 +12,13 @@ from textmatch.client.arguments import TextPair, with_checked_options
 from textmatch.client.asyncio import DEFAULT_ENCODER, DEFAULT_MATCHER, AsyncTextMatchClient
 from textmatch.client.connection import BlockingConnection, run
 from textmatch.client.results import Results
+from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig
 from textmatch.documents import Document
 from textmatch.filters import Condition
 from textmatch.runtime.tls import ClientTls
 from textmatch.types import (
     BatchMatchResult,
+    CollectionSummary,
     DocumentResult,
     EncodeResult,
     IngestStatus,
@@ -70,6 +72,7 @@ class TextMatchClient:
         api_key: for both servers; None reads TEXTMATCH_API_KEY; empty if they require none.
         tls: the CA to trust, and the client certificate if one is required. The files are read again when
             they change. None: not encrypted.
+        collection: the name of the collection that the documents are in.
 
     Raises:
         InvalidInput: an argument is not valid, or a file of `tls` cannot be read.
@@ -84,6 +87,7 @@ class TextMatchClient:
         bulk_timeout_seconds: float = 300.0,
         api_key: str | None = None,
         tls: ClientTls | None = None,
+        collection: str = DEFAULT_COLLECTION,
     ) -> None:
         self._methods = _BlockingMethods(
             matcher,
@@ -92,6 +96,7 @@ class TextMatchClient:
             bulk_timeout_seconds=bulk_timeout_seconds,
             api_key=api_key,
             tls=tls,
+            collection=collection,
         )
 
     def __enter__(self) -> Self:
@@ -227,9 +232,49 @@ class TextMatchClient:
         """
         return run(self._methods.delete_where(where, version=version, timeout_seconds=timeout_seconds))
 
-    def ingest_status(self, document_id: str = "", *, timeout_seconds: float | None = None) -> IngestStatus:
-        """The size of the queue, and the state of one document if its id is given."""
-        return run(self._methods.ingest_status(document_id, timeout_seconds=timeout_seconds))
+    def ingest_status(
+        self, document_id: str = "", *, collection: str = "", timeout_seconds: float | None = None
+    ) -> IngestStatus:
+        """The size of the queue, and the state of one document if its id is given.
+
+        Args:
+            collection: another one than that of the client.
+        """
+        return run(
+            self._methods.ingest_status(document_id, collection=collection, timeout_seconds=timeout_seconds)
+        )
+
+    def create_collection(
+        self, settings: CollectionConfig, *, timeout_seconds: float | None = None
+    ) -> CollectionSummary:
+        """Make a collection. Making one that exists with the same settings succeeds.
+
+        Raises:
+            CollectionExists: it exists with other settings.
+            ModelNotFound: the encoder does not serve one of its models.
+            CollectionNotOwned: another installation has made one of this name.
+        """
+        return run(self._methods.create_collection(settings, timeout_seconds=timeout_seconds))
+
+    def get_collection(self, name: str, *, timeout_seconds: float | None = None) -> CollectionSummary:
+        """A collection with its size.
+
+        Raises:
+            CollectionNotFound: there is none of this name.
+        """
+        return run(self._methods.get_collection(name, timeout_seconds=timeout_seconds))
+
+    def list_collections(self, *, timeout_seconds: float | None = None) -> list[CollectionSummary]:
+        """All collections that the API key may use, by name."""
+        return run(self._methods.list_collections(timeout_seconds=timeout_seconds))
+
+    def delete_collection(self, name: str, *, timeout_seconds: float | None = None) -> None:
+        """Delete a collection with all its documents, queued ones too."""
+        run(self._methods.delete_collection(name, timeout_seconds=timeout_seconds))
+
+    def adopt_collection(self, name: str, *, timeout_seconds: float | None = None) -> CollectionSummary:
+        """Take over a collection that another installation made in the same Qdrant."""
+        return run(self._methods.adopt_collection(name, timeout_seconds=timeout_seconds))
 
     def encode(
         self,

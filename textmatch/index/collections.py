@@ -1,35 +1,46 @@
-"""Collections in Qdrant: their aliases and roles, their properties, and changes of roles.
+"""The physical collections of one collection: their roles and properties, and changes of roles.
 
-Each bi-encoder has one collection, named for its model id. Four aliases give collections their roles:
+Each bi-encoder has a physical collection of its own. It is named for the collection, the model and the
+generation, and referred to by its model id. Four aliases give roles:
 
-    ALIAS             in use: answers queries
-    ALIAS-next        being built
-    ALIAS-previous    was in use; kept for a rollback
-    ALIAS-abandoned   was next or previous, but could no longer be written
+    NAME               in use: answers queries
+    NAME--next         being built
+    NAME--previous     was in use; kept for a rollback
+    NAME--abandoned    was next or previous, but could no longer be written
 
 Qdrant applies one change of aliases as a whole or not at all. A step that depends on a role renames its
 alias. Qdrant refuses to rename a missing alias, so one process cannot promote a collection that another
 process has just abandoned.
+
+The settings of the collection are a note of each physical collection, with the installation that owns it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import grpc
 from qdrant_client import AsyncQdrantClient, models
 
-from textmatch.errors import ModelMismatch, TextMatchError
+from textmatch.collection_config import SEPARATOR, CollectionConfig
+from textmatch.errors import CollectionNotFound, CollectionNotOwned, InvalidInput, ModelMismatch
 from textmatch.index.client import CollectionGone, translated_errors
-from textmatch.index.schema import HNSW, LEXICAL_VECTOR, dense_vector_params, lexical_vector_params
+from textmatch.index.schema import (
+    HNSW,
+    LEXICAL_VECTOR,
+    PayloadIndexes,
+    dense_vector_params,
+    lexical_vector_params,
+)
+from textmatch.refreshing_cache import RefreshingCache
+
+# The note with the settings.
+CONFIG_NOTE = "collection"
 
 # How long readers may use an outdated alias, and outdated notes such as tuned weights.
 _ROLES_CACHE_SECONDS = 2.0
@@ -37,20 +48,18 @@ _INFO_CACHE_SECONDS = 10.0
 
 _log = logging.getLogger(__name__)
 
-Value = TypeVar("Value")
-
 
 class CollectionRole(Enum):
     """A role other than "in use". The value is the suffix of its alias."""
 
-    NEXT = "-next"
-    PREVIOUS = "-previous"
-    ABANDONED = "-abandoned"
+    NEXT = f"{SEPARATOR}next"
+    PREVIOUS = f"{SEPARATOR}previous"
+    ABANDONED = f"{SEPARATOR}abandoned"
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The name of the collection in each role; "" if there is none. Names are model ids."""
+    """The model id of the physical collection in each role; "" if there is none."""
 
     in_use: str = ""
     next: str = ""
@@ -65,83 +74,57 @@ class Roles:
 
 @dataclass(frozen=True)
 class CollectionInfo:
-    """`has_lexical`: it has a BM25 index. `notes`: JSON-like metadata kept with the collection."""
+    """`has_lexical`: it has a BM25 index. `notes`: JSON-like metadata kept with the physical collection."""
 
     has_lexical: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def config(self) -> CollectionConfig | None:
+        """The settings with which it was made; None if it was not made by textmatch."""
+        try:
+            return CollectionConfig.from_mapping(self.notes[CONFIG_NOTE])
+        except (InvalidInput, KeyError):
+            return None
 
-class RefreshingCache(Generic[Value]):
-    """A cached value that is refreshed in the background before it expires.
 
-    Args:
-        read: reads the value. It must raise TextMatchErrors only.
-        max_age_seconds: older values are not returned. The background refresh starts at half this age.
+async def read_info(client: AsyncQdrantClient, physical: str) -> CollectionInfo:
+    """The properties of a physical collection.
+
+    Raises:
+        CollectionGone: there is no such collection.
     """
-
-    def __init__(self, read: Callable[[], Awaitable[Value]], max_age_seconds: float) -> None:
-        self._read = read
-        self._max_age_seconds = max_age_seconds
-        self._cached: tuple[float, Value] | None = None
-        self._refresh_task: asyncio.Task[None] | None = None
-
-    async def get(self) -> Value:
-        """The value, at most `max_age_seconds` old.
-
-        Raises:
-            TextMatchError: there is no such value, and it cannot be read.
-        """
-        if self._cached is None:
-            return await self.refresh()
-        read_at, value = self._cached
-        age_seconds = time.monotonic() - read_at
-        if age_seconds >= self._max_age_seconds:
-            return await self.refresh()
-        if age_seconds >= self._max_age_seconds / 2 and self._refresh_task is None:
-            self._refresh_task = asyncio.create_task(self._refresh_in_background())
-        return value
-
-    async def refresh(self) -> Value:
-        """Read the value now.
-
-        Raises:
-            TextMatchError: it cannot be read.
-        """
-        started = time.monotonic()
-        value = await self._read()
-        # A read that started later may have finished earlier.
-        if self._cached is None or self._cached[0] <= started:
-            self._cached = (started, value)
-        return value
-
-    def forget(self) -> None:
-        """Drop the cached value and stop a background refresh."""
-        self._cached = None
-        if self._refresh_task is not None:
-            self._refresh_task.cancel()
-            self._refresh_task = None
-
-    async def _refresh_in_background(self) -> None:
-        # The caller that finds the value expired gets the error.
-        with suppress(TextMatchError):
-            await self.refresh()
-        self._refresh_task = None
+    async with translated_errors(physical):
+        config = (await client.get_collection(physical)).config
+    return CollectionInfo(LEXICAL_VECTOR in (config.params.sparse_vectors or {}), config.metadata or {})
 
 
 class Collections:
-    """Reads roles and properties of collections through short-lived caches, and creates collections.
+    """Reads roles and properties through short-lived caches, and creates physical collections.
 
     Every method raises DependencyUnavailable when Qdrant does not answer.
+
+    Args:
+        confirm: raises CollectionNotFound if the collection has been deleted.
     """
 
-    def __init__(self, client: AsyncQdrantClient, alias: str) -> None:
+    def __init__(
+        self, client: AsyncQdrantClient, config: CollectionConfig, confirm: Callable[[], Awaitable[None]]
+    ) -> None:
         self._client = client
-        self.alias = alias
+        self.config = config
+        self._confirm = confirm
+        self._payload_indexes = PayloadIndexes(config.payload_indexes)
         self._roles = RefreshingCache(self._read_roles, _ROLES_CACHE_SECONDS)
         self._infos: dict[str, RefreshingCache[CollectionInfo]] = {}
 
     async def roles(self) -> Roles:
-        """The collection of each role, at most two seconds old."""
+        """The model of each role, at most two seconds old.
+
+        Raises:
+            CollectionNotOwned: another installation made the collection of this name.
+            CollectionNotFound: the collection was deleted and created again.
+        """
         roles = await self._roles.get()
         if not roles.in_use:
             # The first collection must be seen at once.
@@ -149,50 +132,49 @@ class Collections:
         return roles
 
     async def in_use(self) -> str:
-        """The collection in use, at most two seconds old; "" while there is none."""
+        """The model in use, at most two seconds old; "" while there is none. Raises as `roles`."""
         return (await self.roles()).in_use
 
     async def refresh_roles(self) -> Roles:
-        """The collection of each role, read from Qdrant now."""
+        """The model of each role, read from Qdrant now. Raises as `roles`."""
         return await self._roles.refresh()
 
     def forget_roles(self) -> None:
         """Read the roles from Qdrant next time."""
         self._roles.forget()
 
-    async def info(self, collection: str) -> CollectionInfo:
-        """The properties of an existing collection, at most ten seconds old.
+    async def info(self, model_id: str) -> CollectionInfo:
+        """The properties of an existing physical collection, at most ten seconds old.
 
         Raises:
             CollectionGone: there is no such collection.
         """
-        if collection not in self._infos:
-            self._infos[collection] = RefreshingCache(
-                partial(self._read_info, collection), _INFO_CACHE_SECONDS
-            )
         try:
-            return await self._infos[collection].get()
+            return await self._info(model_id)
         except CollectionGone:
             # Its name came from an alias that has been switched since.
             self.forget_roles()
-            self._forget_info(collection)
+            self._forget_info(model_id)
             raise
 
-    async def note(self, collection: str, notes: Mapping[str, Any]) -> None:
-        """Add notes to a collection. Its other notes stay.
+    async def note(self, model_id: str, notes: Mapping[str, Any]) -> None:
+        """Add notes to a physical collection. Its other notes stay.
 
         Raises:
             CollectionGone: there is no such collection.
         """
-        async with translated_errors(collection):
-            await self._client.update_collection(collection, metadata=dict(notes))
-        self._forget_info(collection)
+        physical = self.config.physical(model_id)
+        async with translated_errors(physical):
+            await self._client.update_collection(physical, metadata=dict(notes))
+        self._forget_info(model_id)
 
     async def prepare(self, model_id: str, dimension: int) -> None:
-        """Make sure that the collection of this model is in use. Creates it if no collection is in use.
+        """Make sure that this model is in use. Creates its physical collection if no model is in use.
 
         Raises:
-            ModelMismatch: another model's collection is in use.
+            ModelMismatch: another model is in use.
+            CollectionNotFound: the collection has been deleted.
+            CollectionNotOwned: another installation made the collection of this name.
         """
         if await self.in_use() == model_id:
             return
@@ -201,55 +183,91 @@ class Collections:
                 return
             raise ModelMismatch(index_model_id=in_use, encoder_model_id=model_id)
         await self.create(model_id, dimension)
-        alias = models.CreateAlias(collection_name=model_id, alias_name=self.alias)
+        alias = models.CreateAlias(
+            collection_name=self.config.physical(model_id), alias_name=self.config.name
+        )
         async with translated_errors():
             await self._client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+        await self._confirm_made(model_id)
         if (in_use := (await self.refresh_roles()).in_use) != model_id:
             raise ModelMismatch(index_model_id=in_use, encoder_model_id=model_id)
 
     async def create(self, model_id: str, dimension: int) -> None:
-        """Make sure that the collection of this model exists. A new one has no role yet."""
+        """Make sure that the physical collection of this model exists. A new one has no role yet.
+
+        Raises:
+            CollectionNotFound: the collection has been deleted; nothing is left behind.
+        """
+        await self._confirm()
+        physical = self.config.physical(model_id)
         async with translated_errors():
-            if not await self._client.collection_exists(model_id):
+            if not await self._client.collection_exists(physical):
                 try:
                     await self._client.create_collection(
-                        model_id,
+                        physical,
                         vectors_config=dense_vector_params(dimension),
-                        sparse_vectors_config=lexical_vector_params(),
+                        sparse_vectors_config=lexical_vector_params() if self.config.lexical else None,
                         hnsw_config=HNSW,
+                        metadata={CONFIG_NOTE: self.config.to_mapping()},
                     )
                 except grpc.aio.AioRpcError as error:
                     # Another process created it first.
                     if error.code() not in {grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.INVALID_ARGUMENT}:
                         raise
-        _log.info("created collection", extra={"collection": model_id})
+                _log.info("created collection", extra={"physical": physical})
+        await self.ensure_payload_indexes(model_id)
+        await self._confirm_made(model_id)
+
+    async def ensure_payload_indexes(self, model_id: str) -> None:
+        """Create the payload indexes that a physical collection lacks. Qdrant is asked once for each."""
+        await self._payload_indexes.ensure(self._client, self.config.physical(model_id))
 
     def close(self) -> None:
         """Drop all caches and stop their background refreshes."""
         self.forget_roles()
-        for collection in list(self._infos):
-            self._forget_info(collection)
+        for model_id in list(self._infos):
+            self._forget_info(model_id)
 
-    def _forget_info(self, collection: str) -> None:
-        if cached := self._infos.pop(collection, None):
+    async def _confirm_made(self, model_id: str) -> None:
+        """Delete what was just made if the collection was deleted at the same time."""
+        try:
+            await self._confirm()
+        except CollectionNotFound:
+            async with translated_errors():
+                await self._client.delete_collection(self.config.physical(model_id))
+            raise
+
+    async def _info(self, model_id: str) -> CollectionInfo:
+        if model_id not in self._infos:
+            read = partial(read_info, self._client, self.config.physical(model_id))
+            self._infos[model_id] = RefreshingCache(read, _INFO_CACHE_SECONDS)
+        return await self._infos[model_id].get()
+
+    def _forget_info(self, model_id: str) -> None:
+        if cached := self._infos.pop(model_id, None):
             cached.forget()
 
     async def _read_roles(self) -> Roles:
         async with translated_errors():
             response = await self._client.get_aliases()
         targets = {entry.alias_name: entry.collection_name for entry in response.aliases}
-        return Roles(
-            in_use=targets.get(self.alias, ""),
-            next=targets.get(self.alias + CollectionRole.NEXT.value, ""),
-            previous=targets.get(self.alias + CollectionRole.PREVIOUS.value, ""),
-            abandoned=targets.get(self.alias + CollectionRole.ABANDONED.value, ""),
+        in_use = targets.get(self.config.name, "")
+        model_id = self.config.model_of(in_use)
+        if model_id:
+            self._check_owner(await self._info(model_id))
+        elif in_use:
+            self._check_owner(await read_info(self._client, in_use))
+            # Either that collection is left of an earlier generation, or this object is.
+            if self.config.generation:
+                await self._confirm()
+        others = (
+            self.config.model_of(targets.get(self.config.name + role.value, "")) for role in CollectionRole
         )
+        return Roles(model_id, *others)
 
-    async def _read_info(self, collection: str) -> CollectionInfo:
-        async with translated_errors(collection):
-            config = (await self._client.get_collection(collection)).config
-        sparse_vectors = config.params.sparse_vectors or {}
-        return CollectionInfo(LEXICAL_VECTOR in sparse_vectors, config.metadata or {})
+    def _check_owner(self, info: CollectionInfo) -> None:
+        if info.config is None or info.config.owner != self.config.owner:
+            raise CollectionNotOwned.of(self.config.name)
 
 
 class AliasSwitcher:
@@ -272,7 +290,7 @@ class AliasSwitcher:
         return await self._rename(CollectionRole.ABANDONED, CollectionRole.NEXT.value)
 
     async def promote(self, role: CollectionRole, *, in_use: str) -> bool:
-        """Use the collection of this role, and make the one in use the previous one, in one step.
+        """Use the model of this role, and make the one in use the previous one, in one step.
 
         Returns:
             False if no collection has the role; nothing has changed then.
@@ -283,15 +301,16 @@ class AliasSwitcher:
         """Stop writing to the collection of this role; False if there is none."""
         return await self._rename(role, CollectionRole.ABANDONED.value)
 
-    async def drop(self, collection: str) -> None:
-        """Delete a collection together with its aliases."""
+    async def drop(self, model_id: str) -> None:
+        """Delete a physical collection together with its aliases."""
+        physical = self._collections.config.physical(model_id)
         async with translated_errors():
-            await self._client.delete_collection(collection)
+            await self._client.delete_collection(physical)
         self._collections.forget_roles()
-        _log.info("dropped collection", extra={"collection": collection})
+        _log.info("dropped collection", extra={"physical": physical})
 
     async def _rename(self, role: CollectionRole, suffix: str, *more: models.AliasOperations) -> bool:
-        alias = self._collections.alias
+        alias = self._collections.config.name
         rename = models.RenameAlias(old_alias_name=alias + role.value, new_alias_name=alias + suffix)
         try:
             await self._change_aliases(models.RenameAliasOperation(rename_alias=rename), *more)
@@ -301,11 +320,12 @@ class AliasSwitcher:
             return False
         return True
 
-    def _create(self, role: CollectionRole, collection: str) -> models.CreateAliasOperation:
-        alias = self._collections.alias + role.value
-        return models.CreateAliasOperation(
-            create_alias=models.CreateAlias(collection_name=collection, alias_name=alias)
+    def _create(self, role: CollectionRole, model_id: str) -> models.CreateAliasOperation:
+        config = self._collections.config
+        alias = models.CreateAlias(
+            collection_name=config.physical(model_id), alias_name=config.name + role.value
         )
+        return models.CreateAliasOperation(create_alias=alias)
 
     async def _change_aliases(self, *operations: models.AliasOperations) -> None:
         async with translated_errors():

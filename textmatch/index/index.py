@@ -1,11 +1,12 @@
-"""The interface to Qdrant: conditional writes, reads, searches and aliases.
+"""The interface to one collection in Qdrant: conditional writes, reads, searches and aliases.
 
-`Index` works on the collection in use, `CollectionPoints` on one collection, independent of its role.
+`Index` works on the physical collection in use, `CollectionPoints` on one physical collection, independent of
+its role. Physical collections are referred to by the model ids that they were built with.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,6 +14,7 @@ from itertools import groupby
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
 
+from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
@@ -20,7 +22,6 @@ from textmatch.index.collections import AliasSwitcher, Collections
 from textmatch.index.schema import (
     DENSE_VECTOR,
     VERSION_FIELD,
-    PayloadIndexes,
     StoredDocument,
     to_point,
     to_qdrant,
@@ -49,15 +50,16 @@ class VersionsPage:
 
 
 class CollectionPoints:
-    """The points of one collection.
+    """The points of the physical collection that a model built.
 
     Every method raises CollectionGone if there is no such collection, and DependencyUnavailable when Qdrant
     does not answer.
     """
 
-    def __init__(self, client: AsyncQdrantClient, collection: str) -> None:
+    def __init__(self, client: AsyncQdrantClient, config: CollectionConfig, model_id: str) -> None:
         self._client = client
-        self._collection = collection
+        self._model_id = model_id
+        self._collection = config.physical(model_id)
 
     async def fetch(self, ids: Iterable[str], *, with_embeddings: bool = False) -> dict[str, StoredDocument]:
         """Those of these documents that are stored, by id."""
@@ -67,7 +69,7 @@ class CollectionPoints:
                 [point_id(one) for one in ids],
                 with_vectors=[DENSE_VECTOR] if with_embeddings else False,
             )
-        stored = [to_stored_document(record, self._collection) for record in records]
+        stored = [to_stored_document(record, self._model_id) for record in records]
         return {one.document.id: one for one in stored}
 
     async def versions(self, ids: Iterable[str]) -> dict[str, int]:
@@ -146,11 +148,14 @@ def _versions(records: Sequence[models.Record]) -> dict[str, int]:
 
 
 class Index:
-    """The documents of the collection in use, and the aliases.
+    """The documents of one collection, and its aliases.
 
     Every method raises DependencyUnavailable when Qdrant does not answer in time. Reads return nothing while
-    no collection is in use. A method with `model_id` works on the collection of that model, and raises
+    no model is in use. A method with `model_id` works on the physical collection of that model, and raises
     CollectionGone if it has been dropped.
+
+    Args:
+        confirm: raises CollectionNotFound if the collection has been deleted.
 
     Attributes:
         collections: reads roles, properties and notes of collections.
@@ -159,25 +164,25 @@ class Index:
     """
 
     def __init__(
-        self, client: AsyncQdrantClient, alias: str, payload_indexes: PayloadIndexes | None = None
+        self, client: AsyncQdrantClient, config: CollectionConfig, confirm: Callable[[], Awaitable[None]]
     ) -> None:
         self._client = client
-        self.collections = Collections(client, alias)
-        self._payload_indexes = payload_indexes
+        self._config = config
+        self.collections = Collections(client, config, confirm)
         self.aliases = AliasSwitcher(client, self.collections)
         self.term_statistics = TermStatisticsCache(self._read_term_statistics)
 
-    async def collection(self) -> str:
-        """The collection in use, named for the model that built it; "" while there is none."""
+    async def model_in_use(self) -> str:
+        """The id of the model that built the documents in use; "" while there is none."""
         return await self.collections.in_use()
 
-    async def refresh_collection(self) -> str:
-        """The collection in use, read from Qdrant now."""
+    async def refresh_model_in_use(self) -> str:
+        """The same, read from Qdrant now."""
         return (await self.collections.refresh_roles()).in_use
 
-    def points(self, collection: str) -> CollectionPoints:
-        """The points of one collection, independent of its role."""
-        return CollectionPoints(self._client, collection)
+    def points(self, model_id: str) -> CollectionPoints:
+        """The points of one physical collection, independent of its role."""
+        return CollectionPoints(self._client, self._config, model_id)
 
     async def upsert(self, documents: Sequence[Document], embeddings: Embeddings, *, model_id: str) -> None:
         """Write documents with their (count, dimension) embeddings, unless the stored version is as new.
@@ -188,8 +193,7 @@ class Index:
         Args:
             model_id: the model that made the embeddings; `collections.prepare` was called for it.
         """
-        if self._payload_indexes:
-            await self._payload_indexes.ensure(self._client, model_id)
+        await self.collections.ensure_payload_indexes(model_id)
         has_lexical = (await self.collections.info(model_id)).has_lexical
         by_version = sorted(zip(documents, embeddings, strict=True), key=lambda pair: pair[0].version)
         operations = [
@@ -198,30 +202,30 @@ class Index:
             )
             for version, pairs in groupby(by_version, key=lambda pair: pair[0].version)
         ]
-        async with self._using(model_id):
-            await self._client.batch_update_points(model_id, operations, wait=True)
+        async with self._using(model_id) as physical:
+            await self._client.batch_update_points(physical, operations, wait=True)
 
     async def fetch(self, ids: Sequence[str], *, with_embeddings: bool = False) -> dict[str, StoredDocument]:
         """Those of these documents that are stored, by id."""
-        collection = await self.collection()
-        if not collection or not ids:
+        model_id = await self.model_in_use()
+        if not model_id or not ids:
             return {}
         try:
-            return await self.points(collection).fetch(ids, with_embeddings=with_embeddings)
+            return await self.points(model_id).fetch(ids, with_embeddings=with_embeddings)
         except CollectionGone:
-            collection = await self.refresh_collection()
-            if not collection:
+            model_id = await self.refresh_model_in_use()
+            if not model_id:
                 return {}
-            return await self.points(collection).fetch(ids, with_embeddings=with_embeddings)
+            return await self.points(model_id).fetch(ids, with_embeddings=with_embeddings)
 
     async def delete(self, versions: Mapping[str, int]) -> int:
         """Delete stored documents that are not newer than the version given for their id.
 
-        The collection in use comes first, then the dual-write targets, and all of them again if the aliases
+        The one in use comes first, then the dual-write targets, and all of them again if the aliases
         have changed in between; textmatch/indexing.py explains the order.
 
         Returns:
-            How many documents were deleted from the collections in use.
+            How many documents were deleted from the physical collections in use.
         """
         if not versions:
             return 0
@@ -243,7 +247,7 @@ class Index:
         Args:
             ids: consider these documents only.
         """
-        collection = await self.collection()
+        model_id = await self.model_in_use()
         conditions: list[models.Condition] = [
             to_qdrant(condition),
             _version_condition(models.Range(lte=max_version)),
@@ -251,10 +255,10 @@ class Index:
         if ids is not None:
             conditions.append(models.HasIdCondition(has_id=[point_id(one) for one in ids]))
         offset: PointId | None = None
-        while collection:
-            async with self._using(collection):
+        while model_id:
+            async with self._using(model_id) as physical:
                 records, offset = await self._client.scroll(
-                    collection,
+                    physical,
                     models.Filter(must=conditions),
                     limit=_PAGE,
                     offset=offset,
@@ -267,49 +271,53 @@ class Index:
 
     async def search(self, query: SearchQuery, *, model_id: str) -> list[Hit]:
         """The hits of a query, in no particular order."""
-        async with self._using(model_id):
-            return await search(self._client, model_id, query)
+        async with self._using(model_id) as physical:
+            return await search(self._client, physical, query)
 
     async def documents(self, points: Sequence[PointId], *, model_id: str) -> dict[PointId, Document]:
         """The documents of found points. Points that have been deleted since are missing."""
-        async with self._using(model_id):
-            return await read_documents(self._client, model_id, points)
+        async with self._using(model_id) as physical:
+            return await read_documents(self._client, physical, points)
 
     async def embeddings(self, points: Sequence[PointId], *, model_id: str) -> Mapping[PointId, Embeddings]:
         """The (dimension,) embeddings of found points. Points that have been deleted since are missing."""
-        async with self._using(model_id):
-            return await read_embeddings(self._client, model_id, points)
+        async with self._using(model_id) as physical:
+            return await read_embeddings(self._client, physical, points)
 
     async def count(self) -> int:
         """How many documents are stored."""
-        collection = await self.collection()
-        if not collection:
+        model_id = await self.model_in_use()
+        if not model_id:
             return 0
-        async with self._using(collection):
-            return await self.points(collection).count()
+        async with self._using(model_id):
+            return await self.points(model_id).count()
 
-    async def close(self) -> None:
-        """Close the connection."""
+    def close(self) -> None:
+        """Drop all caches and stop their background refreshes. The connection stays open."""
         self.collections.close()
         self.term_statistics.close()
-        await self._client.close()
 
-    async def _read_term_statistics(self, collection: str) -> TermStatistics:
-        async with translated_errors(collection):
-            return await read_term_statistics(self._client, collection)
+    async def _read_term_statistics(self, model_id: str) -> TermStatistics:
+        physical = self._config.physical(model_id)
+        async with translated_errors(physical):
+            return await read_term_statistics(self._client, physical)
 
-    async def _delete(self, collection: str, versions: Mapping[str, int]) -> int:
+    async def _delete(self, model_id: str, versions: Mapping[str, int]) -> int:
         try:
-            return await self.points(collection).delete(versions) if collection else 0
+            return await self.points(model_id).delete(versions) if model_id else 0
         except CollectionGone:
             return 0
 
     @asynccontextmanager
-    async def _using(self, collection: str) -> AsyncIterator[None]:
-        """Translate Qdrant's errors. If the collection is gone, read the alias again next time."""
+    async def _using(self, model_id: str) -> AsyncIterator[str]:
+        """Gives the name of a physical collection, and translates Qdrant's errors.
+
+        If the physical collection is gone, the alias is read again next time.
+        """
+        physical = self._config.physical(model_id)
         try:
-            async with translated_errors(collection):
-                yield
+            async with translated_errors(physical):
+                yield physical
         except CollectionGone:
             self.collections.forget_roles()
             raise

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from qdrant_client import AsyncQdrantClient, models
 
+from textmatch.collection_config import PayloadIndex
 from textmatch.documents import Document, content_hash, point_id, text_hash
 from textmatch.errors import InvalidInput
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
@@ -28,7 +30,6 @@ VERSION_FIELD = "version"
 _ATTRIBUTES_PREFIX = "attributes."
 # A part of a path that needs no quotes in Qdrant. [] stands for all elements of a list, [2] for one.
 _PLAIN_PART = re.compile(r"[A-Za-z0-9_-]+(?:\[\d*\])*")
-_PAYLOAD_INDEXES_VARIABLE = "TEXTMATCH_PAYLOAD_INDEXES"
 _KINDS = {
     "keyword": models.PayloadSchemaType.KEYWORD,
     "integer": models.PayloadSchemaType.INTEGER,
@@ -98,28 +99,15 @@ def to_stored_document(record: models.Record, model_id: str) -> StoredDocument:
 
 
 class PayloadIndexes:
-    """Payload indexes of the configuration: the attributes on which filters are fast."""
+    """Payload indexes of a collection: the attributes on which filters are fast.
 
-    def __init__(self, kinds: dict[str, models.PayloadSchemaType]) -> None:
-        self._kinds = kinds
+    Raises:
+        InvalidInput: an attribute has an impossible path.
+    """
+
+    def __init__(self, indexes: Iterable[PayloadIndex]) -> None:
+        self._schemas = {attribute_key(one.field): _index_schema(one) for one in indexes}
         self._ensured: set[str] = set()
-
-    @classmethod
-    def parse(cls, text: str) -> PayloadIndexes:
-        """Parse `module:keyword,year:integer`. The kinds are keyword, integer, float and bool.
-
-        Raises:
-            InvalidInput: naming the bad entry.
-        """
-        kinds = {}
-        for entry in filter(None, re.split(r"\s*,\s*", text.strip())):
-            field, _, kind = entry.rpartition(":")
-            if not field or kind not in _KINDS:
-                known = ", ".join(_KINDS)
-                reason = f"{entry!r} must be attribute:kind, where kind is one of {known}"
-                raise InvalidInput.of_field(_PAYLOAD_INDEXES_VARIABLE, reason)
-            kinds[attribute_key(field)] = _KINDS[kind]
-        return cls(kinds)
 
     async def ensure(self, client: AsyncQdrantClient, collection: str) -> None:
         """Create the indexes that a collection lacks. Stored documents are indexed too.
@@ -129,9 +117,15 @@ class PayloadIndexes:
         if collection in self._ensured:
             return
         async with translated_errors():
-            for key, kind in self._kinds.items():
-                await client.create_payload_index(collection, key, field_schema=kind, wait=True)
+            for key, schema in self._schemas.items():
+                await client.create_payload_index(collection, key, field_schema=schema, wait=True)
         self._ensured.add(collection)
+
+
+def _index_schema(index: PayloadIndex) -> models.PayloadSchemaType | models.KeywordIndexParams:
+    if index.is_tenant:
+        return models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+    return _KINDS[index.kind]
 
 
 def to_qdrant(condition: Filter) -> models.Filter:

@@ -16,7 +16,7 @@ import ssl
 from celery import Celery
 from kombu.entity import Queue
 
-from textmatch.queue import keys
+from textmatch.queue.keys import Keys
 from textmatch.queue.redis_client import CONNECT_TIMEOUT_SECONDS, SOCKET_OPTIONS, parse
 
 DEFAULT_VISIBILITY_TIMEOUT_SECONDS = 30.0
@@ -26,6 +26,7 @@ _MAX_CONNECTIONS = 10_000
 
 def make_app(
     redis_url: str,
+    keys: Keys,
     *,
     batches: int = 1,
     visibility_timeout_seconds: float = DEFAULT_VISIBILITY_TIMEOUT_SECONDS,
@@ -62,8 +63,9 @@ def make_app(
             "visibility_timeout": visibility_timeout_seconds,
             "unacked_restore_interval": sweep_seconds,
             "unacked_restore_throttle": 1,
-            "unacked_key": keys.UNACKED,
-            "unacked_index_key": keys.UNACKED_INDEX,
+            "installation": keys.installation,
+            "unacked_key": keys.unacked,
+            "unacked_index_key": keys.unacked_index,
             "priority_steps": [0],
             **SOCKET_OPTIONS,
             # Every thread of a worker may acknowledge at the same time.
@@ -75,8 +77,8 @@ def make_app(
         broker_connection_max_retries=None,
         result_backend=None,
         task_ignore_result=True,
-        task_queues=[Queue(keys.QUEUE, routing_key=keys.QUEUE)],  # type: ignore[no-untyped-call]
-        task_default_queue=keys.QUEUE,
+        task_queues=[Queue(keys.queue, routing_key=keys.queue)],  # type: ignore[no-untyped-call]
+        task_default_queue=keys.queue,
         task_serializer="json",
         accept_content=["json"],
         task_acks_late=True,

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
+from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
-from textmatch.queue import keys
+from textmatch.queue.keys import LetterKeys
 from textmatch.queue.messages import document_as_json, document_from_json
 from textmatch.queue.redis_client import flattened, translated_errors
 
@@ -74,7 +75,6 @@ if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
 end
 """
 
-_KEYS = [keys.DEAD_LETTERS, keys.DEAD_LETTER_VERSIONS]
 _SCAN_PAGE = 200
 
 
@@ -127,10 +127,15 @@ def of_raw(raw: str, error: str) -> DeadLetter:
 
 
 class DeadLetters:
-    """Every method raises DependencyUnavailable when Redis does not answer."""
+    """The letters of one collection, or the unreadable messages of the installation.
 
-    def __init__(self, redis: Redis) -> None:
+    Every method raises DependencyUnavailable when Redis does not answer.
+    """
+
+    def __init__(self, redis: Redis, keys: LetterKeys) -> None:
         self._redis = redis
+        self._letters = keys.dead_letters
+        self._keys = [keys.dead_letters, keys.dead_letter_versions]
         self._add = redis.register_script(_ADD)
         self._clear = redis.register_script(_CLEAR)
         self._drop = redis.register_script(_DROP)
@@ -142,29 +147,29 @@ class DeadLetters:
             return
         entries = [(one.key, one.document.version if one.document else 0, one.to_json()) for one in letters]
         with translated_errors():
-            await self._add(keys=_KEYS, args=flattened(entries))
+            await self._add(keys=self._keys, args=flattened(entries))
 
     async def clear(self, versions: Mapping[str, int]) -> int:
         """Remove the letters of documents that are settled up to these versions; returns how many."""
         with translated_errors():
-            return int(await self._clear(keys=_KEYS, args=flattened(versions.items())))
+            return int(await self._clear(keys=self._keys, args=flattened(versions.items())))
 
     async def count(self) -> int:
         """The number of letters."""
         with translated_errors():
-            return await self._redis.hlen(keys.DEAD_LETTERS)
+            return await self._redis.hlen(self._letters)
 
     async def get(self, key: str) -> DeadLetter | None:
         """The letter under a document's id or a generated id."""
         with translated_errors():
-            text = await self._redis.hget(keys.DEAD_LETTERS, key)
+            text = await self._redis.hget(self._letters, key)
         return None if text is None else DeadLetter.from_json(key, str(text))
 
     async def entries(self, limit: int) -> list[DeadLetter]:
         """Up to `limit` letters, oldest failure first."""
         found: dict[str, DeadLetter] = {}
         with translated_errors():
-            async for key, text in self._redis.hscan_iter(keys.DEAD_LETTERS, count=_SCAN_PAGE):
+            async for key, text in self._redis.hscan_iter(self._letters, count=_SCAN_PAGE):
                 found[key] = DeadLetter.from_json(key, text)
                 if len(found) == limit:
                     break
@@ -173,12 +178,17 @@ class DeadLetters:
     async def drop(self, letter_keys: Iterable[str]) -> int:
         """Delete letters; returns how many there were."""
         with translated_errors():
-            return int(await self._drop(keys=_KEYS, args=list(letter_keys)))
+            return int(await self._drop(keys=self._keys, args=list(letter_keys)))
 
-    async def replay(self, letter_keys: Iterable[str], producer: Producer) -> int:
+    async def replay(
+        self, letter_keys: Iterable[str], producer: Producer, collection: CollectionConfig
+    ) -> int:
         """Put documents into the queue again, each with its old version; returns how many.
 
         A document that fails again returns to the dead letters with its new reason.
+
+        Args:
+            collection: the one that the documents belong to.
         """
         replayed = 0
         for key in letter_keys:
@@ -186,10 +196,10 @@ class DeadLetters:
             if letter is None:
                 continue
             if letter.document is not None:
-                await producer.enqueue([letter.document])
+                await producer.enqueue(collection, [letter.document])
             else:
                 await producer.publish([letter.raw or ""])
             with translated_errors():
-                await self._drop_if_same(keys=_KEYS, args=[key, letter.to_json()])
+                await self._drop_if_same(keys=self._keys, args=[key, letter.to_json()])
             replayed += 1
         return replayed

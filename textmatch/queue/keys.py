@@ -1,35 +1,117 @@
-"""The keys in Redis. An id may contain any character; therefore it comes last in a key."""
+"""The keys in Redis.
+
+    keys = Keys("textmatch")
+    keys.queue                                     ->  "textmatch.ingest"
+    keys.collection("faq", "5f3a9c1e").pending     ->  "textmatch:faq:5f3a9c1e:pending"
+
+An installation has one queue, and each collection a state of its own. The generation of a collection is part
+of its keys: what was deleted and created again starts with an empty state.
+"""
 
 from __future__ import annotations
 
-QUEUE = "textmatch.ingest"
-
-# Messages taken from the queue and not yet recorded as unacknowledged.
-TAKEN = "textmatch:taken"
-# Unacknowledged messages by delivery tag, and when each lease was last renewed: kombu's hash and sorted set.
-UNACKED = "textmatch:unacked"
-UNACKED_INDEX = "textmatch:unacked-index"
-
-# Sorted set: document id -> time of acceptance in seconds.
-PENDING = "textmatch:pending"
-# Hash: document id -> highest accepted version.
-PENDING_VERSIONS = "textmatch:pending-versions"
-
-# Hash: document id, or a generated id for unreadable messages -> JSON.
-DEAD_LETTERS = "textmatch:dead-letters"
-# Hash: document id -> version of the document in the dead letters.
-DEAD_LETTER_VERSIONS = "textmatch:dead-letter-versions"
-
-# Sorted sets: filter as JSON -> version up to which matches are deleted, and -> when the entry expires.
-FILTER_TOMBSTONES = "textmatch:filter-tombstones"
-FILTER_TOMBSTONE_ENDS = "textmatch:filter-tombstone-ends"
+from dataclasses import dataclass
 
 
-def request_version(request_id: str) -> str:
-    """String: the version that the first try of a request was given."""
-    return f"textmatch:request-version:{request_id}"
+@dataclass(frozen=True)
+class LetterKeys:
+    """Where dead letters are.
+
+    Attributes:
+        dead_letters: hash: document id, or a generated id for unreadable messages -> JSON.
+        dead_letter_versions: hash: document id -> version of the document in the dead letters.
+    """
+
+    dead_letters: str
+    dead_letter_versions: str
+
+    @classmethod
+    def under(cls, prefix: str) -> LetterKeys:
+        """The keys with a prefix."""
+        return cls(f"{prefix}:dead-letters", f"{prefix}:dead-letter-versions")
 
 
-def tombstone(document_id: str) -> str:
-    """String: the version up to which the document is deleted."""
-    return f"textmatch:tombstone:{document_id}"
+@dataclass(frozen=True)
+class CollectionKeys:
+    """The keys of one collection. An id may contain any character; therefore it comes last in a key."""
+
+    prefix: str
+
+    @property
+    def pending(self) -> str:
+        """Sorted set: document id -> time of acceptance in seconds."""
+        return f"{self.prefix}:pending"
+
+    @property
+    def pending_versions(self) -> str:
+        """Hash: document id -> highest accepted version."""
+        return f"{self.prefix}:pending-versions"
+
+    @property
+    def letters(self) -> LetterKeys:
+        """Documents that cannot be indexed."""
+        return LetterKeys.under(self.prefix)
+
+    @property
+    def filter_tombstones(self) -> str:
+        """Sorted set: filter as JSON -> version up to which matches are deleted."""
+        return f"{self.prefix}:filter-tombstones"
+
+    @property
+    def filter_tombstone_ends(self) -> str:
+        """Sorted set: filter as JSON -> when the entry expires."""
+        return f"{self.prefix}:filter-tombstone-ends"
+
+    def request_version(self, request_id: str) -> str:
+        """String: the version that the first try of a request was given."""
+        return f"{self.prefix}:request-version:{request_id}"
+
+    def tombstone(self, document_id: str) -> str:
+        """String: the version up to which the document is deleted."""
+        return f"{self.prefix}:tombstone:{document_id}"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of an installation. Several installations can share a database."""
+
+    installation: str
+
+    @property
+    def queue(self) -> str:
+        """List: the messages that wait."""
+        return f"{self.installation}.ingest"
+
+    @property
+    def taken(self) -> str:
+        """List: messages taken from the queue and not yet recorded as unacknowledged."""
+        return f"{self.installation}:taken"
+
+    @property
+    def unacked(self) -> str:
+        """Hash of kombu: delivery tag -> unacknowledged message."""
+        return f"{self.installation}:unacked"
+
+    @property
+    def unacked_index(self) -> str:
+        """Sorted set of kombu: delivery tag -> when the lease was last renewed."""
+        return f"{self.installation}:unacked-index"
+
+    @property
+    def id(self) -> str:
+        """String: a random id of the installation."""
+        return f"{self.installation}:id"
+
+    @property
+    def collections(self) -> str:
+        """Hash: name of a collection -> its settings as JSON."""
+        return f"{self.installation}:collections"
+
+    @property
+    def letters(self) -> LetterKeys:
+        """Unreadable messages, which belong to no collection."""
+        return LetterKeys.under(self.installation)
+
+    def collection(self, name: str, generation: str) -> CollectionKeys:
+        """The keys of a collection."""
+        return CollectionKeys(f"{self.installation}:{name}:{generation}")

@@ -2,14 +2,17 @@
 
 The task `textmatch.index_documents` has one positional argument, a string with this JSON object:
 
-    {"schema_version": 1,
+    {"schema_version": 2,
+     "collection": "default",                           its name
+     "generation": "5f3a9c1e",                          which creation of the collection is meant
      "accepted_at": 1700000000.25,                      seconds since 1970
      "documents": [{"id": "a", "text": "...", "attributes": {...}, "version": 1700000000250000}, ...],
      "traceparent": "00-..."}                           the sender's W3C trace context
 
-`attributes` and `traceparent` are optional; unknown fields are refused. The argument is a string because
-kombu would read some JSON objects in attributes as its own markers for dates and bytes. A message holds 1 to
-256 documents. An invalid document is refused alone, an unreadable message as a whole.
+`collection`, `generation`, `traceparent` and `attributes` are optional; unknown fields are refused. Without a
+generation, the collection that has the name when the message is handled is meant. The argument is a string
+because kombu would read some JSON objects in attributes as its own markers for dates and bytes. A message
+holds 1 to 256 documents. An invalid document is refused alone, an unreadable message as a whole.
 
 In the queue, the task is a Celery message (protocol 2):
 
@@ -33,15 +36,16 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
+from textmatch.collection_config import DEFAULT_COLLECTION, name_violation
 from textmatch.documents import Document, document_violations, version_violation
 from textmatch.errors import InvalidInput
-from textmatch.queue.keys import QUEUE
 
 TASK_NAME = "textmatch.index_documents"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_DOCUMENTS = 256
 
-_FIELDS = {"schema_version", "accepted_at", "documents", "traceparent"}
+_FIELDS = {"schema_version", "collection", "generation", "accepted_at", "documents", "traceparent"}
+_DEFAULTS = {"collection": DEFAULT_COLLECTION, "generation": "", "traceparent": ""}
 _DOCUMENT_FIELDS = {"id": str, "text": str, "attributes": dict, "version": int}
 _JSON_NAMES: dict[type, str] = {str: "a string", dict: "an object", int: "a whole number"}
 _CONTENT_TYPE = "application/json"
@@ -67,13 +71,37 @@ class RefusedEntry:
 
 
 @dataclass(frozen=True)
-class IngestMessage:
-    """`accepted_at` in seconds since 1970; `traceparent` is empty if there is none."""
+class Envelope:
+    """What a message says about its documents.
 
+    Attributes:
+        collection: its name.
+        generation: "" if the sender does not know it.
+        accepted_at: seconds since 1970.
+        traceparent: "" if there is none.
+    """
+
+    collection: str
+    generation: str
     accepted_at: float
+    traceparent: str = ""
+
+    def wrap(self, entries: Sequence[str]) -> str:
+        """The task's argument with these documents, each in JSON."""
+        fields: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "collection": self.collection}
+        fields |= {"generation": self.generation} if self.generation else {}
+        fields |= {"accepted_at": self.accepted_at}
+        fields |= {"traceparent": self.traceparent} if self.traceparent else {}
+        return f'{json.dumps(fields)[:-1]}, "documents": [{", ".join(entries)}]}}'
+
+
+@dataclass(frozen=True)
+class IngestMessage:
+    """The documents of a message, and the entries that are refused."""
+
+    envelope: Envelope
     documents: tuple[Document, ...]
     refused: tuple[RefusedEntry, ...] = ()
-    traceparent: str = ""
 
 
 def decode(argument: str) -> IngestMessage:
@@ -84,7 +112,7 @@ def decode(argument: str) -> IngestMessage:
     """
     content = _json(argument, "the message")
     if isinstance(content, dict):
-        content = {"traceparent": "", **content}
+        content = {**_DEFAULTS, **content}
     _check_fields(content, _FIELDS, "the message")
     if content["schema_version"] != SCHEMA_VERSION:
         raise MalformedMessage(
@@ -94,23 +122,28 @@ def decode(argument: str) -> IngestMessage:
     is_number = isinstance(accepted_at, (int, float)) and not isinstance(accepted_at, bool)
     if not is_number or not math.isfinite(accepted_at):
         raise MalformedMessage(f"accepted_at is {accepted_at!r}; it must be a number of seconds")
-    if not isinstance(content["traceparent"], str):
-        raise MalformedMessage("traceparent must be a string")
+    for field in _DEFAULTS:
+        if not isinstance(content[field], str):
+            raise MalformedMessage(f"{field} must be a string")
+    if problem := name_violation("collection", content["collection"]):
+        raise MalformedMessage(str(problem))
     entries = content["documents"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_DOCUMENTS:
         raise MalformedMessage(f"documents must be a list of 1 to {MAX_DOCUMENTS}")
-    read = [_read_entry(entry, accepted_at) for entry in entries]
+    envelope = Envelope(
+        content["collection"], content["generation"], float(accepted_at), content["traceparent"]
+    )
+    read = [_read_entry(entry, envelope) for entry in entries]
     return IngestMessage(
-        accepted_at=float(accepted_at),
+        envelope,
         documents=tuple(entry for entry in read if isinstance(entry, Document)),
         refused=tuple(entry for entry in read if isinstance(entry, RefusedEntry)),
-        traceparent=content["traceparent"],
     )
 
 
-def _read_entry(entry: object, accepted_at: float) -> Document | RefusedEntry:
+def _read_entry(entry: object, envelope: Envelope) -> Document | RefusedEntry:
     def refused(document: Document | None, error: str) -> RefusedEntry:
-        return RefusedEntry(document, join_entries([json.dumps(entry)], accepted_at), error)
+        return RefusedEntry(document, envelope.wrap([json.dumps(entry)]), error)
 
     try:
         document = document_from_json(entry)
@@ -123,13 +156,6 @@ def _read_entry(entry: object, accepted_at: float) -> Document | RefusedEntry:
     if violations:
         return refused(document, str(InvalidInput(violations)))
     return document
-
-
-def join_entries(entries: Sequence[str], accepted_at: float, traceparent: str = "") -> str:
-    """The task's argument with these documents, each in JSON."""
-    fields = {"schema_version": SCHEMA_VERSION, "accepted_at": accepted_at}
-    head = json.dumps({**fields, "traceparent": traceparent} if traceparent else fields)
-    return f'{head[:-1]}, "documents": [{", ".join(entries)}]}}'
 
 
 def document_as_json(document: Document) -> dict[str, Any]:
@@ -157,12 +183,12 @@ def document_from_json(content: object) -> Document:
     return Document(**fields)
 
 
-def pack(argument: str) -> str:
-    """The Celery message for a task with this argument, as it goes into the queue."""
-    return json.dumps(_celery_message(argument, str(uuid.uuid4())))
+def pack(argument: str, queue: str) -> str:
+    """The Celery message for a task with this argument, as it goes into the queue of that name."""
+    return json.dumps(_celery_message(argument, str(uuid.uuid4()), queue))
 
 
-def unpack(raw: bytes) -> dict[str, Any]:
+def unpack(raw: bytes, queue: str) -> dict[str, Any]:
     """The message for Celery, with a new delivery tag.
 
     Raises:
@@ -182,10 +208,11 @@ def unpack(raw: bytes) -> dict[str, Any]:
             raise MalformedMessage(f"{field} is {value!r}; it must be {needed!r}")
     task_id = headers.get("id")
     argument = _argument(message.get("body"))
-    return _celery_message(argument, task_id if isinstance(task_id, str) and task_id else str(uuid.uuid4()))
+    known_id = task_id if isinstance(task_id, str) and task_id else str(uuid.uuid4())
+    return _celery_message(argument, known_id, queue)
 
 
-def _celery_message(argument: str, task_id: str) -> dict[str, Any]:
+def _celery_message(argument: str, task_id: str, queue: str) -> dict[str, Any]:
     return {
         "body": base64.b64encode(json.dumps([[argument], {}, {}]).encode()).decode(),
         "content-type": _CONTENT_TYPE,
@@ -194,7 +221,7 @@ def _celery_message(argument: str, task_id: str) -> dict[str, Any]:
         "properties": {
             "body_encoding": _BODY_ENCODING,
             "delivery_tag": str(uuid.uuid4()),
-            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "delivery_info": {"exchange": "", "routing_key": queue},
         },
     }
 

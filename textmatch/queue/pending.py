@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from textmatch.queue import keys
+from textmatch.queue.keys import CollectionKeys, Keys
 from textmatch.queue.redis_client import flattened, translated_errors
 
 # KEYS: pending, pending-versions. ARGV: ids and versions.
@@ -35,8 +35,6 @@ end
 return #ids
 """
 
-_KEYS = [keys.PENDING, keys.PENDING_VERSIONS]
-
 
 @dataclass(frozen=True)
 class PendingSummary:
@@ -51,20 +49,24 @@ class PendingSummary:
 
 
 class Pending:
-    """The marks that producer.py sets. Scripts clear them, so a newer mark set at the same time stays.
+    """The marks that producer.py sets for the documents of one collection.
+
+    Scripts clear them, so a newer mark set at the same time stays.
 
     Every method raises DependencyUnavailable when Redis does not answer.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, keys: CollectionKeys) -> None:
         self._redis = redis
+        self._pending = keys.pending
+        self._versions = keys.pending_versions
         self._clear = redis.register_script(_CLEAR)
         self._drop_orphans = redis.register_script(_DROP_ORPHANS)
 
     async def clear(self, versions: Mapping[str, int]) -> None:
         """Clear the marks of documents up to these versions; a pending newer version stays marked."""
         with translated_errors():
-            await self._clear(keys=_KEYS, args=flattened(versions.items()))
+            await self._clear(keys=[self._pending, self._versions], args=flattened(versions.items()))
 
     async def versions(self, ids: Iterable[str]) -> dict[str, int]:
         """The highest accepted versions of those documents that are pending."""
@@ -72,7 +74,7 @@ class Pending:
         if not asked:
             return {}
         with translated_errors():
-            found = await self._redis.hmget(keys.PENDING_VERSIONS, asked)
+            found = await self._redis.hmget(self._versions, asked)
         pairs = zip(asked, found, strict=True)
         return {document_id: int(version) for document_id, version in pairs if version is not None}
 
@@ -80,16 +82,17 @@ class Pending:
         """The number and age of all pending documents."""
         with translated_errors():
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zcard(keys.PENDING)
-                pipe.zrange(keys.PENDING, 0, 0, withscores=True)
+                pipe.zcard(self._pending)
+                pipe.zrange(self._pending, 0, 0, withscores=True)
                 count, oldest = await pipe.execute()
         return PendingSummary(count, float(oldest[0][1]) if oldest else None)
 
-    async def drop_orphans(self, accepted_before: float) -> int:
+    async def drop_orphans(self, accepted_before: float, installation: Keys) -> int:
         """Drop old marks if the queue has no message that could settle them; returns how many.
 
         A queue that was emptied manually leaves such marks.
         """
-        arguments = [*_KEYS, keys.QUEUE, keys.TAKEN, keys.UNACKED]
+        places = [installation.queue, installation.taken, installation.unacked]
+        arguments = [self._pending, self._versions, *places]
         with translated_errors():
             return int(await self._drop_orphans(keys=arguments, args=[accepted_before]))

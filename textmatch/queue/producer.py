@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from redis.asyncio import Redis
 
+from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
-from textmatch.queue import keys, messages
+from textmatch.errors import CollectionNotFound
+from textmatch.queue import messages
+from textmatch.queue.keys import Keys
 from textmatch.queue.redis_client import flattened, translated_errors
 
 # Most of a message's cost does not depend on its size. Therefore one request should be one message.
@@ -17,22 +20,27 @@ _TARGET_DOCUMENTS = messages.MAX_DOCUMENTS
 _TARGET_BYTES = 256 * 1024
 
 # Marks and messages in one step: neither a killed process nor a full Redis leaves one without the other.
-# KEYS: pending, pending-versions, queue. ARGV: now, number of messages, the messages, then ids and versions.
+# No mark and no message is added for a collection that has been deleted.
+# KEYS: pending, pending-versions, queue, collections. ARGV: name and generation of the collection, now, the
+# number of messages, the messages, then ids and versions. Returns whether the collection exists.
 _ENQUEUE = """
-local last_message = 2 + tonumber(ARGV[2])
+local entry = redis.call('HGET', KEYS[4], ARGV[1])
+if not entry or cjson.decode(entry).generation ~= ARGV[2] then
+  return 0
+end
+local last_message = 4 + tonumber(ARGV[4])
 for i = last_message + 1, #ARGV, 2 do
   local id, version = ARGV[i], ARGV[i + 1]
   if tonumber(redis.call('HGET', KEYS[2], id) or 0) < tonumber(version) then
     redis.call('HSET', KEYS[2], id, version)
-    redis.call('ZADD', KEYS[1], ARGV[1], id)
+    redis.call('ZADD', KEYS[1], ARGV[3], id)
   end
 end
-for i = 3, last_message do
+for i = 5, last_message do
   redis.call('LPUSH', KEYS[3], ARGV[i])
 end
+return 1
 """
-
-_KEYS = [keys.PENDING, keys.PENDING_VERSIONS, keys.QUEUE]
 
 
 class Producer:
@@ -41,22 +49,37 @@ class Producer:
     Nothing was put into the queue then, unless only the answer was lost.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
+        self._keys = keys
         self._enqueue = redis.register_script(_ENQUEUE)
 
-    async def enqueue(self, documents: Sequence[Document], traceparent: str = "") -> None:
-        """Mark documents pending and publish them; returns when Redis has them. Every version is set."""
+    async def enqueue(
+        self, collection: CollectionConfig, documents: Sequence[Document], traceparent: str = ""
+    ) -> None:
+        """Mark documents pending and publish them; returns when Redis has them. Every version is set.
+
+        Raises:
+            CollectionNotFound: the collection has been deleted.
+        """
         accepted_at = time.time()
         versions: dict[str, int] = {}
         for document in documents:
             versions[document.id] = max(document.version, versions.get(document.id, 0))
-        packed = [messages.pack(argument) for argument in encode(documents, accepted_at, traceparent)]
-        arguments = [accepted_at, len(packed), *packed, *flattened(versions.items())]
+        queue, names = self._keys.queue, (collection.name, collection.generation)
+        envelope = messages.Envelope(*names, accepted_at=accepted_at, traceparent=traceparent)
+        packed = [messages.pack(argument, queue) for argument in encode(documents, envelope)]
+        arguments = [*names, accepted_at, len(packed), *packed, *flattened(versions.items())]
+        state = self._keys.collection(*names)
+        script_keys = [state.pending, state.pending_versions, queue, self._keys.collections]
         with translated_errors():
-            await self._enqueue(keys=_KEYS, args=arguments)
+            is_enqueued = await self._enqueue(keys=script_keys, args=arguments)
+        if not is_enqueued:
+            raise CollectionNotFound(collection.name)
 
-    async def first_version(self, request_id: str, version: int, ttl_seconds: int) -> int:
+    async def first_version(
+        self, collection: CollectionConfig, request_id: str, version: int, ttl_seconds: int
+    ) -> int:
         """The version of the first try of a request; `version` if this is the first.
 
         The record is older than what the request enqueues. A replica of Redis that has lost the record has
@@ -65,7 +88,8 @@ class Producer:
         Args:
             ttl_seconds: how long the record is kept from now on.
         """
-        key = keys.request_version(request_id)
+        state = self._keys.collection(collection.name, collection.generation)
+        key = state.request_version(request_id)
         with translated_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(key, version, nx=True, ex=ttl_seconds)
@@ -76,12 +100,12 @@ class Producer:
 
     async def publish(self, task_arguments: Iterable[str]) -> None:
         """Publish tasks with these arguments, as messages.py describes them."""
-        packed = [messages.pack(argument) for argument in task_arguments]
+        packed = [messages.pack(argument, self._keys.queue) for argument in task_arguments]
         with translated_errors():
-            await self._redis.lpush(keys.QUEUE, *packed)
+            await self._redis.lpush(self._keys.queue, *packed)
 
 
-def encode(documents: Sequence[Document], accepted_at: float, traceparent: str = "") -> Iterator[str]:
+def encode(documents: Sequence[Document], envelope: messages.Envelope) -> Iterator[str]:
     """Task arguments with these documents, each of a size that suits the encoder."""
     batch: list[str] = []
     batch_bytes = 0
@@ -89,9 +113,9 @@ def encode(documents: Sequence[Document], accepted_at: float, traceparent: str =
         entry = json.dumps(messages.document_as_json(document), ensure_ascii=False)
         entry_bytes = len(entry.encode())
         if batch and (len(batch) == _TARGET_DOCUMENTS or batch_bytes + entry_bytes > _TARGET_BYTES):
-            yield messages.join_entries(batch, accepted_at, traceparent)
+            yield envelope.wrap(batch)
             batch, batch_bytes = [], 0
         batch.append(entry)
         batch_bytes += entry_bytes
     if batch:
-        yield messages.join_entries(batch, accepted_at, traceparent)
+        yield envelope.wrap(batch)

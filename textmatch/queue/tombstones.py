@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from textmatch.documents import Document
 from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
-from textmatch.queue import keys
+from textmatch.queue.keys import CollectionKeys
 from textmatch.queue.redis_client import translated_errors
 
 # KEYS: one for each document. ARGV: seconds to live, then the versions in the order of the keys.
@@ -49,15 +49,16 @@ _CONDITION_NAMES = {kind: name for name, kind in _CONDITIONS.items()}
 
 
 class Tombstones:
-    """Tombstones by document id; `filters` has those of deletes by a filter.
+    """The tombstones of one collection by document id; `filters` has those of deletes by a filter.
 
     Every method raises DependencyUnavailable when Redis does not answer.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, keys: CollectionKeys) -> None:
         self._redis = redis
+        self._key = keys.tombstone
         self._add = redis.register_script(_ADD)
-        self.filters = FilterTombstones(redis)
+        self.filters = FilterTombstones(redis, keys)
 
     async def add(self, versions: Mapping[str, int], ttl_seconds: int) -> None:
         """Mark documents as deleted up to these versions; a higher tombstone stays.
@@ -67,7 +68,7 @@ class Tombstones:
         """
         with translated_errors():
             await self._add(
-                keys=[keys.tombstone(document_id) for document_id in versions],
+                keys=[self._key(document_id) for document_id in versions],
                 args=[ttl_seconds, *versions.values()],
             )
 
@@ -77,7 +78,7 @@ class Tombstones:
         if not asked:
             return {}
         with translated_errors():
-            found = await self._redis.mget([keys.tombstone(document_id) for document_id in asked])
+            found = await self._redis.mget([self._key(document_id) for document_id in asked])
         pairs = zip(asked, found, strict=True)
         return {document_id: int(version) for document_id, version in pairs if version is not None}
 
@@ -100,8 +101,10 @@ class FilterTombstone:
 class FilterTombstones:
     """Every method raises DependencyUnavailable when Redis does not answer."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, keys: CollectionKeys) -> None:
         self._redis = redis
+        self._versions = keys.filter_tombstones
+        self._ends = keys.filter_tombstone_ends
         self._add = redis.register_script(_ADD_FILTER)
 
     async def add(self, tombstone: FilterTombstone) -> None:
@@ -110,17 +113,17 @@ class FilterTombstones:
         text = json.dumps(_to_json(tombstone.condition))
         arguments: list[str | float] = [now, now + tombstone.ttl_seconds, tombstone.version, text]
         with translated_errors():
-            await self._add(keys=[keys.FILTER_TOMBSTONES, keys.FILTER_TOMBSTONE_ENDS], args=arguments)
+            await self._add(keys=[self._versions, self._ends], args=arguments)
 
     async def from_version(self, version: int) -> list[FilterTombstone]:
         """Those that may cover documents of this version and newer ones."""
         with translated_errors():
             found: Any = await self._redis.zrange(
-                keys.FILTER_TOMBSTONES, version, "+inf", byscore=True, withscores=True
+                self._versions, version, "+inf", byscore=True, withscores=True
             )
             if not found:
                 return []
-            ends = await self._redis.zmscore(keys.FILTER_TOMBSTONE_ENDS, [text for text, _ in found])
+            ends = await self._redis.zmscore(self._ends, [text for text, _ in found])
         now = time.time()
         return [
             FilterTombstone(_from_json(json.loads(text)), int(covered), max(1, round(end - now)))

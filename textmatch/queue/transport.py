@@ -4,9 +4,9 @@ Kombu takes a message with BRPOP and records it as unacknowledged in a second st
 between the two loses the message. Here every step moves the message atomically, so it is always in exactly
 one place:
 
-    textmatch.ingest    waiting; taken at the right end
-    textmatch:taken     taken, not yet recorded under a delivery tag
-    textmatch:unacked   held, by delivery tag; textmatch:unacked-index has the time of the last renewal
+    INSTALLATION.ingest    waiting; taken at the right end
+    INSTALLATION:taken     taken, not yet recorded under a delivery tag
+    INSTALLATION:unacked   held, by delivery tag; INSTALLATION:unacked-index has the time of the last renewal
 
 Prefetch: a worker holds one message of any size for each of its batches (`TEXTMATCH_WORKER_CONCURRENCY`). It
 takes more while all held messages are below 64 KiB per batch, up to one message per thread of its pool (64
@@ -14,7 +14,7 @@ threads per batch), and combines these small messages into batches.
 
 A worker renews its lease on each held message. A sweep puts a message back once the last renewal is
 `visibility_timeout_seconds` ago. It also puts back a message that two consecutive sweeps find in
-`textmatch:taken`. Every worker sweeps when it connects and then every `sweep_seconds`. A killed worker's
+`INSTALLATION:taken`. Every worker sweeps when it connects and then every `sweep_seconds`. A killed worker's
 messages are therefore taken again after at most
 
     visibility_timeout_seconds + sweep_seconds        (held messages)
@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any
@@ -44,8 +45,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.sentinel import Sentinel
 
-from textmatch.queue import keys, messages
+from textmatch.queue import messages
 from textmatch.queue.dead_letters import of_raw
+from textmatch.queue.keys import Keys
 from textmatch.queue.messages import MalformedMessage
 
 _SMALL_BYTES_PER_BATCH = 64 * 1024
@@ -54,19 +56,23 @@ _PAUSE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class LuaScript:
-    """A script and its keys; call it with a client and the arguments."""
+    """A script, and the attributes of Keys that it works on."""
 
-    keys: tuple[str, ...]
+    key_names: tuple[str, ...]
     script: str
 
-    def __call__(self, client: Redis, *arguments: Any) -> Any:
+    def __call__(self, client: Redis, keys: Keys, *arguments: Any) -> Any:
         """Run the script."""
-        return client.register_script(self.script)(keys=self.keys, args=arguments)
+        return client.register_script(self.script)(keys=self.keys_of(keys), args=arguments)
+
+    def keys_of(self, keys: Keys) -> list[str]:
+        """Its keys in an installation."""
+        return [attrgetter(name)(keys) for name in self.key_names]
 
 
 # ARGV: the most messages, and the most bytes; the first message may be larger.
 TAKE = LuaScript(
-    (keys.QUEUE, keys.TAKEN),
+    ("queue", "taken"),
     """
     local messages, size = {}, 0
     while #messages < tonumber(ARGV[1]) and size < tonumber(ARGV[2]) do
@@ -84,7 +90,7 @@ TAKE = LuaScript(
 
 # ARGV: now, then messages and delivery tags.
 HOLD = LuaScript(
-    (keys.TAKEN, keys.UNACKED, keys.UNACKED_INDEX),
+    ("taken", "unacked", "unacked_index"),
     """
     for i = 2, #ARGV, 2 do
       redis.call('LREM', KEYS[1], 1, ARGV[i])
@@ -96,7 +102,7 @@ HOLD = LuaScript(
 
 # ARGV: now, then delivery tags. Acknowledged messages must not come back.
 RENEW = LuaScript(
-    (keys.UNACKED_INDEX,),
+    ("unacked_index",),
     """
     for i = 2, #ARGV do
       if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
@@ -108,7 +114,7 @@ RENEW = LuaScript(
 
 # ARGV: delivery tag.
 ACKNOWLEDGE = LuaScript(
-    (keys.UNACKED, keys.UNACKED_INDEX),
+    ("unacked", "unacked_index"),
     """
     redis.call('HDEL', KEYS[1], ARGV[1])
     redis.call('ZREM', KEYS[2], ARGV[1])
@@ -117,7 +123,7 @@ ACKNOWLEDGE = LuaScript(
 
 # ARGV: delivery tag, and RPUSH for the front or LPUSH for the end. An acknowledged message is not found.
 RELEASE = LuaScript(
-    (keys.UNACKED, keys.UNACKED_INDEX, keys.QUEUE),
+    ("unacked", "unacked_index", "queue"),
     """
     local message = redis.call('HGET', KEYS[1], ARGV[1])
     redis.call('ZREM', KEYS[2], ARGV[1])
@@ -130,7 +136,7 @@ RELEASE = LuaScript(
 
 # ARGV: messages last renewed up to this time are released.
 RELEASE_SILENT = LuaScript(
-    RELEASE.keys,
+    RELEASE.key_names,
     """
     for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
       local message = redis.call('HGET', KEYS[1], tag)
@@ -145,7 +151,7 @@ RELEASE_SILENT = LuaScript(
 
 # ARGV: messages.
 PUT_BACK = LuaScript(
-    (keys.TAKEN, keys.QUEUE),
+    ("taken", "queue"),
     """
     for _, message in ipairs(ARGV) do
       if redis.call('LREM', KEYS[1], 1, message) == 1 then
@@ -157,7 +163,7 @@ PUT_BACK = LuaScript(
 
 # ARGV: an unreadable message, the key and the dead letter.
 REFUSE = LuaScript(
-    (keys.TAKEN, keys.DEAD_LETTERS),
+    ("taken", "letters.dead_letters"),
     """
     redis.call('LREM', KEYS[1], 1, ARGV[1])
     redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
@@ -175,9 +181,9 @@ class QoS(kombu_redis.QoS):
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """One sweep."""
         with self.channel.conn_or_acquire() as client:
-            RELEASE_SILENT(client, time() - self.visibility_timeout)
-            taken = set(client.lrange(keys.TAKEN, 0, -1))
-            PUT_BACK(client, *(taken & self._taken_before))
+            RELEASE_SILENT(client, self.channel.keys, time() - self.visibility_timeout)
+            taken = set(client.lrange(self.channel.keys.taken, 0, -1))
+            PUT_BACK(client, self.channel.keys, *(taken & self._taken_before))
             self._taken_before = taken
 
     def can_consume(self) -> bool:
@@ -196,7 +202,7 @@ class QoS(kombu_redis.QoS):
     def ack(self, delivery_tag: str) -> None:
         """Remove a settled message."""
         with self.channel.conn_or_acquire() as client:
-            ACKNOWLEDGE(client, delivery_tag)
+            ACKNOWLEDGE(client, self.channel.keys, delivery_tag)
         virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -210,7 +216,7 @@ class QoS(kombu_redis.QoS):
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a held message back at the front of the queue or, with `leftmost`, at the end."""
         with self.channel.conn_or_acquire(client) as connected:
-            RELEASE(connected, tag, "LPUSH" if leftmost else "RPUSH")
+            RELEASE(connected, self.channel.keys, tag, "LPUSH" if leftmost else "RPUSH")
 
     def _held(self) -> tuple[int, int]:
         held = [message for tag, message in self._delivered.items() if tag not in self._dirty]
@@ -224,11 +230,17 @@ class Channel(kombu_redis.Channel):
     """Takes messages in atomic steps."""
 
     QoS = QoS
-    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "batches")
+    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "batches", "installation")
     # How many batches the worker works on at a time.
     batches = 1
+    installation = ""
     _in_poll: Any
     _brpop_sent_at: Any
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of the installation."""
+        return Keys(self.installation)
 
     def _size(self, queue: str) -> int:
         """As in kombu, but without a transaction, which a full Redis refuses."""
@@ -245,7 +257,8 @@ class Channel(kombu_redis.Channel):
         seconds = timeout or self.brpop_timeout
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        self.client.connection.send_command("BLMOVE", keys.QUEUE, keys.TAKEN, "RIGHT", "LEFT", seconds)
+        keys = self.keys
+        self.client.connection.send_command("BLMOVE", keys.queue, keys.taken, "RIGHT", "LEFT", seconds)
 
     def _brpop_read(self, **options: Any) -> bool:
         """Deliver the received message and small ones queued behind it. Raises Empty if there is none."""
@@ -259,9 +272,9 @@ class Channel(kombu_redis.Channel):
         for one, message in messages:
             arguments += [one, message["properties"]["delivery_tag"]]
         with self.conn_or_acquire() as client:
-            HOLD(client, *arguments)
+            HOLD(client, self.keys, *arguments)
         for _, message in messages:
-            self.connection._deliver(message, keys.QUEUE)  # noqa: SLF001 -- what kombu's own does
+            self.connection._deliver(message, self.keys.queue)  # noqa: SLF001 -- what kombu's own does
         return True
 
     def _read_answer(self, **options: Any) -> bytes | None:
@@ -297,16 +310,16 @@ class Channel(kombu_redis.Channel):
 
     def _take(self, count: int, size_bytes: int) -> list[bytes]:
         with self.conn_or_acquire() as client:
-            taken: list[bytes] = TAKE(client, count, size_bytes)
+            taken: list[bytes] = TAKE(client, self.keys, count, size_bytes)
         return taken
 
     def _read(self, raw: bytes) -> dict[str, Any] | None:
         try:
-            return messages.unpack(raw)
+            return messages.unpack(raw, self.keys.queue)
         except MalformedMessage as error:
             letter = of_raw(raw.decode(errors="backslashreplace"), str(error))
             with self.conn_or_acquire() as client:
-                REFUSE(client, raw, letter.key, letter.to_json())
+                REFUSE(client, self.keys, raw, letter.key, letter.to_json())
             return None
 
 
@@ -326,6 +339,7 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):
     from_transport_options: Any = (
         *kombu_redis.SentinelChannel.from_transport_options,
         "batches",
+        "installation",
         "sentinels",
     )
     sentinels: Any = ()

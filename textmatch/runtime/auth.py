@@ -1,10 +1,10 @@
-"""API keys: which methods a caller may use, and its rate limit.
+"""API keys: which methods and collections a caller may use, and its rate limit.
 
 Keys are read from a file that may change while the process runs:
 
-    # name     scopes       key or sha256:HEX of it       tokens per second, if limited
-    search-ui  read         sha256:9f86d081884c7d65…      5000
-    indexer    read,write   kR3vN0qzXw7Yt5LbH2cM9dFs
+    # name     scopes       key or sha256:HEX of it       tokens per second, collections, if limited
+    search-ui  read         sha256:9f86d081884c7d65…      5000  collections=faq,manuals
+    indexer    read,write   kR3vN0qzXw7Yt5LbH2cM9dFs      collections=faq
     operator   admin        sha256:60303ae22b998861…
 
 A name may have several lines with different keys, which allows a key to be replaced without downtime. Health
@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,9 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from textmatch.collection_config import DEFAULT_COLLECTION, name_violation
 from textmatch.errors import (
     ApiKeyInvalid,
     ApiKeyMissing,
+    CollectionDenied,
     InvalidInput,
     Overloaded,
     PermissionDenied,
@@ -50,6 +53,11 @@ _CHECK_SECONDS = 1.0
 
 _BYTES_PER_TOKEN = 4
 _BURST_SECONDS = 10.0
+
+_COLLECTIONS_WORD = "collections="
+_COLLECTION_PROTO = "collection_service.proto"
+# The collections that the caller of the running call may use; None: all.
+_caller_collections: ContextVar[frozenset[str] | None] = ContextVar("caller_collections", default=None)
 
 AUTHORIZATION_METADATA_KEY = "authorization"
 _SCHEME = "bearer "
@@ -76,6 +84,11 @@ SCOPES: Mapping[str, Scope] = {
     "/textmatch.v1.MatcherService/IngestDocuments": Scope.WRITE,
     # By ids. A delete by a filter needs admin, because one call can empty the index.
     "/textmatch.v1.MatcherService/DeleteDocuments": Scope.WRITE,
+    "/textmatch.v1.CollectionService/GetCollection": Scope.READ,
+    "/textmatch.v1.CollectionService/ListCollections": Scope.READ,
+    "/textmatch.v1.CollectionService/CreateCollection": Scope.ADMIN,
+    "/textmatch.v1.CollectionService/DeleteCollection": Scope.ADMIN,
+    "/textmatch.v1.CollectionService/AdoptCollection": Scope.ADMIN,
 }
 
 
@@ -86,12 +99,14 @@ class ApiKey:
     Args:
         digest: SHA-256 of the key.
         tokens_per_second: None: no limit.
+        collections: None: all. The encoder knows no collections, so any key may call it.
     """
 
     name: str
     scopes: frozenset[Scope]
     digest: bytes
     tokens_per_second: float | None = None
+    collections: frozenset[str] | None = None
 
     def allows(self, scope: Scope) -> bool:
         """Whether the key allows calls that need this scope."""
@@ -158,10 +173,24 @@ def parse(text: str) -> tuple[ApiKey, ...]:
 
 
 def _parse_line(words: list[str]) -> ApiKey:
+    collections = None
+    if words[-1].startswith(_COLLECTIONS_WORD):
+        *words, last = words
+        collections = _parse_collections(last.removeprefix(_COLLECTIONS_WORD))
     if len(words) not in (3, 4):
-        raise ValueError("it must have a name, scopes, a key or sha256:HEX, and optionally tokens per second")
+        raise ValueError(
+            "it must have a name, scopes, a key or sha256:HEX, and optionally tokens per second and"
+            " collections=NAME,NAME"
+        )
     name, scopes, secret, *limit = words
-    return ApiKey(name, _parse_scopes(scopes), _parse_secret(secret), _parse_limit(*limit))
+    return ApiKey(name, _parse_scopes(scopes), _parse_secret(secret), _parse_limit(*limit), collections)
+
+
+def _parse_collections(text: str) -> frozenset[str]:
+    names = text.split(",")
+    if any(name_violation("collections", name) for name in names):
+        raise ValueError("collections= must be followed by names of collections, separated by commas")
+    return frozenset(names)
 
 
 def _parse_scopes(text: str) -> frozenset[Scope]:
@@ -253,6 +282,7 @@ class AuthInterceptor(Interceptor):
             return _refusal(error)
 
         def admit(request: Any) -> Any:
+            _require_collection(key, request, method)
             if request.DESCRIPTOR.name == "DeleteDocumentsRequest" and request.HasField("filter"):
                 _require(key, Scope.ADMIN, method)
             self._limits.charge(key, _size_bytes(request))
@@ -264,7 +294,33 @@ class AuthInterceptor(Interceptor):
 @asynccontextmanager
 async def _named_in_logs(key: ApiKey) -> AsyncIterator[None]:
     logs.api_key_name.set(key.name)
+    _caller_collections.set(key.collections)
     yield
+
+
+def allows_collection(name: str) -> bool:
+    """Whether the caller of the running call may use a collection; for answers that list collections."""
+    allowed = _caller_collections.get()
+    return allowed is None or name in allowed
+
+
+def _collection_of(request: Any) -> str | None:
+    """The collection that a request is about; None if it is about none."""
+    fields = request.DESCRIPTOR.fields_by_name
+    if request.DESCRIPTOR.file.name.endswith(_COLLECTION_PROTO):
+        named = request.collection if "collection" in fields else request
+        name: str | None = getattr(named, "name", None)
+    else:
+        name = request.collection if "collection" in fields else None
+    return None if name is None else name or DEFAULT_COLLECTION
+
+
+def _require_collection(key: ApiKey, request: Any, method: str) -> None:
+    name = _collection_of(request)
+    if name is None or key.collections is None or name in key.collections:
+        return
+    _log.warning("collection not allowed", extra={"key": key.name, "method": method, "collection": name})
+    raise CollectionDenied(f"the API key {key.name} must not use this collection")
 
 
 def _presented(metadata: Any) -> str:

@@ -28,6 +28,9 @@ _CLASS_OF_REASON = {
         errors.ApiKeyMissing,
         errors.ApiKeyInvalid,
         errors.PermissionDenied,
+        errors.CollectionExists,
+        errors.CollectionNotOwned,
+        errors.CollectionDenied,
         errors.InternalError,
     )
 }
@@ -75,6 +78,8 @@ def from_status(status: status_pb2.Status) -> TextMatchError:
         return errors.DocumentNotFound(resource.resource_name)
     if reason == error_reason_pb2.ERROR_REASON_MODEL_NOT_FOUND:
         return errors.ModelNotFound(resource.resource_name, status.message)
+    if reason == error_reason_pb2.ERROR_REASON_COLLECTION_NOT_FOUND:
+        return errors.CollectionNotFound(resource.resource_name)
     error_class = _CLASS_OF_REASON.get(reason) or _class_of_code(status.code)
     if error_class is InvalidInput:
         return InvalidInput.of_field("request", status.message)

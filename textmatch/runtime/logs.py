@@ -12,6 +12,7 @@ from textmatch.runtime import tracing
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 api_key_name: ContextVar[str] = ContextVar("api_key_name", default="")
+collection: ContextVar[str] = ContextVar("collection", default="")
 
 _STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -52,6 +53,8 @@ class JsonFormatter(logging.Formatter):
             entry["request_id"] = current
         if caller := api_key_name.get():
             entry["api_key"] = caller
+        if name := collection.get():
+            entry.setdefault("collection", name)
         if trace := tracing.trace_id():
             entry["trace_id"] = trace
         if record.exc_info:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings")
 
 _MASK = "****"
+INSTALLATION_VARIABLE = "TEXTMATCH_INSTALLATION"
+DEFAULT_INSTALLATION = "textmatch"
 
 
 def setting(
@@ -40,8 +43,13 @@ def setting(
     choices: tuple[str, ...] = (),
     minimum: float | None = None,
     maximum: float | None = None,
+    pattern: str = "",
 ) -> Any:
-    """Declare a field that is read from an environment variable: str, int, float or bool."""
+    """Declare a field that is read from an environment variable: str, int, float or bool.
+
+    Args:
+        pattern: a regular expression that a string must match.
+    """
     metadata = {
         "variable": variable,
         "description": description,
@@ -49,8 +57,19 @@ def setting(
         "choices": choices,
         "minimum": minimum,
         "maximum": maximum,
+        "pattern": pattern,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def installation_setting(default: str = DEFAULT_INSTALLATION) -> Any:
+    """The name of the installation, for every process that uses Redis."""
+    return setting(
+        INSTALLATION_VARIABLE,
+        default,
+        "Name of this installation, the prefix of its queue and keys in Redis: a-z, 0-9 and -, up to 32.",
+        pattern=r"[a-z0-9][a-z0-9-]{0,31}",
+    )
 
 
 def load(settings_class: type[Settings], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -91,6 +110,8 @@ def _parse(text: str, kind: type, metadata: Mapping[str, Any]) -> Any:
     value = _PARSERS[kind](text)
     if metadata["choices"] and value not in metadata["choices"]:
         raise ValueError(f"it must be one of {', '.join(metadata['choices'])}")
+    if metadata["pattern"] and not re.fullmatch(metadata["pattern"], value):
+        raise ValueError(f"it must match {metadata['pattern']}")
     if metadata["minimum"] is not None and value < metadata["minimum"]:
         raise ValueError(f"it must be at least {metadata['minimum']}")
     if metadata["maximum"] is not None and value > metadata["maximum"]:
@@ -259,14 +280,7 @@ class StoreSettings(ProcessSettings, ClientTlsSettings):
         "URL of Redis.",
         is_secret=True,
     )
-    payload_indexes: str = setting(
-        "TEXTMATCH_PAYLOAD_INDEXES",
-        "",
-        "Attributes with an index for filters: `name:kind,name:kind`; keyword, integer, float or bool.",
-    )
-    collection_alias: str = setting(
-        "TEXTMATCH_COLLECTION_ALIAS", "textmatch", "Alias of the collection in use in Qdrant."
-    )
+    installation: str = installation_setting()
 
 
 def _half_a_pair() -> InvalidInput:

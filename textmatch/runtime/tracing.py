@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from textmatch.errors import InvalidInput
 
 _TRACEPARENT = "traceparent"
+# The attribute of spans that names the collection.
+COLLECTION_ATTRIBUTE = "textmatch.collection"
 
 _is_on = False
 
@@ -60,11 +62,12 @@ def trace_id() -> str:
 
 
 @contextmanager
-def consuming(name: str, traceparents: Sequence[str]) -> Iterator[None]:
+def consuming(name: str, traceparents: Sequence[str], *, collection: str) -> Iterator[None]:
     """A span for work on several messages. It continues the first message's trace and links to the others.
 
     Args:
         traceparents: W3C traces of the messages; malformed ones are ignored.
+        collection: of the messages; an attribute of the span.
     """
     if not _is_on:
         yield
@@ -77,8 +80,18 @@ def consuming(name: str, traceparents: Sequence[str]) -> Iterator[None]:
     links = [trace.Link(trace.get_current_span(one).get_span_context()) for one in contexts[1:]]
     parent = contexts[0] if contexts else None
     tracer = trace.get_tracer("textmatch")
-    with tracer.start_as_current_span(name, parent, kind=trace.SpanKind.CONSUMER, links=links):
+    with tracer.start_as_current_span(
+        name, parent, kind=trace.SpanKind.CONSUMER, links=links, attributes={COLLECTION_ATTRIBUTE: collection}
+    ):
         yield
+
+
+def note_collection(name: str) -> None:
+    """Make the collection an attribute of the running call's span."""
+    if _is_on:
+        from opentelemetry import trace
+
+        trace.get_current_span().set_attribute(COLLECTION_ATTRIBUTE, name)
 
 
 def _instrument(service: str, endpoint: str, sample_ratio: float) -> None:

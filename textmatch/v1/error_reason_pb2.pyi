@@ -43,6 +43,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DOCUMENT_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND with google.rpc.ResourceInfo."""
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 11
+    ERROR_REASON_COLLECTION_NOT_FOUND: _ErrorReason.ValueType  # 12
+    ERROR_REASON_COLLECTION_EXISTS: _ErrorReason.ValueType  # 13
+    """ALREADY_EXISTS: a collection of this name has other settings."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 20
     """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: too much work is queued. Retry after the delay."""
     ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 21
@@ -59,11 +62,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_LEXICAL_INDEX_MISSING: _ErrorReason.ValueType  # 41
     """FAILED_PRECONDITION: hybrid recall was requested, but the collection has no BM25 index."""
+    ERROR_REASON_COLLECTION_NOT_OWNED: _ErrorReason.ValueType  # 42
+    """FAILED_PRECONDITION: another installation made the collection. Use another name, or take the collection over with
+    AdoptCollection.
+    """
     ERROR_REASON_API_KEY_MISSING: _ErrorReason.ValueType  # 50
     """UNAUTHENTICATED."""
     ERROR_REASON_API_KEY_INVALID: _ErrorReason.ValueType  # 51
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 52
     """PERMISSION_DENIED."""
+    ERROR_REASON_COLLECTION_DENIED: _ErrorReason.ValueType  # 53
+    """PERMISSION_DENIED: the API key is limited to other collections."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 60
     """INTERNAL: a bug. The details are only in the server's log, under the request id."""
 
@@ -95,6 +104,9 @@ ERROR_REASON_TEXT_FAILED: ErrorReason.ValueType  # 7
 ERROR_REASON_DOCUMENT_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND with google.rpc.ResourceInfo."""
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 11
+ERROR_REASON_COLLECTION_NOT_FOUND: ErrorReason.ValueType  # 12
+ERROR_REASON_COLLECTION_EXISTS: ErrorReason.ValueType  # 13
+"""ALREADY_EXISTS: a collection of this name has other settings."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 20
 """RESOURCE_EXHAUSTED with google.rpc.RetryInfo: too much work is queued. Retry after the delay."""
 ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 21
@@ -111,11 +123,17 @@ ERROR_REASON_MODEL_MISMATCH: ErrorReason.ValueType  # 40
 """
 ERROR_REASON_LEXICAL_INDEX_MISSING: ErrorReason.ValueType  # 41
 """FAILED_PRECONDITION: hybrid recall was requested, but the collection has no BM25 index."""
+ERROR_REASON_COLLECTION_NOT_OWNED: ErrorReason.ValueType  # 42
+"""FAILED_PRECONDITION: another installation made the collection. Use another name, or take the collection over with
+AdoptCollection.
+"""
 ERROR_REASON_API_KEY_MISSING: ErrorReason.ValueType  # 50
 """UNAUTHENTICATED."""
 ERROR_REASON_API_KEY_INVALID: ErrorReason.ValueType  # 51
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 52
 """PERMISSION_DENIED."""
+ERROR_REASON_COLLECTION_DENIED: ErrorReason.ValueType  # 53
+"""PERMISSION_DENIED: the API key is limited to other collections."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 60
 """INTERNAL: a bug. The details are only in the server's log, under the request id."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

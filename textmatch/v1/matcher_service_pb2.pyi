@@ -432,7 +432,10 @@ class MatchRequest(_message.Message):
 
     QUERY_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     query: _builtins.str
+    collection: _builtins.str
+    """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
     @_builtins.property
     def options(self) -> Global___MatchOptions: ...
     def __init__(
@@ -440,10 +443,11 @@ class MatchRequest(_message.Message):
         *,
         query: _builtins.str = ...,
         options: Global___MatchOptions | None = ...,
+        collection: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "options", b"options", "query", b"query"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,6 +653,9 @@ class BatchMatchRequest(_message.Message):
 
     QUERIES_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
     @_builtins.property
     def queries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 1,000 queries."""
@@ -660,10 +667,11 @@ class BatchMatchRequest(_message.Message):
         *,
         queries: _abc.Iterable[_builtins.str] | None = ...,
         options: Global___MatchOptions | None = ...,
+        collection: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "queries", b"queries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "options", b"options", "queries", b"queries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -704,7 +712,10 @@ class IngestDocumentsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
     request_id: _builtins.str
     """A UUID that the client makes for each request and sends again with each retry of it (AIP-155). Documents without a
     version then keep the one that the first try was given: a retry after a lost answer neither overwrites what was
@@ -718,11 +729,12 @@ class IngestDocumentsRequest(_message.Message):
         self,
         *,
         documents: _abc.Iterable[Global___Document] | None = ...,
+        collection: _builtins.str = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "documents", b"documents", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -785,15 +797,19 @@ class GetDocumentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    collection: _builtins.str
+    """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        collection: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -826,9 +842,12 @@ class DeleteDocumentsRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Documents newer than this version are kept. Absent: the current time in microseconds."""
+    collection: _builtins.str
+    """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
     request_id: _builtins.str
     """As in IngestDocumentsRequest: a retry of a delete without a version keeps what was written in between."""
     @_builtins.property
@@ -845,11 +864,12 @@ class DeleteDocumentsRequest(_message.Message):
         ids: _abc.Iterable[_builtins.str] | None = ...,
         filter: Global___Filter | None = ...,
         version: _builtins.int | None = ...,
+        collection: _builtins.str = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "filter", b"filter", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "filter", b"filter", "ids", b"ids", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "collection", b"collection", "filter", b"filter", "ids", b"ids", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
@@ -882,16 +902,20 @@ class GetIngestStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DOCUMENT_ID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     """Also return the state of this document. Empty: only the totals."""
+    collection: _builtins.str
+    """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
     def __init__(
         self,
         *,
         document_id: _builtins.str = ...,
+        collection: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_id", b"document_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_id", b"document_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -908,6 +932,7 @@ class GetIngestStatusResponse(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     DOCUMENT_STATE_FIELD_NUMBER: _builtins.int
     DOCUMENT_ERROR_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
     document_count: _builtins.int
     """Documents in the index."""
     queued_count: _builtins.int
@@ -916,11 +941,13 @@ class GetIngestStatusResponse(_message.Message):
     """Age of the oldest queued document; 0 for an empty queue."""
     dead_letter_count: _builtins.int
     collection: _builtins.str
-    """The collection that the alias points at; empty before the first document."""
+    """The name of the collection."""
     document_state: Global___DocumentState.ValueType
     """Present if `document_id` was given."""
     document_error: _builtins.str
     """The error of a FAILED document."""
+    model_id: _builtins.str
+    """The bi-encoder in use; empty before the first document."""
     def __init__(
         self,
         *,
@@ -931,10 +958,11 @@ class GetIngestStatusResponse(_message.Message):
         collection: _builtins.str = ...,
         document_state: Global___DocumentState.ValueType = ...,
         document_error: _builtins.str = ...,
+        model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "oldest_queued_seconds", b"oldest_queued_seconds", "queued_count", b"queued_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "queued_count", b"queued_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

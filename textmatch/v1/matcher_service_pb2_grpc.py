@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class MatcherServiceStub(object):
-    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents.
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents. Each
+    request names a collection. Collections never see each other's documents.
     """
 
     def __init__(self, channel):
@@ -68,7 +69,8 @@ class MatcherServiceStub(object):
 
 
 class MatcherServiceServicer(object):
-    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents.
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents. Each
+    request names a collection. Collections never see each other's documents.
     """
 
     def Match(self, request, context):
@@ -164,7 +166,8 @@ def add_MatcherServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MatcherService(object):
-    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents.
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents. Each
+    request names a collection. Collections never see each other's documents.
     """
 
     @staticmethod

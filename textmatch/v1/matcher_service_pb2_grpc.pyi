@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MatcherServiceStub:
-    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents."""
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents. Each
+    request names a collection. Collections never see each other's documents.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -61,7 +63,9 @@ class MatcherServiceStub:
 
 @_typing.type_check_only
 class MatcherServiceAsyncStub(MatcherServiceStub):
-    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents."""
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents. Each
+    request names a collection. Collections never see each other's documents.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Match: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.MatchRequest, _matcher_service_pb2.MatchResponse]  # type: ignore[assignment]
@@ -91,7 +95,9 @@ class MatcherServiceAsyncStub(MatcherServiceStub):
     """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
 
 class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
-    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents."""
+    """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents. Each
+    request names a collection. Collections never see each other's documents.
+    """
 
     @_abc_1.abstractmethod
     def Match(

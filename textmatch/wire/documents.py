@@ -151,6 +151,7 @@ def ingest_status_to_proto(status: IngestStatus) -> pb.GetIngestStatusResponse:
         oldest_queued_seconds=status.oldest_queued_seconds,
         dead_letter_count=status.dead_letter_count,
         collection=status.collection,
+        model_id=status.model_id,
         document_state=_STATES[status.document_state],
         document_error=status.document_error or "",
     )
@@ -164,6 +165,7 @@ def ingest_status_from_proto(response: pb.GetIngestStatusResponse) -> IngestStat
         oldest_queued_seconds=response.oldest_queued_seconds,
         dead_letter_count=response.dead_letter_count,
         collection=response.collection,
+        model_id=response.model_id,
         document_state=_STATES_OF_PROTO.get(response.document_state, DocumentState.UNKNOWN),
         document_error=response.document_error or None,
     )

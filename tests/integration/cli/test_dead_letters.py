@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.collections import KEYS, STATE, register
 from tests.support.redis import RedisServer
 from textmatch.cli.__main__ import main
 from textmatch.documents import Document
-from textmatch.queue import keys
 from textmatch.queue.dead_letters import DeadLetters, of_document, of_raw
 from textmatch.queue.redis_client import connect
 
@@ -31,7 +31,13 @@ def url(redis_server: RedisServer) -> str:
         of_document(Document("b", "text b", version=4), "TEXT_FAILED", "the model failed on it"),
         of_raw("{nonsense", "is not JSON"),
     ]
-    with_redis(redis_server.url, lambda redis: DeadLetters(redis).add(letters))
+
+    async def fill(redis: Redis) -> None:
+        await register(redis)
+        await DeadLetters(redis, STATE.letters).add(letters)
+        await DeadLetters(redis, KEYS.letters).add([of_raw("{unreadable", "is not JSON")])
+
+    with_redis(redis_server.url, fill)
     return redis_server.url
 
 
@@ -61,7 +67,7 @@ def test_replay_puts_documents_into_the_queue(
     assert json.loads(capsys.readouterr().out) == {"replayed": 1}
     assert "猫" not in listed(url, capsys)
     with redis_server.client() as redis:
-        assert redis.llen(keys.QUEUE) == 1
+        assert redis.llen(KEYS.queue) == 1
 
 
 def test_replay_all(url: str, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]):
@@ -69,7 +75,7 @@ def test_replay_all(url: str, redis_server: RedisServer, capsys: pytest.CaptureF
     assert capsys.readouterr().out == "replayed 3\n"
     assert listed(url, capsys) == {}
     with redis_server.client() as redis:
-        assert redis.llen(keys.QUEUE) == 3
+        assert redis.llen(KEYS.queue) == 3
 
 
 def test_drop(url: str, capsys: pytest.CaptureFixture[str]):
@@ -94,3 +100,25 @@ def test_a_redis_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert captured.err.startswith("textmatch: Redis does not answer: ")
     assert len(captured.err.splitlines()) == 1
+
+
+def test_unreadable_messages_belong_to_no_collection(
+    url: str, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
+):
+    at = ["--unreadable", "--redis-url", url]
+    assert main(["dead-letters", "list", "--json", *at]) == 0
+    assert json.loads(capsys.readouterr().out)["raw"] == "{unreadable"
+    assert main(["dead-letters", "replay", "--all", *at]) == 0
+    assert capsys.readouterr().out == "replayed 1\n"
+    with redis_server.client() as redis:
+        assert redis.llen(KEYS.queue) == 1
+    assert len(listed(url, capsys)) == 3
+
+
+def test_another_collection_or_installation_has_letters_of_its_own(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    assert main(["dead-letters", "list", "--json", "--collection", "faq", "--redis-url", url]) == 1
+    assert capsys.readouterr().err == 'textmatch: no collection "faq"\n'
+    monkeypatch.setenv("TEXTMATCH_INSTALLATION", "other")
+    assert listed(url, capsys) == {}

@@ -58,6 +58,15 @@ def test_status_as_json(
     addresses = ["--matcher", matcher_server.address, "--encoder", encoder_server.address]
     code, [answer], err = run(["status", "--json", *addresses], capsys)
     assert (code, err) == (0, "")
+    [listed] = answer.pop("collections")
+    assert listed == {
+        "name": "default",
+        "model_id": "tiny-0123456789ab",
+        "documents": 2,
+        "queued": 3,
+        "oldest_seconds": 1.5,
+        "dead_letters": 1,
+    }
     [model] = answer.pop("models")
     assert (model["model_id"], model["kind"], model["dimension"]) == ("tiny-0123456789ab", "bi-encoder", 4)
     assert answer == {
@@ -65,7 +74,7 @@ def test_status_as_json(
         "queued": 3,
         "oldest_seconds": 1.5,
         "dead_letters": 1,
-        "collection": "tiny-0123456789ab",
+        "collection": "default",
         "processes": [
             {"name": "encoder", "address": encoder_server.address, "health": "SERVING"},
             {"name": "matcher", "address": matcher_server.address, "health": "SERVING"},
@@ -89,6 +98,7 @@ def test_status_shows_what_it_can_of_a_stack_in_trouble(
             "encoder": encoder_server.address,
             "redis_url": "",
             "qdrant_url": "",
+            "installation": "textmatch",
             "processes": processes,
         }
         (tmp_path / "stack.json").write_text(json.dumps(stack))

@@ -115,11 +115,15 @@ def _point_the_alias_elsewhere(stack: Stack) -> None:
     """As if the index had been built by another model."""
     host, _, port = stack.file["qdrant_url"].removeprefix("http://").partition(":")
     qdrant = QdrantClient(host=host, grpc_port=int(port), prefer_grpc=True, check_compatibility=False)
-    other = models.VectorParams(size=4, distance=models.Distance.COSINE)
-    qdrant.create_collection("another-model", vectors_config=other)
-    alias = models.CreateAlias(collection_name="another-model", alias_name="textmatch")
-    remove = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name="textmatch"))
-    qdrant.update_collection_aliases([remove, models.CreateAliasOperation(create_alias=alias)])
+    [physical] = [one.collection_name for one in qdrant.get_aliases().aliases if one.alias_name == "default"]
+    name, _, generation = physical.split("--")
+    other = f"{name}--another-0123456789ab--{generation}"
+    vectors = models.VectorParams(size=4, distance=models.Distance.COSINE)
+    qdrant.create_collection(
+        other, {"dense": vectors}, metadata=qdrant.get_collection(physical).config.metadata
+    )
+    alias = models.CreateAlias(collection_name=other, alias_name=name)
+    qdrant.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
     qdrant.close()
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.collections import close_index, make_index, unique_config
+from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
-from textmatch.index.client import CollectionGone, connect
+from textmatch.index.client import CollectionGone
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 
@@ -26,8 +28,8 @@ def qdrant(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def alias() -> str:
-    return f"alias-{uuid.uuid4().hex}"
+def config() -> CollectionConfig:
+    return unique_config()
 
 
 @pytest.fixture
@@ -41,11 +43,11 @@ def new() -> str:
 
 
 @pytest.fixture
-async def index(qdrant: str, alias: str, old: str) -> AsyncIterator[Index]:
-    connected = Index(connect(qdrant), alias)
+async def index(qdrant: str, config: CollectionConfig, old: str) -> AsyncIterator[Index]:
+    connected = make_index(qdrant, config)
     await connected.collections.prepare(old, DIMENSION)
     yield connected
-    await connected.close()
+    await close_index(connected)
 
 
 async def write(index: Index, collection: str, *documents: Document) -> None:
@@ -65,15 +67,15 @@ async def test_a_change_and_the_way_back(index: Index, old: str, new: str):
 
 
 async def test_another_reader_follows_within_the_time_of_its_cache(
-    index: Index, qdrant: str, alias: str, old: str, new: str
+    index: Index, qdrant: str, config: CollectionConfig, old: str, new: str
 ):
-    reader = Index(connect(qdrant), alias)
-    assert await reader.collection() == old
+    reader = make_index(qdrant, config)
+    assert await reader.model_in_use() == old
     await index.aliases.start(new, DIMENSION)
     await index.aliases.promote(CollectionRole.NEXT, in_use=old)
-    assert await reader.collection() == old
-    assert await reader.refresh_collection() == new
-    await reader.close()
+    assert await reader.model_in_use() == old
+    assert await reader.refresh_model_in_use() == new
+    await close_index(reader)
 
 
 async def test_what_is_abandoned_cannot_be_put_to_use(index: Index, old: str, new: str):
@@ -100,9 +102,9 @@ async def test_starting_again_keeps_what_is_there(index: Index, new: str):
 
 
 async def test_deletes_reach_the_collections_beside_the_one_in_use(
-    index: Index, qdrant: str, alias: str, old: str, new: str
+    index: Index, qdrant: str, config: CollectionConfig, old: str, new: str
 ):
-    deleter = Index(connect(qdrant), alias)
+    deleter = make_index(qdrant, config)
     # From now on it knows of the old collection only, as long as it does not ask.
     assert (await deleter.collections.roles()).dual_write_targets == ()
     await index.aliases.start(new, DIMENSION)
@@ -114,20 +116,20 @@ async def test_deletes_reach_the_collections_beside_the_one_in_use(
     await index.aliases.promote(CollectionRole.NEXT, in_use=old)
     assert await deleter.delete({"b": 3}) == 1
     assert await index.points(old).count() == await index.points(new).count() == 0
-    await deleter.close()
+    await close_index(deleter)
 
 
 async def test_reads_through_a_stale_alias_find_the_successor(
-    index: Index, qdrant: str, alias: str, old: str, new: str
+    index: Index, qdrant: str, config: CollectionConfig, old: str, new: str
 ):
-    reader = Index(connect(qdrant), alias)
-    assert await reader.collection() == old
+    reader = make_index(qdrant, config)
+    assert await reader.model_in_use() == old
     await index.aliases.start(new, DIMENSION)
     await write(index, new, Document("a", "text", version=1))
     await index.aliases.promote(CollectionRole.NEXT, in_use=old)
     await index.aliases.drop(old)
     assert set(await reader.fetch(["a"])) == {"a"}
-    await reader.close()
+    await close_index(reader)
 
 
 async def test_a_collection_that_is_gone_is_named(index: Index, new: str):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from qdrant_client import models
 
 from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.collections import CONFIG, close_index, make_index, unique_config
 from textmatch.documents import Document, point_id
 from textmatch.filters import FieldMatch, Filter
 from textmatch.index import search as search_module
 from textmatch.index.bm25 import QueryVector, document_vector, query_vector
-from textmatch.index.client import connect
 from textmatch.index.index import Index
-from textmatch.index.schema import dense_vector_params
 from textmatch.index.search import SearchQuery
 from textmatch.index.term_statistics import TermStatistics
 from textmatch.vectors import Embeddings, normalise
@@ -41,10 +40,10 @@ def qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 async def index(qdrant: str) -> AsyncIterator[Index]:
-    connected = Index(connect(qdrant), alias=f"alias-{uuid.uuid4().hex}")
+    connected = make_index(qdrant, unique_config())
     await connected.collections.prepare(f"tiny-{uuid.uuid4().hex[:12]}", DIMENSION)
     yield connected
-    await connected.close()
+    await close_index(connected)
 
 
 def rows() -> Embeddings:
@@ -52,7 +51,7 @@ def rows() -> Embeddings:
 
 
 async def fill(index: Index) -> str:
-    collection = await index.collection()
+    collection = await index.model_in_use()
     documents = [Document(key, text, {"short": len(text) < 15}, version=1) for key, text in TEXTS.items()]
     await index.upsert(documents, rows(), model_id=collection)
     return collection
@@ -60,11 +59,11 @@ async def fill(index: Index) -> str:
 
 async def terms(index: Index, text: str) -> QueryVector | None:
     """The terms of a query, with their idf in the collection in use."""
-    return query_vector(text, await index.term_statistics.get(await index.collection(), 10.0))
+    return query_vector(text, await index.term_statistics.get(await index.model_in_use(), 10.0))
 
 
 async def found(index: Index, query: SearchQuery) -> dict[str, tuple[float | None, float | None]]:
-    collection = await index.collection()
+    collection = await index.model_in_use()
     hits = await index.search(query, model_id=collection)
     documents = await index.documents([hit.point for hit in hits], model_id=collection)
     return {documents[hit.point].id: (hit.cosine, hit.lexical) for hit in hits}
@@ -122,14 +121,14 @@ async def test_shards_do_not_change_the_evidence(qdrant: str, index: Index):
     await fill(index)
     vector = await terms(index, "delete a folder 删除")
     whole = await found(index, SearchQuery(5, terms=vector))
-    shard = Index(connect(qdrant), alias=f"alias-{uuid.uuid4().hex}")
+    shard = make_index(qdrant, unique_config())
     await shard.collections.prepare(f"tiny-{uuid.uuid4().hex[:12]}", DIMENSION)
-    collection = await shard.collection()
+    collection = await shard.model_in_use()
     documents = [Document(key, TEXTS[key], version=1) for key in ("rm", "看")]
     await shard.upsert(documents, rows()[[0, 4]], model_id=collection)
     part = await found(shard, SearchQuery(5, terms=vector))
     assert part == {"rm": whole["rm"]}
-    await shard.close()
+    await close_index(shard)
 
 
 async def test_term_statistics_are_those_of_the_stored_documents(index: Index):
@@ -179,21 +178,16 @@ async def test_documents_come_along_if_asked_for(index: Index, embedding: Embedd
     assert len(documents) >= 2
 
 
-async def test_a_collection_made_before_bm25_keeps_working(qdrant: str):
-    alias, collection = f"alias-{uuid.uuid4().hex}", f"old-{uuid.uuid4().hex[:12]}"
-    client = connect(qdrant)
-    await client.create_collection(collection, vectors_config=dense_vector_params(DIMENSION))
-    create = models.CreateAlias(collection_name=collection, alias_name=alias)
-    await client.update_collection_aliases([models.CreateAliasOperation(create_alias=create)])
-    await client.close()
-    index = Index(connect(qdrant), alias)
+async def test_a_collection_may_do_without_bm25(qdrant: str):
+    collection = f"tiny-{uuid.uuid4().hex[:12]}"
+    index = make_index(qdrant, replace(unique_config(), lexical=False))
     await index.collections.prepare(collection, DIMENSION)
     await fill(index)
     assert not (await index.collections.info(collection)).has_lexical
     assert "rm" in await found(index, SearchQuery(2, rows()[0]))
     stored = await index.fetch(["rm"], with_embeddings=True)
     assert np.allclose(stored["rm"].embedding, rows()[0], atol=1e-6)
-    await index.close()
+    await close_index(index)
 
 
 async def test_notes_are_kept_beside_the_collection(index: Index):
@@ -201,5 +195,6 @@ async def test_notes_are_kept_beside_the_collection(index: Index):
     assert (await index.collections.info(collection)).has_lexical
     await index.collections.note(collection, {"score_fusion": {"lexical": 0.25, "other": None}})
     await index.collections.note(collection, {"other": [1, "二"]})
-    notes = (await index.collections.info(collection)).notes
+    notes = dict((await index.collections.info(collection)).notes)
+    assert notes.pop("collection")["generation"] == CONFIG.generation
     assert notes == {"score_fusion": {"lexical": 0.25, "other": None}, "other": [1, "二"]}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.collections import close_index, make_index, unique_config
 from textmatch.documents import MAX_VERSION, Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
@@ -35,10 +36,10 @@ def qdrant(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 async def index(qdrant: str) -> AsyncIterator[Index]:
     """An index with an alias and a collection of its own."""
-    connected = Index(connect(qdrant), alias=f"alias-{uuid.uuid4().hex}")
+    connected = make_index(qdrant, unique_config())
     await connected.collections.prepare(unique_model(), DIMENSION)
     yield connected
-    await connected.close()
+    await close_index(connected)
 
 
 def unique_model() -> str:
@@ -51,19 +52,19 @@ def embedding(seed: int) -> Embeddings:
 
 async def write(index: Index, *documents: Document) -> None:
     rows = np.concatenate([embedding(hash(one.text) % 1000) for one in documents])
-    await index.upsert(documents, rows, model_id=await index.collection())
+    await index.upsert(documents, rows, model_id=await index.model_in_use())
 
 
 async def test_nothing_is_found_before_the_first_collection(qdrant: str):
-    index = Index(connect(qdrant), alias="nobody-made-it")
-    assert await index.collection() == ""
+    index = make_index(qdrant, unique_config())
+    assert await index.model_in_use() == ""
     assert await index.count() == 0
     assert await index.fetch(["a"]) == {}
     assert await index.delete({"a": 1}) == 0
     assert [page async for page in index.find_versions(Filter(), max_version=MAX_VERSION)] == []
     with pytest.raises(CollectionGone, match="missing-000000000000"):
         await index.search(SearchQuery(5, embedding(1)[0]), model_id="missing-000000000000")
-    await index.close()
+    await close_index(index)
 
 
 async def test_what_was_written_comes_back_whole(index: Index):
@@ -75,7 +76,7 @@ async def test_what_was_written_comes_back_whole(index: Index):
     assert stored.document == document
     assert stored.text_hash == text_hash(document.text)
     assert stored.content_hash == content_hash(document)
-    assert stored.model_id == await index.collection()
+    assert stored.model_id == await index.model_in_use()
     assert np.allclose(stored.embedding, embedding(hash(document.text) % 1000)[0], atol=1e-6)
 
 
@@ -115,10 +116,10 @@ async def test_delete_spares_what_is_newer(index: Index):
 async def test_recall_returns_the_nearest_first(index: Index):
     documents = [Document(f"d{number}", f"text {number}", version=1) for number in range(50)]
     rows = np.concatenate([embedding(number) for number in range(50)])
-    await index.upsert(documents, rows, model_id=await index.collection())
-    hits = await index.search(SearchQuery(5, embedding(7)[0]), model_id=await index.collection())
+    await index.upsert(documents, rows, model_id=await index.model_in_use())
+    hits = await index.search(SearchQuery(5, embedding(7)[0]), model_id=await index.model_in_use())
     hits.sort(key=lambda hit: -hit.cosine)
-    documents = await index.documents([hit.point for hit in hits], model_id=await index.collection())
+    documents = await index.documents([hit.point for hit in hits], model_id=await index.model_in_use())
     exact = np.argsort(-(rows @ embedding(7)[0]))[:5]
     assert [documents[hit.point].id for hit in hits] == [f"d{number}" for number in exact]
     assert hits[0].cosine == pytest.approx(1.0, abs=1e-5)
@@ -158,8 +159,8 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
         SearchQuery(10, embedding(1)[0], None, condition),
         SearchQuery(10, None, query_vector("b c a1", UNKNOWN), condition),
     ):
-        hits = await index.search(query, model_id=await index.collection())
-        documents = await index.documents([hit.point for hit in hits], model_id=await index.collection())
+        hits = await index.search(query, model_id=await index.model_in_use())
+        documents = await index.documents([hit.point for hit in hits], model_id=await index.model_in_use())
         assert {one.id for one in documents.values()} == expected
 
 
@@ -172,7 +173,7 @@ async def test_attributes_may_have_any_name_without_dots_and_quotes(index: Index
 
 async def test_a_search_by_filter_goes_through_many_pages(index: Index):
     documents = [Document(f"d{number}", "text", version=1) for number in range(2_100)]
-    await index.upsert(documents, np.tile(embedding(1), (2_100, 1)), model_id=await index.collection())
+    await index.upsert(documents, np.tile(embedding(1), (2_100, 1)), model_id=await index.model_in_use())
     pages = [page async for page in index.find_versions(Filter(), max_version=1)]
     assert len(pages) == 3
     assert {one for page in pages for one in page} == {document.id for document in documents}
@@ -192,32 +193,32 @@ async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Inde
         match="filter field 'a\"b': must be parts joined by dots, none of them empty or with a double quote",
     ):
         await index.search(
-            SearchQuery(10, embedding(1)[0], None, condition), model_id=await index.collection()
+            SearchQuery(10, embedding(1)[0], None, condition), model_id=await index.model_in_use()
         )
 
 
 async def test_another_models_collection_is_a_mismatch_naming_both(index: Index):
-    current = await index.collection()
+    current = await index.model_in_use()
     with pytest.raises(ModelMismatch) as raised:
         await index.collections.prepare("other-000000000000", DIMENSION)
     assert (raised.value.index_model_id, raised.value.encoder_model_id) == (current, "other-000000000000")
 
 
 async def test_two_can_prepare_the_same_collection_at_once(qdrant: str):
-    alias, model = f"alias-{uuid.uuid4().hex}", unique_model()
-    first, second = Index(connect(qdrant), alias), Index(connect(qdrant), alias)
+    config, model = unique_config(), unique_model()
+    first, second = make_index(qdrant, config), make_index(qdrant, config)
     await first.collections.prepare(model, DIMENSION)
     await second.collections.prepare(model, DIMENSION)
-    assert await first.collection() == await second.collection() == model
-    await first.close()
-    await second.close()
+    assert await first.model_in_use() == await second.model_in_use() == model
+    await close_index(first)
+    await close_index(second)
 
 
 async def test_a_dead_qdrant_is_unavailable_and_says_so():
-    index = Index(connect("http://127.0.0.1:1", timeout_seconds=1), alias="any")
+    index = make_index("http://127.0.0.1:1", timeout_seconds=1)
     with pytest.raises(DependencyUnavailable, match="Qdrant does not answer"):
-        await index.collection()
-    await index.close()
+        await index.model_in_use()
+    await close_index(index)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:6334", "ftp://host", "http://"])

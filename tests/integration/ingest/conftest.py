@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import (
-    alias,
+    IngestState,
+    collection,
     index,
     make_indexer_dependencies,
     make_ingest_state,
@@ -27,12 +27,13 @@ from tests.support.redis import (
     redis_server,
     shared_redis_server,
 )
+from textmatch.collection_config import CollectionConfig
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.index import Index
 from workers.indexer import IndexerDependencies
 
 __all__ = [
-    "alias",
+    "collection",
     "index",
     "own_redis_server",
     "qdrant_url",
@@ -58,18 +59,22 @@ async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIte
 
 
 @pytest.fixture
-def state(redis: Redis) -> IngestDependencies:
-    return make_ingest_state(redis)
+def state(redis: Redis, index: Index) -> IngestState:
+    return make_ingest_state(redis, index)
 
 
 @pytest.fixture
-def handler(index: Index, state: IngestDependencies) -> DocumentCalls:
-    return DocumentCalls(index, state)
+def handler(state: IngestState) -> DocumentCalls:
+    return DocumentCalls(state)
 
 
 @pytest.fixture
 def start_worker(
-    redis_server: RedisServer, qdrant_url: str, alias: str, encoder: ScriptedEncoder, tmp_path: Path
+    redis_server: RedisServer,
+    qdrant_url: str,
+    collection: CollectionConfig,
+    encoder: ScriptedEncoder,
+    tmp_path: Path,
 ) -> Iterator[Callable[..., WorkerProcess]]:
     """Starts workers and kills them after the test; keyword arguments are environment variables."""
     started: list[WorkerProcess] = []
@@ -79,7 +84,6 @@ def start_worker(
             "TEXTMATCH_REDIS_URL": redis_server.url,
             "TEXTMATCH_QDRANT_URL": qdrant_url,
             "TEXTMATCH_ENCODER_TARGET": encoder.target,
-            "TEXTMATCH_COLLECTION_ALIAS": alias,
         }
         worker = WorkerProcess({**addresses, **environment}, tmp_path / f"worker-{len(started)}.log")
         started.append(worker)

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.ingest import IngestDependencies, IngestHandler
+from services.matcher.ingest import IngestHandler
 from services.matcher.servicer import MatcherServicer
-from textmatch.index.index import Index
+from tests.integration.ingest.indexing import IngestState
+from tests.support.collections import FixedStore
 from textmatch.v1 import matcher_service_pb2 as pb
 
 
@@ -26,10 +27,15 @@ class Call:
 class DocumentCalls:
     """Calls the servicer with messages."""
 
-    def __init__(self, index: Index, state: IngestDependencies) -> None:
-        ingest, documents = IngestHandler(index, state), DocumentsHandler(index, state)
+    def __init__(self, state: IngestState) -> None:
+        ingest, documents = IngestHandler(state.shared), DocumentsHandler(state.shared)
         self._servicer = MatcherServicer(
-            None, ingest, documents, match_timeout_seconds=10, batch_match_concurrency=1
+            FixedStore(state.collection),
+            None,
+            ingest,
+            documents,
+            match_timeout_seconds=10,
+            batch_match_concurrency=1,
         )
 
     def ingest(

@@ -1,17 +1,26 @@
-"""A real Qdrant Edge with a fresh alias for each test, and what a worker and a matcher work with."""
+"""A real Qdrant Edge with nothing but the collection `default`, and what a worker and a matcher work with."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 
 import pytest
 from redis.asyncio import Redis
 
 from services.matcher.ingest import Admission, IngestDependencies, QueueLimits
 from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.collections import (
+    KEYS,
+    close_index,
+    empty_qdrant,
+    make_collection,
+    make_index,
+    register,
+)
+from textmatch.collection_config import CollectionConfig
+from textmatch.collection_store import Collection
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.client import connect
 from textmatch.index.index import Index
 from textmatch.indexing import Copier
 from textmatch.queue.dead_letters import DeadLetters
@@ -34,40 +43,56 @@ def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def alias() -> str:
-    return f"alias-{uuid.uuid4().hex}"
+async def collection(qdrant_url: str, redis: Redis) -> CollectionConfig:
+    """The collection `default`, registered and empty."""
+    await empty_qdrant(qdrant_url)
+    return await register(redis)
 
 
 @pytest.fixture
-async def index(qdrant_url: str, alias: str) -> AsyncIterator[Index]:
-    connected = Index(connect(qdrant_url), alias)
+async def index(qdrant_url: str, collection: CollectionConfig) -> AsyncIterator[Index]:
+    connected = make_index(qdrant_url, collection)
     yield connected
-    await connected.close()
+    await close_index(connected)
 
 
 def make_indexer_dependencies(
     index: Index, redis: Redis, encoder: EncoderClient, unserved_seconds: float = 60.0
 ) -> IndexerDependencies:
     """What a worker works with."""
-    tombstones = Tombstones(redis)
-    return IndexerDependencies(
-        encoder=encoder,
-        index=index,
-        dual_writer=DualWriter(index, Copier(index, encoder, tombstones, 10.0), unserved_seconds),
-        pending=Pending(redis),
-        tombstones=tombstones,
-        dead_letters=DeadLetters(redis),
-        encode_timeout_seconds=10.0,
-    )
+    collection = make_collection(redis, index)
+    copier = Copier(index, encoder, collection.tombstones, 10.0)
+    return IndexerDependencies(collection, encoder, DualWriter(index, copier, unserved_seconds), 10.0)
 
 
-def make_ingest_state(redis: Redis, limits: QueueLimits = UNLIMITED) -> IngestDependencies:
+@dataclass(frozen=True)
+class IngestState:
+    """What a matcher works with: what all collections share, and the state of one collection."""
+
+    shared: IngestDependencies
+    collection: Collection
+    # Messages that cannot be read.
+    unreadable: DeadLetters
+
+    @property
+    def producer(self) -> Producer:
+        return self.shared.producer
+
+    @property
+    def pending(self) -> Pending:
+        return self.collection.pending
+
+    @property
+    def tombstones(self) -> Tombstones:
+        return self.collection.tombstones
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        return self.collection.dead_letters
+
+
+def make_ingest_state(redis: Redis, index: Index, limits: QueueLimits = UNLIMITED) -> IngestState:
     """What a matcher works with."""
-    return IngestDependencies(
-        producer=Producer(redis),
-        pending=Pending(redis),
-        tombstones=Tombstones(redis),
-        dead_letters=DeadLetters(redis),
-        admission=Admission(QueueDepth(redis), limits),
-        tombstone_seconds=TOMBSTONE_SECONDS,
-    )
+    admission = Admission(QueueDepth(redis, KEYS), limits)
+    shared = IngestDependencies(Producer(redis, KEYS), admission, TOMBSTONE_SECONDS)
+    return IngestState(shared, make_collection(redis, index), DeadLetters(redis, KEYS.letters))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -15,11 +16,11 @@ from services.matcher.ingest import Admission, IngestHandler, QueueLimits
 from services.matcher.servicer import MatcherServicer
 from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import make_ingest_state
+from tests.support.collections import KEYS, STATE, FixedStore, register
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
 from textmatch.errors import DependencyUnavailable, Overloaded
 from textmatch.index.index import Index
-from textmatch.queue import keys
 from textmatch.queue.app import make_app
 from textmatch.queue.depth import QueueDepth
 from textmatch.queue.messages import TASK_NAME
@@ -52,13 +53,13 @@ async def ingest(
 async def work_off(redis: Redis) -> None:
     """What a worker does to the queue, as far as its size is concerned."""
     taken = await take_queued(redis)
-    await Pending(redis).clear({document.id: document.version for document in taken})
+    await Pending(redis, STATE).clear({document.id: document.version for document in taken})
 
 
 @pytest.fixture
 def matchers(index: Index, redis: Redis) -> tuple[DocumentCalls, DocumentCalls]:
     """Two that share the queue."""
-    first, second = (DocumentCalls(index, make_ingest_state(redis, LIMITS)) for _ in range(2))
+    first, second = (DocumentCalls(make_ingest_state(redis, index, LIMITS)) for _ in range(2))
     return first, second
 
 
@@ -74,19 +75,19 @@ async def test_callers_of_all_matchers_are_held_until_there_is_room(
     held_before = REGISTRY.get_sample_value("textmatch_ingest_held_seconds_count") or 0.0
     await asyncio.sleep(0.5)
     assert not any(one.done() for one in held)
-    assert (await Pending(redis).summary()).count == 10
+    assert (await Pending(redis, STATE).summary()).count == 10
     await work_off(redis)
     async with asyncio.timeout(10):
         answers = await asyncio.gather(*held)
     assert {result.outcome for [answer] in answers for result in answer.results} == {
         pb.INGEST_OUTCOME_ACCEPTED
     }
-    assert (await Pending(redis).summary()).count == 6
+    assert (await Pending(redis, STATE).summary()).count == 6
     assert REGISTRY.get_sample_value("textmatch_ingest_held_seconds_count") == held_before + 6
 
 
 async def test_the_limit_is_passed_by_one_request_at_most(index: Index, redis: Redis):
-    matcher = DocumentCalls(index, make_ingest_state(redis, LIMITS))
+    matcher = DocumentCalls(make_ingest_state(redis, index, LIMITS))
     held = [
         asyncio.create_task(ingest(matcher, request_of(*(f"{number}-{i}" for i in range(4)))))
         for number in range(20)
@@ -94,7 +95,7 @@ async def test_the_limit_is_passed_by_one_request_at_most(index: Index, redis: R
     await asyncio.sleep(0.5)
     assert sum(one.done() for one in held) == 3
     while not all(one.done() for one in held):
-        assert (await Pending(redis).summary()).count <= 12
+        assert (await Pending(redis, STATE).summary()).count <= 12
         await work_off(redis)
         await asyncio.sleep(0.05)
     await asyncio.gather(*held)
@@ -120,9 +121,9 @@ async def test_what_is_stored_already_needs_no_room(
 
 
 async def test_bytes_and_messages_of_other_producers_count(redis_server: RedisServer, redis: Redis):
-    backlog = QueueDepth(redis)
+    backlog = QueueDepth(redis, KEYS)
     assert (await backlog.measure()).size_bytes == 0
-    with make_app(redis_server.url) as app:
+    with make_app(redis_server.url, KEYS) as app:
         for _ in range(20):
             app.send_task(TASK_NAME, args=["x" * 100_000])
     size = await backlog.measure()
@@ -133,7 +134,7 @@ async def test_bytes_and_messages_of_other_producers_count(redis_server: RedisSe
     with pytest.raises(Overloaded):
         async with admission.entry([], time.monotonic() + 0.2):
             pass
-    await redis.delete(keys.QUEUE)
+    await redis.delete(KEYS.queue)
     async with admission.entry([], time.monotonic() + 5.0):
         pass
 
@@ -141,14 +142,15 @@ async def test_bytes_and_messages_of_other_producers_count(redis_server: RedisSe
 async def test_small_messages_are_measured_well(redis: Redis):
     message = "x" * 500
     for _ in range(100):
-        await redis.lpush(keys.QUEUE, *[message] * 1_000)
-    size_bytes = (await QueueDepth(redis).measure()).size_bytes
+        await redis.lpush(KEYS.queue, *[message] * 1_000)
+    size_bytes = (await QueueDepth(redis, KEYS).measure()).size_bytes
     assert 100_000 * 500 < size_bytes < 100_000 * 500 * 1.2
 
 
 async def test_a_held_caller_learns_that_redis_is_gone(own_redis_server: RedisServer, index: Index):
     redis = connect(own_redis_server.url)
-    matcher = DocumentCalls(index, make_ingest_state(redis, QueueLimits(documents=1, size_bytes=10**9)))
+    await register(redis)
+    matcher = DocumentCalls(make_ingest_state(redis, index, QueueLimits(documents=1, size_bytes=10**9)))
     await ingest(matcher, request_of("a"))
     held = asyncio.create_task(ingest(matcher, request_of("b")))
     await asyncio.sleep(0.3)
@@ -161,9 +163,14 @@ async def test_a_held_caller_learns_that_redis_is_gone(own_redis_server: RedisSe
 
 async def test_a_stream_is_slowed_by_flow_control(index: Index, redis: Redis):
     """Over real gRPC: a client that sends without end gets no further than the buffers on the way."""
-    handler = IngestHandler(index, make_ingest_state(redis, QueueLimits(documents=1, size_bytes=10**9)))
+    state = make_ingest_state(redis, index, QueueLimits(documents=1, size_bytes=10**9))
+    handler = IngestHandler(state.shared)
     server = GrpcServer("127.0.0.1", 0, 64 * 1024 * 1024)
-    servicer = MatcherServicer(None, handler, None, match_timeout_seconds=1.0, batch_match_concurrency=1)  # type: ignore[arg-type]
+    untouched: Any = None
+    store: Any = FixedStore(state.collection)
+    servicer = MatcherServicer(
+        store, untouched, handler, untouched, match_timeout_seconds=1.0, batch_match_concurrency=1
+    )
     server.add(add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     address = await server.start()
     sent = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,14 +11,13 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2
 from redis.asyncio import Redis
 
-from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.document_calls import DocumentCalls
-from tests.integration.ingest.indexing import make_ingest_state
+from tests.integration.ingest.indexing import IngestState, make_ingest_state
+from tests.support.collections import close_index, make_index, register
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
 from textmatch.documents import Document, version_now
 from textmatch.errors import DependencyUnavailable, DocumentNotFound, InvalidInput
-from textmatch.index.client import connect as connect_qdrant
 from textmatch.index.index import Index
 from textmatch.queue.dead_letters import of_document
 from textmatch.queue.redis_client import connect
@@ -69,9 +69,7 @@ async def test_each_request_of_a_stream_is_answered_in_order(handler: DocumentCa
     assert abs(second[0].version - version_now()) < 60_000_000
 
 
-async def test_bad_documents_are_named_and_their_neighbours_go_in(
-    handler: DocumentCalls, state: IngestDependencies
-):
+async def test_bad_documents_are_named_and_their_neighbours_go_in(handler: DocumentCalls, state: IngestState):
     [results] = await send(
         handler,
         [
@@ -128,7 +126,7 @@ async def test_a_stored_document_comes_back_whole(
         await handler.get(pb.GetDocumentRequest(id="文档🙂"))
     await work(deps, redis)
     assert (await handler.get(pb.GetDocumentRequest(id="文档🙂"))).document == sent
-    stored = (await deps.index.fetch(["文档🙂"]))["文档🙂"].document
+    stored = (await deps.collection.index.fetch(["文档🙂"]))["文档🙂"].document
     assert stored.attributes["n"] == 3
     assert isinstance(stored.attributes["n"], int)
 
@@ -167,7 +165,7 @@ async def test_a_change_that_is_taken_back_in_the_same_request_is_not_lost(
 
 
 async def test_nothing_is_unchanged_under_a_tombstone(
-    handler: DocumentCalls, state: IngestDependencies, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, state: IngestState, deps: IndexerDependencies, redis: Redis
 ):
     [[stored]] = await send(handler, [proto("a")])
     await work(deps, redis)
@@ -239,17 +237,18 @@ async def test_the_status_follows_a_document(handler: DocumentCalls, deps: Index
     await send(handler, [proto("a")])
     assert await document_state(handler, "a") == "PENDING"
     waiting = await handler.status(pb.GetIngestStatusRequest())
-    assert (waiting.queued_count, waiting.document_count, waiting.collection) == (1, 0, "")
+    assert (waiting.queued_count, waiting.document_count, waiting.model_id) == (1, 0, "")
     assert 0.0 <= waiting.oldest_queued_seconds < 60.0
     await work(deps, redis)
     assert await document_state(handler, "a") == "INDEXED"
     settled = await handler.status(pb.GetIngestStatusRequest())
     assert (settled.queued_count, settled.oldest_queued_seconds, settled.document_count) == (0, 0.0, 1)
-    assert settled.collection == await deps.index.collection() != ""
+    assert settled.collection == "default"
+    assert settled.model_id == await deps.collection.index.model_in_use() != ""
 
 
 async def test_the_status_says_why_a_document_failed_until_it_is_deleted(
-    handler: DocumentCalls, state: IngestDependencies
+    handler: DocumentCalls, state: IngestState
 ):
     await state.dead_letters.add([of_document(Document("a", "t", version=5), "TEXT_FAILED", "因为")])
     status = await handler.status(pb.GetIngestStatusRequest(document_id="a"))
@@ -267,16 +266,18 @@ async def test_ids_are_checked(handler: DocumentCalls, document_id: str):
         await handler.status(pb.GetIngestStatusRequest(document_id=document_id))
 
 
-async def test_writes_are_taken_while_the_index_is_down(state: IngestDependencies):
-    index = Index(connect_qdrant("http://127.0.0.1:1"), "alias")
-    [[result]] = await send(DocumentCalls(index, state), [proto("a")])
+async def test_writes_are_taken_while_the_index_is_down(state: IngestState):
+    index = make_index("http://127.0.0.1:1")
+    down = replace(state, collection=replace(state.collection, index=index))
+    [[result]] = await send(DocumentCalls(down), [proto("a")])
     assert result.outcome == ACCEPTED
-    await index.close()
+    await close_index(index)
 
 
 async def test_writes_are_refused_while_redis_is_down(own_redis_server: RedisServer, index: Index):
     redis = connect(own_redis_server.url)
-    down = DocumentCalls(index, make_ingest_state(redis))
+    await register(redis)
+    down = DocumentCalls(make_ingest_state(redis, index))
     own_redis_server.kill()
     with pytest.raises(DependencyUnavailable, match="Redis"):
         await send(down, [proto("a")])

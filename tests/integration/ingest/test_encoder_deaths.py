@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from services.matcher.ingest import IngestDependencies
+from tests.integration.ingest.indexing import IngestState
 from tests.integration.ingest.mortal_encoder import DEADLY_TEXT, SLOW_TEXT, MortalEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
+from tests.support.collections import CONFIG
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient, EncoderCrashed
 from textmatch.errors import DependencyUnavailable
@@ -27,18 +28,18 @@ def mortal() -> Iterator[MortalEncoder]:
     encoder.stop()
 
 
-async def settled(state: IngestDependencies) -> bool:
+async def settled(state: IngestState) -> bool:
     return (await state.pending.summary()).count == 0
 
 
 @pytest.mark.slow
 async def test_a_text_that_kills_the_encoder_ends_in_the_dead_letters(
-    state: IngestDependencies, index: Index, mortal: MortalEncoder, start_worker: Callable[..., WorkerProcess]
+    state: IngestState, index: Index, mortal: MortalEncoder, start_worker: Callable[..., WorkerProcess]
 ):
     worker = start_worker(TEXTMATCH_ENCODER_TARGET=mortal.target)
     deadly = Document("deadly", DEADLY_TEXT, version=1)
     others = [Document(f"d{number}", f"text {number}", version=1) for number in range(12)]
-    await state.producer.enqueue([*others[:5], deadly, *others[5:]])
+    await state.producer.enqueue(CONFIG, [*others[:5], deadly, *others[5:]])
     await eventually(lambda: settled(state), "all to be settled", seconds=150)
     [letter] = await state.dead_letters.entries(10)
     assert (letter.document, letter.reason) == (deadly, "TEXT_FAILED")
@@ -51,10 +52,12 @@ async def test_a_text_that_kills_the_encoder_ends_in_the_dead_letters(
 
 @pytest.mark.slow
 async def test_no_text_pays_for_an_encoder_that_is_killed_or_away(
-    state: IngestDependencies, index: Index, mortal: MortalEncoder, start_worker: Callable[..., WorkerProcess]
+    state: IngestState, index: Index, mortal: MortalEncoder, start_worker: Callable[..., WorkerProcess]
 ):
     start_worker(TEXTMATCH_ENCODER_TARGET=mortal.target)
-    await state.producer.enqueue([Document("a", SLOW_TEXT, version=1), Document("b", "text", version=1)])
+    await state.producer.enqueue(
+        CONFIG, [Document("a", SLOW_TEXT, version=1), Document("b", "text", version=1)]
+    )
     for _ in range(3):
         await asyncio.sleep(1.5)
         mortal.kill()

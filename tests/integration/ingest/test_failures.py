@@ -9,21 +9,22 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import REGISTRY
 
-from services.matcher.ingest import IngestDependencies
+from tests.integration.ingest.indexing import IngestState
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
+from tests.support.collections import CONFIG
 from textmatch.documents import Document
 from textmatch.errors import Overloaded
 from workers.indexer import IndexerDependencies
 from workers.retrying_indexer import AcceptedDocument, RetryingIndexer
 
 POISON = "poison"
-MISMATCH_LABELS = {"reason": "MODEL_MISMATCH"}
+MISMATCH_LABELS = {"collection": "default", "reason": "MODEL_MISMATCH"}
 
 
 @pytest.fixture
-def indexer(deps: IndexerDependencies) -> RetryingIndexer:
-    return RetryingIndexer(deps, budget_seconds=30.0)
+def indexer() -> RetryingIndexer:
+    return RetryingIndexer(budget_seconds=30.0)
 
 
 def documents(count: int) -> tuple[Document, ...]:
@@ -46,11 +47,11 @@ async def test_overload_is_waited_out_for_as_long_as_the_encoder_asks(
     retries = REGISTRY.get_sample_value("textmatch_worker_retries_total", labels) or 0.0
     encoder.errors = [Overloaded("busy", retry_delay_seconds=1.5)]
     started_at = time.monotonic()
-    await indexer.settle(accepted(*documents(3)))
+    await indexer.settle(accepted(*documents(3)), deps)
     assert time.monotonic() - started_at >= 1.5
     assert REGISTRY.get_sample_value("textmatch_worker_retries_total", labels) == retries + 1
-    assert await deps.index.count() == 3
-    assert await deps.dead_letters.count() == 0
+    assert await deps.collection.index.count() == 3
+    assert await deps.collection.dead_letters.count() == 0
 
 
 async def test_a_bug_of_the_encoder_fails_only_the_document_that_sets_it_off(
@@ -58,31 +59,31 @@ async def test_a_bug_of_the_encoder_fails_only_the_document_that_sets_it_off(
 ):
     encoder.check = fails_on_poison
     poisoned = Document("poisoned", POISON, version=1)
-    await indexer.settle(accepted(*documents(20), poisoned))
-    assert await deps.index.count() == 20
-    [letter] = await deps.dead_letters.entries(10)
+    await indexer.settle(accepted(*documents(20), poisoned), deps)
+    assert await deps.collection.index.count() == 20
+    [letter] = await deps.collection.dead_letters.entries(10)
     assert (letter.document, letter.reason) == (poisoned, "INTERNAL")
 
 
 async def test_a_dead_letter_can_be_replayed(
-    indexer: RetryingIndexer, deps: IndexerDependencies, state: IngestDependencies, encoder: ScriptedEncoder
+    indexer: RetryingIndexer, deps: IndexerDependencies, state: IngestState, encoder: ScriptedEncoder
 ):
     encoder.check = fails_on_poison
     poisoned = Document("中毒", POISON, {"n": 1}, version=5)
-    await indexer.settle(accepted(poisoned))
+    await indexer.settle(accepted(poisoned), deps)
     encoder.check = lambda texts: None
-    assert await state.dead_letters.replay(["中毒"], state.producer) == 1
+    assert await state.dead_letters.replay(["中毒"], state.producer, CONFIG) == 1
     assert await state.pending.versions(["中毒"]) == {"中毒": 5}
-    await indexer.settle(accepted(poisoned))
-    assert (await deps.index.fetch(["中毒"]))["中毒"].document == poisoned
-    assert await deps.dead_letters.count() == 0
+    await indexer.settle(accepted(poisoned), deps)
+    assert (await deps.collection.index.fetch(["中毒"]))["中毒"].document == poisoned
+    assert await deps.collection.dead_letters.count() == 0
 
 
 async def test_a_model_mismatch_waits_for_the_operator(
     indexer: RetryingIndexer, deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
-    await deps.index.collections.prepare("another-0123456789ab", 8)
-    settling = asyncio.create_task(indexer.settle(accepted(*documents(1))))
+    await deps.collection.index.collections.prepare("another-0123456789ab", 8)
+    settling = asyncio.create_task(indexer.settle(accepted(*documents(1)), deps))
 
     async def is_reported() -> bool:
         return REGISTRY.get_sample_value("textmatch_worker_operator_needed", MISMATCH_LABELS) == 1.0
@@ -92,5 +93,5 @@ async def test_a_model_mismatch_waits_for_the_operator(
     encoder.model_id = "another-0123456789ab"
     await settling
     assert REGISTRY.get_sample_value("textmatch_worker_operator_needed", MISMATCH_LABELS) is None
-    assert await deps.index.count() == 1
-    assert await deps.dead_letters.count() == 0
+    assert await deps.collection.index.count() == 1
+    assert await deps.collection.dead_letters.count() == 0

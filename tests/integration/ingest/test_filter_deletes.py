@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.document_calls import DocumentCalls
+from tests.integration.ingest.indexing import IngestState
+from tests.support.collections import CONFIG, STATE
 from tests.support.queue import take_queued
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
@@ -32,18 +33,18 @@ async def delete(handler: DocumentCalls, version: int | None = None, condition: 
 
 
 async def stored_version(deps: IndexerDependencies) -> int | None:
-    found = (await deps.index.fetch(["a"])).get("a")
+    found = (await deps.collection.index.fetch(["a"])).get("a")
     return found.document.version if found else None
 
 
 async def test_queued_documents_are_deleted_once_they_are_written(
-    handler: DocumentCalls, state: IngestDependencies, deps: IndexerDependencies, redis: Redis
+    handler: DocumentCalls, state: IngestState, deps: IndexerDependencies, redis: Redis
 ):
-    await state.producer.enqueue([document("zh", 5), document("en", 5, "b"), document("zh", 50, "c")])
+    await state.producer.enqueue(CONFIG, [document("zh", 5), document("en", 5, "b"), document("zh", 50, "c")])
     assert await delete(handler, version=10) == 0
     queued = await take_queued(redis)
     assert await index_documents(queued, deps) == [DELETED, INDEXED, INDEXED]
-    assert set(await deps.index.fetch(["a", "b", "c"])) == {"b", "c"}
+    assert set(await deps.collection.index.fetch(["a", "b", "c"])) == {"b", "c"}
     # A redelivery brings nothing back.
     assert await index_documents(queued, deps) == [DELETED, UNCHANGED, UNCHANGED]
     status = await handler.status(pb.GetIngestStatusRequest(document_id="a"))
@@ -76,7 +77,7 @@ async def test_documents_that_come_after_the_delete_stay(handler: DocumentCalls,
 
 
 async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
-    handler: DocumentCalls, state: IngestDependencies, deps: IndexerDependencies
+    handler: DocumentCalls, state: IngestState, deps: IndexerDependencies
 ):
     await index_documents([document("en", 1)], deps)
     unreadable = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field='a"b'))])
@@ -86,14 +87,14 @@ async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
 
 
 async def test_no_document_pays_for_a_filter_that_cannot_be_read(
-    state: IngestDependencies, deps: IndexerDependencies
+    state: IngestState, deps: IndexerDependencies
 ):
     unreadable = Filter(must=(FieldExists('a"b'),))
     await state.tombstones.filters.add(FilterTombstone(unreadable, 10, 60))
     assert await index_documents([document("en", 1)], deps) == [INDEXED]
 
 
-async def test_tombstones_come_back_whole_and_end(state: IngestDependencies, redis: Redis):
+async def test_tombstones_come_back_whole_and_end(state: IngestState, redis: Redis):
     everything = Filter(
         must=(FieldMatch("语言", ("zh", "en")), FieldMatch("n", (1, 2**53 - 1)), FieldMatch("b", (True,))),
         should=(FieldRange("n", gte=0.5, lt=float("inf")), Filter(must_not=(FieldExists("x.y"),))),
@@ -107,4 +108,4 @@ async def test_tombstones_come_back_whole_and_end(state: IngestDependencies, red
     await filters.add(FilterTombstone(Filter(must=(FieldExists("x"),)), 7, 0))
     assert len(await filters.from_version(1)) == 1
     await filters.add(FilterTombstone(Filter(must=(FieldExists("y"),)), 8, 60))
-    assert await redis.zcard("textmatch:filter-tombstones") == 2
+    assert await redis.zcard(STATE.filter_tombstones) == 2

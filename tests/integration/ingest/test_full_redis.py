@@ -8,17 +8,17 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from redis.asyncio import Redis
 
-from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.document_calls import DocumentCalls
-from tests.integration.ingest.indexing import make_ingest_state
+from tests.integration.ingest.indexing import IngestState, make_ingest_state
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
+from tests.support.collections import CONFIG, KEYS, register
 from tests.support.redis import RedisServer
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
 from textmatch.index.index import Index
-from textmatch.queue import depth, keys
+from textmatch.queue import depth
 from textmatch.queue.depth import QueueGauges
 from textmatch.queue.redis_client import connect
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -29,41 +29,42 @@ StartWorker = Callable[..., WorkerProcess]
 @pytest.fixture
 async def own_redis(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
     client = connect(own_redis_server.url)
+    await register(client)
     yield client
     await client.aclose()
 
 
 @pytest.fixture
-def own_state(own_redis: Redis) -> IngestDependencies:
-    return make_ingest_state(own_redis)
+def own_state(own_redis: Redis, index: Index) -> IngestState:
+    return make_ingest_state(own_redis, index)
 
 
 def documents(count: int) -> list[Document]:
     return [Document(f"d{number}", f"text {number}", version=1) for number in range(count)]
 
 
-async def settled(state: IngestDependencies) -> bool:
+async def settled(state: IngestState) -> bool:
     return (await state.pending.summary()).count == 0
 
 
 async def test_workers_go_on_when_redis_is_full(
     own_redis_server: RedisServer,
     own_redis: Redis,
-    own_state: IngestDependencies,
+    own_state: IngestState,
     index: Index,
     start_worker: StartWorker,
 ):
     queued = documents(500)
-    await own_state.producer.enqueue(queued)
+    await own_state.producer.enqueue(CONFIG, queued)
     own_redis_server.fill()
     worker = start_worker(TEXTMATCH_REDIS_URL=own_redis_server.url)
     with pytest.raises(DependencyUnavailable, match="maxmemory"):
-        await own_state.producer.enqueue([Document("late", "text", version=1)])
+        await own_state.producer.enqueue(CONFIG, [Document("late", "text", version=1)])
     await eventually(lambda: settled(own_state), "the queue to be worked off", seconds=60)
     assert len(await index.fetch([one.id for one in queued])) == 500
 
     async def is_acknowledged() -> bool:
-        return await own_redis.hlen(keys.UNACKED) == 0
+        return await own_redis.hlen(KEYS.unacked) == 0
 
     await eventually(is_acknowledged, "the acknowledgements", seconds=60)
     assert await own_state.pending.versions(["late"]) == {}
@@ -72,14 +73,14 @@ async def test_workers_go_on_when_redis_is_full(
 
 async def test_held_messages_stay_held_and_come_back_when_redis_is_full(
     own_redis_server: RedisServer,
-    own_state: IngestDependencies,
+    own_state: IngestState,
     index: Index,
     encoder: ScriptedEncoder,
     start_worker: StartWorker,
 ):
     encoder.may_answer.clear()
     killed = start_worker(TEXTMATCH_REDIS_URL=own_redis_server.url)
-    await own_state.producer.enqueue(documents(10))
+    await own_state.producer.enqueue(CONFIG, documents(10))
 
     async def is_held() -> bool:
         return bool(encoder.calls)
@@ -97,9 +98,9 @@ async def test_held_messages_stay_held_and_come_back_when_redis_is_full(
 
 
 async def test_what_cannot_be_kept_waits_for_room(
-    own_redis_server: RedisServer, own_state: IngestDependencies, start_worker: StartWorker
+    own_redis_server: RedisServer, own_state: IngestState, start_worker: StartWorker
 ):
-    await own_state.producer.enqueue([Document("bad", REFUSED_TEXT, version=1)])
+    await own_state.producer.enqueue(CONFIG, [Document("bad", REFUSED_TEXT, version=1)])
     own_redis_server.fill()
     worker = start_worker(TEXTMATCH_REDIS_URL=own_redis_server.url)
     retries = 'textmatch_worker_retries_total{reason="DEPENDENCY_UNAVAILABLE"}'
@@ -115,9 +116,9 @@ async def test_what_cannot_be_kept_waits_for_room(
 
 
 async def test_callers_are_told_to_come_back(
-    own_redis_server: RedisServer, own_state: IngestDependencies, index: Index
+    own_redis_server: RedisServer, own_state: IngestState, index: Index
 ):
-    handler = DocumentCalls(index, own_state)
+    handler = DocumentCalls(own_state)
     own_redis_server.fill()
 
     async def requests() -> AsyncIterator[pb.IngestDocumentsRequest]:
@@ -140,7 +141,7 @@ async def test_a_redis_that_may_drop_documents_is_reported(
     own_redis: Redis, policy: str, evicts: float, caplog: pytest.LogCaptureFixture
 ):
     await own_redis.config_set("maxmemory-policy", policy)
-    sampling = QueueGauges(own_redis)
+    sampling = QueueGauges(own_redis, KEYS)
     await sampling.sample()
     await sampling.sample()
     assert depth.EVICTS_KEYS._value.get() == evicts

@@ -12,10 +12,11 @@ import pytest
 
 from tests.integration.ingest.scripted_encoder import DIMENSION, ScriptedEncoder, embedding_of
 from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.collections import CONFIG, close_index, empty_qdrant, make_index
 from tests.support.replicated_qdrant import ReplicatedQdrant
+from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
-from textmatch.index.client import connect as connect_qdrant
 from textmatch.index.index import Index
 from textmatch.indexing import Copier
 from workers.indexer import DocumentOutcome, DualWriter, IndexerDependencies, index_documents
@@ -37,6 +38,8 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]
 
 @pytest.fixture
 async def qdrant(ports: tuple[int, int]) -> AsyncIterator[ReplicatedQdrant]:
+    for port in ports:
+        await empty_qdrant(f"http://127.0.0.1:{port}")
     replicated = ReplicatedQdrant(ports)
     await replicated.start()
     yield replicated
@@ -44,22 +47,24 @@ async def qdrant(ports: tuple[int, int]) -> AsyncIterator[ReplicatedQdrant]:
 
 
 @pytest.fixture
-async def copies(ports: tuple[int, int], alias: str) -> AsyncIterator[list[Index]]:
+async def copies(ports: tuple[int, int], collection: CollectionConfig) -> AsyncIterator[list[Index]]:
     """Each copy by itself."""
-    indexes = [Index(connect_qdrant(f"http://127.0.0.1:{port}"), alias) for port in ports]
+    indexes = [make_index(f"http://127.0.0.1:{port}", collection) for port in ports]
     yield indexes
     for index in indexes:
-        await index.close()
+        await close_index(index)
 
 
 @pytest.fixture
 async def deps(
-    deps: IndexerDependencies, qdrant: ReplicatedQdrant, alias: str
+    deps: IndexerDependencies, qdrant: ReplicatedQdrant, collection: CollectionConfig
 ) -> AsyncIterator[IndexerDependencies]:
-    index = Index(connect_qdrant(qdrant.url), alias)
-    copier = Copier(index, deps.encoder, deps.tombstones, 10.0)
-    yield replace(deps, index=index, dual_writer=DualWriter(index, copier, unserved_seconds=60.0))
-    await index.close()
+    index = make_index(qdrant.url, collection)
+    copier = Copier(index, deps.encoder, deps.collection.tombstones, 10.0)
+    replicated = replace(deps.collection, index=index)
+    dual_writer = DualWriter(index, copier, unserved_seconds=60.0)
+    yield replace(deps, collection=replicated, dual_writer=dual_writer)
+    await close_index(index)
 
 
 async def assert_held(copy: Index, collection: str, documents: list[Document]) -> None:
@@ -125,15 +130,16 @@ async def test_a_worker_waits_for_the_refusing_copy_and_settles_only_then(
 ):
     qdrant.refuses = lambda copy, _: copy == 1
     qdrant.read_from = read_from
-    indexer = RetryingIndexer(deps, 30.0)
-    settling = asyncio.create_task(indexer.settle([AcceptedDocument(one, time.time()) for one in DOCUMENTS]))
+    indexer = RetryingIndexer(30.0)
+    accepted = [AcceptedDocument(one, time.time()) for one in DOCUMENTS]
+    settling = asyncio.create_task(indexer.settle(accepted, deps))
     async with asyncio.timeout(20):
         while not await copies[0].fetch([DOCUMENTS[0].id]):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert not settling.done()
     qdrant.refuses = lambda copy, _: False
     await settling
-    assert await deps.dead_letters.count() == 0
+    assert await deps.collection.dead_letters.count() == 0
     for copy in copies:
         await assert_held(copy, encoder.model_id, DOCUMENTS)
 
@@ -149,8 +155,8 @@ async def test_a_half_written_dual_write_is_sent_to_both_copies_again(
     await index_documents(DOCUMENTS[:1], deps)
     target = f"new-{encoder.model_id}"
     encoder.other_model_ids = (target,)
-    await deps.index.aliases.start(target, DIMENSION)
-    qdrant.refuses = lambda copy, collection: copy == 1 and collection == target
+    await deps.collection.index.aliases.start(target, DIMENSION)
+    qdrant.refuses = lambda copy, collection: copy == 1 and collection == CONFIG.physical(target)
     with pytest.raises(DependencyUnavailable):
         await index_documents(DOCUMENTS, deps)
     await assert_held(copies[0], target, DOCUMENTS)
@@ -175,7 +181,7 @@ async def test_a_delete_of_a_half_written_document_reaches_both_copies(
         await index_documents(DOCUMENTS, deps)
     qdrant.refuses = lambda copy, _: False
     qdrant.read_from = read_from
-    await deps.tombstones.add({one.id: 9 for one in DOCUMENTS}, ttl_seconds=60)
+    await deps.collection.tombstones.add({one.id: 9 for one in DOCUMENTS}, ttl_seconds=60)
     assert await index_documents(DOCUMENTS, deps) == [DocumentOutcome.DELETED] * 3
     for copy in copies:
         assert await copy.points(encoder.model_id).count() == 0

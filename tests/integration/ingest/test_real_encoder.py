@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.document_calls import DocumentCalls
+from tests.integration.ingest.indexing import IngestState
 from tests.integration.ingest.test_documents_handler import proto, send
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
@@ -57,14 +57,14 @@ def real_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEncod
     started.kill()
 
 
-async def is_settled(state: IngestDependencies) -> bool:
+async def is_settled(state: IngestState) -> bool:
     return (await state.pending.summary()).count == 0
 
 
 async def test_documents_are_stored_with_the_encoders_embeddings(
     real_encoder: RealEncoder,
     handler: DocumentCalls,
-    state: IngestDependencies,
+    state: IngestState,
     index: Index,
     start_worker: Callable[..., WorkerProcess],
 ):
@@ -76,7 +76,7 @@ async def test_documents_are_stored_with_the_encoders_embeddings(
     client = EncoderClient(real_encoder.target)
     encoded = await client.encode(list(texts.values()), is_query=False, is_bulk=True, timeout_seconds=30)
     await client.close()
-    assert encoded.model_id == await index.collection()
+    assert encoded.model_id == await index.model_in_use()
     for document_id, embedding in zip(texts, encoded.embeddings, strict=True):
         found = stored[document_id].embedding
         assert found is not None
@@ -87,7 +87,7 @@ async def test_documents_are_stored_with_the_encoders_embeddings(
 async def test_documents_wait_for_an_encoder_that_was_killed(
     real_encoder: RealEncoder,
     handler: DocumentCalls,
-    state: IngestDependencies,
+    state: IngestState,
     index: Index,
     start_worker: Callable[..., WorkerProcess],
 ):

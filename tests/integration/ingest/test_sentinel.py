@@ -13,6 +13,7 @@ from tests.integration.ingest.indexing import make_ingest_state
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
+from tests.support.collections import CONFIG, KEYS, register
 from tests.support.sentinel import Certificates, Node, SentinelCluster, knows_tls
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
@@ -36,7 +37,7 @@ async def enqueue_in_the_end(producer: Producer, batch: list[Document]) -> None:
 
     async def is_taken() -> bool:
         try:
-            await producer.enqueue(batch)
+            await producer.enqueue(CONFIG, batch)
         except DependencyUnavailable:
             return False
         return True
@@ -60,9 +61,10 @@ async def test_ingest_goes_on_after_a_failover(
     cluster: SentinelCluster, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
 ):
     redis = connect(cluster.url)
-    state = make_ingest_state(redis)
+    await register(redis)
+    state = make_ingest_state(redis, index)
     worker = start_worker(TEXTMATCH_REDIS_URL=cluster.url)
-    await state.producer.enqueue(documents(0, 100))
+    await state.producer.enqueue(CONFIG, documents(0, 100))
 
     async def settled() -> bool:
         try:
@@ -72,7 +74,7 @@ async def test_ingest_goes_on_after_a_failover(
 
     await eventually(settled, "the first documents", seconds=60)
     encoder.may_answer.clear()
-    await state.producer.enqueue(documents(100, 100))
+    await state.producer.enqueue(CONFIG, documents(100, 100))
     # The replica has them: a failover loses only what it had not been told.
     await redis.wait(1, 5_000)
     cluster.master.kill()
@@ -91,13 +93,14 @@ async def test_ingest_over_tls(tmp_path: Path, index: Index, start_worker: Start
     url = f"rediss://:secret@127.0.0.1:{server.port}/0"
     untrusting = connect(url)
     with pytest.raises(DependencyUnavailable, match="certificate"):
-        await Producer(untrusting).enqueue(documents(0, 1))
+        await Producer(untrusting, KEYS).enqueue(CONFIG, documents(0, 1))
     await untrusting.aclose()
     trusting = f"{url}?ssl_ca_certs={certificates.authority}"
     redis = connect(trusting)
-    state = make_ingest_state(redis)
+    await register(redis)
+    state = make_ingest_state(redis, index)
     start_worker(TEXTMATCH_REDIS_URL=trusting)
-    await state.producer.enqueue(documents(0, 100))
+    await state.producer.enqueue(CONFIG, documents(0, 100))
 
     async def settled() -> bool:
         return (await state.pending.summary()).count == 0

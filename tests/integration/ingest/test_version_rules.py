@@ -24,10 +24,11 @@ from hypothesis.stateful import (
 )
 from redis.asyncio import Redis
 
-from services.matcher.ingest import IngestDependencies
 from tests.integration.ingest.document_calls import DocumentCalls
+from tests.integration.ingest.indexing import IngestState
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.version_model import BAD_TEXT, Model, Moment, Race, raced_document
+from tests.support.collections import CONFIG
 from tests.support.queue import take_queued
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput, Violation
@@ -106,7 +107,7 @@ class Parts:
     loop: asyncio.AbstractEventLoop
     deps: IndexerDependencies
     handler: DocumentCalls
-    state: IngestDependencies
+    state: IngestState
     encoder: ScriptedEncoder
     redis: Redis
 
@@ -151,7 +152,7 @@ class VersionRules(RuleBasedStateMachine):
     )
     def write(self, name: str, version: int, text: str, race: Race | None, crashes: bool) -> Document:
         document = Document(self.document_id(name), text, {"version": version}, version)
-        self.parts.run(self.parts.state.producer.enqueue([document]))
+        self.parts.run(self.parts.state.producer.enqueue(CONFIG, [document]))
         self.deliver_queued(race, crashes)
         return document
 
@@ -168,14 +169,14 @@ class VersionRules(RuleBasedStateMachine):
     def replay_dead_letter(self, name: str) -> None:
         replayed = self.model.letters.pop(self.document_id(name), None)
         letters = self.parts.state.dead_letters
-        count = self.parts.run(letters.replay([self.document_id(name)], self.parts.state.producer))
+        count = self.parts.run(letters.replay([self.document_id(name)], self.parts.state.producer, CONFIG))
         assert count == (replayed is not None)
         self.deliver_queued(race=None, crashes=False)
 
     @invariant()
     def the_index_is_what_the_rules_say(self) -> None:
         ids = [self.document_id(name) for name in ("a", "b")]
-        found = self.parts.run(self.parts.deps.index.fetch(ids))
+        found = self.parts.run(self.parts.deps.collection.index.fetch(ids))
         assert {one.document.id: one.document for one in found.values()} == self.model.stored
         assert {one: self.letter(one) for one in ids if self.letter(one)} == self.model.letters
 
@@ -208,10 +209,12 @@ class VersionRules(RuleBasedStateMachine):
                 await index_documents([raced], self.parts.deps)
 
         deps = self.parts.deps
-        tombstones = RacedTombstones(deps.tombstones, run_race, crashes)
+        tombstones = RacedTombstones(deps.collection.tombstones, run_race, crashes)
+        index = RacedIndex(deps.collection.index, run_race)
         try:
             await index_documents(
-                [document], replace(deps, tombstones=tombstones, index=RacedIndex(deps.index, run_race))
+                [document],
+                replace(deps, collection=replace(deps.collection, tombstones=tombstones, index=index)),
             )
         except Crash:
             self.unacknowledged.append(document)
@@ -239,7 +242,7 @@ def refuse_bad_text(texts: Sequence[str]) -> None:
 async def test_the_index_is_what_the_rules_of_versions_say_after_any_events(
     deps: IndexerDependencies,
     handler: DocumentCalls,
-    state: IngestDependencies,
+    state: IngestState,
     encoder: ScriptedEncoder,
     redis: Redis,
 ):

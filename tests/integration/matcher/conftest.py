@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 
 from tests.integration.matcher.parts import EncoderProcess, RunningMatcher, fill, running_matcher
 from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.collections import close_index, make_index
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
-from textmatch.index.client import connect
 from textmatch.index.index import Index
 
 
@@ -50,9 +49,9 @@ def qdrant(tmp_path: Path) -> Iterator[EdgeProcess]:
 
 @pytest.fixture
 async def index(qdrant: EdgeProcess) -> AsyncIterator[Index]:
-    connected = Index(connect(f"http://127.0.0.1:{qdrant.port}"), f"alias-{uuid.uuid4().hex}")
+    connected = make_index(f"http://127.0.0.1:{qdrant.port}")
     yield connected
-    await connected.close()
+    await close_index(connected)
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
 from services.matcher.servicer import MatcherServicer
 from tests.integration.ingest.waiting import eventually
+from tests.support.collections import CONFIG, FixedStore
 from tests.support.encoder import free_port, spawn_encoder, wait_until_serving
+from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
@@ -136,8 +138,12 @@ class RunningMatcher:
 async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterator[RunningMatcher]:
     """Serve on a free loopback port."""
     client = EncoderClient(encoder.target, hide_auth_errors=True)
-    matcher = Matcher(Retriever(client, index, 100), Reranker(client), index, 40)
-    servicer = MatcherServicer(matcher, None, None, match_timeout_seconds=10, batch_match_concurrency=8)
+    matcher = Matcher(Retriever(client, 100), Reranker(client), 40)
+    untouched: Any = None
+    store: Any = FixedStore(Collection(CONFIG, index, untouched, untouched, untouched))
+    servicer = MatcherServicer(
+        store, matcher, untouched, untouched, match_timeout_seconds=10, batch_match_concurrency=8
+    )
     server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     channel = open_aio_channel(await server.start())

@@ -22,7 +22,7 @@ FAR = "runs"
 
 
 async def test_pairs_are_scored_where_texts_look_nearly_the_same(encoder: EncoderProcess, filled: Index):
-    collection = await filled.refresh_collection()
+    collection = await filled.refresh_model_in_use()
     default = default_fusion(collection)
     paired = ScoreModel(-8.6, cosine=10.1, lexical=14.8, pair=0.5)
     # Only the text itself is as near as that.

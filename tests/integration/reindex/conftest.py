@@ -9,16 +9,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
-from tests.integration.ingest.indexing import alias, index, make_indexer_dependencies, qdrant_url
+from tests.integration.ingest.indexing import collection, index, make_indexer_dependencies, qdrant_url
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.reindex.command import ReindexCommand
+from tests.support.collections import close_index, make_index
 from tests.support.redis import RedisServer, redis_client, redis_server, shared_redis_server
+from textmatch.collection_config import CollectionConfig
 from textmatch.encoder_client import EncoderClient
-from textmatch.index.client import connect
-from textmatch.index.index import Index
 from workers.indexer import IndexerDependencies
 
-__all__ = ["alias", "index", "qdrant_url", "redis_client", "redis_server", "shared_redis_server"]
+__all__ = ["collection", "index", "qdrant_url", "redis_client", "redis_server", "shared_redis_server"]
 
 OpenDeps = Callable[..., AbstractAsyncContextManager[IndexerDependencies]]
 
@@ -44,16 +44,18 @@ def new(encoder: ScriptedEncoder) -> str:
 
 
 @pytest.fixture
-def open_deps(qdrant_url: str, alias: str, redis: Redis, encoder: ScriptedEncoder) -> OpenDeps:
+def open_deps(
+    qdrant_url: str, collection: CollectionConfig, redis: Redis, encoder: ScriptedEncoder
+) -> OpenDeps:
     """What a worker works with, with its own connections and caches."""
 
     @asynccontextmanager
     async def opened(unserved_seconds: float = 60.0) -> AsyncIterator[IndexerDependencies]:
         client = EncoderClient(encoder.target)
-        index = Index(connect(qdrant_url), alias)
+        index = make_index(qdrant_url, collection)
         yield make_indexer_dependencies(index, redis, client, unserved_seconds)
         await client.close()
-        await index.close()
+        await close_index(index)
 
     return opened
 
@@ -66,14 +68,13 @@ async def deps(open_deps: OpenDeps) -> AsyncIterator[IndexerDependencies]:
 
 @pytest.fixture
 def command(
-    qdrant_url: str, alias: str, redis_server: RedisServer, encoder: ScriptedEncoder
+    qdrant_url: str, collection: CollectionConfig, redis_server: RedisServer, encoder: ScriptedEncoder
 ) -> Iterator[ReindexCommand]:
     started = ReindexCommand(
         {
             "TEXTMATCH_QDRANT_URL": qdrant_url,
             "TEXTMATCH_REDIS_URL": redis_server.url,
             "TEXTMATCH_ENCODER_TARGET": encoder.target,
-            "TEXTMATCH_COLLECTION_ALIAS": alias,
         }
     )
     yield started

@@ -40,7 +40,7 @@ async def test_a_change_of_the_model_and_back_loses_nothing(
 
     assert await command.run("--rollback") == {"in_use": old, "previous": new}
     assert await index.collections.refresh_roles() == Roles(in_use=old, previous=new)
-    assert await contents(index, await index.collection()) == after
+    assert await contents(index, await index.model_in_use()) == after
 
     assert await command.run("--drop-old") == {"dropped": new}
     assert await index.collections.refresh_roles() == Roles(in_use=old)
@@ -90,7 +90,7 @@ async def test_what_the_new_model_cannot_embed_is_named_and_goes_to_the_dead_let
     assert "--allow-refused" in line
     report = await command.run("--model", new, "--allow-refused")
     assert (report["switched"], report["refused"], report["documents"]) == (True, ["bad"], 5)
-    [letter] = await deps.dead_letters.entries(10)
+    [letter] = await deps.collection.dead_letters.entries(10)
     assert (letter.document, letter.reason) == (refused, "TEXT_FAILED")
 
 
@@ -100,7 +100,7 @@ async def test_what_was_deleted_while_nobody_wrote_to_the_copy_goes_from_it(
     await index_documents(documents(10), deps)
     await index.aliases.start(new, 8)
     await index_documents([Document("gone", "text", version=4), *documents(4)], deps)
-    await index.points(await index.collection()).delete({"gone": 4})
+    await index.points(await index.model_in_use()).delete({"gone": 4})
     report = await command.run("--model", new)
     assert (report["removed"], report["documents"]) == (1, 10)
     assert await contents(index, new) == by_id(documents(10))

@@ -108,8 +108,8 @@ async def send(
         for one in batch:
             if isinstance(one, Delete):
                 # As the matcher does it.
-                await deps.tombstones.add({one.id: one.version}, TOMBSTONE_SECONDS)
-                await deps.index.delete({one.id: one.version})
+                await deps.collection.tombstones.add({one.id: one.version}, TOMBSTONE_SECONDS)
+                await deps.collection.index.delete({one.id: one.version})
         await asyncio.sleep(generator.random() * 0.02)
 
 
@@ -124,7 +124,7 @@ async def reindex(deps: IndexerDependencies, redis: Redis, model: str) -> Reinde
         allow_refused=False,
         max_documents_per_second=400.0,
     )
-    return await Reindexing(deps.index, deps.encoder, redis, options, NoProgress()).run()
+    return await Reindexing(deps.collection, deps.encoder, options, NoProgress()).run()
 
 
 async def reindex_with_interruptions(
@@ -135,7 +135,7 @@ async def reindex_with_interruptions(
         with suppress(TimeoutError):
             async with asyncio.timeout(generator.random() * 0.5):
                 await reindex(deps, redis, model)
-        if (await deps.index.collections.refresh_roles()).in_use == model:
+        if (await deps.collection.index.collections.refresh_roles()).in_use == model:
             return
     await reindex(deps, redis, model)
 
@@ -145,16 +145,16 @@ async def operate(
 ) -> int:
     """Change from one model to the other, sometimes back and forth, until done; says how often."""
     for number in itertools.count(1):
-        roles = await deps.index.collections.refresh_roles()
+        roles = await deps.collection.index.collections.refresh_roles()
         [model] = [one for one in models if one != roles.in_use]
         await reindex_with_interruptions(deps, redis, model, generator)
         if done.is_set():
             return number
         for _ in range(generator.randrange(3)):
             await asyncio.sleep(generator.random() * 0.1)
-            await steps.roll_back(deps.index, deps.encoder)
+            await steps.roll_back(deps.collection.index, deps.encoder)
         await asyncio.sleep(generator.random() * 0.1)
-        await steps.drop_old(deps.index)
+        await steps.drop_old(deps.collection.index)
     raise AssertionError("unreachable")
 
 
@@ -169,9 +169,9 @@ async def ask_until(done: asyncio.Event, index: Index) -> int:
         if done.is_set():
             return asked
         try:
-            await ask(index, await index.collection())
+            await ask(index, await index.model_in_use())
         except CollectionGone:
-            await ask(index, await index.refresh_collection())
+            await ask(index, await index.refresh_model_in_use())
         await asyncio.sleep(0.01)
     raise AssertionError("unreachable")
 

@@ -21,8 +21,10 @@ FIRST = Document("a", "first", version=1)
 async def copier(deps: IndexerDependencies, new: str) -> Copier:
     """An index with one document, and a second, empty collection."""
     await index_documents([FIRST], deps)
-    await deps.index.aliases.start(new, 8)
-    return Copier(deps.index, deps.encoder, deps.tombstones, encode_timeout_seconds=10.0)
+    await deps.collection.index.aliases.start(new, 8)
+    return Copier(
+        deps.collection.index, deps.encoder, deps.collection.tombstones, encode_timeout_seconds=10.0
+    )
 
 
 async def write(index: Index, collection: str, document: Document) -> None:
@@ -40,8 +42,8 @@ async def test_a_delete_while_a_document_is_copied_takes_the_copy_with_it(
         return len(encoder.calls) > calls
 
     await eventually(is_encoding, "the copy to have read the document")
-    await deps.tombstones.add({"a": 1}, ttl_seconds=600)
-    await deps.index.delete({"a": 1})
+    await deps.collection.tombstones.add({"a": 1}, ttl_seconds=600)
+    await deps.collection.index.delete({"a": 1})
     encoder.may_answer.set()
     assert (await copying).removed == 1
     assert await contents(index, new) == {}

@@ -23,7 +23,7 @@ async def test_a_worker_that_has_not_seen_the_change_yet_misses_nothing(
 ):
     await index_documents([FIRST], deps)
     # The worker knows the aliases of a moment ago, and must not rely on them.
-    assert (await deps.index.collections.roles()).dual_write_targets == ()
+    assert (await deps.collection.index.collections.roles()).dual_write_targets == ()
     await index.aliases.start(new, 8)
     assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND])
@@ -65,7 +65,7 @@ async def test_a_document_that_only_the_new_model_refuses_is_indexed_and_leaves_
     encoder.refused_by_model = {new: "newer"}
     assert await index_documents([Document("a", "newer", version=3)], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == {}
-    assert await deps.dead_letters.count() == 0
+    assert await deps.collection.dead_letters.count() == 0
 
 
 async def test_a_mirror_whose_model_is_not_served_is_waited_for(
@@ -97,7 +97,10 @@ async def test_a_mirror_whose_model_stays_away_is_abandoned_and_ingest_goes_on(
         assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
         assert await index.collections.refresh_roles() == Roles(in_use=old, abandoned=new)
         assert await index_documents([Document("c", "third", version=1)], deps) == [DocumentOutcome.INDEXED]
-        assert REGISTRY.get_sample_value("textmatch_worker_abandoned_collections") == 1.0
+        assert (
+            REGISTRY.get_sample_value("textmatch_worker_abandoned_collections", {"collection": "default"})
+            == 1.0
+        )
     assert set(await contents(index, old)) == {"a", "b", "c"}
 
 

@@ -31,7 +31,7 @@ def retrained(encoder: ScriptedEncoder, old: str) -> str:
 async def ingested(deps: IndexerDependencies, old: str) -> IndexerDependencies:
     """A worker's parts, and a collection of the old model with tuned weights."""
     await index_documents([Document("a", "text", version=1)], deps)
-    await deps.index.collections.note(old, {FUSION_NOTE: TUNED})
+    await deps.collection.index.collections.note(old, {FUSION_NOTE: TUNED})
     return deps
 
 
@@ -55,7 +55,7 @@ async def test_weights_stay_with_their_model_and_the_command_says_so(
     assert "textmatch tune DIRECTORY" in output
     assert await weights(index, new) is None
     await command.run("--rollback")
-    assert await weights(index, await index.refresh_collection()) == TUNED
+    assert await weights(index, await index.refresh_model_in_use()) == TUNED
 
 
 async def test_weights_of_its_own_are_kept(

@@ -21,7 +21,7 @@ from textmatch.filters import FieldMatch, Filter
 from textmatch.runtime.auth import SCOPES, ApiKeys, Scope
 from textmatch.runtime.channel import call_metadata, open_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
-from textmatch.v1 import encoder_service_pb2, matcher_service_pb2
+from textmatch.v1 import collection_service_pb2, encoder_service_pb2, matcher_service_pb2
 from textmatch.v1.matcher_service_pb2_grpc import MatcherServiceStub
 
 KEYS = {scope: f"the-{scope.value}-key-0123456789" for scope in Scope}
@@ -54,6 +54,7 @@ def every_rpc() -> list[str]:
     services = [
         encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"],
         matcher_service_pb2.DESCRIPTOR.services_by_name["MatcherService"],
+        collection_service_pb2.DESCRIPTOR.services_by_name["CollectionService"],
     ]
     return [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
 
@@ -75,7 +76,7 @@ def test_the_table_of_scopes_covers_every_rpc():
 
 @pytest.mark.parametrize("method", every_rpc())
 def test_every_rpc_needs_a_valid_key_with_its_scope(method: str, matcher_address: str, encoder_address: str):
-    address = matcher_address if "Matcher" in method else encoder_address
+    address = encoder_address if "Encoder" in method else matcher_address
     assert isinstance(call(address, method, None), ApiKeyMissing)
     assert isinstance(call(address, method, "no-such-key-0123456789"), ApiKeyInvalid)
     needed = SCOPES[method]

@@ -13,7 +13,7 @@ from textmatch.cli.options import find_addresses
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without a stack, and an environment that says nothing."""
     monkeypatch.chdir(tmp_path)
-    for variable in ("MATCHER_TARGET", "ENCODER_TARGET", "REDIS_URL"):
+    for variable in ("MATCHER_TARGET", "ENCODER_TARGET", "REDIS_URL", "INSTALLATION", "COLLECTION"):
         monkeypatch.delenv(f"TEXTMATCH_{variable}", raising=False)
 
 
@@ -24,6 +24,7 @@ def write_stack(directory: Path, port: int) -> Path:
         "encoder": f"127.0.0.1:{port + 1}",
         "redis_url": f"redis://127.0.0.1:{port + 2}/0",
         "qdrant_url": f"http://127.0.0.1:{port + 3}",
+        "installation": f"stack-{port}",
         "supervisor_pid": 1,
         "processes": [{"name": "redis", "pid": 2, "address": f"127.0.0.1:{port + 2}"}],
     }
@@ -36,6 +37,13 @@ def test_defaults_when_nothing_is_said():
     assert (addresses.matcher, addresses.encoder) == ("127.0.0.1:50052", "127.0.0.1:50051")
     assert addresses.redis_url == "redis://127.0.0.1:6379/0"
     assert addresses.processes == ()
+    assert (addresses.installation, addresses.collection) == ("textmatch", "default")
+
+
+def test_the_collection_is_that_of_the_option_or_else_of_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TEXTMATCH_COLLECTION", "faq")
+    assert find_addresses(None).collection == "faq"
+    assert find_addresses(None, collection="manuals").collection == "manuals"
 
 
 def test_the_stack_nearby_is_found():
@@ -44,6 +52,7 @@ def test_the_stack_nearby_is_found():
     assert (addresses.matcher, addresses.encoder) == ("127.0.0.1:7000", "127.0.0.1:7001")
     assert addresses.redis_url == "redis://127.0.0.1:7002/0"
     assert [process.name for process in addresses.processes] == ["redis"]
+    assert addresses.installation == "stack-7000"
 
 
 def test_the_environment_goes_before_the_stack_nearby(monkeypatch: pytest.MonkeyPatch):

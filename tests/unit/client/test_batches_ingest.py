@@ -243,7 +243,8 @@ def test_status_of_the_queue_and_of_one_document(client: TextMatchClient, matche
     matcher.queued.append((3, 1.5))
     status = client.ingest_status()
     assert (status.document_count, status.queued_count, status.oldest_queued_seconds) == (2, 3, 1.5)
-    assert (status.dead_letter_count, status.collection) == (1, "tiny-0123456789ab")
+    assert (status.dead_letter_count, status.collection) == (1, "default")
+    assert status.model_id == "tiny-0123456789ab"
     assert status.document_state is None
     assert client.ingest_status("d1").document_state is DocumentState.INDEXED
     failed = client.ingest_status("lost")

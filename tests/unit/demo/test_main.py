@@ -59,6 +59,7 @@ def test_the_demo_uses_a_stack_that_runs(
         "encoder": encoder_server.address,
         "redis_url": "",
         "qdrant_url": "",
+        "installation": "textmatch",
         "processes": [],
     }
     (tmp_path / "stack.json").write_text(json.dumps(stack))
@@ -77,7 +78,14 @@ def test_the_demo_uses_a_stack_that_runs(
 def test_a_stack_that_does_not_answer_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    stack = {"matcher": "127.0.0.1:1", "encoder": "", "redis_url": "", "qdrant_url": "", "processes": []}
+    stack = {
+        "matcher": "127.0.0.1:1",
+        "encoder": "",
+        "redis_url": "",
+        "qdrant_url": "",
+        "installation": "textmatch",
+        "processes": [],
+    }
     (tmp_path / "stack.json").write_text(json.dumps(stack))
     monkeypatch.setattr(demo, "holder_pid", lambda data_dir: 1)
     monkeypatch.setattr(sys, "argv", ["demo", "--data-dir", str(tmp_path)])

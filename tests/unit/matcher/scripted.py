@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,13 +13,15 @@ from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
 from textmatch import errors
+from textmatch.collection_config import CollectionConfig
+from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.index.client import CollectionGone
 from textmatch.index.collections import CollectionInfo, Roles
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.index.term_statistics import UNKNOWN
 from textmatch.score_fusion import FUSION_NOTE, Fusion, ScoreModel, to_mapping
-from textmatch.types import EncodeResult, ScoreResult
+from textmatch.types import EncodeResult, MatchOptions, MatchResult, ScoreResult
 
 MODEL = "bi-000000000000"
 COSINES = {"a": 0.9, "b": 0.8, "c": -0.2}
@@ -39,6 +42,7 @@ class ScriptedEncoder:
     score_error: Exception | None = None
     score_timeouts: list[float] = field(default_factory=list)
     scored: list[list[str]] = field(default_factory=list)
+    scored_by: list[str] = field(default_factory=list)
     served: tuple[str, ...] = (MODEL,)
     encode_count: int = 0
     encode_gate: asyncio.Event | None = None
@@ -65,7 +69,8 @@ class ScriptedEncoder:
             raise errors.ModelMismatch(index_model_id=model, encoder_model_id=", ".join(self.served))
         return EncodeResult(np.ones((1, 2), dtype=np.float32), (3,), (False,), model or self.served[0])
 
-    async def score(self, query, texts, *, is_bulk, timeout_seconds):
+    async def score(self, query, texts, *, is_bulk, timeout_seconds, model):
+        self.scored_by.append(model)
         self.score_timeouts.append(timeout_seconds)
         if self.score_error and len(self.scored) >= self.good_chunks:
             raise self.score_error
@@ -153,14 +158,27 @@ class ScriptedIndex:
         return {key: np.ones(2, dtype=np.float32) for key in points if key not in self.deleted}
 
 
-def matcher(encoder: ScriptedEncoder, index: ScriptedIndex | None = None, depth: int = 40) -> Matcher:
-    index = index or ScriptedIndex()
-    return Matcher(
-        Retriever(encoder, index, cache_entries=10),
-        Reranker(encoder),
-        index,
-        depth,
-    )
+class CollectionMatcher:
+    """A matcher that is always asked about one collection."""
+
+    def __init__(self, real: Matcher, collection: Collection) -> None:
+        self._real = real
+        self._collection = collection
+
+    async def match(self, query: str, options: MatchOptions, **keywords: Any) -> MatchResult:
+        return await self._real.match(self._collection, query, options, **keywords)
+
+
+def matcher(
+    encoder: ScriptedEncoder,
+    index: ScriptedIndex | None = None,
+    depth: int = 40,
+    config: CollectionConfig = CollectionConfig(),  # noqa: B008 -- it is frozen
+) -> CollectionMatcher:
+    untouched: Any = None
+    collection = Collection(config, cast("Any", index or ScriptedIndex()), untouched, untouched, untouched)
+    real = Matcher(Retriever(cast("Any", encoder), cache_entries=10), Reranker(cast("Any", encoder)), depth)
+    return CollectionMatcher(real, collection)
 
 
 def soon(seconds: float = 1.0) -> float:

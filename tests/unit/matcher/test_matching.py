@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
+from textmatch.collection_config import CollectionConfig
 from textmatch.score_fusion import probability
 from textmatch.types import DegradedReason, MatchOptions, Rerank
 
@@ -118,6 +119,17 @@ async def test_an_empty_index_has_no_matches():
     assert (result.matches, result.degraded) == ((), None)
 
 
+async def test_a_collection_is_asked_about_by_its_own_models():
+    config = CollectionConfig("faq", bi_encoder="other-000000000000", cross_encoder="own-pairs")
+    encoder = ScriptedEncoder(served=(MODEL, "other-000000000000"))
+    empty = await matcher(encoder, ScriptedIndex(""), config=config).match("q", SCORED, deadline=soon())
+    assert empty.bi_encoder_model_id == "other-000000000000"
+    # What is stored keeps the model that embedded it.
+    result = await matcher(encoder, config=config).match("q", SCORED, deadline=soon())
+    assert result.bi_encoder_model_id == MODEL
+    assert set(encoder.scored_by) == {"own-pairs"}
+
+
 async def test_the_query_is_embedded_by_the_model_that_built_the_index():
     encoder = ScriptedEncoder(served=("other-000000000000", MODEL))
     result = await matcher(encoder).match("query", MatchOptions(), deadline=soon())
@@ -218,11 +230,13 @@ class RefusingEncoder(ScriptedEncoder):
 
     refusals: int = 2
 
-    async def score(self, query, texts, *, is_bulk, timeout_seconds):
+    async def score(self, query, texts, *, is_bulk, timeout_seconds, model):
         if self.refusals:
             self.refusals -= 1
             raise errors.Overloaded("full", retry_delay_seconds=0.01)
-        return await super().score(query, texts, is_bulk=is_bulk, timeout_seconds=timeout_seconds)
+        return await super().score(
+            query, texts, is_bulk=is_bulk, timeout_seconds=timeout_seconds, model=model
+        )
 
 
 async def test_bulk_work_comes_back_when_the_encoder_asks_it_to():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from services.matcher.servicer import MatcherServicer
+from tests.support.collections import FixedStore
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES, open_aio_channel
@@ -30,8 +33,9 @@ class ScriptedMatcher:
         self.are_bulk: set[bool] = set()
 
     async def match(
-        self, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool = False
+        self, collection: Any, query: str, options: MatchOptions, *, deadline: float, is_bulk: bool = False
     ) -> MatchResult:
+        assert collection.name == "faq"
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         self.is_idle.clear()
@@ -57,7 +61,12 @@ class ScriptedMatcher:
 async def served():
     scripted = ScriptedMatcher()
     servicer = MatcherServicer(
-        scripted, None, None, match_timeout_seconds=10, batch_match_concurrency=CONCURRENCY
+        FixedStore(SimpleNamespace(name="faq")),
+        scripted,
+        None,
+        None,
+        match_timeout_seconds=10,
+        batch_match_concurrency=CONCURRENCY,
     )
     server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")

@@ -6,13 +6,14 @@ import ssl
 
 import pytest
 
+from tests.support.collections import KEYS
 from textmatch.errors import InvalidInput
 from textmatch.queue.app import make_app
 from textmatch.queue.redis_client import connect
 
 
 def test_tls_is_verified_by_both_clients():
-    app = make_app("rediss://example.org:6380/0")
+    app = make_app("rediss://example.org:6380/0", KEYS)
     with app.connection_for_write() as connection:
         assert connection.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     pool = connect("rediss://example.org:6380/0").connection_pool
@@ -20,12 +21,12 @@ def test_tls_is_verified_by_both_clients():
 
 
 def test_plain_connections_use_no_tls():
-    with make_app("redis://example.org:6379/0").connection_for_write() as connection:
+    with make_app("redis://example.org:6379/0", KEYS).connection_for_write() as connection:
         assert not connection.ssl
 
 
 def test_only_json_is_read():
-    app = make_app("redis://example.org:6379/0")
+    app = make_app("redis://example.org:6379/0", KEYS)
     assert app.conf.accept_content == ["json"]
     assert app.conf.task_serializer == "json"
 

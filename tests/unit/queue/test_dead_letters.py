@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.collections import CONFIG, KEYS, STATE, register
 from textmatch.documents import Document
-from textmatch.queue import keys
 from textmatch.queue.dead_letters import DeadLetters, of_document, of_raw
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
@@ -14,12 +14,13 @@ from textmatch.queue.producer import Producer
 
 @pytest.fixture
 def dead_letters(redis: Redis) -> DeadLetters:
-    return DeadLetters(redis)
+    return DeadLetters(redis, STATE.letters)
 
 
 @pytest.fixture
-def producer(redis: Redis) -> Producer:
-    return Producer(redis)
+async def producer(redis: Redis) -> Producer:
+    await register(redis)
+    return Producer(redis, KEYS)
 
 
 def document(document_id: str = "文档🙂", version: int = 5) -> Document:
@@ -88,7 +89,7 @@ async def test_replay_puts_documents_back_into_the_queue(
 ):
     await dead_letters.add([of_document(document("a"), "A", "e"), of_raw("broken", "not JSON")])
     letter_keys = [letter.key for letter in await dead_letters.entries(10)]
-    assert await dead_letters.replay([*letter_keys, "missing"], producer) == 2
+    assert await dead_letters.replay([*letter_keys, "missing"], producer, CONFIG) == 2
     assert await dead_letters.count() == 0
-    assert await redis.llen(keys.QUEUE) == 2
-    assert await Pending(redis).versions(["a"]) == {"a": 5}
+    assert await redis.llen(KEYS.queue) == 2
+    assert await Pending(redis, STATE).versions(["a"]) == {"a": 5}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from textmatch.documents import MAX_VERSION, Document, document_violations
 from textmatch.queue import messages
-from textmatch.queue.messages import MalformedMessage
+from textmatch.queue.messages import Envelope, MalformedMessage
 from textmatch.queue.producer import encode
 
 _SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
@@ -25,9 +25,13 @@ _DOCUMENTS = st.builds(
 ).filter(lambda document: not document_violations(document))
 
 
+def envelope(accepted_at: float = 1.0, traceparent: str = "") -> Envelope:
+    return Envelope("faq", "5f3a9c1e", accepted_at, traceparent)
+
+
 def message(**changes: Any) -> str:
     content: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": 2,
         "accepted_at": 12.5,
         "documents": [{"id": "a", "text": "t", "attributes": {}, "version": 1}],
     }
@@ -37,22 +41,22 @@ def message(**changes: Any) -> str:
 @settings(deadline=None)
 @given(st.lists(_DOCUMENTS, max_size=5))
 def test_documents_survive_the_journey(documents: list[Document]):
-    decoded = [messages.decode(text) for text in encode(documents, accepted_at=1.5)]
+    decoded = [messages.decode(text) for text in encode(documents, envelope(1.5))]
     assert [document for one in decoded for document in one.documents] == documents
-    assert all(one.accepted_at == 1.5 and not one.refused for one in decoded)
+    assert all(one.envelope == envelope(1.5) and not one.refused for one in decoded)
 
 
 def test_attributes_that_look_like_kombus_own_markers_survive():
     document = Document("a", "t", {"x": {"__type__": "datetime", "__value__": "never"}}, 1)
-    [text] = encode([document], accepted_at=1.0)
+    [text] = encode([document], envelope())
     assert messages.decode(text).documents == (document,)
 
 
 def test_messages_are_split_by_count_and_by_size():
     small = [Document(f"s{number}", "short", version=1) for number in range(514)]
-    assert [len(messages.decode(text).documents) for text in encode(small, 1.0)] == [256, 256, 2]
+    assert [len(messages.decode(text).documents) for text in encode(small, envelope())] == [256, 256, 2]
     large = [Document(f"l{number}", "好" * 10_000, version=1) for number in range(17)]
-    sizes = [(len(text.encode()), len(messages.decode(text).documents)) for text in encode(large, 1.0)]
+    sizes = [(len(text.encode()), len(messages.decode(text).documents)) for text in encode(large, envelope())]
     assert [count for _, count in sizes] == [8, 8, 1]
     assert all(size <= 257 * 1024 for size, _ in sizes)
 
@@ -68,12 +72,16 @@ def test_attributes_may_be_left_out():
         ("no json", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("[]", "must be a JSON object"),
-        (message(schema_version=2), "schema_version is 2"),
+        (message(schema_version=1), "schema_version is 1"),
         (message(surprise=1), r"unknown fields \['surprise'\]"),
-        ('{"schema_version": 1}', r"lacks \['accepted_at', 'documents'\]"),
+        ('{"schema_version": 2}', r"lacks \['accepted_at', 'documents'\]"),
         (message(accepted_at="now"), "accepted_at is 'now'"),
         (message(accepted_at=True), "accepted_at is True"),
         (message(accepted_at=float("nan")), "accepted_at is nan"),
+        (message(collection="No such!"), "collection: is 'No such!'"),
+        (message(collection=5), "collection must be a string"),
+        (message(collection="a--b"), "not contain --"),
+        (message(generation=5), "generation must be a string"),
         (message(documents=[]), "1 to 256"),
         (message(documents={}), "1 to 256"),
         (message(documents=[{}] * 257), "1 to 256"),
@@ -105,7 +113,7 @@ def test_an_entry_of_another_form_is_refused_alone(entry: Any, complaint: str):
     assert [document.id for document in decoded.documents] == ["a"]
     [refused] = decoded.refused
     assert refused.document is None
-    assert json.loads(refused.raw) == json.loads(message(documents=[entry]))
+    assert json.loads(refused.raw) == json.loads(message(collection="default", documents=[entry]))
     with pytest.raises(MalformedMessage, match=complaint):
         raise MalformedMessage(refused.error)
 
@@ -135,8 +143,21 @@ def test_an_invalid_document_is_refused_alone_and_by_name(changes: dict[str, Any
 
 def test_a_trace_goes_along_and_may_be_missing():
     document = Document("a", "t", {}, 1)
-    [text] = encode([document], 1.0, "00-11111111111111111111111111111111-2222222222222222-01")
-    assert messages.decode(text).traceparent == "00-11111111111111111111111111111111-2222222222222222-01"
-    assert messages.decode(message()).traceparent == ""
+    [text] = encode(
+        [document], envelope(traceparent="00-11111111111111111111111111111111-2222222222222222-01")
+    )
+    assert (
+        messages.decode(text).envelope.traceparent
+        == "00-11111111111111111111111111111111-2222222222222222-01"
+    )
+    assert messages.decode(message()).envelope.traceparent == ""
     with pytest.raises(MalformedMessage, match="traceparent must be a string"):
         messages.decode(message(traceparent=1))
+
+
+def test_a_message_names_its_collection_or_means_default():
+    [text] = encode([Document("a", "t", {}, 1)], envelope())
+    assert messages.decode(text).envelope == Envelope("faq", "5f3a9c1e", 1.0)
+    assert messages.decode(message()).envelope == Envelope("default", "", 12.5)
+    refused = messages.decode(message(collection="faq", generation="5f3a9c1e", documents=[5])).refused[0]
+    assert messages.decode(refused.raw).envelope == Envelope("faq", "5f3a9c1e", 12.5)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.collections import KEYS
 from textmatch.queue import messages
-from textmatch.queue.keys import QUEUE
 from textmatch.queue.messages import MalformedMessage
 
 
@@ -25,7 +25,7 @@ def celery_message(body: Any = (["argument"], {}, {})) -> dict[str, Any]:
 
 
 def unpack(message: Any) -> dict[str, Any]:
-    return messages.unpack(json.dumps(message).encode())
+    return messages.unpack(json.dumps(message).encode(), KEYS.queue)
 
 
 def body_of(message: dict[str, Any]) -> Any:
@@ -36,7 +36,7 @@ def test_the_argument_and_the_id_are_kept():
     unpacked = unpack(celery_message(body=[["文档 🙂"], {}, {"callbacks": None}]))
     assert body_of(unpacked) == [["文档 🙂"], {}, {}]
     assert unpacked["headers"] == {"task": "textmatch.index_documents", "id": "some-id", "lang": "py"}
-    assert unpacked["properties"]["delivery_info"]["routing_key"] == QUEUE
+    assert unpacked["properties"]["delivery_info"]["routing_key"] == KEYS.queue
 
 
 def test_every_delivery_has_a_tag_of_its_own():
@@ -51,7 +51,7 @@ def test_nothing_can_delay_drop_or_divert_a_task():
     message["properties"]["delivery_info"] = {"exchange": "elsewhere", "routing_key": "other"}
     unpacked = unpack(message)
     assert set(unpacked["headers"]) == {"task", "id", "lang"}
-    assert unpacked["properties"]["delivery_info"] == {"exchange": "", "routing_key": QUEUE}
+    assert unpacked["properties"]["delivery_info"] == {"exchange": "", "routing_key": KEYS.queue}
     assert body_of(unpacked) == [["x"], {}, {}]
 
 
@@ -76,7 +76,7 @@ def test_a_task_without_an_id_gets_one(task_id: Any):
 )
 def test_what_is_no_message_is_refused(raw: bytes, complaint: str):
     with pytest.raises(MalformedMessage, match=complaint):
-        messages.unpack(raw)
+        messages.unpack(raw, KEYS.queue)
 
 
 @pytest.mark.parametrize(

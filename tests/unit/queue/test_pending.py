@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.collections import KEYS, STATE
 from tests.support.queue import mark
-from textmatch.queue import keys
 from textmatch.queue.pending import Pending
 
 ODD_IDS = ["文档🙂", "a b\n\t:{}*?", "é" * 256, "0", "-1"]
@@ -14,7 +14,7 @@ ODD_IDS = ["文档🙂", "a b\n\t:{}*?", "é" * 256, "0", "-1"]
 
 @pytest.fixture
 def pending(redis: Redis) -> Pending:
-    return Pending(redis)
+    return Pending(redis, STATE)
 
 
 async def test_a_mark_stays_until_its_version_is_settled(pending: Pending):
@@ -53,16 +53,16 @@ async def test_the_age_is_that_of_the_oldest_that_waits(pending: Pending):
     assert (await pending.summary()).oldest_seconds(now=110.0) == 5.0
 
 
-@pytest.mark.parametrize("held_in", [keys.QUEUE, keys.TAKEN, keys.UNACKED, None])
+@pytest.mark.parametrize("held_in", [KEYS.queue, KEYS.taken, KEYS.unacked, None])
 async def test_marks_are_orphans_only_when_no_message_is_left(
     pending: Pending, redis: Redis, held_in: str | None
 ):
     await mark(pending, {"old": 1}, accepted_at=100.0)
     await mark(pending, {"new": 1}, accepted_at=300.0)
-    if held_in == keys.UNACKED:
+    if held_in == KEYS.unacked:
         await redis.hset(held_in, "tag", "message")
     elif held_in:
         await redis.lpush(held_in, "message")
-    dropped = await pending.drop_orphans(accepted_before=200.0)
+    dropped = await pending.drop_orphans(200.0, KEYS)
     assert dropped == (0 if held_in else 1)
     assert set(await pending.versions(["old", "new"])) == ({"old", "new"} if held_in else {"new"})

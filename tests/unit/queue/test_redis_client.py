@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.collections import KEYS
 from textmatch.errors import InvalidInput
 from textmatch.queue.app import make_app
 from textmatch.queue.redis_client import RedisAddress, connect, parse
@@ -51,7 +52,7 @@ def test_what_is_wrong_is_said_without_the_password(url: str, problem: str):
 
 def test_both_clients_ask_the_sentinels():
     url = "sentinel://:p@a:1,b:2/main/3"
-    app = make_app(url)
+    app = make_app(url, KEYS)
     assert app.conf.broker_transport_options["sentinels"] == [("a", 1), ("b", 2)]
     assert app.conf.broker_transport_options["master_name"] == "main"
     pool = connect(url).connection_pool
@@ -59,6 +60,6 @@ def test_both_clients_ask_the_sentinels():
 
 
 def test_a_password_of_any_characters_reaches_celery():
-    with make_app("redis://us%2Fer:p%40%3A%2F@h:1/2").connection_for_write() as connection:
+    with make_app("redis://us%2Fer:p%40%3A%2F@h:1/2", KEYS).connection_for_write() as connection:
         assert (connection.userid, connection.password) == ("us/er", "p@:/")
         assert (connection.hostname, connection.port, connection.virtual_host) == ("h", 1, "2")

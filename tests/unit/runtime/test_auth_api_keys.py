@@ -113,3 +113,18 @@ def test_a_bad_line_is_named_by_its_number_and_never_shown(line: str, reason: st
 def test_a_file_without_keys_is_refused():
     with pytest.raises(InvalidInput, match="no keys"):
         parse("# nobody\n")
+
+
+def test_a_key_may_be_limited_to_collections():
+    limited, both, free = parse(
+        f"a read {READER} collections=faq,man_uals\nb read {READER} 5 collections=faq\nc read {READER}\n"
+    )
+    assert (limited.collections, limited.tokens_per_second) == (frozenset({"faq", "man_uals"}), None)
+    assert (both.collections, both.tokens_per_second) == (frozenset({"faq"}), 5.0)
+    assert free.collections is None
+
+
+@pytest.mark.parametrize("word", ["collections=", "collections=a,,b", "collections=Faq", "collections=a--b"])
+def test_impossible_names_of_collections_are_refused(word: str):
+    with pytest.raises(InvalidInput, match="line 1: collections= must be followed by names"):
+        parse(f"a read {READER} {word}\n")

@@ -15,6 +15,7 @@ class ExampleSettings:
     share: float = setting("EXAMPLE_SHARE", 0.5, "How much.")
     is_on: bool = setting("EXAMPLE_ON", default=False, description="Whether.")
     level: str = setting("EXAMPLE_LEVEL", "low", "How.", choices=("low", "high"))
+    name: str = setting("EXAMPLE_NAME", "x", "Name.", pattern="[a-z]{1,3}")
     key: str = setting("EXAMPLE_KEY", "", "Secret.", is_secret=True)
 
 
@@ -56,3 +57,9 @@ def test_secrets_are_masked():
     assert settings.key == "hunter2"
     assert describe(settings)["key"] == "****"
     assert describe(ExampleSettings())["key"] == ""
+
+
+@pytest.mark.parametrize("name", ["A", "abcd", "a\n"])
+def test_a_string_must_match_its_pattern(name: str):
+    with pytest.raises(InvalidInput, match=r"EXAMPLE_NAME: is .*; it must match \[a-z\]\{1,3\}"):
+        load(ExampleSettings, {"EXAMPLE_NAME": name})

@@ -8,8 +8,11 @@ from typing import Any, cast
 
 import pytest
 
+from textmatch.collection_config import CollectionConfig
+from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from workers.batcher import MicroBatcher
+from workers.indexer import IndexerDependencies
 from workers.retrying_indexer import AcceptedDocument, RetryBudgetExhausted
 
 
@@ -21,7 +24,8 @@ class Indexer:
         self.may_go_on = asyncio.Event()
         self.error: Exception | None = None
 
-    async def settle(self, documents: Sequence[AcceptedDocument]) -> None:
+    async def settle(self, documents: Sequence[AcceptedDocument], deps: IndexerDependencies) -> None:
+        assert deps.collection.name in ("first", "second")
         self.batches.append([one.document.id for one in documents])
         await self.may_go_on.wait()
         if self.error:
@@ -42,8 +46,19 @@ def message(*ids: str) -> tuple[AcceptedDocument, ...]:
     return tuple(AcceptedDocument(Document(one, "text", version=1), 1.0) for one in ids)
 
 
-async def send(batcher: MicroBatcher, *ids: str, size_bytes: int = 10) -> asyncio.Task[None]:
-    task = asyncio.create_task(batcher.settle(message(*ids), size_bytes))
+def dependencies(name: str) -> IndexerDependencies:
+    untouched = cast("Any", None)
+    collection = Collection(CollectionConfig(name), untouched, untouched, untouched, untouched)
+    return IndexerDependencies(collection, untouched, untouched, 1.0)
+
+
+FIRST, SECOND = dependencies("first"), dependencies("second")
+
+
+async def send(
+    batcher: MicroBatcher, *ids: str, size_bytes: int = 10, deps: IndexerDependencies = FIRST
+) -> asyncio.Task[None]:
+    task = asyncio.create_task(batcher.settle(message(*ids), deps, size_bytes))
     for _ in range(5):
         await asyncio.sleep(0)
     return task
@@ -57,6 +72,14 @@ async def test_what_waits_goes_together_and_nothing_waits_for_more(batcher: Micr
     await asyncio.gather(first, *others)
     assert [len(batch) for batch in indexer.batches] == [1, 64, 16]
     assert indexer.batches[1][:3] == ["0", "0+", "1"]
+
+
+async def test_a_batch_has_documents_of_one_collection(batcher: MicroBatcher, indexer: Indexer):
+    tasks = [await send(batcher, "a")]
+    tasks += [await send(batcher, f"{number}", deps=SECOND if number % 2 else FIRST) for number in range(6)]
+    indexer.may_go_on.set()
+    await asyncio.gather(*tasks)
+    assert indexer.batches == [["a"], ["0", "2", "4"], ["1", "3", "5"]]
 
 
 async def test_large_messages_go_alone(batcher: MicroBatcher, indexer: Indexer):

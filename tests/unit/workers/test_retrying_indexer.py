@@ -10,9 +10,12 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.collections import make_collection
 from tests.support.queue import mark
 from textmatch.documents import Document
 from textmatch.errors import (
+    CollectionNotFound,
+    CollectionNotOwned,
     DependencyUnavailable,
     InternalError,
     InvalidInput,
@@ -20,10 +23,7 @@ from textmatch.errors import (
     Overloaded,
     PermissionDenied,
 )
-from textmatch.queue.dead_letters import DeadLetters
-from textmatch.queue.pending import Pending
-from textmatch.queue.tombstones import Tombstones
-from workers import retrying_indexer
+from workers import metrics, retrying_indexer
 from workers.indexer import DocumentOutcome, IndexerDependencies
 from workers.retrying_indexer import AcceptedDocument, RetryBudgetExhausted, RetryingIndexer
 
@@ -32,6 +32,7 @@ TRANSIENT = [
     DependencyUnavailable("gone"),
     ModelMismatch("a", "b"),
     PermissionDenied("no scope"),
+    CollectionNotOwned.of("default"),
 ]
 
 
@@ -60,9 +61,7 @@ class Pipeline:
 @pytest.fixture
 def deps(redis: Redis) -> IndexerDependencies:
     untouched = cast("Any", None)
-    return IndexerDependencies(
-        untouched, untouched, untouched, Pending(redis), Tombstones(redis), DeadLetters(redis), 1.0
-    )
+    return IndexerDependencies(make_collection(redis, untouched), untouched, untouched, 1.0)
 
 
 @pytest.fixture
@@ -86,8 +85,8 @@ async def settle(
     **options: float,
 ) -> None:
     monkeypatch.setattr(retrying_indexer, "index_documents", pipeline)
-    indexer = RetryingIndexer(deps, **{"budget_seconds": 60.0, **options})
-    await indexer.settle(accepted(count))
+    indexer = RetryingIndexer(**{"budget_seconds": 60.0, **options})
+    await indexer.settle(accepted(count), deps)
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=lambda error: type(error).__name__)
@@ -97,7 +96,7 @@ async def test_what_may_pass_is_never_held_against_a_document(
     pipeline = Pipeline(errors=[error] * 20)
     await settle(pipeline, deps, monkeypatch, count=2)
     assert pipeline.batches == [["d0", "d1"]] * 21
-    assert await deps.dead_letters.count() == 0
+    assert await deps.collection.dead_letters.count() == 0
 
 
 @pytest.mark.parametrize(
@@ -109,21 +108,21 @@ async def test_a_bug_that_passes_leaves_no_trace(
     pipeline = Pipeline(errors=[error, Overloaded("busy"), error])
     await settle(pipeline, deps, monkeypatch, count=2)
     assert pipeline.settled == ["d0", "d1"]
-    assert await deps.dead_letters.count() == 0
+    assert await deps.collection.dead_letters.count() == 0
 
 
 async def test_documents_that_set_off_a_bug_are_found(
     deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch, no_delay: None
 ):
-    await mark(deps.pending, {document.id: 5 for document in documents(16)}, accepted_at=1.0)
+    await mark(deps.collection.pending, {document.id: 5 for document in documents(16)}, accepted_at=1.0)
     pipeline = Pipeline(poisoned=["d3", "d11"])
     await settle(pipeline, deps, monkeypatch, count=16)
     assert sorted(pipeline.settled) == sorted({f"d{number}" for number in range(16)} - {"d3", "d11"})
-    assert {letter.key for letter in await deps.dead_letters.entries(10)} == {"d3", "d11"}
-    letter = await deps.dead_letters.get("d3")
+    assert {letter.key for letter in await deps.collection.dead_letters.entries(10)} == {"d3", "d11"}
+    letter = await deps.collection.dead_letters.get("d3")
     assert letter is not None
     assert (letter.reason, letter.error) == ("INTERNAL", "RuntimeError: a bug")
-    assert set(await deps.pending.versions(["d3", "d11"])) == set()
+    assert set(await deps.collection.pending.versions(["d3", "d11"])) == set()
     # Three tries of the whole, then halves: about two for each level and document.
     assert len(pipeline.batches) <= 3 + 2 * 2 * 4
 
@@ -135,7 +134,22 @@ async def test_an_outage_while_looking_for_a_bug_condemns_nobody(
     pipeline = Pipeline(errors=[bug, bug, bug, DependencyUnavailable("gone"), DependencyUnavailable("gone")])
     await settle(pipeline, deps, monkeypatch, count=2)
     assert pipeline.settled == ["d0", "d1"]
-    assert await deps.dead_letters.count() == 0
+    assert await deps.collection.dead_letters.count() == 0
+
+
+async def test_documents_of_a_deleted_collection_are_dropped(
+    deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch
+):
+    before = dropped()
+    pipeline = Pipeline(errors=[CollectionNotFound("default")])
+    await settle(pipeline, deps, monkeypatch, count=2)
+    assert pipeline.batches == [["d0", "d1"]]
+    assert await deps.collection.dead_letters.count() == 0
+    assert dropped() == before + 2
+
+
+def dropped() -> float:
+    return float(metrics.DOCUMENTS_TOTAL.labels("dropped")._value.get())
 
 
 async def test_patience_ends(deps: IndexerDependencies, monkeypatch: pytest.MonkeyPatch):
@@ -164,8 +178,8 @@ async def test_a_stop_ends_the_waiting(deps: IndexerDependencies, monkeypatch: p
     monkeypatch.setattr(
         retrying_indexer, "index_documents", Pipeline(errors=[Overloaded("busy", retry_delay_seconds=60.0)])
     )
-    indexer = RetryingIndexer(deps, budget_seconds=60.0)
-    waiting = asyncio.create_task(indexer.settle(accepted(1)))
+    indexer = RetryingIndexer(budget_seconds=60.0)
+    waiting = asyncio.create_task(indexer.settle(accepted(1), deps))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     indexer.stop()

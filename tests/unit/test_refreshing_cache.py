@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from textmatch.errors import DependencyUnavailable
-from textmatch.index.collections import RefreshingCache
+from textmatch.refreshing_cache import RefreshingCache
 
 _MAX_AGE_SECONDS = 10.0
 
@@ -34,7 +34,7 @@ class Counting:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._now = time.monotonic()
-        monkeypatch.setattr("textmatch.index.collections.time.monotonic", lambda: self._now)
+        monkeypatch.setattr("textmatch.refreshing_cache.time.monotonic", lambda: self._now)
 
     def advance(self, seconds: float) -> None:
         self._now += seconds

@@ -1,4 +1,4 @@
-"""A real, empty Redis for each test."""
+"""A real, empty Redis for each test that asks for it."""
 
 from __future__ import annotations
 

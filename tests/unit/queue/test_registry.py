@@ -1,0 +1,71 @@
+"""Which collections an installation has, in a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.collections import KEYS
+from textmatch.collection_config import CollectionConfig
+from textmatch.errors import CollectionNotFound
+from textmatch.queue.keys import Keys
+from textmatch.queue.registry import Registry
+
+SETTINGS = CollectionConfig("faq", bi_encoder="m")
+
+
+@pytest.fixture
+def registry(redis: Redis) -> Registry:
+    return Registry(redis, KEYS)
+
+
+async def test_an_installation_has_one_id(registry: Registry, redis: Redis):
+    ids = await asyncio.gather(*(Registry(redis, KEYS).installation_id() for _ in range(5)))
+    assert set(ids) == {await registry.installation_id()}
+    assert await Registry(redis, Keys("other")).installation_id() not in ids
+
+
+async def test_a_collection_is_registered_once(registry: Registry):
+    created = await asyncio.gather(*(registry.create(SETTINGS) for _ in range(5)))
+    assert len({one.generation for one in created}) == 1
+    assert created[0].owner == await registry.installation_id()
+    assert await registry.find("faq") == created[0]
+    assert await registry.all() == [created[0]]
+    assert await registry.find("other") is None
+
+
+async def test_collections_are_listed_by_name(registry: Registry):
+    for name in ("b", "a-b", "a"):
+        await registry.create(CollectionConfig(name))
+    assert [one.name for one in await registry.all()] == ["a", "a-b", "b"]
+
+
+async def test_a_deleted_collection_is_not_confirmed(registry: Registry):
+    first = await registry.create(SETTINGS)
+    await registry.confirm(first)
+    assert await registry.remove(first)
+    with pytest.raises(CollectionNotFound, match="faq"):
+        await registry.confirm(first)
+    second = await registry.create(SETTINGS)
+    with pytest.raises(CollectionNotFound, match="faq"):
+        await registry.confirm(first)
+    assert not await registry.remove(first)
+    await registry.confirm(second)
+
+
+async def test_the_state_of_one_collection_goes_and_no_other(registry: Registry, redis: Redis):
+    kept = [await registry.create(CollectionConfig(name)) for name in ("fa", "faq-2", "default")]
+    deleted = await registry.create(SETTINGS)
+    others = [*map(registry.keys_of, kept), Keys("other").collection("faq", deleted.generation)]
+    for state in others:
+        await redis.set(state.tombstone("*"), 1)
+    state = registry.keys_of(deleted)
+    for number in range(2_500):
+        await redis.set(state.tombstone(f"文档:{number}"), 1)
+    await redis.zadd(state.pending, {"a": 1})
+    await registry.remove(deleted)
+    await registry.delete_state(deleted)
+    assert await redis.keys(f"{state.prefix}:*") == []
+    assert [await redis.exists(one.tombstone("*")) for one in others] == [1] * 4

@@ -1,0 +1,162 @@
+"""Create, list, delete or adopt collections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from textmatch.cli import options
+from textmatch.cli.options import find_addresses
+from textmatch.client import CollectionConfig, CollectionSummary, PayloadIndex
+from textmatch.console import cell, print_json, print_line, print_result, print_table
+
+app = typer.Typer(help=__doc__, add_completion=False)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the collection.")]
+BiEncoder = Annotated[
+    str,
+    typer.Option("--bi-encoder", metavar="MODEL", help="Name or id of a served bi-encoder."),
+]
+CrossEncoder = Annotated[
+    str,
+    typer.Option("--cross-encoder", metavar="MODEL", help="Name or id of a served cross-encoder."),
+]
+Lexical = Annotated[bool, typer.Option("--lexical/--no-lexical", help="Whether there is a BM25 index.")]
+Indexes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--index",
+        metavar="FIELD:KIND",
+        help="Attribute on which filters are fast; keyword, integer, float, bool or keyword:tenant.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+@app.command()
+def create(
+    name: Name,
+    bi_encoder: BiEncoder = "",
+    cross_encoder: CrossEncoder = "",
+    lexical: Lexical = True,
+    indexes: Indexes = None,
+    as_json: options.Json = False,
+    matcher: options.Matcher = "",
+    data_dir: options.DataDir = None,
+) -> None:
+    """Create a collection. Creating one that exists with the same settings succeeds.
+
+    --json prints {"name", "bi_encoder", "cross_encoder", "lexical", "indexes", "model_id", "documents",
+    "created_at"}.
+    """
+    payload_indexes = tuple(PayloadIndex.parse(text) for text in indexes or [])
+    settings = CollectionConfig(
+        name=name,
+        bi_encoder=bi_encoder,
+        cross_encoder=cross_encoder,
+        lexical=lexical,
+        payload_indexes=payload_indexes,
+    )
+    with find_addresses(data_dir, matcher=matcher).client() as client:
+        summary = client.create_collection(settings)
+    print_result(_to_json(summary), f"{name} is there, with {summary.model_id}", as_json=as_json)
+
+
+@app.command("list")
+def list_all(
+    as_json: options.Json = False, matcher: options.Matcher = "", data_dir: options.DataDir = None
+) -> None:
+    """List collections. --json prints one line for each, as `create` does."""
+    with find_addresses(data_dir, matcher=matcher).client() as client:
+        summaries = list(client.list_collections())
+    if as_json:
+        for summary in summaries:
+            print_json(_to_json(summary))
+        return
+    table = Table("collection", "documents", "model", "BM25", "indexes")
+    for summary in summaries:
+        config = summary.config
+        table.add_row(
+            cell(config.name),
+            f"{summary.document_count:,}",
+            summary.model_id or "none yet",
+            "yes" if config.lexical else "no",
+            cell(", ".join(map(_index, config.payload_indexes))),
+        )
+    print_table(table)
+
+
+@app.command()
+def get(
+    name: Name,
+    as_json: options.Json = False,
+    matcher: options.Matcher = "",
+    data_dir: options.DataDir = None,
+) -> None:
+    """Show a collection. --json prints what `create` prints."""
+    with find_addresses(data_dir, matcher=matcher).client() as client:
+        shown = _to_json(client.get_collection(name))
+    if as_json:
+        print_json(shown)
+        return
+    for key, value in shown.items():
+        print_line(f"{key}: {value}")
+
+
+@app.command()
+def delete(
+    name: Name,
+    yes: Yes = False,
+    as_json: options.Json = False,
+    matcher: options.Matcher = "",
+    data_dir: options.DataDir = None,
+) -> None:
+    """Delete a collection with all its documents, queued ones too.
+
+    --json prints {"deleted": its name, "documents"}; it needs --yes.
+    """
+    if as_json and not yes:
+        raise typer.BadParameter("--json needs --yes")
+    with find_addresses(data_dir, matcher=matcher).client() as client:
+        count = client.get_collection(name).document_count
+        if not yes:
+            typer.confirm(f"Delete {name} with {count:,} documents?", abort=True)
+        client.delete_collection(name)
+    print_result({"deleted": name, "documents": count}, f"deleted {name}", as_json=as_json)
+
+
+@app.command()
+def adopt(
+    name: Name,
+    as_json: options.Json = False,
+    matcher: options.Matcher = "",
+    data_dir: options.DataDir = None,
+) -> None:
+    """Take over a collection that another installation made in the same Qdrant.
+
+    Also for a collection of this installation after its Redis was lost. --json prints what `create` prints.
+    """
+    with find_addresses(data_dir, matcher=matcher).client() as client:
+        summary = client.adopt_collection(name)
+    line = f"adopted {name} with {summary.document_count:,} documents"
+    print_result(_to_json(summary), line, as_json=as_json)
+
+
+def _to_json(summary: CollectionSummary) -> dict[str, Any]:
+    config = summary.config
+    return {
+        "name": config.name,
+        "bi_encoder": config.bi_encoder or None,
+        "cross_encoder": config.cross_encoder or None,
+        "lexical": config.lexical,
+        "indexes": [_index(one) for one in config.payload_indexes],
+        "model_id": summary.model_id or None,
+        "documents": summary.document_count,
+        "created_at": config.created_at or None,
+    }
+
+
+def _index(index: PayloadIndex) -> str:
+    return f"{index.field}:{index.kind}{':tenant' if index.is_tenant else ''}"

@@ -1,0 +1,167 @@
+"""Names and settings of collections.
+
+    config = CollectionConfig("faq", bi_encoder="textmatch-bi-encoder-en")
+    config.physical("tiny-0123456789ab")  ->  "faq--tiny-0123456789ab--5f3a9c1e"
+
+A collection has one physical collection in Qdrant for each model that it was built with. Its name ends with
+the generation of the collection: a random id of this creation. A collection that is deleted and created again
+has another generation, and so other names in Qdrant and other keys in Redis. Nothing that still works on the
+old one can reach the new one.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from textmatch.errors import InvalidInput, Violation, raise_violations
+
+DEFAULT_COLLECTION = "default"
+INDEX_KINDS = ("keyword", "integer", "float", "bool")
+# Not allowed in names: it separates the parts of names in Qdrant.
+SEPARATOR = "--"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_GENERATION_BYTES = 4
+_TENANT_WORD = "tenant"
+
+
+def name_violation(field: str, name: str) -> Violation | None:
+    """The problem with the name of a collection; None if there is none."""
+    if _NAME.fullmatch(name) and SEPARATOR not in name:
+        return None
+    return Violation.of_field(
+        field,
+        f"is {name[:80]!r}; it must have 1 to 63 characters a-z, 0-9, - and _, begin with a letter or digit,"
+        f" and not contain {SEPARATOR}",
+    )
+
+
+@dataclass(frozen=True)
+class PayloadIndex:
+    """An attribute on which filters are fast.
+
+    Attributes:
+        field: path within the attributes: "author.name".
+        kind: one of INDEX_KINDS.
+        is_tenant: of a keyword: documents with the same value are stored next to each other.
+    """
+
+    field: str
+    kind: str
+    is_tenant: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> PayloadIndex:
+        """Parse `year:integer` or `customer:keyword:tenant`.
+
+        Raises:
+            InvalidInput: it has another form.
+        """
+        *path, kind = text.strip().split(":")
+        is_tenant = len(path) > 1 and kind == _TENANT_WORD
+        if is_tenant:
+            *path, kind = path
+        index = cls(":".join(path), kind, is_tenant)
+        raise_violations([index.violation("index")])
+        return index
+
+    def violation(self, field: str) -> Violation | None:
+        """The problem with it; None if there is none."""
+        if not self.field or self.kind not in INDEX_KINDS:
+            kinds = ", ".join(INDEX_KINDS)
+            shown = f"{self.field}:{self.kind}"
+            return Violation.of_field(
+                field, f"is {shown!r}; it must be attribute:kind, with a kind of {kinds}"
+            )
+        if self.is_tenant and self.kind != INDEX_KINDS[0]:
+            return Violation.of_field(field, f"is a tenant of kind {self.kind}; only keywords can be tenants")
+        return None
+
+
+@dataclass(frozen=True)
+class CollectionConfig:
+    """What an installation knows of a collection. `textmatch.queue.registry` keeps it.
+
+    Attributes:
+        generation: a random id of this creation; "" before the collection `default` is made.
+        owner: the id of the installation that it belongs to.
+        bi_encoder: the model for its first document, by name or model id; "": the default one.
+        cross_encoder: the model that scores pairs; "": the default one.
+        lexical: it has a BM25 index.
+        created_at: seconds since 1970.
+    """
+
+    name: str = DEFAULT_COLLECTION
+    generation: str = ""
+    owner: str = ""
+    bi_encoder: str = ""
+    cross_encoder: str = ""
+    lexical: bool = True
+    payload_indexes: tuple[PayloadIndex, ...] = ()
+    created_at: float = 0.0
+
+    def check(self) -> None:
+        """Check the name and the indexes.
+
+        Raises:
+            InvalidInput: naming each problem.
+        """
+        indexes = enumerate(self.payload_indexes)
+        raise_violations(
+            [
+                name_violation("collection.name", self.name),
+                *(one.violation(f"collection.payload_indexes[{position}]") for position, one in indexes),
+            ]
+        )
+
+    def created(self, owner: str, created_at: float) -> CollectionConfig:
+        """The same settings for a new collection."""
+        generation = secrets.token_hex(_GENERATION_BYTES)
+        return replace(self, generation=generation, owner=owner, created_at=created_at)
+
+    def has_settings_of(self, other: CollectionConfig) -> bool:
+        """Whether both were created with the same settings."""
+        other = replace(other, generation=self.generation, owner=self.owner, created_at=self.created_at)
+        return self == other
+
+    def physical(self, model_id: str) -> str:
+        """The name in Qdrant of the physical collection that a model built."""
+        return SEPARATOR.join((self.name, model_id, self.generation))
+
+    def model_of(self, physical: str) -> str:
+        """The model id of a physical collection of this one; "" if it belongs to another collection."""
+        prefix, suffix = f"{self.name}{SEPARATOR}", f"{SEPARATOR}{self.generation}"
+        if len(physical) <= len(prefix) + len(suffix) or not physical.startswith(prefix):
+            return ""
+        return physical[len(prefix) : -len(suffix)] if physical.endswith(suffix) else ""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """JSON-like values."""
+        return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: object) -> CollectionConfig:
+        """The reverse of `to_mapping`.
+
+        Raises:
+            InvalidInput: the values have another form.
+        """
+        try:
+            content = dict(values)  # type: ignore[call-overload]
+            indexes = tuple(PayloadIndex(**one) for one in content.pop("payload_indexes"))
+            return cls(**content, payload_indexes=indexes)
+        except (TypeError, ValueError, KeyError) as error:
+            raise InvalidInput.of_field("collection", f"has an unreadable entry: {error}") from error
+
+
+def normalized(name: str) -> str:
+    """The name that a request means: "" stands for `default`.
+
+    Raises:
+        InvalidInput: it cannot be the name of a collection.
+    """
+    raise_violations([name_violation("collection", name or DEFAULT_COLLECTION)])
+    return name or DEFAULT_COLLECTION

@@ -1,0 +1,105 @@
+"""Which collections an installation has, and its own id, in Redis.
+
+The registry decides: a collection exists while it has an entry. Qdrant follows, so a collection is registered
+before its physical collections are made, and its entry is removed before they are deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+
+from redis.asyncio import Redis
+
+from textmatch.collection_config import CollectionConfig
+from textmatch.errors import CollectionNotFound
+from textmatch.queue.keys import CollectionKeys, Keys
+from textmatch.queue.redis_client import translated_errors
+
+_ID_BYTES = 16
+_KEYS_PER_STEP = 1_000
+
+# KEYS: collections. ARGV: name, generation. Returns whether the entry was there.
+_REMOVE = """
+local entry = redis.call('HGET', KEYS[1], ARGV[1])
+if entry and cjson.decode(entry).generation == ARGV[2] then
+  return redis.call('HDEL', KEYS[1], ARGV[1])
+end
+return 0
+"""
+
+
+class Registry:
+    """Every method raises DependencyUnavailable when Redis does not answer."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._remove = redis.register_script(_REMOVE)
+
+    async def installation_id(self) -> str:
+        """The id of this installation, which is made when it is first asked for."""
+        with translated_errors():
+            await self._redis.set(self._keys.id, secrets.token_hex(_ID_BYTES), nx=True)
+            return str(await self._redis.get(self._keys.id))
+
+    async def find(self, name: str) -> CollectionConfig | None:
+        """The collection of this name."""
+        with translated_errors():
+            entry = await self._redis.hget(self._keys.collections, name)
+        return None if entry is None else _from_json(str(entry))
+
+    async def all(self) -> list[CollectionConfig]:
+        """All collections, by name."""
+        with translated_errors():
+            entries = await self._redis.hvals(self._keys.collections)
+        return sorted((_from_json(str(entry)) for entry in entries), key=lambda one: one.name)
+
+    async def create(self, settings: CollectionConfig) -> CollectionConfig:
+        """Register a new collection with these settings; returns the one that is there if there is one."""
+        return await self.add(settings.created(await self.installation_id(), time.time()))
+
+    async def add(self, config: CollectionConfig) -> CollectionConfig:
+        """Register a collection that has a generation; returns the one that is there if there is one."""
+        entry = json.dumps(config.to_mapping())
+        with translated_errors():
+            await self._redis.hsetnx(self._keys.collections, config.name, entry)
+        return await self.find(config.name) or config
+
+    async def remove(self, config: CollectionConfig) -> bool:
+        """Remove the entry, unless the name stands for another collection by now."""
+        arguments = [config.name, config.generation]
+        with translated_errors():
+            return bool(await self._remove(keys=[self._keys.collections], args=arguments))
+
+    async def confirm(self, config: CollectionConfig) -> None:
+        """Check that this collection is still the one of its name.
+
+        Raises:
+            CollectionNotFound: it was deleted.
+        """
+        found = await self.find(config.name)
+        if found is None or found.generation != config.generation:
+            raise CollectionNotFound(config.name)
+
+    async def delete_state(self, config: CollectionConfig) -> None:
+        """Delete all keys of a collection that is no longer registered, in small steps."""
+        pattern = f"{self.keys_of(config).prefix}:*"
+        with translated_errors():
+            found: list[str] = []
+            async for key in self._redis.scan_iter(pattern, count=_KEYS_PER_STEP):
+                found.append(key)
+                if len(found) == _KEYS_PER_STEP:
+                    await self._redis.unlink(*found)
+                    found = []
+            if found:
+                await self._redis.unlink(*found)
+
+    def keys_of(self, config: CollectionConfig) -> CollectionKeys:
+        """The keys of a collection."""
+        return self._keys.collection(config.name, config.generation)
+
+
+def _from_json(entry: str) -> CollectionConfig:
+    return CollectionConfig.from_mapping(json.loads(entry))
