@@ -5,9 +5,17 @@ from __future__ import annotations
 from types import NoneType
 from typing import Any
 
+from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
 from textmatch.filters import FieldMatch
-from textmatch.types import EncodeResult, IngestStatus, IngestSummary, MatchResult, ScoreResult
+from textmatch.types import (
+    CollectionSummary,
+    EncodeResult,
+    IngestStatus,
+    IngestSummary,
+    MatchResult,
+    ScoreResult,
+)
 
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "match": ("the cat",),
@@ -19,6 +27,11 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "delete": (["a"],),
     "delete_where": (FieldMatch("colour", ("red",)),),
     "ingest_status": (),
+    "create_collection": (CollectionConfig("faq"),),
+    "get_collection": ("faq",),
+    "list_collections": (),
+    "adopt_collection": ("faq",),
+    "delete_collection": ("faq",),
     "encode": (["the cat"],),
     "score": ("the cat", ["a cat"]),
     "score_pairs": ([("the cat", "a cat")],),
@@ -35,6 +48,11 @@ ANSWERS: dict[str, type] = {
     "delete": int,
     "delete_where": int,
     "ingest_status": IngestStatus,
+    "create_collection": CollectionSummary,
+    "get_collection": CollectionSummary,
+    "list_collections": list,
+    "adopt_collection": CollectionSummary,
+    "delete_collection": NoneType,
     "encode": EncodeResult,
     "score": ScoreResult,
     "score_pairs": ScoreResult,

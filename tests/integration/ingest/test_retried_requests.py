@@ -12,10 +12,11 @@ import pytest
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.ingest import IngestDependencies, IngestHandler, VersionClock
+from services.matcher.ingest import IngestHandler, VersionClock
 from services.matcher.servicer import MatcherServicer
 from tests.integration.ingest.document_calls import DocumentCalls
-from tests.integration.ingest.indexing import make_ingest_state
+from tests.integration.ingest.indexing import IngestState, make_ingest_state
+from tests.support.collections import STATE, FixedStore
 from tests.support.queue import take_queued
 from textmatch.client import AsyncTextMatchClient, FieldMatch, TextMatchClient
 from textmatch.client import batches as batches_module
@@ -23,7 +24,6 @@ from textmatch.documents import Document
 from textmatch.errors import InvalidInput, NotReady
 from textmatch.filters import Filter
 from textmatch.index.index import Index
-from textmatch.queue import keys
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.server import GrpcServer
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -56,7 +56,7 @@ async def stored(deps: IndexerDependencies, redis: Redis) -> str | None:
     """The text of the document "a" after a worker has done all that is queued."""
     if documents := await take_queued(redis):
         await index_documents(documents, deps)
-    found = await deps.index.fetch(["a"])
+    found = await deps.collection.index.fetch(["a"])
     return found["a"].document.text if found else None
 
 
@@ -139,9 +139,9 @@ async def test_a_retry_at_another_matcher_has_the_same_version(
     request_id: str,
     by_us: int,
 ):
-    state = make_ingest_state(redis)
-    vars(state)["clock"] = ShiftedClock(by_us)
-    other = DocumentCalls(index, state)
+    state = make_ingest_state(redis, index)
+    vars(state.shared)["clock"] = ShiftedClock(by_us)
+    other = DocumentCalls(state)
     first = await write(handler, "first", request_id)
     await write(handler, "second")
     assert await write(other, "first", request_id) == first
@@ -155,14 +155,14 @@ async def test_tries_at_the_same_time_have_one_version(handler: DocumentCalls, r
 
 async def test_a_request_is_remembered_for_minutes(handler: DocumentCalls, redis: Redis, request_id: str):
     first = await write(handler, "first", request_id)
-    key = keys.request_version(request_id)
+    key = STATE.request_version(request_id)
     assert 300 < await redis.ttl(key) <= 3_900
     await redis.expire(key, 5)
     assert await write(handler, "first", request_id) == first
     assert await redis.ttl(key) > 300
-    assert [key async for key in redis.scan_iter(keys.request_version("*"))] == [key]
+    assert [key async for key in redis.scan_iter(STATE.request_version("*"))] == [key]
     await write(handler, "versioned", str(uuid.uuid4()), version=first + 1)
-    assert len([key async for key in redis.scan_iter(keys.request_version("*"))]) == 1
+    assert len([key async for key in redis.scan_iter(STATE.request_version("*"))]) == 1
 
 
 @pytest.mark.parametrize("wrong", ["7", "no uuid", "x" * 36, "\0" * 36, f"{uuid.uuid4()} "])
@@ -175,11 +175,14 @@ async def test_the_id_of_a_request_is_a_uuid(handler: DocumentCalls, wrong: str)
 class ForgetfulServicer(MatcherServicer):
     """Does what a matcher does, and loses the answer of the next write and of the next delete."""
 
-    def __init__(self, index: Index, state: IngestDependencies) -> None:
+    def __init__(self, state: IngestState) -> None:
+        store: Any = FixedStore(state.collection)
+        untouched: Any = None
         super().__init__(
-            None,
-            IngestHandler(index, state),
-            DocumentsHandler(index, state),
+            store,
+            untouched,
+            IngestHandler(state.shared),
+            DocumentsHandler(state.shared),
             match_timeout_seconds=10,
             batch_match_concurrency=1,
         )
@@ -229,7 +232,7 @@ class Caller:
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_both_clients_retry_without_overwriting_or_restoring_or_removing_anything(
     index: Index,
-    state: IngestDependencies,
+    state: IngestState,
     deps: IndexerDependencies,
     redis: Redis,
     handler: DocumentCalls,
@@ -237,7 +240,7 @@ async def test_both_clients_retry_without_overwriting_or_restoring_or_removing_a
     is_async: bool,
 ):
     monkeypatch.setattr(batches_module, "_MAX_BACKOFF_SECONDS", 0.05)
-    servicer = ForgetfulServicer(index, state)
+    servicer = ForgetfulServicer(state)
     async with serving(servicer) as address:
         caller = Caller(address, is_async=is_async)
         # Another client overwrites what this one wrote.
