@@ -14,6 +14,7 @@
     ├── CollectionNotOwned       FAILED_PRECONDITION  another installation made the collection
     ├── Unauthenticated          UNAUTHENTICATED      the API key is missing or not valid
     ├── PermissionDenied         PERMISSION_DENIED
+    ├── CollectionDenied         PERMISSION_DENIED    the API key is limited to other collections
     └── InternalError            INTERNAL             a bug; the details are in the server's log
 
 Codes are `google.rpc.Code`: modules that do not use gRPC raise these errors too.
@@ -243,9 +244,10 @@ class PermissionDenied(TextMatchError):
     reason = error_reason_pb2.ERROR_REASON_SCOPE_MISSING
 
 
-class CollectionDenied(PermissionDenied):
+class CollectionDenied(TextMatchError):
     """The API key is limited to other collections."""
 
+    code = code_pb2.PERMISSION_DENIED
     reason = error_reason_pb2.ERROR_REASON_COLLECTION_DENIED
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.support.client_calls import ANSWERS, EXAMPLES, STREAMS, call
 from textmatch.client import AsyncTextMatchClient, TextMatchClient
 from textmatch.client import asyncio as client_module
+from textmatch.collection_config import CollectionConfig
 from textmatch.errors import DeadlinePassed, InvalidInput
 from textmatch.types import HealthState, MatchKeywords, MatchOptions
 
@@ -63,6 +64,7 @@ def test_keywords_of_a_match_are_its_options():
 @pytest.mark.parametrize("method", EXAMPLES)
 def test_every_example_works(client: TextMatchClient, method: str):
     client.ingest_all([{"id": "a", "text": "the cat"}])
+    client.create_collection(CollectionConfig("faq"))
     assert isinstance(call(client, method), ANSWERS[method])
 
 
@@ -158,4 +160,5 @@ def test_a_longer_time_limit_than_that_of_the_client_counts(
     with client_class(matcher_server.address, encoder_server.address, **short) as client:
         if method in ("wait_until_searchable", "get_document"):  # the queue is asked by the client's limit
             return
+        client.create_collection(CollectionConfig("faq"), timeout_seconds=20)
         assert isinstance(call(client, method, timeout_seconds=20), ANSWERS[method])
