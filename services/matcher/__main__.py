@@ -13,7 +13,7 @@ from services.matcher.ingest import Admission, IngestDependencies, IngestHandler
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
-from services.matcher.servicer import MatcherServicer
+from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from services.matcher.settings import MatcherSettings
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
@@ -25,7 +25,6 @@ from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
 from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.queue.tombstones import Tombstones
-from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.process import run_until_stopped, trim_heap
@@ -73,10 +72,12 @@ async def _serve(settings: MatcherSettings) -> None:
     server = GrpcServer(
         settings.host,
         settings.port,
-        MAX_MESSAGE_BYTES,
+        MAX_REQUEST_BYTES,
         api_keys=settings.api_keys(),
         tls=settings.server_tls(),
         connection_age_seconds=settings.connection_age_seconds,
+        max_running_calls=settings.max_running_calls,
+        method_limits=METHOD_LIMITS,
     )
     servicer = MatcherServicer(
         _matcher(settings, encoder, index),
@@ -102,7 +103,7 @@ async def _serve(settings: MatcherSettings) -> None:
 
 def _matcher(settings: MatcherSettings, encoder: EncoderClient, index: Index) -> Matcher:
     return Matcher(
-        Retriever(encoder, index, settings.embedding_cache_entries),
+        Retriever(encoder, index, settings.embedding_cache_bytes),
         Reranker(encoder),
         index,
         settings.rerank_depth,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from services.matcher.ingest import IngestDependencies
 from textmatch.documents import (
+    MAX_VERSION,
     Document,
     check_item_count,
     id_violation,
@@ -15,7 +16,7 @@ from textmatch.documents import (
     version_violation,
 )
 from textmatch.errors import DocumentNotFound, InvalidInput, raise_violations
-from textmatch.filters import Filter
+from textmatch.filters import Filter, HasId
 from textmatch.index.index import Index
 from textmatch.queue.tombstones import FilterTombstone
 from textmatch.types import DocumentState, IngestStatus
@@ -55,16 +56,24 @@ class DocumentsHandler:
             raise DocumentNotFound(document_id)
         return stored[document_id].document
 
-    async def delete(self, ids: Sequence[str], cut: DeleteVersion) -> int:
-        """Delete documents, and keep older writes from restoring them. Returns how many were stored."""
+    async def delete(self, ids: Sequence[str], cut: DeleteVersion, *, is_dry_run: bool = False) -> int:
+        """Delete documents, and keep older writes from restoring them. Returns how many were stored.
+
+        Args:
+            is_dry_run: delete nothing, only count.
+        """
         check_item_count("ids", len(ids), MAX_DELETED_IDS)
         raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
+        if is_dry_run:
+            return await self._count(Filter(must=(HasId(tuple(ids)),)), cut)
         return await self._delete(dict.fromkeys(ids, await self._version_of(cut)))
 
-    async def delete_where(self, where: Filter, cut: DeleteVersion) -> int:
+    async def delete_where(self, where: Filter, cut: DeleteVersion, *, is_dry_run: bool = False) -> int:
         """Delete the documents that match a filter; otherwise as `delete`."""
-        if not (where.must or where.should or where.must_not):
+        if _is_empty(where):
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
+        if is_dry_run:
+            return await self._count(where, cut)
         version = await self._version_of(cut)
         # Ensures that Qdrant accepts the filter before workers apply it to queued documents.
         await anext(self._index.find_versions(where, max_version=version), None)
@@ -96,6 +105,11 @@ class DocumentsHandler:
             document_error=error or None,
         )
 
+    async def _count(self, where: Filter, cut: DeleteVersion) -> int:
+        if cut.version is not None:
+            raise_violations([version_violation("version", cut.version)])
+        return await self._index.count_matching(where, max_version=cut.version or MAX_VERSION)
+
     async def _version_of(self, cut: DeleteVersion) -> int:
         if cut.version is not None:
             raise_violations([version_violation("version", cut.version)])
@@ -121,3 +135,9 @@ class DocumentsHandler:
         if await self._dependencies.tombstones.get([document_id]):
             return DocumentState.DELETED, ""
         return DocumentState.UNKNOWN, ""
+
+
+def _is_empty(where: Filter) -> bool:
+    """Whether it has no conditions but empty filters."""
+    children = (*where.must, *where.should)
+    return not where.must_not and all(isinstance(one, Filter) and _is_empty(one) for one in children)

@@ -32,6 +32,7 @@ from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
 from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.tracing import current_traceparent
+from textmatch.time_slices import in_slices
 from textmatch.types import DocumentResult, IngestOutcome
 
 _POLL_SECONDS = 0.1
@@ -227,23 +228,23 @@ class IngestHandler:
             return {}
         tombstones = await self._dependencies.tombstones.get(ids)
         try:
-            stored = await self._index.fetch(list(ids))
+            stored = await self._index.fingerprints(list(ids))
         except TextMatchError as error:
             # Finding unchanged documents only saves work. Without it, all are written.
             _log.warning("cannot find unchanged documents", extra={"error": str(error)})
             return {}
         unchanged: dict[int, int] = {}
         written: set[str] = set()
-        for position, document in documents.items():
+        async for position, document in in_slices(documents.items()):
             found = stored.get(document.id)
             if (
                 found is not None
                 and document.id not in written
-                and tombstones.get(document.id, 0) < found.document.version
-                and document.version <= found.document.version
+                and tombstones.get(document.id, 0) < found.version
+                and document.version <= found.version
                 and content_hash(document) == found.content_hash
             ):
-                unchanged[position] = found.document.version
+                unchanged[position] = found.version
             else:
                 written.add(document.id)
         return unchanged

@@ -12,28 +12,47 @@ import grpc
 from services.matcher.documents import DeleteVersion, DocumentsHandler
 from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
-from textmatch.documents import check_texts, text_violation
-from textmatch.errors import InvalidInput, TextMatchError, raise_violations
+from textmatch.documents import MAX_TEXT_BYTES, check_item_count, text_violation
+from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
+from textmatch.runtime.auth import charge_match
+from textmatch.runtime.request_limits import RequestLimits
+from textmatch.time_slices import in_slices
 from textmatch.types import MatchOptions, MatchResult
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 from textmatch.wire.documents import (
+    IngestRequest,
     ingest_request_from_proto,
     ingest_response_to_proto,
     ingest_status_to_proto,
     to_proto,
 )
-from textmatch.wire.matching import (
-    batch_result_to_proto,
-    filter_from_proto,
-    options_from_proto,
-    result_to_proto,
-)
+from textmatch.wire.filters import MAX_FILTER_BYTES, filter_from_proto
+from textmatch.wire.matching import batch_result_to_proto, options_from_proto, result_to_proto
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
 
 MAX_QUERIES = 1_000
+# A filter, and all other options.
+_OPTIONS_BYTES = MAX_FILTER_BYTES + 1024
+METHOD_LIMITS = {
+    f"/textmatch.v1.MatcherService/{method}": limits
+    for method, limits in {
+        "Match": RequestLimits(MAX_TEXT_BYTES + _OPTIONS_BYTES + 1024),
+        "BatchMatch": RequestLimits(
+            5 * 1024**2, part_bytes={pb.BatchMatchRequest.OPTIONS_FIELD_NUMBER: _OPTIONS_BYTES}
+        ),
+        "IngestDocuments": RequestLimits(8 * 1024**2, parse=IngestRequest),
+        "GetDocument": RequestLimits(16 * 1024),
+        "DeleteDocuments": RequestLimits(
+            1024**2, part_bytes={pb.DeleteDocumentsRequest.FILTER_FIELD_NUMBER: _OPTIONS_BYTES}
+        ),
+        "GetIngestStatus": RequestLimits(16 * 1024),
+    }.items()
+}
+# gRPC refuses larger requests before it has read them, but without details.
+MAX_REQUEST_BYTES = 2 * max(limits.max_bytes for limits in METHOD_LIMITS.values())
 
 
 class MatcherServicer(pb_grpc.MatcherServiceServicer):
@@ -58,32 +77,41 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         raise_violations([text_violation("query", request.query)])
         options = options_from_proto(request.options)
         result = await self._matcher.match(request.query, options, deadline=self._match_deadline(context))
-        return result_to_proto(result, options)
+        charge_match(result.candidate_count, result.scored_count)
+        return await result_to_proto(result, options)
 
     async def BatchMatch(
         self, request: pb.BatchMatchRequest, context: Context
     ) -> AsyncIterator[pb.BatchMatchResponse]:
-        check_texts("queries", request.queries, MAX_QUERIES)
+        queries = await _checked_queries(request)
         options = options_from_proto(request.options)
         slots = asyncio.Semaphore(self._batch_match_concurrency)
+        answered: asyncio.Queue[asyncio.Task[pb.BatchMatchResponse]] = asyncio.Queue()
+        tasks: list[asyncio.Task[pb.BatchMatchResponse]] = []
 
         async def answer(query_index: int) -> pb.BatchMatchResponse:
             async with slots:
-                query, deadline = request.queries[query_index], self._match_deadline(context)
-                result = await self._answer(query, options, deadline)
-                return batch_result_to_proto(query_index, result, options)
+                deadline = self._match_deadline(context)
+                result = await self._answer(queries[query_index], options, deadline)
+                return await batch_result_to_proto(query_index, result, options)
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(answer(position)) for position in range(len(request.queries))]
-            for task in asyncio.as_completed(tasks):
-                yield await task
+        try:
+            async for position in in_slices(range(len(queries))):
+                tasks.append(asyncio.create_task(answer(position)))
+                tasks[-1].add_done_callback(answered.put_nowait)
+            for _ in queries:
+                yield (await answered.get()).result()
+        finally:
+            for task in tasks:
+                task.cancel()
 
-    async def IngestDocuments(
-        self, request_iterator: AsyncIterator[pb.IngestDocumentsRequest], context: Context
+    # The server parses requests by METHOD_LIMITS.
+    async def IngestDocuments(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[IngestRequest], context: Context
     ) -> AsyncIterator[pb.IngestDocumentsResponse]:
         deadline = _deadline(context)
         async for request in request_iterator:
-            documents, rejections = ingest_request_from_proto(request)
+            documents, rejections = await ingest_request_from_proto(request)
             results = await self._ingest.ingest(documents, deadline, request.request_id)
             yield ingest_response_to_proto([*rejections, *results])
 
@@ -98,10 +126,10 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         version = request.version if request.HasField("version") else None
         cut = DeleteVersion(version, request.request_id, _deadline(context))
         if request.ids:
-            deleted_count = await self._documents.delete(request.ids, cut)
+            deleted_count = await self._documents.delete(request.ids, cut, is_dry_run=request.dry_run)
         else:
             where = filter_from_proto(request.filter, "filter")
-            deleted_count = await self._documents.delete_where(where, cut)
+            deleted_count = await self._documents.delete_where(where, cut, is_dry_run=request.dry_run)
         return pb.DeleteDocumentsResponse(deleted_count=deleted_count)
 
     async def GetIngestStatus(
@@ -113,9 +141,11 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         self, query: str, options: MatchOptions, deadline: float
     ) -> MatchResult | TextMatchError:
         try:
-            return await self._matcher.match(query, options, deadline=deadline, is_bulk=True)
+            result = await self._matcher.match(query, options, deadline=deadline, is_bulk=True)
         except TextMatchError as error:
             return error
+        charge_match(result.candidate_count, result.scored_count)
+        return result
 
     def _match_deadline(self, context: Context) -> float:
         deadline = _deadline(context)
@@ -126,3 +156,19 @@ def _deadline(context: Context) -> float | None:
     """The caller's deadline on the monotonic clock; None if it has none."""
     remaining_seconds = context.time_remaining()
     return None if remaining_seconds is None else time.monotonic() + remaining_seconds
+
+
+async def _checked_queries(request: pb.BatchMatchRequest) -> list[str]:
+    """The queries of a batch. Other calls run in between.
+
+    Raises:
+        InvalidInput: naming every bad query by its position, or the limit on their number.
+    """
+    check_item_count("queries", len(request.queries), MAX_QUERIES)
+    queries: list[str] = []
+    violations: list[Violation | None] = []
+    async for query in in_slices(request.queries):
+        violations.append(text_violation(f"queries[{len(queries)}]", query))
+        queries.append(query)
+    raise_violations(violations)
+    return queries

@@ -15,7 +15,16 @@ from textmatch.client.connection import ServerUnreachable
 from textmatch.client.results import AsyncResults, Results, ResultsNotRead
 from textmatch.client.sync import TextMatchClient
 from textmatch.documents import Document
-from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.filters import (
+    FieldExists,
+    FieldIsNull,
+    FieldMatch,
+    FieldPrefix,
+    FieldRange,
+    FieldTimeRange,
+    Filter,
+    HasId,
+)
 from textmatch.runtime.tls import ClientTls
 from textmatch.types import (
     BatchMatchResult,
@@ -58,9 +67,13 @@ __all__ = [
     "DocumentState",
     "EncodeResult",
     "FieldExists",
+    "FieldIsNull",
     "FieldMatch",
+    "FieldPrefix",
     "FieldRange",
+    "FieldTimeRange",
     "Filter",
+    "HasId",
     "HealthState",
     "IngestOutcome",
     "IngestStatus",

@@ -21,7 +21,8 @@ from textmatch.filter_syntax import parse
 from textmatch.filters import Condition, Filter
 from textmatch.types import MatchKeywords, MatchOptions, Recall, Rerank
 from textmatch.v1 import matcher_service_pb2 as pb
-from textmatch.wire.matching import default_candidate_count, filter_to_proto, options_to_proto
+from textmatch.wire.filters import filter_to_proto
+from textmatch.wire.matching import default_candidate_count, options_to_proto
 
 Client = TypeVar("Client", bound=type)
 Choice = TypeVar("Choice", bound=StrEnum)

@@ -231,13 +231,15 @@ class AsyncTextMatchClient:
         ids: str | Iterable[str],
         *,
         version: int | None = None,
+        dry_run: bool = False,
         timeout_seconds: float | None = None,
     ) -> int:
         """As `TextMatchClient.delete`."""
         checked, cut = arguments.to_ids("ids", ids), arguments.to_version(version)
+        only_count = arguments.to_flag("dry_run", dry_run)
         deleted_count = 0
         for _, chunk in chunks(checked, utf8_bytes, _IDS_PER_CALL):
-            request = matcher_pb.DeleteDocumentsRequest(ids=chunk, version=cut)
+            request = matcher_pb.DeleteDocumentsRequest(ids=chunk, version=cut, dry_run=only_count)
             deleted_count += await self._delete(request, timeout_seconds)
         return deleted_count
 
@@ -246,11 +248,14 @@ class AsyncTextMatchClient:
         where: Condition | str,
         *,
         version: int | None = None,
+        dry_run: bool = False,
         timeout_seconds: float | None = None,
     ) -> int:
         """As `TextMatchClient.delete_where`."""
         request = matcher_pb.DeleteDocumentsRequest(
-            filter=arguments.to_delete_filter(where), version=arguments.to_version(version)
+            filter=arguments.to_delete_filter(where),
+            version=arguments.to_version(version),
+            dry_run=arguments.to_flag("dry_run", dry_run),
         )
         return await self._delete(request, timeout_seconds)
 

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
@@ -17,11 +18,13 @@ from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.collections import AliasSwitcher, Collections
+from textmatch.index.filter_warnings import SAMPLE_DOCUMENTS, filter_fields, filter_warnings
 from textmatch.index.schema import (
     DENSE_VECTOR,
     VERSION_FIELD,
     PayloadIndexes,
     StoredDocument,
+    payload_selector,
     to_point,
     to_qdrant,
     to_stored_document,
@@ -37,6 +40,8 @@ from textmatch.index.search import (
 from textmatch.index.term_statistics import TermStatistics, TermStatisticsCache
 from textmatch.vectors import Embeddings
 
+Stored = TypeVar("Stored")
+
 _PAGE = 1_000
 
 
@@ -46,6 +51,14 @@ class VersionsPage:
 
     versions: dict[str, int]
     next_position: PointId | None
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a write needs to know of a stored document."""
+
+    version: int
+    content_hash: str
 
 
 class CollectionPoints:
@@ -77,6 +90,16 @@ class CollectionPoints:
                 self._collection, [point_id(one) for one in ids], with_payload=["id", VERSION_FIELD]
             )
         return _versions(records)
+
+    async def fingerprints(self, ids: Iterable[str]) -> dict[str, Fingerprint]:
+        """Versions and content hashes of those of these documents that are stored, by id."""
+        fields = ["id", VERSION_FIELD, "content_hash"]
+        async with translated_errors(self._collection):
+            records = await self._client.retrieve(
+                self._collection, [point_id(one) for one in ids], with_payload=fields
+            )
+        payloads = [record.payload or {} for record in records]
+        return {one["id"]: Fingerprint(one[VERSION_FIELD], one["content_hash"]) for one in payloads}
 
     async def page(self, position: PointId | None) -> VersionsPage:
         """One page of the versions of all documents.
@@ -203,16 +226,13 @@ class Index:
 
     async def fetch(self, ids: Sequence[str], *, with_embeddings: bool = False) -> dict[str, StoredDocument]:
         """Those of these documents that are stored, by id."""
-        collection = await self.collection()
-        if not collection or not ids:
+        if not ids:
             return {}
-        try:
-            return await self.points(collection).fetch(ids, with_embeddings=with_embeddings)
-        except CollectionGone:
-            collection = await self.refresh_collection()
-            if not collection:
-                return {}
-            return await self.points(collection).fetch(ids, with_embeddings=with_embeddings)
+        return await self._read(lambda points: points.fetch(ids, with_embeddings=with_embeddings))
+
+    async def fingerprints(self, ids: Sequence[str]) -> dict[str, Fingerprint]:
+        """Versions and content hashes of those of these documents that are stored, by id."""
+        return await self._read(lambda points: points.fingerprints(ids))
 
     async def delete(self, versions: Mapping[str, int]) -> int:
         """Delete stored documents that are not newer than the version given for their id.
@@ -265,10 +285,31 @@ class Index:
             if offset is None:
                 return
 
+    async def count_matching(self, condition: Filter, *, max_version: int) -> int:
+        """How many documents match and are not newer than `max_version`."""
+        collection = await self.collection()
+        if not collection:
+            return 0
+        not_newer = _version_condition(models.Range(lte=max_version))
+        async with self._using(collection):
+            whole = models.Filter(must=[to_qdrant(condition), not_newer])
+            return (await self._client.count(collection, whole, exact=True)).count
+
     async def search(self, query: SearchQuery, *, model_id: str) -> list[Hit]:
         """The hits of a query, in no particular order."""
         async with self._using(model_id):
             return await search(self._client, model_id, query)
+
+    async def filter_warnings(self, condition: Filter, *, model_id: str) -> tuple[str, ...]:
+        """What is suspicious about a filter that matches nothing; empty if nothing is."""
+        fields = filter_fields(condition)
+        if not fields:
+            return ()
+        async with self._using(model_id):
+            records, _ = await self._client.scroll(
+                model_id, limit=SAMPLE_DOCUMENTS, with_payload=[payload_selector(field) for field in fields]
+            )
+        return filter_warnings(condition, [(one.payload or {}).get("attributes", {}) for one in records])
 
     async def documents(self, points: Sequence[PointId], *, model_id: str) -> dict[PointId, Document]:
         """The documents of found points. Points that have been deleted since are missing."""
@@ -293,6 +334,17 @@ class Index:
         self.collections.close()
         self.term_statistics.close()
         await self._client.close()
+
+    async def _read(
+        self, read: Callable[[CollectionPoints], Awaitable[dict[str, Stored]]]
+    ) -> dict[str, Stored]:
+        """Read from the collection in use; again from its successor, if it was dropped in between."""
+        collection = await self.collection()
+        try:
+            return await read(self.points(collection)) if collection else {}
+        except CollectionGone:
+            collection = await self.refresh_collection()
+            return await read(self.points(collection)) if collection else {}
 
     async def _read_term_statistics(self, collection: str) -> TermStatistics:
         async with translated_errors(collection):

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from textmatch.documents import Document
 from textmatch.queue import keys, messages
 from textmatch.queue.redis_client import flattened, translated_errors
+from textmatch.time_slices import in_slices
 
 # Most of a message's cost does not depend on its size. Therefore one request should be one message.
 _TARGET_DOCUMENTS = messages.MAX_DOCUMENTS
@@ -51,7 +52,8 @@ class Producer:
         versions: dict[str, int] = {}
         for document in documents:
             versions[document.id] = max(document.version, versions.get(document.id, 0))
-        packed = [messages.pack(argument) for argument in encode(documents, accepted_at, traceparent)]
+        tasks = in_slices(encode(documents, accepted_at, traceparent))
+        packed = [messages.pack(argument) async for argument in tasks]
         arguments = [accepted_at, len(packed), *packed, *flattened(versions.items())]
         with translated_errors():
             await self._enqueue(keys=_KEYS, args=arguments)

@@ -209,6 +209,13 @@ class ServerSettings(CertificateSettings):
         minimum=0,
     )
 
+    max_running_calls: int = setting(
+        "TEXTMATCH_MAX_RUNNING_CALLS",
+        1_000,
+        "Calls that may run at the same time, open streams included. Health checks do not count.",
+        minimum=1,
+    )
+
     def api_keys(self) -> ApiKeys | None:
         """The API keys; None: calls need no key.
 
@@ -262,7 +269,7 @@ class StoreSettings(ProcessSettings, ClientTlsSettings):
     payload_indexes: str = setting(
         "TEXTMATCH_PAYLOAD_INDEXES",
         "",
-        "Attributes with an index for filters: `name:kind,name:kind`; keyword, integer, float or bool.",
+        "Attributes with an index for filters: `name:kind,...`; keyword, integer, float, bool or datetime.",
     )
     collection_alias: str = setting(
         "TEXTMATCH_COLLECTION_ALIAS", "textmatch", "Alias of the collection in use in Qdrant."

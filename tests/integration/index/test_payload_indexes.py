@@ -18,7 +18,7 @@ async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):
     server.start()
     client = connect(f"http://127.0.0.1:{server.port}")
     await client.create_collection("c", {"v": models.VectorParams(size=2, distance=models.Distance.COSINE)})
-    indexes = PayloadIndexes.parse(" module:keyword, author.age:integer,价格:float,old:bool ")
+    indexes = PayloadIndexes.parse(" module:keyword, author.age:integer,价格:float,old:bool,at:datetime ")
     await indexes.ensure(client, "c")
     await PayloadIndexes.parse("module:keyword").ensure(client, "c")
     schema = (await client.get_collection("c")).payload_schema
@@ -27,6 +27,7 @@ async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):
         "attributes.author.age": "integer",
         "attributes.价格": "float",
         "attributes.old": "bool",
+        "attributes.at": "datetime",
     }
     await client.close()
     assert server.stop() == 0

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from services.matcher.ingest import Admission, IngestHandler, QueueLimits
-from services.matcher.servicer import MatcherServicer
+from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import make_ingest_state
 from tests.support.queue import take_queued
@@ -162,7 +162,7 @@ async def test_a_held_caller_learns_that_redis_is_gone(own_redis_server: RedisSe
 async def test_a_stream_is_slowed_by_flow_control(index: Index, redis: Redis):
     """Over real gRPC: a client that sends without end gets no further than the buffers on the way."""
     handler = IngestHandler(index, make_ingest_state(redis, QueueLimits(documents=1, size_bytes=10**9)))
-    server = GrpcServer("127.0.0.1", 0, 64 * 1024 * 1024)
+    server = GrpcServer("127.0.0.1", 0, MAX_REQUEST_BYTES, method_limits=METHOD_LIMITS)
     servicer = MatcherServicer(None, handler, None, match_timeout_seconds=1.0, batch_match_concurrency=1)  # type: ignore[arg-type]
     server.add(add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     address = await server.start()

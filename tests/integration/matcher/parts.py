@@ -136,7 +136,7 @@ class RunningMatcher:
 async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterator[RunningMatcher]:
     """Serve on a free loopback port."""
     client = EncoderClient(encoder.target, hide_auth_errors=True)
-    matcher = Matcher(Retriever(client, index, 100), Reranker(client), index, 40)
+    matcher = Matcher(Retriever(client, index, 1_000_000), Reranker(client), index, 40)
     servicer = MatcherServicer(matcher, None, None, match_timeout_seconds=10, batch_match_concurrency=8)
     server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")

@@ -95,6 +95,10 @@ class ScriptedIndex:
     deleted: tuple[str, ...] = ()
     search_seconds: float = 0.0
     read_count: int = 0
+    # What is suspicious about every filter, and how often that was asked.
+    warnings: tuple[str, ...] = ()
+    warning_count: int = 0
+    warning_error: Exception | None = None
     lexical_search_count: int = 0
     plan_reads: list[str] = field(default_factory=list)
 
@@ -142,6 +146,13 @@ class ScriptedIndex:
             for key, cosine in self.cosines.items()
         ]
 
+    async def filter_warnings(self, condition, *, model_id):
+        self.warning_count += 1
+        await asyncio.sleep(self.search_seconds)
+        if self.warning_error:
+            raise self.warning_error
+        return self.warnings
+
     async def documents(self, points, *, model_id):
         self.read_count += 1
         return {key: self._document(key) for key in points if key not in self.deleted}
@@ -156,7 +167,7 @@ class ScriptedIndex:
 def matcher(encoder: ScriptedEncoder, index: ScriptedIndex | None = None, depth: int = 40) -> Matcher:
     index = index or ScriptedIndex()
     return Matcher(
-        Retriever(encoder, index, cache_entries=10),
+        Retriever(encoder, index, cache_bytes=100_000),
         Reranker(encoder),
         index,
         depth,
