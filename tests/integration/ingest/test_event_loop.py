@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from statistics import median
 
 import grpc
 import numpy as np
@@ -128,7 +129,7 @@ def slowness() -> float:
         sum(number * number for number in range(160_000))
         return time.thread_time() - started
 
-    return max(1.0, min(work() for _ in range(5)) / REFERENCE_SECONDS)
+    return max(1.0, median(work() for _ in range(9)) / REFERENCE_SECONDS)
 
 
 def call(address: str, method: str, request: bytes) -> str:
@@ -297,18 +298,21 @@ REQUESTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
 
 async def test_no_request_blocks_the_event_loop(address: str):
     await asyncio.to_thread(call, address, "Match", match())
-    limit_seconds = LIMIT_SECONDS * slowness()
-    print(f"limit {limit_seconds * 1e3:.1f} ms")
-    pauses: dict[str, float] = {}
+    too_long: dict[str, str] = {}
     unexpected: dict[str, str] = {}
     for name, (method, request, expected) in REQUESTS.items():
-        pauses[name], answer = await pause_of(partial(asyncio.to_thread, call, address, method, request()))
-        print(f"{pauses[name] * 1e3:6.1f} ms  {name}: {answer:.80}", flush=True)
+        pause, answer = await pause_of(partial(asyncio.to_thread, call, address, method, request()))
+        # Measured again, because other processes slow this one down now and then.
+        limit = LIMIT_SECONDS * slowness() if pause > LIMIT_SECONDS else LIMIT_SECONDS
+        report = f"{pause * 1e3:6.1f} of {limit * 1e3:.1f} ms  {name}: {answer:.80}"
+        print(report, flush=True)
+        if pause > limit:
+            too_long[name] = report
         # A busy machine may not do in time what is allowed. That is no pause of the loop.
         if not answer.startswith((expected, "DEADLINE_EXCEEDED")):
             unexpected[name] = answer
     assert unexpected == {}
-    assert {name: seconds for name, seconds in pauses.items() if seconds > limit_seconds} == {}
+    assert too_long == {}
 
 
 async def pause_of(send: Callable[[], Awaitable[str]]) -> tuple[float, str]:
