@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from textmatch.errors import InvalidInput, Violation, raise_violations
+from textmatch.filters import MAX_FIELD_BYTES
 
 DEFAULT_COLLECTION = "default"
-INDEX_KINDS = ("keyword", "integer", "float", "bool")
+INDEX_KINDS = ("keyword", "integer", "float", "bool", "datetime")
+MAX_PAYLOAD_INDEXES = 64
 # Not allowed in names: it separates the parts of names in Qdrant.
 SEPARATOR = "--"
 
@@ -74,10 +76,15 @@ class PayloadIndex:
             kinds = ", ".join(INDEX_KINDS)
             shown = f"{self.field}:{self.kind}"
             return Violation.of_field(
-                field, f"is {shown!r}; it must be attribute:kind, with a kind of {kinds}"
+                field, f"is {shown!r:.80}; it must be attribute:kind, with a kind of {kinds}"
             )
         if self.is_tenant and self.kind != INDEX_KINDS[0]:
             return Violation.of_field(field, f"is a tenant of kind {self.kind}; only keywords can be tenants")
+        size_bytes = len(self.field.encode(errors="replace"))
+        if size_bytes > MAX_FIELD_BYTES:
+            return Violation.of_field(
+                field, f"has an attribute of {size_bytes:,} bytes; the limit is {MAX_FIELD_BYTES}"
+            )
         return None
 
 
@@ -109,6 +116,10 @@ class CollectionConfig:
         Raises:
             InvalidInput: naming each problem.
         """
+        count = len(self.payload_indexes)
+        if count > MAX_PAYLOAD_INDEXES:
+            description = f"has {count:,} indexes; the limit is {MAX_PAYLOAD_INDEXES}"
+            raise InvalidInput.of_field("collection.payload_indexes", description)
         indexes = enumerate(self.payload_indexes)
         raise_violations(
             [

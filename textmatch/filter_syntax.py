@@ -3,24 +3,48 @@
     expression  = all {"or" all}
     all         = one {"and" one}
     one         = "not" one | "(" expression ")" | condition
+                | "at" "least" whole number "of" "(" expression {"," expression} ")"
     condition   = field "=" value | field "!=" value
                 | field ["not"] "in" "(" value {"," value} ")"
-                | field ("<" | "<=" | ">" | ">=") number
+                | field ("<" | "<=" | ">" | ">=") (number | time)
+                | field "starts" "with" text
                 | field "exists"
-    field       = letters, digits and any of _ - . [ ], not a keyword; or anything in backquotes
-    value       = "text" | 'text' | whole number | true | false
+                | field "is" "null"
+                | "id" ("=" | "!=") text | "id" ["not"] "in" "(" text {"," text} ")"
+    field       = ["attributes."] name | anything in backquotes
+    name        = letters, digits and any of _ - . [ ], not a keyword
+    value       = text | number | true | false
+    text        = "text" | 'text'
+    time        = "2024-01-31" | "2024-01-31T12:00:00+08:00"
 
-A backslash escapes a quote, a backquote or a backslash; \\n in a text is a line break. Keywords are not case
-sensitive. docs/matching.md has examples.
+`id` is the document's id; attributes named `id` or `text` are `attributes.id` and `attributes.text`, or
+`` `id` `` and `` `text` ``. A backslash escapes a quote, a backquote or a backslash; \\n in a text is a line
+break. Keywords are not case sensitive. docs/matching.md has examples.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from datetime import datetime
 
+from textmatch.documents import MAX_EXACT_WHOLE_NUMBER
 from textmatch.errors import InvalidInput
-from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.filters import (
+    Condition,
+    FieldExists,
+    FieldIsNull,
+    FieldMatch,
+    FieldPrefix,
+    FieldRange,
+    FieldTimeRange,
+    Filter,
+    HasId,
+    Value,
+    have_one_type,
+    parse_time,
+)
 
 _MAX_DEPTH = 8
 _KEYWORDS = frozenset({"and", "or", "not", "in", "exists", "true", "false"})
@@ -36,6 +60,11 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _BOUNDS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
+_ATTRIBUTES_PREFIX = "attributes."
+_OPERATORS = '= != < <= > >= "in" "not in" "starts with" "exists" "is null"'
+_VALUE = "a text in quotes, a number, true or false"
+_ATTRIBUTE_HINT = '; an attribute that is named {0} is written "attributes.{0}"'
+_TIME_OR_NUMBER = 'a number, or a time in quotes such as "2024-01-31" or "2024-01-31T12:00:00Z"'
 
 
 @dataclass(frozen=True)
@@ -49,8 +78,12 @@ class _Token:
         """The keyword or symbol, in lower case; "" for any other token."""
         if self.kind == "symbol":
             return self.text
-        lower = self.text.lower()
-        return lower if self.kind == "word" and lower in _KEYWORDS else ""
+        return self.word if self.word in _KEYWORDS else ""
+
+    @property
+    def word(self) -> str:
+        """The word in lower case; "" for any other token."""
+        return self.text.lower() if self.kind == "word" else ""
 
 
 def parse(text: str) -> Filter:
@@ -100,27 +133,89 @@ class _Parser:
                 condition = self._expression()
                 self._expect(")")
                 return condition
+            if self._take_words("at", "least"):
+                return self._at_least()
             return self._condition()
         finally:
             self._depth -= 1
 
+    def _at_least(self) -> Condition:
+        start = self._next
+        if start.kind != "number":
+            raise self._expected("a whole number")
+        count = self._number()
+        if not self._take_words("of"):
+            raise self._expected('"of"')
+        self._expect("(")
+        alternatives = [self._expression()]
+        while self._take(","):
+            alternatives.append(self._expression())
+        self._expect(")")
+        if not 1 <= count <= len(alternatives) or not count.is_integer():
+            raise _error(start.position, f"a whole number from 1 to {len(alternatives)}")
+        return Filter(should=tuple(alternatives), min_should=int(count))
+
     def _condition(self) -> Condition:
+        token = self._next
         field = self._field()
+        if token.kind == "word":
+            if field == "id":
+                return self._id_condition()
+            if field == "text":
+                raise _error(token.position, "an attribute" + _ATTRIBUTE_HINT.format("text"))
+            field = field.removeprefix(_ATTRIBUTES_PREFIX)
+        return self._attribute_condition(field)
+
+    def _attribute_condition(self, field: str) -> Condition:
         if self._take("exists"):
             return FieldExists(field)
-        if self._take("="):
-            return FieldMatch(field, (self._value(),))
-        if self._take("!="):
-            return Filter(must_not=(FieldMatch(field, (self._value(),)),))
-        if self._take("not"):
-            self._expect("in")
-            return Filter(must_not=(FieldMatch(field, self._values()),))
-        if self._take("in"):
-            return FieldMatch(field, self._values())
+        if self._take_words("is"):
+            if not self._take_words("null"):
+                raise self._expected('"null"; the opposite is "exists"')
+            return FieldIsNull(field)
+        if self._take_words("starts"):
+            if not self._take_words("with"):
+                raise self._expected('"with"')
+            return FieldPrefix(field, self._text())
         for symbol, bound in _BOUNDS.items():
             if self._take(symbol):
-                return FieldRange(field, **{bound: self._number()})
-        raise self._expected('one of = != < <= > >= "in" "not in" "exists"')
+                return self._range(field, bound)
+        values, is_negated = self._equality(_OPERATORS)
+        condition = FieldMatch(field, values)
+        return Filter(must_not=(condition,)) if is_negated else condition
+
+    def _id_condition(self) -> Condition:
+        start = self._next
+        values, is_negated = self._equality('= != "in" "not in"' + _ATTRIBUTE_HINT.format("id"))
+        ids = tuple(value for value in values if isinstance(value, str))
+        if len(ids) < len(values):
+            raise _error(start.position, "ids in quotes" + _ATTRIBUTE_HINT.format("id"))
+        return Filter(must_not=(HasId(ids),)) if is_negated else HasId(ids)
+
+    def _equality(self, operators: str) -> tuple[tuple[Value, ...], bool]:
+        """The values after `=`, `!=`, `in` or `not in`, and whether they are excluded."""
+        if self._take("="):
+            return (self._value(),), False
+        if self._take("!="):
+            return (self._value(),), True
+        if self._take("not"):
+            self._expect("in")
+            return self._values(), True
+        if self._take("in"):
+            return self._values(), False
+        raise self._expected(f"one of {operators}")
+
+    def _range(self, field: str, bound: str) -> Condition:
+        token = self._next
+        if token.kind == "number":
+            return FieldRange(field, **{bound: self._number()})
+        if token.kind != "text":
+            raise self._expected(_TIME_OR_NUMBER)
+        try:
+            moment: datetime = parse_time(self._text())
+        except ValueError:
+            raise _error(token.position, _TIME_OR_NUMBER) from None
+        return FieldTimeRange(field, **{bound: moment})
 
     def _field(self) -> str:
         token = self._next
@@ -132,34 +227,43 @@ class _Parser:
             return token.text
         raise self._expected("the name of an attribute")
 
-    def _values(self) -> tuple[str | int | bool, ...]:
+    def _values(self) -> tuple[Value, ...]:
         start = self._next
         self._expect("(")
         values = [self._value()]
         while self._take(","):
             values.append(self._value())
         self._expect(")")
-        if len({type(value) for value in values}) > 1:
-            raise _error(start.position, "values of one type: texts, whole numbers, or true and false")
+        if not have_one_type(tuple(values)):
+            raise _error(start.position, "values of one type: texts, numbers, or true and false")
         return tuple(values)
 
-    def _value(self) -> str | int | bool:
+    def _value(self) -> Value:
         token = self._next
         if token.kind == "text":
-            self._tokens.pop(0)
-            return _unescaped(token.text)
+            return self._text()
+        if token.kind == "number":
+            number = self._number()
+            return int(number) if number.is_integer() else number
         if token.keyword in {"true", "false"}:
             self._tokens.pop(0)
             return token.keyword == "true"
-        if token.kind == "number" and float(token.text).is_integer():
-            self._tokens.pop(0)
-            return int(token.text) if token.text.lstrip("+-").isdigit() else int(float(token.text))
-        raise self._expected("a text in quotes, a whole number, true or false")
+        hint = '; for null, write "is null"' if token.word == "null" else ""
+        raise self._expected(_VALUE + hint)
+
+    def _text(self) -> str:
+        if self._next.kind != "text":
+            raise self._expected("a text in quotes")
+        return _unescaped(self._tokens.pop(0).text)
 
     def _number(self) -> float:
-        if self._next.kind != "number":
-            raise self._expected("a number")
-        return float(self._tokens.pop(0).text)
+        token = self._tokens.pop(0)
+        number = float(token.text)
+        if not math.isfinite(number):
+            raise _error(token.position, "a finite number")
+        if token.text.lstrip("+-").isdigit() and abs(number) > MAX_EXACT_WHOLE_NUMBER:
+            raise _error(token.position, "a whole number up to 2^53-1, because larger ones are not exact")
+        return number
 
     @property
     def _next(self) -> _Token:
@@ -169,6 +273,13 @@ class _Parser:
         if self._next.keyword != keyword:
             return False
         self._tokens.pop(0)
+        return True
+
+    def _take_words(self, *words: str) -> bool:
+        """Take words that are no keywords and may name attributes elsewhere."""
+        if tuple(token.word for token in self._tokens[: len(words)]) != words:
+            return False
+        del self._tokens[: len(words)]
         return True
 
     def _expect(self, keyword: str) -> None:

@@ -192,6 +192,7 @@ class MatchResult:
     candidate_count: int = 0  # how many were recalled
     scored_count: int = 0  # how many of them the cross-encoder scored
     recall: Recall | None = None  # how they were recalled; None if there is no collection
+    filter_warnings: tuple[str, ...] = ()  # what is suspicious about the filter, if no document matched
 
     def __iter__(self) -> Iterator[Match]:
         return iter(self.matches)

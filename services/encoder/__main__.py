@@ -18,7 +18,7 @@ from services.encoder.model_registry import ModelRegistry, Reloader
 from services.encoder.scheduler import Scheduler
 from services.encoder.servicer import EncoderServicer
 from services.encoder.settings import EncoderSettings
-from services.encoder.validation import max_message_bytes
+from services.encoder.validation import max_message_bytes, method_limits
 from textmatch.errors import TextMatchError
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
@@ -70,6 +70,8 @@ async def _serve(settings: EncoderSettings) -> None:
         api_keys=settings.api_keys(),
         tls=settings.server_tls(),
         connection_age_seconds=settings.connection_age_seconds,
+        max_running_calls=settings.max_running_calls,
+        method_limits=method_limits(settings.max_texts),
     )
     servicer = EncoderServicer(settings.max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, _SERVICE_NAME)

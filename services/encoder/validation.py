@@ -12,6 +12,8 @@ from textmatch import vectors
 from textmatch.documents import MAX_TEXT_BYTES, check_item_count, text_violation
 from textmatch.errors import InvalidInput
 from textmatch.models.fast_tokenizer import Pair
+from textmatch.runtime.request_limits import RequestLimits, raw_fields
+from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.vectors import Embeddings
 
 EnumValue = TypeVar("EnumValue", bound=int)
@@ -20,6 +22,8 @@ EnumValue = TypeVar("EnumValue", bound=int)
 _OVERHEAD_BYTES = 1024 * 1024
 _OVERHEAD_BYTES_PER_TEXT = 16
 _LARGEST_GRPC_LIMIT_BYTES = 2**31 - 1
+# Fewer texts are parsed and counted, so that the error says how many there are.
+_MIN_PARSED_TEXTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,22 @@ def max_message_bytes(max_texts: int) -> int:
     """The size limit of gRPC messages: room for as many pairs of the largest texts as a call may have."""
     needed = 2 * max_texts * (MAX_TEXT_BYTES + _OVERHEAD_BYTES_PER_TEXT) + _OVERHEAD_BYTES
     return min(needed, _LARGEST_GRPC_LIMIT_BYTES)
+
+
+def method_limits(max_texts: int) -> dict[str, RequestLimits]:
+    """Limits of requests by method, checked before they are parsed: an empty text takes two bytes there, and
+    many in memory.
+    """
+    texts = RequestLimits(max_message_bytes(max_texts), max_fields=max(_MIN_PARSED_TEXTS, 2 * max_texts))
+
+    def parse_of_stream(data: bytes) -> pb.EncodeStreamRequest:
+        for one in raw_fields(data, max_fields=100):
+            texts.check(data[one.start : one.end])
+        return pb.EncodeStreamRequest.FromString(data)
+
+    of_stream = RequestLimits(texts.max_bytes, parse=parse_of_stream)
+    limits = {"Encode": texts, "EncodeStream": of_stream, "Score": texts, "GetModels": RequestLimits(1024)}
+    return {f"/textmatch.v1.EncoderService/{method}": one for method, one in limits.items()}
 
 
 def check_enum(field: str, value: EnumValue, known: Sequence[EnumValue]) -> None:

@@ -14,7 +14,7 @@ from services.matcher.ingest import Admission, IngestDependencies, IngestHandler
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
-from services.matcher.servicer import MatcherServicer
+from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from services.matcher.settings import MatcherSettings
 from textmatch.collection_store import CollectionStore
 from textmatch.encoder_client import EncoderClient
@@ -24,7 +24,6 @@ from textmatch.queue.depth import QueueDepth, QueueGauges
 from textmatch.queue.keys import Keys
 from textmatch.queue.producer import Producer
 from textmatch.queue.redis_client import connect as connect_redis
-from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.process import run_until_stopped, trim_heap
@@ -75,16 +74,16 @@ async def _serve(settings: MatcherSettings) -> None:
     server = GrpcServer(
         settings.host,
         settings.port,
-        MAX_MESSAGE_BYTES,
+        MAX_REQUEST_BYTES,
         api_keys=settings.api_keys(),
         tls=settings.server_tls(),
         connection_age_seconds=settings.connection_age_seconds,
+        max_running_calls=settings.max_running_calls,
+        method_limits=METHOD_LIMITS,
     )
     servicer = MatcherServicer(
         store,
-        Matcher(
-            Retriever(encoder, settings.embedding_cache_entries), Reranker(encoder), settings.rerank_depth
-        ),
+        Matcher(Retriever(encoder, settings.embedding_cache_bytes), Reranker(encoder), settings.rerank_depth),
         IngestHandler(dependencies),
         DocumentsHandler(dependencies),
         match_timeout_seconds=settings.match_timeout_seconds,

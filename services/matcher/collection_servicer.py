@@ -12,7 +12,7 @@ from textmatch.collection_store import Collection, CollectionStore
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import CollectionNotOwned, ModelNotFound, raise_violations
 from textmatch.index.schema import PayloadIndexes
-from textmatch.runtime.auth import allows_collection
+from textmatch.runtime.auth import allows_collection, charge_collections
 from textmatch.types import CollectionSummary, ModelInfo, ModelKind
 from textmatch.v1 import collection_service_pb2 as pb
 from textmatch.v1 import collection_service_pb2_grpc as pb_grpc
@@ -55,6 +55,7 @@ class CollectionServicer(pb_grpc.CollectionServiceServicer):
     ) -> pb.ListCollectionsResponse:
         configs = {one.name: one for one in await self._store.registry.all() if allows_collection(one.name)}
         names, next_page_token = page_of(request, list(configs))
+        charge_collections(len(names))
         summaries = [await self._listed(configs[name]) for name in names]
         return pb.ListCollectionsResponse(
             collections=map(summary_to_proto, summaries), next_page_token=next_page_token

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from services.matcher.ingest import IngestDependencies
 from textmatch.collection_store import Collection
 from textmatch.documents import (
+    MAX_VERSION,
     Document,
     check_item_count,
     id_violation,
@@ -16,7 +17,7 @@ from textmatch.documents import (
     version_violation,
 )
 from textmatch.errors import DocumentNotFound, InvalidInput, raise_violations
-from textmatch.filters import Filter
+from textmatch.filters import Filter, HasId
 from textmatch.queue.tombstones import FilterTombstone
 from textmatch.types import DocumentState, IngestStatus
 
@@ -54,16 +55,28 @@ class DocumentsHandler:
             raise DocumentNotFound(document_id)
         return stored[document_id].document
 
-    async def delete(self, collection: Collection, ids: Sequence[str], cut: DeleteVersion) -> int:
-        """Delete documents, and keep older writes from restoring them. Returns how many were stored."""
+    async def delete(
+        self, collection: Collection, ids: Sequence[str], cut: DeleteVersion, *, is_dry_run: bool = False
+    ) -> int:
+        """Delete documents, and keep older writes from restoring them. Returns how many were stored.
+
+        Args:
+            is_dry_run: delete nothing, only count.
+        """
         check_item_count("ids", len(ids), MAX_DELETED_IDS)
         raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
+        if is_dry_run:
+            return await _count(collection, Filter(must=(HasId(tuple(ids)),)), cut)
         return await self._delete(collection, dict.fromkeys(ids, await self._version_of(cut, collection)))
 
-    async def delete_where(self, collection: Collection, where: Filter, cut: DeleteVersion) -> int:
+    async def delete_where(
+        self, collection: Collection, where: Filter, cut: DeleteVersion, *, is_dry_run: bool = False
+    ) -> int:
         """Delete the documents that match a filter; otherwise as `delete`."""
         if where.is_empty:
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
+        if is_dry_run:
+            return await _count(collection, where, cut)
         version = await self._version_of(cut, collection)
         # Ensures that Qdrant accepts the filter before workers apply it to queued documents.
         await anext(collection.index.find_versions(where, max_version=version), None)
@@ -121,3 +134,10 @@ class DocumentsHandler:
         if await collection.tombstones.get([document_id]):
             return DocumentState.DELETED, ""
         return DocumentState.UNKNOWN, ""
+
+
+async def _count(collection: Collection, where: Filter, cut: DeleteVersion) -> int:
+    """How many stored documents a delete would remove."""
+    if cut.version is not None:
+        raise_violations([version_violation("version", cut.version)])
+    return await collection.index.count_matching(where, max_version=cut.version or MAX_VERSION)

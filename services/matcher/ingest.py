@@ -30,6 +30,7 @@ from textmatch.errors import CollectionNotFound, CollectionNotOwned, Overloaded,
 from textmatch.queue.depth import DepthSample, QueueDepth
 from textmatch.queue.producer import Producer
 from textmatch.runtime.tracing import current_traceparent
+from textmatch.time_slices import in_slices
 from textmatch.types import DocumentResult, IngestOutcome
 
 _POLL_SECONDS = 0.1
@@ -233,7 +234,7 @@ class IngestHandler:
             return {}
         tombstones = await collection.tombstones.get(ids)
         try:
-            stored = await collection.index.fetch(list(ids))
+            stored = await collection.index.fingerprints(list(ids))
         except (CollectionNotFound, CollectionNotOwned):
             raise
         except TextMatchError as error:
@@ -242,16 +243,16 @@ class IngestHandler:
             return {}
         unchanged: dict[int, int] = {}
         written: set[str] = set()
-        for position, document in documents.items():
+        async for position, document in in_slices(documents.items()):
             found = stored.get(document.id)
             if (
                 found is not None
                 and document.id not in written
-                and tombstones.get(document.id, 0) < found.document.version
-                and document.version <= found.document.version
+                and tombstones.get(document.id, 0) < found.version
+                and document.version <= found.version
                 and content_hash(document) == found.content_hash
             ):
-                unchanged[position] = found.document.version
+                unchanged[position] = found.version
             else:
                 written.add(document.id)
         return unchanged

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+from cachetools import TTLCache
 
 from services.matcher import metrics
 from services.matcher.deadlines import TimeBudget
@@ -24,7 +25,8 @@ from services.matcher.ranking import (
 from services.matcher.reranker import Reranker, RerankResult
 from services.matcher.retriever import QueryPlan, Retriever, effective_recall
 from textmatch.collection_store import Collection
-from textmatch.errors import ModelMismatch
+from textmatch.errors import ModelMismatch, TextMatchError
+from textmatch.filters import Filter
 from textmatch.index.bm25 import query_vector
 from textmatch.index.client import CollectionGone
 from textmatch.index.collections import CollectionInfo
@@ -32,6 +34,10 @@ from textmatch.index.search import Hit
 from textmatch.score_fusion import fusion_of
 from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, StageTimings
 from textmatch.vectors import Embeddings
+
+# Filters that match nothing, whose warnings are kept, and for how long.
+_KNOWN_WARNINGS = 100
+_WARNINGS_SECONDS = 60.0
 
 
 @dataclass
@@ -97,6 +103,9 @@ class Matcher:
         self._reranker = reranker
         self._rerank_depth = rerank_depth
         self._running = SingleFlight()
+        self._known_warnings: TTLCache[tuple[str, Filter], tuple[str, ...]] = TTLCache(
+            _KNOWN_WARNINGS, _WARNINGS_SECONDS
+        )
 
     async def match(
         self,
@@ -188,6 +197,8 @@ class Matcher:
             await self._answer_quickly(result, plan, embedded.embedding)
         else:
             await self._answer_fully(result, plan, embedded.embedding)
+        if plan.where and not result.candidate_count:
+            result.filter_warnings = await self._filter_warnings(plan, plan.where)
 
     async def _answer_quickly(
         self, result: MatchResult, plan: QueryPlan, embedding: Embeddings | None
@@ -232,6 +243,19 @@ class Matcher:
             result.degraded = result.degraded or scores.degraded
         result.scored_count = len(scores.values)
         result.cross_encoder_model_id = scores.model_id or None
+
+    async def _filter_warnings(self, plan: QueryPlan, where: Filter) -> tuple[str, ...]:
+        """What is suspicious about a filter that matches nothing; empty if there is no time to find out."""
+        key = (plan.collection.config.physical(plan.model_id), where)
+        known = self._known_warnings.get(key)
+        if known is None:
+            try:
+                async with asyncio.timeout_at(plan.budget.answer_by):
+                    known = await plan.collection.index.filter_warnings(where, model_id=plan.model_id)
+            except (TextMatchError, TimeoutError):
+                return ()
+            self._known_warnings[key] = known
+        return known
 
     async def _classified(
         self, result: MatchResult, plan: QueryPlan, candidates: Sequence[Candidate]

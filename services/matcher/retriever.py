@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ from textmatch.vectors import Embeddings
 # The query is not embedded in time, or the encoder refuses it.
 _NOT_EMBEDDED = (DeadlinePassed, DeadlineTooShort, Overloaded)
 _TIMED_COLLECTIONS = 1_000
+
+# What an entry of the cache takes next to its numbers: the key, the array, and three dictionary entries.
+_ENTRY_BYTES = 800
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,13 @@ class Retriever:
     """Embeds queries and finds their candidates.
 
     Args:
-        cache_entries: how many embeddings of recent queries are kept; 0 keeps none.
+        cache_bytes: memory for the embeddings of recent queries; 0 keeps none.
     """
 
-    def __init__(self, encoder: EncoderClient, cache_entries: int) -> None:
+    def __init__(self, encoder: EncoderClient, cache_bytes: int) -> None:
         self._encoder = encoder
-        self._cache: LRUCache[tuple[str, str], Embeddings] = LRUCache(cache_entries)
+        # By a digest: the texts of queries may be much larger than their embeddings.
+        self._cache: LRUCache[bytes, Embeddings] = LRUCache(cache_bytes, getsizeof=_cached_bytes)
         # Collections differ in size.
         self._search_times: LRUCache[Collection, SearchTime] = LRUCache(_TIMED_COLLECTIONS)
 
@@ -141,7 +146,7 @@ class Retriever:
 
     async def _embed(self, plan: QueryPlan, embed_by: float) -> EmbeddedQuery:
         # Without a model in use, the model's id is known only after the answer.
-        cached = self._cache.get((plan.model_id, plan.query))
+        cached = self._cache.get(_cache_key(plan.model_id, plan.query))
         metrics.EMBEDDING_CACHE_TOTAL.labels("miss" if cached is None else "hit").inc()
         if cached is not None:
             return EmbeddedQuery(plan.model_id, cached)
@@ -158,10 +163,19 @@ class Retriever:
                 model=plan.bi_encoder,
             ),
         )
-        if self._cache.maxsize:
-            self._cache[encoded.model_id, plan.query] = encoded.embeddings[0]
+        embedding = encoded.embeddings[0]
+        if _cached_bytes(embedding) <= self._cache.maxsize:
+            self._cache[_cache_key(encoded.model_id, plan.query)] = embedding
             metrics.EMBEDDING_CACHE_ENTRIES.set(len(self._cache))
-        return EmbeddedQuery(encoded.model_id, encoded.embeddings[0])
+        return EmbeddedQuery(encoded.model_id, embedding)
+
+
+def _cache_key(model_id: str, query: str) -> bytes:
+    return hashlib.blake2b(f"{model_id}\0{query}".encode(), digest_size=16).digest()
+
+
+def _cached_bytes(embedding: Embeddings) -> int:
+    return embedding.nbytes + _ENTRY_BYTES
 
 
 def effective_recall(wanted: Recall | None, info: CollectionInfo, collection: str) -> Recall:

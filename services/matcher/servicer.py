@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -13,30 +13,68 @@ from services.matcher.documents import DeleteVersion, DocumentsHandler
 from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
 from textmatch.collection_store import Collection, CollectionStore
-from textmatch.documents import check_texts, text_violation
-from textmatch.errors import InvalidInput, TextMatchError, raise_violations
+from textmatch.documents import MAX_TEXT_BYTES, check_item_count, text_violation
+from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
 from textmatch.runtime import logs
+from textmatch.runtime.auth import charge_match
+from textmatch.runtime.request_limits import RequestLimits
 from textmatch.runtime.tracing import note_collection
+from textmatch.time_slices import in_slices
 from textmatch.types import MatchOptions, MatchResult
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 from textmatch.wire.documents import (
+    IngestRequest,
     ingest_request_from_proto,
     ingest_response_to_proto,
     ingest_status_to_proto,
     to_proto,
 )
-from textmatch.wire.matching import (
-    batch_result_to_proto,
-    filter_from_proto,
-    options_from_proto,
-    result_to_proto,
-)
+from textmatch.wire.filters import MAX_FILTER_BYTES, filter_from_proto
+from textmatch.wire.matching import batch_result_to_proto, options_from_proto, result_to_proto
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
 
 MAX_QUERIES = 1_000
+# A filter, and all other options.
+_OPTIONS_BYTES = MAX_FILTER_BYTES + 1024
+
+
+def _of_service(service: str, limits: Mapping[str, RequestLimits]) -> dict[str, RequestLimits]:
+    return {f"/textmatch.v1.{service}/{method}": one for method, one in limits.items()}
+
+
+# For all services of the matcher.
+METHOD_LIMITS = {
+    **_of_service(
+        "MatcherService",
+        {
+            "Match": RequestLimits(MAX_TEXT_BYTES + _OPTIONS_BYTES + 1024),
+            "BatchMatch": RequestLimits(
+                5 * 1024**2, part_bytes={pb.BatchMatchRequest.OPTIONS_FIELD_NUMBER: _OPTIONS_BYTES}
+            ),
+            "IngestDocuments": RequestLimits(8 * 1024**2, parse=IngestRequest),
+            "GetDocument": RequestLimits(16 * 1024),
+            "DeleteDocuments": RequestLimits(
+                1024**2, part_bytes={pb.DeleteDocumentsRequest.FILTER_FIELD_NUMBER: _OPTIONS_BYTES}
+            ),
+            "GetIngestStatus": RequestLimits(16 * 1024),
+        },
+    ),
+    **_of_service(
+        "CollectionService",
+        {
+            "CreateCollection": RequestLimits(64 * 1024),
+            "GetCollection": RequestLimits(1024),
+            "ListCollections": RequestLimits(1024),
+            "DeleteCollection": RequestLimits(1024),
+            "AdoptCollection": RequestLimits(1024),
+        },
+    ),
+}
+# gRPC refuses larger requests before it has read them, but without details.
+MAX_REQUEST_BYTES = 2 * max(limits.max_bytes for limits in METHOD_LIMITS.values())
 
 
 class MatcherServicer(pb_grpc.MatcherServiceServicer):
@@ -65,33 +103,42 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         deadline = self._match_deadline(context)
         collection = noted(await self._store.get(request.collection))
         result = await self._matcher.match(collection, request.query, options, deadline=deadline)
-        return result_to_proto(result, options)
+        charge_match(result.candidate_count, result.scored_count)
+        return await result_to_proto(result, options)
 
     async def BatchMatch(
         self, request: pb.BatchMatchRequest, context: Context
     ) -> AsyncIterator[pb.BatchMatchResponse]:
-        check_texts("queries", request.queries, MAX_QUERIES)
+        queries = await _checked_queries(request)
         options = options_from_proto(request.options)
         collection = noted(await self._store.get(request.collection))
         slots = asyncio.Semaphore(self._batch_match_concurrency)
+        answered: asyncio.Queue[asyncio.Task[pb.BatchMatchResponse]] = asyncio.Queue()
+        tasks: list[asyncio.Task[pb.BatchMatchResponse]] = []
 
         async def answer(query_index: int) -> pb.BatchMatchResponse:
             async with slots:
-                query, deadline = request.queries[query_index], self._match_deadline(context)
-                result = await self._answer(collection, query, options, deadline)
-                return batch_result_to_proto(query_index, result, options)
+                deadline = self._match_deadline(context)
+                result = await self._answer(collection, queries[query_index], options, deadline)
+                return await batch_result_to_proto(query_index, result, options)
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(answer(position)) for position in range(len(request.queries))]
-            for task in asyncio.as_completed(tasks):
-                yield await task
+        try:
+            async for position in in_slices(range(len(queries))):
+                tasks.append(asyncio.create_task(answer(position)))
+                tasks[-1].add_done_callback(answered.put_nowait)
+            for _ in queries:
+                yield (await answered.get()).result()
+        finally:
+            for task in tasks:
+                task.cancel()
 
-    async def IngestDocuments(
-        self, request_iterator: AsyncIterator[pb.IngestDocumentsRequest], context: Context
+    # The server parses requests by METHOD_LIMITS.
+    async def IngestDocuments(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[IngestRequest], context: Context
     ) -> AsyncIterator[pb.IngestDocumentsResponse]:
         deadline = _deadline(context)
         async for request in request_iterator:
-            documents, rejections = ingest_request_from_proto(request)
+            documents, rejections = await ingest_request_from_proto(request)
             collection = noted(await self._store.for_write(request.collection))
             results = await self._ingest.ingest(collection, documents, deadline, request.request_id)
             yield ingest_response_to_proto([*rejections, *results])
@@ -107,13 +154,19 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         if bool(request.ids) == request.HasField("filter"):
             raise InvalidInput.of_field("ids", "give either ids or a filter")
         version = request.version if request.HasField("version") else None
-        collection = noted(await self._store.for_write(request.collection))
+        # Counting makes no collection.
+        find = self._store.get if request.dry_run else self._store.for_write
+        collection = noted(await find(request.collection))
         cut = DeleteVersion(version, request.request_id, _deadline(context))
         if request.ids:
-            deleted_count = await self._documents.delete(collection, request.ids, cut)
+            deleted_count = await self._documents.delete(
+                collection, request.ids, cut, is_dry_run=request.dry_run
+            )
         else:
             where = filter_from_proto(request.filter, "filter")
-            deleted_count = await self._documents.delete_where(collection, where, cut)
+            deleted_count = await self._documents.delete_where(
+                collection, where, cut, is_dry_run=request.dry_run
+            )
         return pb.DeleteDocumentsResponse(deleted_count=deleted_count)
 
     async def GetIngestStatus(
@@ -126,9 +179,11 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         self, collection: Collection, query: str, options: MatchOptions, deadline: float
     ) -> MatchResult | TextMatchError:
         try:
-            return await self._matcher.match(collection, query, options, deadline=deadline, is_bulk=True)
+            result = await self._matcher.match(collection, query, options, deadline=deadline, is_bulk=True)
         except TextMatchError as error:
             return error
+        charge_match(result.candidate_count, result.scored_count)
+        return result
 
     def _match_deadline(self, context: Context) -> float:
         deadline = _deadline(context)
@@ -146,3 +201,19 @@ def noted(collection: Collection) -> Collection:
     logs.collection.set(collection.name)
     note_collection(collection.name)
     return collection
+
+
+async def _checked_queries(request: pb.BatchMatchRequest) -> list[str]:
+    """The queries of a batch. Other calls run in between.
+
+    Raises:
+        InvalidInput: naming every bad query by its position, or the limit on their number.
+    """
+    check_item_count("queries", len(request.queries), MAX_QUERIES)
+    queries: list[str] = []
+    violations: list[Violation | None] = []
+    async for query in in_slices(request.queries):
+        violations.append(text_violation(f"queries[{len(queries)}]", query))
+        queries.append(query)
+    raise_violations(violations)
+    return queries

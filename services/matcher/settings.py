@@ -23,10 +23,10 @@ class MatcherSettings(StoreSettings, ServerSettings):
         minimum=1,
         maximum=1_000,
     )
-    embedding_cache_entries: int = setting(
-        "TEXTMATCH_EMBEDDING_CACHE_ENTRIES",
-        10_000,
-        "Size of the cache of query embeddings; 0 turns it off.",
+    embedding_cache_bytes: int = setting(
+        "TEXTMATCH_EMBEDDING_CACHE_BYTES",
+        32 * 1024**2,
+        "Size of the cache of query embeddings, some 20,000 of 384 components; 0 turns it off.",
         minimum=0,
     )
     match_timeout_seconds: float = setting(

@@ -248,6 +248,7 @@ _MATCHES: Final[dict[str, Callable[[Any], Any]]] = {
     "integer": edge.MatchValue,
     "boolean": lambda flag: edge.MatchValue(np.bool_(flag)),  # type: ignore[arg-type]
     "text": edge.MatchText,
+    "prefix": edge.MatchPrefix,
     "keywords": lambda message: edge.MatchAny(message.strings[:]),
     "integers": lambda message: edge.MatchAny(message.integers[:]),
     "except_keywords": lambda message: edge.MatchExcept(message.strings[:]),

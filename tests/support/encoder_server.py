@@ -14,7 +14,7 @@ from services.encoder.inference_thread import InferenceThread
 from services.encoder.model_registry import ModelRegistry
 from services.encoder.scheduler import Scheduler
 from services.encoder.servicer import EncoderServicer
-from services.encoder.validation import max_message_bytes
+from services.encoder.validation import max_message_bytes, method_limits
 from textmatch.runtime.channel import open_aio_channel
 from textmatch.runtime.server import GrpcServer
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
@@ -42,7 +42,7 @@ async def serve_encoder(
     queue_tokens: int = 1_000_000,
 ) -> AsyncIterator[EncoderServer]:
     """Serve these models; None: as if they were still loading."""
-    server = GrpcServer("127.0.0.1", 0, max_message_bytes(max_texts))
+    server = GrpcServer("127.0.0.1", 0, max_message_bytes(max_texts), method_limits=method_limits(max_texts))
     servicer = EncoderServicer(max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, "textmatch.v1.EncoderService")
     address = await server.start()

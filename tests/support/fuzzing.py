@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -20,7 +21,8 @@ _TEXTS = st.one_of(
 )
 _INTEGERS = st.one_of(st.integers(-3, 12), st.sampled_from([2**31 - 1, -(2**31), 1_000, 1_001]))
 _LONG_INTEGERS = st.one_of(_INTEGERS, st.sampled_from([2**63 - 1, -(2**63), 2**53, 2**53 - 1]))
-_NUMBERS = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, 1.0, 1e300, -1e300]))
+_HUGE = [1e300, -1e300, 2.0**53, -(2.0**53), 2.0**63, -(2.0**63), 2.0**64, 1e19, 5e-324, 1.7e308]
+_NUMBERS = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, 1.0, *_HUGE]))
 _VALUES: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.TYPE_STRING: _TEXTS,
     FieldDescriptor.TYPE_BYTES: st.binary(max_size=300),
@@ -34,6 +36,16 @@ _VALUES: dict[int, st.SearchStrategy[Any]] = {
 }
 
 _FILTER = {"must": [{"match": {"field": "colour", "values": [{"string_value": "red"}]}}]}
+_OTHER_FILTERS: list[dict[str, Any]] = [
+    {"must": [{"match": {"field": "n", "values": [{"number_value": 1.5}, {"number_value": 2}]}}]},
+    {"must_not": [{"range": {"field": "n", "gte": -1e300, "lt": 2.0**53}}]},
+    {"must": [{"time_range": {"field": "at", "gte": {"seconds": 1_700_000_000, "nanos": 5}}}]},
+    {"must": [{"time_range": {"field": "at", "lt": {"seconds": -62_135_596_800}}}]},
+    {"must": [{"prefix": {"field": "colour", "prefix": "r"}}, {"is_null": {"field": "colour"}}]},
+    {"should": [{"exists": {"field": "a"}}, {"has_id": {"ids": ["id-1"]}}], "min_should": 2},
+]
+# Around the limits of filters and attributes, and that of protobuf.
+_DEPTHS = [1, 6, 7, 8, 9, 31, 32, 33, 48, 49, 50, 99, 100, 5_000]
 _DOCUMENT = {"id": "id-1", "text": "the cat sits", "attributes": {"colour": "red"}, "version": 5}
 _GOOD: list[Message] = [
     encoder_pb.EncodeRequest(texts=["the cat", "a dog"], role=1, priority=2, dimension=8),
@@ -56,7 +68,56 @@ _GOOD: list[Message] = [
     collection_pb.ListCollectionsRequest(page_size=3, page_token="a"),  # noqa: S106 -- not a secret
     collection_pb.DeleteCollectionRequest(name="faq"),
     collection_pb.AdoptCollectionRequest(name="faq"),
+    *(matcher_pb.MatchRequest(query="the cat", options={"filter": one}) for one in _OTHER_FILTERS),
+    *(matcher_pb.DeleteDocumentsRequest(filter=one, dry_run=True) for one in _OTHER_FILTERS),
 ]
+
+
+def length_delimited(number: int, content: bytes) -> bytes:
+    """A field of bytes or of a message on the wire."""
+    length, size = bytearray(), len(content)
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
+
+
+def _nested(depth: int, numbers: Sequence[int], content: bytes) -> bytes:
+    """The content inside so many messages, each reached by these fields from the outside to the inside."""
+    for _ in range(depth):
+        for number in reversed(numbers):
+            content = length_delimited(number, content)
+    return content
+
+
+def _deep(depth: int) -> list[tuple[Descriptor, bytes]]:
+    """Requests with structures of this depth. Protobuf's own classes cannot build the deepest."""
+    should_filter, list_values, struct_fields = (2, 4), (6, 1), (5, 1, 2)
+    where = _nested(depth, should_filter, b"")
+    of_value = _nested(1, (1, 1, 2), _nested(depth, struct_fields, b"\x11" + bytes(8)))
+    options = [length_delimited(3, one) for one in (where, of_value)]
+    attributes = [
+        _nested(1, (1, 2), _nested(depth, one, b"\x1a\x01x")) for one in (list_values, struct_fields)
+    ]
+    good = length_delimited(1, b"id-1") + length_delimited(2, b"the cat")
+    return [
+        *((matcher_pb.MatchRequest.DESCRIPTOR, b"\x0a\x01q" + length_delimited(2, one)) for one in options),
+        *(
+            (matcher_pb.BatchMatchRequest.DESCRIPTOR, b"\x0a\x01q" + length_delimited(2, one))
+            for one in options
+        ),
+        (matcher_pb.DeleteDocumentsRequest.DESCRIPTOR, length_delimited(2, where) + b"\x28\x01"),
+        *(
+            (
+                matcher_pb.IngestDocumentsRequest.DESCRIPTOR,
+                length_delimited(1, good + length_delimited(3, one)),
+            )
+            for one in attributes
+        ),
+    ]
+
+
+_DEEP = [one for depth in _DEPTHS for one in _deep(depth)]
 
 
 @st.composite
@@ -71,11 +132,14 @@ def messages(draw: st.DrawFn, descriptor: Descriptor, depth: int = 0) -> Message
 
 
 def requests(descriptor: Descriptor) -> st.SearchStrategy[bytes]:
-    """Bytes: random ones, messages of this type, good ones with one odd field, and any spoilt."""
+    """Bytes: random ones, messages of this type, good ones with one odd field, deep ones, and any spoilt."""
     good = [message for message in _GOOD if message.DESCRIPTOR is descriptor]
     sent = st.one_of(st.sampled_from(good).flatmap(_with_an_odd_field), messages(descriptor))
     sent_bytes = sent.map(lambda message: message.SerializeToString())
-    return st.one_of(sent_bytes, sent_bytes, sent_bytes.flatmap(_spoilt), st.binary(max_size=200))
+    others = [st.binary(max_size=200)]
+    if deep := [data for kind, data in _DEEP if kind is descriptor]:
+        others.append(st.sampled_from(deep))
+    return st.one_of(sent_bytes, sent_bytes, sent_bytes.flatmap(_spoilt), *others)
 
 
 @st.composite

@@ -60,6 +60,8 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         self.answers_before_error = 0
         self.request_ids: list[str] = []
         self.delete_filters: list[pb.Filter] = []
+        self.matching_count = 0  # of a filter, in a dry run
+        self.filter_warnings: list[str] = []
         self.fail_after_batches = -1
         self.queued: deque[tuple[int, float]] = deque()
 
@@ -109,6 +111,9 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     ) -> pb.DeleteDocumentsResponse:
         self.request_ids.append(request.request_id)
         self._fail_if_told()
+        if request.dry_run:
+            count = sum(one in self.documents for one in request.ids)
+            return pb.DeleteDocumentsResponse(deleted_count=count or self.matching_count)
         self.batch_sizes.append(len(request.ids))
         self.delete_filters.append(request.filter)
         found = [document_id for document_id in request.ids if self.documents.pop(document_id, None)]
@@ -175,6 +180,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
             candidate_count=len(scored),
             scored_count=1 if reranked else 0,
             recall=options.recall or pb.RECALL_MODE_DENSE,
+            filter_warnings=self.filter_warnings,
         )
 
 

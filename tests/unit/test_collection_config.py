@@ -122,3 +122,19 @@ def test_all_problems_of_settings_are_named():
         settings.check()
     fields = [violation.field for violation in caught.value.violations]
     assert fields == ["collection.name", "collection.payload_indexes[1]"]
+
+
+@pytest.mark.parametrize(
+    ("indexes", "complaint"),
+    [
+        (
+            [PayloadIndex(f"f{n}", "bool") for n in range(65)],
+            "payload_indexes: has 65 indexes; the limit is 64",
+        ),
+        ([PayloadIndex("好" * 86, "bool")], r"payload_indexes\[0\]: has an attribute of 258 bytes"),
+    ],
+)
+def test_indexes_have_limits(indexes: list[PayloadIndex], complaint: str):
+    with pytest.raises(InvalidInput, match=complaint):
+        CollectionConfig("faq", payload_indexes=tuple(indexes)).check()
+    CollectionConfig("faq", payload_indexes=(PayloadIndex("好" * 85, "bool"),) * 64).check()

@@ -29,10 +29,9 @@ Indexes = Annotated[
     typer.Option(
         "--index",
         metavar="FIELD:KIND",
-        help="Attribute on which filters are fast; keyword, integer, float, bool or keyword:tenant.",
+        help="Attribute on which filters are fast; keyword[:tenant], integer, float, bool or datetime.",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 @app.command()
@@ -108,21 +107,19 @@ def get(
 @app.command()
 def delete(
     name: Name,
-    yes: Yes = False,
+    yes: options.Yes = False,
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
 ) -> None:
     """Delete a collection with all its documents, queued ones too.
 
-    --json prints {"deleted": its name, "documents"}; it needs --yes.
+    --json prints {"deleted": its name, "documents"}.
     """
-    if as_json and not yes:
-        raise typer.BadParameter("--json needs --yes")
     with find_addresses(data_dir, matcher=matcher).client() as client:
         count = client.get_collection(name).document_count
         if not yes:
-            typer.confirm(f"Delete {name} with {count:,} documents?", abort=True)
+            options.confirm(f"Delete {name} with {count:,} documents?")
         client.delete_collection(name)
     print_result({"deleted": name, "documents": count}, f"deleted {name}", as_json=as_json)
 

@@ -37,7 +37,6 @@ from textmatch.console import (
 )
 from textmatch.documents import text_violation
 from textmatch.errors import TextMatchError
-from textmatch.filter_syntax import parse
 from textmatch.io.line_reader import Line, UnreadableLine, file_name, open_data_file, read_lines
 
 Queries = Annotated[
@@ -88,7 +87,7 @@ def match(
     min_score: MinScore = 0.0,
     rerank: RerankOption = Rerank.AUTO,
     recall: RecallOption = None,
-    where: options.Where = "",
+    where: options.Where = None,
     explain: Explain = False,
     collection: options.CollectionName = "",
     as_json: options.Json = False,
@@ -110,12 +109,13 @@ def match(
     )
     if candidate_count is not None:
         match_options["candidate_count"] = candidate_count
-    if where:
-        match_options["where"] = parse(where)
+    if (condition := options.parse_where(where)) is not None:
+        match_options["where"] = condition
     if resume and output is None:
         raise typer.BadParameter("--resume needs --output FILE")
     chosen = _queries(queries or [], file)
     counts = Counter[str]()
+    warned = set[str]()
     addresses = find_addresses(data_dir, matcher=matcher, collection=collection)
     with ExitStack() as stack:
         answer_file = stack.enter_context(AnswerFile(output, resume=resume)) if output else None
@@ -131,8 +131,18 @@ def match(
         for query, answer in _answer(client, chosen, match_options, is_single=is_single):
             progress.advance()
             counts["failed" if isinstance(answer, str) else "answered"] += 1
+            if not isinstance(answer, str):
+                _warn_of_filter(answer, warned)
             show(query, answer)
     _end(counts, is_summarized=output is not None, as_json=as_json)
+
+
+def _warn_of_filter(answer: MatchResult, warned: set[str]) -> None:
+    """Print what is suspicious about the filter, each warning once."""
+    for warning in answer.filter_warnings:
+        if warning not in warned:
+            warned.add(warning)
+            warn(f"textmatch: --where: {one_line(warning)}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ import typer
 
 from textmatch.cli.errors import CommandFailed
 from textmatch.cli.settings import CliSettings
-from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, ClientTls, TextMatchClient
+from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, ClientTls, Filter, TextMatchClient
+from textmatch.errors import InvalidInput
+from textmatch.filter_syntax import parse
 from textmatch.runtime.settings import DEFAULT_INSTALLATION, load
 
 if TYPE_CHECKING:
@@ -187,10 +190,39 @@ CollectionName = Annotated[
         help="Name of the collection. Default: default.",
     ),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Delete without asking.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Where = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--where", metavar="FILTER", help="Filter by attributes: 'module = \"os\" and year > 2020'."
+        "--where",
+        metavar="FILTER",
+        help='Filter by attributes and ids: \'module = "os" and published >= "2024-01-31"\'.',
     ),
 ]
+
+
+def parse_where(where: str | None) -> Filter | None:
+    """The filter of `--where`; None if the option is not given.
+
+    Raises:
+        typer.BadParameter: it cannot be parsed; it is empty, for example.
+    """
+    if where is None:
+        return None
+    try:
+        return parse(where)
+    except InvalidInput as error:
+        raise typer.BadParameter(error.violations[0].description, param_hint="--where") from error
+
+
+def confirm(question: str) -> None:
+    """Ask on stderr, because stdout may be piped on.
+
+    Raises:
+        CommandFailed: the answer is not yes, or there is none.
+    """
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise CommandFailed("nothing was deleted; --yes deletes without asking")

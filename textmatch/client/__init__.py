@@ -16,7 +16,16 @@ from textmatch.client.results import AsyncResults, Results, ResultsNotRead
 from textmatch.client.sync import TextMatchClient
 from textmatch.collection_config import CollectionConfig, PayloadIndex
 from textmatch.documents import Document
-from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.filters import (
+    FieldExists,
+    FieldIsNull,
+    FieldMatch,
+    FieldPrefix,
+    FieldRange,
+    FieldTimeRange,
+    Filter,
+    HasId,
+)
 from textmatch.runtime.tls import ClientTls
 from textmatch.types import (
     BatchMatchResult,
@@ -62,9 +71,13 @@ __all__ = [
     "DocumentState",
     "EncodeResult",
     "FieldExists",
+    "FieldIsNull",
     "FieldMatch",
+    "FieldPrefix",
     "FieldRange",
+    "FieldTimeRange",
     "Filter",
+    "HasId",
     "HealthState",
     "IngestOutcome",
     "IngestStatus",

@@ -11,17 +11,20 @@ import inspect
 import math
 import numbers
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from difflib import get_close_matches
 from enum import StrEnum
+from types import NoneType
 from typing import Any, TypeVar, get_args
 
 from textmatch.documents import Document, id_violation, text_violation, version_violation
 from textmatch.errors import InvalidInput, raise_violations
 from textmatch.filter_syntax import parse
-from textmatch.filters import Condition, FieldMatch, Filter
+from textmatch.filters import Condition, FieldMatch, FieldTimeRange, Filter, HasId
 from textmatch.types import MatchKeywords, MatchOptions, Recall, Rerank
 from textmatch.v1 import matcher_service_pb2 as pb
-from textmatch.wire.matching import default_candidate_count, filter_to_proto, options_to_proto
+from textmatch.wire.filters import filter_to_proto
+from textmatch.wire.matching import default_candidate_count, options_to_proto
 
 Client = TypeVar("Client", bound=type)
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -255,9 +258,19 @@ def _check_condition(name: str, condition: Condition) -> None:
                 if not isinstance(child, _CONDITIONS):
                     raise _wrong_type(place, child, "a condition")
                 _check_condition(place, child)
+        to_whole_number(f"{name}.min_should", condition.min_should)
         return
-    if isinstance(condition, FieldMatch):
-        _check_is_tuple(f"{name}.values", condition.values, "values")
+    match condition:
+        case FieldMatch(_, values):
+            _check_is_tuple(f"{name}.values", values, "values")
+        case HasId(ids):
+            _check_is_tuple(f"{name}.ids", ids, "ids")
+            _to_strings(f"{name}.ids", ids)
+        case FieldTimeRange():
+            for bound in ("gt", "gte", "lt", "lte"):
+                value = getattr(condition, bound)
+                if not isinstance(value, (datetime, NoneType)):
+                    raise _wrong_type(f"{name}.{bound}", value, "a datetime; parse_time makes one")
 
 
 def _check_is_tuple(name: str, value: Any, content: str) -> None:

@@ -248,13 +248,17 @@ class AsyncTextMatchClient:
         ids: str | Iterable[str],
         *,
         version: int | None = None,
+        dry_run: bool = False,
         timeout_seconds: float | None = None,
     ) -> int:
         """As `TextMatchClient.delete`."""
         checked, cut = arguments.to_ids("ids", ids), arguments.to_version(version)
+        only_count = arguments.to_flag("dry_run", dry_run)
         deleted_count = 0
         for _, chunk in chunks(checked, utf8_bytes, _IDS_PER_CALL):
-            request = matcher_pb.DeleteDocumentsRequest(ids=chunk, version=cut, collection=self._collection)
+            request = matcher_pb.DeleteDocumentsRequest(
+                ids=chunk, version=cut, dry_run=only_count, collection=self._collection
+            )
             deleted_count += await self._delete(request, timeout_seconds)
         return deleted_count
 
@@ -263,12 +267,14 @@ class AsyncTextMatchClient:
         where: Condition | str,
         *,
         version: int | None = None,
+        dry_run: bool = False,
         timeout_seconds: float | None = None,
     ) -> int:
         """As `TextMatchClient.delete_where`."""
         request = matcher_pb.DeleteDocumentsRequest(
             filter=arguments.to_delete_filter(where),
             version=arguments.to_version(version),
+            dry_run=arguments.to_flag("dry_run", dry_run),
             collection=self._collection,
         )
         return await self._delete(request, timeout_seconds)

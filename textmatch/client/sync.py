@@ -205,6 +205,7 @@ class TextMatchClient:
         ids: str | Iterable[str],
         *,
         version: int | None = None,
+        dry_run: bool = False,
         timeout_seconds: float | None = None,
     ) -> int:
         """Delete documents; returns how many were stored.
@@ -214,23 +215,32 @@ class TextMatchClient:
         Args:
             ids: any number of ids, or a single one.
             version: delete only what is not newer than this; None means now.
+            dry_run: delete nothing, only count.
         """
-        return run(self._methods.delete(ids, version=version, timeout_seconds=timeout_seconds))
+        return run(
+            self._methods.delete(ids, version=version, dry_run=dry_run, timeout_seconds=timeout_seconds)
+        )
 
     def delete_where(
         self,
         where: Condition | str,
         *,
         version: int | None = None,
+        dry_run: bool = False,
         timeout_seconds: float | None = None,
     ) -> int:
-        """Delete the documents whose attributes match; returns how many were stored.
+        """Delete the documents that match a filter; returns how many were stored.
 
         Args:
             where: as for `match`; it must not be empty.
             version: as for `delete`.
+            dry_run: as for `delete`.
         """
-        return run(self._methods.delete_where(where, version=version, timeout_seconds=timeout_seconds))
+        return run(
+            self._methods.delete_where(
+                where, version=version, dry_run=dry_run, timeout_seconds=timeout_seconds
+            )
+        )
 
     def ingest_status(
         self, document_id: str = "", *, collection: str = "", timeout_seconds: float | None = None

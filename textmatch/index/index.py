@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
@@ -19,10 +20,12 @@ from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.collections import AliasSwitcher, Collections
+from textmatch.index.filter_warnings import SAMPLE_DOCUMENTS, filter_fields, filter_warnings
 from textmatch.index.schema import (
     DENSE_VECTOR,
     VERSION_FIELD,
     StoredDocument,
+    payload_selector,
     to_point,
     to_qdrant,
     to_stored_document,
@@ -38,6 +41,8 @@ from textmatch.index.search import (
 from textmatch.index.term_statistics import TermStatistics, TermStatisticsCache
 from textmatch.vectors import Embeddings
 
+Stored = TypeVar("Stored")
+
 _PAGE = 1_000
 
 
@@ -47,6 +52,14 @@ class VersionsPage:
 
     versions: dict[str, int]
     next_position: PointId | None
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a write needs to know of a stored document."""
+
+    version: int
+    content_hash: str
 
 
 class CollectionPoints:
@@ -79,6 +92,16 @@ class CollectionPoints:
                 self._collection, [point_id(one) for one in ids], with_payload=["id", VERSION_FIELD]
             )
         return _versions(records)
+
+    async def fingerprints(self, ids: Iterable[str]) -> dict[str, Fingerprint]:
+        """Versions and content hashes of those of these documents that are stored, by id."""
+        fields = ["id", VERSION_FIELD, "content_hash"]
+        async with translated_errors(self._collection):
+            records = await self._client.retrieve(
+                self._collection, [point_id(one) for one in ids], with_payload=fields
+            )
+        payloads = [record.payload or {} for record in records]
+        return {one["id"]: Fingerprint(one[VERSION_FIELD], one["content_hash"]) for one in payloads}
 
     async def page(self, position: PointId | None) -> VersionsPage:
         """One page of the versions of all documents.
@@ -207,16 +230,13 @@ class Index:
 
     async def fetch(self, ids: Sequence[str], *, with_embeddings: bool = False) -> dict[str, StoredDocument]:
         """Those of these documents that are stored, by id."""
-        model_id = await self.model_in_use()
-        if not model_id or not ids:
+        if not ids:
             return {}
-        try:
-            return await self.points(model_id).fetch(ids, with_embeddings=with_embeddings)
-        except CollectionGone:
-            model_id = await self.refresh_model_in_use()
-            if not model_id:
-                return {}
-            return await self.points(model_id).fetch(ids, with_embeddings=with_embeddings)
+        return await self._read(lambda points: points.fetch(ids, with_embeddings=with_embeddings))
+
+    async def fingerprints(self, ids: Sequence[str]) -> dict[str, Fingerprint]:
+        """Versions and content hashes of those of these documents that are stored, by id."""
+        return await self._read(lambda points: points.fingerprints(ids))
 
     async def delete(self, versions: Mapping[str, int]) -> int:
         """Delete stored documents that are not newer than the version given for their id.
@@ -269,10 +289,31 @@ class Index:
             if offset is None:
                 return
 
+    async def count_matching(self, condition: Filter, *, max_version: int) -> int:
+        """How many documents match and are not newer than `max_version`."""
+        model_id = await self.model_in_use()
+        if not model_id:
+            return 0
+        not_newer = _version_condition(models.Range(lte=max_version))
+        async with self._using(model_id) as physical:
+            whole = models.Filter(must=[to_qdrant(condition), not_newer])
+            return (await self._client.count(physical, whole, exact=True)).count
+
     async def search(self, query: SearchQuery, *, model_id: str) -> list[Hit]:
         """The hits of a query, in no particular order."""
         async with self._using(model_id) as physical:
             return await search(self._client, physical, query)
+
+    async def filter_warnings(self, condition: Filter, *, model_id: str) -> tuple[str, ...]:
+        """What is suspicious about a filter that matches nothing; empty if nothing is."""
+        fields = filter_fields(condition)
+        if not fields:
+            return ()
+        async with self._using(model_id) as physical:
+            records, _ = await self._client.scroll(
+                physical, limit=SAMPLE_DOCUMENTS, with_payload=[payload_selector(field) for field in fields]
+            )
+        return filter_warnings(condition, [(one.payload or {}).get("attributes", {}) for one in records])
 
     async def documents(self, points: Sequence[PointId], *, model_id: str) -> dict[PointId, Document]:
         """The documents of found points. Points that have been deleted since are missing."""
@@ -296,6 +337,17 @@ class Index:
         """Drop all caches and stop their background refreshes. The connection stays open."""
         self.collections.close()
         self.term_statistics.close()
+
+    async def _read(
+        self, read: Callable[[CollectionPoints], Awaitable[dict[str, Stored]]]
+    ) -> dict[str, Stored]:
+        """Read from the physical collection in use; again from its successor, if it was just dropped."""
+        model_id = await self.model_in_use()
+        try:
+            return await read(self.points(model_id)) if model_id else {}
+        except CollectionGone:
+            model_id = await self.refresh_model_in_use()
+            return await read(self.points(model_id)) if model_id else {}
 
     async def _read_term_statistics(self, model_id: str) -> TermStatistics:
         physical = self._config.physical(model_id)

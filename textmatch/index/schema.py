@@ -13,7 +13,18 @@ from qdrant_client import AsyncQdrantClient, models
 from textmatch.collection_config import PayloadIndex
 from textmatch.documents import Document, content_hash, point_id, text_hash
 from textmatch.errors import InvalidInput
-from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.filters import (
+    Condition,
+    FieldExists,
+    FieldIsNull,
+    FieldMatch,
+    FieldPrefix,
+    FieldRange,
+    FieldTimeRange,
+    Filter,
+    HasId,
+    Value,
+)
 from textmatch.index.bm25 import document_vector
 from textmatch.index.client import translated_errors
 from textmatch.vectors import Embeddings
@@ -30,11 +41,13 @@ VERSION_FIELD = "version"
 _ATTRIBUTES_PREFIX = "attributes."
 # A part of a path that needs no quotes in Qdrant. [] stands for all elements of a list, [2] for one.
 _PLAIN_PART = re.compile(r"[A-Za-z0-9_-]+(?:\[\d*\])*")
+_ELEMENT = re.compile(r"\[\d+\]")
 _KINDS = {
     "keyword": models.PayloadSchemaType.KEYWORD,
     "integer": models.PayloadSchemaType.INTEGER,
     "float": models.PayloadSchemaType.FLOAT,
     "bool": models.PayloadSchemaType.BOOL,
+    "datetime": models.PayloadSchemaType.DATETIME,
 }
 
 
@@ -130,9 +143,14 @@ def _index_schema(index: PayloadIndex) -> models.PayloadSchemaType | models.Keyw
 
 def to_qdrant(condition: Filter) -> models.Filter:
     """A filter with its nested filters. An empty filter matches everything."""
+    should = [_condition(child) for child in condition.should]
+    several = None
+    if condition.min_should > 1:
+        several = models.MinShould(conditions=should, min_count=condition.min_should)
     return models.Filter(
         must=[_condition(child) for child in condition.must] or None,
-        should=[_condition(child) for child in condition.should] or None,
+        should=None if several else should or None,
+        min_should=several,
         must_not=[_condition(child) for child in condition.must_not] or None,
     )
 
@@ -151,24 +169,42 @@ def attribute_key(field: str) -> str:
     return _ATTRIBUTES_PREFIX + ".".join(quoted)
 
 
+def payload_selector(field: str) -> str:
+    """The payload path to read an attribute: Qdrant reads all elements of a list, and not only the third."""
+    return _ELEMENT.sub("[]", attribute_key(field))
+
+
 def _condition(condition: Condition) -> models.Condition:
     match condition:
         case Filter():
             return to_qdrant(condition)
+        case HasId(ids):
+            return models.HasIdCondition(has_id=[point_id(one) for one in ids])
         case FieldMatch(field, values):
             return _match(attribute_key(field), values)
-        case FieldRange(field):
-            bounds = models.Range(gt=condition.gt, gte=condition.gte, lt=condition.lt, lte=condition.lte)
+        case FieldRange(field, gt, gte, lt, lte):
+            bounds = models.Range(gt=gt, gte=gte, lt=lt, lte=lte)
             return models.FieldCondition(key=attribute_key(field), range=bounds)
+        case FieldTimeRange(field, gt, gte, lt, lte):
+            times = models.DatetimeRange(gt=gt, gte=gte, lt=lt, lte=lte)
+            return models.FieldCondition(key=attribute_key(field), range=times)
+        case FieldPrefix(field, prefix):
+            return models.FieldCondition(key=attribute_key(field), match=models.MatchPrefix(prefix=prefix))
         case FieldExists(field):
             is_empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=attribute_key(field)))
             return models.Filter(must_not=[is_empty])
+        case FieldIsNull(field):
+            return models.IsNullCondition(is_null=models.PayloadField(key=attribute_key(field)))
 
 
-def _match(key: str, values: tuple[str | int | bool, ...]) -> models.Condition:
-    # Qdrant's "any of" takes strings and integers, but not booleans.
-    if any(isinstance(value, bool) for value in values):
-        return models.Filter(
-            should=[models.FieldCondition(key=key, match=models.MatchValue(value=value)) for value in values]
-        )
-    return models.FieldCondition(key=key, match=models.MatchAny(any=list(values)))  # type: ignore[arg-type]
+def _match(key: str, values: tuple[Value, ...]) -> models.Condition:
+    """Qdrant's "any of" takes strings and integers, but neither booleans nor floats."""
+    if not any(isinstance(value, (bool, float)) for value in values):
+        return models.FieldCondition(key=key, match=models.MatchAny(any=list(values)))  # type: ignore[arg-type]
+    return models.Filter(should=[_match_one(key, value) for value in values])
+
+
+def _match_one(key: str, value: Value) -> models.FieldCondition:
+    if isinstance(value, float):
+        return models.FieldCondition(key=key, range=models.Range(gte=value, lte=value))
+    return models.FieldCondition(key=key, match=models.MatchValue(value=value))

@@ -7,7 +7,7 @@ than the search. Errors of Qdrant are translated by the caller.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,13 @@ from textmatch.index.schema import (
     to_qdrant,
 )
 from textmatch.index.term_statistics import SAMPLE_DOCUMENTS, TermStatistics
+from textmatch.time_slices import in_slices
 from textmatch.vectors import Embeddings
 
 _TIMEOUT_SECONDS = 60.0
-# Small, because parsing a page blocks the other queries.
+# Small, because parsing a page blocks other calls.
 _SAMPLE_PAGE = 500
+_DOCUMENTS_PAGE = 100
 _DOCUMENT_PAYLOAD = grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=DOCUMENT_FIELDS))
 
 
@@ -70,13 +72,18 @@ class Hit:
 
 async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery) -> list[Hit]:
     """The hits of a query, in no particular order."""
-    requests = _requests(collection, query)
+    documents_come_along = query.with_documents and query.count <= _DOCUMENTS_PAGE
+    requests = _requests(collection, replace(query, with_documents=documents_come_along))
     if not requests:
         return []
     message = grpc.QueryBatchPoints(collection_name=collection, query_points=requests)
     answer = await client.grpc_points.QueryBatch(message, timeout=_TIMEOUT_SECONDS)
     found = [{point.id.uuid: point.score for point in one.result} for one in answer.result]
-    documents = {point.id.uuid: _document(point) for point in answer.result[0].result if query.with_documents}
+    documents: dict[PointId, Document] = {}
+    if documents_come_along:
+        documents = {point.id.uuid: _document(point) async for point in in_slices(answer.result[0].result)}
+    elif query.with_documents:
+        documents = await read_documents(client, collection, list(found[0]))
     return [Hit(point, *_scores(query, point, found), documents.get(point)) for point in found[0]]
 
 
@@ -94,15 +101,17 @@ async def read_documents(
     client: AsyncQdrantClient, collection: str, points: Sequence[PointId]
 ) -> dict[PointId, Document]:
     """The documents of these points that are still stored."""
-    if not points:
-        return {}
-    message = grpc.GetPoints(
-        collection_name=collection,
-        ids=[grpc.PointId(uuid=str(point)) for point in points],
-        with_payload=_DOCUMENT_PAYLOAD,
-    )
-    answer = await client.grpc_points.Get(message, timeout=_TIMEOUT_SECONDS)
-    return {record.id.uuid: _document(record) for record in answer.result}
+    documents: dict[PointId, Document] = {}
+    for start in range(0, len(points), _DOCUMENTS_PAGE):
+        page = points[start : start + _DOCUMENTS_PAGE]
+        message = grpc.GetPoints(
+            collection_name=collection,
+            ids=[grpc.PointId(uuid=str(point)) for point in page],
+            with_payload=_DOCUMENT_PAYLOAD,
+        )
+        answer = await client.grpc_points.Get(message, timeout=_TIMEOUT_SECONDS)
+        documents |= {record.id.uuid: _document(record) async for record in in_slices(answer.result)}
+    return documents
 
 
 async def read_embeddings(
@@ -147,10 +156,11 @@ def _term_indices(point: grpc.RetrievedPoint) -> NDArray[np.uint32]:
 def _requests(collection: str, query: SearchQuery) -> list[grpc.QueryPoints]:
     """One request for each score. In hybrid search each request scores the hits of both searches."""
     searches = []
+    condition = RestToGrpc.convert_filter(to_qdrant(query.condition)) if query.condition else None
     if query.embedding is not None:
-        searches.append(_dense(query.embedding, query))
+        searches.append(_dense(query.embedding, query, condition))
     if query.terms is not None:
-        searches.append(_lexical(query.terms, query))
+        searches.append(_lexical(query.terms, query, condition))
     shared: dict[str, Any] = {
         "collection_name": collection,
         "with_payload": _DOCUMENT_PAYLOAD if query.with_documents else None,
@@ -171,26 +181,22 @@ def _requests(collection: str, query: SearchQuery) -> list[grpc.QueryPoints]:
     return [grpc.QueryPoints(query=one.query, using=one.using, **shared) for one in searches]
 
 
-def _dense(embedding: Embeddings, query: SearchQuery) -> grpc.PrefetchQuery:
+def _dense(embedding: Embeddings, query: SearchQuery, condition: grpc.Filter | None) -> grpc.PrefetchQuery:
     vector = grpc.VectorInput(dense=grpc.DenseVector(data=embedding.tolist()))
     return grpc.PrefetchQuery(
         query=grpc.Query(nearest=vector),
         using=DENSE_VECTOR,
-        filter=_filter(query),
+        filter=condition,
         limit=query.count,
         params=grpc.SearchParams(hnsw_ef=max(MIN_HNSW_EF, 2 * query.count)),
     )
 
 
-def _lexical(terms: QueryVector, query: SearchQuery) -> grpc.PrefetchQuery:
+def _lexical(terms: QueryVector, query: SearchQuery, condition: grpc.Filter | None) -> grpc.PrefetchQuery:
     vector = grpc.VectorInput(sparse=grpc.SparseVector(indices=terms.indices, values=terms.values))
     return grpc.PrefetchQuery(
-        query=grpc.Query(nearest=vector), using=LEXICAL_VECTOR, filter=_filter(query), limit=query.count
+        query=grpc.Query(nearest=vector), using=LEXICAL_VECTOR, filter=condition, limit=query.count
     )
-
-
-def _filter(query: SearchQuery) -> grpc.Filter | None:
-    return RestToGrpc.convert_filter(to_qdrant(query.condition)) if query.condition else None
 
 
 def _document(point: grpc.ScoredPoint | grpc.RetrievedPoint) -> Document:

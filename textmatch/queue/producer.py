@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from redis.asyncio import Redis
 
@@ -14,10 +14,13 @@ from textmatch.errors import CollectionNotFound
 from textmatch.queue import messages
 from textmatch.queue.keys import Keys
 from textmatch.queue.redis_client import flattened, translated_errors
+from textmatch.time_slices import in_slices
 
 # Most of a message's cost does not depend on its size. Therefore one request should be one message.
 _TARGET_DOCUMENTS = messages.MAX_DOCUMENTS
 _TARGET_BYTES = 256 * 1024
+# Sending more at once would keep other calls waiting, here and in Redis.
+_STEP_BYTES = 1024 * 1024
 
 # Marks and messages in one step: neither a killed process nor a full Redis leaves one without the other.
 # No mark and no message is added for a collection that has been deleted.
@@ -46,7 +49,8 @@ return 1
 class Producer:
     """Every method raises DependencyUnavailable when Redis does not answer or is full.
 
-    Nothing was put into the queue then, unless only the answer was lost.
+    Nothing was put into the queue then, unless only the answer was lost. Of more than 1 MiB, a part may have
+    been put there.
     """
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
@@ -59,23 +63,27 @@ class Producer:
     ) -> None:
         """Mark documents pending and publish them; returns when Redis has them. Every version is set.
 
+        Other calls run in between.
+
         Raises:
             CollectionNotFound: the collection has been deleted.
         """
-        accepted_at = time.time()
+        envelope = messages.Envelope(
+            collection.name, collection.generation, accepted_at=time.time(), traceparent=traceparent
+        )
+        packed: list[str] = []
+        packed_bytes = 0
         versions: dict[str, int] = {}
-        for document in documents:
-            versions[document.id] = max(document.version, versions.get(document.id, 0))
-        queue, names = self._keys.queue, (collection.name, collection.generation)
-        envelope = messages.Envelope(*names, accepted_at=accepted_at, traceparent=traceparent)
-        packed = [messages.pack(argument, queue) for argument in encode(documents, envelope)]
-        arguments = [*names, accepted_at, len(packed), *packed, *flattened(versions.items())]
-        state = self._keys.collection(*names)
-        script_keys = [state.pending, state.pending_versions, queue, self._keys.collections]
-        with translated_errors():
-            is_enqueued = await self._enqueue(keys=script_keys, args=arguments)
-        if not is_enqueued:
-            raise CollectionNotFound(collection.name)
+        async for batch, argument in in_slices(encode(documents, envelope)):
+            message = messages.pack(argument, self._keys.queue)
+            if packed and packed_bytes + len(message) > _STEP_BYTES:
+                await self._enqueue_step(envelope, packed, versions)
+                packed, packed_bytes, versions = [], 0, {}
+            packed.append(message)
+            packed_bytes += len(message)
+            for document in batch:
+                versions[document.id] = max(document.version, versions.get(document.id, 0))
+        await self._enqueue_step(envelope, packed, versions)
 
     async def first_version(
         self, collection: CollectionConfig, request_id: str, version: int, ttl_seconds: int
@@ -104,18 +112,34 @@ class Producer:
         with translated_errors():
             await self._redis.lpush(self._keys.queue, *packed)
 
+    async def _enqueue_step(
+        self, envelope: messages.Envelope, packed: Sequence[str], versions: Mapping[str, int]
+    ) -> None:
+        names = (envelope.collection, envelope.generation)
+        state = self._keys.collection(*names)
+        script_keys = [state.pending, state.pending_versions, self._keys.queue, self._keys.collections]
+        arguments = [*names, envelope.accepted_at, len(packed), *packed, *flattened(versions.items())]
+        with translated_errors():
+            is_enqueued = await self._enqueue(keys=script_keys, args=arguments)
+        if not is_enqueued:
+            raise CollectionNotFound(envelope.collection)
 
-def encode(documents: Sequence[Document], envelope: messages.Envelope) -> Iterator[str]:
-    """Task arguments with these documents, each of a size that suits the encoder."""
-    batch: list[str] = []
+
+def encode(
+    documents: Iterable[Document], envelope: messages.Envelope
+) -> Iterator[tuple[Sequence[Document], str]]:
+    """Batches of a size that suits the encoder, each with the argument of its task."""
+    batch: list[Document] = []
+    entries: list[str] = []
     batch_bytes = 0
     for document in documents:
         entry = json.dumps(messages.document_as_json(document), ensure_ascii=False)
         entry_bytes = len(entry.encode())
         if batch and (len(batch) == _TARGET_DOCUMENTS or batch_bytes + entry_bytes > _TARGET_BYTES):
-            yield envelope.wrap(batch)
-            batch, batch_bytes = [], 0
-        batch.append(entry)
+            yield batch, envelope.wrap(entries)
+            batch, entries, batch_bytes = [], [], 0
+        batch.append(document)
+        entries.append(entry)
         batch_bytes += entry_bytes
     if batch:
-        yield envelope.wrap(batch)
+        yield batch, envelope.wrap(entries)

@@ -16,6 +16,7 @@ from textmatch.collection_config import CollectionConfig
 from textmatch.errors import CollectionNotFound
 from textmatch.queue.keys import CollectionKeys, Keys
 from textmatch.queue.redis_client import translated_errors
+from textmatch.time_slices import in_slices
 
 _ID_BYTES = 16
 _KEYS_PER_STEP = 1_000
@@ -54,7 +55,8 @@ class Registry:
         """All collections, by name."""
         with translated_errors():
             entries = await self._redis.hvals(self._keys.collections)
-        return sorted((_from_json(str(entry)) for entry in entries), key=lambda one: one.name)
+        found = [_from_json(str(entry)) async for entry in in_slices(entries)]
+        return sorted(found, key=lambda one: one.name)
 
     async def create(self, settings: CollectionConfig) -> CollectionConfig:
         """Register a new collection with these settings; returns the one that is there if there is one."""

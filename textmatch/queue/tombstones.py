@@ -10,12 +10,23 @@ import json
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass
+from datetime import datetime
 from typing import Any
 
 from redis.asyncio import Redis
 
 from textmatch.documents import Document
-from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.filters import (
+    Condition,
+    FieldExists,
+    FieldIsNull,
+    FieldMatch,
+    FieldPrefix,
+    FieldRange,
+    FieldTimeRange,
+    Filter,
+    HasId,
+)
 from textmatch.queue.keys import CollectionKeys
 from textmatch.queue.redis_client import translated_errors
 
@@ -44,7 +55,15 @@ end
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[4])
 """
 
-_CONDITIONS: dict[str, Any] = {"match": FieldMatch, "range": FieldRange, "exists": FieldExists}
+_CONDITIONS: dict[str, Any] = {
+    "match": FieldMatch,
+    "range": FieldRange,
+    "time_range": FieldTimeRange,
+    "prefix": FieldPrefix,
+    "exists": FieldExists,
+    "is_null": FieldIsNull,
+    "has_id": HasId,
+}
 _CONDITION_NAMES = {kind: name for name, kind in _CONDITIONS.items()}
 
 
@@ -135,12 +154,21 @@ class FilterTombstones:
 def _to_json(condition: Condition) -> list[Any]:
     if isinstance(condition, Filter):
         clauses = (condition.must, condition.should, condition.must_not)
-        return ["filter", *([_to_json(child) for child in clause] for clause in clauses)]
-    return [_CONDITION_NAMES[type(condition)], *astuple(condition)]
+        return [
+            "filter",
+            *([_to_json(child) for child in clause] for clause in clauses),
+            condition.min_should,
+        ]
+    values = [value.isoformat() if isinstance(value, datetime) else value for value in astuple(condition)]
+    return [_CONDITION_NAMES[type(condition)], *values]
 
 
 def _from_json(content: list[Any]) -> Any:
     name, *values = content
     if name == "filter":
-        return Filter(*(tuple(_from_json(child) for child in clause) for clause in values))
+        must, should, must_not = (tuple(_from_json(child) for child in clause) for clause in values[:3])
+        return Filter(must, should, must_not, values[3])
+    if name == "time_range":
+        field, *bounds = values
+        return FieldTimeRange(field, *(bound and datetime.fromisoformat(bound) for bound in bounds))
     return _CONDITIONS[name](*(tuple(value) if isinstance(value, list) else value for value in values))

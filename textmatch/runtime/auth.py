@@ -52,6 +52,11 @@ _MIN_KEY_CHARACTERS = 16
 _CHECK_SECONDS = 1.0
 
 _BYTES_PER_TOKEN = 4
+# What a Match costs in addition to its request: a pair is about fifty tokens that the cross-encoder reads.
+_TOKENS_PER_CANDIDATE = 1
+_TOKENS_PER_PAIR = 50
+# What a collection in a list costs: it is looked up in Qdrant.
+_TOKENS_PER_COLLECTION = 50
 _BURST_SECONDS = 10.0
 
 _COLLECTIONS_WORD = "collections="
@@ -256,14 +261,42 @@ class RateLimits:
         rate = key.tokens_per_second
         if rate is None:
             return
-        now = self._clock()
-        bucket = self._buckets.setdefault(key.name, _Bucket(rate * _BURST_SECONDS, now))
-        refilled = bucket.tokens + (now - bucket.filled_at) * rate
-        bucket.tokens, bucket.filled_at = min(refilled, rate * _BURST_SECONDS), now
+        bucket = self._refilled(key.name, rate)
         if bucket.tokens <= 0:
             message = f"the API key {key.name} has used up its {rate:,.0f} tokens per second"
             raise Overloaded(message, retry_delay_seconds=(1 - bucket.tokens) / rate)
         bucket.tokens -= 1 + size_bytes / _BYTES_PER_TOKEN
+
+    def charge_work(self, key: ApiKey, tokens: float) -> None:
+        """Take the cost of work that is done from the bucket, which may be overdrawn."""
+        if key.tokens_per_second is not None:
+            self._refilled(key.name, key.tokens_per_second).tokens -= tokens
+
+    def _refilled(self, name: str, rate: float) -> _Bucket:
+        now = self._clock()
+        bucket = self._buckets.setdefault(name, _Bucket(rate * _BURST_SECONDS, now))
+        refilled = bucket.tokens + (now - bucket.filled_at) * rate
+        bucket.tokens, bucket.filled_at = min(refilled, rate * _BURST_SECONDS), now
+        return bucket
+
+
+# How the running call charges its key; None without API keys.
+_charge_work: ContextVar[Callable[[float], None] | None] = ContextVar("charge_work", default=None)
+
+
+def charge_match(candidate_count: int, scored_count: int) -> None:
+    """Charge the key of the running call for the candidates and pairs of one Match."""
+    _charge(candidate_count * _TOKENS_PER_CANDIDATE + scored_count * _TOKENS_PER_PAIR)
+
+
+def charge_collections(count: int) -> None:
+    """Charge the key of the running call for a list of so many collections."""
+    _charge(count * _TOKENS_PER_COLLECTION)
+
+
+def _charge(tokens: float) -> None:
+    if charge := _charge_work.get():
+        charge(tokens)
 
 
 class AuthInterceptor(Interceptor):
@@ -288,14 +321,14 @@ class AuthInterceptor(Interceptor):
             self._limits.charge(key, _size_bytes(request))
             return request
 
-        return wrap_handler(handler, around=lambda _: _named_in_logs(key), map_request=admit)
+        @asynccontextmanager
+        async def around(_: Any) -> AsyncIterator[None]:
+            logs.api_key_name.set(key.name)
+            _caller_collections.set(key.collections)
+            _charge_work.set(lambda tokens: self._limits.charge_work(key, tokens))
+            yield
 
-
-@asynccontextmanager
-async def _named_in_logs(key: ApiKey) -> AsyncIterator[None]:
-    logs.api_key_name.set(key.name)
-    _caller_collections.set(key.collections)
-    yield
+        return wrap_handler(handler, around=around, map_request=admit)
 
 
 def allows_collection(name: str) -> bool:
@@ -342,8 +375,15 @@ def _require(key: ApiKey, scope: Scope, method: str) -> None:
 
 
 def _size_bytes(request: Any) -> int:
-    """The size of the texts that a model or the index processes. Embeddings do not count."""
-    return int(request.ByteSize()) - len(getattr(request, "embeddings", b""))
+    """The size of the texts that a model or the index processes. Embeddings do not count.
+
+    The query of a ScoreRequest is read again with each text.
+    """
+    size_bytes = int(request.ByteSize())
+    if request.DESCRIPTOR.name == "ScoreRequest":
+        repeats = max(0, len(request.texts) - 1)
+        size_bytes += repeats * len(request.query.encode()) - len(request.embeddings)
+    return size_bytes
 
 
 def _refusal(error: TextMatchError) -> Handler:

@@ -1,4 +1,4 @@
-"""Interceptors around every call to our own services: request id, errors, metrics, malformed requests.
+"""Interceptors around every call to our own services: request id, errors, metrics, limits, bad requests.
 
 Health and reflection are not wrapped.
 """
@@ -10,8 +10,9 @@ import logging
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -19,10 +20,11 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from textmatch.errors import InternalError, InvalidInput, TextMatchError
+from textmatch.errors import InternalError, InvalidInput, Overloaded, TextMatchError
 from textmatch.runtime import logs
 from textmatch.runtime.grpc_errors import status_code, to_status, trailing_metadata
 from textmatch.runtime.metrics import RPC_SECONDS, RPC_TOTAL
+from textmatch.runtime.request_limits import RequestLimits
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
@@ -32,8 +34,7 @@ _log = logging.getLogger(__name__)
 
 REQUEST_ID_METADATA_KEY = "x-request-id"
 _MAX_REQUEST_ID_CHARACTERS = 64
-# Stands for a request that cannot be parsed, until the interceptor that refuses it.
-_MALFORMED = object()
+_BUSY_RETRY_SECONDS = 1.0
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -101,11 +102,37 @@ async def _map_each(requests: AsyncIterator[Any], map_request: Callable[[Any], A
 
 
 class CallInterceptor(Interceptor):
-    """Sets the request id, translates errors and counts calls. The outermost interceptor."""
+    """Sets the request id, translates errors, counts calls and limits them. The outermost interceptor.
+
+    Args:
+        max_running: more calls at the same time are refused; streams count while they are open.
+    """
+
+    def __init__(self, max_running: int) -> None:
+        self._max_running = max_running
+        self._running = 0
 
     def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
         service, _, method = details.method.lstrip("/").partition("/")
-        return wrap_handler(handler, around=lambda context: _observed_call(service, method, context))
+
+        @asynccontextmanager
+        async def around(context: Context) -> AsyncIterator[None]:
+            async with _observed_call(service, method, context):
+                with self._counted():
+                    yield
+
+        return wrap_handler(handler, around=around)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self._running >= self._max_running:
+            message = f"the server runs {self._max_running:,} calls already"
+            raise Overloaded(message, retry_delay_seconds=_BUSY_RETRY_SECONDS)
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
 
 
 @asynccontextmanager
@@ -146,30 +173,53 @@ def _request_id(context: Context) -> str:
     return str(given)[:_MAX_REQUEST_ID_CHARACTERS] or uuid.uuid4().hex[:16]
 
 
-class MalformedInterceptor(Interceptor):
-    """Answers INVALID_ARGUMENT for bytes that cannot be parsed; gRPC itself would answer UNKNOWN.
+@dataclass(frozen=True)
+class _Refused:
+    """Stands for a request that is not parsed, until the interceptor that refuses it."""
 
-    Goes inside CallInterceptor.
+    error: InvalidInput
+
+
+_MALFORMED = _Refused(
+    InvalidInput.of_field("request", "must be a protobuf message of the type that this method takes")
+)
+
+
+class RequestInterceptor(Interceptor):
+    """Answers INVALID_ARGUMENT for requests that exceed limits or cannot be parsed.
+
+    gRPC itself would answer UNKNOWN. Goes inside CallInterceptor.
+
+    Args:
+        limits: by method ("/textmatch.v1.MatcherService/Match").
     """
 
+    def __init__(self, limits: Mapping[str, RequestLimits]) -> None:
+        self._limits = limits
+        # gRPC asks for the handler on every call, and it is nearly always the same object.
+        self._wrapped = lru_cache(maxsize=64)(self._wrap)
+
     def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
-        return _refusing_malformed(handler)
+        return self._wrapped(handler, details.method)
 
+    def _wrap(self, handler: Any, method: str) -> Handler:
+        limits = self._limits.get(method)
+        parse = (limits and limits.parse) or handler.request_deserializer
 
-# gRPC asks for the handler on every call, and it is nearly always the same object.
-@lru_cache(maxsize=64)
-def _refusing_malformed(handler: Any) -> Handler:
-    def parse(data: bytes) -> Any:
-        try:
-            return handler.request_deserializer(data)
-        except DecodeError:
-            return _MALFORMED
+        def checked(data: bytes) -> Any:
+            try:
+                if limits:
+                    limits.check(data)
+                return parse(data)
+            except DecodeError:
+                return _MALFORMED
+            except InvalidInput as error:
+                return _Refused(error)
 
-    return wrap_handler(handler, map_request=_check_parsed, request_deserializer=parse)
+        return wrap_handler(handler, map_request=_check_parsed, request_deserializer=checked)
 
 
 def _check_parsed(request: Any) -> Any:
-    if request is _MALFORMED:
-        description = "must be a protobuf message of the type that this method takes"
-        raise InvalidInput.of_field("request", description)
+    if isinstance(request, _Refused):
+        raise request.error
     return request

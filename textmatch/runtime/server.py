@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -12,10 +12,15 @@ from grpc_reflection.v1alpha import reflection
 
 from textmatch.errors import TextMatchError
 from textmatch.runtime.auth import ApiKeys, AuthInterceptor, RateLimits
-from textmatch.runtime.interceptors import CallInterceptor, MalformedInterceptor
+from textmatch.runtime.channel import MAX_MESSAGE_BYTES
+from textmatch.runtime.interceptors import CallInterceptor, RequestInterceptor
+from textmatch.runtime.request_limits import RequestLimits
 from textmatch.runtime.tls import ServerTls
 
 _log = logging.getLogger(__name__)
+
+# gRPC itself refuses calls above the limit and this many more: without details, and health checks too.
+_SPARE_CALLS = 1_000
 
 
 class PortTaken(TextMatchError):
@@ -29,25 +34,29 @@ class GrpcServer:
         api_keys: None: every call is allowed.
         tls: None: not encrypted.
         connection_age_seconds: clients are told to reconnect after about this time; 0: never.
+        max_running_calls: more calls of our services at the same time are refused.
+        method_limits: limits of requests by "/package.Service/Method".
     """
 
     def __init__(
         self,
         host: str,
         port: int,
-        max_message_bytes: int,
+        max_request_bytes: int,
         *,
         api_keys: ApiKeys | None = None,
         tls: ServerTls | None = None,
         connection_age_seconds: float = 0,
+        max_running_calls: int = 1_000,
+        method_limits: Mapping[str, RequestLimits] | None = None,
     ) -> None:
         self._address = f"{host}:{port}"
         self._tls = tls
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._service_names = [""]
         options = [
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_request_bytes),
+            ("grpc.max_send_message_length", max(max_request_bytes, MAX_MESSAGE_BYTES)),
             # Otherwise two processes could listen on one port, and each would get half of the calls.
             ("grpc.so_reuseport", 0),
             # Clients ping idle connections every 30 seconds; see channel.py.
@@ -56,10 +65,17 @@ class GrpcServer:
         if connection_age_seconds:
             # gRPC adds a jitter of 10 %. No grace period is set: running calls and streams are not cancelled.
             options.append(("grpc.max_connection_age_ms", round(connection_age_seconds * 1000)))
-        interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [CallInterceptor(), MalformedInterceptor()]
+        interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [
+            CallInterceptor(max_running_calls),
+            RequestInterceptor(method_limits or {}),
+        ]
         if api_keys is not None:
             interceptors.append(AuthInterceptor(api_keys, RateLimits()))
-        self._server = grpc.aio.server(interceptors=interceptors, options=options)
+        self._server = grpc.aio.server(
+            interceptors=interceptors,
+            options=options,
+            maximum_concurrent_rpcs=max_running_calls + _SPARE_CALLS,
+        )
 
     def add(
         self, register: Callable[[Any, grpc.aio.Server], None], servicer: object, service_name: str

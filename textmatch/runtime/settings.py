@@ -230,6 +230,13 @@ class ServerSettings(CertificateSettings):
         minimum=0,
     )
 
+    max_running_calls: int = setting(
+        "TEXTMATCH_MAX_RUNNING_CALLS",
+        1_000,
+        "Calls that may run at the same time, open streams included. Health checks do not count.",
+        minimum=1,
+    )
+
     def api_keys(self) -> ApiKeys | None:
         """The API keys; None: calls need no key.
 

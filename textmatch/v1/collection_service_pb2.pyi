@@ -31,6 +31,8 @@ class _PayloadIndexKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Payl
     PAYLOAD_INDEX_KIND_INTEGER: _PayloadIndexKind.ValueType  # 2
     PAYLOAD_INDEX_KIND_FLOAT: _PayloadIndexKind.ValueType  # 3
     PAYLOAD_INDEX_KIND_BOOL: _PayloadIndexKind.ValueType  # 4
+    PAYLOAD_INDEX_KIND_DATETIME: _PayloadIndexKind.ValueType  # 5
+    """Of strings with dates or times, as in FieldTimeRange."""
 
 class PayloadIndexKind(_PayloadIndexKind, metaclass=_PayloadIndexKindEnumTypeWrapper): ...
 
@@ -39,6 +41,8 @@ PAYLOAD_INDEX_KIND_KEYWORD: PayloadIndexKind.ValueType  # 1
 PAYLOAD_INDEX_KIND_INTEGER: PayloadIndexKind.ValueType  # 2
 PAYLOAD_INDEX_KIND_FLOAT: PayloadIndexKind.ValueType  # 3
 PAYLOAD_INDEX_KIND_BOOL: PayloadIndexKind.ValueType  # 4
+PAYLOAD_INDEX_KIND_DATETIME: PayloadIndexKind.ValueType  # 5
+"""Of strings with dates or times, as in FieldTimeRange."""
 Global___PayloadIndexKind: _TypeAlias = PayloadIndexKind  # noqa: Y015
 
 @_typing.final
@@ -51,7 +55,7 @@ class PayloadIndex(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     IS_TENANT_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """Path within `attributes`: "author.name"."""
+    """Path within `attributes`, at most 256 bytes: "author.name"."""
     kind: Global___PayloadIndexKind.ValueType
     is_tenant: _builtins.bool
     """For KEYWORD: nearly every query filters by this attribute. Qdrant stores documents with the same value next to each
@@ -99,7 +103,9 @@ class Collection(_message.Message):
     document_count: _builtins.int
     """Output only. Documents in the index."""
     @_builtins.property
-    def payload_indexes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayloadIndex]: ...
+    def payload_indexes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayloadIndex]:
+        """At most 64."""
+
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
@@ -211,13 +212,18 @@ Global___Document: _TypeAlias = Document  # noqa: Y015
 
 @_typing.final
 class Filter(_message.Message):
-    """Selects documents for which all of `must`, at least one of `should` (if given) and none of `must_not` hold."""
+    """Selects documents for which all of `must`, `min_should` of `should` (if given) and none of `must_not` hold. At most
+    256 conditions, 1,000 values and 256 KiB, 8 levels deep.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MUST_FIELD_NUMBER: _builtins.int
     SHOULD_FIELD_NUMBER: _builtins.int
     MUST_NOT_FIELD_NUMBER: _builtins.int
+    MIN_SHOULD_FIELD_NUMBER: _builtins.int
+    min_should: _builtins.int
+    """How many of `should` must hold; 0 means 1."""
     @_builtins.property
     def must(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]: ...
     @_builtins.property
@@ -230,10 +236,11 @@ class Filter(_message.Message):
         must: _abc.Iterable[Global___Condition] | None = ...,
         should: _abc.Iterable[Global___Condition] | None = ...,
         must_not: _abc.Iterable[Global___Condition] | None = ...,
+        min_should: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["must", b"must", "must_not", b"must_not", "should", b"should"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_should", b"min_should", "must", b"must", "must_not", b"must_not", "should", b"should"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,12 +248,20 @@ Global___Filter: _TypeAlias = Filter  # noqa: Y015
 
 @_typing.final
 class Condition(_message.Message):
+    """The `field` of a condition is a path within `attributes`, at most 256 bytes, with dots between its parts:
+    "author.name".
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MATCH_FIELD_NUMBER: _builtins.int
     RANGE_FIELD_NUMBER: _builtins.int
     EXISTS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    TIME_RANGE_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    IS_NULL_FIELD_NUMBER: _builtins.int
+    HAS_ID_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def match(self) -> Global___FieldMatch: ...
     @_builtins.property
@@ -255,6 +270,14 @@ class Condition(_message.Message):
     def exists(self) -> Global___FieldExists: ...
     @_builtins.property
     def filter(self) -> Global___Filter: ...
+    @_builtins.property
+    def time_range(self) -> Global___FieldTimeRange: ...
+    @_builtins.property
+    def prefix(self) -> Global___FieldPrefix: ...
+    @_builtins.property
+    def is_null(self) -> Global___FieldIsNull: ...
+    @_builtins.property
+    def has_id(self) -> Global___HasId: ...
     def __init__(
         self,
         *,
@@ -262,12 +285,16 @@ class Condition(_message.Message):
         range: Global___FieldRange | None = ...,
         exists: Global___FieldExists | None = ...,
         filter: Global___Filter | None = ...,
+        time_range: Global___FieldTimeRange | None = ...,
+        prefix: Global___FieldPrefix | None = ...,
+        is_null: Global___FieldIsNull | None = ...,
+        has_id: Global___HasId | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "exists", b"exists", "filter", b"filter", "match", b"match", "range", b"range"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "exists", b"exists", "filter", b"filter", "has_id", b"has_id", "is_null", b"is_null", "match", b"match", "prefix", b"prefix", "range", b"range", "time_range", b"time_range"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "exists", b"exists", "filter", b"filter", "match", b"match", "range", b"range"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "exists", b"exists", "filter", b"filter", "has_id", b"has_id", "is_null", b"is_null", "match", b"match", "prefix", b"prefix", "range", b"range", "time_range", b"time_range"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["match", "range", "exists", "filter"]  # noqa: Y015
+    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["match", "range", "exists", "filter", "time_range", "prefix", "is_null", "has_id"]  # noqa: Y015
     _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
 
@@ -282,10 +309,9 @@ class FieldMatch(_message.Message):
     FIELD_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """Path within `attributes`, with dots between its parts: "author.name"."""
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Value]:
-        """Strings, whole numbers or booleans, all of one type."""
+        """Strings, numbers or booleans, all of one type. Whole numbers up to 2^53-1."""
 
     def __init__(
         self,
@@ -303,6 +329,8 @@ Global___FieldMatch: _TypeAlias = FieldMatch  # noqa: Y015
 
 @_typing.final
 class FieldRange(_message.Message):
+    """The attribute is a number within the bounds."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FIELD_FIELD_NUMBER: _builtins.int
@@ -348,6 +376,69 @@ class FieldRange(_message.Message):
 Global___FieldRange: _TypeAlias = FieldRange  # noqa: Y015
 
 @_typing.final
+class FieldTimeRange(_message.Message):
+    """The attribute is a string with a date or a time within the bounds: RFC 3339, or "2024-01-31", or
+    "2024-01-31 12:00:00". UTC unless it has an offset; a date is its first moment.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    GT_FIELD_NUMBER: _builtins.int
+    GTE_FIELD_NUMBER: _builtins.int
+    LT_FIELD_NUMBER: _builtins.int
+    LTE_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    @_builtins.property
+    def gt(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def gte(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def lt(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def lte(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        gt: _timestamp_pb2.Timestamp | None = ...,
+        gte: _timestamp_pb2.Timestamp | None = ...,
+        lt: _timestamp_pb2.Timestamp | None = ...,
+        lte: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldTimeRange: _TypeAlias = FieldTimeRange  # noqa: Y015
+
+@_typing.final
+class FieldPrefix(_message.Message):
+    """The attribute is a string that starts with `prefix`, case sensitive. Needs Qdrant 1.19; older ones refuse it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    prefix: _builtins.str
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "prefix", b"prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldPrefix: _TypeAlias = FieldPrefix  # noqa: Y015
+
+@_typing.final
 class FieldExists(_message.Message):
     """The attribute exists and is neither null nor an empty list."""
 
@@ -367,6 +458,49 @@ class FieldExists(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FieldExists: _TypeAlias = FieldExists  # noqa: Y015
+
+@_typing.final
+class FieldIsNull(_message.Message):
+    """The attribute exists and is null, or a list with a null. A missing attribute does not match."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldIsNull: _TypeAlias = FieldIsNull  # noqa: Y015
+
+@_typing.final
+class HasId(_message.Message):
+    """The document has one of these ids."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HasId: _TypeAlias = HasId  # noqa: Y015
 
 @_typing.final
 class MatchOptions(_message.Message):
@@ -613,6 +747,7 @@ class MatchResponse(_message.Message):
     CANDIDATE_COUNT_FIELD_NUMBER: _builtins.int
     SCORED_COUNT_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
+    FILTER_WARNINGS_FIELD_NUMBER: _builtins.int
     degraded: Global___DegradedReason.ValueType
     bi_encoder_model_id: _builtins.str
     cross_encoder_model_id: _builtins.str
@@ -627,6 +762,12 @@ class MatchResponse(_message.Message):
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Match]: ...
     @_builtins.property
     def timings(self) -> Global___StageTimings: ...
+    @_builtins.property
+    def filter_warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is suspicious about the filter if no document matched, for people: an attribute that does not occur, or never
+        with the type that the filter compares with. From a sample of the collection.
+        """
+
     def __init__(
         self,
         *,
@@ -638,10 +779,11 @@ class MatchResponse(_message.Message):
         candidate_count: _builtins.int = ...,
         scored_count: _builtins.int = ...,
         recall: Global___RecallMode.ValueType = ...,
+        filter_warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bi_encoder_model_id", b"bi_encoder_model_id", "candidate_count", b"candidate_count", "cross_encoder_model_id", b"cross_encoder_model_id", "degraded", b"degraded", "matches", b"matches", "recall", b"recall", "scored_count", b"scored_count", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bi_encoder_model_id", b"bi_encoder_model_id", "candidate_count", b"candidate_count", "cross_encoder_model_id", b"cross_encoder_model_id", "degraded", b"degraded", "filter_warnings", b"filter_warnings", "matches", b"matches", "recall", b"recall", "scored_count", b"scored_count", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -843,11 +985,14 @@ class DeleteDocumentsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     COLLECTION_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Documents newer than this version are kept. Absent: the current time in microseconds."""
     collection: _builtins.str
     """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
+    dry_run: _builtins.bool
+    """Delete nothing, only count."""
     request_id: _builtins.str
     """As in IngestDocumentsRequest: a retry of a delete without a version keeps what was written in between."""
     @_builtins.property
@@ -865,11 +1010,12 @@ class DeleteDocumentsRequest(_message.Message):
         filter: Global___Filter | None = ...,
         version: _builtins.int | None = ...,
         collection: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "filter", b"filter", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "collection", b"collection", "filter", b"filter", "ids", b"ids", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "collection", b"collection", "dry_run", b"dry_run", "filter", b"filter", "ids", b"ids", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
@@ -883,7 +1029,7 @@ class DeleteDocumentsResponse(_message.Message):
 
     DELETED_COUNT_FIELD_NUMBER: _builtins.int
     deleted_count: _builtins.int
-    """Number of stored documents that were removed."""
+    """Number of stored documents that were removed; with `dry_run`, that would be."""
     def __init__(
         self,
         *,

@@ -18,6 +18,7 @@ _KINDS = {
     "integer": pb.PAYLOAD_INDEX_KIND_INTEGER,
     "float": pb.PAYLOAD_INDEX_KIND_FLOAT,
     "bool": pb.PAYLOAD_INDEX_KIND_BOOL,
+    "datetime": pb.PAYLOAD_INDEX_KIND_DATETIME,
 }
 _KINDS_OF_PROTO = {message: kind for kind, message in _KINDS.items()}
 

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from google.protobuf import struct_pb2
+from google.protobuf.message import DecodeError
 
 from textmatch.documents import (
+    MAX_ATTRIBUTES_BYTES,
     MAX_EXACT_WHOLE_NUMBER,
+    MAX_ID_BYTES,
+    MAX_TEXT_BYTES,
     Document,
     check_item_count,
     document_violations,
@@ -20,10 +24,20 @@ from textmatch.documents import (
 )
 from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
 from textmatch.runtime.grpc_errors import from_status, to_status
+from textmatch.runtime.request_limits import RawField, raw_fields
+from textmatch.time_slices import in_slices
 from textmatch.types import DocumentResult, DocumentState, IngestOutcome, IngestStatus
 from textmatch.v1 import matcher_service_pb2 as pb
 
 MAX_INGEST_DOCUMENTS = 1_000
+# JSON has at least 3 bytes for a value that takes up to 11 bytes in a Struct: "0, ".
+_MAX_STRUCT_BYTES = 4 * MAX_ATTRIBUTES_BYTES
+# Every valid document fits. A larger one would take long to parse.
+MAX_DOCUMENT_BYTES = MAX_ID_BYTES + MAX_TEXT_BYTES + _MAX_STRUCT_BYTES + 1024
+_MAX_RAW_DOCUMENTS = 10 * MAX_INGEST_DOCUMENTS
+_DOCUMENTS = pb.IngestDocumentsRequest.DOCUMENTS_FIELD_NUMBER
+_COLLECTION = pb.IngestDocumentsRequest.COLLECTION_FIELD_NUMBER
+_REQUEST_ID = pb.IngestDocumentsRequest.REQUEST_ID_FIELD_NUMBER
 
 # A document, or a dict with the keys "id", "text" and optionally "attributes" and "version".
 DocumentLike: TypeAlias = Document | Mapping[str, Any]
@@ -91,28 +105,89 @@ def from_proto(message: pb.Document) -> Document:
     return Document(message.id, message.text, from_struct(message.attributes), message.version)
 
 
-def ingest_request_from_proto(
-    request: pb.IngestDocumentsRequest,
+class IngestRequest:
+    """An IngestDocumentsRequest whose documents are parsed one after the other, when they are read.
+
+    Attributes:
+        collection, request_id: as in the message.
+
+    Raises:
+        InvalidInput: it has far too many documents.
+        DecodeError: it is not such a message.
+    """
+
+    DESCRIPTOR = pb.IngestDocumentsRequest.DESCRIPTOR
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.collection = self.request_id = ""
+        self._documents: list[RawField] = []
+        for one in raw_fields(data, _MAX_RAW_DOCUMENTS):
+            if one.number == _DOCUMENTS:
+                self._documents.append(one)
+            elif one.number == _COLLECTION:
+                self.collection = data[one.start : one.end].decode(errors="replace")
+            elif one.number == _REQUEST_ID:
+                self.request_id = data[one.start : one.end].decode(errors="replace")
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def ByteSize(self) -> int:  # noqa: N802 -- the name in protobuf
+        """As of a message."""
+        return len(self._data)
+
+    def documents(self) -> Iterator[tuple[str, Document | InvalidInput]]:
+        """The id of each document, and the document or what is wrong with it."""
+        for position, field in enumerate(self._documents):
+            yield _read_document(self._data[field.start : field.end], f"documents[{position}]")
+
+
+def _read_document(data: bytes, name: str) -> tuple[str, Document | InvalidInput]:
+    if len(data) > MAX_DOCUMENT_BYTES:
+        description = f"has {len(data):,} bytes as a message; the limit is {MAX_DOCUMENT_BYTES:,}"
+        return _id_of_unread_document(data), InvalidInput.of_field(name, description)
+    try:
+        message = pb.Document.FromString(data)
+    except DecodeError:
+        description = "must be a protobuf message of the type Document, nested at most 100 messages deep"
+        return _id_of_unread_document(data), InvalidInput.of_field(name, description)
+    document = from_proto(message)
+    violations = document_violations(document, f"{name}.")
+    if message.HasField("version") and message.version == 0:
+        violations += filter(None, [version_violation(f"{name}.version", 0)])
+    return document.id, InvalidInput(violations) if violations else document
+
+
+def _id_of_unread_document(data: bytes) -> str:
+    """The id of a document that cannot be parsed; "" if it is not where writers put it."""
+    try:
+        first = next(raw_fields(data, 1))
+    except DecodeError:
+        return ""
+    is_id = first.number == pb.Document.ID_FIELD_NUMBER and first.end - first.start <= MAX_ID_BYTES
+    return data[first.start : first.end].decode(errors="replace") if is_id else ""
+
+
+async def ingest_request_from_proto(
+    request: IngestRequest,
 ) -> tuple[dict[int, Document], list[DocumentResult]]:
     """The valid documents by their position in the request, and a rejection for each of the others.
+
+    Other calls run in between, because the attributes of many documents take long to convert.
 
     Raises:
         InvalidInput: the request has no documents or too many, or its id is not a UUID.
     """
     raise_violations([request_id_violation(request.request_id)])
-    check_item_count("documents", len(request.documents), MAX_INGEST_DOCUMENTS)
+    check_item_count("documents", len(request), MAX_INGEST_DOCUMENTS)
     documents: dict[int, Document] = {}
     rejections: list[DocumentResult] = []
-    for position, message in enumerate(request.documents):
-        document = from_proto(message)
-        prefix = f"documents[{position}]."
-        violations = document_violations(document, prefix)
-        if message.HasField("version") and message.version == 0:
-            violations += filter(None, [version_violation(f"{prefix}version", 0)])
-        if violations:
-            rejections.append(rejection(position, document.id, InvalidInput(violations)))
-        else:
+    async for position, (document_id, document) in in_slices(enumerate(request.documents())):
+        if isinstance(document, Document):
             documents[position] = document
+        else:
+            rejections.append(rejection(position, document_id, document))
     return documents, rejections
 
 
@@ -177,8 +252,17 @@ def to_struct(attributes: Mapping[str, Any], path: str = "attributes") -> struct
     Raises:
         InvalidInput: naming the value that JSON or a double cannot represent ("attributes.added").
     """
-    fields = {_key(key, path): to_value(value, f"{path}.{key}") for key, value in attributes.items()}
-    return struct_pb2.Struct(fields=fields)
+    struct = struct_pb2.Struct()
+    fill_struct(struct, attributes, path)
+    return struct
+
+
+def fill_struct(struct: struct_pb2.Struct, attributes: Mapping[str, Any], path: str = "attributes") -> None:
+    """As `to_struct`, into a message that exists, which saves a copy."""
+    try:
+        _fill_struct(struct, attributes)
+    except _Unsendable as error:
+        raise error.with_path(path) from None
 
 
 def from_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
@@ -192,29 +276,68 @@ def to_value(value: Any, path: str) -> struct_pb2.Value:
     Raises:
         InvalidInput: naming the value that JSON or a double cannot represent.
     """
+    message = struct_pb2.Value()
+    try:
+        _fill(message, value)
+    except _Unsendable as error:
+        raise error.with_path(path) from None
+    return message
+
+
+class _Unsendable(Exception):
+    """A value that cannot be sent. Its path grows on the way up, so that good values need none."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description)
+        self.steps: list[str] = []
+
+    def with_path(self, path: str) -> InvalidInput:
+        return InvalidInput.of_field(path + "".join(reversed(self.steps)), str(self))
+
+
+def _fill_struct(struct: struct_pb2.Struct, values: Mapping[str, Any]) -> None:
+    """Fill a message in place, which is several times faster than building messages."""
+    fields = struct.fields
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise _Unsendable(f"has the key {key!r}; keys must be strings")
+        try:
+            _fill(fields[key], value)
+        except _Unsendable as error:
+            error.steps.append(f".{key}")
+            raise
+
+
+def _fill(message: struct_pb2.Value, value: Any) -> None:
     match value:
         case None:
-            return struct_pb2.Value(null_value=struct_pb2.NULL_VALUE)
+            message.null_value = struct_pb2.NULL_VALUE
         case bool():
-            return struct_pb2.Value(bool_value=value)
+            message.bool_value = value
         case str():
-            return struct_pb2.Value(string_value=value)
+            message.string_value = value
         case int() if abs(value) > MAX_EXACT_WHOLE_NUMBER:
-            raise InvalidInput.of_field(path, f"is {value}; integers are exact only up to 2^53-1")
+            raise _Unsendable(f"is {value}; integers are exact only up to 2^53-1")
         case int() | float():
-            return struct_pb2.Value(number_value=value)
+            message.number_value = value
         case Mapping():
-            return struct_pb2.Value(struct_value=to_struct(value, path))
+            message.struct_value.SetInParent()
+            _fill_struct(message.struct_value, value)
         case list() | tuple():
-            items = [to_value(item, f"{path}[{position}]") for position, item in enumerate(value)]
-            return struct_pb2.Value(list_value=struct_pb2.ListValue(values=items))
-    raise InvalidInput.of_field(path, f"is a {type(value).__name__}; JSON has no such type")
+            message.list_value.SetInParent()
+            _fill_list(message.list_value, value)
+        case _:
+            raise _Unsendable(f"is a {type(value).__name__}; JSON has no such type")
 
 
-def _key(key: Any, path: str) -> str:
-    if isinstance(key, str):
-        return key
-    raise InvalidInput.of_field(path, f"has the key {key!r}; keys must be strings")
+def _fill_list(message: struct_pb2.ListValue, values: Sequence[Any]) -> None:
+    add = message.values.add
+    for position, value in enumerate(values):
+        try:
+            _fill(add(), value)
+        except _Unsendable as error:
+            error.steps.append(f"[{position}]")
+            raise
 
 
 def _from_value(value: struct_pb2.Value) -> Any:

@@ -1,21 +1,16 @@
-"""Options and filters of a match, and its results.
+"""Options of a match, and its results.
 
 Limits are checked in both directions: the client reports a bad option before it sends anything.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
-from google.protobuf import struct_pb2
-
-from textmatch.documents import text_violation
 from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
-from textmatch.filters import Condition, FieldExists, FieldMatch, FieldRange, Filter
 from textmatch.runtime.grpc_errors import from_status, to_status
 from textmatch.score_fusion import ScoreModel
+from textmatch.time_slices import in_slices
 from textmatch.types import (
     BatchMatchResult,
     DegradedReason,
@@ -29,12 +24,12 @@ from textmatch.types import (
 )
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.wire import documents
-from textmatch.wire.documents import to_value
+from textmatch.wire.filters import filter_from_proto, filter_to_proto
 
 MAX_TOP_K = 1_000
 MAX_CANDIDATES = 1_000
-MAX_FILTER_CONDITIONS = 256
-MAX_FILTER_DEPTH = 8
+# gRPC serialises an answer at once, which blocks other calls.
+MAX_ANSWER_BYTES = 8 * 1024**2
 
 _DEGRADED = {
     None: pb.DEGRADED_REASON_UNSPECIFIED,
@@ -118,10 +113,13 @@ def options_from_proto(message: pb.MatchOptions) -> MatchOptions:
     return options
 
 
-def result_to_proto(result: MatchResult, options: MatchOptions) -> pb.MatchResponse:
-    """The answer, with only the requested parts of the documents."""
-    return pb.MatchResponse(
-        matches=[_match_to_proto(match, options) for match in result.matches],
+async def result_to_proto(result: MatchResult, options: MatchOptions) -> pb.MatchResponse:
+    """The answer, with only the requested parts of the documents. Other calls run in between.
+
+    Raises:
+        InvalidInput: it is larger than an answer may be.
+    """
+    response = pb.MatchResponse(
         degraded=_DEGRADED[result.degraded],
         timings=pb.StageTimings(**vars(result.timings)),
         bi_encoder_model_id=result.bi_encoder_model_id,
@@ -129,7 +127,20 @@ def result_to_proto(result: MatchResult, options: MatchOptions) -> pb.MatchRespo
         candidate_count=result.candidate_count,
         scored_count=result.scored_count,
         recall=_RECALL[result.recall],
+        filter_warnings=result.filter_warnings,
     )
+    size_bytes = 0
+    async for match in in_slices(result.matches):
+        message = response.matches.add()
+        _fill_match(message, match, options)
+        size_bytes += message.ByteSize()
+        if size_bytes > MAX_ANSWER_BYTES:
+            raise InvalidInput.of_field(
+                "options.top_k",
+                f"is too large: {len(response.matches):,} matches have {size_bytes:,} bytes; the limit is "
+                f"{MAX_ANSWER_BYTES:,}. Ask for fewer, or omit texts or attributes",
+            )
+    return response
 
 
 def result_from_proto(query: str, message: pb.MatchResponse) -> MatchResult:
@@ -145,16 +156,21 @@ def result_from_proto(query: str, message: pb.MatchResponse) -> MatchResult:
         candidate_count=message.candidate_count,
         scored_count=message.scored_count,
         recall=_RECALL_OF_PROTO.get(message.recall),
+        filter_warnings=tuple(message.filter_warnings),
     )
 
 
-def batch_result_to_proto(
+async def batch_result_to_proto(
     query_index: int, result: MatchResult | TextMatchError, options: MatchOptions
 ) -> pb.BatchMatchResponse:
     """The answer to one query of many, or the error that it failed with."""
     if isinstance(result, TextMatchError):
         return pb.BatchMatchResponse(query_index=query_index, error=to_status(result))
-    return pb.BatchMatchResponse(query_index=query_index, response=result_to_proto(result, options))
+    try:
+        response = await result_to_proto(result, options)
+    except InvalidInput as error:
+        return pb.BatchMatchResponse(query_index=query_index, error=to_status(error))
+    return pb.BatchMatchResponse(query_index=query_index, response=response)
 
 
 def batch_result_from_proto(position: int, query: str, message: pb.BatchMatchResponse) -> BatchMatchResult:
@@ -162,30 +178,6 @@ def batch_result_from_proto(position: int, query: str, message: pb.BatchMatchRes
     if message.HasField("error"):
         return BatchMatchResult(position, None, from_status(message.error))
     return BatchMatchResult(position, result_from_proto(query, message.response), None)
-
-
-def filter_to_proto(condition: Filter, path: str) -> pb.Filter:
-    """The tree as messages; `path` names it in errors ("where").
-
-    Raises:
-        InvalidInput: naming a field name or value that cannot be sent.
-    """
-    return pb.Filter(
-        must=_conditions_to_proto(condition.must, f"{path}.must"),
-        should=_conditions_to_proto(condition.should, f"{path}.should"),
-        must_not=_conditions_to_proto(condition.must_not, f"{path}.must_not"),
-    )
-
-
-def filter_from_proto(message: pb.Filter, path: str) -> Filter:
-    """A checked filter.
-
-    Raises:
-        InvalidInput: naming the condition that is wrong ("filter.must[2].match.field").
-    """
-    if _count_conditions(message) > MAX_FILTER_CONDITIONS:
-        raise InvalidInput.of_field(path, f"has more than {MAX_FILTER_CONDITIONS} conditions")
-    return _filter_from_proto(message, path, depth=1)
 
 
 def _check_options(options: MatchOptions, prefix: str) -> None:
@@ -202,20 +194,20 @@ def _check_options(options: MatchOptions, prefix: str) -> None:
     )
 
 
-def _match_to_proto(match: Match, options: MatchOptions) -> pb.Match:
-    document = replace(
-        match.document,
-        text="" if options.omit_text else match.document.text,
-        attributes={} if options.omit_attributes else match.document.attributes,
-    )
-    explanation = match.explanation if options.explain else None
-    return pb.Match(
-        document=documents.to_proto(document),
-        score=match.score,
-        recall_score=match.recall_score,
-        rerank_score=match.rerank_score,
-        explanation=_explanation_to_proto(explanation) if explanation else None,
-    )
+def _fill_match(message: pb.Match, match: Match, options: MatchOptions) -> None:
+    document = match.document
+    message.document.id = document.id
+    message.document.version = document.version
+    if not options.omit_text:
+        message.document.text = document.text
+    if document.attributes and not options.omit_attributes:
+        documents.fill_struct(message.document.attributes, document.attributes)
+    message.score = match.score
+    message.recall_score = match.recall_score
+    if match.rerank_score is not None:
+        message.rerank_score = match.rerank_score
+    if match.explanation and options.explain:
+        message.explanation.CopyFrom(_explanation_to_proto(match.explanation))
 
 
 def _match_from_proto(message: pb.Match) -> Match:
@@ -245,111 +237,3 @@ def _explanation_from_proto(message: pb.ScoreExplanation) -> ScoreExplanation:
         pair_classifier_score=message.pair_classifier_score if has_classifier else None,
         weights=ScoreModel(weights.intercept, weights.cosine, weights.lexical, weights.pair),
     )
-
-
-def _conditions_to_proto(conditions: tuple[Condition, ...], path: str) -> list[pb.Condition]:
-    return [
-        _condition_to_proto(condition, f"{path}[{position}]") for position, condition in enumerate(conditions)
-    ]
-
-
-def _condition_to_proto(condition: Condition, path: str) -> pb.Condition:
-    match condition:
-        case FieldMatch(field, values):
-            _check_text(f"{path}.field", field)
-            messages = []
-            for position, value in enumerate(values):
-                value_path = f"{path}.values[{position}]"
-                if isinstance(value, str):
-                    _check_text(value_path, value)
-                messages.append(to_value(value, value_path))
-            return pb.Condition(match=pb.FieldMatch(field=field, values=messages))
-        case FieldRange(field, gt, gte, lt, lte):
-            _check_text(f"{path}.field", field)
-            return pb.Condition(range=pb.FieldRange(field=field, gt=gt, gte=gte, lt=lt, lte=lte))
-        case FieldExists(field):
-            _check_text(f"{path}.field", field)
-            return pb.Condition(exists=pb.FieldExists(field=field))
-        case Filter():
-            return pb.Condition(filter=filter_to_proto(condition, path))
-
-
-def _check_text(path: str, text: str) -> None:
-    """Refuse a lone surrogate, which cannot be sent. An attribute may equal the empty string."""
-    if text:
-        raise_violations([text_violation(path, text)])
-
-
-def _count_conditions(message: pb.Filter) -> int:
-    children = [*message.must, *message.should, *message.must_not]
-    nested = sum(_count_conditions(child.filter) for child in children if child.HasField("filter"))
-    return len(children) + nested
-
-
-def _filter_from_proto(message: pb.Filter, path: str, depth: int) -> Filter:
-    if depth > MAX_FILTER_DEPTH:
-        raise InvalidInput.of_field(path, f"is nested deeper than {MAX_FILTER_DEPTH} levels")
-    return Filter(
-        must=_conditions_from_proto(message.must, f"{path}.must", depth),
-        should=_conditions_from_proto(message.should, f"{path}.should", depth),
-        must_not=_conditions_from_proto(message.must_not, f"{path}.must_not", depth),
-    )
-
-
-def _conditions_from_proto(messages: Sequence[pb.Condition], path: str, depth: int) -> tuple[Condition, ...]:
-    return tuple(
-        _condition_from_proto(message, f"{path}[{position}]", depth)
-        for position, message in enumerate(messages)
-    )
-
-
-def _condition_from_proto(message: pb.Condition, path: str, depth: int) -> Condition:
-    match message.WhichOneof("condition"):
-        case "match":
-            name = _field_name(message.match.field, f"{path}.match.field")
-            return FieldMatch(name, _match_values(message.match.values, f"{path}.match.values"))
-        case "range":
-            return _range_from_proto(message.range, f"{path}.range")
-        case "exists":
-            return FieldExists(_field_name(message.exists.field, f"{path}.exists.field"))
-        case "filter":
-            return _filter_from_proto(message.filter, f"{path}.filter", depth + 1)
-    raise InvalidInput.of_field(path, "is empty; give one of match, range, exists, filter")
-
-
-def _field_name(name: str, path: str) -> str:
-    if not name.strip() or "\0" in name:
-        raise InvalidInput.of_field(path, f"is {name!r}; it must name an attribute")
-    return name
-
-
-def _match_values(values: Sequence[struct_pb2.Value], path: str) -> tuple[str | int | bool, ...]:
-    if not values:
-        raise InvalidInput.of_field(path, "is empty; at least one value is needed")
-    converted = tuple(_match_value(value, f"{path}[{position}]") for position, value in enumerate(values))
-    if len({type(value) for value in converted}) > 1:
-        raise InvalidInput.of_field(
-            path, "mixes types; all values must be strings, whole numbers or booleans"
-        )
-    return converted
-
-
-def _match_value(value: struct_pb2.Value, path: str) -> str | int | bool:
-    match value.WhichOneof("kind"):
-        case "string_value":
-            return value.string_value
-        case "bool_value":
-            return value.bool_value
-        case "number_value" if value.number_value.is_integer():
-            return int(value.number_value)
-    raise InvalidInput.of_field(path, "must be a string, a whole number or a boolean")
-
-
-def _range_from_proto(message: pb.FieldRange, path: str) -> FieldRange:
-    bounds = {name: getattr(message, name) for name in ("gt", "gte", "lt", "lte") if message.HasField(name)}
-    if not bounds:
-        raise InvalidInput.of_field(path, "has no bound; give gt, gte, lt or lte")
-    for name, bound in bounds.items():
-        if math.isnan(bound):
-            raise InvalidInput.of_field(f"{path}.{name}", "is not a number")
-    return FieldRange(_field_name(message.field, f"{path}.field"), **bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -57,19 +58,17 @@ def test_a_delete_asks_first(
     monkeypatch: pytest.MonkeyPatch,
 ):
     assert main([*CREATE, *at]) == 0
-    asked: list[str] = []
-
-    def answer_no(text: str, **_: object) -> bool:
-        asked.append(text)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("typer.confirm", answer_no)
-    assert main(["collections", "delete", "faq", *at]) == 130
-    assert asked == ["Delete faq with 3 documents?"]
-    assert set(matcher_server.collections.collections) == {"faq"}
-    assert main(["collections", "delete", "faq", "--json", *at]) == 2
-    assert set(matcher_server.collections.collections) == {"faq"}
     capsys.readouterr()
+    for answer in ("", "n\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        assert main(["collections", "delete", "faq", *at]) == 1
+        asked = capsys.readouterr().err
+        assert asked.startswith("Delete faq with 3 documents? [y/N] ")
+        assert asked.endswith("textmatch: nothing was deleted; --yes deletes without asking\n")
+        assert set(matcher_server.collections.collections) == {"faq"}
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert main(["collections", "delete", "faq", "--json", *at]) == 0
+    assert set(matcher_server.collections.collections) == set()
 
 
 @pytest.mark.parametrize(

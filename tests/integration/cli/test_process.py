@@ -86,8 +86,14 @@ def test_documents_come_from_a_pipe(matcher_server: RunningServer, matcher: Scri
     assert done.stderr == b"stdin line 2: is not UTF-8: byte 0xff at byte 1 of the line\n"
     assert set(matcher.documents) == {"a"}
     table = b"id\ttext\nb\tt\n"
-    done = run("ingest", "-", "--format", "tsv", "--matcher", matcher_server.address, input=table)
+    arguments = ["ingest", "-", "--format", "tsv", "--matcher", matcher_server.address]
+    done = run(*arguments, input=table)
     assert (done.returncode, done.stderr) == (0, b"")
+    table = b"id\ttext\tyear\tn\nb\tt\t2020\t5\nc\tt\t2021\t6\n"
+    done = run(*arguments, "--types", "n:integer", input=table)
+    told = b"textmatch: stdin: year: string, as in every pipe; --types sets types\n"
+    assert (done.returncode, done.stderr) == (0, told)
+    assert dict(matcher.documents["c"].attributes) == {"year": "2021", "n": 6.0}
 
 
 def test_people_see_a_progress_bar_on_stderr_and_programs_clean_json(

@@ -77,11 +77,6 @@ def test_options_reach_the_matcher(
     assert "No matches." in capsys.readouterr().out
 
 
-def test_a_filter_that_cannot_be_read_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]):
-    assert main(["match", "q", "--where", "module = os"]) == 1
-    assert "where: is invalid at character 10" in capsys.readouterr().err
-
-
 def test_match_for_people(
     matcher_server: RunningServer,
     matcher: ScriptedMatcher,
@@ -251,3 +246,13 @@ def test_an_explanation_shows_every_part(
     out = capsys.readouterr().out
     for part in ("cosine 0.750 x 2", "lexical 0.125 x 0.5", "cross-encoder 1.000, log odds x 0.25"):
         assert part in out
+
+
+def test_a_suspicious_filter_is_told_once_on_stderr(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, capsys: pytest.CaptureFixture[str]
+):
+    matcher.filter_warnings = ['"yaer" does not occur in a sample of 3 documents']
+    arguments = ["match", "a", "b", "--where", "yaer > 5", "--json", "--matcher", matcher_server.address]
+    code, answers, err = run(arguments, capsys)
+    assert (code, len(answers)) == (0, 2)
+    assert err == 'textmatch: --where: "yaer" does not occur in a sample of 3 documents\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 from pathlib import Path
@@ -37,14 +38,80 @@ def test_delete(matcher_server: RunningServer, corpus: None, capsys: pytest.Capt
     assert capsys.readouterr().out == "deleted 0 of 1\n"
 
 
+WHERE = ["delete", "--where", "year < 2020"]
+
+
 def test_delete_by_a_filter(
     matcher_server: RunningServer, matcher: ScriptedMatcher, capsys: pytest.CaptureFixture[str]
 ):
-    arguments = ["delete", "--where", "year < 2020", "--json", "--matcher", matcher_server.address]
+    arguments = [*WHERE, "--json", "--yes", "--matcher", matcher_server.address]
     assert run(arguments, capsys)[:2] == (0, [{"deleted": 0}])
     [condition] = matcher.delete_filters
     assert condition.must[0].range.field == "year"
     assert main(["delete", "cat", *arguments[1:]]) == 2
+    assert main(["delete", "--matcher", matcher_server.address]) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_deleted"), [("y\n", True), ("Yes\n", True), ("n\n", False), ("", False)]
+)
+def test_delete_by_a_filter_asks_first(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    is_deleted: bool,
+):
+    matcher.matching_count = 1_234
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    code, answers, err = run([*WHERE, "--json", "--matcher", matcher_server.address], capsys)
+    assert err.startswith(
+        "1,234 stored documents match. Delete them, and queued documents that match? [y/N] "
+    )
+    if is_deleted:
+        assert (code, answers, len(matcher.delete_filters)) == (0, [{"deleted": 0}], 1)
+    else:
+        assert (code, answers, matcher.delete_filters) == (1, [], [])
+        assert err.endswith("textmatch: nothing was deleted; --yes deletes without asking\n")
+
+
+def test_a_dry_run_only_counts(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, corpus: None, capsys: pytest.CaptureFixture[str]
+):
+    matcher.matching_count = 1_234
+    server = ["--matcher", matcher_server.address]
+    assert run([*WHERE, "--dry-run", "--json", *server], capsys) == (0, [{"would_delete": 1_234}], "")
+    assert main([*WHERE, "--dry-run", *server]) == 0
+    assert capsys.readouterr().out == "would delete 1,234\n"
+    assert run(["delete", "cat", "x", "--dry-run", "--json", *server], capsys)[1] == [{"would_delete": 1}]
+    assert matcher.delete_filters == []
+    assert "cat" in matcher.documents
+
+
+@pytest.mark.parametrize("command", [["match", "q"], ["delete", "--yes"]])
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("", "is invalid at character 1: expected the name of an attribute"),
+        (" ", "is invalid at character 2: expected the name of an attribute"),
+        ("year >", "is invalid at character 7: expected a number, or a time in quotes"),
+        ("module = os", "is invalid at character 10: expected a text in quotes"),
+    ],
+)
+def test_a_filter_that_cannot_be_read_is_wrong_usage(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    where: str,
+    message: str,
+):
+    assert main([*command, "--where", where, "--matcher", matcher_server.address]) == 2
+    err = capsys.readouterr().err
+    assert f"Invalid value for --where: {message}" in err
+    assert len(err.splitlines()) == 1
+    assert (matcher.match_requests, matcher.delete_filters) == ([], [])
 
 
 def test_status_as_json(

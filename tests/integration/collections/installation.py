@@ -17,7 +17,7 @@ from services.matcher.ingest import Admission, IngestDependencies, IngestHandler
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
-from services.matcher.servicer import MatcherServicer
+from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from tests.integration.ingest.indexing import TOMBSTONE_SECONDS, UNLIMITED
 from textmatch.collection_store import Collection, CollectionStore
 from textmatch.encoder_client import EncoderClient
@@ -30,7 +30,7 @@ from textmatch.queue.keys import Keys
 from textmatch.queue.producer import Producer
 from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.runtime.auth import ApiKeys
-from textmatch.runtime.channel import MAX_MESSAGE_BYTES, open_aio_channel
+from textmatch.runtime.channel import open_aio_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.runtime.server import GrpcServer
 from textmatch.v1 import collection_service_pb2 as collection_pb
@@ -60,7 +60,11 @@ class Installation:
         self.worker_store = CollectionStore(self.redis, self.qdrant, self.keys)
         self._keys_file = keys_file
         self._server = GrpcServer(
-            "127.0.0.1", 0, MAX_MESSAGE_BYTES, api_keys=ApiKeys(keys_file) if keys_file else None
+            "127.0.0.1",
+            0,
+            MAX_REQUEST_BYTES,
+            api_keys=ApiKeys(keys_file) if keys_file else None,
+            method_limits=METHOD_LIMITS,
         )
         self._indexer = RetryingIndexer(5.0)
         self._batcher = MicroBatcher(self._indexer, 2)
@@ -81,7 +85,7 @@ class Installation:
         )
         servicer = MatcherServicer(
             self.store,
-            Matcher(Retriever(self.encoder, 100), Reranker(self.encoder), 10),
+            Matcher(Retriever(self.encoder, 1_000_000), Reranker(self.encoder), 10),
             IngestHandler(dependencies),
             DocumentsHandler(dependencies),
             match_timeout_seconds=_SECONDS,

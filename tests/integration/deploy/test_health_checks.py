@@ -24,7 +24,7 @@ WORKER_PORT = "9103"
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[GrpcServer, str]]:
     """A server of ours, and its port."""
-    server = GrpcServer("127.0.0.1", 0, max_message_bytes=1_000_000)
+    server = GrpcServer("127.0.0.1", 0, max_request_bytes=1_000_000)
     address = await server.start()
     yield server, address.rpartition(":")[2]
     await server.drain(grace_seconds=0)

@@ -13,7 +13,17 @@ from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.collections import close_index, make_index, unique_config
 from textmatch.documents import MAX_VERSION, Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
-from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.filters import (
+    FieldExists,
+    FieldIsNull,
+    FieldMatch,
+    FieldPrefix,
+    FieldRange,
+    FieldTimeRange,
+    Filter,
+    HasId,
+    parse_time,
+)
 from textmatch.index.bm25 import query_vector
 from textmatch.index.client import CollectionGone, connect
 from textmatch.index.index import Index
@@ -144,17 +154,68 @@ async def test_recall_returns_the_nearest_first(index: Index):
             ),
             {"c"},
         ),
+        (Filter(must=(FieldMatch("price", (9.5,)),)), {"a"}),
+        (Filter(must=(FieldMatch("price", (9.5, 12)),)), {"a", "b"}),
+        (Filter(must=(FieldMatch("price", (12,)),)), {"b"}),
+        (Filter(must=(FieldTimeRange("at", gte=parse_time("2024-01-01")),)), {"a", "b"}),
+        (Filter(must=(FieldTimeRange("at", gt=parse_time("2024-01-01")),)), {"b"}),
+        (Filter(must=(FieldTimeRange("at", lt=parse_time("2024-01-01T01:00:00+01:00")),)), {"c"}),
+        (Filter(must=(FieldTimeRange("kind", gte=parse_time("2024-01-01")),)), set()),
+        (Filter(must=(FieldPrefix("kind", "cl"),)), {"b", "c"}),
+        (Filter(must=(FieldPrefix("tags", "y"),)), {"a"}),
+        (Filter(must=(FieldPrefix("作者", "深"),)), {"c"}),
+        (Filter(must=(FieldIsNull("old"),)), {"c"}),
+        (Filter(must=(HasId(("a", "c", "missing")),)), {"a", "c"}),
+        (Filter(must_not=(HasId(("a",)),)), {"b", "c"}),
+        (Filter(must=(FieldMatch("id", ("b",)),)), {"a"}),
+        (
+            Filter(
+                should=(
+                    FieldMatch("public", (False,)),
+                    FieldRange("year", gt=2020),
+                    FieldPrefix("kind", "f"),
+                ),
+                min_should=2,
+            ),
+            {"b"},
+        ),
     ],
 )
 async def test_filters(index: Index, condition: Filter, expected: set[str]):
     attributes = {
-        "a": {"kind": "function", "tags": ["x", "y"], "public": True, "year": 2020, "author": {"age": 50}},
-        "b": {"kind": "class", "tags": ["z"], "public": False, "year": 2021, "author": {"age": 30}},
-        "c": {"kind": "class", "tags": [], "year": 2022},
+        "a": {
+            "kind": "function",
+            "tags": ["x", "y"],
+            "public": True,
+            "year": 2020,
+            "author": {"age": 50},
+            "price": 9.5,
+            "at": "2024-01-01",
+            "id": "b",
+        },
+        "b": {
+            "kind": "class",
+            "tags": ["z"],
+            "public": False,
+            "year": 2021,
+            "author": {"age": 30},
+            "price": 12,
+            "at": "2024-01-01T23:30:00-02:00",
+        },
+        "c": {
+            "kind": "class",
+            "tags": [],
+            "year": 2022,
+            "at": "2023-12-31 23:59:59",
+            "old": None,
+            "作者": "深度",
+        },
     }
     await write(index, *(Document(key, f"{key} a1", value, version=1) for key, value in attributes.items()))
     found = [one async for page in index.find_versions(condition, max_version=1) for one in page]
     assert set(found) == expected
+    assert await index.count_matching(condition, max_version=1) == len(expected)
+    assert await index.count_matching(condition, max_version=0) == 0
     for query in (
         SearchQuery(10, embedding(1)[0], None, condition),
         SearchQuery(10, None, query_vector("b c a1", UNKNOWN), condition),
@@ -225,3 +286,35 @@ async def test_a_dead_qdrant_is_unavailable_and_says_so():
 def test_a_url_that_is_none_is_refused(url: str):
     with pytest.raises(InvalidInput, match="TEXTMATCH_QDRANT_URL"):
         connect(url)
+
+
+async def test_a_filter_on_a_type_that_never_occurs_is_told(index: Index):
+    model_id = await index.model_in_use()
+    await write(
+        index,
+        *(
+            Document(f"d{n}", "text", {"year": str(n), "a b": {"深": n}, "tags": [{"x": n}]}, version=1)
+            for n in range(3)
+        ),
+    )
+    warnings = await index.filter_warnings(Filter(must=(FieldRange("year", gte=2.0),)), model_id=model_id)
+    assert warnings == (
+        '"year" is a string in all 3 documents that have it, of a sample of 3; a number matches none of them',
+    )
+    for fine in (
+        FieldMatch("a b.深", (7,)),
+        FieldMatch("tags[].x", (7,)),
+        FieldMatch("tags[0].x", (7,)),
+        FieldMatch("year", ("7",)),
+        HasId(("x",)),
+    ):
+        assert await index.filter_warnings(Filter(must=(fine,)), model_id=model_id) == ()
+
+
+async def test_fingerprints_say_what_a_write_would_change(index: Index):
+    document = Document("a", "text", {"n": 1}, version=3)
+    await write(index, document)
+    found = await index.fingerprints(["a", "missing"])
+    assert {key: (one.version, one.content_hash) for key, one in found.items()} == {
+        "a": (3, content_hash(document))
+    }

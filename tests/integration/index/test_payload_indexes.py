@@ -18,6 +18,7 @@ INDEXES = [
     PayloadIndex("author.age", "integer"),
     PayloadIndex("价格", "float"),
     PayloadIndex("old", "bool"),
+    PayloadIndex("at", "datetime"),
     PayloadIndex("customer", "keyword", is_tenant=True),
 ]
 
@@ -35,6 +36,7 @@ async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):
         "attributes.author.age": "integer",
         "attributes.价格": "float",
         "attributes.old": "bool",
+        "attributes.at": "datetime",
         "attributes.customer": "keyword",
     }
     await client.close()

@@ -12,6 +12,7 @@ from services.matcher.servicer import MatcherServicer
 from tests.integration.ingest.indexing import IngestState
 from tests.support.collections import FixedStore
 from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.wire.documents import IngestRequest
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,13 @@ class Call:
 
     def time_remaining(self) -> float | None:
         return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+async def _as_received(
+    requests: AsyncIterator[pb.IngestDocumentsRequest],
+) -> AsyncIterator[IngestRequest]:
+    async for request in requests:
+        yield IngestRequest(request.SerializeToString())
 
 
 class DocumentCalls:
@@ -41,7 +49,7 @@ class DocumentCalls:
     def ingest(
         self, requests: AsyncIterator[pb.IngestDocumentsRequest], deadline: float | None = None
     ) -> AsyncIterator[pb.IngestDocumentsResponse]:
-        return self._servicer.IngestDocuments(requests, Call(deadline))
+        return self._servicer.IngestDocuments(_as_received(requests), Call(deadline))
 
     async def get(self, request: pb.GetDocumentRequest) -> pb.GetDocumentResponse:
         return await self._servicer.GetDocument(request, Call(None))

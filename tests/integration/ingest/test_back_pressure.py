@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from services.matcher.ingest import Admission, IngestHandler, QueueLimits
-from services.matcher.servicer import MatcherServicer
+from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import make_ingest_state
 from tests.support.collections import KEYS, STATE, FixedStore, register
@@ -165,7 +165,7 @@ async def test_a_stream_is_slowed_by_flow_control(index: Index, redis: Redis):
     """Over real gRPC: a client that sends without end gets no further than the buffers on the way."""
     state = make_ingest_state(redis, index, QueueLimits(documents=1, size_bytes=10**9))
     handler = IngestHandler(state.shared)
-    server = GrpcServer("127.0.0.1", 0, 64 * 1024 * 1024)
+    server = GrpcServer("127.0.0.1", 0, MAX_REQUEST_BYTES, method_limits=METHOD_LIMITS)
     untouched: Any = None
     store: Any = FixedStore(state.collection)
     servicer = MatcherServicer(

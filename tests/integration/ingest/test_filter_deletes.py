@@ -9,9 +9,10 @@ from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import IngestState
 from tests.support.collections import CONFIG, STATE
 from tests.support.queue import take_queued
+from tests.unit.wire.test_filters import EVERY_CONDITION
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
-from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.filters import FieldExists, FieldRange, Filter
 from textmatch.queue.tombstones import FilterTombstone
 from textmatch.v1 import matcher_service_pb2 as pb
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
@@ -76,6 +77,36 @@ async def test_documents_that_come_after_the_delete_stay(handler: DocumentCalls,
     assert await index_documents([document("zh", 11)], deps) == [INDEXED]
 
 
+async def test_a_dry_run_counts_and_deletes_nothing(
+    handler: DocumentCalls, state: IngestState, deps: IndexerDependencies
+):
+    await index_documents([document("zh", 3), document("zh", 5, "b"), document("en", 5, "c")], deps)
+    for request, count in (
+        (pb.DeleteDocumentsRequest(filter=CHINESE), 2),
+        (pb.DeleteDocumentsRequest(filter=CHINESE, version=4), 1),
+        (pb.DeleteDocumentsRequest(ids=["a", "c", "missing"]), 2),
+    ):
+        request.dry_run = True
+        assert (await handler.delete(request)).deleted_count == count
+        assert await state.tombstones.filters.from_version(1) == []
+        assert set(await deps.collection.index.fetch(["a", "b", "c"])) == {"a", "b", "c"}
+        request.dry_run = False
+        assert (await handler.delete(pb.DeleteDocumentsRequest(ids=["missing"]))).deleted_count == 0
+    assert await delete(handler) == 2
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("is_dry_run", [False, True])
+async def test_a_filter_without_conditions_deletes_nothing(
+    handler: DocumentCalls, depth: int, is_dry_run: bool
+):
+    condition = pb.Filter()
+    for _ in range(depth):
+        condition = pb.Filter(must=[pb.Condition(filter=condition)])
+    with pytest.raises(InvalidInput, match="filter: is empty; it would delete every document"):
+        await handler.delete(pb.DeleteDocumentsRequest(filter=condition, dry_run=is_dry_run))
+
+
 async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
     handler: DocumentCalls, state: IngestState, deps: IndexerDependencies
 ):
@@ -95,10 +126,7 @@ async def test_no_document_pays_for_a_filter_that_cannot_be_read(
 
 
 async def test_tombstones_come_back_whole_and_end(state: IngestState, redis: Redis):
-    everything = Filter(
-        must=(FieldMatch("语言", ("zh", "en")), FieldMatch("n", (1, 2**53 - 1)), FieldMatch("b", (True,))),
-        should=(FieldRange("n", gte=0.5, lt=float("inf")), Filter(must_not=(FieldExists("x.y"),))),
-    )
+    everything = Filter((EVERY_CONDITION, FieldRange("n", gte=0.5, lt=float("inf"))))
     filters = state.tombstones.filters
     highest = 2**53 - 1
     await filters.add(FilterTombstone(everything, highest, 60))

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestHandler, VersionClock
-from services.matcher.servicer import MatcherServicer
+from services.matcher.servicer import METHOD_LIMITS, MatcherServicer
 from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import IngestState, make_ingest_state
 from tests.support.collections import STATE, FixedStore
@@ -208,7 +208,7 @@ class ForgetfulServicer(MatcherServicer):
 
 @asynccontextmanager
 async def serving(servicer: MatcherServicer) -> AsyncIterator[str]:
-    server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
+    server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES, method_limits=METHOD_LIMITS)
     server.add(add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     yield await server.start()
     await server.drain(1.0)

@@ -17,7 +17,7 @@ import grpc
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
-from services.matcher.servicer import MatcherServicer
+from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from tests.integration.ingest.waiting import eventually
 from tests.support.collections import CONFIG, FixedStore
 from tests.support.encoder import free_port, spawn_encoder, wait_until_serving
@@ -26,7 +26,7 @@ from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
 from textmatch.index.index import Index
-from textmatch.runtime.channel import MAX_MESSAGE_BYTES, open_aio_channel
+from textmatch.runtime.channel import open_aio_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.runtime.server import GrpcServer
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -138,13 +138,13 @@ class RunningMatcher:
 async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterator[RunningMatcher]:
     """Serve on a free loopback port."""
     client = EncoderClient(encoder.target, hide_auth_errors=True)
-    matcher = Matcher(Retriever(client, 100), Reranker(client), 40)
+    matcher = Matcher(Retriever(client, 1_000_000), Reranker(client), 40)
     untouched: Any = None
     store: Any = FixedStore(Collection(CONFIG, index, untouched, untouched, untouched))
     servicer = MatcherServicer(
         store, matcher, untouched, untouched, match_timeout_seconds=10, batch_match_concurrency=8
     )
-    server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
+    server = GrpcServer("127.0.0.1", 0, MAX_REQUEST_BYTES, method_limits=METHOD_LIMITS)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     channel = open_aio_channel(await server.start())
     try:

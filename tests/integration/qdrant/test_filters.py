@@ -39,6 +39,8 @@ _CASES = {
     "match text": (must(field("color", match=models.MatchValue(value="red"))), {1, 2}),
     "match one of a list": (must(field("color", match=models.MatchValue(value="blue"))), {3}),
     "match Chinese": (must(field("color", match=models.MatchValue(value="红色"))), {4}),
+    "match prefix": (must(field("color", match=models.MatchPrefix(prefix="r"))), {1, 2}),
+    "match Chinese prefix": (must(field("color", match=models.MatchPrefix(prefix="红"))), {4}),
     "match integer": (must(field("size", match=models.MatchValue(value=1))), {1, 4}),
     "match flag": (must(field("sold", match=models.MatchValue(value=False))), {2}),
     "match any text": (must(field("color", match=models.MatchAny(any=["green", "红色"]))), {3, 4}),

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
-from textmatch.client import Document, FieldExists, FieldMatch, FieldRange, Filter, TextMatchClient
+from textmatch.client import (
+    Document,
+    FieldExists,
+    FieldMatch,
+    FieldRange,
+    FieldTimeRange,
+    Filter,
+    HasId,
+    TextMatchClient,
+)
 from textmatch.errors import ApiKeyInvalid, ApiKeyMissing, InvalidInput
 from textmatch.runtime.auth import ApiKeys
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -122,6 +131,10 @@ def test_short_forms_of_a_filter_mean_the_whole_one(
         ({"colour": "red"}, "where: is a dict; it must be a Filter, a condition or a string"),
         ([RED], "where: is a list; it must be a Filter, a condition or a string"),
         (FieldMatch("colour", "red"), "where.values: is a str; it must be a tuple of values"),
+        (HasId("a"), "where.ids: is a str; it must be a tuple of ids"),
+        (HasId((1,)), "where.ids[0]: is an int; it must be a string"),
+        (FieldTimeRange("at", gte="2024-01-31"), "where.gte: is a str; it must be a datetime; parse_time"),
+        (Filter(should=(RED,), min_should="1"), "where.min_should: is a str; it must be a whole number"),
         (FieldMatch("year", 2020), "where.values: is an int; it must be a tuple of values"),
         (Filter(must=RED), "where.must: is a FieldMatch; it must be a tuple of conditions"),
         (Filter(must=(one for one in [RED])), "where.must: is a generator; it must be a tuple of conditions"),
@@ -139,7 +152,7 @@ def test_a_filter_that_cannot_be_meant_is_named(
     assert (matcher.match_requests, matcher.delete_filters) == ([], [])
 
 
-@pytest.mark.parametrize("where", [None, Filter(), Filter(should=())])
+@pytest.mark.parametrize("where", [None, Filter(), Filter(should=()), Filter((Filter(),))])
 def test_a_delete_of_everything_is_refused(client: TextMatchClient, matcher: ScriptedMatcher, where: Any):
     with pytest.raises(InvalidInput, match="^where: is"):
         client.delete_where(where)

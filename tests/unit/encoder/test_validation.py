@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from services.encoder.validation import max_message_bytes
+from services.encoder.validation import max_message_bytes, method_limits
 from textmatch.documents import MAX_TEXT_BYTES
+from textmatch.errors import InvalidInput
+from textmatch.runtime.request_limits import RequestLimits
 from textmatch.v1 import encoder_service_pb2 as pb
 
 
@@ -16,3 +18,30 @@ def test_the_largest_pairs_fit_into_a_message(max_texts: int):
 
 def test_a_limit_larger_than_grpc_knows_is_cut():
     assert max_message_bytes(10**9) == 2**31 - 1
+
+
+def received(limits: RequestLimits, data: bytes) -> object:
+    limits.check(data)
+    return limits.parse(data) if limits.parse else None
+
+
+METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["EncoderService"].methods]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_millions_of_empty_texts_are_not_parsed(method: str):
+    limits = method_limits(1024)[f"/textmatch.v1.EncoderService/{method}"]
+    millions = pb.EncodeRequest(texts=[""] * 2_000_000).SerializeToString()
+    if method == "EncodeStream":
+        millions = pb.EncodeStreamRequest(request=pb.EncodeRequest.FromString(millions)).SerializeToString()
+    with pytest.raises(InvalidInput, match="has more than 10,000 items|the limit of this method is 1,024"):
+        received(limits, millions)
+
+
+def test_what_a_call_may_have_is_parsed():
+    limits = method_limits(1024)
+    request = pb.EncodeRequest(texts=["text"] * 1024)
+    received(limits["/textmatch.v1.EncoderService/Encode"], request.SerializeToString())
+    sent = pb.EncodeStreamRequest(request=request)
+    stream = limits["/textmatch.v1.EncoderService/EncodeStream"]
+    assert received(stream, sent.SerializeToString()) == sent

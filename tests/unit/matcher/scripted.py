@@ -100,6 +100,10 @@ class ScriptedIndex:
     deleted: tuple[str, ...] = ()
     search_seconds: float = 0.0
     read_count: int = 0
+    # What is suspicious about every filter, and how often that was asked.
+    warnings: tuple[str, ...] = ()
+    warning_count: int = 0
+    warning_error: Exception | None = None
     lexical_search_count: int = 0
     plan_reads: list[str] = field(default_factory=list)
 
@@ -147,6 +151,13 @@ class ScriptedIndex:
             for key, cosine in self.cosines.items()
         ]
 
+    async def filter_warnings(self, condition, *, model_id):
+        self.warning_count += 1
+        await asyncio.sleep(self.search_seconds)
+        if self.warning_error:
+            raise self.warning_error
+        return self.warnings
+
     async def documents(self, points, *, model_id):
         self.read_count += 1
         return {key: self._document(key) for key in points if key not in self.deleted}
@@ -174,10 +185,11 @@ def matcher(
     index: ScriptedIndex | None = None,
     depth: int = 40,
     config: CollectionConfig = CollectionConfig(),  # noqa: B008 -- it is frozen
+    cache_bytes: int = 100_000,
 ) -> CollectionMatcher:
     untouched: Any = None
     collection = Collection(config, cast("Any", index or ScriptedIndex()), untouched, untouched, untouched)
-    real = Matcher(Retriever(cast("Any", encoder), cache_entries=10), Reranker(cast("Any", encoder)), depth)
+    real = Matcher(Retriever(cast("Any", encoder), cache_bytes), Reranker(cast("Any", encoder)), depth)
     return CollectionMatcher(real, collection)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.unit.matcher.scripted import ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
 from textmatch.collection_config import CollectionConfig
+from textmatch.filters import FieldExists, Filter
 from textmatch.score_fusion import probability
 from textmatch.types import DegradedReason, MatchOptions, Rerank
 
@@ -245,3 +247,39 @@ async def test_bulk_work_comes_back_when_the_encoder_asks_it_to():
     assert (result.degraded, result.scored_count) == (None, 3)
     result = await matcher(RefusingEncoder()).match("query", SCORED, deadline=soon(5))
     assert (result.degraded, result.scored_count) == (DegradedReason.RERANK_REFUSED, 0)
+
+
+FILTERED = MatchOptions(where=Filter(must=(FieldExists("yaer"),)))
+
+
+async def test_a_filter_that_matches_nothing_comes_with_warnings_read_once():
+    index = ScriptedIndex(cosines={}, warnings=('"yaer" does not occur',))
+    answering = matcher(ScriptedEncoder(), index)
+    for query in ("query", "another query"):
+        result = await answering.match(query, FILTERED, deadline=soon())
+        assert result.filter_warnings == ('"yaer" does not occur',)
+    assert index.warning_count == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "cosines"), [(FILTERED, COSINES), (MatchOptions(), {})], ids=["matches", "no filter"]
+)
+async def test_without_a_filter_that_matches_nothing_no_warnings_are_read(
+    options: MatchOptions, cosines: dict[str, float]
+):
+    index = ScriptedIndex(cosines=cosines, warnings=("never asked for",))
+    result = await matcher(ScriptedEncoder(), index).match("query", options, deadline=soon())
+    assert (result.filter_warnings, index.warning_count) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "search_seconds"),
+    [(errors.DependencyUnavailable("gone"), 0.0), (None, 0.3)],
+    ids=["error", "late"],
+)
+async def test_warnings_neither_fail_nor_delay_an_answer(error: Exception | None, search_seconds: float):
+    index = ScriptedIndex(cosines={}, warning_error=error, search_seconds=search_seconds)
+    deadline = soon(0.5)
+    result = await matcher(ScriptedEncoder(), index).match("query", FILTERED, deadline=deadline)
+    assert (result.matches, result.filter_warnings) == ((), ())
+    assert time.monotonic() < deadline

@@ -41,22 +41,24 @@ def message(**changes: Any) -> str:
 @settings(deadline=None)
 @given(st.lists(_DOCUMENTS, max_size=5))
 def test_documents_survive_the_journey(documents: list[Document]):
-    decoded = [messages.decode(text) for text in encode(documents, envelope(1.5))]
+    decoded = [messages.decode(text) for _, text in encode(documents, envelope(1.5))]
     assert [document for one in decoded for document in one.documents] == documents
     assert all(one.envelope == envelope(1.5) and not one.refused for one in decoded)
 
 
 def test_attributes_that_look_like_kombus_own_markers_survive():
     document = Document("a", "t", {"x": {"__type__": "datetime", "__value__": "never"}}, 1)
-    [text] = encode([document], envelope())
+    [(_, text)] = encode([document], envelope())
     assert messages.decode(text).documents == (document,)
 
 
 def test_messages_are_split_by_count_and_by_size():
     small = [Document(f"s{number}", "short", version=1) for number in range(514)]
-    assert [len(messages.decode(text).documents) for text in encode(small, envelope())] == [256, 256, 2]
+    assert [len(messages.decode(text).documents) for _, text in encode(small, envelope())] == [256, 256, 2]
     large = [Document(f"l{number}", "好" * 10_000, version=1) for number in range(17)]
-    sizes = [(len(text.encode()), len(messages.decode(text).documents)) for text in encode(large, envelope())]
+    sizes = [
+        (len(text.encode()), len(messages.decode(text).documents)) for _, text in encode(large, envelope())
+    ]
     assert [count for _, count in sizes] == [8, 8, 1]
     assert all(size <= 257 * 1024 for size, _ in sizes)
 
@@ -143,7 +145,7 @@ def test_an_invalid_document_is_refused_alone_and_by_name(changes: dict[str, Any
 
 def test_a_trace_goes_along_and_may_be_missing():
     document = Document("a", "t", {}, 1)
-    [text] = encode(
+    [(_, text)] = encode(
         [document], envelope(traceparent="00-11111111111111111111111111111111-2222222222222222-01")
     )
     assert (
@@ -156,7 +158,7 @@ def test_a_trace_goes_along_and_may_be_missing():
 
 
 def test_a_message_names_its_collection_or_means_default():
-    [text] = encode([Document("a", "t", {}, 1)], envelope())
+    [(_, text)] = encode([Document("a", "t", {}, 1)], envelope())
     assert messages.decode(text).envelope == Envelope("faq", "5f3a9c1e", 1.0)
     assert messages.decode(message()).envelope == Envelope("default", "", 12.5)
     refused = messages.decode(message(collection="faq", generation="5f3a9c1e", documents=[5])).refused[0]

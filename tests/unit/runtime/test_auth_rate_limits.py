@@ -68,3 +68,16 @@ def test_a_key_without_a_limit_is_never_refused():
     limits = RateLimits(Clock())
     for _ in range(100):
         limits.charge(key(tokens_per_second=None), 10**9)
+        limits.charge_work(key(tokens_per_second=None), 10**9)
+
+
+def test_work_that_is_done_is_charged_even_if_the_bucket_is_empty():
+    clock = Clock()
+    limits = RateLimits(clock)
+    limits.charge_work(key(), 90)
+    limits.charge_work(key(), 60)
+    with pytest.raises(Overloaded) as raised:
+        limits.charge(key(), 4)
+    assert raised.value.retry_delay_seconds == pytest.approx(5.1)
+    clock.seconds += 5.1
+    limits.charge(key(), 4)

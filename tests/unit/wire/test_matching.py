@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from google.protobuf import struct_pb2
 
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
-from textmatch.filters import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.filters import FieldMatch, FieldRange, Filter
 from textmatch.score_fusion import ScoreModel
 from textmatch.types import (
     DegradedReason,
@@ -18,10 +17,6 @@ from textmatch.types import (
 )
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.wire import matching
-
-
-def string(value: str) -> struct_pb2.Value:
-    return struct_pb2.Value(string_value=value)
 
 
 def test_defaults_are_filled_in():
@@ -59,74 +54,6 @@ def test_a_bad_option_is_named_with_its_limit(options: dict[str, object], messag
     assert str(raised.value) == message
 
 
-def test_a_filter_is_converted_whole():
-    message = pb.Filter(
-        must=[pb.Condition(match=pb.FieldMatch(field="kind", values=[string("a"), string("b")]))],
-        should=[
-            pb.Condition(range=pb.FieldRange(field="year", gte=2020, lt=2030)),
-            pb.Condition(filter=pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field="tags"))])),
-        ],
-        must_not=[
-            pb.Condition(match=pb.FieldMatch(field="n", values=[struct_pb2.Value(number_value=3)])),
-            pb.Condition(match=pb.FieldMatch(field="b", values=[struct_pb2.Value(bool_value=True)])),
-        ],
-    )
-    assert matching.filter_from_proto(message, "filter") == Filter(
-        must=(FieldMatch("kind", ("a", "b")),),
-        should=(FieldRange("year", gte=2020, lt=2030), Filter(must=(FieldExists("tags"),))),
-        must_not=(FieldMatch("n", (3,)), FieldMatch("b", (True,))),
-    )
-
-
-@pytest.mark.parametrize(
-    ("condition", "message"),
-    [
-        (pb.Condition(), "filter.must[0]: is empty; give one of match, range, exists, filter"),
-        (
-            pb.Condition(match=pb.FieldMatch(field=" ", values=[string("a")])),
-            "filter.must[0].match.field: is ' '; it must name an attribute",
-        ),
-        (
-            pb.Condition(match=pb.FieldMatch(field="a")),
-            "filter.must[0].match.values: is empty; at least one value is needed",
-        ),
-        (
-            pb.Condition(match=pb.FieldMatch(field="a", values=[struct_pb2.Value(number_value=1.5)])),
-            "filter.must[0].match.values[0]: must be a string, a whole number or a boolean",
-        ),
-        (
-            pb.Condition(
-                match=pb.FieldMatch(field="a", values=[string("x"), struct_pb2.Value(bool_value=True)])
-            ),
-            "filter.must[0].match.values: mixes types; all values must be strings, whole numbers or booleans",
-        ),
-        (
-            pb.Condition(range=pb.FieldRange(field="a")),
-            "filter.must[0].range: has no bound; give gt, gte, lt or lte",
-        ),
-        (
-            pb.Condition(range=pb.FieldRange(field="a", gt=float("nan"))),
-            "filter.must[0].range.gt: is not a number",
-        ),
-    ],
-)
-def test_a_bad_condition_is_named_by_its_place(condition: pb.Condition, message: str):
-    with pytest.raises(InvalidInput) as raised:
-        matching.filter_from_proto(pb.Filter(must=[condition]), "filter")
-    assert str(raised.value) == message
-
-
-def test_a_filter_has_limits_in_depth_and_size():
-    nested = pb.Filter()
-    for _ in range(matching.MAX_FILTER_DEPTH):
-        nested = pb.Filter(must=[pb.Condition(filter=nested)])
-    with pytest.raises(InvalidInput, match="nested deeper than 8 levels"):
-        matching.filter_from_proto(nested, "filter")
-    wide = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field="a"))] * 257)
-    with pytest.raises(InvalidInput, match="more than 256 conditions"):
-        matching.filter_from_proto(wide, "filter")
-
-
 EXPLANATION = ScoreExplanation(
     cosine=-0.5,
     lexical=0.125,
@@ -135,22 +62,22 @@ EXPLANATION = ScoreExplanation(
 )
 
 
-def test_parts_that_were_not_asked_for_are_left_out():
+async def test_parts_that_were_not_asked_for_are_left_out():
     match = Match(Document("a", "text", {"k": 1}, 3), 0.5, 0.4, None)
     result = MatchResult("query", (match,), DegradedReason.RERANK_REFUSED)
-    bare = matching.result_to_proto(result, MatchOptions(omit_text=True, omit_attributes=True))
+    bare = await matching.result_to_proto(result, MatchOptions(omit_text=True, omit_attributes=True))
     assert (bare.matches[0].document.text, bare.matches[0].document.HasField("attributes")) == ("", False)
-    full = matching.result_to_proto(result, MatchOptions())
+    full = await matching.result_to_proto(result, MatchOptions())
     assert full.matches[0].document.attributes.fields["k"].number_value == 1
     assert not full.matches[0].HasField("rerank_score")
     assert full.degraded == pb.DEGRADED_REASON_RERANK_REFUSED
 
 
-def test_an_explanation_has_every_part_of_a_score():
+async def test_an_explanation_has_every_part_of_a_score():
     match = Match(Document("a", "text"), 0.5, 0.4, 0.75, EXPLANATION)
     result = MatchResult("query", (match,), recall=Recall.HYBRID, candidate_count=7, scored_count=1)
-    assert not matching.result_to_proto(result, MatchOptions()).matches[0].HasField("explanation")
-    response = matching.result_to_proto(result, MatchOptions(explain=True))
+    assert not (await matching.result_to_proto(result, MatchOptions())).matches[0].HasField("explanation")
+    response = await matching.result_to_proto(result, MatchOptions(explain=True))
     assert response.matches[0].explanation == pb.ScoreExplanation(
         cosine=-0.5,
         lexical=0.125,
@@ -162,7 +89,7 @@ def test_an_explanation_has_every_part_of_a_score():
     assert response.recall == pb.RECALL_MODE_HYBRID
 
 
-def test_options_and_results_survive_the_journey():
+async def test_options_and_results_survive_the_journey():
     options = MatchOptions(
         top_k=3,
         where=Filter(must=(FieldMatch("kind", ("a",)), Filter(should=(FieldRange("n", gt=1.0),)))),
@@ -178,5 +105,5 @@ def test_options_and_results_survive_the_journey():
     for explanation in (EXPLANATION, bare):
         match = Match(Document("a", "text", {"k": 1}, 3), 0.5, 0.25, 0.75, explanation)
         result = MatchResult("query", (match,), DegradedReason.RERANK_LATE, bi_encoder_model_id="m-1")
-        message = matching.result_to_proto(result, MatchOptions(explain=True))
+        message = await matching.result_to_proto(result, MatchOptions(explain=True))
         assert matching.result_from_proto("query", message) == result
