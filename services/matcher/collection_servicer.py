@@ -10,7 +10,7 @@ from services.matcher.servicer import noted
 from textmatch.collection_config import CollectionConfig, name_violation
 from textmatch.collection_store import Collection, CollectionStore
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import CollectionNotOwned, ModelNotFound, raise_violations
+from textmatch.errors import CollectionNotFound, CollectionNotOwned, ModelNotFound, raise_violations
 from textmatch.index.schema import PayloadIndexes
 from textmatch.runtime.auth import allows_collection, charge_collections
 from textmatch.types import CollectionSummary, ModelInfo, ModelKind
@@ -58,7 +58,7 @@ class CollectionServicer(pb_grpc.CollectionServiceServicer):
         charge_collections(len(names))
         summaries = [await self._listed(configs[name]) for name in names]
         return pb.ListCollectionsResponse(
-            collections=map(summary_to_proto, summaries), next_page_token=next_page_token
+            collections=[summary_to_proto(one) for one in summaries if one], next_page_token=next_page_token
         )
 
     async def DeleteCollection(
@@ -87,9 +87,12 @@ class CollectionServicer(pb_grpc.CollectionServiceServicer):
             _find(served, ModelKind.CROSS_ENCODER, settings.cross_encoder)
         return _find(served, ModelKind.BI_ENCODER, settings.bi_encoder)
 
-    async def _listed(self, config: CollectionConfig) -> CollectionSummary:
+    async def _listed(self, config: CollectionConfig) -> CollectionSummary | None:
         try:
             return await _summary(await self._store.get(config.name))
+        except CollectionNotFound:
+            # It has just been deleted.
+            return None
         except CollectionNotOwned:
             # Another installation has adopted it. It can still be deleted here.
             return CollectionSummary(config, "", 0)

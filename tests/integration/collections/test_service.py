@@ -13,6 +13,7 @@ from qdrant_client import models
 from tests.integration.collections.conftest import FIRST_MODEL, SECOND_MODEL
 from tests.integration.collections.installation import Installation
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
+from textmatch.collection_config import CollectionConfig
 from textmatch.errors import (
     CollectionDenied,
     CollectionExists,
@@ -21,6 +22,7 @@ from textmatch.errors import (
     DocumentNotFound,
     InvalidInput,
     ModelNotFound,
+    Overloaded,
     PermissionDenied,
 )
 from textmatch.queue.messages import Envelope
@@ -400,3 +402,44 @@ async def test_a_key_opens_its_collections_only(installations: Install, tmp_path
     for key, names in ((of_one, ["one"]), (of_own, ["new", "one"]), (of_all, ["new", "one", "two"])):
         listed = await guarded.call(collections.ListCollections, collection_pb.ListCollectionsRequest(), key)
         assert [one.name for one in listed.collections] == names
+
+
+async def test_a_key_is_charged_for_the_collections_that_it_lists(installations: Install, tmp_path: Path):
+    keys_file = tmp_path / "keys"
+    keys_file.write_text("all  admin  the-key-of-all-0123456789  10")
+    guarded = await installations("alpha", keys_file)
+    for name in ("a", "b", "c"):
+        await guarded.store.registry.create(CollectionConfig(name))
+    request = collection_pb.ListCollectionsRequest()
+    # A burst of 100 tokens, of which a list of three takes 150 and a few for its request.
+    listed = await guarded.call(guarded.collections.ListCollections, request, "the-key-of-all-0123456789")
+    assert len(listed.collections) == 3
+    with pytest.raises(Overloaded, match="used up its 10 tokens per second"):
+        await guarded.call(guarded.collections.ListCollections, request, "the-key-of-all-0123456789")
+
+
+async def test_what_is_deleted_while_collections_are_listed_is_left_out(
+    alpha: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("a", "b"):
+        await alpha.create(name)
+    read_all = alpha.store.registry.all
+
+    async def all_but_late() -> list[CollectionConfig]:
+        configs = await read_all()
+        await alpha.store.delete("a")
+        return configs
+
+    monkeypatch.setattr(alpha.store.registry, "all", all_but_late)
+    listed = await alpha.call(alpha.collections.ListCollections, collection_pb.ListCollectionsRequest())
+    assert [one.name for one in listed.collections] == ["b"]
+
+
+async def test_a_dry_run_makes_no_collection(alpha: Installation):
+    counting = pb.DeleteDocumentsRequest(ids=["a"], dry_run=True)
+    assert (await alpha.call(alpha.matcher.DeleteDocuments, counting)).deleted_count == 0
+    assert await alpha.store.registry.all() == []
+    await alpha.ingest("", document())
+    await alpha.work()
+    assert (await alpha.call(alpha.matcher.DeleteDocuments, counting)).deleted_count == 1
+    assert (await alpha.status("")).document_count == 1

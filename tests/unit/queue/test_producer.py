@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -59,7 +60,7 @@ async def test_it_fails_quickly_while_redis_is_down_and_works_after(own_redis_se
     await redis.aclose()
 
 
-async def test_a_full_redis_takes_all_of_a_call_or_nothing(own_redis_server: RedisServer):
+async def test_a_full_redis_takes_all_of_a_step_or_nothing(own_redis_server: RedisServer):
     redis = connect(own_redis_server.url)
     await register(redis)
     producer = Producer(redis, KEYS)
@@ -76,6 +77,39 @@ async def test_a_full_redis_takes_all_of_a_call_or_nothing(own_redis_server: Red
     own_redis_server.make_room()
     await producer.enqueue(CONFIG, refused)
     assert await Pending(redis, STATE).versions(["known", "new"]) == {"known": 2, "new": 2}
+    await redis.aclose()
+
+
+async def test_a_large_call_goes_in_steps_and_what_is_left_out_can_be_sent_again(
+    own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    redis = connect(own_redis_server.url)
+    await register(redis)
+    pending, producer = Pending(redis, STATE), Producer(redis, KEYS)
+    documents = [Document(f"d{number}", "好" * 10_000, version=1) for number in range(60)]
+    enqueue = producer._enqueue
+    step_bytes: list[int] = []
+
+    async def one_step(*, args: list[str], **keywords: Any) -> Any:
+        step_bytes.append(sum(len(str(one)) for one in args))
+        is_enqueued = await enqueue(args=args, **keywords)
+        if len(step_bytes) == 1:
+            own_redis_server.fill()
+        return is_enqueued
+
+    monkeypatch.setattr(producer, "_enqueue", one_step)
+    with pytest.raises(DependencyUnavailable, match="maxmemory"):
+        await producer.enqueue(CONFIG, documents)
+    own_redis_server.make_room()
+    queued = await take_queued(redis)
+    assert 0 < len(queued) < len(documents)
+    assert queued == documents[: len(queued)]
+    assert (await pending.summary()).count == len(queued)
+    await producer.enqueue(CONFIG, documents)
+    assert await take_queued(redis) == documents
+    assert (await pending.summary()).count == len(documents)
+    assert len(step_bytes) > 4
+    assert max(step_bytes) < 1.1 * 1024**2
     await redis.aclose()
 
 
