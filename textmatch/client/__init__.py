@@ -25,6 +25,7 @@ from textmatch.filters import (
     FieldTimeRange,
     Filter,
     HasId,
+    parse_time,
 )
 from textmatch.runtime.tls import ClientTls
 from textmatch.types import (
@@ -102,5 +103,6 @@ __all__ = [
     "StageTimings",
     "TextMatchClient",
     "TextPair",
+    "parse_time",
     "to_document",
 ]
