@@ -42,6 +42,9 @@ UNKNOWN_TOKENS_RATIO = Histogram(
 )
 TRUNCATED_TOTAL = Counter("textmatch_encoder_truncated_total", "Texts or pairs that were truncated.")
 FAILED_TEXTS_TOTAL = Counter("textmatch_encoder_failed_texts_total", "Texts that a model failed on alone.")
+OUT_OF_MEMORY_TOTAL = Counter(
+    "textmatch_encoder_out_of_memory_total", "Batches that did not fit into memory and were halved."
+)
 RELOADS_TOTAL = Counter("textmatch_encoder_reloads_total", "Reloads of the models: done, failed.", ["result"])
 MODEL_INFO = Gauge(
     "textmatch_encoder_model_info",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from services.encoder import metrics
@@ -68,6 +70,8 @@ class Lane:
         self.texts = 0
         self._policy = policy
         self._is_over = is_over
+        # Token budgets of models that ran out of memory.
+        self._budgets: weakref.WeakKeyDictionary[EngineModel, int] = weakref.WeakKeyDictionary()
         # The first model is next.
         self._queues: dict[EngineModel, DeficitRoundRobinQueue[Item]] = {}
         self._queued_tokens = 0
@@ -126,7 +130,10 @@ class Lane:
     def take(self) -> list[Item]:
         """The next batch, all of one model, after `has_work`; empty if all deadlines passed since then."""
         model, queue = next(iter(self._queues.items()))
-        batch = take_packed_batch(queue, self._policy) if model.is_packed else self._take_padded(queue)
+        policy = self._policy
+        if (lowered := self._budgets.get(model)) is not None:
+            policy = replace(policy, token_budget=min(lowered, policy.token_budget))
+        batch = take_packed_batch(queue, policy) if model.is_packed else self._take_padded(queue, policy)
         self._queues[model] = self._queues.pop(model)
         for item in batch:
             item.job.queued_texts -= 1
@@ -141,13 +148,17 @@ class Lane:
         self._queues.clear()
         return [job for job in jobs if not job.is_over]
 
-    def _take_padded(self, queue: DeficitRoundRobinQueue[Item]) -> list[Item]:
+    def lower_budget(self, model: EngineModel, tokens: int) -> None:
+        """Limit later batches of a model to fewer tokens than the policy does."""
+        self._budgets[model] = min(tokens, self._budgets.get(model, tokens))
+
+    def _take_padded(self, queue: DeficitRoundRobinQueue[Item], policy: BatchPolicy) -> list[Item]:
         window: list[Item] = []
         while len(window) < _WINDOW_TEXTS and queue.peek() is not None:
             window.append(queue.take())
         if not window:
             return []
-        chosen = take_padded_batch([item.tokens for item in window], self._policy)
+        chosen = take_padded_batch([item.tokens for item in window], policy)
         batch = [window[position] for position in chosen]
         for position in sorted(chosen, reverse=True):
             del window[position]
@@ -263,6 +274,18 @@ class Scheduler:
                 self._tokens_per_second = speed
             elif tokens >= _MEASURED_BATCH_SHARE * self._policy.token_budget:
                 self._tokens_per_second += _SPEED_SMOOTHING * (speed - self._tokens_per_second)
+
+    def lower_budget(self, model: EngineModel, tokens: int) -> None:
+        """Make later batches of a model smaller; a single text of any length still is a batch."""
+        with self._changed:
+            for lane in (self._interactive, self._bulk):
+                lane.lower_budget(model, max(1, tokens))
+
+    def end(self, job: Job, error: TextMatchError) -> None:
+        """Fail a job, and drop its queued texts."""
+        with self._changed:
+            job.end(error)
+            self._lane(job.call.is_bulk).forget(job)
 
     def close(self, error: TextMatchError | None = None) -> None:
         """Accept no more work, fail what is queued, and let `take` return."""

@@ -24,7 +24,7 @@ from textmatch.models.native.kernel import Kernel, States, read_cache, weights_p
 from textmatch.vectors import Embeddings, normalise
 
 # Incremented when the format of the descriptions changes.
-_FORM = 2
+_FORM = 3
 _BI_ENCODER, _CROSS_ENCODER = "bi-encoder", "cross-encoder"
 
 
@@ -151,8 +151,7 @@ class NativeBiEncoder(_NativeModel):
     def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
         """Prepend the role's prompt to each text and tokenize it."""
         prompt = self._query_prompt if is_query else self._document_prompt
-        prompted = [prompt + text for text in texts] if prompt else texts
-        return self._tokenizer.tokenize(prompted, is_query=is_query)
+        return self._tokenizer.tokenize(texts, is_query=is_query, prompt=prompt)
 
     def embed(self, batch: Sequence[TokenizedText]) -> Embeddings:
         """One forward pass.
@@ -194,8 +193,7 @@ class NativeCrossEncoder(_NativeModel):
 
     def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]:
         """Tokenize each pair; in a pair that is too long, the longer text is truncated first."""
-        prompted = [(self._prompt + first, second) for first, second in pairs] if self._prompt else pairs
-        return self._tokenizer.tokenize(prompted, is_query=False)
+        return self._tokenizer.tokenize(pairs, is_query=False, prompt=self._prompt)
 
     def score(self, batch: Sequence[TokenizedText]) -> tuple[Scores, Scores]:
         """One forward pass.

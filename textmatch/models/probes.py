@@ -1,0 +1,61 @@
+"""Checks a loaded model against sentence-transformers in float32, with texts alone and in company.
+
+    probe = texts(max_tokens)
+    check_agreement(embed(probe), [reference(one) for one in probe], dtype)  # raises Disagreement
+
+The texts are short, of middle length, and longer than the model reads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textmatch.models.fast_tokenizer import Pair
+
+# Of unit vectors and of logits. Rounding to 16 bits changes them by less; other tokens or heads by far more.
+_TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+# A long text of a probe has at most about this many words, because it is computed on the CPU in float32.
+_LONGEST_WORDS = 512
+_SENTENCE = "The old house by the river was sold last year. "
+
+Outputs = NDArray[np.float32]
+
+
+class Disagreement(Exception):
+    """The model does not compute what sentence-transformers computes; the message says how far it is off."""
+
+
+def probe_texts(max_tokens: int) -> list[str]:
+    """Texts of different lengths; the longest is truncated by a model of `max_tokens` of 512 or fewer."""
+    words = min(max_tokens, _LONGEST_WORDS)
+    return ["a", _SENTENCE * (1 + words // 40), "Where is the key?", _SENTENCE * (1 + words // 9)]
+
+
+def probe_pairs(max_tokens: int) -> list[Pair]:
+    """Pairs of different lengths, with the longer text first or second."""
+    short, middle, question, long = probe_texts(max_tokens)
+    return [(question, _SENTENCE), (question, long), (middle, short), (short, question)]
+
+
+def check_agreement(found: Outputs, expected: Outputs, dtype: str, *, are_vectors: bool) -> None:
+    """Compare outputs, (count, columns), with those of sentence-transformers.
+
+    Args:
+        found: computed in company.
+        expected: computed in float32, each text alone.
+        dtype: the precision of `found`.
+        are_vectors: whether rows are compared as unit vectors instead of numbers.
+
+    Raises:
+        Disagreement: they differ by more than the precision explains.
+    """
+    if found.shape != expected.shape:
+        raise Disagreement(f"its outputs have the shape {found.shape} instead of {expected.shape}")
+    if are_vectors:
+        found, expected = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (found, expected))
+        errors = np.linalg.norm(found - expected, axis=1)
+    else:
+        errors = np.abs(found - expected).max(axis=1) / np.maximum(1.0, np.abs(expected).max(axis=1))
+    if not errors.max() <= _TOLERANCES[dtype]:
+        raise Disagreement(f"its outputs differ by {errors.max():.4f} from those of sentence-transformers in float32")
