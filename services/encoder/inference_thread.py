@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import itertools
 import logging
 import sys
 import threading
@@ -11,17 +13,26 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from services.encoder import metrics
 from services.encoder.batching import EngineModel, EngineTask, Outcome, deliver, padded_tokens
 from services.encoder.scheduler import Item, Scheduler
-from textmatch.errors import NotReady, Overloaded
+from textmatch.errors import NotReady, Overloaded, TextMatchError
+from textmatch.runtime.process import call_in_thread
 
 _log = logging.getLogger(__name__)
 
 # Of torch and of its libraries, on CPUs and GPUs.
-_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
+_MEMORY_MESSAGES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+)
 _MEMORY_RETRY_SECONDS = 1.0
+_PASSES_PER_LIMIT = 6
 
 
 class EngineBroken(Exception):
@@ -54,6 +65,7 @@ class InferenceThread:
         self._scheduler = scheduler
         self._prepare_thread = prepare_thread
         self._on_death = on_death
+        self._computed_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -71,10 +83,42 @@ class InferenceThread:
         self._scheduler.add_task(task)
         return task.wait()
 
-    def stop(self) -> None:
-        """Finish the running batch, fail what is queued, and end the thread."""
+    def stop(self, timeout_seconds: float | None = None) -> None:
+        """Finish the running batch, fail what is queued, and end the thread, if it does not hang."""
         self._scheduler.close()
-        self._thread.join()
+        self._thread.join(timeout_seconds)
+
+    async def watch(
+        self,
+        models: Callable[[], Sequence[EngineModel]],
+        limit_seconds: float,
+        on_death: Callable[[BaseException], object],
+    ) -> None:
+        """Run a pass of a model's sample now and then, if no batch was computed, until the thread stops.
+
+        Args:
+            models: the models that are served now.
+            limit_seconds: for a pass and what is computed before it.
+            on_death: called if a pass takes longer or fails.
+        """
+        for number in itertools.count():
+            await asyncio.sleep(limit_seconds / _PASSES_PER_LIMIT)
+            served = models()
+            idle_seconds = time.monotonic() - self._computed_at
+            if not served or idle_seconds < limit_seconds / _PASSES_PER_LIMIT:
+                continue
+            model = served[number % len(served)]
+            try:
+                async with asyncio.timeout(limit_seconds):
+                    await call_in_thread(partial(self.run, partial(model.forward, [model.sample])))
+                continue
+            except TimeoutError:
+                on_death(EngineBroken(f"{model.model_id} computed nothing for {limit_seconds:g} s"))
+            except TextMatchError:  # the thread has stopped
+                pass
+            except Exception as error:  # noqa: BLE001 -- models fail in any way
+                on_death(EngineBroken(f"{model.model_id} fails on its sample: {error!r}"))
+            return
 
     def _run(self) -> None:
         batch: list[Item] = []
@@ -100,6 +144,7 @@ class InferenceThread:
         _observe_queue(batch)
         started = time.perf_counter()
         self._compute_or_halve(batch[0].job.model, batch)
+        self._computed_at = time.monotonic()
         seconds = time.perf_counter() - started
         self._scheduler.note_speed(sum(item.tokens for item in batch), seconds)
         _observe_forward(batch, seconds)

@@ -31,10 +31,12 @@ from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
     UnusableModel,
+    check_pinned,
     find_model,
 )
 from textmatch.models.native.kernel import UnreadableCache
 from textmatch.models.native.models import NativeBiEncoder, NativeCrossEncoder
+from textmatch.models.prompts import BadPrompts, Prompts, parse_prompts
 from textmatch.runtime.process import trim_heap
 
 if TYPE_CHECKING:
@@ -57,10 +59,11 @@ _CONVERTING_ENGINES = (OPENVINO, NATIVE)
 
 @dataclass(frozen=True)
 class FoundModel:
-    """The directory of a model, and the requested name."""
+    """The directory of a model, the requested name, and the prompts that the settings give a bi-encoder."""
 
     name: str
     directory: Path
+    prompts: Prompts | None = None
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,23 @@ def find_models(settings: EncoderSettings) -> FoundModels:
 
     Raises:
         ModelNotFound: there is no such model.
-        UnusableModel: a model has no weights in safetensors, or cannot be unpacked.
+        UnusableModel: a model has no weights in safetensors, cannot be unpacked, or has no revision.
+        BadPrompts: the setting of the prompts is not JSON, or names a model that is not loaded.
     """
     names = [name.strip() for name in settings.bi_encoder.split(",")]
     cross_names = [] if settings.cross_encoder == NO_MODEL else [settings.cross_encoder]
-    cache = settings.cache_directory
+    prompts = parse_prompts(settings.prompts)
+    if unused := prompts.keys() - set(names):
+        raise BadPrompts(f"TEXTMATCH_PROMPTS names models that are not loaded: {', '.join(sorted(unused))}")
+
+    def found(name: str, organisation: str) -> FoundModel:
+        directory = find_model(name, organisation, settings.cache_directory)
+        check_pinned(name, directory)
+        return FoundModel(name, directory, prompts.get(name))
+
     return FoundModels(
-        [FoundModel(name, find_model(name, BI_ENCODER_ORGANISATION, cache)) for name in names],
-        [FoundModel(name, find_model(name, CROSS_ENCODER_ORGANISATION, cache)) for name in cross_names],
+        [found(name, BI_ENCODER_ORGANISATION) for name in names],
+        [found(name, CROSS_ENCODER_ORGANISATION) for name in cross_names],
     )
 
 
@@ -194,11 +206,11 @@ class _Loader:
 
     def _bi_encoder(self, found: FoundModel) -> RegistryEntry[ServedBiEncoder]:
         with _unusable(f'cannot load "{found.name}"'):
-            cached = self._from_cache(NativeBiEncoder, found)
+            cached = self._from_cache(NativeBiEncoder, found, found.prompts)
             model: ServedBiEncoder = cached or self._with_torch.bi_encoder(found)
             if cached is None and model.engine == NATIVE:
                 # In the cache now. From there its tables are mapped, and torch's copies are freed.
-                model = self._from_cache(NativeBiEncoder, found) or model
+                model = self._from_cache(NativeBiEncoder, found, found.prompts) or model
         _log_loaded(model, "bi-encoder")
         sample = model.tokenize([_SAMPLE], is_query=False)[0]
         return RegistryEntry(model, EngineModel(model.model_id, model.embed, sample, model.is_packed))
@@ -219,14 +231,20 @@ class _Loader:
         sample = model.tokenize_pairs([(_SAMPLE, _SAMPLE)])[0]
         return RegistryEntry(model, EngineModel(model.model_id, forward, sample, model.is_packed))
 
-    def _from_cache(self, model_class: Callable[..., Model], found: FoundModel) -> Model | None:
+    def _from_cache(
+        self, model_class: Callable[..., Model], found: FoundModel, *options: Prompts | None
+    ) -> Model | None:
         if NATIVE not in self._config.engines:
             return None
         try:
-            return model_class(found.directory, found.name, self._config, self._max_tokens)
+            return model_class(found.directory, found.name, self._config, self._max_tokens, *options)
         except UnreadableCache as error:
             _log.info("not in the cache yet", extra={"model": found.name, "reason": str(error)})
-            return None
+        except TextMatchError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- a damaged file fails in any way, and torch replaces it
+            _log.warning("the cache is damaged", extra={"model": found.name, "reason": repr(error)})
+        return None
 
     @cached_property
     def _with_torch(self) -> TorchLoader:

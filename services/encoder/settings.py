@@ -30,6 +30,11 @@ class EncoderSettings(ProcessSettings, ServerSettings):
         "textmatch-cross-encoder",
         "Cross-encoder by name, hub name with `@revision`, or path; `none` loads none.",
     )
+    prompts: str = setting(
+        "TEXTMATCH_PROMPTS",
+        "",
+        'Prompts of bi-encoders that replace their own: `{"MODEL": {"query": "TEXT", "document": "TEXT"}}`.',
+    )
     device: str = setting(
         "TEXTMATCH_ENCODER_DEVICE", "auto", "`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one."
     )
@@ -72,6 +77,12 @@ class EncoderSettings(ProcessSettings, ServerSettings):
         "Tokens that may be queued in each lane (interactive, bulk). Above the limit, a caller is admitted up"
         " to its equal share of the same amount again.",
         minimum=1,
+    )
+    watchdog_seconds: float = setting(
+        "TEXTMATCH_ENCODER_WATCHDOG_SECONDS",
+        120.0,
+        "Time for a forward pass of a short text, after which the encoder ends to be restarted; 0: never.",
+        minimum=0,
     )
     bulk_share: float = setting(
         "TEXTMATCH_ENCODER_BULK_SHARE",

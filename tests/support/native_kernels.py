@@ -45,7 +45,7 @@ def kernel_library(form: str) -> Path:
 
 
 def compile_sanitized(folder: Path) -> Path:
-    """A program that runs the kernel, with emulated instructions, under the address and undefined sanitizers."""
+    """A program that runs the kernel with emulated instructions under sanitizers of memory and arithmetic."""
     program = folder / "sanitized"
     compiler = find_compiler()
     assert compiler is not None

@@ -32,14 +32,15 @@ from transformers import PreTrainedTokenizerFast
 LIMIT_TOKENS = 48
 WINDOW_TOKENS = 16
 WORDS = (
-    "the", "a", "cat", "dog", "sits", "on", "mat", "runs", "in", "park", "find", "text", "what", "is", "where",
-    "query", "passage", "how", "yes", "no", "bird", "sings", "under", "tree", "blue", "red", "old", "new",
-    "house", "river",
+    "the", "a", "cat", "dog", "sits", "on", "mat", "runs", "in", "park", "find", "text", "what", "is",
+    "where", "query", "passage", "how", "yes", "no", "bird", "sings", "under", "tree", "blue", "red", "old",
+    "new", "house", "river",
 )  # fmt: skip
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'-<>|_/\n猫狗坐"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _CHAT_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "[UNK]")
+_CHAT_NAMES = {"unk_token": "[UNK]", "pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
 _SEED = 7
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -61,7 +62,8 @@ _CHAT = (
 _RERANK_CHAT = (
     "<|im_start|>system\nis the text what the query find?<|im_end|>\n<|im_start|>user\n"
     "query: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}\n"
-    "text: {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}<|im_end|>\n"
+    "text: {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}"
+    "<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 
@@ -88,7 +90,9 @@ class TinyModel:
 def bert_tokenizer(*, type_ids: bool = True, side: str = "right") -> PreTrainedTokenizerFast:
     """WordPiece: `[CLS] first [SEP] second [SEP]`."""
     pieces = [*_SPECIAL, *WORDS, *_CHARACTERS.replace("\n", ""), *(f"##{one}" for one in _CHARACTERS.strip())]
-    tokenizer = Tokenizer(models.WordPiece({piece: at for at, piece in enumerate(dict.fromkeys(pieces))}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({piece: at for at, piece in enumerate(dict.fromkeys(pieces))}, unk_token=_SPECIAL[1])
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
@@ -100,11 +104,9 @@ def bert_tokenizer(*, type_ids: bool = True, side: str = "right") -> PreTrainedT
     inputs = ["input_ids", *(["token_type_ids"] if type_ids else []), "attention_mask"]
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
+        **dict(
+            zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), _SPECIAL, strict=True)
+        ),
         model_input_names=inputs,
         padding_side=side,
     )
@@ -112,10 +114,13 @@ def bert_tokenizer(*, type_ids: bool = True, side: str = "right") -> PreTrainedT
 
 def roberta_tokenizer() -> PreTrainedTokenizerFast:
     """Words and characters: `<s> first </s></s> second </s>`, with 1 for padding."""
-    return _plain_tokenizer(_ROBERTA_SPECIAL, ("<s>", "</s>", "<pad>", "<unk>"), mask_token="<mask>")
+    start, pad, end, unknown, mask = _ROBERTA_SPECIAL
+    return _plain_tokenizer(_ROBERTA_SPECIAL, (start, end, pad, unknown), mask)
 
 
-def _plain_tokenizer(special: tuple[str, ...], named: tuple[str, str, str, str], **more: str) -> PreTrainedTokenizerFast:
+def _plain_tokenizer(
+    special: tuple[str, ...], named: tuple[str, str, str, str], mask: str
+) -> PreTrainedTokenizerFast:
     start, end, pad, unknown = named
     pieces = [*special, *WORDS, *_CHARACTERS.replace("\n", ""), *(f"##{one}" for one in _CHARACTERS.strip())]
     ids = {piece: at for at, piece in enumerate(dict.fromkeys(pieces))}
@@ -135,16 +140,21 @@ def _plain_tokenizer(special: tuple[str, ...], named: tuple[str, str, str, str],
         sep_token=end,
         pad_token=pad,
         unk_token=unknown,
+        mask_token=mask,
         model_input_names=["input_ids", "attention_mask"],
-        **more,
     )
 
 
 def decoder_tokenizer(template: str = "", *, side: str = "left") -> PreTrainedTokenizerFast:
     """Words and characters, then `<|endoftext|>`; with a chat template if one is given."""
-    pieces = [*_CHAT_SPECIAL, *WORDS, *_CHARACTERS.replace("\n", ""), *(f"##{one}" for one in _CHARACTERS.strip())]
+    pieces = [
+        *_CHAT_SPECIAL,
+        *WORDS,
+        *_CHARACTERS.replace("\n", ""),
+        *(f"##{one}" for one in _CHARACTERS.strip()),
+    ]
     ids = {piece: at for at, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=_SPECIAL[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens(list(_CHAT_SPECIAL))
@@ -154,9 +164,7 @@ def decoder_tokenizer(template: str = "", *, side: str = "left") -> PreTrainedTo
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
+        **_CHAT_NAMES,
         chat_template=template or None,
         model_input_names=["input_ids", "attention_mask"],
         padding_side=side,
@@ -238,7 +246,13 @@ def _make_modules(directory: Path) -> None:
     folder = _backbone(directory, _modernbert(len(made)), made)
     transformer = Transformer(str(folder), max_seq_length=96)
     torch.manual_seed(_SEED)
-    head = Dense(32, 1, activation_function=torch.nn.Identity(), module_input_name="sentence_embedding", module_output_name="scores")
+    head = Dense(
+        32,
+        1,
+        activation_function=torch.nn.Identity(),
+        module_input_name="sentence_embedding",
+        module_output_name="scores",
+    )
     model = CrossEncoder(modules=[transformer, Pooling(32, "cls"), head], device="cpu")
     model.save_pretrained(str(directory))
 
@@ -253,7 +267,9 @@ def _make_towers(directory: Path) -> None:
             for weight in tower.parameters():
                 weight.add_(0.1 * number)
         routes[task] = [tower, Pooling(32)]
-    model = SentenceTransformer(modules=[Router.for_query_document(routes["query"], routes["document"])], device="cpu")
+    model = SentenceTransformer(
+        modules=[Router.for_query_document(routes["query"], routes["document"])], device="cpu"
+    )
     model.save(str(directory), create_model_card=False)
 
 
@@ -266,7 +282,9 @@ def _make_static(directory: Path) -> None:
 def _make_words(directory: Path) -> None:
     torch.manual_seed(_SEED)
     words = WordEmbeddings(
-        WhitespaceTokenizer(list(WORDS), stop_words=[]), torch.randn(len(WORDS), 16), max_seq_length=LIMIT_TOKENS
+        WhitespaceTokenizer(list(WORDS), stop_words=[]),
+        torch.randn(len(WORDS), 16),
+        max_seq_length=LIMIT_TOKENS,
     )
     modules = [words, LSTM(16, 16), Pooling(32)]
     SentenceTransformer(modules=modules, device="cpu").save(str(directory), create_model_card=False)
@@ -298,7 +316,9 @@ def _distilbert(size: int) -> Any:
 
 
 def _albert(size: int, embedding: int = 16) -> Any:
-    return transformers.AlbertConfig(vocab_size=size, embedding_size=embedding, max_position_embeddings=64, **_SMALL | _WIDE)
+    return transformers.AlbertConfig(
+        vocab_size=size, embedding_size=embedding, max_position_embeddings=64, **_SMALL | _WIDE
+    )
 
 
 def _mpnet(size: int) -> Any:
@@ -307,7 +327,12 @@ def _mpnet(size: int) -> Any:
 
 
 def _deberta(size: int, **more: Any) -> Any:
-    values = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "max_position_embeddings": 64}
+    values = {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 8,
+        "max_position_embeddings": 64,
+    }
     return transformers.DebertaV2Config(vocab_size=size, **_SMALL | _WIDE | values | more)
 
 
@@ -326,7 +351,11 @@ def _modernbert(size: int, **more: Any) -> Any:
 
 
 def _gemma3(size: int, **more: Any) -> Any:
-    values = {"sliding_window": WINDOW_TOKENS, "sliding_window_pattern": 3, "use_bidirectional_attention": True}
+    values = {
+        "sliding_window": WINDOW_TOKENS,
+        "sliding_window_pattern": 3,
+        "use_bidirectional_attention": True,
+    }
     return transformers.Gemma3TextConfig(vocab_size=size, **_DECODER | values | more)
 
 
@@ -370,13 +399,15 @@ BI_ENCODERS: Mapping[str, TinyModel] = {
     "bert-cls-without-prompt": TinyModel(
         _bi(_bert, lambda: Pooling(32, "cls", include_prompt=False), prompts=_PROMPTS), native=True
     ),
-    "bert-default-prompt": TinyModel(_bi(_bert, prompts={"task": "find: "}, default_prompt_name="task"), native=True),
-    "bert-dense": TinyModel(_bi(_bert, lambda: Pooling(32, "cls"), lambda: Dense(32, 24), Normalize), native=True),
+    "bert-default-prompt": TinyModel(
+        _bi(_bert, prompts={"task": "find: "}, default_prompt_name="task"), native=True
+    ),
+    "bert-dense": TinyModel(
+        _bi(_bert, lambda: Pooling(32, "cls"), lambda: Dense(32, 24), Normalize), native=True
+    ),
     "bert-matryoshka": TinyModel(_bi(_bert, lambda: Pooling(32), lambda: LayerNorm(32)), native=True),
     "bert-lstm": TinyModel(_bi(_bert, lambda: LSTM(32, 16), lambda: Pooling(32)), native=True),
-    "bert-no-type-ids": TinyModel(
-        _bi(_bert, tokenizer=lambda: bert_tokenizer(type_ids=False)), native=True
-    ),
+    "bert-no-type-ids": TinyModel(_bi(_bert, tokenizer=lambda: bert_tokenizer(type_ids=False)), native=True),
     "bert-left-truncation": TinyModel(_bi(_bert, tokenizer=lambda: _cut_left(bert_tokenizer())), native=True),
     "bert-left-padding": TinyModel(
         _bi(_bert, tokenizer=lambda: bert_tokenizer(side="left")), refused="company"
@@ -404,7 +435,12 @@ BI_ENCODERS: Mapping[str, TinyModel] = {
     "mpnet": TinyModel(_bi(_mpnet, tokenizer=roberta_tokenizer)),
     "deberta": TinyModel(_bi(_deberta), packs=False),
     "modernbert": TinyModel(
-        _bi(_modernbert, lambda: Pooling(32, "cls"), tokenizer=lambda: bert_tokenizer(type_ids=False), limit=96),
+        _bi(
+            _modernbert,
+            lambda: Pooling(32, "cls"),
+            tokenizer=lambda: bert_tokenizer(type_ids=False),
+            limit=96,
+        ),
         window=WINDOW_TOKENS,
     ),
     "modernbert-mean": TinyModel(
@@ -412,26 +448,47 @@ BI_ENCODERS: Mapping[str, TinyModel] = {
     ),
     "gemma3-bidirectional": TinyModel(
         _bi(
-            _gemma3, lambda: Pooling(32), lambda: Dense(32, 48, bias=False), lambda: Dense(48, 32, bias=False), Normalize,
-            tokenizer=decoder_tokenizer, limit=96, prompts={"query": "task: find | query: ", "document": "title: | text: "},
+            _gemma3,
+            lambda: Pooling(32),
+            lambda: Dense(32, 48, bias=False),
+            lambda: Dense(48, 32, bias=False),
+            Normalize,
+            tokenizer=decoder_tokenizer,
+            limit=96,
+            prompts={"query": "task: find | query: ", "document": "title: | text: "},
         ),
         window=WINDOW_TOKENS,
     ),
     "gemma3-causal": TinyModel(
-        _bi(lambda size: _gemma3(size, use_bidirectional_attention=False), lambda: Pooling(32, "lasttoken"),
-            tokenizer=decoder_tokenizer, limit=96),
+        _bi(
+            lambda size: _gemma3(size, use_bidirectional_attention=False),
+            lambda: Pooling(32, "lasttoken"),
+            tokenizer=decoder_tokenizer,
+            limit=96,
+        ),
         window=WINDOW_TOKENS,
     ),
     "qwen3-last-token": TinyModel(
-        _bi(_qwen3, lambda: Pooling(32, "lasttoken"), Normalize, tokenizer=decoder_tokenizer,
-            prompts={"query": "find: ", "document": ""})
+        _bi(
+            _qwen3,
+            lambda: Pooling(32, "lasttoken"),
+            Normalize,
+            tokenizer=decoder_tokenizer,
+            prompts={"query": "find: ", "document": ""},
+        )
     ),
     "qwen3-chat": TinyModel(
-        _bi(_qwen3, lambda: Pooling(32, "lasttoken"), Normalize, tokenizer=lambda: decoder_tokenizer(_CHAT),
-            prompts={"query": "find: ", "document": ""})
+        _bi(
+            _qwen3,
+            lambda: Pooling(32, "lasttoken"),
+            Normalize,
+            tokenizer=lambda: decoder_tokenizer(_CHAT),
+            prompts={"query": "find: ", "document": ""},
+        )
     ),
     "mistral": TinyModel(
-        _bi(_mistral, lambda: Pooling(32, "lasttoken"), tokenizer=decoder_tokenizer, limit=96), window=WINDOW_TOKENS
+        _bi(_mistral, lambda: Pooling(32, "lasttoken"), tokenizer=decoder_tokenizer, limit=96),
+        window=WINDOW_TOKENS,
     ),
     "t5-encoder": TinyModel(_bi(_t5, tokenizer=decoder_tokenizer), packs=False),
     "nomic": TinyModel(_bi(_nomic)),
@@ -439,7 +496,7 @@ BI_ENCODERS: Mapping[str, TinyModel] = {
     "towers": TinyModel(_make_towers, packs=False),
     "static": TinyModel(_make_static, packs=False),
     "words-lstm": TinyModel(_make_words, packs=False),
-}  # fmt: skip
+}
 
 CROSS_ENCODERS: Mapping[str, TinyModel] = {
     "bert": TinyModel(_cross(_bert), native=True),
@@ -450,8 +507,12 @@ CROSS_ENCODERS: Mapping[str, TinyModel] = {
     "roberta-all-positions": TinyModel(_cross(_roberta, tokenizer=roberta_tokenizer, **_WHOLE), native=True),
     "xlm-roberta": TinyModel(_cross(_xlm_roberta, tokenizer=roberta_tokenizer), native=True),
     "electra": TinyModel(_cross(_electra), native=True),
-    "electra-no-type-ids": TinyModel(_cross(_electra, tokenizer=lambda: bert_tokenizer(type_ids=False)), native=True),
-    "distilbert": TinyModel(_cross(_distilbert, tokenizer=lambda: bert_tokenizer(type_ids=False)), native=True),
+    "electra-no-type-ids": TinyModel(
+        _cross(_electra, tokenizer=lambda: bert_tokenizer(type_ids=False)), native=True
+    ),
+    "distilbert": TinyModel(
+        _cross(_distilbert, tokenizer=lambda: bert_tokenizer(type_ids=False)), native=True
+    ),
     "albert": TinyModel(_cross(_albert), native=True),
     "mpnet": TinyModel(_cross(_mpnet, tokenizer=roberta_tokenizer)),
     "deberta": TinyModel(_cross(_deberta), packs=False),
@@ -461,7 +522,8 @@ CROSS_ENCODERS: Mapping[str, TinyModel] = {
     "modernbert-mean": TinyModel(
         _cross(
             lambda size: _modernbert(size, classifier_pooling="mean"),
-            tokenizer=lambda: bert_tokenizer(type_ids=False), limit=96,
+            tokenizer=lambda: bert_tokenizer(type_ids=False),
+            limit=96,
         ),
         window=WINDOW_TOKENS,
     ),
@@ -469,7 +531,7 @@ CROSS_ENCODERS: Mapping[str, TinyModel] = {
     "qwen3-chat-reranker": TinyModel(_make_causal_reranker),
     "modernbert-modules": TinyModel(_make_modules, window=WINDOW_TOKENS),
     "gte": TinyModel(_cross(_gte, tokenizer=lambda: bert_tokenizer(type_ids=False))),
-}  # fmt: skip
+}
 
 
 def _cut_left(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from textmatch.models.calibration import Calibration, CosineScorer, PairClassifier
 from textmatch.models.engines import NATIVE, REFERENCE, EngineConfig, start_engine
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.lora import load_bi_encoder_directory, set_normalization
+from textmatch.models.lora import MODEL_OPTIONS, load_bi_encoder_directory, set_normalization
 from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     DEFAULT_CACHE_DIRECTORY,
@@ -36,6 +36,7 @@ from textmatch.models.model_resolver import (
 from textmatch.models.native.models import BiEncoderDescription
 from textmatch.models.packed_inference import PackedBiEncoder
 from textmatch.models.probes import Disagreement, check_agreement, probe_texts
+from textmatch.models.prompts import Prompts, prompts_of
 from textmatch.models.torch_tokenizers import (
     InputTokenizer,
     TransformerTokenizer,
@@ -46,7 +47,6 @@ from textmatch.vectors import Embeddings
 
 _log = logging.getLogger(__name__)
 
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 # Their scores are not bounded, unless the model itself makes all embeddings equally long.
 _UNBOUNDED_SIMILARITIES = ("dot", "euclidean", "manhattan")
 
@@ -72,15 +72,17 @@ class TorchBiEncoder:
         directory: Path,
         config: EngineConfig,
         max_tokens: int | None,
+        prompts: Prompts | None,
     ) -> None:
         self.name = name
-        self.model_id = model_id(name, directory, config.cache_directory)
+        self.model_id = model_id(name, directory, config.cache_directory, prompts)
         self.device = config.device
         self.dtype = config.dtype
         self.cosine = CosineScorer(Calibration.load(directory))
         self.pair_classifier = PairClassifier.load(directory)
-        self._query = _role(model, "query", ("query",), max_tokens)
-        self._document = _role(model, "document", _DOCUMENT_PROMPTS, max_tokens)
+        wanted = prompts_of(name, model.prompts, prompts)
+        self._query = _role(model, "query", wanted.query, max_tokens)
+        self._document = _role(model, "document", wanted.document, max_tokens)
         self._tells_roles_apart = self._query.prompt_tokens != self._document.prompt_tokens or any(
             isinstance(module, Router) for module in model.modules()
         )
@@ -145,7 +147,12 @@ class TorchBiEncoder:
 
     @classmethod
     def load(
-        cls, directory: Path, name: str, config: EngineConfig = REFERENCE, max_tokens: int | None = None
+        cls,
+        directory: Path,
+        name: str,
+        config: EngineConfig = REFERENCE,
+        max_tokens: int | None = None,
+        prompts: Prompts | None = None,
     ) -> TorchBiEncoder:
         """Load a directory in the sentence-transformers format; code in it is never run.
 
@@ -154,13 +161,15 @@ class TorchBiEncoder:
             name: the requested name.
             config: device, precision and the engines to try. Modules after the transformer stay in float32.
             max_tokens: truncate texts to this if the model itself reads more.
+            prompts: replace the model's own.
 
         Raises:
-            UnusableModel: it is not a bi-encoder, or its files contradict each other.
+            UnusableModel: it is not a bi-encoder, its files contradict each other, or no engine computes what
+                sentence-transformers computes.
         """
         model = read_bi_encoder(directory, name, config.cache_directory)
         feed_lstm(model.eval())
-        return cls(model, name, directory, config, max_tokens)
+        return cls(model, name, directory, config, max_tokens, prompts)
 
     def describe(self) -> BiEncoderDescription | None:
         """The description with which `NativeBiEncoder` runs the model without torch; None if it cannot."""
@@ -299,7 +308,7 @@ def read_bi_encoder(
             base = find_model(adapter_base_name(directory), BI_ENCODER_ORGANISATION, cache_directory)
             return load_bi_encoder_directory(directory, base)
         model = SentenceTransformer(
-            str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+            str(directory), device="cpu", local_files_only=True, model_kwargs=MODEL_OPTIONS
         )
         set_normalization(model, directory)
         return model
@@ -325,11 +334,7 @@ def _add_sentence_lengths(module: nn.Module, arguments: tuple[dict[str, Tensor]]
     features["attention_mask"] = mask[:, : int(features["sentence_lengths"].max())]
 
 
-def _role(
-    model: SentenceTransformer, task: str, prompt_names: Sequence[str], max_tokens: int | None
-) -> _Role:
-    # The first that is not empty: sentence-transformers adds an empty "document" prompt by default.
-    prompt = next((prompt for name in prompt_names if (prompt := model.prompts.get(name))), "")
+def _role(model: SentenceTransformer, task: str, prompt: str, max_tokens: int | None) -> _Role:
     tokenizer = input_tokenizer(_first_module(model, task), max_tokens, task=task)
     pools_prompt = all(module.include_prompt for module in model.modules() if isinstance(module, Pooling))
     prompt_tokens = 0 if pools_prompt or not prompt else tokenizer.count_prompt_tokens(prompt)

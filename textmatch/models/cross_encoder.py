@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from textmatch.models.calibration import Calibration, Scores, calibrated
 from textmatch.models.engines import NATIVE, REFERENCE, Engine, EngineConfig, start_engine
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
-from textmatch.models.lora import load_cross_encoder_directory, set_normalization
+from textmatch.models.lora import MODEL_OPTIONS, load_cross_encoder_directory, set_normalization
 from textmatch.models.model_resolver import (
     CROSS_ENCODER_ORGANISATION,
     MODEL_CONFIG,
@@ -186,7 +186,7 @@ def _load(directory: Path, cache_directory: Path) -> sentence_transformers.Cross
         model = load_cross_encoder_directory(directory, base, device="cpu")
     else:
         model = sentence_transformers.CrossEncoder(
-            str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+            str(directory), device="cpu", local_files_only=True, model_kwargs=MODEL_OPTIONS
         )
         set_normalization(model, directory)
     return model

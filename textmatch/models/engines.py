@@ -169,7 +169,7 @@ def start_engine(
     try:
         check = PackingCheck(model, max_tokens)
     except NotPackable as error:
-        _log.warning("no engine can run %s: %s", model_id, error)
+        _log.warning("engines cannot run %s: %s", model_id, error)
         return None
     for name in config.engines:
         module_name, _, class_name = _ENGINE_CLASSES[name].partition(":")

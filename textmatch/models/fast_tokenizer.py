@@ -57,7 +57,7 @@ class FastTokenizer:
     def tokenize(
         self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
     ) -> list[TokenizedText]:
-        """Tokenize each text or pair, after a prompt; in a pair that is too long, the longer text is cut first."""
+        """Tokenize each text or pair after a prompt; of a pair, the longer text is truncated first."""
         has_types = self._reads_type_ids and bool(texts) and not isinstance(texts[0], str)
         prompted = [_after(prompt, text) for text in texts] if prompt else list(texts)
         return [

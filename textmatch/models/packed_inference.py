@@ -174,13 +174,10 @@ class PackedCrossEncoder:
         for row, text in enumerate(batch):
             input_ids[row, : text.token_count] = torch.tensor(text.ids)
             mask[row, : text.token_count] = 1
-        states: Tensor | None = None
-        for rows in packed:
-            padded = padded_features(rows, self._engine.run(rows))["token_embeddings"]
-            if states is None:
-                states = padded.new_zeros((*shape, padded.shape[2]))  # (count, longest, hidden)
+        parts = [(rows, padded_features(rows, self._engine.run(rows))["token_embeddings"]) for rows in packed]
+        states = parts[0][1].new_zeros((*shape, parts[0][1].shape[2]))  # (count, longest, hidden)
+        for rows, padded in parts:
             states[torch.from_numpy(rows.texts), : padded.shape[1]] = padded
-        assert states is not None
         self._transformer.states = states
         return {"input_ids": input_ids, "attention_mask": mask}
 

@@ -74,7 +74,9 @@ def input_tokenizer(
     """
     if isinstance(module, Transformer) and module.tokenizer is not None:
         library = LibraryTokenizer(module, max_tokens, task)
-        is_plain = isinstance(module.processor, PreTrainedTokenizerFast) and "message" not in module.modality_config
+        is_plain = (
+            isinstance(module.processor, PreTrainedTokenizerFast) and "message" not in module.modality_config
+        )
         # Lengths by task would need a Rust tokenizer for each.
         if is_plain and module.query_length is None and module.document_length is None:
             return _checked_against(library, module, reads_pairs=reads_pairs)
@@ -90,7 +92,10 @@ def gives_last_states(module: Transformer, tokenizer: InputTokenizer) -> bool:
     """Whether the module's output are the states of its model's last layer, and nothing else."""
     modality = tokenizer.collate(tokenizer.tokenize(["a"], is_query=False)).get("modality", "text")
     output = module.modality_config[modality]["method_output_name"]
-    return output in ("last_hidden_state", ("last_hidden_state",)) and not module.model.config.output_hidden_states
+    return (
+        output in ("last_hidden_state", ("last_hidden_state",))
+        and not module.model.config.output_hidden_states
+    )
 
 
 def _checked_against(library: LibraryTokenizer, module: Transformer, *, reads_pairs: bool) -> InputTokenizer:
@@ -109,7 +114,11 @@ def _checked_against(library: LibraryTokenizer, module: Transformer, *, reads_pa
 
 def _are_equal(one: TokenizedText, other: TokenizedText) -> bool:
     types = [text.type_ids or [0] * text.token_count for text in (one, other)]
-    return (list(one.ids), list(types[0]), one.truncated) == (list(other.ids), list(types[1]), other.truncated)
+    return (list(one.ids), list(types[0]), one.truncated) == (
+        list(other.ids),
+        list(types[1]),
+        other.truncated,
+    )
 
 
 class LibraryTokenizer:

@@ -289,3 +289,50 @@ async def test_memory_is_never_the_fault_of_a_text(running: Running, make_job: M
     running.scheduler.add(good)
     assert await _result(good) == [20]
     assert running.deaths == []
+
+
+def _watched(forward: Callable[[Sequence[TokenizedText]], Rows]) -> Callable[[], list[EngineModel]]:
+    model = EngineModel("watched", forward, SAMPLE)
+    return lambda: [model]
+
+
+async def test_an_engine_that_hangs_is_noticed(running: Running):
+    opened = threading.Event()
+    deaths: list[BaseException] = []
+
+    def hang(batch: Sequence[TokenizedText]) -> Rows:
+        opened.wait(20)
+        return np.ones((len(batch), 1), dtype=np.float32)
+
+    await asyncio.wait_for(running.thread.watch(_watched(hang), 0.3, deaths.append), 10)
+    opened.set()
+    assert [str(death) for death in deaths] == ["watched computed nothing for 0.3 s"]
+
+
+async def test_an_engine_whose_sample_fails_is_noticed(running: Running):
+    deaths: list[BaseException] = []
+
+    def fail(batch: Sequence[TokenizedText]) -> Rows:
+        raise RuntimeError("the device is gone")
+
+    await asyncio.wait_for(running.thread.watch(_watched(fail), 0.3, deaths.append), 10)
+    assert [str(death) for death in deaths] == [
+        "watched fails on its sample: RuntimeError('the device is gone')"
+    ]
+
+
+async def test_an_idle_engine_is_watched_until_it_stops(running: Running):
+    passes: list[int] = []
+    deaths: list[BaseException] = []
+
+    def forward(batch: Sequence[TokenizedText]) -> Rows:
+        passes.append(len(batch))
+        return np.ones((len(batch), 1), dtype=np.float32)
+
+    watching = asyncio.create_task(running.thread.watch(_watched(forward), 0.3, deaths.append))
+    async with asyncio.timeout(10):
+        while len(passes) < 3:  # noqa: ASYNC110 -- the engine's thread counts
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(running.thread.stop)
+    await asyncio.wait_for(watching, 10)
+    assert deaths == []

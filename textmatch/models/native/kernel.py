@@ -241,11 +241,16 @@ def _mapped(path: Path, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
 
 def _check_arrays(shape: KernelShape, arrays: Arrays) -> None:
     """Check types and shapes: the kernel reads as many values as the sizes say."""
-    if min(shape.hidden, shape.heads, shape.inner, shape.layers, shape.embedding) < 1 or shape.first_position < 0:
+    if (
+        min(shape.hidden, shape.heads, shape.inner, shape.layers, shape.embedding) < 1
+        or shape.first_position < 0
+    ):
         raise ValueError("sizes must be positive")
     if shape.hidden % shape.heads:
         raise ValueError(f"{shape.hidden} dimensions cannot be shared by {shape.heads} heads")
-    expected = {name: (len(arrays.get(name, ())), shape.embedding) for name in ("words", "positions")}
+    expected: dict[str, tuple[int, ...]] = {
+        name: (len(arrays.get(name, ())), shape.embedding) for name in ("words", "positions")
+    }
     expected |= {"norm": (shape.embedding,), "norm_bias": (shape.embedding,)}
     if "types" in arrays:
         expected["types"] = (len(arrays["types"]), shape.embedding)

@@ -21,6 +21,7 @@ from textmatch.models.engines import NATIVE, EngineConfig
 from textmatch.models.fast_tokenizer import Pair, TokenizedText, TokenizerDescription
 from textmatch.models.model_resolver import model_id
 from textmatch.models.native.kernel import Kernel, States, read_cache, weights_path, write_cache
+from textmatch.models.prompts import Prompts
 from textmatch.vectors import Embeddings, normalise
 
 # Incremented when the format of the descriptions changes.
@@ -124,7 +125,12 @@ class NativeBiEncoder(_NativeModel):
     """A bi-encoder in the kernel, with the interface of `TorchBiEncoder`."""
 
     def __init__(
-        self, directory: Path, name: str, config: EngineConfig, max_tokens: int | None = None
+        self,
+        directory: Path,
+        name: str,
+        config: EngineConfig,
+        max_tokens: int | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         """Read a bi-encoder that `BiEncoderDescription.save` described.
 
@@ -133,12 +139,13 @@ class NativeBiEncoder(_NativeModel):
             name: the requested name.
             config: threads and cache.
             max_tokens: truncate texts to this if the model itself reads more.
+            prompts: replace the model's own.
 
         Raises:
             UnreadableCache: it is not in the cache.
             KernelMissing: the kernel is not compiled or cannot run here.
         """
-        identity = model_id(name, directory, config.cache_directory)
+        identity = model_id(name, directory, config.cache_directory, prompts)
         content, _ = read_cache(_path(config.cache_directory, identity, _BI_ENCODER))
         super().__init__(name, identity, config, content["tokenizer"], max_tokens)
         self.cosine = CosineScorer(Calibration.load(directory))
