@@ -330,8 +330,8 @@ def _add_sentence_lengths(module: nn.Module, arguments: tuple[dict[str, Tensor]]
     features = arguments[0]
     mask = features["attention_mask"]
     features["sentence_lengths"] = mask.sum(dim=1)
-    # An LSTM's output is as wide as the longest text, not as the padded batch.
-    features["attention_mask"] = mask[:, : int(features["sentence_lengths"].max())]
+    # An LSTM's output is as wide as the longest text, not as the padded batch. Without any word, it is 1 wide.
+    features["attention_mask"] = mask[:, : max(1, int(features["sentence_lengths"].max()))]
 
 
 def _role(model: SentenceTransformer, task: str, prompt: str, max_tokens: int | None) -> _Role:

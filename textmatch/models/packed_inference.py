@@ -10,7 +10,7 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from textmatch.models.engines import TORCH, Engine, EngineConfig
 from textmatch.models.fast_tokenizer import TokenizedText
@@ -120,9 +120,12 @@ class PrecomputedStates(nn.Module):
         self.pooler_activation = getattr(transformer, "pooler_activation", None)
         self.states = torch.empty(0)
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Return the states, (count, tokens, hidden), and the output of the model's pooler."""
-        return BaseModelOutputWithPooling(last_hidden_state=self.states, pooler_output=self._pooled())
+        # Heads of decoders also read `past_key_values`, which is None here.
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=self.states, pooler_output=self._pooled()
+        )
 
     def _pooled(self) -> Tensor | None:
         if self.pooler is None:

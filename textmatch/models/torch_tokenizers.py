@@ -159,8 +159,10 @@ class LibraryTokenizer:
         ]
 
     def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
-        longest = max(text.token_count for text in batch)
-        width = max(longest, min(self.max_tokens, -(-longest // _WIDTH_STEP) * _WIDTH_STEP))
+        width = max(text.token_count for text in batch)
+        # On the left, padding moves texts to other positions.
+        if not self.pads_left:
+            width = max(width, min(self.max_tokens, -(-width // _WIDTH_STEP) * _WIDTH_STEP))
         shape = (len(batch), width)
         features = {
             "input_ids": np.full(shape, self.pad_id, dtype=np.int64),

@@ -263,6 +263,9 @@ def _check_arrays(shape: KernelShape, arrays: Arrays) -> None:
             is_norm = name.endswith("norm")
             expected[f"layers.{number}.{name}"] = (outputs,) if is_norm else (outputs, inputs)
             expected[f"layers.{number}.{name}_bias"] = (outputs,)
+    # Also those of layers behind a missing one.
+    if unexpected := sorted(arrays.keys() - expected.keys()):
+        raise ValueError(f'there are unexpected arrays such as "{unexpected[0]}"')
     for name, size in expected.items():
         array = arrays.get(name)
         dtype = np.float16 if name in TABLES else np.float32
