@@ -495,7 +495,7 @@ BI_ENCODERS: Mapping[str, TinyModel] = {
         _bi(_mistral, lambda: Pooling(32, "lasttoken"), tokenizer=decoder_tokenizer, limit=96),
         window=WINDOW_TOKENS,
     ),
-    "t5-encoder": TinyModel(_bi(_t5, tokenizer=decoder_tokenizer), packs=False),
+    "t5-encoder": TinyModel(_bi(_t5, tokenizer=decoder_tokenizer)),
     "nomic": TinyModel(_bi(_nomic)),
     "gte": TinyModel(_bi(_gte, lambda: Pooling(32, "cls"), Normalize)),
     "towers": TinyModel(_make_towers, packs=False),

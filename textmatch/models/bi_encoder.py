@@ -330,7 +330,7 @@ def _add_sentence_lengths(module: nn.Module, arguments: tuple[dict[str, Tensor]]
     features = arguments[0]
     mask = features["attention_mask"]
     features["sentence_lengths"] = mask.sum(dim=1)
-    # An LSTM's output is as wide as the longest text, not as the padded batch. Without any word, it is 1 wide.
+    # An LSTM's output is as wide as the longest text, not as the padded batch, and at least 1 wide.
     features["attention_mask"] = mask[:, : max(1, int(features["sentence_lengths"].max()))]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from textmatch.models.model_resolver import ADAPTER_CONFIG, MODEL_CONFIG, read_j
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Of transformers: without `use_safetensors` it would read pickle where it finds no file of its own name.
-MODEL_OPTIONS: Mapping[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+MODEL_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _PROMPTS = "prompts"
 _NORMALIZATION = "normalization"

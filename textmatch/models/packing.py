@@ -6,7 +6,8 @@ number; the padding at the end of a row is a segment of its own. Rows have one o
 engines prepare for each shape.
 
 This works for transformers whose attention mask may be a whole matrix, bidirectional or causal, with or
-without windows: BERT, RoBERTa, XLM-R, DistilBERT, ALBERT, MPNet, ELECTRA, ModernBERT, Gemma, Qwen, Mistral.
+without windows: BERT, RoBERTa, XLM-R, DistilBERT, ALBERT, MPNet, ELECTRA, T5, ModernBERT, Gemma, Qwen,
+Mistral.
 `PackingCheck` tests each model instead of using a list: its states of packed texts must equal those of each
 text alone.
 """
@@ -41,6 +42,7 @@ _CHECK_LENGTHS, _LONG_CHECK = (7, 23, 12), 512
 
 # Types of layers, as transformers names them.
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_WINDOWED = (_SLIDING, "chunked_attention")
 
 # What models raise for arguments that they do not expect.
 _MODEL_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError)
@@ -211,12 +213,13 @@ def arrays(rows: PackedRows, position_offset: int) -> tuple[NDArray[np.int64], .
 
 
 def attention_window(model: PreTrainedModel) -> int | None:
-    """The `sliding_window` of the model's config, in tokens; None if no layer has one."""
+    """The window of the model's config, in tokens; None if no layer has one."""
     config: Any = model.config
     types = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
     # Qwen's configs name a window that no layer uses.
-    return window if window and (types is None or _SLIDING in types) else None
+    is_used = types is None or any(one in types for one in _WINDOWED)
+    return window if window and is_used else None
 
 
 class PackingCheck:

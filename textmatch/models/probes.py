@@ -65,4 +65,6 @@ def check_agreement(found: Outputs, expected: Outputs, dtype: str, *, are_vector
 
 def _unit(rows: Outputs) -> Outputs:
     # A text of no known word may have the vector 0.
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)  # (count, 1)
+    unit: Outputs = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return unit

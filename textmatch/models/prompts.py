@@ -60,7 +60,7 @@ _FAMILIES: Mapping[str, Prompts] = {
 }
 
 
-def prompts_of(name: str, own: Mapping[str, str], configured: Prompts | None) -> Prompts:
+def prompts_of(name: str, own: Mapping[str, str | None], configured: Prompts | None) -> Prompts:
     """The prompts of a model.
 
     Args:
