@@ -156,7 +156,7 @@ class InferenceThread:
             return
         if failure.is_out_of_memory:
             metrics.OUT_OF_MEMORY_TOTAL.inc()
-            _free_memory()
+            _free_cached_memory()
         if len(batch) == 1:
             self._blame(model, batch[0], failure)
             return
@@ -179,6 +179,12 @@ class InferenceThread:
 
     def _blame(self, model: EngineModel, item: Item, failure: _Failure) -> None:
         """Fail a text, or its call if memory was short, unless the model itself is broken."""
+        if failure.is_out_of_memory:
+            # Reference cycles may hold memory. Finding them takes too long for larger batches.
+            gc.collect()
+            _free_cached_memory()
+            if self._try(model, [item]) is None:
+                return
         try:
             model.forward([model.sample])
         except Exception as sample_error:
@@ -208,9 +214,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY_MESSAGES)
 
 
-def _free_memory() -> None:
-    """Free reference cycles, and what torch keeps of freed GPU memory in blocks of other sizes."""
-    gc.collect()
+def _free_cached_memory() -> None:
+    """Free what torch keeps of freed GPU memory in blocks of other sizes."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
