@@ -36,7 +36,7 @@ _MASKED = -1e9
 # Share of a state's length. A wrong position or mask changes states by far more.
 _TOLERANCE = 5e-4
 # Cosine between a token's states in the engine's precision and in float32.
-_MIN_COSINE, _MIN_COSINE_FLOAT32 = 0.99, 0.99999
+_MIN_COSINE, _MIN_COSINE_FLOAT32, _TYPICAL = 0.99, 0.99999, 0.05
 # Tokens of the texts of a check. The longest is limited by what the model reads.
 _CHECK_LENGTHS, _LONG_CHECK = (7, 23, 12), 512
 
@@ -257,8 +257,10 @@ class PackingCheck:
         actual = _of_texts(states, self.rows)
         lengths = np.linalg.norm(self._expected, axis=1) * np.linalg.norm(actual, axis=1)
         cosines = (self._expected * actual).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
-        if not cosines.min() >= (_MIN_COSINE_FLOAT32 if dtype == "float32" else _MIN_COSINE):
-            raise NotPackable(f"its states differ from torch's in float32 (cosine {cosines.min():.4f})")
+        # Rounding may change single states of random texts more.
+        typical = np.quantile(cosines, _TYPICAL)
+        if not typical >= (_MIN_COSINE_FLOAT32 if dtype == "float32" else _MIN_COSINE):
+            raise NotPackable(f"its states differ from torch's in float32 (cosine {typical:.4f})")
 
     @torch.inference_mode()
     def _find_form(self, model: PreTrainedModel) -> tuple[AttentionForm, int]:

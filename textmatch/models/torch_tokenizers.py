@@ -101,7 +101,7 @@ def gives_last_states(module: Transformer, tokenizer: InputTokenizer) -> bool:
 def _checked_against(library: LibraryTokenizer, module: Transformer, *, reads_pairs: bool) -> InputTokenizer:
     """The Rust tokenizer if it agrees with sentence-transformers, else the latter."""
     texts = [*_PROBE[:-1], _PROBE[-1] * (1 + library.max_tokens // 80)]
-    probe = [(first, second) for first in texts for second in texts] if reads_pairs else texts
+    probe = list(zip(texts, [*texts[1:], texts[0]], strict=True)) if reads_pairs else texts
     try:
         expected = library.tokenize(probe, is_query=False)
     except Exception as error:  # tokenizers and templates fail in any way

@@ -53,15 +53,16 @@ async def call_in_thread(function: Callable[[], Result]) -> Result:
             set_outcome(outcome)
 
     def run() -> None:
+        set_outcome: Callable[[Any], None]
+        outcome: Any
+        try:
+            set_outcome, outcome = future.set_result, function()
+        except BaseException as error:  # noqa: BLE001 -- handed to the caller
+            set_outcome, outcome = future.set_exception, error
+        _running.discard(thread)
         # The loop is closed if the process ends.
         with contextlib.suppress(RuntimeError):
-            try:
-                result = function()
-            except BaseException as error:  # noqa: BLE001 -- handed to the caller
-                loop.call_soon_threadsafe(settle, future.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(settle, future.set_result, result)
-        _running.discard(thread)
+            loop.call_soon_threadsafe(settle, set_outcome, outcome)
 
     thread = threading.Thread(target=run, name=getattr(function, "__name__", "call"), daemon=True)
     _running.add(thread)
