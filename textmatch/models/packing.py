@@ -40,6 +40,8 @@ _MIN_COSINE, _MIN_COSINE_FLOAT32, _TYPICAL = 0.99, 0.99999, 0.05
 # Tokens of the texts of a check. The longest is limited by what the model reads.
 _CHECK_LENGTHS, _LONG_CHECK = (7, 23, 12), 512
 
+# Tables of learned positions, as models name them.
+_POSITION_TABLES = ("position_embeddings", "wpe")
 # Types of layers, as transformers names them.
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _WINDOWED = (_SLIDING, "chunked_attention")
@@ -212,6 +214,19 @@ def arrays(rows: PackedRows, position_offset: int) -> tuple[NDArray[np.int64], .
     return rows.input_ids, rows.position_ids + position_offset, rows.type_ids, rows.segments
 
 
+def position_limit(model: nn.Module) -> int | None:
+    """Tokens for which the model has learned positions; None if it has no such table."""
+    limits = []
+    for module in model.modules():
+        for name in _POSITION_TABLES:
+            table = getattr(module, name, None)
+            if isinstance(table, nn.Embedding):
+                # Those of RoBERTa begin behind the padding's.
+                padding = getattr(module, "padding_idx", None)
+                limits.append(table.num_embeddings - (padding + 1 if isinstance(padding, int) else 0))
+    return min(limits, default=None)
+
+
 def attention_window(model: PreTrainedModel) -> int | None:
     """The window of the model's config, in tokens; None if no layer has one."""
     config: Any = model.config
@@ -237,6 +252,7 @@ class PackingCheck:
     """
 
     def __init__(self, model: PreTrainedModel, max_tokens: int = _LONG_CHECK) -> None:
+        max_tokens = min(max_tokens, position_limit(model) or max_tokens)
         window = attention_window(model)
         self._window = window if window and window < max_tokens else None
         wanted = max(_LONG_CHECK, (self._window or 0) + (self._window or 0) // 2 + 8)

@@ -27,14 +27,13 @@ from transformers import PreTrainedTokenizerFast
 
 from textmatch.models.fast_tokenizer import FastTokenizer, Pair, TokenizedText, TokenizerDescription
 from textmatch.models.model_resolver import UnusableModel
+from textmatch.models.packing import position_limit
 
 # For models without a limit. A text of the largest size allowed has fewer tokens.
 _NO_LIMIT_TOKENS = 32_768
 # Kernels are compiled for each shape: with fewer shapes a CPU computes 25 % more tokens in less memory.
 _WIDTH_STEP = 8
 
-# Tables of learned positions, as models name them.
-_POSITION_TABLES = ("position_embeddings", "wpe")
 _PROBE = ("How do I delete a folder?", "naïve CAFÉ 猫坐在 🙂 ‘x’", " two  spaces\n", "the cat " * 40)
 
 
@@ -129,7 +128,7 @@ class LibraryTokenizer:
         self._task = task
         lengths = {"query": module.query_length, "document": module.document_length}
         own = min(_limit(module.max_seq_length, None), _limit(lengths.get(task or ""), None))
-        self.own_tokens = min(own, _positions(module.model))
+        self.own_tokens = min(own, position_limit(module.model) or own)
         self.max_tokens = min(self.own_tokens, max_tokens or self.own_tokens)
         if module.query_expansion is not None:
             raise UnusableModel("query expansion is not supported")
@@ -309,16 +308,3 @@ def _cut(ids: Sequence[int], max_tokens: int, is_query: bool) -> TokenizedText:
 
 def _limit(own_tokens: float | None, max_tokens: int | None) -> int:
     return int(min(own_tokens or _NO_LIMIT_TOKENS, max_tokens or _NO_LIMIT_TOKENS, _NO_LIMIT_TOKENS))
-
-
-def _positions(model: nn.Module) -> int:
-    """Tokens for which the model has learned positions. Those of RoBERTa begin behind the padding's."""
-    positions = _NO_LIMIT_TOKENS
-    for module in model.modules():
-        for name in _POSITION_TABLES:
-            table = getattr(module, name, None)
-            if isinstance(table, nn.Embedding):
-                padding = getattr(module, "padding_idx", None)
-                first = padding + 1 if isinstance(padding, int) else 0
-                positions = min(positions, table.num_embeddings - first)
-    return positions

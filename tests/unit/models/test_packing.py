@@ -20,6 +20,7 @@ from textmatch.models.packing import (
     arrays,
     attention_window,
     pack,
+    position_limit,
 )
 
 PAD_ID = 0
@@ -168,3 +169,21 @@ def test_a_model_that_fails_is_not_packed():
     model.table = torch.nn.Linear(50, 8)
     with pytest.raises(NotPackable, match="does not run on random texts"):
         PackingCheck(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (transformers.BertConfig(max_position_embeddings=64, **SMALL), 64),
+        (transformers.RobertaConfig(max_position_embeddings=66, pad_token_id=1, **SMALL), 64),
+        (transformers.MPNetConfig(max_position_embeddings=66, pad_token_id=1, **SMALL), 64),
+        (transformers.ModernBertConfig(pad_token_id=0, **SMALL), None),
+    ],
+)
+def test_positions_begin_behind_the_padding_or_at_0(
+    config: transformers.PreTrainedConfig, expected: int | None
+):
+    config.vocab_size = 99
+    model = transformers.AutoModel.from_config(config).eval()
+    assert position_limit(model) == expected
+    assert int(PackingCheck(model, max_tokens=100).rows.lengths.max()) == (expected or 100)
