@@ -122,6 +122,19 @@ def test_bi_encoders(name: str, engine: str, directories: dict[str, Path], tmp_p
         check_rows(name, alone, expected, tolerance)
 
 
+@pytest.mark.parametrize("engine", ENGINES[:2])
+def test_leading_dimensions(engine: str, directories: dict[str, Path], tmp_path: Path):
+    """Those of a Matryoshka model are cut and normalised again, as callers may ask the encoder to do."""
+    name = "bert-matryoshka"
+    directory = made(directories, "bi", name, BI_ENCODERS[name])
+    model = TorchBiEncoder.load(directory, name, config_of(engine, tmp_path))
+    library = reference(directory, model.max_tokens)
+    wanted = texts(model.max_tokens)
+    expected = unit(np.concatenate([library.encode_document([text], truncate_dim=12) for text in wanted]))
+    found = model.embed(model.tokenize(wanted, is_query=False))[:, :12]
+    check_rows(name, unit(found), expected, TOLERANCES["float32"])
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", CROSS_ENCODERS)
 def test_cross_encoders(name: str, engine: str, directories: dict[str, Path], tmp_path: Path):
