@@ -120,8 +120,9 @@ class TorchBiEncoder:
         if self._packed is not None:
             try:
                 self._check(expected)
-            except Disagreement as error:
-                _log.warning("%s is not packed: %s", self.model_id, error)
+            # Modules behind the transformer may read what packed rows do not have.
+            except (Disagreement, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+                _log.warning("%s is not packed: %r", self.model_id, error)
                 self._packed = None
         if self._packed is None:
             self._model = _placed(model, config)

@@ -282,7 +282,7 @@ def _agrees(
     try:
         found = packed.raw_scores(probe).cpu().numpy()
         check_agreement(found[:, None], expected, config.dtype, are_vectors=False)
-    except (Disagreement, RuntimeError, ValueError, IndexError, TypeError) as error:
+    except (Disagreement, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
         _log.info("a way to pack %s fails: %s", model_id, error)
         return False
     return True

@@ -1,7 +1,8 @@
 """Checks a loaded model against sentence-transformers in float32, with texts alone and in company.
 
-    probe = texts(max_tokens)
-    check_agreement(embed(probe), [reference(one) for one in probe], dtype)  # raises Disagreement
+    probe = probe_texts(max_tokens)
+    alone = np.concatenate([library_output([text]) for text in probe])
+    check_agreement(embed(probe), alone, dtype, are_vectors=True)  # or Disagreement
 
 The texts are short, of middle length, and longer than the model reads.
 """
