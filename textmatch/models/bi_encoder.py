@@ -95,14 +95,19 @@ class TorchBiEncoder:
         self._run_fastest(model, expected, config)
 
     def _expected(self) -> list[Embeddings]:
-        """The embeddings of the probe, each text computed alone, for queries and for documents."""
+        """The embeddings of the probe, each text computed alone, for each of `_roles`."""
         try:
             return [
                 np.concatenate([self._library_output([text], role).numpy() for text in self._probe(role)])
-                for role in (self._query, self._document)
+                for role in self._roles()
             ]
         except Exception as error:  # models fail in any way
             raise UnusableModel(f'its own library cannot run "{self.name}": {error!r}') from error
+
+    def _roles(self) -> tuple[_Role, ...]:
+        """Both if they are encoded differently, else one."""
+        is_same = self._query.prompt == self._document.prompt and not self._tells_roles_apart
+        return (self._document,) if is_same else (self._query, self._document)
 
     def _probe(self, role: _Role) -> list[TokenizedText]:
         texts = probe_texts(self.max_tokens)
@@ -137,7 +142,7 @@ class TorchBiEncoder:
         self.engine = self._packed.engine_name if self._packed else "sentence-transformers"
 
     def _check(self, expected: Sequence[Embeddings]) -> None:
-        for role, alone in zip((self._query, self._document), expected, strict=True):
+        for role, alone in zip(self._roles(), expected, strict=True):
             together = self._forward(self._probe(role), role)
             check_agreement(together, alone, self.dtype, are_vectors=True)
 
