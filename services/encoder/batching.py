@@ -46,8 +46,8 @@ class EngineModel:
     """The interface of a model for the inference thread.
 
     `forward` turns a batch into (count, columns) float32. `sample` is a text that the model works on.
-    If `is_packed`, texts of any lengths can share a batch without padding. `tokens_per_second` is the speed of
-    full batches that was measured before the model serves; 0: unknown.
+    If `is_packed`, texts of any lengths can share a batch without padding. `tokens_per_second` is its speed
+    in full batches, measured before it serves; 0: unknown.
     """
 
     model_id: str
@@ -192,8 +192,8 @@ class BatchPolicy:
     """How texts become batches.
 
     `token_budget` limits a batch as it is computed: if padded, longest text x texts. `bulk_share` is the
-    smallest share of the engine's time for bulk jobs while interactive jobs are queued. `forward_cost_tokens` is
-    the fixed cost of a forward pass, in tokens: less padding than that is cheaper than another pass.
+    smallest share of the engine's time for bulk jobs while interactive jobs are queued. The fixed cost of a
+    forward pass is `forward_cost_tokens`: less padding than that is cheaper than another pass.
     `target_seconds` is how long a pass should take; None: passes have `token_budget`, however long they take.
     """
 

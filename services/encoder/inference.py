@@ -49,9 +49,9 @@ _log = logging.getLogger(__name__)
 class InferenceRequest:
     """What to compute for a call.
 
-    `row_bytes` are the bytes of UTF-8 of the text, or of both texts, of each row of the result; they tell the
-    size of the call. `tokenize` turns the rows from a start to an end into model inputs. `name_item` returns the
-    name of a row in the caller's request.
+    `row_bytes` are the bytes of UTF-8 of the text, or of both texts, of each row of the result. `tokenize`
+    turns the rows from a start to an end into model inputs. `name_item` returns the name of a row in the
+    caller's request.
     """
 
     model: EngineModel

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Model = TypeVar("Model")
+Served = TypeVar("Served", bound="ServedBiEncoder | ServedCrossEncoder")
 # Calls a function that returns seconds in the thread that runs models.
 RunPass: TypeAlias = Callable[[Callable[[], float]], float]
 
@@ -266,8 +267,8 @@ def _long_pair(model: ServedCrossEncoder) -> TokenizedText:
 
 
 def _warmed_up(
-    entry: RegistryEntry[Model], longest: TokenizedText, policy: BatchPolicy, run_pass: RunPass
-) -> RegistryEntry[Model]:
+    entry: RegistryEntry[Served], longest: TokenizedText, policy: BatchPolicy, run_pass: RunPass
+) -> RegistryEntry[Served]:
     """Run batches of all sizes: an engine prepares for each new shape, and takes memory for the largest.
 
     Returns:
@@ -290,16 +291,24 @@ def _warmed_up(
 def _full_batch_speed(
     longest: TokenizedText, policy: BatchPolicy, seconds_of: Callable[[Sequence[TokenizedText]], float]
 ) -> float:
-    """Tokens per second, measured in batches that are doubled until they take as long as a batch should."""
-    budget_tokens = policy.token_budget
-    tokens = min(_FIRST_WARM_UP_TOKENS, budget_tokens)
+    """Tokens per second of a batch that takes as long as it should, or is as large as it may be.
+
+    Batches are doubled until one takes longer. Between the last two, the time is taken to be a straight line.
+    """
+    target_seconds = policy.target_seconds or math.inf
+    wanted_tokens = min(_FIRST_WARM_UP_TOKENS, policy.token_budget)
+    tokens, seconds = 0, 0.0
     while True:
-        batch = _long_batch(longest, tokens)
-        seconds = min(seconds_of(batch) for _ in range(2))
-        speed = sum(text.token_count for text in batch) / max(seconds, 1e-6)
-        if 2 * tokens > budget_tokens or 2 * seconds > (policy.target_seconds or math.inf):
-            return speed
-        tokens *= 2
+        batch = _long_batch(longest, wanted_tokens)
+        before, before_seconds = tokens, seconds
+        tokens = sum(text.token_count for text in batch)
+        seconds = max(min(seconds_of(batch) for _ in range(2)), 1e-6)
+        if seconds > target_seconds and before:
+            share = (target_seconds - before_seconds) / (seconds - before_seconds)
+            return (before + share * (tokens - before)) / target_seconds
+        if seconds > target_seconds or 2 * wanted_tokens > policy.token_budget:
+            return tokens / seconds
+        wanted_tokens *= 2
 
 
 def _long_batch(longest: TokenizedText, tokens: int) -> list[TokenizedText]:

@@ -124,7 +124,7 @@ class Lane:
         return max(0, self.tokens + min(tokens, self._part_tokens) - limit_tokens)
 
     def seconds_ahead(self, size: CallSize, caller: str, speeds: ModelSpeeds) -> float:
-        """How long the lane computes for others, and for earlier calls of the caller, before the call is done.
+        """How long the lane computes other calls, of this caller too, before a new one is done.
 
         Other callers of the model get as much as this caller, other models as many batches as this model.
         """
@@ -260,7 +260,7 @@ class Scheduler:
     def admitted(self, size: CallSize, call: CallContext) -> Iterator[CallLoad]:
         """Reserve room for a call while it is tokenized, queued and computed in the block.
 
-        A call of more than `part_tokens` is queued in parts, one after the other, and occupies no more than one.
+        A call of more than `part_tokens` is queued in parts, and occupies no more than one.
 
         Raises:
             InvalidInput: its texts alone are larger than all calls may be together.

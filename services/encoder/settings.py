@@ -63,8 +63,8 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     batch_milliseconds: float = setting(
         "TEXTMATCH_ENCODER_BATCH_MILLISECONDS",
         0.0,
-        "Time of one forward pass, which a single text may have to wait for. A batch has as many tokens as the"
-        " model computes in it. 0: 20 with the native engine or a GPU, else 60.",
+        "Time of one forward pass, for which a single text may have to wait. A batch has as many tokens as"
+        " the model computes in it. 0: 20 with the native engine or a GPU, else 60.",
         minimum=0,
     )
     queue_tokens: int = setting(

@@ -4,8 +4,8 @@
     speeds.seconds(model, 5_000, is_bulk=False)         # 0.1
     speeds.policy(model, is_bulk=False).token_budget    # what takes `target_seconds`
 
-Models differ by a factor of a hundred. So do the lanes of one model: long texts take more time per token, and so
-do batches that are not full.
+Models differ by a factor of a hundred. The lanes of one model differ too: long texts take more time per
+token, and so do batches that are not full.
 """
 
 from __future__ import annotations

@@ -72,18 +72,14 @@ class TokenizerPool:
         """
         if sum(row_bytes[rows.start : rows.stop]) <= _INLINE_BYTES:
             return list(tokenize(rows.start, rows.stop))
-        pieces = _pieces(rows, row_bytes)
-        work = _Rows(tokenize, rows, len(pieces), call)
-        items = [
-            _Piece(work, piece.start, piece.stop, sum(row_bytes[piece.start : piece.stop]))
-            for piece in pieces
-        ]
+        work = _Rows(tokenize, rows, call)
+        pieces = work.pieces(row_bytes)
         with self._changed:
             if self._is_closed:
                 raise _closed()
-            self._queues[call.is_bulk].add(call.caller, items)
-            self._waiting[call.is_bulk].add(call.caller, sum(item.tokens for item in items))
-            work.waiting_bytes = sum(item.tokens for item in items)
+            work.waiting_bytes = sum(piece.tokens for piece in pieces)
+            self._queues[call.is_bulk].add(call.caller, pieces)
+            self._waiting[call.is_bulk].add(call.caller, work.waiting_bytes)
             self._changed.notify_all()
         try:
             return await work.result
@@ -145,7 +141,6 @@ class _Rows:
         self,
         tokenize: Callable[[int, int], Sequence[TokenizedText]],
         rows: range,
-        piece_count: int,
         call: CallContext,
     ) -> None:
         self.call = call
@@ -155,9 +150,20 @@ class _Rows:
         self._loop = asyncio.get_running_loop()
         self.result: asyncio.Future[list[TokenizedText]] = self._loop.create_future()
         self._tokenize = tokenize
-        self._start = rows.start
+        self._rows = rows
         self._texts: list[TokenizedText | None] = [None] * len(rows)
-        self._missing_pieces = piece_count
+        self._missing = len(rows)
+
+    def pieces(self, row_bytes: Sequence[int]) -> list[_Piece]:
+        """The rows in pieces of at most `_PIECE_BYTES`, or of one row."""
+        pieces: list[_Piece] = []
+        start, size_bytes = self._rows.start, 0
+        for row in self._rows:
+            if row > start and size_bytes + row_bytes[row] > _PIECE_BYTES:
+                pieces.append(_Piece(self, start, row, size_bytes))
+                start, size_bytes = row, 0
+            size_bytes += row_bytes[row]
+        return [*pieces, _Piece(self, start, self._rows.stop, size_bytes)]
 
     def compute(self, start: int, stop: int) -> None:
         try:
@@ -172,10 +178,10 @@ class _Rows:
         self._loop.call_soon_threadsafe(self._settle, error)
 
     def _put(self, start: int, texts: Sequence[TokenizedText]) -> None:
-        place = start - self._start
+        place = start - self._rows.start
         self._texts[place : place + len(texts)] = texts
-        self._missing_pieces -= 1
-        if not self._missing_pieces:
+        self._missing -= len(texts)
+        if not self._missing:
             self._settle(None)
 
     def _settle(self, error: Exception | None) -> None:
@@ -207,19 +213,6 @@ def _is_over(piece: _Piece) -> bool:
         work.fail(DeadlinePassed("the deadline passed while the texts were queued"))
         metrics.DROPPED_TOTAL.labels("late").inc()
     return work.is_over
-
-
-def _pieces(rows: range, row_bytes: Sequence[int]) -> list[range]:
-    """Divide rows into pieces of at most `_PIECE_BYTES`, or of one row."""
-    pieces: list[range] = []
-    start, size_bytes = rows.start, 0
-    for row in rows:
-        if row > start and size_bytes + row_bytes[row] > _PIECE_BYTES:
-            pieces.append(range(start, row))
-            start, size_bytes = row, 0
-        size_bytes += row_bytes[row]
-    pieces.append(range(start, rows.stop))
-    return pieces
 
 
 def _closed() -> NotReady:

@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from textmatch.documents import MAX_TEXT_BYTES
 from textmatch.models.fast_tokenizer import FastTokenizer, Pair
 
+_UNKNOWN = "<unk>"
 _CORPUS = [
     "the cat sits on the mat and the dog runs in the park, where is it? ",
     "what is the document about: a query, an answer! don't 1234 2024 ",
@@ -21,10 +22,12 @@ _CORPUS = [
     "Ünïcode naïve café résumé Straße ΣΟΦΟΣ ",
 ] * 20
 _PIECES = [
-    "the cat sits ", "on the mat", " dog.", "naïve ", "e\u0301", "\u0301", "ﷺ", "ﬁ", "ß", "ΣΟΦΟΣ ", "１２３", "a", "x" * 120,
-    "猫坐在垫子上", "，", "。", "我们今天去公园吧", "龘", "垫", "哈" * 7, "哈" * 8, "\U00020000", "豈", "字\ufe00",
-    " ", "  ", " " * 300, "\n", "\n\n", "\t", "\r\n", "\u3000", "\u00a0", "\u200b" * 40, "\u00ad" * 40, "\ufeff", "\x01" * 40,
-    "🙂", "🙂" * 60, "👩‍👩‍👧", "ไทย", "한국어 ", "각", "हिन्दी ", "[SEP]", "<mask>", " <mask> ", "don't", "...", "--", "``", "12345", "؀",
+    "the cat sits ", "on the mat", " dog.", "naïve ", "e\u0301", "\u0301", "ﷺ", "ﬁ",
+    "ß", "ΣΟΦΟΣ ", "１２３", "a", "x" * 120, "猫坐在垫子上", "，", "。", "我们今天去公园吧", "龘", "垫",
+    "哈" * 7, "哈" * 8, "\U00020000", "豈", "字\ufe00", " ", "  ", " " * 300, "\n",
+    "\n\n", "\t", "\r\n", "\u3000", "\u00a0", "\u200b" * 40, "\u00ad" * 40, "\ufeff",
+    "\x01" * 40, "🙂", "🙂" * 60, "👩‍👩‍👧", "ไทย", "한국어 ", "각", "हिन्दी ", "[SEP]",
+    "<mask>", " <mask> ", "don't", "...", "--", "``", "12345", "؀",
 ]  # fmt: skip
 
 _LONG = {
@@ -48,32 +51,15 @@ _LONG = {
 
 
 def _word_pieces() -> Tokenizer:
-    words = [
-        "the",
-        "cat",
-        "sits",
-        "on",
-        "mat",
-        "dog",
-        "n",
-        "猫",
-        "坐",
-        "在",
-        "哈",
-        "我",
-        "公",
-        "园",
-        ".",
-        "，",
-    ]
+    words = ["the", "cat", "sits", "on", "mat", "dog", *"猫坐在哈我公园.，"]
     characters = "abcdefghijklmnopqrstuvwxyz0123456789ß"
-    vocabulary = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*words, *characters])]
+    vocabulary = [_UNKNOWN, "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*words, *characters])]
     vocabulary += [f"##{character}" for character in characters]
     numbered = {word: number for number, word in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordPiece(vocab=numbered, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer = Tokenizer(models.WordPiece(vocab=numbered, unk_token=_UNKNOWN, max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(["[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer.add_special_tokens([_UNKNOWN, "[CLS]", "[SEP]", "[MASK]"])
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     return tokenizer
 
@@ -92,8 +78,8 @@ def _unigram() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
         vocab_size=400,
-        special_tokens=["<s>", "</s>", "<unk>", "<mask>"],
-        unk_token="<unk>",
+        special_tokens=["<s>", "</s>", _UNKNOWN, "<mask>"],
+        unk_token=_UNKNOWN,
         show_progress=False,
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
@@ -119,9 +105,9 @@ def _bytes() -> Tokenizer:
 
 def _unsplit() -> Tokenizer:
     """As Gemma: pieces of whole texts, spaces included."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=False, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(byte_fallback=False, unk_token=_UNKNOWN))
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[_UNKNOWN], show_progress=False)
     tokenizer.train_from_iterator(_CORPUS, trainer)
     return tokenizer
 
@@ -139,7 +125,7 @@ def _made(kind: str) -> str:
 texts = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=60).map("".join)
 limits = st.sampled_from([8, 16, 17])
 # The machine may be busy.
-unhurried = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Recorded:
@@ -158,15 +144,22 @@ def _copy(kind: str) -> Tokenizer:
     return Tokenizer.from_str(_made(kind))
 
 
-def _fast(kind: str, max_tokens: int, side: str = "right") -> FastTokenizer:
-    return FastTokenizer(_copy(kind), max_tokens, side, unknown_id=None)
+def _fast(kind: str, max_tokens: int) -> FastTokenizer:
+    return FastTokenizer(_copy(kind), max_tokens, "right", unknown_id=None)
+
+
+@cache
+def _compared(kind: str, max_tokens: int, side: str) -> tuple[FastTokenizer, Tokenizer]:
+    """The tokenizer, and one that always gets whole texts."""
+    whole = _copy(kind)
+    whole.enable_truncation(max_tokens, strategy="longest_first", direction=side)
+    return FastTokenizer(_copy(kind), max_tokens, side, unknown_id=None), whole
 
 
 def _check(kind: str, inputs: Sequence[str] | Sequence[Pair], max_tokens: int, side: str = "right") -> None:
-    whole = _copy(kind)
-    whole.enable_truncation(max_tokens, strategy="longest_first", direction=side)
-    tokenized = _fast(kind, max_tokens, side).tokenize(inputs, is_query=False)
-    for found, expected in zip(tokenized, whole.encode_batch(list(inputs)), strict=True):
+    fast, whole = _compared(kind, max_tokens, side)
+    tokenized = fast.tokenize(inputs, is_query=False)
+    for found, expected in zip(tokenized, whole.encode_batch_fast(list(inputs)), strict=True):
         assert list(found.ids) == expected.ids
         assert found.truncated == bool(expected.overflowing)
         if found.type_ids is not None:
