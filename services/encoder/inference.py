@@ -28,9 +28,9 @@ from textmatch.models.calibration import Scores
 from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.vectors import Embeddings
 
-# The lanes have a thread each. On a machine with a GPU, a quarter of the cores keeps it busy.
+# Each lane has one. A GPU needs more to be busy.
 _MIN_TOKENIZER_THREADS = 2
-_CORES_PER_TOKENIZER_THREAD = 4
+_CORES_PER_TOKENIZER_THREAD = 2
 _BYTES_PER_TOKEN = 4
 # A text has at least so many: those that begin and end it.
 _SPECIAL_TOKENS = 2

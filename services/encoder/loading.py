@@ -282,9 +282,11 @@ def _warmed_up(
         speed = _full_batch_speed(longest, policy, seconds_of)
         budget_tokens = policy.for_speed(speed).token_budget
         for eighths in range(1, 9):
-            seconds_of([model.sample] * max(1, budget_tokens * eighths // (8 * model.sample.token_count)))
-        # What a batch can be at most: full of the longest texts, or one that is longer than the budget.
-        seconds_of(_long_batch(longest, max(budget_tokens, longest.token_count)))
+            tokens = budget_tokens * eighths // 8
+            seconds_of([model.sample] * max(1, tokens // max(1, model.sample.token_count)))
+        # Or one text that is longer than a batch should be. In a reload, callers would have to wait for it.
+        can_take_long = run_pass is run_inline
+        seconds_of(_long_batch(longest, max(budget_tokens, longest.token_count * can_take_long)))
     return replace(entry, engine_model=replace(model, tokens_per_second=speed))
 
 
@@ -313,7 +315,7 @@ def _full_batch_speed(
 
 def _long_batch(longest: TokenizedText, tokens: int) -> list[TokenizedText]:
     """A batch of about so many tokens in texts that are as long as possible."""
-    length = min(tokens, longest.token_count)
+    length = max(1, min(tokens, longest.token_count))
     type_ids = None if longest.type_ids is None else longest.type_ids[:length]
     return [replace(longest, ids=longest.ids[:length], type_ids=type_ids)] * (tokens // length)
 

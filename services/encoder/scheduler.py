@@ -161,11 +161,11 @@ class Lane:
         self.text_bytes.add(caller, text_bytes)
         metrics.QUEUE_BYTES.labels(self.name).set(self.text_bytes.tokens)
 
-    def add(self, job: Job) -> None:
+    def add(self, job: Job, policy: BatchPolicy) -> None:
         """Queue the texts of a job."""
         queue = self._queues.get(job.model)
         if queue is None:
-            queue = DeficitRoundRobinQueue(1, lambda item: self._is_over(item.job))
+            queue = DeficitRoundRobinQueue(policy.quantum_tokens, lambda item: self._is_over(item.job))
             self._queues[job.model] = queue
         items = (Item(job, position, text.token_count) for position, text in enumerate(job.texts))
         queue.add(job.call.caller, items)
@@ -287,8 +287,9 @@ class Scheduler:
         Raises:
             TextMatchError: the error that the scheduler was closed with.
         """
+        is_bulk = job.call.is_bulk
         with self._opened():
-            self._lane(job.call.is_bulk).add(job)
+            self._lane(is_bulk).add(job, self._speeds.policy(job.model, is_bulk=is_bulk))
 
     def add_task(self, task: EngineTask[Any]) -> None:
         """Queue a task: it runs immediately if the inference thread is idle, else between two batches.

@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 # Enough to keep the models busy while a client reads an answer and sends the next batch.
 _STREAM_BATCHES_IN_FLIGHT = 4
 _LOADING_RETRY_DELAY_SECONDS = 2.0
+_LANES = ("interactive", "bulk")
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,15 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         new = _info_labels(models)
         for labels in new:
             metrics.MODEL_INFO.labels(*labels).set(1)
+        for entry in (*models.bi_encoders, *models.cross_encoders):
+            engine_model = entry.engine_model
+            for lane in _LANES:
+                speed = metrics.MODEL_TOKENS_PER_SECOND.labels(engine_model.model_id, lane)
+                speed.set(engine_model.tokens_per_second)
         for labels in old - new:
             metrics.MODEL_INFO.remove(*labels)
         for model_id in {labels[0] for labels in old} - {labels[0] for labels in new}:
-            for lane in ("interactive", "bulk"):
+            for lane in _LANES:
                 metrics.MODEL_TOKENS_PER_SECOND.remove(model_id, lane)
 
     @property

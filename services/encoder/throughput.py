@@ -68,14 +68,15 @@ class ModelSpeeds:
         """Record a computed batch: its tokens, without padding, and how long it took."""
         if not is_bulk:
             self._interactive_share = self.interactive_share() + seconds / _RECENT_SECONDS
-        speed = tokens / max(seconds, 1e-6)
-        known = self._tokens_per_second(model, is_bulk)
         budget_tokens = self.policy(model, is_bulk=is_bulk).token_budget
-        if known is not None:
-            if tokens < _MEASURED_BATCH_SHARE * budget_tokens:
-                return
+        is_small = tokens < _MEASURED_BATCH_SHARE * budget_tokens
+        if is_small and self.is_known(model, is_bulk=is_bulk):
+            return
+        speed = tokens / max(seconds, 1e-6)
+        of_lane = self._measured.setdefault(model, {})
+        if known := of_lane.get(is_bulk) or model.tokens_per_second:
             speed = known + _SPEED_SMOOTHING * (speed - known)
-        self._measured.setdefault(model, {})[is_bulk] = speed
+        of_lane[is_bulk] = speed
         lane = "bulk" if is_bulk else "interactive"
         metrics.MODEL_TOKENS_PER_SECOND.labels(model.model_id, lane).set(speed)
 

@@ -77,6 +77,13 @@ def test_a_text_longer_than_the_budget_is_run(monkeypatch: pytest.MonkeyPatch):
     assert sum(batch == [8_000] for batch in model.batches) == 1
 
 
+def test_callers_do_not_wait_for_a_long_text_in_a_reload(monkeypatch: pytest.MonkeyPatch):
+    model = TimedModel(monkeypatch, 20_000)
+    model.warm_up(_POLICY, longest_tokens=8_000, run_pass=lambda run: run())
+    assert max(model.sizes()) == 512
+    assert model.batches[-1] == [400]
+
+
 def test_few_short_texts_and_many_are_run(monkeypatch: pytest.MonkeyPatch):
     model = TimedModel(monkeypatch, 100_000)
     model.warm_up(_POLICY, longest_tokens=512)

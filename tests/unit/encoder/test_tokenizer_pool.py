@@ -184,7 +184,7 @@ async def test_an_error_ends_the_call_and_nothing_else(pool: TokenizerPool, size
 
 async def test_closing_fails_what_is_queued():
     pool, tokenizer = TokenizerPool(2), Tokenizer(held="first")
-    first = _start(pool, tokenizer.of("first"), [_LARGE] * 2, _call())
+    first = _start(pool, tokenizer.of("first"), [_LARGE] * 5, _call())
     await tokenizer.wait_entered()
     closing = asyncio.create_task(asyncio.to_thread(pool.close))
     with pytest.raises(NotReady, match="shutting down"):

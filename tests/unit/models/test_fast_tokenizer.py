@@ -125,7 +125,7 @@ def _made(kind: str) -> str:
 texts = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=60).map("".join)
 limits = st.sampled_from([8, 16, 17])
 # The machine may be busy.
-unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Recorded:
@@ -183,7 +183,7 @@ def test_any_pair_has_the_tokens_of_the_whole_pair(kind: str, text: str, other: 
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("text", _LONG.values(), ids=_LONG)
 def test_long_texts_of_one_kind_have_the_tokens_of_the_whole_text(kind: str, text: str):
-    for limit in (16, 64, 513):
+    for limit in (17, 512):
         _check(kind, [text], limit)
         _check(kind, [(text, "the cat"), ("the cat", text), (text, text)], limit)
 
