@@ -1,8 +1,8 @@
 """The threads that tokenize texts, in pieces of some KB, in the order of the lanes.
 
-A call of 256 texts of 32 KB is 8 MB. It is tokenized piece by piece, and every other caller gets a piece in
-between. One thread tokenizes interactive calls only, another one bulk calls first: neither lane waits for the
-other one.
+A call of 256 texts of 32 KB is 8 MB. It is tokenized piece by piece, and others get a piece in between.
+One thread tokenizes interactive calls only, another one bulk calls first: a lane waits for at most one piece
+of the other one.
 """
 
 from __future__ import annotations

@@ -18,12 +18,15 @@ _LARGE = 32_768
 
 
 class Tokenizer:
-    """Records which rows of which call are tokenized, and in which order. Can be held at one call."""
+    """Records which rows of which call are tokenized, and in which order.
+
+    Each piece of the held call waits for a permit.
+    """
 
     def __init__(self, held: str = "") -> None:
         self.pieces: list[tuple[str, int, int]] = []
         self.entered = threading.Event()
-        self.opened = threading.Event()
+        self._permits = threading.Semaphore(0)
         self._held = held
 
     def of(self, name: str, error: Exception | None = None) -> Call:
@@ -33,7 +36,10 @@ class Tokenizer:
         self.pieces.append((name, start, stop))
         if name == self._held:
             self.entered.set()
-            assert self.opened.wait(30)
+            assert self._permits.acquire(timeout=60)
+
+    def open(self, pieces: int = 10_000) -> None:
+        self._permits.release(pieces)
 
     async def wait_entered(self) -> None:
         assert await asyncio.to_thread(self.entered.wait, 30)
@@ -123,17 +129,21 @@ async def test_an_interactive_call_does_not_wait_for_bulk(pool: TokenizerPool):
     texts = await asyncio.wait_for(_start(pool, tokenizer.of("interactive"), [2_200], _call()), 30)
     assert len(texts) == 1
     assert tokenizer.pieces == [("bulk", 0, 1), ("interactive", 0, 1)]
-    tokenizer.opened.set()
+    tokenizer.open()
     await asyncio.gather(*bulk)
 
 
-async def test_bulk_does_not_wait_for_interactive_calls(pool: TokenizerPool):
+async def test_bulk_waits_for_the_running_piece_of_interactive_calls_only(pool: TokenizerPool):
     tokenizer = Tokenizer(held="interactive")
-    interactive = _start(pool, tokenizer.of("interactive"), [_LARGE], _call())
-    await tokenizer.wait_entered()
-    texts = await asyncio.wait_for(_start(pool, tokenizer.of("bulk"), [_LARGE], _call(is_bulk=True)), 30)
-    assert len(texts) == 1
-    tokenizer.opened.set()
+    interactive = _start(pool, tokenizer.of("interactive"), [_LARGE] * 10, _call())
+    # Each of the two threads holds a piece.
+    await _until_queued(pool, 8 * _LARGE, is_bulk=False)
+    bulk = _start(pool, tokenizer.of("bulk"), [_LARGE] * 3, _call(is_bulk=True))
+    await _until_queued(pool, 3 * _LARGE, is_bulk=True)
+    tokenizer.open(pieces=2)
+    assert len(await asyncio.wait_for(bulk, 30)) == 3
+    assert not interactive.done()
+    tokenizer.open()
     await interactive
 
 
@@ -145,7 +155,7 @@ async def test_callers_are_served_in_turn(pool: TokenizerPool):
     await _until_queued(pool, 100 * 8_192, is_bulk=True)
     few = _start(pool, tokenizer.of("few"), [8_192] * 2, _call(caller="few", is_bulk=True))
     await _until_queued(pool, 102 * 8_192, is_bulk=True)
-    held.opened.set()
+    held.open()
     await asyncio.gather(first, many, few)
     names = [name for name, _, _ in tokenizer.pieces]
     assert [at for at, name in enumerate(names) if name == "few"] == [1, 3]
@@ -159,7 +169,7 @@ async def test_a_cancelled_call_is_not_tokenized(pool: TokenizerPool):
     await _until_queued(pool, 3 * _LARGE, is_bulk=True)
     cancelled.cancel()
     await _until_queued(pool, 0, is_bulk=True)
-    held.opened.set()
+    held.open()
     await first
     await pool.tokenize(tokenizer.of("later"), range(1), [_LARGE], _call(is_bulk=True))
     assert [name for name, _, _ in tokenizer.pieces] == ["later"]
@@ -189,7 +199,7 @@ async def test_closing_fails_what_is_queued():
     closing = asyncio.create_task(asyncio.to_thread(pool.close))
     with pytest.raises(NotReady, match="shutting down"):
         await asyncio.wait_for(first, 30)
-    tokenizer.opened.set()
+    tokenizer.open()
     await closing
     with pytest.raises(NotReady, match="shutting down"):
         await pool.tokenize(tokenizer.of("later"), range(1), [_LARGE], _call())
@@ -206,7 +216,7 @@ async def test_the_time_until_a_call_is_tokenized_is_that_of_the_bytes_ahead(poo
     # Another caller's work is ahead up to as much as this caller's.
     assert pool.seconds(50_000, _call(is_bulk=True)) == pytest.approx(0.1)
     assert pool.seconds(50_000, _call(caller="bulk", is_bulk=True)) == pytest.approx(0.25)
-    tokenizer.opened.set()
+    tokenizer.open()
     await bulk
     assert pool._bytes_per_second != 1_000_000.0
 
@@ -228,6 +238,6 @@ async def test_more_threads_serve_interactive_calls_first():
     interactive = [_start(pool, tokenizer.of("interactive"), [_LARGE], _call()) for _ in range(6)]
     # Each of the four threads took one.
     await _until_queued(pool, 2 * _LARGE, is_bulk=False)
-    tokenizer.opened.set()
+    tokenizer.open()
     await asyncio.gather(*interactive)
     pool.close()
