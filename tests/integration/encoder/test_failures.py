@@ -170,15 +170,15 @@ async def test_overload_is_refused_with_a_retry_delay(models: ModelRegistry):
 async def test_a_call_larger_than_the_queue_is_answered_beside_others(models: ModelRegistry):
     texts = [f"the cat {number} sits" for number in range(400)]
     async with serve_encoder(models, queue_tokens=500) as encoder:
-        huge = [encoder.stub.Encode(pb.EncodeRequest(texts=texts)) for _ in range(2)]
-        small = [encoder.stub.Encode(pb.EncodeRequest(texts=texts[:10])) for _ in range(5)]
-        responses = await asyncio.gather(*huge, *small)
+        huge = encoder.stub.Encode(pb.EncodeRequest(texts=texts))
+        small = [encoder.stub.Encode(pb.EncodeRequest(texts=texts[:10])) for _ in range(3)]
+        responses = await asyncio.gather(huge, *small)
         expected = [await encoder.stub.Encode(pb.EncodeRequest(texts=texts[at : at + 10])) for at in (0, 390)]
-    assert [len(response.token_counts) for response in responses] == [400, 400, *[10] * 5]
+    assert [len(response.token_counts) for response in responses] == [400, *[10] * 3]
     rows = [np.frombuffer(response.embeddings, dtype="<f4").reshape(-1, 32) for response in responses]
     ends = [np.frombuffer(response.embeddings, dtype="<f4").reshape(-1, 32) for response in expected]
     np.testing.assert_allclose(rows[0][:10], ends[0], atol=1e-5)
-    np.testing.assert_allclose(rows[1][390:], ends[1], atol=1e-5)
+    np.testing.assert_allclose(rows[0][390:], ends[1], atol=1e-5)
 
 
 async def test_every_bad_text_of_a_call_larger_than_the_queue_is_named(models: ModelRegistry):

@@ -20,13 +20,13 @@ _LARGE = 32_768
 class Tokenizer:
     """Records which rows of which call are tokenized, and in which order.
 
-    Each piece of the held call waits for a permit.
+    Each piece of the held call waits for a permit for its thread.
     """
 
     def __init__(self, held: str = "") -> None:
         self.pieces: list[tuple[str, int, int]] = []
         self.entered = threading.Event()
-        self._permits = threading.Semaphore(0)
+        self._permits = {f"tokenize-{number}": threading.Semaphore(0) for number in range(4)}
         self._held = held
 
     def of(self, name: str, error: Exception | None = None) -> Call:
@@ -36,10 +36,14 @@ class Tokenizer:
         self.pieces.append((name, start, stop))
         if name == self._held:
             self.entered.set()
-            assert self._permits.acquire(timeout=60)
+            assert self._permits[threading.current_thread().name].acquire(timeout=60)
 
-    def open(self, pieces: int = 10_000) -> None:
-        self._permits.release(pieces)
+    def open(self) -> None:
+        for permits in self._permits.values():
+            permits.release(10_000)
+
+    def open_once(self, thread: int) -> None:
+        self._permits[f"tokenize-{thread}"].release()
 
     async def wait_entered(self) -> None:
         assert await asyncio.to_thread(self.entered.wait, 30)
@@ -140,7 +144,7 @@ async def test_bulk_waits_for_the_running_piece_of_interactive_calls_only(pool: 
     await _until_queued(pool, 8 * _LARGE, is_bulk=False)
     bulk = _start(pool, tokenizer.of("bulk"), [_LARGE] * 3, _call(is_bulk=True))
     await _until_queued(pool, 3 * _LARGE, is_bulk=True)
-    tokenizer.open(pieces=2)
+    tokenizer.open_once(thread=1)
     assert len(await asyncio.wait_for(bulk, 30)) == 3
     assert not interactive.done()
     tokenizer.open()
