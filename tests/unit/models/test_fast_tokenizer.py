@@ -177,15 +177,17 @@ def test_any_text_has_the_tokens_of_the_whole_text(kind: str, text: str, other: 
 @unhurried
 @given(text=texts, other=texts, limit=limits)
 def test_any_pair_has_the_tokens_of_the_whole_pair(kind: str, text: str, other: str, limit: int):
-    _check(kind, [(text, other), (other, text * 4), (text * 4, other * 3), (text, text)], limit)
+    # What a tokenizer truncates of a pair, it keeps in all combinations.
+    text, other = text[:400], other[:400]
+    _check(kind, [(text, other), (other[:60], text * 3), (text * 3, other[:60]), (text, text)], limit)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("text", _LONG.values(), ids=_LONG)
 def test_long_texts_of_one_kind_have_the_tokens_of_the_whole_text(kind: str, text: str):
-    for limit in (17, 512):
-        _check(kind, [text], limit)
-        _check(kind, [(text, "the cat"), ("the cat", text), (text, text)], limit)
+    _check(kind, [text], 17)
+    _check(kind, [text], 512)
+    _check(kind, [(text, "the cat"), ("the cat", text), (text[:8_000], text[:8_000])], 512)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,8 @@ def test_only_a_small_part_of_a_long_text_is_tokenized(kind: str, text: str):
 
 
 def test_of_a_text_with_few_tokens_for_its_length_more_is_tokenized():
-    text = "the cat " + "x" * 90 + (" " + "x" * 110) * 250
+    # Longer words than the model knows are one token each.
+    text = "the cat" + (" " + "x" * 110) * 280
     fast = _fast("word pieces", 64)
     recorded = fast._tokenizer = Recorded(fast._tokenizer)
     (tokenized,) = fast.tokenize([text], is_query=False)
