@@ -29,7 +29,7 @@ _BOUNDARY_SEARCH_CHARACTERS = 256
 
 _SPACES = (" ", "\n")
 _FIRST_IDEOGRAPH, _LAST_IDEOGRAPH = "\u4e00", "\u9fff"
-_IDEOGRAPH_PAIR = re.compile(f"(?=([{_FIRST_IDEOGRAPH}-{_LAST_IDEOGRAPH}]{{2}}))")
+_IDEOGRAPHS = re.compile(f"[{_FIRST_IDEOGRAPH}-{_LAST_IDEOGRAPH}]{{2,}}")
 # They change a character, or a character with its combining marks, whatever follows.
 _LOCAL_NORMALIZERS = {
     "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Prepend", "Strip",
@@ -134,7 +134,7 @@ def _crosses_boundary(added: Any) -> bool:
     """Whether an added token may contain a boundary, or depends on the character after it."""
     content: str = added.content
     has_space = any(map(str.isspace, content)) and not content.isspace()
-    return added.single_word or has_space or _IDEOGRAPH_PAIR.search(content) is not None
+    return added.single_word or has_space or _IDEOGRAPHS.search(content) is not None
 
 
 def _splits(tokenizer: Tokenizer, text: str) -> bool:
@@ -156,7 +156,8 @@ def _joined_ideographs(tokenizer: Tokenizer) -> frozenset[str] | None:
     if tokenizer.normalizer and ideographs not in tokenizer.normalizer.normalize_str(ideographs):
         return None
     # The best split of a text goes through each place that no piece contains.
-    return frozenset(_IDEOGRAPH_PAIR.findall("\n".join(tokenizer.get_vocab(with_added_tokens=False))))
+    runs = _IDEOGRAPHS.findall("\n".join(tokenizer.get_vocab(with_added_tokens=False)))
+    return frozenset(run[at : at + 2] for run in runs for at in range(len(run) - 1))
 
 
 class FastTokenizer:
