@@ -1,7 +1,7 @@
 """Texts to token ids with a Rust tokenizer from `tokenizers`. Free of torch.
 
 A text of 32 KB has some 8,000 tokens, of which most models read 512. It is cut before it is tokenized, which
-is 40 times faster. The tokens are exactly those of the whole text:
+takes a fraction of the time. The tokens are exactly those of the whole text:
 
 1. A text is cut only at a boundary that no token crosses: the tokens before it do not depend on the rest.
 2. If the part before the cut does not fill the model's limit, a longer part or the whole text is tokenized.
