@@ -51,6 +51,8 @@ def main() -> int:
             os.nice(_CONVERSION_NICENESS)
             convert_models(settings)
             return 0
+        # A call is tokenized in the one thread that has its turn, and not on all cores.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         set_up_logs("encoder", settings.log_level, settings.log_style)
         set_up_tracing("encoder", settings.otlp_endpoint, settings.trace_sample_ratio)
         asyncio.run(_serve(settings))
@@ -114,8 +116,7 @@ async def _run_models(
         if not broken.done():
             broken.set_result(error)
 
-    scheduler = Scheduler(loaded.policy, limit_tokens=settings.queue_tokens)
-    scheduler.note_speed(*loaded.speed)
+    scheduler = Scheduler(loaded.policy, limit_tokens=settings.queue_tokens, limit_bytes=settings.queue_bytes)
     thread = InferenceThread(
         scheduler,
         prepare_thread=loaded.prepare_thread,

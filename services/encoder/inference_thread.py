@@ -146,7 +146,9 @@ class InferenceThread:
         self._compute_or_halve(batch[0].job.model, batch)
         self._computed_at = time.monotonic()
         seconds = time.perf_counter() - started
-        self._scheduler.note_speed(sum(item.tokens for item in batch), seconds)
+        first = batch[0].job
+        tokens = sum(item.tokens for item in batch)
+        self._scheduler.note_speed(first.model, tokens, seconds, is_bulk=first.call.is_bulk)
         _observe_forward(batch, seconds)
         deliver([job for job in {item.job: None for item in batch} if job.is_over])
 

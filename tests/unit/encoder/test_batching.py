@@ -89,10 +89,10 @@ def test_a_text_larger_than_the_budget_goes_alone():
 def test_bulk_gets_its_share_under_any_interactive_load(
     bulk_share: float, batch_tokens: list[int], token_budget: int
 ):
-    credit = BulkCredit(_policy(token_budget, bulk_share=bulk_share))
+    credit = BulkCredit(bulk_share)
     taken = {False: 0, True: 0}
     for tokens in batch_tokens:
-        is_bulk = credit.is_bulk_next(interactive_queued=True, bulk_queued=True)
+        is_bulk = credit.is_bulk_next(interactive_queued=True, bulk_queued=True, bulk_cost=token_budget)
         # A bulk batch is full at most; it is what the credit is for.
         tokens = min(tokens, token_budget)
         credit.account(tokens, is_bulk=is_bulk, bulk_queued=True)
@@ -102,16 +102,32 @@ def test_bulk_gets_its_share_under_any_interactive_load(
 
 
 def test_bulk_is_next_when_nothing_else_is_queued():
-    credit = BulkCredit(_policy(100))
-    assert credit.is_bulk_next(interactive_queued=False, bulk_queued=True)
-    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True)
-    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=False)
+    credit = BulkCredit(0.1)
+    assert credit.is_bulk_next(interactive_queued=False, bulk_queued=True, bulk_cost=100)
+    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True, bulk_cost=100)
+    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=False, bulk_cost=100)
 
 
 def test_no_credit_is_earned_while_no_bulk_queued():
-    credit = BulkCredit(_policy(100, bulk_share=0.5))
+    credit = BulkCredit(0.5)
     credit.account(1_000, is_bulk=False, bulk_queued=False)
-    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True)
+    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True, bulk_cost=100)
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_second", "tokens"),
+    [(50_000, 1_000), (400_000, 8_000), (10_000_000, 8_192), (1_000, 256), (0, 256)],
+)
+def test_a_budget_is_what_the_model_computes_in_the_target_time(tokens_per_second: float, tokens: int):
+    policy = BatchPolicy(8_192, 0.1, 64, target_seconds=0.02)
+    assert policy.for_speed(tokens_per_second).token_budget == tokens
+    assert policy.for_speed(tokens_per_second).quantum_tokens == tokens // 4
+
+
+def test_a_budget_without_a_target_time_is_fixed():
+    assert _policy(1_024).for_speed(5.0) == _policy(1_024)
+    assert _policy(1_024).limited(100) == _policy(100)
+    assert _policy(100).limited(1_024) == _policy(100)
 
 
 @pytest.mark.parametrize(("counts", "padded"), [([5], 5), ([5, 3, 1], 15)])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.encoder.batching import BatchPolicy, take_packed_batch
-from services.encoder.fair_queue import DeficitRoundRobinQueue
+from services.encoder.fair_queue import CallerTotals, DeficitRoundRobinQueue
 
 _LONGEST = 512
 _CALLERS = "abcdef"
@@ -214,3 +214,37 @@ def test_the_cost_of_a_text_does_not_grow_with_the_queue():
 
     few = min(seconds(20, 20) for _ in range(5))
     assert seconds(200, 200) < 100 * few * 5
+
+
+def test_totals_of_callers():
+    totals = CallerTotals()
+    totals.add("one", 100)
+    totals.add("two", 30)
+    totals.add("one", -60)
+    assert (totals.of("one"), totals.of("two"), totals.of("three"), totals.tokens) == (40, 30, 0, 70)
+    assert (len(totals), "one" in totals, "three" in totals) == (2, True, False)
+    totals.add("one", -40)
+    totals.add("two", -30)
+    assert (len(totals), totals.tokens) == (0, 0)
+
+
+def test_of_each_other_caller_as_much_is_ahead_as_the_caller_gets():
+    totals = CallerTotals()
+    totals.add("huge", 1_000)
+    totals.add("small", 5)
+    assert totals.ahead_of("new", 50, quantum_tokens=10) == 50 + 5
+    assert totals.ahead_of("new", 1, quantum_tokens=10) == 10 + 5
+    assert totals.ahead_of("huge", 50, quantum_tokens=10) == 1_000 + 5
+
+
+def test_a_quantum_can_be_changed_while_items_are_queued():
+    queue: DeficitRoundRobinQueue[_Text] = DeficitRoundRobinQueue(1, lambda _: False)
+    for caller in ("one", "two"):
+        queue.add(caller, _texts(caller, [1] * 6))
+    taken = []
+    for quantum_tokens in [1] * 2 + [3] * 6:
+        queue.quantum_tokens = quantum_tokens
+        assert queue.peek() is not None
+        taken.append(queue.take().caller)
+    # The first caller got its second quantum before the change.
+    assert taken == ["one", "two", "one", *["two"] * 3, *["one"] * 2]
