@@ -15,14 +15,14 @@ policies = st.builds(
 )
 
 # The machine may be busy.
-unhurried = settings(deadline=None, max_examples=50)
+few_examples = settings(max_examples=50)
 
 
 def _policy(token_budget: int, forward_cost_tokens: int = 64, bulk_share: float = 0.1) -> BatchPolicy:
     return BatchPolicy(token_budget, bulk_share, forward_cost_tokens)
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_a_batch_holds_the_oldest_text_and_no_text_twice(counts: list[int], policy: BatchPolicy):
     batch = take_padded_batch(counts, policy)
@@ -31,21 +31,21 @@ def test_a_batch_holds_the_oldest_text_and_no_text_twice(counts: list[int], poli
     assert all(0 <= position < len(counts) for position in batch)
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_the_budget_is_kept_unless_the_oldest_alone_is_larger(counts: list[int], policy: BatchPolicy):
     batch = [counts[position] for position in take_padded_batch(counts, policy)]
     assert padded_tokens(batch) <= policy.token_budget or batch == [counts[0]]
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_no_more_is_padded_than_another_pass_would_cost(counts: list[int], policy: BatchPolicy):
     batch = [counts[position] for position in take_padded_batch(counts, policy)]
     assert padded_tokens(batch) - sum(batch) <= policy.forward_cost_tokens
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_of_texts_of_one_length_the_older_go_first(counts: list[int], policy: BatchPolicy):
     batch = take_padded_batch(counts, policy)
@@ -56,7 +56,7 @@ def test_of_texts_of_one_length_the_older_go_first(counts: list[int], policy: Ba
         assert tokens != counts[0] or not older
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_emptying_the_queue_takes_every_text_once(counts: list[int], policy: BatchPolicy):
     queued = list(enumerate(counts))
@@ -80,7 +80,7 @@ def test_a_text_larger_than_the_budget_goes_alone():
     assert take_padded_batch([600, 600, 10], _policy(512)) == [0]
 
 
-@unhurried
+@few_examples
 @given(
     st.floats(0.01, 0.5),
     st.lists(st.integers(1, 256), min_size=150, max_size=150),

@@ -124,8 +124,7 @@ def _made(kind: str) -> str:
 
 texts = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=60).map("".join)
 limits = st.sampled_from([8, 16, 17])
-# The machine may be busy.
-unhurried = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+few_examples = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Recorded:
@@ -156,10 +155,17 @@ def _compared(kind: str, max_tokens: int, side: str) -> tuple[FastTokenizer, Tok
     return FastTokenizer(_copy(kind), max_tokens, side, unknown_id=None, reads_type_ids=True), whole
 
 
-def _check(kind: str, inputs: Sequence[str] | Sequence[Pair], max_tokens: int, side: str = "right") -> None:
+def _check(
+    kind: str,
+    inputs: Sequence[str] | Sequence[Pair],
+    max_tokens: int,
+    side: str = "right",
+    prompt: str = "",
+) -> None:
     fast, whole = _compared(kind, max_tokens, side)
-    tokenized = fast.tokenize(inputs, is_query=False)
-    for found, expected in zip(tokenized, whole.encode_batch_fast(list(inputs)), strict=True):
+    tokenized = fast.tokenize(inputs, is_query=False, prompt=prompt)
+    prompted = [prompt + one if isinstance(one, str) else (prompt + one[0], one[1]) for one in inputs]
+    for found, expected in zip(tokenized, whole.encode_batch_fast(prompted), strict=True):
         assert list(found.ids) == expected.ids
         assert found.truncated == bool(expected.overflowing)
         if found.type_ids is not None:
@@ -167,14 +173,14 @@ def _check(kind: str, inputs: Sequence[str] | Sequence[Pair], max_tokens: int, s
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-@unhurried
+@few_examples
 @given(text=texts, other=texts, limit=limits)
 def test_any_text_has_the_tokens_of_the_whole_text(kind: str, text: str, other: str, limit: int):
     _check(kind, [text, other * 3, text + other], limit)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-@unhurried
+@few_examples
 @given(text=texts, other=texts, limit=limits)
 def test_any_pair_has_the_tokens_of_the_whole_pair(kind: str, text: str, other: str, limit: int):
     # What a tokenizer truncates of a pair, it keeps in all combinations.
@@ -219,6 +225,18 @@ def test_of_a_text_with_few_tokens_for_its_length_more_is_tokenized():
     assert tokenized.truncated
     assert len(text) / 4 < recorded.characters < 2 * len(text)
     _check("word pieces", [text], 64)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_a_prompt_is_read_before_a_text_that_is_cut(kind: str):
+    prompt = "the dog: "
+    _check(kind, ["the cat sits " * 500, "the cat"], 17, prompt=prompt)
+    _check(kind, [("the cat sits " * 500, "the cat"), ("the cat", "on the mat " * 500)], 17, prompt=prompt)
+
+
+def test_a_model_without_type_ids_gets_none():
+    fast = FastTokenizer(_copy("word pieces"), 16, "right", unknown_id=None, reads_type_ids=False)
+    assert fast.tokenize([("the cat", "sits " * 500)], is_query=False)[0].type_ids is None
 
 
 def test_a_text_truncated_at_its_start_is_read_whole():
