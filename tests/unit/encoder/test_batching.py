@@ -14,7 +14,6 @@ policies = st.builds(
     forward_cost_tokens=st.integers(0, 256),
 )
 
-# The machine may be busy.
 few_examples = settings(max_examples=50)
 
 
