@@ -12,16 +12,18 @@ from services.encoder.inference import InferenceRequest, Pipeline, utf8_bytes
 from services.encoder.inference_thread import InferenceThread
 from services.encoder.scheduler import Scheduler
 from tests.support.length_model import SAMPLE, texts_of
-from textmatch.errors import DeadlineTooShort, InvalidInput
+from textmatch.errors import DeadlineTooShort, InvalidInput, Overloaded
 from textmatch.models.fast_tokenizer import TokenizedText
 
 _CALL = CallContext("anyone", is_bulk=False, deadline=None)
 
 
 class Running:
-    """A pipeline with a queue of 1,000 tokens, whose model fails on texts of `poison` tokens."""
+    """A pipeline with a queue of 1,000 tokens, whose model fails on texts of some lengths."""
 
     poison = 13
+    # A text of so many tokens does not fit into memory.
+    too_large = 61
 
     def __init__(self) -> None:
         self.scheduler = Scheduler(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
@@ -34,6 +36,8 @@ class Running:
         self.occupied.append(self.scheduler._interactive.tokens)
         if any(text.token_count == self.poison for text in batch):
             raise RuntimeError("cannot read this")
+        if any(text.token_count == self.too_large for text in batch):
+            raise MemoryError
         return np.array([[text.token_count] for text in batch], dtype=np.float32)
 
     def request(self, token_counts: Sequence[int]) -> InferenceRequest:
@@ -106,6 +110,16 @@ async def test_all_parts_count_for_the_deadline(running: Running):
     assert running.occupied == []
 
 
+async def test_a_call_that_does_not_fit_into_memory_ends_and_leaves_nothing(running: Running):
+    counts = [12] * 300
+    counts[170] = counts[171] = running.too_large
+    with pytest.raises(Overloaded, match="not enough memory"):
+        await asyncio.wait_for(running.pipeline.compute(running.request(counts), _CALL), 60)
+    _check_empty(running)
+    result = await running.pipeline.compute(running.request([12] * 300), _CALL)
+    assert len(result.rows) == 300
+
+
 async def test_a_cancelled_call_leaves_nothing(running: Running):
     call = asyncio.create_task(running.pipeline.compute(running.request([12] * 5_000), _CALL))
     async with asyncio.timeout(30):
@@ -114,7 +128,11 @@ async def test_a_cancelled_call_leaves_nothing(running: Running):
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    lane = running.scheduler._interactive
-    assert (lane.tokens, len(lane.text_bytes), lane._loads) == (0, 0, {})
+    _check_empty(running)
     result = await running.pipeline.compute(running.request([5]), _CALL)
     assert result.rows.tolist() == [[5.0]]
+
+
+def _check_empty(running: Running) -> None:
+    lane = running.scheduler._interactive
+    assert (lane.texts, lane.tokens, len(lane.text_bytes), lane._loads) == (0, 0, 0, {})
