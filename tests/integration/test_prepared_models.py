@@ -151,6 +151,7 @@ def test_a_damaged_description_is_replaced(tmp_path: Path):
     settings = EncoderSettings(
         bi_encoder=str(directory),
         cross_encoder="none",
+        engine="native",
         device="cpu",
         threads=1,
         cache_dir=str(tmp_path / "c"),
