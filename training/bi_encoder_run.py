@@ -1,7 +1,4 @@
-"""Trains, saves and evaluates every bi-encoder. A recipe contributes the model, the data and the loss.
-
-Also defines the classes of labelled pairs and their scores.
-"""
+"""Trains, saves and evaluates every bi-encoder. A recipe contributes the model, the data and the loss."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 from torch import nn
 
-from textmatch.errors import InvalidInput
 from textmatch.models.calibration import PairClassifier
-from training.data_files import ClassPair, ScoredPair
 from training.data_report import DataReport
 from training.evaluators import PairEvaluator, embed, pair_classifier
+from training.examples import ClassPair, ScoredPair
 from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
+from training.labels import LabelClasses
 from training.model_builder import BiEncoderSettings
 from training.model_files import save_bi_encoder
 from training.trainers import (
@@ -43,71 +40,6 @@ QUERY, DOCUMENT, NEGATIVE = "sentence1", "sentence2", "sentence3"
 _NEW_LAYERS = (r"^classifier\.", r"encoder\.(weight|bias)_(ih|hh)_")
 # Training rows whose scores are checked for collapse.
 _SAMPLE_ROWS = 64
-_INFERENCE_SCORES = {"contradiction": 0.0, "neutral": 0.5, "entailment": 1.0}
-
-
-@dataclass(frozen=True)
-class LabelClasses:
-    """Names and scores of the classes, in the order of the classifier's outputs."""
-
-    names: tuple[str, ...]
-    scores: tuple[float, ...]
-
-    def check(self, pairs: Sequence[ClassPair], name: str) -> None:
-        """Refuse pairs of other classes.
-
-        Raises:
-            InvalidInput: naming the file and the first such row.
-        """
-        for row, pair in enumerate(pairs, start=1):
-            if pair.label not in self.names:
-                problem = f'class "{pair.label}" is not one of {", ".join(self.names)}'
-                raise InvalidInput.of_field(f"{name} row {row}", problem)
-
-
-def find_classes(pairs: Sequence[ClassPair], chosen: str) -> LabelClasses:
-    """The classes that the option gives (`no=0,maybe=0.5,yes=1`), or those of the pairs.
-
-    Numeric classes get scores from 0 to 1 in equal steps. The three classes of natural language inference
-    have fixed scores.
-
-    Raises:
-        InvalidInput: they cannot be found or do not fit.
-    """
-    classes = _parse_classes(chosen) if chosen else _classes_of({pair.label for pair in pairs})
-    if len(classes.names) < 2:
-        raise InvalidInput.of_field("label", f'all pairs have the class "{classes.names[0]}"; two are needed')
-    classes.check(pairs, "train")
-    return classes
-
-
-def _classes_of(labels: set[str]) -> LabelClasses:
-    if labels <= _INFERENCE_SCORES.keys():
-        names = sorted(labels, key=_INFERENCE_SCORES.__getitem__)
-        return LabelClasses(tuple(names), tuple(_INFERENCE_SCORES[name] for name in names))
-    try:
-        names = sorted(labels, key=float)
-    except ValueError:
-        shown = ", ".join(sorted(labels)[:5])
-        problem = f"give the score of each class with --classes, such as no=0,yes=1; the file has {shown}"
-        raise InvalidInput.of_field("classes", problem) from None
-    highest = max(len(names) - 1, 1)
-    return LabelClasses(tuple(names), tuple(number / highest for number in range(len(names))))
-
-
-def _parse_classes(text: str) -> LabelClasses:
-    names: list[str] = []
-    scores: list[float] = []
-    for part in text.split(","):
-        name, _, score = part.rpartition("=")
-        try:
-            scores.append(float(score))
-        except ValueError:
-            raise InvalidInput.of_field("classes", f'"{part}" is not NAME=SCORE, such as yes=1') from None
-        if not name.strip() or not 0 <= scores[-1] <= 1:
-            raise InvalidInput.of_field("classes", f'"{part}" needs a name and a score in 0..1')
-        names.append(name.strip())
-    return LabelClasses(tuple(names), tuple(scores))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from textmatch.models.calibration import MAX_KNOTS, Calibration, Isotonic, Logis
 from textmatch.models.engines import AUTO
 from textmatch.models.model_resolver import model_id
 from textmatch.types import Scorer
-from training.data_files import FileFormat, ScoreRange
+from training.data_files import FileFormat
 from training.evaluation.bootstrap import BootstrapMetrics, Values
 from training.evaluation.commands import JsonOption, PositiveOption, quieten_libraries
 from training.evaluation.pairs import (
@@ -34,6 +34,7 @@ from training.evaluation.pairs import (
 )
 from training.evaluation.report import EvaluatedModel, as_json, format_estimate, table
 from training.evaluation.scorers import ScoredPairs, load_model_system
+from training.labels import ScoreRange
 from training.model_card import CALIBRATION, THRESHOLDS, replace_section, sha256_of, thresholds_section
 from training.settings import ColumnsOption, DeviceOption, HeaderOption, ScoreRangeOption, short_path
 

@@ -1,61 +1,95 @@
-"""Training examples in TSV, CSV and JSON lines files: pairs, triples, lists of candidates, sentences.
+"""Rows of data files, in the forms in which people have them, as cells with their places.
 
-A column is found by the `--columns` option, else by the names in the header, else by its position.
+    for first, second, score in read_cells(Path("pairs.csv"), (SENTENCE_1, SENTENCE_2, SCORE)): ...
+
+Formats: TSV, CSV with any usual separator, JSON lines, a JSON array, Parquet, a folder in BEIR's layout and
+plain text. A column is found by the `--columns` option, else by the names in the header, in English or
+Chinese, else by its position. A choice that the caller may not expect is printed once.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cache
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, NoReturn, Self
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow.parquet as pq
+from typer import echo
 
 from textmatch.errors import InvalidInput
 from textmatch.io.csv_reader import Row, read_rows
 from textmatch.io.line_reader import open_data_file, read_json_objects
+from textmatch.io.qrels import read_judgements, read_queries
+from textmatch.io.qrels import read_texts as read_corpus
+from training.labels import is_label
 
 _JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_PARQUET_MARK = b"PAR1"
+# First bytes of files that are not read, and what to do with them.
+_REFUSED = (
+    (b"PK\x03\x04", "is an Excel workbook or another ZIP file; save the sheet as CSV (UTF-8)"),
+    (b"\xd0\xcf\x11\xe0", "is an old Excel workbook; save the sheet as CSV (UTF-8)"),
+    (b"\x1f\x8b", "is compressed; unpack it with gunzip"),
+    (b"ARROW1", "is an Arrow file; save it as Parquet"),
+)
 _NOT_A_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
-
-Score = TypeVar("Score", float, NDArray[np.float64])
+_TAB = "\t"
+_SEPARATORS = {_TAB: "TAB", ",": "comma", ";": "semicolon", "|": "vertical bar"}
+# Rows of a table that are read in advance, to find its separator and header.
+_SAMPLE_ROWS = 50
+# A column of a table without a header holds classes if it has few values.
+_MAX_CLASS_VALUES = 20
+_ROWS_PER_CLASS_VALUE = 10
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that a recipe reads, and the header names that identify it."""
+    """A column that a recipe reads, and the header names that identify it, the best first."""
 
     name: str
-    header_names: frozenset[str]
+    header_names: tuple[str, ...]
 
 
 def _column(name: str, header_names: str) -> Column:
-    return Column(name, frozenset(header_names.split()))
+    return Column(name, tuple(header_names.split()))
 
 
 # Header names are compared without case, spaces and punctuation: "Sentence_1" is "sentence1".
-SENTENCE_1 = _column("sentence 1", "sentence1 text1 question1 premise query sentencea texta anchor")
-SENTENCE_2 = _column(
-    "sentence 2", "sentence2 text2 question2 hypothesis document sentenceb textb positive text passage"
+SENTENCE_1 = _column(
+    "sentence 1",
+    "sentence1 text1 question1 sent1 premise query sentencea texta questiona anchor q1 s1"
+    " 句子1 文本1 问题1 问句1 语句1 句1 句子一 文本一 问题一 句子a 文本a 问题a"
+    " 标准问题 标准问 前提 查询 原句",
 )
-LABEL = _column("label", "label goldlabel class isduplicate score similarity")
-SCORE = _column("score", "score similarity label isduplicate")
-ANCHOR = _column("anchor", "anchor query question sentence1 premise")
-POSITIVE = _column("positive", "positive answer document sentence2 entailment")
-NEGATIVE = _column("negative", "negative hardnegative sentence3 contradiction")
-TEXT = _column("text", "text sentence content")
+SENTENCE_2 = _column(
+    "sentence 2",
+    "sentence2 text2 question2 sent2 hypothesis document sentenceb textb questionb positive text passage"
+    " q2 s2 句子2 文本2 问题2 问句2 语句2 句2 句子二 文本二 问题二 句子b 文本b 问题b"
+    " 相似问题 相似问 扩展问 假设 文档 改写",
+)
+_CLASS_NAMES = "label goldlabel class isduplicate duplicate target 标签 类别 标注 是否相似 是否相同 是否重复"
+_SCORE_NAMES = "score similarity similarityscore relatednessscore 相似度 分数 得分 评分"
+LABEL = _column("label", f"{_CLASS_NAMES} {_SCORE_NAMES}")
+SCORE = _column("score", f"{_SCORE_NAMES} {_CLASS_NAMES}")
+ANCHOR = _column(
+    "anchor", "anchor query question sentence1 premise 锚点 查询 原句 问题 句子1 标准问题 标准问"
+)
+POSITIVE = _column(
+    "positive", "positive pos answer document sentence2 entailment 正例 正样本 答案 相似句 句子2"
+)
+NEGATIVE = _column("negative", "negative neg hardnegative sentence3 contradiction 负例 负样本 难负例 句子3")
+TEXT = _column("text", "text sentence content 文本 句子 内容 语句 正文")
 
 PAIR = (SENTENCE_1, SENTENCE_2)
-_TRIPLE = (ANCHOR, POSITIVE, NEGATIVE)
-_COLUMNS_OF_TABLES = (*PAIR, LABEL, SCORE, ANCHOR, POSITIVE, NEGATIVE)
-# Keys of a list of candidates in JSON lines, the format of FlagEmbedding.
-_LIST_KEYS = _POSITIVES, _NEGATIVES = ("pos", "neg")
+TRIPLE = (ANCHOR, POSITIVE, NEGATIVE)
+_TEXT_NAMES = frozenset(name for column in (TEXT, *PAIR, *TRIPLE) for name in column.header_names)
+_KNOWN_NAMES = _TEXT_NAMES | frozenset(LABEL.header_names)
 
 
 @dataclass(frozen=True)
@@ -74,362 +108,364 @@ class FileFormat:
         """The format that `--header` and `--columns`, a list separated by commas, describe."""
         return cls(header, tuple(name.strip() for name in columns.split(",")) if columns else ())
 
+    def of_width(self, width: int) -> FileFormat:
+        """This format for files of which another number of columns is read, such as a dev file."""
+        return self if len(self.columns) in (0, width) else FileFormat(self.has_header)
+
 
 DETECTED = FileFormat()
 
 
 @dataclass(frozen=True)
-class ScoreRange:
-    """The lowest and the highest score that a file may contain."""
-
-    lowest: float = 0.0
-    highest: float = 1.0
-
-    @classmethod
-    def of_option(cls, limits: tuple[float, float]) -> Self:
-        """The range that `--score-range` gives.
-
-        Raises:
-            InvalidInput: it is empty.
-        """
-        # Also refuses NaN, for which every comparison is false.
-        if not limits[0] < limits[1]:
-            raise InvalidInput.of_field("score-range", "the lowest score must be below the highest")
-        return cls(*limits)
-
-    def normalise(self, score: Score) -> Score:
-        """A score, or each of an array of scores, mapped from this range to 0..1."""
-        return (score - self.lowest) / (self.highest - self.lowest)
-
-    def denormalise(self, share: float) -> float:
-        """A score in 0..1 mapped to this range."""
-        return self.lowest + share * (self.highest - self.lowest)
-
-
-UNIT_RANGE = ScoreRange()
-
-
-@dataclass(frozen=True)
-class ScoredPair:
-    """Two sentences and their similarity: 0..1, or any number if it was read without a range."""
-
-    first: str
-    second: str
-    score: float
-
-
-@dataclass(frozen=True)
-class ClassPair:
-    """Two sentences and the class of their relation."""
-
-    first: str
-    second: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Triple:
-    """An anchor, a sentence with the same meaning, and a similar one with another meaning."""
-
-    anchor: str
-    positive: str
-    negative: str
-
-
-@dataclass(frozen=True)
-class CandidateList:
-    """A query with texts that answer it or mean the same, at least one, and texts that do not."""
-
-    query: str
-    positives: tuple[str, ...]
-    negatives: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Cell:
+class Cell:
     """One cell; `place` names file, line and column."""
 
     text: str
     place: str
 
 
-def read_scored_pairs(
-    path: Path, file_format: FileFormat = DETECTED, score_range: ScoreRange | None = UNIT_RANGE
-) -> list[ScoredPair]:
-    """All pairs of a file, in order, with their scores mapped to 0..1; as they are without a range.
+@dataclass(frozen=True)
+class _Table:
+    """A table of which the first rows were read: its separator, the rows, and those read in advance."""
 
-    Raises:
-        InvalidInput: the file is unreadable or empty, or a line is not UTF-8, is blank, lacks a column, has
-            an empty sentence, or a score that is not a number in the range; messages name file, line and
-            column.
-    """
-    return [
-        ScoredPair(
-            _sentence(first, "sentence 1"), _sentence(second, "sentence 2"), _score(score, score_range)
-        )
-        for first, second, score in _read_cells(path, (*PAIR, SCORE), file_format)
-    ]
+    separator: str
+    rows: Iterator[Row]
+    sample: Sequence[Row]
 
 
-def read_class_pairs(path: Path, file_format: FileFormat = DETECTED) -> list[ClassPair]:
-    """All pairs of a file, in order, with their labels as the file has them.
-
-    Raises:
-        InvalidInput: as in `read_scored_pairs`; any label that is not empty is valid.
-    """
-    return [
-        ClassPair(
-            _sentence(first, "sentence 1"), _sentence(second, "sentence 2"), _sentence(label, "label").strip()
-        )
-        for first, second, label in _read_cells(path, (*PAIR, LABEL), file_format)
-    ]
-
-
-def read_texts(
+def read_cells(
     path: Path, columns: Sequence[Column], file_format: FileFormat = DETECTED
-) -> list[tuple[str, ...]]:
-    """The texts of each row of a file, in the order of `columns`.
+) -> Iterator[list[Cell]]:
+    """The cells of each row in the order of `columns`. Blank lines are skipped.
 
     Raises:
-        InvalidInput: as in `read_scored_pairs`.
-    """
-    return [
-        tuple(_sentence(cell, column.name) for cell, column in zip(cells, columns, strict=True))
-        for cells in _read_cells(path, columns, file_format)
-    ]
-
-
-def read_triples(path: Path, file_format: FileFormat = DETECTED) -> list[Triple]:
-    """All triples of a file, in order. A list of candidates gives each of its positives with each negative.
-
-    Raises:
-        InvalidInput: as in `read_scored_pairs`.
-    """
-    return [
-        Triple(one.query, positive, negative)
-        for one in _read_lists(path, file_format)
-        for positive in one.positives
-        for negative in one.negatives
-    ]
-
-
-def read_candidate_lists(path: Path, file_format: FileFormat = DETECTED) -> list[CandidateList]:
-    """The distinct candidates of each query of a file of triples or of lists, in order of appearance.
-
-    A list is a line of JSON: `{"query": "…", "pos": ["…"], "neg": ["…", "…"]}`.
-
-    Raises:
-        InvalidInput: as in `read_scored_pairs`; or a list has no positive.
-    """
-    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
-    for one in _read_lists(path, file_format):
-        positives, negatives = found.setdefault(one.query, ({}, {}))
-        positives.update(dict.fromkeys(one.positives))
-        negatives.update(dict.fromkeys(one.negatives))
-    return [
-        CandidateList(query, tuple(positives), tuple(text for text in negatives if text not in positives))
-        for query, (positives, negatives) in found.items()
-    ]
-
-
-def read_sentences(path: Path) -> list[str]:
-    """The distinct sentences of a file of sentences or of pairs, in order of appearance, without labels.
-
-    Raises:
-        InvalidInput: the file is unreadable, is not UTF-8 or has no sentence.
-    """
-    sentences = list(dict.fromkeys(cell.text for cells in _read_texts(path) for cell in cells))
-    if not sentences:
-        raise InvalidInput.of_field(str(path), "has no sentence")
-    return sentences
-
-
-def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> int:
-    """Write a new TSV file and return the number of rows. White space within a cell becomes one space.
-
-    Raises:
-        InvalidInput: the file exists, or cannot be written.
-    """
-    count = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write("\t".join(" ".join(cell.split()) for cell in row) + "\n")
-                count += 1
-    except FileExistsError as error:
-        raise InvalidInput.of_field("output", f'"{path}" already exists') from error
-    except OSError as error:
-        raise InvalidInput.of_field("output", f'"{path}" cannot be written: {error.strerror}') from error
-    return count
-
-
-def _read_cells(path: Path, columns: Sequence[Column], file_format: FileFormat) -> Iterator[list[_Cell]]:
-    """The cells of each row in the order of `columns`. A file that is not .csv or .jsonl is read as TSV.
-
-    Raises:
-        InvalidInput: the file is unreadable or empty, or a row is not UTF-8, blank, too long or short.
+        InvalidInput: the file is unreadable or empty, its columns are not found, or a row is not UTF-8 or too
+            long or short; messages name file, line and column.
     """
     chosen = file_format.columns
     if chosen and len(chosen) != len(columns):
         problem = f"{len(chosen)} are given; {len(columns)} are needed: {_names(columns)}"
         raise InvalidInput.of_field("columns", problem)
-    with open_data_file(path) as file:
-        _refuse_utf_16(file, path)
-        if path.suffix.lower() in _JSON_SUFFIXES:
-            for place, record in read_json_objects(file, path):
-                yield _json_cells(record, columns, chosen, place)
-        else:
-            yield from _table_cells(file, path, columns, file_format)
-
-
-def _read_texts(path: Path) -> Iterator[list[_Cell]]:
-    """The texts of each row of a file of sentences. Blank lines are skipped.
-
-    One cell is a sentence, two are a sentence and its label, three are two sentences and their label; labels
-    are left out. JSON lines have "text" or two sentences.
-
-    Raises:
-        InvalidInput: as in `read_scored_pairs`.
-    """
-    with open_data_file(path) as file:
-        _refuse_utf_16(file, path)
-        if path.suffix.lower() in _JSON_SUFFIXES:
-            for place, record in read_json_objects(file, path):
-                has_text = any(key.lower() in TEXT.header_names for key in record)
-                cells = _json_cells(record, [TEXT] if has_text else PAIR, (), place)
-                yield [cell for cell in cells if cell.text.strip()]
-            return
-        for row in read_rows(file, is_tsv=_is_tsv(path)):
-            _refuse_problem(row, path)
-            cells = _numbered_cells(row, path)
-            yield [cell for cell in cells[: 2 if len(cells) > 2 else 1] if cell.text.strip()]
-
-
-def _read_lists(path: Path, file_format: FileFormat) -> Iterator[CandidateList]:
-    """The lists of candidates of a file as they are; each triple is a list of two."""
-    if path.suffix.lower() not in _JSON_SUFFIXES:
-        for cells in _read_cells(path, _TRIPLE, file_format):
-            yield _list_of_triple(cells)
+    records = read_records(path)
+    if records is not None:
+        for place, record in records:
+            yield _record_cells(record, columns, chosen, place)
         return
     with open_data_file(path) as file:
-        _refuse_utf_16(file, path)
-        for place, record in read_json_objects(file, path):
-            if isinstance(record.get(_POSITIVES), list):
-                yield _list_of_record(record, place)
-            else:
-                yield _list_of_triple(_json_cells(record, _TRIPLE, file_format.columns, place))
+        yield from _table_cells(file, path, columns, file_format)
 
 
-def _list_of_triple(cells: Sequence[_Cell]) -> CandidateList:
-    query, positive, negative = (
-        _sentence(cell, cell_of.name) for cell, cell_of in zip(cells, _TRIPLE, strict=True)
-    )
-    return CandidateList(query, (positive,), (negative,))
+def read_sentence_cells(path: Path, file_format: FileFormat = DETECTED) -> Iterator[list[Cell]]:
+    """The texts of each row of a file of sentences, pairs or triples, without labels, numbers and ids.
+
+    Text columns are those of `--columns`, else those with such names in the header or as JSON keys. Without
+    names they are the columns that have neither numbers nor a few values only.
+
+    Raises:
+        InvalidInput: as in `read_cells`.
+    """
+    records = read_records(path)
+    if records is not None:
+        for place, record in records:
+            keys = file_format.columns or [key for key in record if _normalised(key) in _TEXT_NAMES]
+            if not keys:
+                _refuse_keys(record, place, "a text")
+            yield _record_cells(record, [TEXT] * len(keys), keys, place)
+        return
+    with open_data_file(path) as file:
+        yield from _sentence_cells(file, path, file_format)
 
 
-def _list_of_record(record: dict[str, Any], place: str) -> CandidateList:
-    texts = {}
-    for key, values in (
-        ("query", [record.get("query")]),
-        *((key, record.get(key, [])) for key in _LIST_KEYS),
-    ):
-        if not isinstance(values, list) or not all(isinstance(one, str) and one.strip() for one in values):
-            raise InvalidInput.of_field(f'{place} key "{key}"', "must hold texts that are not empty")
-        texts[key] = tuple(values)
-    if not texts[_POSITIVES]:
-        raise InvalidInput.of_field(f'{place} key "{_POSITIVES}"', "has no text; a list needs a positive")
-    return CandidateList(texts["query"][0], texts[_POSITIVES], texts[_NEGATIVES])
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]] | None:
+    """Place and content of each row of a file that names its columns in each row; None: it is a table.
 
-
-def _sentence(cell: _Cell, name: str) -> str:
-    if not cell.text.strip():
-        raise InvalidInput.of_field(cell.place, f"{name} is empty")
-    return cell.text
-
-
-def _score(cell: _Cell, score_range: ScoreRange | None) -> float:
-    """The score mapped to 0..1; as it is if it has no range."""
-    try:
-        score = float(cell.text)
-    except ValueError as error:
-        raise InvalidInput.of_field(cell.place, f'score "{cell.text}" is not a number') from error
-    if score_range is None:
-        if not math.isfinite(score):
-            raise InvalidInput.of_field(cell.place, f"score {cell.text} is not finite")
-        return score
-    # Also refuses NaN, for which every comparison is false.
-    if not score_range.lowest <= score <= score_range.highest:
-        expected = f"{score_range.lowest:g}..{score_range.highest:g}"
-        raise InvalidInput.of_field(cell.place, f"score {cell.text} is outside {expected}")
-    return score_range.normalise(score)
-
-
-def _refuse_utf_16(file: BinaryIO, path: Path) -> None:
-    start = file.read(256)
-    file.seek(0)
+    Raises:
+        InvalidInput: the file is unreadable, empty or of a format that is not read.
+    """
+    if (folder := _beir_folder(path)) is not None:
+        return _beir_records(path, folder)
+    with open_data_file(path) as file:
+        start = file.read(256)
     if not start:
         raise InvalidInput.of_field(str(path), "is empty; it needs at least one row")
+    for mark, problem in _REFUSED:
+        if start.startswith(mark):
+            raise InvalidInput.of_field(str(path), problem)
+    if start.startswith(_PARQUET_MARK):
+        return _parquet_records(path)
     if start.startswith(_UTF_16_MARKS) or b"\x00" in start:
         raise InvalidInput.of_field(f"{path} line 1", "is UTF-16 or binary; save the file as UTF-8")
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if path.suffix.lower() in _JSON_SUFFIXES:
+        return _json_array(path) if text.startswith(b"[") else _json_lines(path)
+    return _json_lines(path) if text.startswith(b'{"') else None
+
+
+def find_key(record: dict[str, Any], column: Column) -> str | None:
+    """The key of a record that stands for a column; None if none does."""
+    known = {_normalised(key): key for key in reversed(record)}
+    return next((known[name] for name in column.header_names if name in known), None)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open_data_file(path) as file:
+        yield from read_json_objects(file, path)
+
+
+def _json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        problem = f"is not a JSON array: {error}; it must be one array of objects, or one object per line"
+        raise InvalidInput.of_field(str(path), problem) from error
+    for number, item in enumerate(items, start=1):
+        place = f"{path} item {number}"
+        if not isinstance(item, dict):
+            raise InvalidInput.of_field(place, "is not a JSON object")
+        yield place, item
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", record
+    except (OSError, ValueError) as error:
+        raise InvalidInput.of_field(str(path), f"is not a readable Parquet file: {error}") from error
+
+
+def _beir_folder(path: Path) -> Path | None:
+    """The folder with corpus.jsonl and queries.jsonl that a path stands for: itself, or that of its qrels."""
+    folders = [path] if path.is_dir() else [path.parent, path.parent.parent] if path.suffix == ".tsv" else []
+    for folder in folders:
+        if (folder / "corpus.jsonl").is_file() and (folder / "queries.jsonl").is_file():
+            return folder
+    if path.is_dir():
+        problem = "is a folder; only folders with corpus.jsonl, queries.jsonl and qrels are read"
+        raise InvalidInput.of_field(str(path), problem)
+    return None
+
+
+def _beir_records(path: Path, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each judged pair of a query and a document, with its grade as the score."""
+    queries, documents = read_queries(folder), read_corpus(folder / "corpus.jsonl")
+    qrels = path if path.is_file() else _only_qrels(folder)
+    for query, grades in read_judgements(folder, queries, documents, qrels).items():
+        for document, grade in grades.items():
+            place = f'{qrels} query "{query}" document "{document}"'
+            yield place, {"query": queries[query], "document": documents[document], "score": grade}
+
+
+def _only_qrels(folder: Path) -> Path | None:
+    found = sorted((folder / "qrels").glob("*.tsv"))
+    if len(found) > 1:
+        problem = f"has {', '.join(one.name for one in found)} in qrels; give the path of one of them"
+        raise InvalidInput.of_field(str(folder), problem)
+    return found[0] if found else None
+
+
+def _record_cells(
+    record: dict[str, Any], columns: Sequence[Column], chosen: Sequence[str], place: str
+) -> list[Cell]:
+    keys = list(record)
+    if chosen:
+        found = [keys[_chosen_position(keys, name, place)] for name in chosen]
+    else:
+        by_name = [find_key(record, column) for column in columns]
+        if None in by_name or len(set(by_name)) < len(columns):
+            _refuse_keys(record, place, _names(columns))
+        found = [key for key in by_name if key is not None]
+    cells = []
+    for key in found:
+        value, cell_place = record[key], f'{place} key "{key}"'
+        if isinstance(value, list):
+            problem = "is a list; lists of texts are for simcse --hard-negatives and distill --candidates"
+            raise InvalidInput.of_field(cell_place, problem)
+        if not isinstance(value, str | int | float):
+            raise InvalidInput.of_field(cell_place, "must be text or a number")
+        cells.append(Cell(str(value).lower() if isinstance(value, bool) else str(value), cell_place))
+    return cells
+
+
+def _refuse_keys(record: dict[str, Any], place: str, needed: str) -> NoReturn:
+    problem = f"has the keys {', '.join(record)}; use --columns to choose {needed}"
+    raise InvalidInput.of_field(place, problem)
 
 
 def _table_cells(
     file: BinaryIO, path: Path, columns: Sequence[Column], file_format: FileFormat
-) -> Iterator[list[_Cell]]:
-    rows = read_rows(file, is_tsv=_is_tsv(path))
-    first = next(rows)
-    _refuse_problem(first, path)
+) -> Iterator[list[Cell]]:
     chosen = file_format.columns
-    are_numbers = all(one.isdecimal() and int(one) for one in chosen)
-    has_header = (
-        _is_header(first.cells, columns) if file_format.has_header is None else file_format.has_header
-    )
-    if has_header or not are_numbers:
-        width = len(first.cells)
-        positions = _positions_in_header(first.cells, columns, chosen, f"{path} line {first.line_number}")
+    numbers = [int(one) for one in chosen if one.isdecimal() and int(one)]
+    are_numbers = len(numbers) == len(chosen)
+    table = _read_table(file, path, max([len(columns), *numbers]))
+    if not table.sample:
+        raise InvalidInput.of_field(str(path), "has no row; it needs at least one")
+    rows, first = table.rows, table.sample[0]
+    has_header = file_format.has_header
+    if has_header is None:
+        has_header = not are_numbers or _is_header(table, path, columns, numbers)
+    width = len(first.cells) if has_header or not chosen else 0
+    if has_header:
+        next(rows)
+        positions = _positions_in_header(first.cells, columns, chosen, path, first.line_number)
         needed = f"the header has {width}"
     else:
-        rows = chain([first], rows)
         width = 0 if chosen else len(columns)
-        positions = [int(one) - 1 for one in chosen] or list(range(width))
-        separator = "TAB" if _is_tsv(path) else "comma"
+        positions = [number - 1 for number in numbers] or list(range(width))
+        separator = _SEPARATORS[table.separator]
         needed = f"it needs {max(positions) + 1} columns separated by {separator}: {_names(columns)}"
     for row in rows:
-        _refuse_problem(row, path)
         place = f"{path} line {row.line_number}"
-        if not "".join(row.cells).strip():
-            raise InvalidInput.of_field(place, f"is blank; {needed}")
         if len(row.cells) != width if width else len(row.cells) <= max(positions):
-            raise InvalidInput.of_field(place, f"has {len(row.cells)} columns; {needed}")
+            hint = "" if chosen or len(row.cells) < len(columns) else "; choose them with --columns"
+            raise InvalidInput.of_field(place, f"has {len(row.cells)} columns; {needed}{hint}")
         cells = _numbered_cells(row, path)
         yield [cells[position] for position in positions]
 
 
-def _is_header(cells: Sequence[str], columns: Sequence[Column]) -> bool:
-    """Whether at least two cells of a first row are header names of `columns` or of the usual ones."""
-    known = frozenset[str]().union(*(column.header_names for column in (*columns, *_COLUMNS_OF_TABLES)))
-    return sum(_normalised(cell) in known for cell in cells) > 1
+def _sentence_cells(file: BinaryIO, path: Path, file_format: FileFormat) -> Iterator[list[Cell]]:
+    table = _read_table(file, path, least_columns=1)
+    rows, sample = table.rows, table.sample
+    if not sample:
+        return
+    first, chosen = sample[0].cells, file_format.columns
+    has_header = file_format.has_header
+    if has_header is None:
+        names = [_normalised(cell) for cell in first]
+        is_text_named = any(name in TEXT.header_names for name in names)
+        is_named = is_text_named or sum(name in _KNOWN_NAMES for name in names) > 1
+        has_header = is_named or not all(one.isdecimal() for one in chosen)
+    if has_header:
+        next(rows)
+    if chosen:
+        place = f"{path} line {sample[0].line_number}"
+        positions = [_chosen_position(first, name, place) for name in chosen]
+    elif has_header and (named_texts := [n for n, c in enumerate(first) if _normalised(c) in _TEXT_NAMES]):
+        positions = named_texts
+    else:
+        positions = _text_positions(sample[1:] if has_header else sample)
+    if not chosen and len(first) > len(positions):
+        shown = ", ".join(str(position + 1) for position in positions)
+        _say(path, f"{_plural('column', positions)} {shown} of {len(first)} read as sentences")
+    for row in rows:
+        cells = _numbered_cells(row, path)
+        yield [cells[position] for position in positions if position < len(cells)]
+
+
+def _text_positions(sample: Sequence[Row]) -> list[int]:
+    """The columns that have neither numbers nor a few values only; the first if there is no other."""
+    width = max((len(row.cells) for row in sample), default=1)
+    found = []
+    for position in range(width):
+        values = [row.cells[position] for row in sample if position < len(row.cells)]
+        distinct = len(set(values))
+        are_classes = distinct <= min(_MAX_CLASS_VALUES, len(values) // _ROWS_PER_CLASS_VALUE)
+        if not all(map(is_label, values)) and not are_classes:
+            found.append(position)
+    return found or [0]
+
+
+def _read_table(file: BinaryIO, path: Path, least_columns: int) -> _Table:
+    """Find the separator: that of the file's suffix, or one that gives all first rows as many columns."""
+    default = "," if path.suffix.lower() == ".csv" else _TAB
+    candidates = [default]
+    if least_columns > 1 or default == ",":
+        candidates += [one for one in _SEPARATORS if one != default]
+    separator = next((one for one in candidates if _fits(file, one, least_columns)), default)
+    if separator != default and (least_columns > 1 or separator == _TAB):
+        _say(path, f"columns are separated by {_SEPARATORS[separator]}")
+    elif separator != default:
+        separator = default
+    is_quoted = separator == _TAB and _has_quoted_column(file)
+    if is_quoted:
+        _say(path, "the quotes around its cells are left out")
+    file.seek(0)
+    rows = (
+        row
+        for row in read_rows(file, is_tsv=separator == _TAB and not is_quoted, separator=separator)
+        if _is_row(row, path)
+    )
+    sample = list(islice(rows, _SAMPLE_ROWS))
+    return _Table(separator, chain(sample, rows), sample)
+
+
+def _fits(file: BinaryIO, separator: str, least_columns: int) -> bool:
+    file.seek(0)
+    rows = read_rows(file, is_tsv=separator == _TAB, separator=separator)
+    sample = [row for row in islice(rows, _SAMPLE_ROWS) if row.cells]
+    widths = {len(row.cells) for row in sample if not row.problem}
+    return len(widths) == 1 and widths.pop() >= least_columns
+
+
+def _has_quoted_column(file: BinaryIO) -> bool:
+    """Whether all cells of a column of a TSV file are in quotes, as spreadsheets and pandas write them."""
+    file.seek(0)
+    sample = [row.cells for row in islice(read_rows(file, is_tsv=True), _SAMPLE_ROWS) if row.cells]
+    if len(sample) < 2:
+        return False
+    return any(
+        all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in column)
+        for column in zip(*sample, strict=False)
+    )
+
+
+def _is_row(row: Row, path: Path) -> bool:
+    """False for a blank line, or one of separators only, as spreadsheets leave them.
+
+    Raises:
+        InvalidInput: the row cannot be read.
+    """
+    if row.problem:
+        raise InvalidInput.of_field(f"{path} line {row.line_number}", row.problem)
+    return bool("".join(row.cells).strip())
+
+
+def _is_header(table: _Table, path: Path, columns: Sequence[Column], numbers: Sequence[int]) -> bool:
+    """Whether a first row is a header: two cells are known names, or only its label is not a label."""
+    first, *others = table.sample
+    known = _KNOWN_NAMES.union(*(column.header_names for column in columns))
+    if sum(_normalised(cell) in known for cell in first.cells) > 1:
+        return True
+    if columns[-1] not in (LABEL, SCORE) or not others:
+        return False
+    position = (numbers[-1] if numbers else len(columns)) - 1
+    if any(len(row.cells) <= position for row in table.sample) or is_label(first.cells[position]):
+        return False
+    if not all(is_label(row.cells[position]) for row in others):
+        return False
+    _say(path, f"line {first.line_number} is taken as a header; --no-header reads it as a row")
+    return True
 
 
 def _positions_in_header(
-    header: Sequence[str], columns: Sequence[Column], chosen: Sequence[str], place: str
+    header: Sequence[str], columns: Sequence[Column], chosen: Sequence[str], path: Path, line: int
 ) -> list[int]:
-    """The position of each column from 0: the `chosen` names or numbers, else found by name."""
+    """The position of each column from 0: the `chosen` names or numbers, else found by name.
+
+    In a header with as many columns as are needed, those that no name identifies are taken in their order.
+    """
+    place = f"{path} line {line}"
     if chosen:
         return [_chosen_position(header, name, place) for name in chosen]
     names = [_normalised(name) for name in header]
-    found: list[int] = []
+    found: list[int | None] = []
     for column in columns:
-        matches = (at for at, name in enumerate(names) if name in column.header_names and at not in found)
-        if (match := next(matches, None)) is not None:
-            found.append(match)
-    if len(found) == len(columns):
-        return found
-    if len(header) == len(columns):
-        return list(range(len(columns)))
-    problem = f"has the columns {', '.join(header)}; use --columns to choose {_names(columns)}"
-    raise InvalidInput.of_field(place, problem)
+        matches = (names.index(name) for name in column.header_names if name in names)
+        found.append(next((position for position in matches if position not in found), None))
+    if None not in found:
+        return [position for position in found if position is not None]
+    if len(header) != len(columns):
+        problem = f"has the columns {', '.join(header)}; use --columns to choose {_names(columns)}"
+        raise InvalidInput.of_field(place, problem)
+    rest = iter(position for position in range(len(header)) if position not in found)
+    positions = [next(rest) if position is None else position for position in found]
+    read_as = (f'"{header[p]}" as {c.name}' for p, c in zip(positions, columns, strict=True))
+    _say(path, f"reads {', '.join(read_as)}; --columns chooses others")
+    return positions
 
 
 def _chosen_position(header: Sequence[str], name: str, place: str) -> int:
@@ -440,37 +476,25 @@ def _chosen_position(header: Sequence[str], name: str, place: str) -> int:
     raise InvalidInput.of_field(place, f'there is no column "{name}"; the header has {", ".join(header)}')
 
 
-def _json_cells(
-    record: dict[str, Any], columns: Sequence[Column], chosen: Sequence[str], place: str
-) -> list[_Cell]:
-    keys = list(record)
-    cells = []
-    for position in _positions_in_header(keys, columns, chosen, place):
-        value, cell_place = record[keys[position]], f'{place} key "{keys[position]}"'
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise InvalidInput.of_field(cell_place, "must be text or a number")
-        cells.append(_Cell(str(value), cell_place))
-    return cells
-
-
-def _numbered_cells(row: Row, path: Path) -> list[_Cell]:
+def _numbered_cells(row: Row, path: Path) -> list[Cell]:
     return [
-        _Cell(text, f"{path} line {row.line_number} column {number}")
+        Cell(text, f"{path} line {row.line_number} column {number}")
         for number, text in enumerate(row.cells, start=1)
     ]
 
 
-def _refuse_problem(row: Row, path: Path) -> None:
-    if row.problem:
-        raise InvalidInput.of_field(f"{path} line {row.line_number}", row.problem)
-
-
-def _is_tsv(path: Path) -> bool:
-    return path.suffix.lower() != ".csv"
+@cache
+def _say(path: Path, what: str) -> None:
+    """Print how a file is read, once: a file is read several times in a run."""
+    echo(f"{path}: {what}", err=True)
 
 
 def _names(columns: Sequence[Column]) -> str:
     return ", ".join(column.name for column in columns)
+
+
+def _plural(noun: str, items: Sequence[Any]) -> str:
+    return noun if len(items) == 1 else f"{noun}s"
 
 
 def _normalised(name: str) -> str:

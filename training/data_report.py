@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from textmatch.models.model_resolver import MULTILINGUAL_E5
-from training.data_files import ClassPair, read_class_pairs
+from training.examples import ClassPair, read_class_pairs
 from training.settings import RunSettings, short_path
 
 _MAX_LABELS = 10

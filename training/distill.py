@@ -29,13 +29,6 @@ from typer import Option
 from textmatch.errors import InvalidInput
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
 from training.bi_encoder_run import DOCUMENT, QUERY, BiEncoderTask, pair_dataset, train_bi_encoder
-from training.data_files import (
-    UNIT_RANGE,
-    CandidateList,
-    ScoredPair,
-    read_candidate_lists,
-    read_scored_pairs,
-)
 from training.data_report import TrainingRow, report_data
 from training.evaluation.scorers import (
     CrossEncoderSystem,
@@ -44,7 +37,9 @@ from training.evaluation.scorers import (
     run_in_batches,
 )
 from training.evaluators import SPEARMAN, CosineEvaluator, ScoreEvaluator
+from training.examples import CandidateList, ScoredPair, read_candidate_lists, read_scored_pairs
 from training.fit import RunResult, SelectionMetric, fit, training_arguments
+from training.labels import UNIT_RANGE
 from training.model_builder import BiEncoderSettings, build_bi_encoder, build_cross_encoder
 from training.regression import finish_cross_encoder, logit, sample_pair_scores
 from training.settings import MixOption, parse_mix

@@ -14,7 +14,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from textmatch.models.calibration import PairClassifier
-from training.data_files import ClassPair, ScoredPair, ScoreRange
+from training.examples import ClassPair, ScoredPair
+from training.labels import ScoreRange
 
 SPEARMAN = "spearman"
 ACCURACY = "accuracy"

@@ -16,19 +16,12 @@ from typing import Annotated
 from typer import Option, echo
 
 from textmatch.errors import InvalidInput
-from training.data_files import (
-    DETECTED,
-    Column,
-    FileFormat,
-    ScoredPair,
-    Triple,
-    read_texts,
-    write_rows,
-)
+from training.data_files import DETECTED, Column, FileFormat
+from training.examples import ScoredPair, Triple, read_texts, write_rows
 from training.settings import HeaderOption, short_path
 
 _COLUMNS = [
-    Column(name, frozenset({name.replace(" ", "")}))
+    Column(name, (name.replace(" ", ""),))
     for name in ("kind", "anchor", "far paraphrase", "close paraphrase", "near miss", "same topic")
 ]
 

@@ -26,8 +26,8 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
-from training.data_files import read_sentences
 from training.data_report import TrainingRow, build_report
+from training.examples import read_sentences
 from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
 from training.model_builder import DEFAULT_BASE_NAME
 from training.settings import LearningRateOption, RunSettings

@@ -19,7 +19,6 @@ import torch
 
 from textmatch.errors import InvalidInput
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
-from training.data_files import UNIT_RANGE, ScoreRange
 from training.data_report import DataReport
 from training.evaluation.bootstrap import COVERAGE, Estimate, Values
 from training.evaluation.pairs import (
@@ -39,6 +38,7 @@ from training.evaluation.scorers import (
     is_sentence_transformer,
     load_model_system,
 )
+from training.labels import UNIT_RANGE, ScoreRange
 from training.settings import RunSettings, command_line, short_model_name, short_path
 
 FILE_NAME = "README.md"

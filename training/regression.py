@@ -31,10 +31,11 @@ from textmatch.errors import InvalidInput
 from textmatch.models.bi_encoder import read_bi_encoder
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import pair_dataset
-from training.data_files import UNIT_RANGE, ScoredPair, ScoreRange, read_scored_pairs, read_sentences
 from training.data_report import DataReport, TrainingRow, report_data
 from training.evaluators import SPEARMAN, ScoreEvaluator, embed
+from training.examples import ScoredPair, read_scored_pairs, read_sentences
 from training.fit import RunResult, SelectionMetric, finish_run, fit, has_checkpoint, training_arguments
+from training.labels import UNIT_RANGE, ScoreRange
 from training.model_builder import (
     DEFAULT_BASE_NAME,
     AdapterRankOption,

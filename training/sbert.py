@@ -13,11 +13,12 @@ from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
 from transformers import set_seed
 from typer import Option
 
-from training.bi_encoder_run import BiEncoderTask, find_classes, pair_dataset, train_bi_encoder
-from training.data_files import read_class_pairs
+from training.bi_encoder_run import BiEncoderTask, pair_dataset, train_bi_encoder
 from training.data_report import TrainingRow, report_data
 from training.evaluators import ACCURACY, ClassEvaluator
+from training.examples import read_class_pairs
 from training.fit import RunResult
+from training.labels import find_classes
 from training.model_builder import BiEncoderSettings, PoolingName, build_bi_encoder
 from training.trainers import TrainingPart
 

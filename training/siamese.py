@@ -14,9 +14,9 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from training.bi_encoder_run import BiEncoderTask, pair_dataset, train_bi_encoder
-from training.data_files import read_scored_pairs
 from training.data_report import TrainingRow, report_data
 from training.evaluators import SPEARMAN, CosineEvaluator
+from training.examples import read_scored_pairs
 from training.fit import RunResult
 from training.model_builder import BiEncoderSettings, LstmConfig, build_bi_encoder
 from training.sbert import softmax_task

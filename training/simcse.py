@@ -24,18 +24,10 @@ from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
 from textmatch.models.engines import AUTO, resolve_device
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import DOCUMENT, NEGATIVE, QUERY, BiEncoderTask, train_bi_encoder
-from training.data_files import (
-    PAIR,
-    FileFormat,
-    Triple,
-    read_scored_pairs,
-    read_sentences,
-    read_texts,
-    read_triples,
-    write_rows,
-)
+from training.data_files import PAIR, FileFormat
 from training.data_report import TrainingRow, report_data
 from training.evaluators import SPEARMAN, CosineEvaluator
+from training.examples import Triple, read_scored_pairs, read_sentences, read_texts, read_triples, write_rows
 from training.fit import RunResult
 from training.model_builder import DEFAULT_BASE_NAME, BiEncoderSettings, build_bi_encoder
 from training.settings import ColumnsOption, DeviceOption, HeaderOption, MixOption, parse_mix, short_path

@@ -21,10 +21,13 @@ class Row:
     end: Position
 
 
-def read_rows(file: BinaryIO, start: Position = START, *, is_tsv: bool) -> Iterator[Row]:
+def read_rows(
+    file: BinaryIO, start: Position = START, *, is_tsv: bool, separator: str = ","
+) -> Iterator[Row]:
     """All rows from a position on, the header included.
 
-    CSV follows RFC 4180. In TSV quotes are ordinary characters, as in IANA's text/tab-separated-values.
+    CSV follows RFC 4180, with another separator if one is given. In TSV quotes are ordinary characters, as in
+    IANA's text/tab-separated-values.
     """
     taken: list[Line] = []
 
@@ -37,7 +40,7 @@ def read_rows(file: BinaryIO, start: Position = START, *, is_tsv: bool) -> Itera
     reader = (
         csv.reader(feed(), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
         if is_tsv
-        else csv.reader(feed(), strict=True)
+        else csv.reader(feed(), delimiter=separator, strict=True)
     )
     while True:
         taken.clear()

@@ -20,6 +20,7 @@ from textmatch.errors import InvalidInput
 STDIN = "-"
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CHINESE_SHARE_OF_GBK = 0.5
 
 
 class UnreadableFile(InvalidInput):
@@ -63,6 +64,7 @@ class Line:
         except UnicodeDecodeError as error:
             raise UnreadableLine(
                 f"is not UTF-8: byte 0x{self.content[error.start]:02x} at byte {error.start + 1} of the line"
+                f"{_gbk_hint(self.content)}"
             ) from error
 
     def json(self) -> Any:
@@ -140,11 +142,15 @@ def read_texts_of_lines(name: str) -> Iterator[tuple[str, str]]:
 def read_json_objects(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Pairs of the place of each line of a JSON lines file, for messages, and its object.
 
+    Blank lines are skipped.
+
     Raises:
         UnreadableFile: a line cannot be read or is not an object.
     """
     for line in read_lines(file):
         place = f"{path} line {line.number}"
+        if not line.content.strip():
+            continue
         try:
             record = line.json()
         except UnreadableLine as error:
@@ -152,6 +158,20 @@ def read_json_objects(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[st
         if not isinstance(record, dict):
             raise UnreadableFile.of_field(place, "is not a JSON object")
         yield place, record
+
+
+def _gbk_hint(content: bytes) -> str:
+    """How to convert a line that is Chinese text in GBK; "" if it is not."""
+    try:
+        text = content.decode("gb18030")
+    except UnicodeDecodeError:
+        return ""
+    foreign = [character for character in text if not character.isascii()]
+    chinese = sum("\u4e00" <= character <= "\u9fff" for character in foreign)
+    # Bytes of other encodings rarely make common Chinese characters only.
+    if chinese < len(foreign) * _CHINESE_SHARE_OF_GBK:
+        return ""
+    return "; it seems to be GBK: convert it with iconv -f GB18030 -t UTF-8"
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -25,26 +25,32 @@ def read_queries(directory: Path) -> dict[str, str]:
 
 
 def read_judgements(
-    directory: Path, queries: Mapping[str, str], documents: Collection[str] | None = None
+    directory: Path,
+    queries: Mapping[str, str],
+    documents: Collection[str] | None = None,
+    path: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """The grades in qrels.tsv or qrels/test.tsv: query id -> document id -> grade, 0 for not relevant.
 
     Args:
+        directory: of the set.
         queries: the texts of all queries by id.
         documents: the ids of all documents; None: they are not known.
+        path: of another file of judgements.
 
     Raises:
         UnreadableFile: there is no file, a line cannot be read or names an unknown query or document, or a
             judged query has no text.
     """
-    path = next((path for name in _QRELS_FILES if (path := directory / name).is_file()), None)
+    path = path or next((path for name in _QRELS_FILES if (path := directory / name).is_file()), None)
     if path is None:
         raise UnreadableFile.of_field(str(directory), f"must contain {' or '.join(_QRELS_FILES)}")
     judged: dict[str, dict[str, float]] = {}
     with open_data_file(path) as file:
         for row in read_rows(file, is_tsv=True):
             is_header = row.line_number == 1 and len(row.cells) == 3 and _number(row.cells[2]) is None
-            if is_header:
+            is_blank = not row.problem and not "".join(row.cells).strip()
+            if is_header or is_blank:
                 continue
             if problem := row.problem or _problem(row.cells, queries, documents):
                 raise UnreadableFile.of_field(f"{path} line {row.line_number}", problem)

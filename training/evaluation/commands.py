@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from textmatch.console import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
 from textmatch.models.engines import AUTO
-from training.data_files import FileFormat, ScoreRange
+from training.data_files import FileFormat
 from training.evaluation.bootstrap import COVERAGE, REPEATS, Values
 from training.evaluation.matching import (
     ALL_KINDS,
@@ -61,6 +61,7 @@ from training.evaluation.retrieval import (
     rerank,
 )
 from training.evaluation.scorers import CrossEncoderSystem, ModelSystem, System, load_system
+from training.labels import ScoreRange
 from training.model_files import HISTORY
 from training.settings import ColumnsOption, DeviceOption, HeaderOption, ScoreRangeOption
 

@@ -22,7 +22,7 @@ from textmatch.io.csv_reader import read_rows
 from textmatch.io.line_reader import UnreadableFile, open_data_file
 from textmatch.models.fast_tokenizer import Pair
 from textmatch.ranking_metrics import Ranks, average_precision, best_first, recall, reciprocal_rank
-from training.data_files import DETECTED, FileFormat, read_scored_pairs
+from training.data_files import DETECTED, FileFormat
 from training.evaluation.bootstrap import (
     REPEATS,
     BootstrapMetrics,
@@ -41,6 +41,7 @@ from training.evaluation.retrieval import (
     rerank,
 )
 from training.evaluation.scorers import CrossEncoderSystem, System
+from training.examples import read_scored_pairs
 
 # Documents of each query that the metrics of a ranking read.
 DEPTH = 100

@@ -14,9 +14,11 @@ from sklearn.metrics import precision_recall_curve
 
 from textmatch.models.calibration import Scores
 from textmatch.models.fast_tokenizer import Pair
-from training.data_files import DETECTED, UNIT_RANGE, FileFormat, ScoreRange, read_scored_pairs
+from training.data_files import DETECTED, FileFormat
 from training.evaluation.bootstrap import REPEATS, BootstrapMetrics, Indices, Values, resample
 from training.evaluation.scorers import System
+from training.examples import read_scored_pairs
+from training.labels import UNIT_RANGE, ScoreRange
 
 Flags = NDArray[np.bool_]
 

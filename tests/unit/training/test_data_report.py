@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from transformers import BertTokenizer
 
-from training.data_files import ClassPair
 from training.data_report import DataLeak, TrainingRow, build_report
+from training.examples import ClassPair
 
 DEV = Path("data/dev.tsv")
 ROWS = [

@@ -1,0 +1,235 @@
+"""Labels of pairs: scores in a range, or classes with an order and a worth.
+
+    canonical_label("1.0") == canonical_label("1") == "1"
+    parse_score("4", ScoreRange(0, 5)) == 0.8
+    find_classes(["yes", "no"], "") == LabelClasses(("no", "yes"), (0.0, 1.0))
+
+Two labels are equal if they are equal as numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textmatch.errors import InvalidInput
+
+Score = TypeVar("Score", float, NDArray[np.float64])
+
+# More classes than this are scores.
+_MAX_CLASSES = 20
+# Class names that are understood without `--classes`, each group in the order of its worth.
+_KNOWN_CLASSES: Sequence[Mapping[str, float]] = (
+    {"contradiction": 0.0, "neutral": 0.5, "entailment": 1.0},
+    {"矛盾": 0.0, "中立": 0.5, "蕴含": 1.0},
+    {"no": 0.0, "yes": 1.0},
+    {"false": 0.0, "true": 1.0},
+    {"different": 0.0, "same": 1.0},
+    {"否": 0.0, "是": 1.0},
+    {"不相似": 0.0, "相似": 1.0},
+    {"不同": 0.0, "相同": 1.0},
+)
+_WORTH_OF_NAME = {name: worth for group in _KNOWN_CLASSES for name, worth in group.items()}
+# SNLI writes "-" and many Chinese sets "-1" where the annotators did not agree, or a test set has no labels.
+_UNLABELLED = frozenset({"", "-", "-1"})
+
+
+class InvalidLabel(ValueError):
+    """A label cannot be used. The message says why; the reader of the file adds the place."""
+
+
+@dataclass(frozen=True)
+class ScoreRange:
+    """The lowest and the highest score that a file may contain."""
+
+    lowest: float = 0.0
+    highest: float = 1.0
+
+    @classmethod
+    def of_option(cls, limits: tuple[float, float]) -> Self:
+        """The range that `--score-range` gives.
+
+        Raises:
+            InvalidInput: it is empty or not finite.
+        """
+        # Also refuses NaN, for which every comparison is false.
+        if not -math.inf < limits[0] < limits[1] < math.inf:
+            raise InvalidInput.of_field("score-range", "the lowest score must be below the highest")
+        return cls(*limits)
+
+    def normalise(self, score: Score) -> Score:
+        """A score, or each of an array of scores, mapped from this range to 0..1."""
+        return (score - self.lowest) / (self.highest - self.lowest)
+
+    def denormalise(self, share: float) -> float:
+        """A score in 0..1 mapped to this range."""
+        return self.lowest + share * (self.highest - self.lowest)
+
+
+UNIT_RANGE = ScoreRange()
+
+
+@dataclass(frozen=True)
+class LabelClasses:
+    """Names and scores of the classes, in the order of the classifier's outputs."""
+
+    names: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """`no (score 0), yes (score 1)`."""
+        return ", ".join(
+            f"{name} (score {score:g})" for name, score in zip(self.names, self.scores, strict=True)
+        )
+
+    def check(self, labels: Iterable[str], name: str) -> None:
+        """Refuse labels of other classes.
+
+        Raises:
+            InvalidInput: naming the file and the first such row.
+        """
+        for row, label in enumerate(labels, start=1):
+            if label not in self.names:
+                problem = f'class "{label}" is not one of {", ".join(self.names)}'
+                raise InvalidInput.of_field(f"{name} row {row}", problem)
+
+
+def canonical_label(text: str) -> str:
+    """The same text for equal labels: "1", "1.0" and "01" are "1"; "Yes" is "yes"; "urgent " is "urgent".
+
+    Raises:
+        InvalidLabel: it is NaN or infinite.
+    """
+    name = text.strip()
+    number = _number(name)
+    if number is None:
+        return name.lower() if name.lower() in _WORTH_OF_NAME else name
+    if not math.isfinite(number):
+        raise InvalidLabel(f'label "{name}" is not a finite number')
+    # `+ 0.0` turns -0.0 into 0.0.
+    return str(int(number)) if number.is_integer() else repr(number + 0.0)
+
+
+def parse_score(text: str, score_range: ScoreRange | None = UNIT_RANGE) -> float:
+    """A score mapped from the range to 0..1; as it is without a range. A known class name has its worth.
+
+    Raises:
+        InvalidLabel: it is neither a number in the range nor a known class name.
+    """
+    name = text.strip()
+    score = _number(name)
+    if score is None:
+        worth = _WORTH_OF_NAME.get(name.lower())
+        if worth is None:
+            raise InvalidLabel(f'score "{text}" is not a number')
+        return worth
+    if score_range is None:
+        if not math.isfinite(score):
+            raise InvalidLabel(f"score {name} is not finite")
+        return score
+    # Also refuses NaN, for which every comparison is false.
+    if not score_range.lowest <= score <= score_range.highest:
+        raise InvalidLabel(
+            f"score {name} is outside {score_range.lowest:g}..{score_range.highest:g}; for other scores use"
+            " --score-range, as in --score-range 0 5"
+        )
+    return score_range.normalise(score)
+
+
+def is_label(text: str) -> bool:
+    """Whether a cell is a number or a known class name, as labels are and sentences are not."""
+    name = text.strip()
+    return name in _UNLABELLED or name.lower() in _WORTH_OF_NAME or _number(name) is not None
+
+
+def find_classes(labels: Sequence[str], chosen: str) -> LabelClasses:
+    """The classes that the option gives (`no=0,maybe=0.5,yes=1`), or those of the labels.
+
+    Numeric classes are in numeric order and get scores from 0 to 1 in equal steps. Names such as yes and no,
+    or those of natural language inference, have fixed scores.
+
+    Args:
+        labels: as `canonical_label` gives them.
+        chosen: the option; "": none.
+
+    Raises:
+        InvalidInput: they cannot be found or do not fit.
+    """
+    classes = _parse_classes(chosen) if chosen else _classes_of(set(labels))
+    if len(set(labels)) < 2 or len(classes.names) < 2:
+        raise InvalidInput.of_field("label", f'all pairs have the class "{labels[0]}"; two are needed')
+    classes.check(labels, "train")
+    return classes
+
+
+def require_two_scores(scores: Iterable[float], way_out: str) -> None:
+    """Refuse pairs that all have one score: a model learns to give it to every pair.
+
+    Args:
+        scores: of the training pairs.
+        way_out: what trains on such pairs, for the message.
+
+    Raises:
+        InvalidInput: there is only one score.
+    """
+    found = set(scores)
+    if len(found) < 2:
+        shown = ", ".join(f"{score:g}" for score in found)
+        problem = f"all pairs have the score {shown}; a model would learn to give it to every pair. {way_out}"
+        raise InvalidInput.of_field("label", problem)
+
+
+def _classes_of(labels: set[str]) -> LabelClasses:
+    if missing := sorted(labels & _UNLABELLED):
+        problem = (
+            f'the label "{missing[0]}" marks pairs without a label in many data sets: remove these rows, or'
+            f" give it a score, as in --classes={missing[0]}=0,1=1"
+        )
+        raise InvalidInput.of_field("label", problem)
+    for group in _KNOWN_CLASSES:
+        if labels <= group.keys():
+            names = sorted(labels, key=group.__getitem__)
+            return LabelClasses(tuple(names), tuple(group[name] for name in names))
+    if len(labels) > _MAX_CLASSES:
+        problem = f"the file has {len(labels)} different labels: these are scores; use siamese or regression"
+        raise InvalidInput.of_field("label", problem)
+    try:
+        names = sorted(labels, key=float)
+    except ValueError:
+        shown = ", ".join(sorted(labels)[:5])
+        problem = f"give the score of each class with --classes, such as no=0,yes=1; the file has {shown}"
+        raise InvalidInput.of_field("classes", problem) from None
+    highest = max(len(names) - 1, 1)
+    return LabelClasses(tuple(names), tuple(number / highest for number in range(len(names))))
+
+
+def _parse_classes(text: str) -> LabelClasses:
+    names: list[str] = []
+    scores: list[float] = []
+    for part in text.split(","):
+        name, _, score = part.rpartition("=")
+        try:
+            scores.append(float(score))
+            names.append(canonical_label(name))
+        except InvalidLabel as error:
+            raise InvalidInput.of_field("classes", str(error)) from error
+        except ValueError:
+            raise InvalidInput.of_field("classes", f'"{part}" is not NAME=SCORE, such as yes=1') from None
+        if not names[-1] or not 0 <= scores[-1] <= 1:
+            raise InvalidInput.of_field("classes", f'"{part}" needs a name and a score in 0..1')
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInput.of_field("classes", f'the class "{repeated[0]}" is given twice')
+    return LabelClasses(tuple(names), tuple(scores))
+
+
+def _number(text: str) -> float | None:
+    try:
+        # Python's digit separator would make the name "1_2" a number.
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
