@@ -35,7 +35,7 @@ _MIN_PART = 0.5
 _MAX_LABEL_SHIFT = 0.02
 # Shares of smaller files are rough by nature.
 _MIN_PAIRS_OF_PART = 10
-_WEIGHT_OF_SIZE = 4
+_WEIGHT_OF_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)

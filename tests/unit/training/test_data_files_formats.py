@@ -70,7 +70,7 @@ def test_a_file_is_read_without_options(
     assert [ClassPair(one.first, one.second, known.get(one.label, one.label)) for one in found] == PAIRS
     assert [pair.score for pair in read_scored_pairs(path)] == [1.0, 0.0]
     printed = capsys.readouterr().err
-    assert printed.count(said) == 1 if said else not printed
+    assert said in printed if said else not printed
 
 
 def test_numbers_of_columns_find_the_separator(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
