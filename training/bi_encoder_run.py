@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
-from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, SoftmaxLoss
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 from torch import nn
 
+from textmatch.errors import InvalidInput
 from textmatch.models.calibration import PairClassifier
 from training.data_report import DataReport
 from training.evaluators import PairEvaluator, embed, pair_classifier
@@ -34,8 +35,8 @@ from training.trainers import (
     mix_arguments,
 )
 
-# Dataset columns of the two sentences of a pair; a triple has a third one.
-QUERY, DOCUMENT, NEGATIVE = "sentence1", "sentence2", "sentence3"
+# Dataset columns of the two sentences of a pair; a triple has "sentence3".
+QUERY, DOCUMENT = "sentence1", "sentence2"
 # Randomly initialised layers take a higher learning rate than those of the base model.
 _NEW_LAYERS = (r"^classifier\.", r"encoder\.(weight|bias)_(ih|hh)_")
 # Training rows whose scores are checked for collapse.
@@ -67,6 +68,13 @@ def pair_dataset(pairs: Sequence[ScoredPair] | Sequence[ClassPair], labels: Sequ
     return Dataset.from_dict({**columns, "label": list(labels)})
 
 
+def text_dataset(rows: Sequence[Sequence[str]], labels: Sequence[float] = ()) -> Dataset:
+    """Texts without roles of their own: anchor, partner and negatives; and labels, if there are some."""
+    names = (QUERY, DOCUMENT, *(f"sentence{number}" for number in range(3, len(rows[0]) + 1)))
+    columns: dict[str, Any] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return Dataset.from_dict(columns | ({"label": list(labels)} if labels else {}))
+
+
 def train_bi_encoder(
     task: BiEncoderTask, settings: BiEncoderSettings, new_layer_learning_rate: float, console: Console
 ) -> RunResult:
@@ -77,6 +85,8 @@ def train_bi_encoder(
         TrainingInterrupted: on Ctrl-C.
     """
     metric = SelectionMetric(task.metric)
+    if dimensions := settings.matryoshka_dimensions:
+        task = replace(task, parts=[_of_dimensions(task.model, part, dimensions) for part in task.parts])
     trainer = BiEncoderTrainer(
         model=task.model,
         args=SentenceTransformerTrainingArguments(
@@ -89,7 +99,7 @@ def train_bi_encoder(
         **data_arguments(task.parts),
         evaluator=task.evaluator_of(settings.dev) if settings.dev else None,
     )
-    fit(trainer, settings, metric, console, lambda: _sample_cosines(task, settings.seed))
+    outcome = fit(trainer, settings, metric, console, lambda: _sample_cosines(task, settings.seed))
     if trainer.is_world_process_zero():
         base = settings.base if settings.adapter_rank else ""
         save_bi_encoder(task.model, settings.output, _classifier(task), adapter_base=base)
@@ -99,7 +109,21 @@ def train_bi_encoder(
         report=task.report,
         measure=lambda path: task.evaluator_of(path).measure(task.model),
         base_name=settings.base,
+        outcome=outcome,
     )
+
+
+def _of_dimensions(model: SentenceTransformer, part: TrainingPart, dimensions: Sequence[int]) -> TrainingPart:
+    """The part with the sum of its losses at these dimensions and at the whole length.
+
+    Raises:
+        InvalidInput: the embeddings are not as long.
+    """
+    whole = model.get_embedding_dimension() or 0
+    if too_long := [one for one in dimensions if one > whole]:
+        raise InvalidInput.of_field("matryoshka", f"{too_long[0]} is above the model's {whole} dimensions")
+    all_dimensions = sorted({whole, *dimensions}, reverse=True)
+    return replace(part, loss=MatryoshkaLoss(model, part.loss, matryoshka_dims=all_dimensions))
 
 
 def _sample_cosines(task: BiEncoderTask, seed: int) -> NDArray[np.float32]:

@@ -232,14 +232,23 @@ def _train_cross_encoder(
             for text in one.texts
         ),
     ]
-    fit(trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, sample, settings.seed))
+    outcome = fit(
+        trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, sample, settings.seed)
+    )
     return finish_cross_encoder(
-        "distill", trainer, model, settings, report, None, lambda path: _score_evaluator(path, settings)
+        "distill",
+        trainer,
+        model,
+        settings,
+        report,
+        None,
+        lambda path: _score_evaluator(path, settings),
+        outcome,
     )
 
 
 def _score_evaluator(path: Path, settings: DistillSettings) -> ScoreEvaluator:
-    return ScoreEvaluator(read_scored_pairs(path, settings.file_format), UNIT_RANGE)
+    return ScoreEvaluator(read_scored_pairs(path, settings.pair_format, settings.range), UNIT_RANGE)
 
 
 def _train_bi_encoder(
@@ -258,7 +267,9 @@ def _train_bi_encoder(
         report=report,
         model=model,
         parts=parts,
-        evaluator_of=lambda path: CosineEvaluator(read_scored_pairs(path, settings.file_format)),
+        evaluator_of=lambda path: CosineEvaluator(
+            read_scored_pairs(path, settings.pair_format, settings.range), settings.matryoshka_dimensions
+        ),
         metric=SPEARMAN,
         shares=parse_mix(settings.mix, len(parts)),
     )
@@ -301,7 +312,7 @@ def list_dataset(lists: Sequence[ScoredList]) -> Dataset:
 def _read_files(settings: DistillSettings, console: Console) -> _Files:
     """All training files. The teacher scores the candidates."""
     file_format = settings.file_format
-    pairs = [read_scored_pairs(path, file_format) for path in settings.train]
+    pairs = [read_scored_pairs(path, settings.pair_format, settings.range) for path in settings.train]
     if settings.both_orders:
         pairs = [
             [*of_file, *(replace(one, first=one.second, second=one.first) for one in of_file)]
@@ -325,7 +336,7 @@ def _read_files(settings: DistillSettings, console: Console) -> _Files:
         ]
         files.append(_short_lists(labelled, path, settings, has_teacher=False))
     for path in settings.teacher_scores:
-        scored = _lists_of_scores(read_scored_pairs(path, file_format, score_range=None))
+        scored = _lists_of_scores(read_scored_pairs(path, settings.pair_format, score_range=None))
         files.append(_short_lists(scored, path, settings, has_teacher=True))
     return _Files(pairs, files)
 

@@ -38,7 +38,6 @@ from training.evaluation.scorers import (
     is_sentence_transformer,
     load_model_system,
 )
-from training.labels import UNIT_RANGE, ScoreRange
 from training.settings import RunSettings, command_line, short_model_name, short_path
 
 FILE_NAME = "README.md"
@@ -94,6 +93,13 @@ _LIMITS = (
 )
 
 
+_LSTM_CONFIG = "lstm_config.json"
+_LSTM_LIMIT = (
+    "sentence-transformers alone cannot run an LSTM after a transformer. With textmatch installed, call"
+    " `textmatch.models.bi_encoder.feed_lstm(model)` after `model = SentenceTransformer(directory)`."
+)
+
+
 @dataclass(frozen=True)
 class _Kind:
     title: str
@@ -110,6 +116,7 @@ _KINDS = {
         "order of the two texts.",
     ),
     "siamese": _Kind("Siamese bi-encoder", "sentence-similarity", _EMBEDS),
+    "cosent": _Kind("CoSENT bi-encoder", "sentence-similarity", _EMBEDS),
     "sbert": _Kind(
         "SBERT bi-encoder",
         "sentence-similarity",
@@ -199,6 +206,7 @@ def write_card_of_run(
         data_note=settings.data_note,
         limits=[
             f"Inputs are truncated to {settings.max_length_tokens} tokens, a pair of texts as a whole.",
+            *([_LSTM_LIMIT] if any(settings.output.rglob(_LSTM_CONFIG)) else []),
             *weaknesses,
         ],
         command=command_line(recipe, settings),
@@ -280,9 +288,8 @@ def sha256_of(path: Path) -> str:
 
 def _read_as_pairs(path: Path, settings: RunSettings) -> PairFile | None:
     """The file's pairs; None if its labels are classes and not scores."""
-    limits = getattr(settings, "score_range", None)
     try:
-        return read_pair_file(path, settings.file_format, ScoreRange(*limits) if limits else UNIT_RANGE)
+        return read_pair_file(path, settings.pair_format, settings.range)
     except InvalidInput:
         return None
 

@@ -20,7 +20,7 @@ OWN_OPTIONS = {
     "regression": ["--warm-up-pairs", "20", "--max-steps", "40", "--learning-rate", "1e-3"],
     "mine": ["--margin", "0"],
 }
-RECIPES = ("siamese", "sbert", "simcse", "regression", "mlm")
+RECIPES = ("siamese", "cosent", "sbert", "simcse", "regression", "mlm")
 
 
 def _commands() -> list[list[str]]:

@@ -111,9 +111,7 @@ def test_a_folder_in_the_layout_of_beir_is_pairs(tmp_path: Path):
     _write(folder, "qrels/dev.tsv", "q\td2\t1\n")
     with pytest.raises(InvalidInput, match="has dev.tsv, train.tsv in qrels; give the path of one of them"):
         read_scored_pairs(folder)
-    with pytest.raises(
-        InvalidInput, match="only folders with corpus.jsonl, queries.jsonl and"
-    ):
+    with pytest.raises(InvalidInput, match="only folders with corpus.jsonl, queries.jsonl and"):
         read_scored_pairs(tmp_path)
 
 
