@@ -372,14 +372,14 @@ def _text_positions(sample: Sequence[Row]) -> list[int]:
 def _read_table(file: BinaryIO, path: Path, least_columns: int) -> _Table:
     """Find the separator: that of the file's suffix, or one that gives all first rows as many columns."""
     default = "," if path.suffix.lower() == ".csv" else _TAB
-    candidates = [default]
-    if least_columns > 1 or default == ",":
-        candidates += [one for one in _SEPARATORS if one != default]
-    separator = next((one for one in candidates if _fits(file, one, least_columns)), default)
-    if separator != default and (least_columns > 1 or separator == _TAB):
+    # Lines of text have commas and semicolons too.
+    others = [one for one in _SEPARATORS if one != default] if least_columns > 1 or default == "," else []
+    separator = default
+    if not _fits(file, default, least_columns):
+        found = (one for one in others if _fits(file, one, max(least_columns, 2)))
+        separator = next(found, default)
+    if separator != default:
         _say(path, f"columns are separated by {_SEPARATORS[separator]}")
-    elif separator != default:
-        separator = default
     is_quoted = separator == _TAB and _has_quoted_column(file)
     if is_quoted:
         _say(path, "the quotes around its cells are left out")
@@ -405,12 +405,8 @@ def _has_quoted_column(file: BinaryIO) -> bool:
     """Whether all cells of a column of a TSV file are in quotes, as spreadsheets and pandas write them."""
     file.seek(0)
     sample = [row.cells for row in islice(read_rows(file, is_tsv=True), _SAMPLE_ROWS) if row.cells]
-    if len(sample) < 2:
-        return False
-    return any(
-        all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in column)
-        for column in zip(*sample, strict=False)
-    )
+    columns = zip(*sample, strict=False) if len(sample) > 1 else ()
+    return any(all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in column) for column in columns)
 
 
 def _is_row(row: Row, path: Path) -> bool:
