@@ -417,4 +417,5 @@ class ShowProgress(TrainerCallback):
 
     def stop(self) -> None:
         """Remove the bar."""
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()

@@ -54,7 +54,7 @@ class SimcseSettings(BiEncoderSettings):
     both_directions: Annotated[
         bool,
         Option(help="Whether each of the two encodings of a sentence, or texts of a pair, finds the other."),
-    ] = True
+    ] = False
     hard_negatives: Annotated[
         bool, Option(help="Train on triples: a sentence, one with the same meaning, and a hard negative.")
     ] = False

@@ -81,6 +81,8 @@ def split_pairs(
     """
     group_of = _groups(pairs, group_by)  # (pair,)
     sizes = np.bincount(group_of)
+    if len(pairs) < len(shares):
+        raise InvalidInput.of_field("pairs", f"{len(pairs)} pairs cannot fill {len(shares)} parts")
     if len(sizes) < len(shares):
         raise _too_few_groups(sizes, len(pairs), f"{len(shares)} parts cannot be filled")
     counts = _counts(group_of, sizes, _strata([pair.label for pair in pairs]))  # (group, trait)
