@@ -197,7 +197,8 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]] | None:
         raise InvalidInput.of_field(f"{path} line 1", "is UTF-16 or binary; save the file as UTF-8")
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if path.suffix.lower() in _JSON_SUFFIXES:
-        return _json_array(path) if text.startswith(b"[") else _json_lines(path)
+        is_one_value = text.startswith(b"[") or text.split(b"\n")[0].strip() == b"{"
+        return _json_array(path) if is_one_value else _json_lines(path)
     return _json_lines(path) if text.startswith(b'{"') else None
 
 
@@ -213,11 +214,14 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The items of an array, or of the first array of an object such as {"version": 1, "data": [...]}."""
     try:
         items = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         problem = f"is not a JSON array: {error}; it must be one array of objects, or one object per line"
         raise InvalidInput.of_field(str(path), problem) from error
+    if isinstance(items, dict):
+        items = next((value for value in items.values() if isinstance(value, list)), [items])
     for number, item in enumerate(items, start=1):
         place = f"{path} item {number}"
         if not isinstance(item, dict):
@@ -350,7 +354,7 @@ def _sentence_cells(file: BinaryIO, path: Path, file_format: FileFormat) -> Iter
         positions = _text_positions(sample[1:] if has_header else sample)
     if not chosen and len(first) > len(positions):
         shown = ", ".join(str(position + 1) for position in positions)
-        _say(path, f"{_plural('column', positions)} {shown} of {len(first)} read as sentences")
+        _say(path, f"columns {shown} of {len(first)} read as sentences")
     for row in rows:
         cells = _numbered_cells(row, path)
         yield [cells[position] for position in positions if position < len(cells)]
@@ -487,10 +491,6 @@ def _say(path: Path, what: str) -> None:
 
 def _names(columns: Sequence[Column]) -> str:
     return ", ".join(column.name for column in columns)
-
-
-def _plural(noun: str, items: Sequence[Any]) -> str:
-    return noun if len(items) == 1 else f"{noun}s"
 
 
 def _normalised(name: str) -> str:

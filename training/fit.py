@@ -277,13 +277,11 @@ class InterruptCallback(TrainerCallback):
     def window(self) -> Iterator[None]:
         """A block that may be interrupted at any point, such as an evaluation."""
         self._open()
-        try:
-            yield
-        finally:
-            self._is_open = False
+        yield
+        self._close()
 
     def restore_random_state(self) -> None:
-        """Set all generators back to the beginning of the step that was discarded, if one was."""
+        """Set all generators back to the beginning of what was discarded, if something was."""
         if self._random_state is None:
             return
         python, numpy, cpu, cuda = self._random_state
@@ -300,24 +298,28 @@ class InterruptCallback(TrainerCallback):
             self._raise()
 
     def _open(self) -> None:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self._random_state = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
         self._is_open = self._can_raise
         if self._is_open and self.is_interrupted:
             self._raise()
+
+    def _close(self) -> None:
+        self._is_open = False
+        self._random_state = None
 
     def _raise(self) -> None:
         self._is_open = False
         raise TrainingInterrupted
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        self._random_state = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
         self._open()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         self._is_open = False
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._random_state = None
+        self._close()
         if self.is_interrupted:
             self._raise()
 

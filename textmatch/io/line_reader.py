@@ -8,6 +8,7 @@ with open_data_file("docs.jsonl") as file:
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,9 @@ from textmatch.errors import InvalidInput
 STDIN = "-"
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_CHINESE_SHARE_OF_GBK = 0.5
+# The characters of GB 2312, in GBK.
+_COMMON_CHINESE = re.compile(rb"[\xb0-\xf7][\xa1-\xfe]")
+_COMMON_SHARE_OF_GBK = 0.5
 
 
 class UnreadableFile(InvalidInput):
@@ -166,10 +169,9 @@ def _gbk_hint(content: bytes) -> str:
         text = content.decode("gb18030")
     except UnicodeDecodeError:
         return ""
-    foreign = [character for character in text if not character.isascii()]
-    chinese = sum("\u4e00" <= character <= "\u9fff" for character in foreign)
-    # Bytes of other encodings rarely make common Chinese characters only.
-    if chinese < len(foreign) * _CHINESE_SHARE_OF_GBK:
+    foreign = sum(not character.isascii() for character in text)
+    # In other encodings a byte above 0xa0 is rarely followed by another one.
+    if len(_COMMON_CHINESE.findall(content)) < foreign * _COMMON_SHARE_OF_GBK:
         return ""
     return "; it seems to be GBK: convert it with iconv -f GB18030 -t UTF-8"
 

@@ -56,6 +56,7 @@ def _rows(separator: str, *header: str) -> str:
         ),
         ("p.json", json.dumps(RECORDS), ""),
         ("p.json", "\ufeff" + json.dumps(RECORDS, indent=2), ""),
+        ("p.json", json.dumps({"version": 2, "data": RECORDS}, indent=1), ""),
         ("p.jsonl", "\n".join(["", *map(json.dumps, RECORDS), ""]), ""),
         ("p.txt", "\n".join(map(json.dumps, RECORDS)), ""),
         ("p.jsonl", "\n".join(json.dumps({**one, "label": bool(one["label"])}) for one in RECORDS), ""),

@@ -55,8 +55,13 @@ def test_an_evaluation_is_interrupted_and_does_not_begin_afterwards():
         _interrupt()
         with pytest.raises(TrainingInterrupted), interrupt.window():
             pytest.fail("was entered")
-    with InterruptCallback() as interrupt, pytest.raises(TrainingInterrupted), interrupt.window():
-        _interrupt()
+    before = random.getstate()
+    with InterruptCallback() as interrupt:
+        with pytest.raises(TrainingInterrupted), interrupt.window():
+            _draw()
+            _interrupt()
+        interrupt.restore_random_state()
+    assert random.getstate() == before
 
 
 def test_processes_that_wait_for_each_other_end_together():
