@@ -216,7 +216,11 @@ def _label_groups(counts: Counter[str]) -> tuple[tuple[str, int], ...]:
     """Count by label. Scores, which have many values, are counted in intervals of equal width."""
     if len(counts) <= _MAX_LABELS:
         return tuple(sorted(counts.items()))
-    scores = np.array([float(label) for label in counts.elements()])
+    try:
+        scores = np.array([float(label) for label in counts.elements()])
+    except ValueError:
+        most = counts.most_common(_MAX_LABELS)
+        return (*most, ("others", counts.total() - sum(count for _, count in most)))
     sizes, limits = np.histogram(scores, bins=_SCORE_GROUPS)
     return tuple(
         (f"{low:.2g} to {high:.2g}", int(size))

@@ -25,7 +25,14 @@ from training.data_files import (
     read_records,
     read_sentence_cells,
 )
-from training.labels import UNIT_RANGE, InvalidLabel, ScoreRange, canonical_label, parse_score
+from training.labels import (
+    UNIT_RANGE,
+    InvalidLabel,
+    LabelClasses,
+    ScoreRange,
+    canonical_label,
+    parse_score,
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,14 @@ class CandidateList:
 
 
 def read_scored_pairs(
-    path: Path, file_format: FileFormat = DETECTED, score_range: ScoreRange | None = UNIT_RANGE
+    path: Path,
+    file_format: FileFormat = DETECTED,
+    score_range: ScoreRange | None = UNIT_RANGE,
+    classes: LabelClasses | None = None,
 ) -> list[ScoredPair]:
     """All pairs of a file, in order, with their scores mapped to 0..1; as they are without a range.
+
+    With `classes`, a label is a class and its score is the score of the class.
 
     Raises:
         InvalidInput: the file is unreadable or empty, or a line is not UTF-8, lacks a column, has an empty
@@ -77,7 +89,7 @@ def read_scored_pairs(
     pairs = []
     for first, second, score in _rows(path, (*PAIR, SCORE), file_format):
         try:
-            value = parse_score(score.text, score_range)
+            value = parse_score(score.text, score_range, classes)
         except InvalidLabel as error:
             raise InvalidInput.of_field(score.place, str(error)) from error
         pairs.append(ScoredPair(_sentence(first, "sentence 1"), _sentence(second, "sentence 2"), value))

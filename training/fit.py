@@ -215,7 +215,7 @@ def _tensorboard(directory: Path) -> TrainerCallback:
     # The package is installed only by those who use it.
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(log_dir=str(directory))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(log_dir=str(directory))
     return TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
 
 

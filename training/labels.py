@@ -87,6 +87,17 @@ class LabelClasses:
             f"{name} (score {score:g})" for name, score in zip(self.names, self.scores, strict=True)
         )
 
+    def score_of(self, text: str) -> float:
+        """The score of the class that a cell names.
+
+        Raises:
+            InvalidLabel: it names none of the classes.
+        """
+        label = canonical_label(text)
+        if label not in self.names:
+            raise InvalidLabel(f'class "{label}" is not one of {", ".join(self.names)}')
+        return self.scores[self.names.index(label)]
+
     def check(self, labels: Iterable[str], name: str) -> None:
         """Refuse labels of other classes.
 
@@ -115,12 +126,21 @@ def canonical_label(text: str) -> str:
     return str(int(number)) if number.is_integer() else repr(number + 0.0)
 
 
-def parse_score(text: str, score_range: ScoreRange | None = UNIT_RANGE) -> float:
+def parse_score(
+    text: str, score_range: ScoreRange | None = UNIT_RANGE, classes: LabelClasses | None = None
+) -> float:
     """A score mapped from the range to 0..1; as it is without a range. A known class name has its worth.
 
+    Args:
+        text: of the cell.
+        score_range: of scores.
+        classes: in place of scores and known names.
+
     Raises:
-        InvalidLabel: it is neither a number in the range nor a known class name.
+        InvalidLabel: it is neither a number in the range nor a known class name; or not one of the classes.
     """
+    if classes is not None:
+        return classes.score_of(text)
     name = text.strip()
     score = _number(name)
     if score is None:
@@ -160,7 +180,7 @@ def find_classes(labels: Sequence[str], chosen: str) -> LabelClasses:
     Raises:
         InvalidInput: they cannot be found or do not fit.
     """
-    classes = _parse_classes(chosen) if chosen else _classes_of(set(labels))
+    classes = parse_classes(chosen) if chosen else _classes_of(set(labels))
     if len(set(labels)) < 2 or len(classes.names) < 2:
         raise InvalidInput.of_field("label", f'all pairs have the class "{labels[0]}"; two are needed')
     classes.check(labels, "train")
@@ -208,7 +228,12 @@ def _classes_of(labels: set[str]) -> LabelClasses:
     return LabelClasses(tuple(names), tuple(number / highest for number in range(len(names))))
 
 
-def _parse_classes(text: str) -> LabelClasses:
+def parse_classes(text: str) -> LabelClasses:
+    """The classes of an option such as `no=0,maybe=0.5,yes=1`.
+
+    Raises:
+        InvalidInput: it is not a list of names and scores in 0..1.
+    """
     names: list[str] = []
     scores: list[float] = []
     for part in text.split(","):

@@ -150,6 +150,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Evaluate mod
 PositiveOption = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Lowest label of a positive pair, as a share of the range.")
 ]
+ClassesOption = Annotated[
+    str, typer.Option(help="Score of each label that is a class, as in no=0,maybe=0.5,yes=1.")
+]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Resamples for the intervals.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the resamples, folds and draws.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -170,6 +173,7 @@ def pairs(
         bool, typer.Option("--reliability", help="Show mean score and mean label of each bin of scores.")
     ] = False,
     score_range: ScoreRangeOption = (0.0, 1.0),
+    classes: ClassesOption = "",
     positive_from: PositiveOption = 0.5,
     header: HeaderOption = None,
     columns: ColumnsOption = "",
@@ -180,7 +184,7 @@ def pairs(
 ) -> None:
     """Evaluate models side by side on pairs with labels."""
     models, file = _models_and_file(arguments, "the file of pairs")
-    layout = FileFormat.of_options(header, columns), ScoreRange.of_option(score_range), positive_from
+    layout = FileFormat.of_options(header, columns), ScoreRange.of_option(score_range), positive_from, classes
     test = read_pair_file(Path(file), *layout)
     dev_file = read_pair_file(dev, *layout) if dev else None
     quieten_libraries()

@@ -65,6 +65,13 @@ def test_many_scores_are_counted_in_groups():
     assert sum(count for _, count in labels) == 101
 
 
+def test_many_named_classes_are_counted_together():
+    rows = [TrainingRow((f"a{number}", "b"), f"topic {number % 12}") for number in range(30)]
+    labels = build_report(rows, {}).labels
+    assert labels[0] == ("topic 0", 3)
+    assert labels[-1] == ("others", 4)
+
+
 def test_tokens_that_the_model_does_not_know_are_counted(tmp_path: Path):
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\ncat\n")

@@ -25,6 +25,12 @@ def _draw() -> tuple[float, float, float]:
     return random.random(), float(np.random.random()), float(torch.rand(1))
 
 
+def _interrupted_evaluation(interrupt: InterruptCallback) -> None:
+    with interrupt.window():
+        _draw()
+        _interrupt()
+
+
 def test_a_step_that_was_begun_is_discarded():
     """It may take longer than anyone waits. The generators are those of its beginning."""
     with InterruptCallback() as interrupt:
@@ -57,9 +63,8 @@ def test_an_evaluation_is_interrupted_and_does_not_begin_afterwards():
             pytest.fail("was entered")
     before = random.getstate()
     with InterruptCallback() as interrupt:
-        with pytest.raises(TrainingInterrupted), interrupt.window():
-            _draw()
-            _interrupt()
+        with pytest.raises(TrainingInterrupted):
+            _interrupted_evaluation(interrupt)
         interrupt.restore_random_state()
     assert random.getstate() == before
 

@@ -14,6 +14,7 @@ from training.labels import (
     ScoreRange,
     canonical_label,
     find_classes,
+    parse_classes,
     parse_score,
     require_two_scores,
 )
@@ -105,6 +106,14 @@ def test_scores_have_a_range_or_a_name():
     assert parse_score("-7", None) == -7.0
     with pytest.raises(InvalidLabel, match=r"score 4 is outside 0\.\.1; for other scores use --score-range"):
         parse_score("4")
+
+
+def test_classes_have_scores_of_their_own():
+    """Models of three classes could not be evaluated."""
+    classes = parse_classes("urgent=1,later=0.25,2=0")
+    assert [parse_score(text, classes=classes) for text in ("urgent ", "later", "2.0")] == [1.0, 0.25, 0.0]
+    with pytest.raises(InvalidLabel, match='class "yes" is not one of urgent, later, 2'):
+        parse_score("yes", classes=classes)
 
 
 @pytest.mark.parametrize("limits", [(1.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))])
