@@ -36,7 +36,6 @@ _REFUSED = (
     (b"PK\x03\x04", "is an Excel workbook or another ZIP file; save the sheet as CSV (UTF-8)"),
     (b"\xd0\xcf\x11\xe0", "is an old Excel workbook; save the sheet as CSV (UTF-8)"),
     (b"\x1f\x8b", "is compressed; unpack it with gunzip"),
-    (b"ARROW1", "is an Arrow file; save it as Parquet"),
 )
 _NOT_A_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
 _TAB = "\t"
@@ -46,6 +45,10 @@ _SAMPLE_ROWS = 50
 # A column of a table without a header holds classes if it has few values.
 _MAX_CLASS_VALUES = 20
 _ROWS_PER_CLASS_VALUE = 10
+
+
+class MissingColumns(InvalidInput):
+    """A file does not have the columns that are read."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,15 @@ def _column(name: str, header_names: str) -> Column:
 # Header names are compared without case, spaces and punctuation: "Sentence_1" is "sentence1".
 SENTENCE_1 = _column(
     "sentence 1",
-    "sentence1 text1 question1 sent1 premise query sentencea texta questiona anchor q1 s1"
+    "sentence1 text1 question1 sent1 question premise query sentencea texta questiona anchor q1 s1"
     " 句子1 文本1 问题1 问句1 语句1 句1 句子一 文本一 问题一 句子a 文本a 问题a"
-    " 标准问题 标准问 前提 查询 原句",
+    " 标准问题 标准问 前提 查询 原句 问题",
 )
 SENTENCE_2 = _column(
     "sentence 2",
     "sentence2 text2 question2 sent2 hypothesis document sentenceb textb questionb positive text passage"
     " q2 s2 句子2 文本2 问题2 问句2 语句2 句2 句子二 文本二 问题二 句子b 文本b 问题b"
-    " 相似问题 相似问 扩展问 假设 文档 改写",
+    " 相似问题 相似问 扩展问 假设 文档 改写 answer 答案 回答",
 )
 _CLASS_NAMES = "label goldlabel class isduplicate duplicate target 标签 类别 标注 是否相似 是否相同 是否重复"
 _SCORE_NAMES = "score similarity similarityscore relatednessscore 相似度 分数 得分 评分"
@@ -296,7 +299,7 @@ def _record_cells(
 
 def _refuse_keys(record: dict[str, Any], place: str, needed: str) -> NoReturn:
     problem = f"has the keys {', '.join(record)}; use --columns to choose {needed}"
-    raise InvalidInput.of_field(place, problem)
+    raise MissingColumns.of_field(place, problem)
 
 
 def _table_cells(
@@ -326,7 +329,7 @@ def _table_cells(
         place = f"{path} line {row.line_number}"
         if len(row.cells) != width if width else len(row.cells) <= max(positions):
             hint = "" if chosen or len(row.cells) < len(columns) else "; choose them with --columns"
-            raise InvalidInput.of_field(place, f"has {len(row.cells)} columns; {needed}{hint}")
+            raise MissingColumns.of_field(place, f"has {len(row.cells)} columns; {needed}{hint}")
         cells = _numbered_cells(row, path)
         yield [cells[position] for position in positions]
 
@@ -460,7 +463,7 @@ def _positions_in_header(
         return [position for position in found if position is not None]
     if len(header) != len(columns):
         problem = f"has the columns {', '.join(header)}; use --columns to choose {_names(columns)}"
-        raise InvalidInput.of_field(place, problem)
+        raise MissingColumns.of_field(place, problem)
     rest = iter(position for position in range(len(header)) if position not in found)
     positions = [next(rest) if position is None else position for position in found]
     read_as = (f'"{header[p]}" as {c.name}' for p, c in zip(positions, columns, strict=True))

@@ -31,7 +31,7 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from training.bi_encoder_run import BiEncoderTask, pair_dataset, text_dataset, train_bi_encoder
-from training.data_files import PAIR
+from training.data_files import PAIR, MissingColumns
 from training.data_report import TrainingRow, report_data
 from training.evaluators import ACCURACY, SPEARMAN, ClassEvaluator, CosineEvaluator
 from training.examples import ScoredPair, read_class_pairs, read_scored_pairs, read_texts
@@ -206,9 +206,7 @@ def _read_positives(settings: SiameseSettings, console: Console) -> list[ScoredP
         problem = f"no pair has a score of {settings.positive_from:g} or more"
         raise InvalidInput.of_field("positive-from", problem)
     if len(positives) < len(pairs):
-        console.print(
-            f"{len(positives):,} of {len(pairs):,} pairs have the same meaning; the others are left out"
-        )
+        console.print(f"{len(positives):,} of {len(pairs):,} pairs mean the same; the others are left out")
     return positives
 
 
@@ -216,7 +214,7 @@ def _labelled_or_not(path: Path, settings: SiameseSettings) -> Sequence[ScoredPa
     """The pairs of a file; those of a file without scores have the score 1."""
     try:
         return read_scored_pairs(path, settings.pair_format, settings.range)
-    except InvalidInput as error:
+    except MissingColumns as error:
         try:
             texts = read_texts(path, PAIR, settings.file_format.of_width(len(PAIR)))
         except InvalidInput:

@@ -71,6 +71,12 @@ def test_positive_pairs_are_learnt_with_the_negatives_of_their_batch(
     options = _options(bases["bert"], positives, tmp_path / "model", held_out=[scored], epochs=10)
     settings = SiameseSettings(**options, loss="in-batch", mini_batch_size=mini_batch_size)
     assert train_siamese(settings, QUIET).metrics[scored]["spearman"] > 0.4
+    wide = tmp_path / "wide.tsv"
+    wide.write_text("red cat\told cat\t5\nred dog\told tree\t0\n")
+    with pytest.raises(InvalidInput, match=r"score 5 is outside 0\.\.1"):
+        train_siamese(
+            SiameseSettings(**{**options, "train": [wide], "output": tmp_path / "no"}, loss="in-batch"), QUIET
+        )
     labelled = _options(bases["bert"], binary, tmp_path / "other", max_steps=1)
     console = Console(width=200)
     with console.capture() as printed:
