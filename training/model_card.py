@@ -38,6 +38,7 @@ from training.evaluation.scorers import (
     is_sentence_transformer,
     load_model_system,
 )
+from training.evaluators import ACCURACY
 from training.settings import RunSettings, command_line, short_model_name, short_path
 
 FILE_NAME = "README.md"
@@ -194,7 +195,7 @@ def write_card_of_run(
     kind = _DISTILLED[is_cross_encoder(settings.output)] if recipe == "distill" else _KINDS[recipe]
     files = {}
     if recipe != "mlm":
-        files = {path: file for path in metrics if (file := _read_as_pairs(path, settings))}
+        files = {path: file for path in metrics if (file := _read_as_pairs(path, settings, metrics[path]))}
     measured = _measure(settings, base_name, files)
     weaknesses = _weaknesses(measured)
     card = ModelCard(
@@ -286,12 +287,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_as_pairs(path: Path, settings: RunSettings) -> PairFile | None:
-    """The file's pairs; None if its labels are classes and not scores."""
+def _read_as_pairs(path: Path, settings: RunSettings, own: Mapping[str, float]) -> PairFile | None:
+    """The file's pairs; None if its labels are not scores, or are more than two classes of a classifier."""
     try:
-        return read_pair_file(path, settings.pair_format, settings.range)
+        file = read_pair_file(path, settings.pair_format, settings.range)
     except InvalidInput:
         return None
+    are_classes = ACCURACY in own and len(np.unique(file.labels)) > 2
+    return None if are_classes else file
 
 
 def _measure(
