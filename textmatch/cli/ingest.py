@@ -25,14 +25,32 @@ from textmatch.cli.errors import CommandFailed, message_of
 from textmatch.cli.options import find_addresses
 from textmatch.client import IngestOutcome, IngestStatus, TextMatchClient
 from textmatch.console import ProgressBars, one_line, print_result, warn
-from textmatch.errors import TextMatchError
-from textmatch.io.document_reader import Format, Record, format_of, read_records
+from textmatch.errors import InvalidInput, TextMatchError
+from textmatch.io.column_types import ALL_COLUMNS, parse_types
+from textmatch.io.document_reader import (
+    Format,
+    Record,
+    Types,
+    check_types,
+    format_of,
+    infer_types,
+    read_records,
+)
 from textmatch.io.line_reader import START, STDIN, Position, file_name, open_data_file
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="JSON lines, CSV or TSV; - for stdin.")]
 FormatOption = Annotated[
     Format | None,
     typer.Option("--format", help="Format of FILE. Default: by its extension."),
+]
+TypesOption = Annotated[
+    str,
+    typer.Option(
+        "--types",
+        metavar="COLUMN:TYPE,...",
+        help="Types of columns of CSV and TSV: string, integer, float, bool; * stands for all others."
+        " Default: inferred from all rows.",
+    ),
 ]
 Rejected = Annotated[
     Path | None,
@@ -50,6 +68,7 @@ _FINGERPRINT_BYTES = 64 * 1024
 def ingest(
     file: File,
     file_format: FormatOption = None,
+    types: TypesOption = "",
     rejected: Rejected = None,
     resume: Resume = False,
     wait: Wait = False,
@@ -60,7 +79,9 @@ def ingest(
     """Store the documents of a file.
 
     JSON lines: {"id", "text", "attributes"?, "version"?}. CSV and TSV: a header with the columns id and
-    text, and optionally version; every other column is an attribute. Quotes have no meaning in TSV.
+    text, and optionally version; every other column is an attribute. Quotes have no meaning in TSV. A
+    column whose cells are all numbers, or all true or false, gets that type, and a line says so; --types
+    sets types, for example year:integer,zip:string. A cell that does not fit rejects its row.
 
     An interrupted run leaves FILE.textmatch-progress, from which --resume continues. Starting over is
     safe too: unchanged documents are not stored again.
@@ -75,10 +96,12 @@ def ingest(
         raise typer.BadParameter("--rejected must not be the input file")
     if resume and file == STDIN:
         raise typer.BadParameter("--resume needs a file; stdin cannot be read again")
+    given_types = _parse_types(types, known_format)
     started = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(open_data_file(file))
         addresses = find_addresses(data_dir, matcher=matcher)
+        column_types = _column_types(source, known_format, file, given_types)
         checkpoint = Checkpoint(file, source, addresses.matcher)
         position, counts = checkpoint.load() if resume else (START, Counter())
         rejections = stack.enter_context(
@@ -87,7 +110,9 @@ def ingest(
         client = stack.enter_context(addresses.client())
         progress = stack.enter_context(ProgressBars())
         progress.stage("reading", checkpoint.size_bytes, done=position.offset_bytes, unit="documents")
-        records = read_records(source, known_format, file_name(file), position)
+        records = read_records(source, known_format, file_name(file), position, column_types)
+        if known_format is not Format.JSONL and not source.seekable():
+            records = _told_of_text_columns(records, column_types, file_name(file))
         IngestRun(position, counts, checkpoint, rejections, progress).send(client, records)
         if wait:
             _wait_until_searchable(client, progress)
@@ -97,6 +122,41 @@ def ingest(
     print_result({**summary, "seconds": seconds}, f"{figures} in {seconds:.1f} s", as_json=as_json)
     if counts[IngestOutcome.REJECTED]:
         raise typer.Exit(1)
+
+
+def _parse_types(types: str, file_format: Format) -> Types:
+    if not types:
+        return {}
+    if file_format is Format.JSONL:
+        raise typer.BadParameter("--types is for CSV and TSV; values in JSON have types")
+    try:
+        given = parse_types(types)
+        check_types(given)
+    except InvalidInput as error:
+        raise typer.BadParameter(error.violations[0].description, param_hint="--types") from error
+    return given
+
+
+def _column_types(source: BinaryIO, file_format: Format, file: str, given: Types) -> Types:
+    """The types of all columns, and a line on stderr about those that are inferred."""
+    if file_format is Format.JSONL:
+        return {}
+    types, note = infer_types(source, file_format, file_name(file), given)
+    if note:
+        warn(f"textmatch: {file_name(file)}: {one_line(note)}; --types sets types")
+    return types
+
+
+def _told_of_text_columns(records: Iterable[Record], types: Types, name: str) -> Iterator[Record]:
+    """The records, and once a line on stderr about columns whose types cannot be inferred from a pipe."""
+    is_told = ALL_COLUMNS in types
+    for record in records:
+        if not is_told and record.fields:
+            is_told = True
+            if text := [column for column in record.fields["attributes"] if column not in types]:
+                columns = one_line(", ".join(text))
+                warn(f"textmatch: {name}: {columns}: string, as in every pipe; --types sets types")
+        yield record
 
 
 class Rejections:

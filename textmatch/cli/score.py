@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated
 
@@ -18,12 +19,24 @@ from textmatch.io.line_reader import UnreadableFile, read_texts_of_lines
 Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Two texts, each in quotes.")]
 File = Annotated[
     str,
-    typer.Option("--file", metavar="FILE|-", help="Pairs, one per line, separated by a tab; - for stdin."),
+    typer.Option(
+        "--file",
+        metavar="FILE|-",
+        help="Pairs, one per line: two texts, or two texts and a label, separated by tabs; - for stdin.",
+    ),
 ]
 ScorerOption = Annotated[Scorer, typer.Option("--scorer", help="Kind of model that scores.")]
 Model = Annotated[str, typer.Option("--model", help="Name or id of a loaded model of that kind.")]
 
 _PAIRS_PER_CALL = 256
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two texts to compare, and the label that the file gives them; None if it has none."""
+
+    texts: TextPair
+    label: str | None = None
 
 
 def score(
@@ -37,45 +50,47 @@ def score(
 ) -> None:
     """Score how similar two texts are in meaning, from 0 (not at all) to 1 (the same).
 
-    --json prints one line per pair, in order: {"score", "raw", "model_id", "truncated"}.
+    --json prints one line per pair, in order: {"score", "raw", "model_id", "truncated"}. A label of the file
+    is passed through as "label".
     """
     pairs = _pairs(texts or [], file)
     with find_addresses(data_dir, encoder=encoder).client() as client:
         while chunk := list(islice(pairs, _PAIRS_PER_CALL)):
-            result = client.score_pairs(chunk, scorer=scorer, model=model)
+            result = client.score_pairs([pair.texts for pair in chunk], scorer=scorer, model=model)
             for pair, value, raw, truncated in zip(
                 chunk, result.scores.tolist(), result.raw_scores.tolist(), result.truncated, strict=True
             ):
                 if as_json:
-                    print_json(
-                        {"score": value, "raw": raw, "model_id": result.model_id, "truncated": truncated}
-                    )
+                    score = {"score": value, "raw": raw, "model_id": result.model_id, "truncated": truncated}
+                    print_json(score if pair.label is None else score | {"label": pair.label})
                 else:
-                    print_line(f"{value:.3f}\t{one_line(pair[0])}\t{one_line(pair[1])}")
+                    cells = pair.texts if pair.label is None else (*pair.texts, pair.label)
+                    print_line("\t".join([f"{value:.3f}", *map(one_line, cells)]))
 
 
-def _pairs(texts: list[str], file: str) -> Iterator[TextPair]:
+def _pairs(texts: list[str], file: str) -> Iterator[_Pair]:
     if bool(texts) == bool(file):
         raise typer.BadParameter("give two texts or --file")
     if file:
         return _read_pairs(file)
     if len(texts) != 2:
         raise typer.BadParameter(f"give two texts, not {len(texts)}; put each in quotes")
-    return iter([(texts[0], texts[1])])
+    return iter([_Pair((texts[0], texts[1]))])
 
 
-def _read_pairs(file: str) -> Iterator[TextPair]:
+def _read_pairs(file: str) -> Iterator[_Pair]:
     """The pairs of a file, in order.
 
     Raises:
         UnreadableFile: a line is not a pair of valid texts.
     """
     for place, line in read_texts_of_lines(file):
-        texts = line.split("\t")
-        if len(texts) != 2:
-            problem = f"must have two columns separated by a tab, not {len(texts)}"
+        cells = line.split("\t")
+        if len(cells) not in (2, 3):
+            problem = f"must have two or three columns separated by tabs, not {len(cells)}"
             raise UnreadableFile.of_field(place, problem)
-        for name, text in zip(("first text", "second text"), texts, strict=True):
+        first, second, *label = cells
+        for name, text in (("first text", first), ("second text", second)):
             if violation := text_violation(name, text):
                 raise UnreadableFile.of_field(place, str(violation))
-        yield texts[0], texts[1]
+        yield _Pair((first, second), label[0] if label else None)

@@ -65,12 +65,32 @@ def test_scores_of_a_file_come_in_its_order(
     assert [answer["score"] for answer in answers] == pytest.approx([len(a) / 7 for a, _ in pairs])
 
 
+def test_labels_are_passed_through(
+    encoder_server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "pairs.tsv"
+    file.write_text("ab\tabcd\t1\nab\tabcd\nab\tabcd\tnot quite\nab\tabcd\t\n")
+    arguments = ["score", "--file", str(file), "--encoder", encoder_server.address]
+    code, answers, _ = run([*arguments, "--json"], capsys)
+    assert code == 0
+    assert [answer.get("label") for answer in answers] == ["1", None, "not quite", ""]
+    assert "label" not in answers[1]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "0.500\tab\tabcd\t1",
+        "0.500\tab\tabcd",
+        "0.500\tab\tabcd\tnot quite",
+        "0.500\tab\tabcd\t",
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("only one", "line 2: must have two columns separated by a tab, not 1"),
-        ("", "line 2: must have two columns separated by a tab, not 1"),
-        ("a\tb\tc", "line 2: must have two columns separated by a tab, not 3"),
+        ("only one", "line 2: must have two or three columns separated by tabs, not 1"),
+        ("", "line 2: must have two or three columns separated by tabs, not 1"),
+        ("a\tb\t1\td", "line 2: must have two or three columns separated by tabs, not 4"),
+        ("a\t \t1", "line 2: second text: is empty"),
         ("a\t ", "line 2: second text: is empty"),
     ],
 )

@@ -99,6 +99,32 @@ def test_rejected_lines_are_written_with_their_reasons(
     assert f"{file} line 6: not this one" in capsys.readouterr().err
 
 
+def test_columns_of_a_table_get_types_and_a_line_says_so(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    file = tmp_path / "plans.csv"
+    file.write_text("id,text,year,price,zip\na,one,2019,9.5,01099\nb,two,2022,12,10115\n")
+    arguments = ["ingest", str(file), "--json", "--matcher", matcher_server.address]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    assert captured.err == f"textmatch: {file}: year is integer, price is float; --types sets types\n"
+    assert dict(matcher.documents["b"].attributes) == {"year": 2022.0, "price": 12.0, "zip": "10115"}
+
+    assert main([*arguments, "--types", "year:string,zip:integer,price:integer"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"{file} line 2: price must be a whole number, not '9.5'\n"
+
+    for types, message in (("year:number", "must be column:type"), ("id:string", "the column id is not")):
+        assert main([*arguments, "--types", types]) == 2
+        assert message in capsys.readouterr().err
+    lines = write_lines(tmp_path / "docs.jsonl", numbered(1))
+    assert main(["ingest", lines, "--types", "a:bool", "--matcher", matcher_server.address]) == 2
+
+
 def test_only_the_first_bad_lines_are_told(
     matcher_server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

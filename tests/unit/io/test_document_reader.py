@@ -8,8 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from textmatch.errors import InvalidInput
 from textmatch.io import line_reader
-from textmatch.io.document_reader import Format, Record, format_of, read_records
+from textmatch.io.column_types import ColumnType, parse_types
+from textmatch.io.document_reader import (
+    Format,
+    Record,
+    check_types,
+    format_of,
+    infer_types,
+    read_records,
+)
 from textmatch.io.line_reader import UnreadableFile
 
 
@@ -111,7 +120,7 @@ def test_quotes_in_tsv_mean_nothing():
         (b"a,b,new", "version must be a whole number, not 'new'"),
         (b"a,\xff,1", "is not UTF-8: byte 0xff at byte 3 of the line"),
         (b'a,"b"c,1', "is not CSV: ',' expected after '\"'"),
-        (b"a," + b"x" * 1_000_000 + b",1", "is not CSV: field larger than field limit (131072)"),
+        (b"a," + b"x" * 1_000_000 + b",1", "has a cell of more than 131,072 characters"),
     ],
 )
 def test_a_bad_row_is_named_and_the_rest_is_read(row: bytes, problem: str):
@@ -119,6 +128,104 @@ def test_a_bad_row_is_named_and_the_rest_is_read(row: bytes, problem: str):
     assert [record.line_number for record in records] == [2, 3, 4]
     assert [record.problem for record in records] == ["", problem, ""]
     assert records[1].content == row + b"\n"
+
+
+HUGE_CELL = b'"' + b'a ""quoted"" line, with a comma\n' * 10_000 + b'"'
+
+
+@pytest.mark.parametrize("last", [b",1", b",1,2", b""])
+def test_no_line_of_a_huge_cell_is_taken_for_a_row(last: bytes):
+    before, huge, after = read(b"id,text,version\nb,t,1\na," + HUGE_CELL + last + b"\nc,t,2\n", Format.CSV)
+    assert huge.problem == "has a cell of more than 131,072 characters, up to line 10003"
+    assert (huge.line_number, after.line_number) == (3, 10_004)
+    assert (before.fields["id"], after.fields["id"]) == ("b", "c")
+    assert len(huge.content) < 200_000
+
+
+def test_a_huge_cell_whose_quote_is_never_closed_ends_the_file():
+    good, huge = read(b"id,text\nb,t\na," + HUGE_CELL[:-1] + b"c,t\n", Format.CSV)
+    assert good.problem == ""
+    assert huge.problem == "has a cell of more than 131,072 characters: its quote is never closed"
+
+
+TYPED = b"""id,text,version,year,price,code,active,note
+1,one,7,2019,9.5,007,TRUE,
+2,two,,2022,12,n/a,false,-
+"""
+
+
+def test_columns_get_types_from_all_their_cells():
+    file = io.BytesIO(TYPED)
+    types, note = infer_types(file, Format.CSV, "FILE", {})
+    assert note == "year is integer, price is float, active is bool"
+    first, second = read_records(file, Format.CSV, "FILE", types=types)
+    assert first.fields == {
+        "id": "1",
+        "text": "one",
+        "version": 7,
+        "attributes": {"year": 2019, "price": 9.5, "code": "007", "active": True},
+    }
+    assert second.fields["attributes"] == {
+        "year": 2022,
+        "price": 12.0,
+        "code": "n/a",
+        "active": False,
+        "note": "-",
+    }
+
+
+def test_the_cell_that_makes_a_column_text_is_named():
+    file = io.BytesIO(b"id,text,year\na,t,2019\nb,t,unknown\nc,t,2020\n")
+    types, note = infer_types(file, Format.CSV, "FILE", {})
+    assert types == {"year": ColumnType.STRING}
+    assert note == "year is string because of 'unknown' in line 3"
+
+
+def test_given_types_come_first():
+    file = io.BytesIO(TYPED)
+    given = parse_types("year:string,code:integer")
+    types, note = infer_types(file, Format.CSV, "FILE", given)
+    assert note == "price is float, active is bool"
+    first, second = read_records(file, Format.CSV, "FILE", types=types)
+    assert (first.fields["attributes"]["year"], first.fields["attributes"]["code"]) == ("2019", 7)
+    assert (second.line_number, second.problem) == (3, "code must be a whole number, not 'n/a'")
+
+
+def test_one_type_may_be_given_for_all_other_columns():
+    types, note = infer_types(io.BytesIO(TYPED), Format.CSV, "FILE", parse_types("*:string,year:integer"))
+    assert note == ""
+    [first, _] = read_records(io.BytesIO(TYPED), Format.CSV, "FILE", types=types)
+    assert first.fields["attributes"] == {"year": 2019, "price": "9.5", "code": "007", "active": "TRUE"}
+
+
+def test_bad_rows_do_not_decide_about_types():
+    content = b"id\ttext\tyear\na\tt\t2019\nb\tt\nc\t\xff\tx\n"
+    assert infer_types(io.BytesIO(content), Format.TSV, "FILE", {})[0] == {"year": ColumnType.INTEGER}
+
+
+class Pipe(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+
+def test_a_pipe_is_not_read_for_types():
+    pipe = Pipe(TYPED)
+    types, note = infer_types(pipe, Format.CSV, "FILE", parse_types("price:float"))
+    assert (types, note) == ({"price": ColumnType.FLOAT}, "")
+    first, _ = read_records(pipe, Format.CSV, "FILE", types=types)
+    assert (first.fields["attributes"]["year"], first.fields["attributes"]["price"]) == ("2019", 9.5)
+
+
+def test_a_type_for_a_column_that_is_not_there_is_refused():
+    types = parse_types("years:integer")
+    with pytest.raises(
+        UnreadableFile, match="FILE line 1: the header has no years; it has id, text, version"
+    ):
+        infer_types(io.BytesIO(TYPED), Format.CSV, "FILE", types)
+    with pytest.raises(UnreadableFile, match="the header has no years"):
+        list(read_records(Pipe(TYPED), Format.CSV, "FILE", types=types))
+    with pytest.raises(InvalidInput, match="the column id is not an attribute and has no type"):
+        check_types(parse_types("id:integer"))
 
 
 def test_a_quote_that_is_never_closed_is_reported():
