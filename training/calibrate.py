@@ -18,11 +18,11 @@ from sklearn.linear_model import LogisticRegression
 
 from textmatch.console import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
+from textmatch.io.data_files import FileFormat
 from textmatch.models.calibration import MAX_KNOTS, Calibration, Isotonic, Logistic, Method, logit
 from textmatch.models.engines import AUTO
 from textmatch.models.model_resolver import model_id
 from textmatch.types import Scorer
-from training.data_files import FileFormat
 from training.evaluation.bootstrap import BootstrapMetrics, Values
 from training.evaluation.commands import ClassesOption, JsonOption, PositiveOption, quieten_libraries
 from training.evaluation.pairs import (

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from textmatch.errors import InvalidInput
-from training.data_files import (
+from textmatch.io.columns import (
     ANCHOR,
-    DETECTED,
     LABEL,
     NEGATIVE,
     PAIR,
     POSITIVE,
     SCORE,
     TRIPLE,
-    Cell,
     Column,
+)
+from textmatch.io.data_files import (
+    DETECTED,
+    Cell,
     FileFormat,
     find_key,
     read_cells,

@@ -10,7 +10,7 @@ Two labels are equal if they are equal as numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -18,25 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textmatch.errors import InvalidInput
+from textmatch.io.columns import KNOWN_CLASSES, UNLABELLED, WORTH_OF_NAME, parse_number
 
 Score = TypeVar("Score", float, NDArray[np.float64])
 
 # More classes than this are scores.
 _MAX_CLASSES = 20
-# Class names that are understood without `--classes`, each group in the order of its worth.
-_KNOWN_CLASSES: Sequence[Mapping[str, float]] = (
-    {"contradiction": 0.0, "neutral": 0.5, "entailment": 1.0},
-    {"矛盾": 0.0, "中立": 0.5, "蕴含": 1.0},
-    {"no": 0.0, "yes": 1.0},
-    {"false": 0.0, "true": 1.0},
-    {"different": 0.0, "same": 1.0},
-    {"否": 0.0, "是": 1.0},
-    {"不相似": 0.0, "相似": 1.0},
-    {"不同": 0.0, "相同": 1.0},
-)
-_WORTH_OF_NAME = {name: worth for group in _KNOWN_CLASSES for name, worth in group.items()}
-# SNLI writes "-" and many Chinese sets "-1" where the annotators did not agree, or a test set has no labels.
-_UNLABELLED = frozenset({"", "-", "-1"})
 
 
 class InvalidLabel(ValueError):
@@ -117,9 +104,9 @@ def canonical_label(text: str) -> str:
         InvalidLabel: it is NaN or infinite.
     """
     name = text.strip()
-    number = _number(name)
+    number = parse_number(name)
     if number is None:
-        return name.lower() if name.lower() in _WORTH_OF_NAME else name
+        return name.lower() if name.lower() in WORTH_OF_NAME else name
     if not math.isfinite(number):
         raise InvalidLabel(f'label "{name}" is not a finite number')
     # `+ 0.0` turns -0.0 into 0.0.
@@ -142,9 +129,9 @@ def parse_score(
     if classes is not None:
         return classes.score_of(text)
     name = text.strip()
-    score = _number(name)
+    score = parse_number(name)
     if score is None:
-        worth = _WORTH_OF_NAME.get(name.lower())
+        worth = WORTH_OF_NAME.get(name.lower())
         if worth is None:
             raise InvalidLabel(f'score "{text}" is not a number')
         return worth
@@ -159,12 +146,6 @@ def parse_score(
             " --score-range, as in --score-range 0 5"
         )
     return score_range.normalise(score)
-
-
-def is_label(text: str) -> bool:
-    """Whether a cell is a number or a known class name, as labels are and sentences are not."""
-    name = text.strip()
-    return name in _UNLABELLED or name.lower() in _WORTH_OF_NAME or _number(name) is not None
 
 
 def find_classes(labels: Sequence[str], chosen: str) -> LabelClasses:
@@ -205,13 +186,13 @@ def require_two_scores(scores: Iterable[float], way_out: str) -> None:
 
 
 def _classes_of(labels: set[str]) -> LabelClasses:
-    if missing := sorted(labels & _UNLABELLED):
+    if missing := sorted(labels & UNLABELLED):
         problem = (
             f'the label "{missing[0]}" marks pairs without a label in many data sets: remove these rows, or'
             f" give it a score, as in --classes={missing[0]}=0,1=1"
         )
         raise InvalidInput.of_field("label", problem)
-    for group in _KNOWN_CLASSES:
+    for group in KNOWN_CLASSES:
         if labels <= group.keys():
             names = sorted(labels, key=group.__getitem__)
             return LabelClasses(tuple(names), tuple(group[name] for name in names))
@@ -250,11 +231,3 @@ def parse_classes(text: str) -> LabelClasses:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidInput.of_field("classes", f'the class "{repeated[0]}" is given twice')
     return LabelClasses(tuple(names), tuple(scores))
-
-
-def _number(text: str) -> float | None:
-    try:
-        # Python's digit separator would make the name "1_2" a number.
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None

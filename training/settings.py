@@ -19,8 +19,9 @@ import typer
 from typer import Option
 
 from textmatch.errors import InvalidInput
+from textmatch.io.columns import PAIR
+from textmatch.io.data_files import FileFormat
 from textmatch.models.engines import AUTO, resolve_device
-from training.data_files import PAIR, FileFormat
 from training.labels import ScoreRange
 
 HeaderOption = Annotated[

@@ -30,8 +30,9 @@ from transformers import set_seed
 from typer import Option
 
 from textmatch.errors import InvalidInput
+from textmatch.io.columns import PAIR
+from textmatch.io.data_files import MissingColumns
 from training.bi_encoder_run import BiEncoderTask, pair_dataset, text_dataset, train_bi_encoder
-from training.data_files import PAIR, MissingColumns
 from training.data_report import TrainingRow, report_data
 from training.evaluators import ACCURACY, SPEARMAN, ClassEvaluator, CosineEvaluator
 from training.examples import ScoredPair, read_class_pairs, read_scored_pairs, read_texts

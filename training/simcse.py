@@ -20,11 +20,12 @@ from transformers import set_seed
 from typer import Option, echo
 
 from textmatch.errors import InvalidInput
+from textmatch.io.columns import PAIR
+from textmatch.io.data_files import FileFormat
 from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
 from textmatch.models.engines import AUTO, resolve_device
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import BiEncoderTask, text_dataset, train_bi_encoder
-from training.data_files import PAIR, FileFormat
 from training.data_report import TrainingRow, report_data
 from training.evaluators import SPEARMAN, CosineEvaluator
 from training.examples import Triple, read_scored_pairs, read_sentences, read_texts, read_triples, write_rows

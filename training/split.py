@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from typer import Option, echo
 
 from textmatch.errors import InvalidInput
-from training.data_files import FileFormat
+from textmatch.io.data_files import FileFormat
 from training.examples import ClassPair, one_line, read_class_pairs, write_rows
 from training.labels import InvalidLabel, parse_score
 from training.settings import ColumnsOption, HeaderOption, short_path

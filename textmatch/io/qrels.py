@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from textmatch.io.csv_reader import read_rows
-from textmatch.io.line_reader import UnreadableFile, open_data_file, read_json_objects
+from textmatch.io.file_format import Format
+from textmatch.io.line_reader import UnreadableFile, open_data_file
+from textmatch.io.record_reader import read_objects
 
 _QUERIES_FILE = "queries.jsonl"
 _QRELS_FILES = ("qrels.tsv", "qrels/test.tsv")
-_ID_KEYS = ("id", "_id")
+ID_KEYS = ("id", "_id")
 
 
 def read_queries(directory: Path) -> dict[str, str]:
@@ -74,17 +76,22 @@ def read_texts(path: Path) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     with open_data_file(path) as file:
-        for place, record in read_json_objects(file, path):
-            identity = next((str(record[key]) for key in _ID_KEYS if record.get(key) not in (None, "")), None)
+        for place, record in read_objects(file, Format.JSONL, path):
+            identity = next((str(record[key]) for key in ID_KEYS if record.get(key) not in (None, "")), None)
             if identity is None:
                 raise UnreadableFile.of_field(place, 'has no "id"')
             if identity in texts:
                 raise UnreadableFile.of_field(place, f'the id "{identity}" occurs twice')
             body, title = (_text(record, key, place) for key in ("text", "title"))
-            texts[identity] = body if body.startswith(title) else f"{title} {body}".strip()
+            texts[identity] = text_with_title(title, body)
     if not texts:
         raise UnreadableFile.of_field(str(path), "is empty")
     return texts
+
+
+def text_with_title(title: str, text: str) -> str:
+    """A text behind its title, unless it begins with it."""
+    return text if text.startswith(title) else f"{title} {text}".strip()
 
 
 def _text(record: Mapping[str, Any], key: str, place: str) -> str:

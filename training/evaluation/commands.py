@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from textmatch.console import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
+from textmatch.io.data_files import FileFormat
 from textmatch.models.engines import AUTO
-from training.data_files import FileFormat
 from training.evaluation.bootstrap import COVERAGE, REPEATS, Values
 from training.evaluation.matching import (
     ALL_KINDS,
@@ -297,12 +297,14 @@ def near_misses(
     ] = False,
     repeats: RepeatsOption = REPEATS,
     seed: SeedOption = 0,
+    header: HeaderOption = None,
+    columns: ColumnsOption = "",
     device: DeviceOption = AUTO,
     as_json_document: JsonOption = False,
 ) -> None:
     """Evaluate how often a model scores a paraphrase above a near miss."""
     models, file = _models_and_file(arguments, "the file of triples")
-    triples = read_near_misses(Path(file), half)
+    triples = read_near_misses(Path(file), half, FileFormat.of_options(header, columns))
     quieten_libraries()
     systems = [load_system(name, device) for name in models]
     shown = [

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, rankdata
 from sklearn.metrics import precision_recall_curve
 
+from textmatch.io.data_files import DETECTED, FileFormat
 from textmatch.models.calibration import Scores
 from textmatch.models.fast_tokenizer import Pair
-from training.data_files import DETECTED, FileFormat
 from training.evaluation.bootstrap import REPEATS, BootstrapMetrics, Indices, Values, resample
 from training.evaluation.scorers import System
 from training.examples import read_scored_pairs

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.data_files import FileFormat
+from textmatch.io.data_files import FileFormat
 from training.examples import (
     ClassPair,
     ScoredPair,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.data_files import FileFormat
+from textmatch.io.data_files import FileFormat
 from training.examples import (
     ClassPair,
     ScoredPair,
@@ -121,7 +121,7 @@ def test_sentences_come_from_plain_text_and_from_pairs(tmp_path: Path, name: str
         ),
         ("p.jsonl", '{"text1": "a"', "line 1: is not JSON: Expecting ',' delimiter at column 14"),
         ("p.jsonl", '{"text1": "a", "text2": "b", "score": 1}\n[1]', "line 2: is not a JSON object"),
-        ("p.json", "[1]", "item 1: is not a JSON object"),
+        ("p.json", "[1]", "line 1: is not a JSON object"),
     ],
 )
 def test_a_wrong_file_is_reported_in_one_line(tmp_path: Path, name: str, content: str, problem: str):

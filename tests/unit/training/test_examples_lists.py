@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.data_files import PAIR, FileFormat
+from textmatch.io.columns import PAIR
+from textmatch.io.data_files import FileFormat
 from training.examples import (
     CandidateList,
     ScoredPair,
