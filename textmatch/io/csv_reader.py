@@ -15,9 +15,6 @@ from typing import BinaryIO
 from textmatch.io import line_reader
 from textmatch.io.line_reader import START, Line, Position, UnreadableLine, read_lines
 
-# The error of csv for a quote that is open at the end of the file.
-_END = "unexpected end of data"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -55,7 +52,7 @@ def read_rows(
             return
         except csv.Error as error:
             problem = f"is not {'TSV' if is_tsv else 'CSV'}: {error}"
-            lost = None if is_tsv else lines.find_lost_quote(separator.encode())
+            lost = None if is_tsv else lines.find_lost_quote(separator.encode(), error)
             if lost is not None:
                 problem = f"is not CSV: {lines.problem_of(lost, error)}; the rest of the file is not read"
         taken = lines.taken
@@ -92,7 +89,7 @@ class _Lines:
             # `_problem` reports bytes that are not UTF-8, with the line number.
             yield line.content.decode(errors="replace")
 
-    def find_lost_quote(self, separator: bytes) -> Line | None:
+    def find_lost_quote(self, separator: bytes, error: csv.Error) -> Line | None:
         """The line where the quote begins that makes the row invalid; None if only this line is.
 
         A row of one line with an even number of quotes has a stray one: `1,"say "hi" again"`. It ends there,
@@ -102,9 +99,11 @@ class _Lines:
         if not others and first.content.count(b'"') % 2 == 0:
             return first if b'"' in first.content and self._is_within_cell(separator) else None
         begin, is_open = first, False
-        for line in self.taken:
-            was_open, is_open = is_open, is_open ^ (line.content.count(b'"') % 2 == 1)
-            if is_open and not was_open:
+        # In the last line the quote ends, unless the file ends first.
+        for line in self.taken if _is_never_closed(error) else self.taken[:-1]:
+            count = line.content.replace(b'""', b"").count(b'"')
+            was_open, is_open = is_open, is_open ^ (count % 2 == 1)
+            if is_open and (count > 1 or not was_open):
                 begin = line
         return begin
 
@@ -113,7 +112,7 @@ class _Lines:
         if self._is_too_long:
             limit = f"{line_reader.MAX_LINE_BYTES:,}"
             return f"the quote that begins in this line is not closed within {limit} bytes"
-        if _END in str(error):
+        if _is_never_closed(error):
             return "the quote that begins in this line is never closed"
         last = self.taken[-1].number
         end = "" if last == lost.number else f" and ends in line {last}"
@@ -137,6 +136,10 @@ class _Lines:
             size_bytes += len(content)
             position += 1
         return False
+
+
+def _is_never_closed(error: csv.Error) -> bool:
+    return "unexpected end of data" in str(error)
 
 
 def _problem(lines: list[Line]) -> str:

@@ -7,6 +7,8 @@ import pytest
 from textmatch.io import line_reader
 from textmatch.io.csv_reader import Row, read_rows
 
+REST = "; the rest of the file is not read"
+
 
 def read(text: str, separator: str = ",") -> list[Row]:
     return list(read_rows(io.BytesIO(text.encode()), is_tsv=False, separator=separator))
@@ -30,13 +32,9 @@ def test_a_row_has_the_limit_of_a_line(monkeypatch: pytest.MonkeyPatch):
     assert [row.cells for row in rows] == [["a", "1"]]
     assert lost.line_number == 2
     assert lost.problem == (
-        "is not CSV: the quote that begins in this line is not closed within 1,000 bytes; the rest of the file"
-        " is not read"
+        f"is not CSV: the quote that begins in this line is not closed within 1,000 bytes{REST}"
     )
     assert len(lost.content) < 100
-
-
-REST = "; the rest of the file is not read"
 
 
 @pytest.mark.parametrize(

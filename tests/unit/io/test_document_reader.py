@@ -22,6 +22,8 @@ from textmatch.io.document_reader import (
 from textmatch.io.file_format import Format, Layout, format_of
 from textmatch.io.line_reader import Record, UnreadableFile
 
+HINT = "; choose them with --columns"
+
 
 def read(content: bytes, file_format: Format = Format.JSONL) -> list[Record]:
     return list(read_records(io.BytesIO(content), Layout(file_format), "FILE"))
@@ -297,11 +299,11 @@ def test_a_quote_that_is_never_closed_is_reported():
         (b"", "FILE: is empty; it must have a header with the columns id and text"),
         (
             b"id,body\n1,t\n",
-            "FILE line 1: the header has no text; it has id, body; choose them with --columns",
+            "FILE line 1: the header has no text; it has id, body" + HINT,
         ),
         (
             b"1,some text\n",
-            "FILE line 1: the header has no id and no text; it has 1, some text; choose them with --columns",
+            "FILE line 1: the header has no id and no text; it has 1, some text" + HINT,
         ),
         (b"id,text,id\n", "FILE line 1: the header has id more than once"),
         (b"id,\xff,text\n", "FILE line 1: is not UTF-8: byte 0xff at byte 4 of the line"),
