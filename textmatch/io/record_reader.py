@@ -46,7 +46,9 @@ def read_json(file: BinaryIO, start: Position = START) -> Iterator[Record]:
     if start != START:
         file.seek(0)
     beginning = peek(file, _PEEK_BYTES).decode(errors="replace").removeprefix(_BYTE_ORDER_MARK)
-    return (_read_array if _ONE_VALUE.match(beginning) else _read_json_lines)(file, start)
+    if not _ONE_VALUE.match(beginning):
+        return _read_json_lines(file, start)
+    return _read_array(file, start, is_array=beginning.lstrip().startswith("["))
 
 
 def read_parquet(file: BinaryIO, start: Position = START) -> Iterator[Record]:
@@ -105,26 +107,43 @@ def _read_json_lines(file: BinaryIO, start: Position) -> Iterator[Record]:
             yield Record(line.number, line.content, line.end, problem=str(error))
 
 
-def _read_array(file: BinaryIO, start: Position) -> Iterator[Record]:
-    """Items of an array from a position before or behind one of them, or objects that span lines."""
+def _read_array(file: BinaryIO, start: Position, *, is_array: bool) -> Iterator[Record]:
+    """Items of an array from a position behind one of them, or objects that span lines.
+
+    Args:
+        is_array: the file begins with its bracket.
+    """
     if file.seekable():
         file.seek(start.offset_bytes)
     text = _Text(file, start)
-    is_in_array = start != START
+    # Behind the first item of an array in an object, it looks like objects that span lines.
+    is_in_array, is_strict = start != START, is_array
+    is_behind_item = is_in_array
     try:
-        while (character := text.skip_space()) not in ("", "]"):
+        while (character := text.skip_space()) and not (is_in_array and character == "]"):
             if character == ",":
                 text.advance(1)
+                if is_strict and (not is_behind_item or text.skip_space() == "]"):
+                    raise UnreadableLine("is not JSON: a comma without an item")
+                is_behind_item = False
             elif is_in_array:
+                if is_strict and is_behind_item:
+                    raise UnreadableLine("is not JSON: no comma behind an item")
                 yield text.item()
+                is_behind_item = True
             elif character == "[":
                 text.advance(1)
                 is_in_array = True
             else:
                 whole = text.object_before_array()
-                is_in_array = whole is None
+                is_in_array = is_strict = whole is None
                 if whole is not None:
                     yield whole
+        if is_strict and character != "]":
+            raise UnreadableLine("is not JSON: the array has no end")
+        text.advance(1)
+        if is_array and text.skip_space():
+            raise UnreadableLine("is not JSON: something follows the array")
     except UnreadableLine as error:
         number = text.position.line_number + 1
         yield Record(number, b"", text.position, problem=f"{error}; the rest of the file is not read")
