@@ -116,37 +116,35 @@ def _read_array(file: BinaryIO, start: Position, *, is_array: bool) -> Iterator[
     if file.seekable():
         file.seek(start.offset_bytes)
     text = _Text(file, start)
-    # Behind the first item of an array in an object, it looks like objects that span lines.
-    is_in_array, is_strict = start != START, is_array
-    is_behind_item = is_in_array
     try:
-        while (character := text.skip_space()) and not (is_in_array and character == "]"):
-            if character == ",":
-                text.advance(1)
-                if is_strict and (not is_behind_item or text.skip_space() == "]"):
-                    raise UnreadableLine("is not JSON: a comma without an item")
-                is_behind_item = False
-            elif is_in_array:
-                if is_strict and is_behind_item:
-                    raise UnreadableLine("is not JSON: no comma behind an item")
-                yield text.item()
-                is_behind_item = True
-            elif character == "[":
-                text.advance(1)
-                is_in_array = True
-            else:
-                whole = text.object_before_array()
-                is_in_array = is_strict = whole is None
-                if whole is not None:
-                    yield whole
-        if is_strict and character != "]":
-            raise UnreadableLine("is not JSON: the array has no end")
-        text.advance(1)
-        if is_array and text.skip_space():
-            raise UnreadableLine("is not JSON: something follows the array")
+        yield from _items(text, is_array=is_array, is_in_array=start != START)
     except UnreadableLine as error:
         number = text.position.line_number + 1
         yield Record(number, b"", text.position, problem=f"{error}; the rest of the file is not read")
+
+
+def _items(text: _Text, *, is_array: bool, is_in_array: bool) -> Iterator[Record]:
+    # Behind the first item of an array in an object, it looks like objects that span lines.
+    is_strict, is_behind_item = is_array, is_in_array
+    while (character := text.skip_space()) and not (is_in_array and character == "]"):
+        if character == ",":
+            text.advance(1)
+            if is_strict and (not is_behind_item or text.skip_space() == "]"):
+                raise UnreadableLine("is not JSON: a comma without an item")
+            is_behind_item = False
+        elif is_in_array:
+            if is_strict and is_behind_item:
+                raise UnreadableLine("is not JSON: no comma behind an item")
+            yield text.item()
+            is_behind_item = True
+        elif character == "[":
+            text.advance(1)
+            is_in_array = True
+        elif whole := text.object_before_array():
+            yield whole
+        else:
+            is_in_array = is_strict = True
+    text.check_end(character, is_strict=is_strict, is_array=is_array)
 
 
 class _Text:
@@ -178,6 +176,14 @@ class _Text:
         size_bytes = len(skipped.encode())
         self.position = Position(before.offset_bytes + size_bytes, before.line_number + skipped.count("\n"))
         return skipped
+
+    def check_end(self, character: str, *, is_strict: bool, is_array: bool) -> None:
+        """Check that an array is closed, and that nothing follows it if it is the whole file."""
+        if is_strict and character != "]":
+            raise UnreadableLine("is not JSON: the array has no end")
+        self.advance(1)
+        if is_array and self.skip_space():
+            raise UnreadableLine("is not JSON: something follows the array")
 
     def item(self) -> Record:
         """The next value."""

@@ -109,8 +109,8 @@ def test_sentences_come_from_plain_text_and_from_pairs(tmp_path: Path, name: str
             "p.csv",
             'a,b,0.5\n"a,b,0.5\n',
             (
-                "line 2: is not CSV: the quote that begins in this line is never closed; the rest of the file is not"
-                " read"
+                "line 2: is not CSV: the quote that begins in this line is never closed;"
+                " the rest of the file is not read"
             ),
         ),
         ("p.csv", "a,b\n", "line 1: has 2 columns; it needs 3 columns separated by comma: " + NAMES),
