@@ -26,6 +26,7 @@ from training.labels import ScoreRange
 EXPECTED = [ScoredPair("a, b", "c", 0.5), ScoredPair("d", "e", 1.0)]
 GIGABYTE = 1 << 30
 NAMES = "sentence 1, sentence 2, score"
+LOST = "the quote that begins in this line is never closed; the rest of the file is not read"
 PAIR_WITH = '{{"text1": "a", "text2": "b", "score": {}}}'
 
 
@@ -105,14 +106,7 @@ def test_sentences_come_from_plain_text_and_from_pairs(tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        (
-            "p.csv",
-            'a,b,0.5\n"a,b,0.5\n',
-            (
-                "line 2: is not CSV: the quote that begins in this line is never closed;"
-                " the rest of the file is not read"
-            ),
-        ),
+        ("p.csv", 'a,b,0.5\n"a,b,0.5\n', f"line 2: is not CSV: {LOST}"),
         ("p.csv", "a,b\n", "line 1: has 2 columns; it needs 3 columns separated by comma: " + NAMES),
         ("p.csv", "query,document,score\na,b\n", "line 2: has 2 columns; the header has 3"),
         (
