@@ -321,10 +321,10 @@ def _is_row(row: Row, path: Path) -> bool:
 
 
 def _is_header(sample: Sequence[Row], path: Path, columns: Sequence[Column], numbers: Sequence[int]) -> bool:
-    """Whether a first row is a header: two cells are known names, or only its label is not a label."""
+    """Whether a first row is a header: two cells are different known names, or only its label is none."""
     first, *others = sample
     known = KNOWN_NAMES.union(*(column.header_names for column in columns))
-    if sum(normalised(cell) in known for cell in first.cells) > 1:
+    if len(known.intersection(map(normalised, first.cells))) > 1:
         return True
     if columns[-1] not in (LABEL, SCORE, ANY_LABEL) or not others:
         return False

@@ -53,6 +53,8 @@ def check_agreement(found: Outputs, expected: Outputs, dtype: str, *, are_vector
     """
     if found.shape != expected.shape:
         raise Disagreement(f"its outputs have the shape {found.shape} instead of {expected.shape}")
+    if not np.isfinite(found).all():
+        raise Disagreement("its outputs are not finite")
     if are_vectors:
         found, expected = map(_unit, (found, expected))
         errors = np.linalg.norm(found - expected, axis=1)

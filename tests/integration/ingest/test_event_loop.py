@@ -303,12 +303,17 @@ REQUESTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a filter that is too large": (
         "Match",
         lambda: match(pb.Filter(must=[condition(field="a", values=[{"number_value": 1}] * 400_000)])),
-        "INVALID_ARGUMENT request: has 4,",
+        "INVALID_ARGUMENT request: has more than 263,168 bytes in the field 2",
     ),
     "a filter with a huge name": (
         "Match",
         lambda: match(pb.Filter(must=[condition(field="a." * 100_000, values=[{"number_value": 1}])])),
         "INVALID_ARGUMENT options.filter.must[0].match.field: has 200,000 bytes; the limit is 256",
+    ),
+    "a query that is too large": (
+        "Match",
+        lambda: match(query="x" * 5_000_000),
+        "INVALID_ARGUMENT query: has 5,000,000 bytes of UTF-8; the limit is 32,768",
     ),
     "an id that is too large": (
         "GetDocument",

@@ -75,6 +75,11 @@ def test_no_header_on_the_callers_word(tmp_path: Path):
     assert read_class_pairs(path, FileFormat(has_header=False)) == [ClassPair("query", "document", "same")]
 
 
+def test_a_known_name_twice_is_no_header(tmp_path: Path):
+    path = _write(tmp_path, "pairs.tsv", "text\ttext\tsame\nquery\tdocument\tother\n")
+    assert len(read_class_pairs(path)) == 2
+
+
 def test_scores_are_brought_into_the_unit_range(tmp_path: Path):
     path = _write(tmp_path, "pairs.tsv", "a\tb\t0\nc\td\t4\n")
     assert [pair.score for pair in read_scored_pairs(path, score_range=ScoreRange(0, 5))] == [0.0, 0.8]
