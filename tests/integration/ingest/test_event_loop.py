@@ -48,7 +48,7 @@ from textmatch.vectors import normalise
 from textmatch.wire.documents import to_proto
 
 LIMIT_SECONDS = 0.05
-# Not within the limit yet on every machine: an answer of 8 MiB is serialised in one turn, and those of several
+# Not within the limit yet on every machine: an answer of 8 MiB is serialised in one turn, and those of many
 # queries of a call may meet in one. Measured 45 to 136 ms.
 LONGER_SECONDS = {
     "the largest answer": 0.1,
