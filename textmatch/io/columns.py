@@ -76,6 +76,18 @@ def normalised(name: str) -> str:
     return _NOT_A_LETTER_OR_DIGIT.sub("", name).lower()
 
 
+def split_names(text: str) -> tuple[str, ...]:
+    """The names or numbers of the option `--columns`, which commas separate; none for ""."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def position_of(names: Sequence[str], chosen: str) -> int | None:
+    """The position of a column that was chosen by name or by number from 1; None: there is none."""
+    if chosen in names:
+        return list(names).index(chosen)
+    return int(chosen) - 1 if chosen.isdecimal() and 1 <= int(chosen) <= len(names) else None
+
+
 def is_label(text: str) -> bool:
     """Whether a cell is a number or a known class name, as labels are and sentences are not."""
     name = text.strip()

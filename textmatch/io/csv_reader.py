@@ -26,6 +26,11 @@ class Row:
     problem: str
     end: Position
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is empty, or has separators only, as spreadsheets leave them."""
+        return not "".join(self.cells).strip()
+
 
 def read_rows(
     file: BinaryIO, start: Position = START, *, is_tsv: bool, separator: str = ","

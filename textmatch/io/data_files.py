@@ -26,6 +26,8 @@ from textmatch.io.columns import (
     Column,
     is_label,
     normalised,
+    position_of,
+    split_names,
 )
 from textmatch.io.csv_reader import Row
 from textmatch.io.file_format import Layout, detect_layout, say
@@ -60,7 +62,7 @@ class FileFormat:
     @classmethod
     def of_options(cls, header: bool | None, columns: str) -> Self:
         """The format that `--header` and `--columns`, a list separated by commas, describe."""
-        return cls(header, tuple(name.strip() for name in columns.split(",")) if columns else ())
+        return cls(header, split_names(columns))
 
     def of_width(self, width: int) -> FileFormat:
         """This format for files of which another number of columns is read, such as a dev file."""
@@ -317,7 +319,7 @@ def _is_row(row: Row, path: Path) -> bool:
     """
     if row.problem:
         raise InvalidInput.of_field(f"{file_name(path)} line {row.line_number}", row.problem)
-    return bool("".join(row.cells).strip())
+    return not row.is_blank
 
 
 def _is_header(sample: Sequence[Row], path: Path, columns: Sequence[Column], numbers: Sequence[int]) -> bool:
@@ -369,11 +371,11 @@ def _positions_in_header(
 
 
 def _chosen_position(header: Sequence[str], name: str, place: str) -> int:
-    if name in header:
-        return list(header).index(name)
-    if name.isdecimal() and 1 <= int(name) <= len(header):
-        return int(name) - 1
-    raise InvalidInput.of_field(place, f'there is no column "{name}"; the header has {", ".join(header)}')
+    position = position_of(header, name)
+    if position is None:
+        problem = f'there is no column "{name}"; the header has {", ".join(header)}'
+        raise InvalidInput.of_field(place, problem)
+    return position
 
 
 def _numbered_cells(row: Row, path: Path) -> list[Cell]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from textmatch.errors import InvalidInput
 from textmatch.io.column_types import ALL_COLUMNS, ColumnGuess, ColumnType, convert
-from textmatch.io.columns import BODY, ID, normalised
+from textmatch.io.columns import BODY, ID, normalised, position_of, split_names
 from textmatch.io.csv_reader import Row
 from textmatch.io.file_format import Format, Layout, say
 from textmatch.io.line_reader import START, STDIN, Position, Record, UnreadableFile
@@ -53,7 +53,7 @@ def parse_columns(text: str) -> tuple[str, ...]:
     Raises:
         InvalidInput: there are not two.
     """
-    columns = tuple(name.strip() for name in text.split(",")) if text else ()
+    columns = split_names(text)
     if len(columns) not in (0, len(_REQUIRED_COLUMNS)) or len(set(columns)) < len(columns):
         raise InvalidInput.of_field(
             "columns", f'"{text}" must be two columns: that of the id, that of the text'
@@ -190,7 +190,7 @@ def _document_of_beir(fields: dict[str, Any]) -> dict[str, Any]:
         raise InvalidInput.of_field("text", "title and text must be strings")
     if metadata and not isinstance(metadata, dict):
         raise InvalidInput.of_field("metadata", "metadata must be an object")
-    known = ("_id", _BEIR_TITLE, "text", _BEIR_METADATA, _VERSION_COLUMN)
+    known = (_BEIR_ID, _BEIR_TITLE, "text", _BEIR_METADATA, _VERSION_COLUMN)
     attributes = {key: value for key, value in fields.items() if key not in known}
     return {
         "id": _as_text(fields[_BEIR_ID]),
@@ -213,7 +213,7 @@ def _read_table(
     if start != START:
         rows = layout.read_rows(file, start)
     for row in rows:
-        if row.problem or "".join(row.cells).strip():
+        if row.problem or not row.is_blank:
             yield _record(row, header, types)
 
 
@@ -244,19 +244,13 @@ def _header(row: Row | None, name: str, types: Types, chosen: Sequence[str]) -> 
 def _find_columns(names: Sequence[str], chosen: Sequence[str]) -> list[int | None]:
     """The positions of id and text among the names of columns; None: not found."""
     if chosen:
-        return [_position_of(names, one) for one in chosen]
+        return [position_of(names, one) for one in chosen]
     found: list[int | None] = []
     plain = [normalised(name) for name in names]
     for exact, column in zip(_REQUIRED_COLUMNS, (ID, BODY), strict=True):
         matches = (plain.index(name) for name in column.header_names if name in plain)
         found.append(names.index(exact) if exact in names else next(matches, None))
     return found
-
-
-def _position_of(names: Sequence[str], chosen: str) -> int | None:
-    if chosen in names:
-        return names.index(chosen)
-    return int(chosen) - 1 if chosen.isdecimal() and 1 <= int(chosen) <= len(names) else None
 
 
 def _record(row: Row, header: list[str], types: Types) -> Record:
