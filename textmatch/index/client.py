@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,16 @@ _TRANSIENT_CODES = frozenset(
         grpc.StatusCode.INTERNAL,
     }
 )
+
+# "2 out of 3 shards failed to apply operation. First error captured: …"
+_FAILED_SHARDS = re.compile(r"(\d+) out of (\d+) shards failed to apply operation")
+
+
+class ReplicasMissing(DependencyUnavailable):
+    """Too few replicas of some shards applied a write, and it must be sent again.
+
+    The write stays on the replicas that applied it. The other shards have applied their part.
+    """
 
 
 class CollectionGone(DependencyUnavailable):
@@ -92,6 +103,7 @@ async def translated_errors(collection: str = "") -> AsyncIterator[None]:
 
     Raises:
         CollectionGone: there is no such collection.
+        ReplicasMissing: some shards lack replicas, others have applied their part of a write.
         DependencyUnavailable: Qdrant does not answer, or not in time.
         Overloaded: Qdrant asks the caller to retry later.
         InvalidInput: Qdrant rejects the request, for example a field name in a filter.
@@ -108,4 +120,11 @@ async def translated_errors(collection: str = "") -> AsyncIterator[None]:
         if error.code() not in _TRANSIENT_CODES:
             raise
         message = f"Qdrant does not answer: {error.details()}"
-        raise DependencyUnavailable(message, retry_delay_seconds=1.0) from error
+        kind = ReplicasMissing if _is_partly_applied(error.details() or "") else DependencyUnavailable
+        raise kind(message, retry_delay_seconds=1.0) from error
+
+
+def _is_partly_applied(details: str) -> bool:
+    """Whether a write failed on some shards only."""
+    shards = _FAILED_SHARDS.search(details)
+    return shards is not None and int(shards[1]) < int(shards[2])

@@ -85,11 +85,19 @@ class CollectionPoints:
         stored = [to_stored_document(record, self._model_id) for record in records]
         return {one.document.id: one for one in stored}
 
-    async def versions(self, ids: Iterable[str]) -> dict[str, int]:
-        """The versions of those of these documents that are stored, by id."""
+    async def versions(self, ids: Iterable[str], *, on_all_replicas: bool = False) -> dict[str, int]:
+        """The versions of those of these documents that are stored, by id.
+
+        Args:
+            on_all_replicas: leave out documents that a replica lacks or has in another version. A missing
+                replica is then an error.
+        """
         async with translated_errors(self._collection):
             records = await self._client.retrieve(
-                self._collection, [point_id(one) for one in ids], with_payload=["id", VERSION_FIELD]
+                self._collection,
+                [point_id(one) for one in ids],
+                with_payload=["id", VERSION_FIELD],
+                consistency=models.ReadConsistencyType.ALL if on_all_replicas else None,
             )
         return _versions(records)
 

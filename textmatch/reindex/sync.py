@@ -14,7 +14,7 @@ from typing import Protocol
 
 from qdrant_client.conversions.common_types import PointId
 
-from textmatch.errors import TextMatchError
+from textmatch.errors import DependencyUnavailable, TextMatchError
 from textmatch.index.client import CollectionGone
 from textmatch.index.index import Index
 from textmatch.indexing import Copier, CopyResult
@@ -130,11 +130,25 @@ class CollectionSync:
         name = "verifying" if report.passes else "copying"
         async for page in self._pages(self._migration.source, name):
             await self.check_roles()
-            held = await RETRY.call(self._target.versions, page)
+            held = await self._held(page)
             missing = [one for one, version in page.items() if held.get(one, 0) < version]
             known = {one: refused_before[one] for one in missing if one in refused_before}
             report.refused |= {one: letter for one, letter in known.items() if _is_about(letter, page[one])}
             await self._copy_all([one for one in missing if one not in report.refused], report)
+
+    async def _held(self, ids: Mapping[str, int]) -> dict[str, int]:
+        """The versions that the target has on every replica.
+
+        An earlier run may have ended after a write that only some replicas applied. While a replica is
+        missing, none counts as held, and all documents are sent again. That embeds nothing, and a replica
+        that has a document ignores it.
+        """
+        try:
+            return await self._target.versions(ids, on_all_replicas=True)
+        except CollectionGone:
+            raise
+        except DependencyUnavailable:
+            return {}
 
     async def _remove_deleted(self, report: SyncReport) -> None:
         """Remove what was deleted from the source."""
