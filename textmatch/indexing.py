@@ -189,7 +189,7 @@ class Copier:
         # The target may hold an older version of a document that its model cannot embed.
         outdated = {one.key: one.document.version for one in refused.values() if one.document}
         deleted = await self._tombstones.covering(embedded.documents)
-        removed = await points.delete(outdated | deleted)
+        removed = await self._index.delete_from(target, outdated | deleted)
         written = [one for one in embedded.documents if one.version > _version(held, one.id)]
         return CopyResult(len(written), removed, refused)
 
@@ -203,7 +203,7 @@ class Copier:
         deleted = {one: version for one, version in versions.items() if left.get(one, 0) < version}
         if not deleted:
             return CopyResult()
-        removed = await self._index.points(target).delete(deleted)
+        removed = await self._index.delete_from(target, deleted)
         copied = await self.copy(list(deleted), source=source, target=target)
         return replace(copied, removed=copied.removed + removed)
 

@@ -31,7 +31,7 @@ from enum import Enum
 from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import InvalidInput, ModelMismatch
+from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
@@ -162,8 +162,9 @@ async def _apply_filter_deletes(
             ):
                 found |= page
         except InvalidInput as error:
-            # No document matches a filter that Qdrant cannot parse, and no document causes the error.
-            _log.error("invalid filter of a delete", extra={"error": str(error)})
+            # Qdrant accepted the filter when the delete was made. No document causes the error.
+            message = f"the filter of a delete cannot be applied: {error}"
+            raise DependencyUnavailable(message, retry_delay_seconds=1.0) from error
         if found:
             await deps.collection.tombstones.add(found, tombstone.ttl_seconds)
         deleted |= found

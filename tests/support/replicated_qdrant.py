@@ -96,9 +96,7 @@ class ReplicatedQdrant(grpc.GenericRpcHandler):
             await context.abort(error.code(), error.details() or "")
             raise AssertionError("abort() always raises") from error
 
-    async def _write(
-        self, method: str, write: Any, context: grpc.aio.ServicerContext[bytes, bytes]
-    ) -> bytes:
+    async def _write(self, method: str, write: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         requests = {copy: write for copy in (0, 1) if not self.refuses(copy, write.collection_name)}
         shards = _shards_of(write)
         failed = self.missing_shards & shards

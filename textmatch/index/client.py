@@ -30,7 +30,7 @@ _TRANSIENT_CODES = frozenset(
     }
 )
 
-# "2 out of 3 shards failed to apply operation. First error captured: …"
+# Of the error of a write that some shards applied and others did not.
 _FAILED_SHARDS = re.compile(r"(\d+) out of (\d+) shards failed to apply operation")
 
 

@@ -74,9 +74,16 @@ class Roles:
 
 @dataclass(frozen=True)
 class CollectionInfo:
-    """`has_lexical`: it has a BM25 index. `notes`: JSON-like metadata kept with the physical collection."""
+    """The properties of a physical collection.
+
+    Attributes:
+        has_lexical: it has a BM25 index.
+        indexed: the payload keys that have an index, as Qdrant writes them.
+        notes: JSON-like metadata kept with it.
+    """
 
     has_lexical: bool = False
+    indexed: frozenset[str] = frozenset()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -95,8 +102,10 @@ async def read_info(client: AsyncQdrantClient, physical: str) -> CollectionInfo:
         CollectionGone: there is no such collection.
     """
     async with translated_errors(physical):
-        config = (await client.get_collection(physical)).config
-    return CollectionInfo(LEXICAL_VECTOR in (config.params.sparse_vectors or {}), config.metadata or {})
+        found = await client.get_collection(physical)
+    config = found.config
+    has_lexical = LEXICAL_VECTOR in (config.params.sparse_vectors or {})
+    return CollectionInfo(has_lexical, frozenset(found.payload_schema), config.metadata or {})
 
 
 class Collections:
@@ -219,8 +228,15 @@ class Collections:
         await self._confirm_made(model_id)
 
     async def ensure_payload_indexes(self, model_id: str) -> None:
-        """Create the payload indexes that a physical collection lacks. Qdrant is asked once for each."""
-        await self._payload_indexes.ensure(self._client, self.config.physical(model_id))
+        """Create the payload indexes that a physical collection lacked at most ten seconds ago.
+
+        Raises:
+            CollectionGone: there is no such collection.
+        """
+        missing = self._payload_indexes.missing((await self.info(model_id)).indexed)
+        if missing:
+            await self._payload_indexes.create(self._client, self.config.physical(model_id), missing)
+            self._forget_info(model_id)
 
     def close(self) -> None:
         """Drop all caches and stop their background refreshes."""

@@ -267,6 +267,13 @@ class Index:
             latest = await self.collections.refresh_roles()
         return deleted
 
+    async def delete_from(self, model_id: str, versions: Mapping[str, int]) -> int:
+        """The same in one physical collection, independent of its role."""
+        if not versions:
+            return 0
+        await self.collections.ensure_payload_indexes(model_id)
+        return await self.points(model_id).delete(versions)
+
     async def find_versions(
         self, condition: Filter, *, max_version: int, ids: Iterable[str] | None = None
     ) -> AsyncIterator[dict[str, int]]:
@@ -282,6 +289,8 @@ class Index:
         ]
         if ids is not None:
             conditions.append(models.HasIdCondition(has_id=[point_id(one) for one in ids]))
+        if model_id:
+            await self.collections.ensure_payload_indexes(model_id)
         offset: PointId | None = None
         while model_id:
             async with self._using(model_id) as physical:
@@ -364,7 +373,7 @@ class Index:
 
     async def _delete(self, model_id: str, versions: Mapping[str, int]) -> int:
         try:
-            return await self.points(model_id).delete(versions) if model_id else 0
+            return await self.delete_from(model_id, versions) if model_id else 0
         except CollectionGone:
             return 0
 

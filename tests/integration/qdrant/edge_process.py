@@ -14,10 +14,15 @@ _TIMEOUT_SECONDS = 20
 
 
 class EdgeProcess:
-    """Listens on a free port of 127.0.0.1 and keeps its data in `data_dir`."""
+    """Listens on a free port of 127.0.0.1 and keeps its data in `data_dir`.
 
-    def __init__(self, data_dir: Path) -> None:
+    Args:
+        is_strict: collections forbid filters without an index.
+    """
+
+    def __init__(self, data_dir: Path, *, is_strict: bool = False) -> None:
         self.data_dir = data_dir
+        self._options = ["--strict"] if is_strict else []
         self.port = 0
         self._process: subprocess.Popen[str] | None = None
 
@@ -29,7 +34,9 @@ class EdgeProcess:
 
     def start(self) -> None:
         """Start and wait until it says where it listens."""
-        self._process = subprocess.Popen(server_command(self.data_dir), stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [*server_command(self.data_dir), *self._options], stdout=subprocess.PIPE, text=True
+        )
         assert self._process.stdout is not None
         words = self._process.stdout.readline().split()
         assert words[:2] == ["listening", "on"], words

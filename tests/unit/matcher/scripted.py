@@ -132,7 +132,7 @@ class ScriptedIndex:
         if collection in self.dropped:
             self.cached = None
             raise CollectionGone(collection)
-        return CollectionInfo(self.lexical is not None, self.notes)
+        return CollectionInfo(self.lexical is not None, notes=self.notes)
 
     async def search(self, query, *, model_id):
         self.lexical_search_count += query.embedding is None
