@@ -72,7 +72,11 @@ class DocumentsHandler:
     async def delete_where(
         self, collection: Collection, where: Filter, cut: DeleteVersion, *, is_dry_run: bool = False
     ) -> int:
-        """Delete the documents that match a filter; otherwise as `delete`."""
+        """Delete the documents that match a filter; otherwise as `delete`.
+
+        They are deleted page by page. A call that ends early has deleted some pages, and a repeated one
+        deletes the others.
+        """
         if where.is_empty:
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
         if is_dry_run:
@@ -85,7 +89,12 @@ class DocumentsHandler:
         await collection.tombstones.filters.add(tombstone)
         deleted_count = 0
         async for versions in collection.index.find_versions(where, max_version=version):
-            deleted_count += await self._delete(collection, versions)
+            await collection.tombstones.add(versions, self._dependencies.tombstone_seconds)
+            await collection.index.delete_matching(where, max_version=version, ids=versions)
+            await self._forget(collection, versions)
+            deleted_count += len(versions)
+        # An earlier call may have failed after it had deleted documents on some replicas only.
+        await collection.index.delete_matching(where, max_version=version)
         return deleted_count
 
     async def status(self, collection: Collection, document_id: str) -> IngestStatus:
@@ -120,9 +129,12 @@ class DocumentsHandler:
         """Add tombstones before the delete: workers/indexer.py explains why no concurrent write survives."""
         await collection.tombstones.add(versions, self._dependencies.tombstone_seconds)
         deleted_count = await collection.index.delete(versions)
+        await self._forget(collection, versions)
+        return deleted_count
+
+    async def _forget(self, collection: Collection, versions: Mapping[str, int]) -> None:
         await collection.dead_letters.clear(versions)
         await collection.pending.clear(versions)
-        return deleted_count
 
     async def _document_state(self, collection: Collection, document_id: str) -> tuple[DocumentState, str]:
         if await collection.pending.versions([document_id]):

@@ -47,7 +47,8 @@ def check_filters(
         RequestError: INVALID_ARGUMENT, naming the first key without an index.
     """
     name = "unindexed_filtering_update" if is_update else "unindexed_filtering_retrieve"
-    if not config.enabled or not config.HasField(name) or getattr(config, name):
+    limits = {field.name: value for field, value in config.ListFields()}
+    if not config.enabled or limits.get(name, True):
         return
     for key in _filtered_keys(request):
         if key.replace('"', "") not in indexed:

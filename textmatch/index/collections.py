@@ -71,6 +71,11 @@ class Roles:
         """The collections that receive every write and delete too, after the one in use."""
         return tuple(one for one in (self.next, self.previous) if one)
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The one in use, if there is one, and the dual-write targets."""
+        return tuple(one for one in (self.in_use, *self.dual_write_targets) if one)
+
 
 @dataclass(frozen=True)
 class CollectionInfo:

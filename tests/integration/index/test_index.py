@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.integration.qdrant.edge_process import EdgeProcess
-from tests.support.collections import close_index, make_index, unique_config
+from tests.support.collections import client_of, close_index, make_index, unique_config
 from textmatch.documents import MAX_VERSION, Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.filters import (
@@ -240,11 +241,42 @@ async def test_a_search_by_filter_goes_through_many_pages(index: Index):
     assert {one for page in pages for one in page} == {document.id for document in documents}
 
 
-async def test_a_search_by_filter_spares_newer_versions_and_other_ids(index: Index):
+async def test_documents_that_match_any_of_many_filters_are_found_at_once(index: Index):
     await write(index, *(Document(one, one, {"n": 1}, version) for version, one in enumerate("abcd", 1)))
     condition = Filter(must=(FieldMatch("n", (1,)),))
-    pages = [page async for page in index.find_versions(condition, max_version=3, ids=["b", "c", "d", "e"])]
-    assert pages == [{"b": 2, "c": 3}]
+    others = [(Filter(must=(FieldMatch("n", (number,)),)), 9) for number in range(2, 100)]
+    ids = ["b", "c", "d", "e"]
+    assert await index.find_versions_of(ids, [*others, (condition, 3)]) == {"b": 2, "c": 3}
+    assert await index.find_versions_of(ids, [*others, (condition, 1)]) == {}
+    assert await index.find_versions_of(ids, []) == {}
+
+
+async def test_a_delete_by_filter_spares_newer_versions_and_other_ids(index: Index):
+    await write(index, *(Document(one, one, {"n": 1}, version) for version, one in enumerate("abcd", 1)))
+    condition = Filter(must=(FieldMatch("n", (1,)),))
+    await index.delete_matching(condition, max_version=3, ids=["b", "d"])
+    assert set(await index.fetch("abcd")) == {"a", "c", "d"}
+    await index.delete_matching(condition, max_version=3)
+    assert set(await index.fetch("abcd")) == {"d"}
+
+
+async def test_a_delete_of_many_versions_is_two_round_trips(index: Index, monkeypatch: pytest.MonkeyPatch):
+    documents = [Document(f"d{number}", "text", version=number) for number in range(1, 301)]
+    await index.upsert(documents, np.tile(embedding(1), (300, 1)), model_id=await index.model_in_use())
+    model_id = await index.model_in_use()
+    calls: list[str] = []
+    channel = client_of(index).grpc_points
+    for method in ("Get", "UpdateBatch", "Count", "Delete", "Scroll"):
+        original = getattr(channel, method)
+
+        async def counted(*args: Any, method: str = method, original: Any = original, **kwargs: Any) -> Any:
+            calls.append(method)
+            return await original(*args, **kwargs)
+
+        monkeypatch.setattr(channel, method, counted)
+    cut = {one.id: one.version - one.version % 2 for one in documents}
+    assert await index.delete_from(model_id, cut) == 150
+    assert calls == ["Get", "UpdateBatch"]
 
 
 async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Index):
