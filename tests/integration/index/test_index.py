@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.collections import client_of, close_index, make_index, unique_config
 from textmatch.documents import MAX_VERSION, Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
@@ -36,18 +35,10 @@ DIMENSION = 8
 MODEL = "tiny-0123456789ab"
 
 
-@pytest.fixture(scope="module")
-def qdrant(tmp_path_factory: pytest.TempPathFactory):
-    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
-    assert server.stop() == 0
-
-
 @pytest.fixture
-async def index(qdrant: str) -> AsyncIterator[Index]:
+async def index(qdrant_url: str) -> AsyncIterator[Index]:
     """An index with an alias and a collection of its own."""
-    connected = make_index(qdrant, unique_config())
+    connected = make_index(qdrant_url, unique_config())
     await connected.collections.prepare(unique_model(), DIMENSION)
     yield connected
     await close_index(connected)
@@ -66,8 +57,8 @@ async def write(index: Index, *documents: Document) -> None:
     await index.upsert(documents, rows, model_id=await index.model_in_use())
 
 
-async def test_nothing_is_found_before_the_first_collection(qdrant: str):
-    index = make_index(qdrant, unique_config())
+async def test_nothing_is_found_before_the_first_collection(qdrant_url: str):
+    index = make_index(qdrant_url, unique_config())
     assert await index.model_in_use() == ""
     assert await index.count() == 0
     assert await index.fetch(["a"]) == {}
@@ -297,9 +288,9 @@ async def test_another_models_collection_is_a_mismatch_naming_both(index: Index)
     assert (raised.value.index_model_id, raised.value.encoder_model_id) == (current, "other-000000000000")
 
 
-async def test_two_can_prepare_the_same_collection_at_once(qdrant: str):
+async def test_two_can_prepare_the_same_collection_at_once(qdrant_url: str):
     config, model = unique_config(), unique_model()
-    first, second = make_index(qdrant, config), make_index(qdrant, config)
+    first, second = make_index(qdrant_url, config), make_index(qdrant_url, config)
     await first.collections.prepare(model, DIMENSION)
     await second.collections.prepare(model, DIMENSION)
     assert await first.model_in_use() == await second.model_in_use() == model

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
@@ -73,13 +75,21 @@ def server_command(data_dir: Path) -> list[str]:
 
 def connect(port: int, host: str = "127.0.0.1") -> QdrantClient:
     """A blocking client that speaks gRPC only."""
-    return QdrantClient(
-        host=host, grpc_port=port, prefer_grpc=True, check_compatibility=False, timeout=_TIMEOUT_SECONDS
-    )
+    return QdrantClient(**_options(port, host))
 
 
 def connect_async(port: int, host: str = "127.0.0.1") -> AsyncQdrantClient:
     """An asynchronous client that speaks gRPC only."""
-    return AsyncQdrantClient(
-        host=host, grpc_port=port, prefer_grpc=True, check_compatibility=False, timeout=_TIMEOUT_SECONDS
-    )
+    return AsyncQdrantClient(**_options(port, host))
+
+
+def _options(port: int, host: str) -> dict[str, Any]:
+    return {
+        "host": host,
+        "grpc_port": port,
+        "prefer_grpc": True,
+        "https": False,
+        "check_compatibility": False,
+        "timeout": _TIMEOUT_SECONDS,
+        "api_key": os.environ.get("TEXTMATCH_QDRANT_API_KEY") or None,
+    }
