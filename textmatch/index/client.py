@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,9 +13,12 @@ import grpc
 from qdrant_client import AsyncQdrantClient
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 
-from textmatch.errors import DependencyUnavailable, InvalidInput, Overloaded
+from textmatch.errors import DependencyUnavailable, InvalidInput, Overloaded, TextMatchError
 
 DEFAULT_GRPC_PORT = 6334
+# Older servers ignore the condition of an upsert.
+MIN_VERSION = (1, 16)
+_START_CHECK_SECONDS = 2.0
 _GRPC_OPTIONS = {
     "grpc.max_send_message_length": 64 * 1024 * 1024,
     "grpc.max_receive_message_length": 64 * 1024 * 1024,
@@ -46,6 +50,42 @@ class CollectionGone(DependencyUnavailable):
 
     def __init__(self, collection: str) -> None:
         super().__init__(f"the collection {collection} is gone", retry_delay_seconds=0.0)
+
+
+class QdrantTooOld(DependencyUnavailable):
+    """The server is too old: it would ignore the conditions of writes, and older versions would win."""
+
+
+async def check_version(client: AsyncQdrantClient) -> None:
+    """Check that the server is new enough.
+
+    Raises:
+        QdrantTooOld: it is not.
+        DependencyUnavailable: it does not answer.
+    """
+    async with translated_errors():
+        version = (await client.info()).version
+    numbers = re.match(r"v?(\d+)\.(\d+)", version)
+    if numbers and (int(numbers[1]), int(numbers[2])) < MIN_VERSION:
+        wanted = ".".join(map(str, MIN_VERSION))
+        raise QdrantTooOld(
+            f"Qdrant is version {version}; textmatch needs {wanted} or newer", retry_delay_seconds=10.0
+        )
+
+
+async def check_version_at_start(client: AsyncQdrantClient) -> None:
+    """The same, but a server that does not answer is no error: it is checked later.
+
+    Raises:
+        QdrantTooOld: the server is too old.
+    """
+    try:
+        async with asyncio.timeout(_START_CHECK_SECONDS):
+            await check_version(client)
+    except QdrantTooOld:
+        raise
+    except (TextMatchError, TimeoutError, grpc.aio.AioRpcError):
+        return
 
 
 def connect(

@@ -29,7 +29,7 @@ from qdrant_client import AsyncQdrantClient, models
 
 from textmatch.collection_config import SEPARATOR, CollectionConfig
 from textmatch.errors import CollectionNotFound, CollectionNotOwned, InvalidInput, ModelMismatch
-from textmatch.index.client import CollectionGone, translated_errors
+from textmatch.index.client import CollectionGone, check_version, translated_errors
 from textmatch.index.schema import (
     HNSW,
     LEXICAL_VECTOR,
@@ -105,7 +105,9 @@ async def read_info(client: AsyncQdrantClient, physical: str) -> CollectionInfo:
 
     Raises:
         CollectionGone: there is no such collection.
+        QdrantTooOld: the server is too old.
     """
+    await check_version(client)
     async with translated_errors(physical):
         found = await client.get_collection(physical)
     config = found.config
@@ -243,11 +245,15 @@ class Collections:
             await self._payload_indexes.create(self._client, self.config.physical(model_id), missing)
             self._forget_info(model_id)
 
+    def forget_infos(self) -> None:
+        """Read the properties again, and check the server's version, before the next use."""
+        for model_id in list(self._infos):
+            self._forget_info(model_id)
+
     def close(self) -> None:
         """Drop all caches and stop their background refreshes."""
         self.forget_roles()
-        for model_id in list(self._infos):
-            self._forget_info(model_id)
+        self.forget_infos()
 
     async def _confirm_made(self, model_id: str) -> None:
         """Delete what was just made if the collection was deleted at the same time."""

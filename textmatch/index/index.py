@@ -17,6 +17,7 @@ from qdrant_client.conversions.common_types import PointId
 
 from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document, point_id
+from textmatch.errors import DependencyUnavailable
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.collections import AliasSwitcher, Collections, Roles
@@ -424,7 +425,8 @@ class Index:
     async def _using(self, model_id: str) -> AsyncIterator[str]:
         """Gives the name of a physical collection, and translates Qdrant's errors.
 
-        If the physical collection is gone, the alias is read again next time.
+        If the physical collection is gone, the alias is read again next time. After a failure its properties
+        are read again, and with them the version of the server.
         """
         physical = self._config.physical(model_id)
         try:
@@ -432,6 +434,10 @@ class Index:
                 yield physical
         except CollectionGone:
             self.collections.forget_roles()
+            raise
+        except DependencyUnavailable:
+            # Another server may answer next.
+            self.collections.forget_infos()
             raise
 
 
