@@ -1,7 +1,7 @@
 """The Qdrant that tests run against: the embedded server, a real one, or a cluster of real ones.
 
     TEXTMATCH_QDRANT_BIN=/path/to/qdrant    start this binary instead of the embedded server
-    TEXTMATCH_QDRANT_NODES=3                start it as a cluster, with two copies of each shard, behind a balancer
+    TEXTMATCH_QDRANT_NODES=3                start a cluster of it behind a balancer
     TEXTMATCH_QDRANT_COPIES=3,2             copies of each shard, and how many must take a write
     TEXTMATCH_QDRANT_STRICT=1               collections forbid filters without an index
     TEXTMATCH_QDRANT_API_KEY=...            the server asks for this key (not the embedded one)

@@ -44,7 +44,9 @@ async def test_an_encoder_that_pauses_costs_time_and_nothing_else(
     assert outcome.seconds > PAUSE_SECONDS / 2
 
 
-async def test_a_qdrant_that_pauses_costs_time_and_nothing_else(matcher: RunningMatcher, own_qdrant: QdrantServer):
+async def test_a_qdrant_that_pauses_costs_time_and_nothing_else(
+    matcher: RunningMatcher, own_qdrant: QdrantServer
+):
     with stopped(own_qdrant.pid, PAUSE_SECONDS):
         outcome = await matcher.match(KNOWN, 20.0)
     assert outcome.is_whole
