@@ -17,7 +17,7 @@ from textmatch.index.index import Index
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.keys import Keys
 from textmatch.queue.pending import Pending
-from textmatch.queue.registry import Registry
+from textmatch.queue.registry import Registry, ReindexLease
 from textmatch.queue.tombstones import Tombstones
 
 KEYS = Keys("textmatch")
@@ -69,7 +69,8 @@ def make_collection(redis: Redis, index: Index, config: CollectionConfig = CONFI
     """All parts of a collection."""
     state = KEYS.collection(config.name, config.generation)
     dead_letters = DeadLetters(redis, state.letters)
-    return Collection(config, index, Pending(redis, state), Tombstones(redis, state), dead_letters)
+    lease = ReindexLease(redis, state)
+    return Collection(config, index, Pending(redis, state), Tombstones(redis, state), dead_letters, lease)
 
 
 class FixedStore:

@@ -353,9 +353,9 @@ class Index:
         model_id = await self.model_in_use()
         if not model_id:
             return 0
-        not_newer = _version_condition(models.Range(lte=max_version))
+        await self.collections.ensure_payload_indexes(model_id)
         async with self._using(model_id) as physical:
-            whole = models.Filter(must=[to_qdrant(condition), not_newer])
+            whole = models.Filter(must=[to_qdrant(condition), _up_to(max_version)])
             return (await self._client.count(physical, whole, exact=True)).count
 
     async def search(self, query: SearchQuery, *, model_id: str) -> list[Hit]:
