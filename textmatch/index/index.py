@@ -324,7 +324,9 @@ class Index:
         found: dict[str, int] = {}
         for start in range(0, len(conditions), _FILTERS_PER_CALL):
             some = conditions[start : start + _FILTERS_PER_CALL]
-            any_of = [models.Filter(must=[to_qdrant(one), _up_to(version)]) for one, version in some]
+            any_of: list[models.Condition] = [
+                models.Filter(must=[to_qdrant(one), _up_to(version)]) for one, version in some
+            ]
             async for page in self._find_versions([points, models.Filter(should=any_of)]):
                 found |= page
         return found

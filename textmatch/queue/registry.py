@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from redis.asyncio import Redis
 
@@ -82,18 +81,19 @@ class ReindexLease:
         """
         token = secrets.token_hex(_ID_BYTES)
         await self._take(token)
-        block = asyncio.current_task()
-        assert block is not None
-        renewal = asyncio.create_task(self._renew(token, block))
+        renewal: asyncio.Task[None] | None = None
         try:
-            yield
-        except asyncio.CancelledError:
-            if not renewal.done():
+            # Expires when the lease is lost.
+            async with asyncio.timeout(None) as limit:
+                renewal = asyncio.create_task(self._renew(token, limit))
+                yield
+        except TimeoutError:
+            if not limit.expired():
                 raise
-            block.uncancel()
             raise LeaseHeld("the lease of this reindex is lost; run the command again") from None
         finally:
-            renewal.cancel()
+            if renewal is not None:
+                renewal.cancel()
             with suppress(DependencyUnavailable), translated_errors():
                 await self._release(keys=[self._key], args=[token])
 
@@ -107,8 +107,8 @@ class ReindexLease:
             left_before = left
             await asyncio.sleep(self._ttl_seconds / 20)
 
-    async def _renew(self, token: str, block: asyncio.Task[Any]) -> None:
-        """Renew the lease until it is lost; then cancel the block."""
+    async def _renew(self, token: str, limit: asyncio.Timeout) -> None:
+        """Renew the lease until it is lost; then end the block."""
         renewed_at = time.monotonic()
         while time.monotonic() - renewed_at < self._ttl_seconds:
             await asyncio.sleep(self._ttl_seconds / 5)
@@ -116,7 +116,7 @@ class ReindexLease:
                 if not await self._try_hold(token):
                     break
                 renewed_at = time.monotonic()
-        block.cancel()
+        limit.reschedule(asyncio.get_running_loop().time())
 
     async def _try_hold(self, token: str) -> bool:
         with translated_errors():

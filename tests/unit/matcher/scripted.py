@@ -188,7 +188,9 @@ def matcher(
     cache_bytes: int = 100_000,
 ) -> CollectionMatcher:
     untouched: Any = None
-    collection = Collection(config, cast("Any", index or ScriptedIndex()), untouched, untouched, untouched, untouched)
+    collection = Collection(
+        config, cast("Any", index or ScriptedIndex()), untouched, untouched, untouched, untouched
+    )
     real = Matcher(Retriever(cast("Any", encoder), cache_bytes), Reranker(cast("Any", encoder)), depth)
     return CollectionMatcher(real, collection)
 

@@ -102,8 +102,11 @@ async def test_a_lease_that_redis_lost_is_taken_again(leases: list[ReindexLease]
 async def test_the_work_ends_when_another_process_has_taken_the_lease(
     leases: list[ReindexLease], redis: Redis
 ):
-    with pytest.raises(LeaseHeld, match="is lost"):
+    async def work() -> None:
         async with leases[0].held():
             await redis.set(STATE.reindex_lease, "of another process")
             await asyncio.sleep(10)
+
+    with pytest.raises(LeaseHeld, match="is lost"):
+        await work()
     assert await redis.get(STATE.reindex_lease) == "of another process"
