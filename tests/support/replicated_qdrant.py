@@ -17,10 +17,11 @@ _POINT_WRITES = {
     "/qdrant.Points/Upsert": qdrant.UpsertPoints,
     "/qdrant.Points/Delete": qdrant.DeletePoints,
     "/qdrant.Points/UpdateBatch": qdrant.UpdateBatchPoints,
-    "/qdrant.Points/CreateFieldIndex": qdrant.CreateFieldIndexCollection,
 }
 _GET = "/qdrant.Points/Get"
+# Collections and payload indexes are agreed on by all nodes.
 _COLLECTION_WRITES = (
+    "/qdrant.Points/CreateFieldIndex",
     "/qdrant.Collections/Create",
     "/qdrant.Collections/Update",
     "/qdrant.Collections/Delete",

@@ -9,7 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
 
+from tests.integration.ingest.document_calls import DocumentCalls
+from tests.integration.ingest.indexing import make_ingest_state
 from tests.integration.ingest.scripted_encoder import DIMENSION, ScriptedEncoder, embedding_of
 from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.collections import CONFIG, close_index, empty_qdrant, make_index
@@ -21,6 +24,7 @@ from textmatch.errors import DependencyUnavailable
 from textmatch.index.index import Index
 from textmatch.indexing import Copier
 from textmatch.reindex.sync import CollectionSync, Migration
+from textmatch.v1 import matcher_service_pb2 as pb
 from workers.indexer import DocumentOutcome, DualWriter, IndexerDependencies, index_documents
 from workers.retrying_indexer import AcceptedDocument, RetryingIndexer
 
@@ -195,6 +199,32 @@ async def test_a_delete_of_a_half_written_document_reaches_both_copies(
     qdrant.read_from = read_from
     await deps.collection.tombstones.add({one.id: 9 for one in DOCUMENTS}, ttl_seconds=60)
     assert await index_documents(DOCUMENTS, deps) == [DocumentOutcome.DELETED] * 3
+    for copy in copies:
+        assert await copy.points(encoder.model_id).count() == 0
+
+
+@BOTH_READS
+async def test_a_half_applied_delete_by_filter_is_completed_by_the_next(
+    deps: IndexerDependencies,
+    qdrant: ReplicatedQdrant,
+    copies: list[Index],
+    encoder: ScriptedEncoder,
+    redis: Redis,
+    read_from: int,
+):
+    await index_documents(DOCUMENTS, deps)
+    handler = DocumentCalls(make_ingest_state(redis, deps.collection.index))
+    request = pb.DeleteDocumentsRequest(
+        filter=pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field="n"))]), version=9
+    )
+    qdrant.refuses = lambda copy, _: copy == 1
+    with pytest.raises(DependencyUnavailable):
+        await handler.delete(request)
+    assert await copies[0].points(encoder.model_id).count() == 0
+    await assert_held(copies[1], encoder.model_id, DOCUMENTS)
+    qdrant.refuses = lambda copy, _: False
+    qdrant.read_from = read_from
+    await handler.delete(request)
     for copy in copies:
         assert await copy.points(encoder.model_id).count() == 0
 
