@@ -90,7 +90,7 @@ class ReplicatedQdrant(grpc.GenericRpcHandler):
                 return [await self._call(copy, method, request) for copy in (0, 1)][self.read_from]
             if method == _GET:
                 read = qdrant.GetPoints.FromString(request)
-                if read.read_consistency.type == qdrant.ReadConsistencyType.All:
+                if read.HasField("read_consistency"):
                     return await self._read_all(read, context)
             return await self._call(self.read_from, method, request)
         except grpc.aio.AioRpcError as error:

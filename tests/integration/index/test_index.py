@@ -256,18 +256,18 @@ async def test_a_delete_of_many_versions_is_two_round_trips(index: Index, monkey
     await index.upsert(documents, np.tile(embedding(1), (300, 1)), model_id=await index.model_in_use())
     model_id = await index.model_in_use()
     calls: list[str] = []
-    channel = client_of(index).grpc_points
-    for method in ("Get", "UpdateBatch", "Count", "Delete", "Scroll"):
-        original = getattr(channel, method)
+    client = client_of(index)
+    for method in ("retrieve", "batch_update_points", "count", "delete", "scroll"):
+        original = getattr(client, method)
 
         async def counted(*args: Any, method: str = method, original: Any = original, **kwargs: Any) -> Any:
             calls.append(method)
             return await original(*args, **kwargs)
 
-        monkeypatch.setattr(channel, method, counted)
+        monkeypatch.setattr(client, method, counted)
     cut = {one.id: one.version - one.version % 2 for one in documents}
     assert await index.delete_from(model_id, cut) == 150
-    assert calls == ["Get", "UpdateBatch"]
+    assert calls == ["retrieve", "batch_update_points"]
 
 
 async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Index):
