@@ -34,6 +34,8 @@ _TRANSIENT_CODES = frozenset(
     }
 )
 
+# Of the error of a node that has not heard of all of a new collection.
+_JUST_MADE = "No target shard"
 # Of the error of a write that some shards applied and others did not.
 _FAILED_SHARDS = re.compile(r"(\d+) out of (\d+) shards failed to apply operation")
 
@@ -157,7 +159,7 @@ async def translated_errors(collection: str = "") -> AsyncIterator[None]:
             raise InvalidInput.of_field("request", f"Qdrant rejects it: {error.details()}") from error
         if collection and error.code() == grpc.StatusCode.NOT_FOUND:
             raise CollectionGone(collection) from error
-        if error.code() not in _TRANSIENT_CODES:
+        if error.code() not in _TRANSIENT_CODES and _JUST_MADE not in (error.details() or ""):
             raise
         message = f"Qdrant does not answer: {error.details()}"
         kind = ReplicasMissing if _is_partly_applied(error.details() or "") else DependencyUnavailable

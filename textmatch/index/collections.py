@@ -26,6 +26,7 @@ from typing import Any
 
 import grpc
 from qdrant_client import AsyncQdrantClient, models
+from qdrant_client import grpc as qdrant
 
 from textmatch.collection_config import SEPARATOR, CollectionConfig
 from textmatch.errors import CollectionNotFound, CollectionNotOwned, InvalidInput, ModelMismatch
@@ -45,6 +46,8 @@ CONFIG_NOTE = "collection"
 # How long readers may use an outdated alias, and outdated notes such as tuned weights.
 _ROLES_CACHE_SECONDS = 2.0
 _INFO_CACHE_SECONDS = 10.0
+# Nodes of a cluster learn of collections and aliases one after the other, within moments.
+_LAG_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -244,6 +247,18 @@ class Collections:
         if missing:
             await self._payload_indexes.create(self._client, self.config.physical(model_id), missing)
             self._forget_info(model_id)
+
+    async def lag_seconds(self, model_id: str) -> float:
+        """How long other nodes of a cluster may not know what was just changed; 0 for the embedded server."""
+        request = qdrant.CollectionClusterInfoRequest(collection_name=self.config.physical(model_id))
+        try:
+            async with translated_errors(request.collection_name):
+                await self._client.grpc_collections.CollectionClusterInfo(request, timeout=_LAG_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            return 0.0
+        return _LAG_SECONDS
 
     def forget_infos(self) -> None:
         """Read the properties again, and check the server's version, before the next use."""

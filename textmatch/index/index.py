@@ -449,11 +449,11 @@ def _upsert_if_newer(version: int, points: Iterable[models.PointStruct]) -> mode
     return models.UpsertOperation(upsert=models.PointsList(points=list(points), update_filter=condition))
 
 
-def _up_to(version: int, points: list[models.ExtendedPointId] | None = None) -> models.Filter:
+def _up_to(version: int, points: Sequence[models.ExtendedPointId] | None = None) -> models.Filter:
     """The documents that are not newer; only those with these points if they are given."""
     conditions: list[models.Condition] = [_version_condition(models.Range(lte=version))]
     if points is not None:
-        conditions.append(models.HasIdCondition(has_id=points))
+        conditions.append(models.HasIdCondition(has_id=list(points)))
     return models.Filter(must=conditions)
 
 
