@@ -26,7 +26,7 @@ from textmatch.index.ownership import PhysicalCollections
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.keys import Keys
 from textmatch.queue.pending import Pending
-from textmatch.queue.registry import Registry
+from textmatch.queue.registry import Registry, ReindexLease
 from textmatch.queue.tombstones import Tombstones
 from textmatch.refreshing_cache import RefreshingCache
 
@@ -49,6 +49,7 @@ class Collection:
     pending: Pending
     tombstones: Tombstones
     dead_letters: DeadLetters
+    reindex_lease: ReindexLease
 
     @property
     def name(self) -> str:
@@ -250,6 +251,7 @@ class CollectionStore:
                 Pending(self._redis, keys),
                 Tombstones(self._redis, keys),
                 DeadLetters(self._redis, keys.letters),
+                ReindexLease(self._redis, keys),
             )
         return entry.collection
 

@@ -235,7 +235,7 @@ class IngestSummary:
 class IngestStatus:
     """The size of the queue, and the state of one document if it was requested."""
 
-    document_count: int
+    document_count: int | None  # None while the index cannot be read
     queued_count: int
     oldest_queued_seconds: float
     dead_letter_count: int
@@ -243,6 +243,7 @@ class IngestStatus:
     model_id: str  # the bi-encoder in use; empty before the first document
     document_state: DocumentState | None = None
     document_error: str | None = None
+    index_error: str = ""  # why the index cannot be read
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from celery import bootsteps, signals
 from textmatch.collection_store import Collection, CollectionStore
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
+from textmatch.index.client import check_version_at_start
 from textmatch.index.client import connect as connect_qdrant
 from textmatch.indexing import Copier
 from textmatch.queue.app import make_app
@@ -101,6 +102,7 @@ async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> Message
         key=settings.tls_key,
     )
     resources.push_async_callback(qdrant.close)
+    await check_version_at_start(qdrant)
     keys = Keys(settings.installation)
     store = CollectionStore(redis, qdrant, keys)
     resources.callback(store.close)

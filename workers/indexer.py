@@ -31,7 +31,7 @@ from enum import Enum
 from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import InvalidInput, ModelMismatch
+from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
@@ -152,21 +152,18 @@ async def _apply_filter_deletes(
     documents: Mapping[str, Document], deps: IndexerDependencies
 ) -> dict[str, int]:
     """Add tombstones for the documents that a delete by filter covers; returns their versions by id."""
-    deleted: dict[str, int] = {}
+    tombstones = deps.collection.tombstones
     oldest = min(document.version for document in documents.values())
-    for tombstone in await deps.collection.tombstones.filters.from_version(oldest):
-        found: dict[str, int] = {}
-        try:
-            async for page in deps.collection.index.find_versions(
-                tombstone.condition, max_version=tombstone.version, ids=documents
-            ):
-                found |= page
-        except InvalidInput as error:
-            # No document matches a filter that Qdrant cannot parse, and no document causes the error.
-            _log.error("invalid filter of a delete", extra={"error": str(error)})
-        if found:
-            await deps.collection.tombstones.add(found, tombstone.ttl_seconds)
-        deleted |= found
+    filters = await tombstones.filters.from_version(oldest)
+    try:
+        conditions = [(one.condition, one.version) for one in filters]
+        deleted = await deps.collection.index.find_versions_of(documents, conditions)
+    except InvalidInput as error:
+        # Qdrant accepted the filter when the delete was made. No document causes the error.
+        message = f"the filter of a delete cannot be applied: {error}"
+        raise DependencyUnavailable(message, retry_delay_seconds=1.0) from error
+    if deleted:
+        await tombstones.add(deleted, max(one.ttl_seconds for one in filters))
     return deleted
 
 

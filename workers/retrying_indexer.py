@@ -5,6 +5,8 @@
   jitter.
 * An error that only an operator can fix (the index was built by another model, a key is missing) is retried
   too, logged as an error and shown in a gauge.
+* A write that some shards lack replicas for is tried again in halves, quarters and so on, once each. The
+  documents of complete shards are settled, the others wait. No document is blamed.
 * A deleted collection settles its documents: they are dropped.
 * Any other error is a bug, perhaps caused by one document. After a few attempts the batch is split in half,
   and so on, until the documents that fail alone are in the dead letters and all others are indexed.
@@ -34,6 +36,7 @@ from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderCrashed
 from textmatch.errors import CollectionNotFound, TextMatchError, reason_name
+from textmatch.index.client import ReplicasMissing
 from textmatch.queue.dead_letters import of_document
 from textmatch.retry import delay_seconds
 from textmatch.v1 import error_reason_pb2
@@ -132,19 +135,39 @@ class RetryingIndexer:
                     if faults >= batch.max_faults(error):
                         await self._isolate(batch, error)
                         return
+                if isinstance(error, ReplicasMissing):
+                    batch = replace(batch, documents=await self._settle_parts(batch))
+                    if not batch.documents:
+                        return
                 await self._wait(batch, error, attempt)
             else:
                 _report(outcomes, batch)
                 return
+
+    async def _settle_parts(self, batch: RetriedBatch) -> tuple[AcceptedDocument, ...]:
+        """Settle the documents of shards that have enough replicas; returns the others."""
+        if len(batch.documents) == 1 or self._stopping.is_set():
+            return batch.documents
+        held_up: tuple[AcceptedDocument, ...] = ()
+        for documents in _halves(batch.documents):
+            half = replace(batch, documents=documents)
+            try:
+                outcomes = await index_documents([one.document for one in documents], batch.deps)
+            except ReplicasMissing:
+                held_up += await self._settle_parts(half)
+            except Exception:  # noqa: BLE001 -- the next try of the batch meets it again
+                held_up += documents
+            else:
+                _report(outcomes, half)
+        return held_up
 
     async def _isolate(self, batch: RetriedBatch, error: Exception) -> None:
         """Find the documents that cause the error."""
         if len(batch.documents) == 1:
             await self._dead_letter(batch.documents[0].document, error, batch.deps.collection)
             return
-        middle = len(batch.documents) // 2
-        for half in (batch.documents[:middle], batch.documents[middle:]):
-            await self._settle(replace(batch, documents=half, is_split=True))
+        for documents in _halves(batch.documents):
+            await self._settle(replace(batch, documents=documents, is_split=True))
 
     async def _dead_letter(self, document: Document, error: Exception, collection: Collection) -> None:
         _log.error("document failed", extra={"document_id": document.id}, exc_info=error)
@@ -182,6 +205,11 @@ class RetryingIndexer:
             if time.monotonic() < batch.give_up_at:
                 return
         raise RetryBudgetExhausted(f"not settled: {error}") from error
+
+
+def _halves(documents: tuple[AcceptedDocument, ...]) -> tuple[tuple[AcceptedDocument, ...], ...]:
+    middle = len(documents) // 2
+    return documents[:middle], documents[middle:]
 
 
 def _may_be_a_documents_fault(error: Exception) -> bool:

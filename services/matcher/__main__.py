@@ -19,6 +19,7 @@ from services.matcher.settings import MatcherSettings
 from textmatch.collection_store import CollectionStore
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
+from textmatch.index.client import check_version_at_start
 from textmatch.index.client import connect as connect_qdrant
 from textmatch.queue.depth import QueueDepth, QueueGauges
 from textmatch.queue.keys import Keys
@@ -67,6 +68,7 @@ async def _serve(settings: MatcherSettings) -> None:
         cert=settings.tls_cert,
         key=settings.tls_key,
     )
+    await check_version_at_start(qdrant)
     keys = Keys(settings.installation)
     store = CollectionStore(redis, qdrant, keys)
     dependencies = _ingest_dependencies(settings, redis, keys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.matcher.ingest import IngestDependencies
 from textmatch.collection_store import Collection
@@ -16,7 +16,7 @@ from textmatch.documents import (
     request_id_violation,
     version_violation,
 )
-from textmatch.errors import DocumentNotFound, InvalidInput, raise_violations
+from textmatch.errors import DependencyUnavailable, DocumentNotFound, InvalidInput, raise_violations
 from textmatch.filters import Filter, HasId
 from textmatch.queue.tombstones import FilterTombstone
 from textmatch.types import DocumentState, IngestStatus
@@ -72,7 +72,11 @@ class DocumentsHandler:
     async def delete_where(
         self, collection: Collection, where: Filter, cut: DeleteVersion, *, is_dry_run: bool = False
     ) -> int:
-        """Delete the documents that match a filter; otherwise as `delete`."""
+        """Delete the documents that match a filter; otherwise as `delete`.
+
+        They are deleted page by page. A call that ends early has deleted some pages, and a repeated one
+        deletes the others.
+        """
         if where.is_empty:
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
         if is_dry_run:
@@ -85,29 +89,39 @@ class DocumentsHandler:
         await collection.tombstones.filters.add(tombstone)
         deleted_count = 0
         async for versions in collection.index.find_versions(where, max_version=version):
-            deleted_count += await self._delete(collection, versions)
+            await collection.tombstones.add(versions, self._dependencies.tombstone_seconds)
+            await collection.index.delete_matching(where, max_version=version, ids=versions)
+            await self._forget(collection, versions)
+            deleted_count += len(versions)
+        # An earlier call may have failed after it had deleted documents on some replicas only.
+        await collection.index.delete_matching(where, max_version=version)
         return deleted_count
 
     async def status(self, collection: Collection, document_id: str) -> IngestStatus:
-        """The totals, and the state of one document if its id is given."""
+        """The totals, and the state of one document if its id is given.
+
+        While Qdrant does not answer, the status has what Redis knows.
+        """
+        raise_violations([id_violation("document_id", document_id)] if document_id else [])
         waiting = await collection.pending.summary()
-        document_count = await collection.index.count()
-        dead_letter_count = await collection.dead_letters.count()
-        model_id = await collection.index.model_in_use()
-        state, error = None, ""
-        if document_id:
-            raise_violations([id_violation("document_id", document_id)])
-            state, error = await self._document_state(collection, document_id)
-        return IngestStatus(
-            document_count=document_count,
+        status = IngestStatus(
+            document_count=None,
             queued_count=waiting.count,
             oldest_queued_seconds=waiting.oldest_seconds(time.time()),
-            dead_letter_count=dead_letter_count,
+            dead_letter_count=await collection.dead_letters.count(),
             collection=collection.name,
-            model_id=model_id,
-            document_state=state,
-            document_error=error or None,
+            model_id="",
         )
+        if document_id:
+            state, error = await self._queued_state(collection, document_id)
+            status = replace(status, document_state=state, document_error=error or None)
+        try:
+            model_id, count = await collection.index.model_in_use(), await collection.index.count()
+            if document_id and status.document_state is None:
+                status = replace(status, document_state=await self._stored_state(collection, document_id))
+        except DependencyUnavailable as error:
+            return replace(status, index_error=str(error))
+        return replace(status, model_id=model_id, document_count=count)
 
     async def _version_of(self, cut: DeleteVersion, collection: Collection) -> int:
         if cut.version is not None:
@@ -120,20 +134,29 @@ class DocumentsHandler:
         """Add tombstones before the delete: workers/indexer.py explains why no concurrent write survives."""
         await collection.tombstones.add(versions, self._dependencies.tombstone_seconds)
         deleted_count = await collection.index.delete(versions)
-        await collection.dead_letters.clear(versions)
-        await collection.pending.clear(versions)
+        await self._forget(collection, versions)
         return deleted_count
 
-    async def _document_state(self, collection: Collection, document_id: str) -> tuple[DocumentState, str]:
+    async def _forget(self, collection: Collection, versions: Mapping[str, int]) -> None:
+        await collection.dead_letters.clear(versions)
+        await collection.pending.clear(versions)
+
+    async def _queued_state(
+        self, collection: Collection, document_id: str
+    ) -> tuple[DocumentState | None, str]:
+        """The state and the error of a document that is not settled in the index."""
         if await collection.pending.versions([document_id]):
             return DocumentState.PENDING, ""
         if letter := await collection.dead_letters.get(document_id):
             return DocumentState.FAILED, letter.error
+        return None, ""
+
+    async def _stored_state(self, collection: Collection, document_id: str) -> DocumentState:
         if await collection.index.fetch([document_id]):
-            return DocumentState.INDEXED, ""
+            return DocumentState.INDEXED
         if await collection.tombstones.get([document_id]):
-            return DocumentState.DELETED, ""
-        return DocumentState.UNKNOWN, ""
+            return DocumentState.DELETED
+        return DocumentState.UNKNOWN
 
 
 async def _count(collection: Collection, where: Filter, cut: DeleteVersion) -> int:

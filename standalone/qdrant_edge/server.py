@@ -120,7 +120,7 @@ class PointsServicer:
     @property
     def handlers(self) -> Handlers:
         """The methods that are answered, by their names in the API."""
-        return {
+        answered: Handlers = {
             **{method: partial(self._update, method) for method in UPDATE_METHODS},
             "UpdateBatch": self._update_batch,
             "Get": self._get,
@@ -129,6 +129,14 @@ class PointsServicer:
             "Query": self._query,
             "QueryBatch": self._query_batch,
         }
+        return {method: partial(self._checked, method, handler) for method, handler in answered.items()}
+
+    async def _checked(
+        self, method: str, handler: Callable[[Any], Awaitable[Message]], request: Any
+    ) -> Message:
+        collection = self._catalog.resolve(request.collection_name)
+        collection.check_filters(request, is_update=method in UPDATE_METHODS)
+        return await handler(request)
 
     async def _update(self, method: str, request: Any) -> pb.PointsOperationResponse:
         await self._catalog.resolve(request.collection_name).update(method, request)

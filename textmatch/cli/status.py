@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from textmatch.cli import options
-from textmatch.cli.errors import message_of
+from textmatch.cli.errors import CommandFailed, message_of
 from textmatch.cli.options import Addresses, find_addresses
 from textmatch.client import (
     DocumentState,
@@ -72,6 +72,7 @@ def status(
         reachable = {server.name for server in servers if server.state is not HealthState.UNREACHABLE}
         queue = _ask(client.ingest_status, problems) if "matcher" in reachable else None
         queues = None if queue is None else _ask(lambda: _queues(client, queue), problems)
+        problems += [f"the index cannot be read: {queue.index_error}"] if queue and queue.index_error else []
         models = _ask(client.models, problems) if "encoder" in reachable else None
     processes = [*servers, *_other_processes(addresses, servers)]
     if as_json:
@@ -93,6 +94,8 @@ def _queues(client: TextMatchClient, known: IngestStatus) -> list[IngestStatus]:
 
 
 def _show_document(document_id: str, found: IngestStatus, *, as_json: bool) -> None:
+    if found.document_state is None and found.index_error:
+        raise CommandFailed(f"the state of {document_id!r} is not known: {found.index_error}")
     state, error = found.document_state or DocumentState.UNKNOWN, found.document_error
     line = f"{state}: {one_line(error)}" if error else str(state)
     print_result({"id": document_id, "state": state, "error": error}, line, as_json=as_json)
@@ -188,7 +191,7 @@ def _print(
 
 def _queue_cells(queue: IngestStatus) -> list[str]:
     return [
-        f"{queue.document_count:,}",
+        "unknown" if queue.document_count is None else f"{queue.document_count:,}",
         f"{queue.queued_count:,}",
         f"{queue.oldest_queued_seconds:.1f} s",
         f"{queue.dead_letter_count:,}",
@@ -252,9 +255,12 @@ def _sample(queue: IngestStatus, now: float, before: tuple[float, IngestStatus] 
         return QueueSample(queue)
     then, earlier = before
     seconds = max(now - then, 0.001)
+    indexed = None
+    if queue.document_count is not None and earlier.document_count is not None:
+        indexed = (queue.document_count - earlier.document_count) / seconds
     return QueueSample(
         queue,
-        indexed_per_second=(queue.document_count - earlier.document_count) / seconds,
+        indexed_per_second=indexed,
         drained_per_second=(earlier.queued_count - queue.queued_count) / seconds,
     )
 

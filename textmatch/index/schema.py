@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from qdrant_client import AsyncQdrantClient, models
@@ -37,6 +38,8 @@ HNSW = models.HnswConfigDiff(m=32, ef_construct=200)
 MIN_HNSW_EF = 256
 DOCUMENT_FIELDS = ["id", "text", "attributes", "version"]
 VERSION_FIELD = "version"
+
+_IndexSchema: TypeAlias = models.PayloadSchemaType | models.KeywordIndexParams
 
 _ATTRIBUTES_PREFIX = "attributes."
 # A part of a path that needs no quotes in Qdrant. [] stands for all elements of a list, [2] for one.
@@ -112,30 +115,31 @@ def to_stored_document(record: models.Record, model_id: str) -> StoredDocument:
 
 
 class PayloadIndexes:
-    """Payload indexes of a collection: the attributes on which filters are fast.
+    """Payload indexes of a collection: the attributes on which filters are fast, and the version.
+
+    Every conditional delete compares versions. In strict mode Qdrant refuses to do that without an index.
 
     Raises:
         InvalidInput: an attribute has an impossible path.
     """
 
     def __init__(self, indexes: Iterable[PayloadIndex]) -> None:
-        self._schemas = {attribute_key(one.field): _index_schema(one) for one in indexes}
-        self._ensured: set[str] = set()
+        self._schemas: dict[str, _IndexSchema] = {VERSION_FIELD: models.PayloadSchemaType.INTEGER}
+        self._schemas |= {attribute_key(one.field): _index_schema(one) for one in indexes}
 
-    async def ensure(self, client: AsyncQdrantClient, collection: str) -> None:
-        """Create the indexes that a collection lacks. Stored documents are indexed too.
+    def missing(self, existing: AbstractSet[str]) -> list[str]:
+        """The keys of those that are not among the indexes that Qdrant lists."""
+        # Qdrant lists keys without the quotes that it does not need.
+        return [key for key in self._schemas if key not in existing and key.replace('"', "") not in existing]
 
-        Qdrant is asked once for each collection.
-        """
-        if collection in self._ensured:
-            return
-        async with translated_errors():
-            for key, schema in self._schemas.items():
-                await client.create_payload_index(collection, key, field_schema=schema, wait=True)
-        self._ensured.add(collection)
+    async def create(self, client: AsyncQdrantClient, collection: str, keys: Iterable[str]) -> None:
+        """Create the indexes of these keys. Stored documents are indexed too. May be repeated."""
+        async with translated_errors(collection):
+            for key in keys:
+                await client.create_payload_index(collection, key, field_schema=self._schemas[key], wait=True)
 
 
-def _index_schema(index: PayloadIndex) -> models.PayloadSchemaType | models.KeywordIndexParams:
+def _index_schema(index: PayloadIndex) -> _IndexSchema:
     if index.is_tenant:
         return models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
     return _KINDS[index.kind]

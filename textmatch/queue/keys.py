@@ -62,6 +62,11 @@ class CollectionKeys:
         """Sorted set: filter as JSON -> when the entry expires."""
         return f"{self.prefix}:filter-tombstone-ends"
 
+    @property
+    def reindex_lease(self) -> str:
+        """String: a random token of the process that changes the model now."""
+        return f"{self.prefix}:reindex-lease"
+
     def request_version(self, request_id: str) -> str:
         """String: the version that the first try of a request was given."""
         return f"{self.prefix}:request-version:{request_id}"

@@ -1079,8 +1079,9 @@ class GetIngestStatusResponse(_message.Message):
     DOCUMENT_STATE_FIELD_NUMBER: _builtins.int
     DOCUMENT_ERROR_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    INDEX_ERROR_FIELD_NUMBER: _builtins.int
     document_count: _builtins.int
-    """Documents in the index."""
+    """Documents in the index. Absent while Qdrant does not answer; `index_error` says why."""
     queued_count: _builtins.int
     """Documents accepted and not searchable yet."""
     oldest_queued_seconds: _builtins.float
@@ -1089,15 +1090,17 @@ class GetIngestStatusResponse(_message.Message):
     collection: _builtins.str
     """The name of the collection."""
     document_state: Global___DocumentState.ValueType
-    """Present if `document_id` was given."""
+    """Present if `document_id` was given. UNSPECIFIED if only the index knows it and cannot be read."""
     document_error: _builtins.str
     """The error of a FAILED document."""
     model_id: _builtins.str
     """The bi-encoder in use; empty before the first document."""
+    index_error: _builtins.str
+    """Why the index cannot be read; empty if it can."""
     def __init__(
         self,
         *,
-        document_count: _builtins.int = ...,
+        document_count: _builtins.int | None = ...,
         queued_count: _builtins.int = ...,
         oldest_queued_seconds: _builtins.float = ...,
         dead_letter_count: _builtins.int = ...,
@@ -1105,11 +1108,14 @@ class GetIngestStatusResponse(_message.Message):
         document_state: Global___DocumentState.ValueType = ...,
         document_error: _builtins.str = ...,
         model_id: _builtins.str = ...,
+        index_error: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "document_count", b"document_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "queued_count", b"queued_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "index_error", b"index_error", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "queued_count", b"queued_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__document_count: _TypeAlias = _typing.Literal["document_count"]  # noqa: Y015
+    _WhichOneofArgType__document_count: _TypeAlias = _typing.Literal["_document_count", b"_document_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__document_count) -> _WhichOneofReturnType__document_count | None: ...
 
 Global___GetIngestStatusResponse: _TypeAlias = GetIngestStatusResponse  # noqa: Y015

@@ -229,13 +229,14 @@ def ingest_status_to_proto(status: IngestStatus) -> pb.GetIngestStatusResponse:
         model_id=status.model_id,
         document_state=_STATES[status.document_state],
         document_error=status.document_error or "",
+        index_error=status.index_error,
     )
 
 
 def ingest_status_from_proto(response: pb.GetIngestStatusResponse) -> IngestStatus:
     """The reverse of `ingest_status_to_proto`; a state of a newer server is UNKNOWN."""
     return IngestStatus(
-        document_count=response.document_count,
+        document_count=response.document_count if response.HasField("document_count") else None,
         queued_count=response.queued_count,
         oldest_queued_seconds=response.oldest_queued_seconds,
         dead_letter_count=response.dead_letter_count,
@@ -243,6 +244,7 @@ def ingest_status_from_proto(response: pb.GetIngestStatusResponse) -> IngestStat
         model_id=response.model_id,
         document_state=_STATES_OF_PROTO.get(response.document_state, DocumentState.UNKNOWN),
         document_error=response.document_error or None,
+        index_error=response.index_error,
     )
 
 

@@ -274,6 +274,22 @@ async def test_writes_are_taken_while_the_index_is_down(state: IngestState):
     await close_index(index)
 
 
+async def test_the_status_has_what_redis_knows_while_the_index_is_down(state: IngestState):
+    index = make_index("http://127.0.0.1:1")
+    down = DocumentCalls(replace(state, collection=replace(state.collection, index=index)))
+    await send(down, [proto("a")])
+    await state.dead_letters.add([of_document(Document("b", "t", version=5), "TEXT_FAILED", "bad")])
+    status = await down.status(pb.GetIngestStatusRequest(document_id="a"))
+    assert (status.queued_count, status.dead_letter_count) == (1, 1)
+    assert not status.HasField("document_count")
+    assert "Qdrant does not answer" in status.index_error
+    assert status.document_state == pb.DOCUMENT_STATE_PENDING
+    for document_id, known in (("b", pb.DOCUMENT_STATE_FAILED), ("c", pb.DOCUMENT_STATE_UNSPECIFIED)):
+        status = await down.status(pb.GetIngestStatusRequest(document_id=document_id))
+        assert status.document_state == known
+    await close_index(index)
+
+
 async def test_writes_are_refused_while_redis_is_down(own_redis_server: RedisServer, index: Index):
     redis = connect(own_redis_server.url)
     await register(redis)

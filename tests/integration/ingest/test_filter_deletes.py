@@ -11,7 +11,7 @@ from tests.support.collections import CONFIG, STATE
 from tests.support.queue import take_queued
 from tests.unit.wire.test_filters import EVERY_CONDITION
 from textmatch.documents import Document
-from textmatch.errors import InvalidInput
+from textmatch.errors import DependencyUnavailable, InvalidInput
 from textmatch.filters import FieldExists, FieldRange, Filter
 from textmatch.queue.tombstones import FilterTombstone
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -117,12 +117,13 @@ async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
     assert await state.tombstones.filters.from_version(1) == []
 
 
-async def test_no_document_pays_for_a_filter_that_cannot_be_read(
+async def test_a_filter_that_can_no_longer_be_applied_is_neither_skipped_nor_held_against_a_document(
     state: IngestState, deps: IndexerDependencies
 ):
     unreadable = Filter(must=(FieldExists('a"b'),))
     await state.tombstones.filters.add(FilterTombstone(unreadable, 10, 60))
-    assert await index_documents([document("en", 1)], deps) == [INDEXED]
+    with pytest.raises(DependencyUnavailable, match="the filter of a delete cannot be applied"):
+        await index_documents([document("en", 1)], deps)
 
 
 async def test_tombstones_come_back_whole_and_end(state: IngestState, redis: Redis):

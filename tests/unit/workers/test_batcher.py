@@ -48,7 +48,7 @@ def message(*ids: str) -> tuple[AcceptedDocument, ...]:
 
 def dependencies(name: str) -> IndexerDependencies:
     untouched = cast("Any", None)
-    collection = Collection(CollectionConfig(name), untouched, untouched, untouched, untouched)
+    collection = Collection(CollectionConfig(name), untouched, untouched, untouched, untouched, untouched)
     return IndexerDependencies(collection, untouched, untouched, 1.0)
 
 
