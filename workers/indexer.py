@@ -10,9 +10,9 @@ A worker that dies between the write and the second lookup has not acknowledged 
 worker finds the tombstone at its first lookup. Therefore every document that a tombstone covers is removed,
 not only those just written. A removal names the tombstone's version and spares newer ones.
 
-Deletes by a filter also apply to documents that were queued at the time. They are written first, and Qdrant
-then evaluates the filter on them as on all others. Each match gets a tombstone of its own version, which
-blocks older versions and spares newer ones that do not match.
+Deletes by a filter also apply to documents that were accepted before and still queued. They are written
+first, and Qdrant then evaluates the filter on them as on all others. Each match gets a tombstone of its own
+version, which blocks older versions and spares newer ones that do not match.
 
 Dual writes keep a second collection equal to the one in use while the model is being changed, by the rules
 in textmatch/indexing.py. If the encoder does not serve the target's model, batches are retried for a while,
@@ -32,10 +32,12 @@ from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import InvalidInput, ModelMismatch
+from textmatch.filters import Filter
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
 from textmatch.queue.dead_letters import DeadLetter
+from textmatch.queue.tombstones import FilterTombstone, Tombstone
 from workers import metrics
 
 _log = logging.getLogger(__name__)
@@ -76,12 +78,14 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     """
     collection = deps.collection
     newest = _newest_of_each(documents)
-    deleted = await collection.tombstones.covering(newest.values())
-    to_write = [document for document in newest.values() if document.id not in deleted]
+    covering = await collection.tombstones.covering(newest.values())
+    to_write = [document for document in newest.values() if document.id not in covering]
     outcomes, refused = await _write_everywhere(to_write, list(newest), deps)
-    deleted |= await collection.tombstones.covering(newest.values())
+    covering |= await collection.tombstones.covering(newest.values())
+    deleted = await _versions_to_remove(newest, covering, deps)
     deleted |= await _apply_filter_deletes(newest, deps)
     await collection.index.delete(deleted)
+    deleted |= dict.fromkeys(covering, 0)
     outcomes |= dict.fromkeys(deleted, DocumentOutcome.DELETED)
 
     await collection.dead_letters.add(refused)
@@ -148,26 +152,68 @@ async def _write(
     return embedded
 
 
+async def _versions_to_remove(
+    documents: Mapping[str, Document], covering: Mapping[str, Tombstone], deps: IndexerDependencies
+) -> dict[str, int]:
+    """Up to which version documents under a tombstone are to be removed from the index, by id.
+
+    A document that is covered by its time alone may have a higher version than one that was accepted after
+    the delete. Therefore what is stored decides.
+    """
+    versions = {one: tombstone.version for one, tombstone in covering.items()}
+    by_time = [one for one, tombstone in covering.items() if documents[one].version > tombstone.version]
+    for one, stored in (await deps.collection.index.fetch(by_time)).items():
+        if covering[one].covers(stored.document.version, stored.document.accepted_us):
+            versions[one] = max(versions[one], stored.document.version)
+    return {one: version for one, version in versions.items() if version}
+
+
 async def _apply_filter_deletes(
     documents: Mapping[str, Document], deps: IndexerDependencies
 ) -> dict[str, int]:
-    """Add tombstones for the documents that a delete by filter covers; returns their versions by id."""
+    """Add tombstones for the documents that a delete by filter covers; returns their versions by id.
+
+    Only deletes that came after a document was accepted can cover it, so documents that are indexed soon cost
+    nothing, however many deletes there were. Documents that waited cost one search for each page of deletes.
+    """
     deleted: dict[str, int] = {}
-    oldest = min(document.version for document in documents.values())
-    for tombstone in await deps.collection.tombstones.filters.from_version(oldest):
+    oldest = min(document.accepted_us for document in documents.values())
+    async for page in deps.collection.tombstones.filters.after(oldest - 1):
+        covered = await _covered(page, list(documents.values()), deps)
+        await deps.collection.tombstones.add(covered, max(one.ttl_seconds for one in page))
+        deleted |= covered
+    return deleted
+
+
+async def _covered(
+    page: Sequence[FilterTombstone], documents: Sequence[Document], deps: IndexerDependencies
+) -> dict[str, int]:
+    """Those of these documents, with their versions by id, that one of the tombstones covers.
+
+    Asks for all filters at once, and for each half of them if there are matches.
+    """
+    last_us, highest = max(one.accepted_us for one in page), max(one.version for one in page)
+    possible = {one.id: one for one in documents if one.accepted_us <= last_us and one.version <= highest}
+    if not possible:
+        return {}
+    condition = page[0].condition if len(page) == 1 else Filter(should=tuple(one.condition for one in page))
+    try:
         found: dict[str, int] = {}
-        try:
-            async for page in deps.collection.index.find_versions(
-                tombstone.condition, max_version=tombstone.version, ids=documents
-            ):
-                found |= page
-        except InvalidInput as error:
+        async for versions in deps.collection.index.find_versions(
+            condition, max_version=highest, ids=possible
+        ):
+            # A newer one was accepted later, or is delivered too.
+            found |= {one: version for one, version in versions.items() if version <= possible[one].version}
+    except InvalidInput as error:
+        if len(page) == 1:
             # No document matches a filter that Qdrant cannot parse, and no document causes the error.
             _log.error("invalid filter of a delete", extra={"error": str(error)})
-        if found:
-            await deps.collection.tombstones.add(found, tombstone.ttl_seconds)
-        deleted |= found
-    return deleted
+            return {}
+        found = dict.fromkeys(possible, 0)
+    if len(page) == 1 or not found:
+        return found
+    matching, middle = [possible[one] for one in found], len(page) // 2
+    return await _covered(page[:middle], matching, deps) | await _covered(page[middle:], matching, deps)
 
 
 class DualWriter:

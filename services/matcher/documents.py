@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.matcher.ingest import IngestDependencies
+from services.matcher.ingest import IngestDependencies, remembered
 from textmatch.collection_store import Collection
 from textmatch.documents import (
     MAX_VERSION,
@@ -18,23 +17,34 @@ from textmatch.documents import (
 )
 from textmatch.errors import DocumentNotFound, InvalidInput, raise_violations
 from textmatch.filters import Filter, HasId
-from textmatch.queue.tombstones import FilterTombstone
+from textmatch.queue.clock import Request
 from textmatch.types import DocumentState, IngestStatus
 
 MAX_DELETED_IDS = 1_000
 
 
 @dataclass(frozen=True)
-class DeleteVersion:
-    """Up to which version a delete goes: `version`, or if that is None, now.
+class DeleteScope:
+    """What a delete covers: documents up to `version`; if that is None, all that were accepted before it.
 
-    For a retry, "now" is the time of the first try, which has the same `request_id`. `deadline` is that of
-    the caller, on the monotonic clock.
+    A try after the first one, with the same `request_id`, covers what the first one did. `deadline` is that
+    of the caller, on the monotonic clock.
     """
 
     version: int | None = None
     request_id: str = ""
     deadline: float | None = None
+
+    def request(self) -> Request:
+        """The delete as a request that may be tried again.
+
+        Raises:
+            InvalidInput: the version or the id of the request is invalid.
+        """
+        if self.version is not None:
+            raise_violations([version_violation("version", self.version)])
+        raise_violations([request_id_violation(self.request_id)])
+        return remembered(self.request_id, self.deadline)
 
 
 class DocumentsHandler:
@@ -56,7 +66,7 @@ class DocumentsHandler:
         return stored[document_id].document
 
     async def delete(
-        self, collection: Collection, ids: Sequence[str], cut: DeleteVersion, *, is_dry_run: bool = False
+        self, collection: Collection, ids: Sequence[str], scope: DeleteScope, *, is_dry_run: bool = False
     ) -> int:
         """Delete documents, and keep older writes from restoring them. Returns how many were stored.
 
@@ -65,27 +75,53 @@ class DocumentsHandler:
         """
         check_item_count("ids", len(ids), MAX_DELETED_IDS)
         raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
+        request, where = scope.request(), Filter(must=(HasId(tuple(ids)),))
         if is_dry_run:
-            return await _count(collection, Filter(must=(HasId(tuple(ids)),)), cut)
-        return await self._delete(collection, dict.fromkeys(ids, await self._version_of(cut, collection)))
+            return await _count(collection, where, scope)
+        await self._dependencies.admission.check_delete()
+        ttl_seconds = self._dependencies.tombstone_seconds
+        # The tombstones come first: workers/indexer.py explains why no concurrent write survives.
+        accepted_us = await collection.tombstones.delete(
+            ids, scope.version, ttl_seconds=ttl_seconds, request=request
+        )
+        if scope.version is not None:
+            return await collection.index.delete(dict.fromkeys(ids, scope.version))
+        return await self._delete_stored(collection, where, MAX_VERSION, accepted_us)
 
     async def delete_where(
-        self, collection: Collection, where: Filter, cut: DeleteVersion, *, is_dry_run: bool = False
+        self, collection: Collection, where: Filter, scope: DeleteScope, *, is_dry_run: bool = False
     ) -> int:
         """Delete the documents that match a filter; otherwise as `delete`."""
         if where.is_empty:
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
+        request, max_version = scope.request(), scope.version or MAX_VERSION
         if is_dry_run:
-            return await _count(collection, where, cut)
-        version = await self._version_of(cut, collection)
+            return await _count(collection, where, scope)
+        await self._dependencies.admission.check_delete()
         # Ensures that Qdrant accepts the filter before workers apply it to queued documents.
-        await anext(collection.index.find_versions(where, max_version=version), None)
+        await anext(collection.index.find_versions(where, max_version=max_version), None)
         # Before the search: a worker that writes a document after it reads the tombstone after the write.
-        tombstone = FilterTombstone(where, version, self._dependencies.tombstone_seconds)
-        await collection.tombstones.filters.add(tombstone)
+        accepted_us = await collection.tombstones.filters.delete(
+            where, scope.version, ttl_seconds=self._dependencies.tombstone_seconds, request=request
+        )
+        return await self._delete_stored(collection, where, max_version, accepted_us)
+
+    async def _delete_stored(
+        self,
+        collection: Collection,
+        where: Filter,
+        max_version: int,
+        accepted_us: int,
+    ) -> int:
+        """Delete the stored documents that match and were accepted before; returns how many."""
         deleted_count = 0
-        async for versions in collection.index.find_versions(where, max_version=version):
-            deleted_count += await self._delete(collection, versions)
+        async for versions in collection.index.find_versions(
+            where, max_version=max_version, accepted_until=accepted_us
+        ):
+            await collection.tombstones.add(versions, self._dependencies.tombstone_seconds)
+            deleted_count += await collection.index.delete(versions)
+            await collection.dead_letters.clear(versions)
+            await collection.pending.clear(versions)
         return deleted_count
 
     async def status(self, collection: Collection, document_id: str) -> IngestStatus:
@@ -101,28 +137,13 @@ class DocumentsHandler:
         return IngestStatus(
             document_count=document_count,
             queued_count=waiting.count,
-            oldest_queued_seconds=waiting.oldest_seconds(time.time()),
+            oldest_queued_seconds=waiting.oldest_seconds,
             dead_letter_count=dead_letter_count,
             collection=collection.name,
             model_id=model_id,
             document_state=state,
             document_error=error or None,
         )
-
-    async def _version_of(self, cut: DeleteVersion, collection: Collection) -> int:
-        if cut.version is not None:
-            raise_violations([version_violation("version", cut.version)])
-            return cut.version
-        raise_violations([request_id_violation(cut.request_id)])
-        return await self._dependencies.issue_version(collection.config, cut.request_id, cut.deadline)
-
-    async def _delete(self, collection: Collection, versions: Mapping[str, int]) -> int:
-        """Add tombstones before the delete: workers/indexer.py explains why no concurrent write survives."""
-        await collection.tombstones.add(versions, self._dependencies.tombstone_seconds)
-        deleted_count = await collection.index.delete(versions)
-        await collection.dead_letters.clear(versions)
-        await collection.pending.clear(versions)
-        return deleted_count
 
     async def _document_state(self, collection: Collection, document_id: str) -> tuple[DocumentState, str]:
         if await collection.pending.versions([document_id]):
@@ -136,8 +157,6 @@ class DocumentsHandler:
         return DocumentState.UNKNOWN, ""
 
 
-async def _count(collection: Collection, where: Filter, cut: DeleteVersion) -> int:
+async def _count(collection: Collection, where: Filter, scope: DeleteScope) -> int:
     """How many stored documents a delete would remove."""
-    if cut.version is not None:
-        raise_violations([version_violation("version", cut.version)])
-    return await collection.index.count_matching(where, max_version=cut.version or MAX_VERSION)
+    return await collection.index.count_matching(where, max_version=scope.version or MAX_VERSION)

@@ -16,12 +16,13 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
 
 from textmatch.collection_config import CollectionConfig
-from textmatch.documents import Document, point_id
+from textmatch.documents import MAX_VERSION, Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.collections import AliasSwitcher, Collections
 from textmatch.index.filter_warnings import SAMPLE_DOCUMENTS, filter_fields, filter_warnings
 from textmatch.index.schema import (
+    ACCEPTED_FIELD,
     DENSE_VECTOR,
     VERSION_FIELD,
     StoredDocument,
@@ -59,6 +60,7 @@ class Fingerprint:
     """What a write needs to know of a stored document."""
 
     version: int
+    accepted_us: int
     content_hash: str
 
 
@@ -94,14 +96,17 @@ class CollectionPoints:
         return _versions(records)
 
     async def fingerprints(self, ids: Iterable[str]) -> dict[str, Fingerprint]:
-        """Versions and content hashes of those of these documents that are stored, by id."""
-        fields = ["id", VERSION_FIELD, "content_hash"]
+        """What is known of those of these documents that are stored, by id."""
+        fields = ["id", VERSION_FIELD, ACCEPTED_FIELD, "content_hash"]
         async with translated_errors(self._collection):
             records = await self._client.retrieve(
                 self._collection, [point_id(one) for one in ids], with_payload=fields
             )
         payloads = [record.payload or {} for record in records]
-        return {one["id"]: Fingerprint(one[VERSION_FIELD], one["content_hash"]) for one in payloads}
+        return {
+            one["id"]: Fingerprint(one[VERSION_FIELD], one.get(ACCEPTED_FIELD, 0), one["content_hash"])
+            for one in payloads
+        }
 
     async def page(self, position: PointId | None) -> VersionsPage:
         """One page of the versions of all documents.
@@ -170,6 +175,10 @@ def _versions(records: Sequence[models.Record]) -> dict[str, int]:
     return {payload["id"]: payload[VERSION_FIELD] for payload in payloads}
 
 
+def _accepted_us(record: models.Record) -> int:
+    return int((record.payload or {}).get(ACCEPTED_FIELD, 0))
+
+
 class Index:
     """The documents of one collection, and its aliases.
 
@@ -235,7 +244,7 @@ class Index:
         return await self._read(lambda points: points.fetch(ids, with_embeddings=with_embeddings))
 
     async def fingerprints(self, ids: Sequence[str]) -> dict[str, Fingerprint]:
-        """Versions and content hashes of those of these documents that are stored, by id."""
+        """What is known of those of these documents that are stored, by id."""
         return await self._read(lambda points: points.fingerprints(ids))
 
     async def delete(self, versions: Mapping[str, int]) -> int:
@@ -260,18 +269,23 @@ class Index:
         return deleted
 
     async def find_versions(
-        self, condition: Filter, *, max_version: int, ids: Iterable[str] | None = None
+        self,
+        condition: Filter,
+        *,
+        max_version: int,
+        accepted_until: int | None = None,
+        ids: Iterable[str] | None = None,
     ) -> AsyncIterator[dict[str, int]]:
         """Pages of versions by id, of all documents that match and are not newer than `max_version`.
 
         Args:
+            accepted_until: leave out documents that were accepted later, in microseconds since 1970.
             ids: consider these documents only.
         """
         model_id = await self.model_in_use()
-        conditions: list[models.Condition] = [
-            to_qdrant(condition),
-            _version_condition(models.Range(lte=max_version)),
-        ]
+        conditions: list[models.Condition] = [to_qdrant(condition)]
+        if max_version < MAX_VERSION:
+            conditions.append(_version_condition(models.Range(lte=max_version)))
         if ids is not None:
             conditions.append(models.HasIdCondition(has_id=[point_id(one) for one in ids]))
         offset: PointId | None = None
@@ -282,8 +296,10 @@ class Index:
                     models.Filter(must=conditions),
                     limit=_PAGE,
                     offset=offset,
-                    with_payload=["id", VERSION_FIELD],
+                    with_payload=["id", VERSION_FIELD, ACCEPTED_FIELD],
                 )
+            if accepted_until is not None:
+                records = [one for one in records if _accepted_us(one) <= accepted_until]
             if records:
                 yield _versions(records)
             if offset is None:

@@ -37,6 +37,7 @@ HNSW = models.HnswConfigDiff(m=32, ef_construct=200)
 MIN_HNSW_EF = 256
 DOCUMENT_FIELDS = ["id", "text", "attributes", "version"]
 VERSION_FIELD = "version"
+ACCEPTED_FIELD = "accepted_us"
 
 _ATTRIBUTES_PREFIX = "attributes."
 # A part of a path that needs no quotes in Qdrant. [] stands for all elements of a list, [2] for one.
@@ -79,6 +80,7 @@ def to_point(document: Document, embedding: Embeddings, *, has_lexical: bool) ->
         "text": document.text,
         "attributes": dict(document.attributes),
         "version": document.version,
+        ACCEPTED_FIELD: document.accepted_us,
         "text_hash": text_hash(document.text),
         "content_hash": content_hash(document),
     }
@@ -95,6 +97,7 @@ def to_document(payload: dict[str, Any]) -> Document:
         text=payload["text"],
         attributes=payload["attributes"],
         version=payload["version"],
+        accepted_us=payload.get(ACCEPTED_FIELD, 0),
     )
 
 
