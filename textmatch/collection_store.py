@@ -76,12 +76,22 @@ class CollectionStore:
 
     Every method raises DependencyUnavailable when Redis or Qdrant does not answer, and InvalidInput for a
     name that no collection can have.
+
+    Args:
+        replicas: how many replicas of Redis must have a delete before it is accepted.
     """
 
     def __init__(
-        self, redis: Redis, qdrant: AsyncQdrantClient, keys: Keys, *, max_open: int = _MAX_OPEN
+        self,
+        redis: Redis,
+        qdrant: AsyncQdrantClient,
+        keys: Keys,
+        *,
+        max_open: int = _MAX_OPEN,
+        replicas: int = 0,
     ) -> None:
         self._redis = redis
+        self._replicas = replicas
         self._qdrant = qdrant
         self._max_open = max_open
         self.registry = Registry(redis, keys)
@@ -249,7 +259,7 @@ class CollectionStore:
                 config,
                 Index(self._qdrant, config, partial(self._confirm, config)),
                 Pending(self._redis, keys),
-                Tombstones(self._redis, keys),
+                Tombstones(self._redis, keys, self._replicas),
                 DeadLetters(self._redis, keys.letters),
                 ReindexLease(self._redis, keys),
             )

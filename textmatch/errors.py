@@ -12,6 +12,8 @@
     ├── ModelMismatch            FAILED_PRECONDITION  the index was built with another model
     ├── LexicalIndexMissing      FAILED_PRECONDITION  the collection was made without BM25
     ├── CollectionNotOwned       FAILED_PRECONDITION  another installation made the collection
+    ├── DocumentDeleted          FAILED_PRECONDITION  a delete covers this version of the document
+    ├── VersionsExhausted        FAILED_PRECONDITION  the document has the highest possible version
     ├── Unauthenticated          UNAUTHENTICATED      the API key is missing or not valid
     ├── PermissionDenied         PERMISSION_DENIED
     ├── CollectionDenied         PERMISSION_DENIED    the API key is limited to other collections
@@ -218,6 +220,30 @@ class CollectionNotOwned(TextMatchError):
             f'the collection "{name}" in Qdrant belongs to another installation; use another name, or take it'
             f" over with: textmatch collections adopt {name}"
         )
+
+
+class DocumentDeleted(TextMatchError):
+    """A delete covers this version of the document."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = error_reason_pb2.ERROR_REASON_DOCUMENT_DELETED
+
+    @classmethod
+    def of(cls, version: int) -> DocumentDeleted:
+        """The error of a document with this version."""
+        return cls(f"a delete covers version {version} of this document; send a higher version")
+
+
+class VersionsExhausted(TextMatchError):
+    """The document has the highest possible version, so no other write can replace it."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = error_reason_pb2.ERROR_REASON_VERSIONS_EXHAUSTED
+
+    @classmethod
+    def of(cls, document_id: str) -> VersionsExhausted:
+        """The error of a document without a version."""
+        return cls(f'"{document_id}" has the highest possible version; delete it, and use another id')
 
 
 class Unauthenticated(TextMatchError):

@@ -190,7 +190,8 @@ class Copier:
         refused = {letter.key: letter for letter in embedded.refused}
         # The target may hold an older version of a document that its model cannot embed.
         outdated = {one.key: one.document.version for one in refused.values() if one.document}
-        deleted = await self._tombstones.covering(embedded.documents)
+        covered = await self._tombstones.covering(embedded.documents)
+        deleted = {one.id: one.version for one in embedded.documents if one.id in covered}
         removed = await self._index.delete_from(target, outdated | deleted)
         written = [one for one in embedded.documents if one.version > _version(held, one.id)]
         return CopyResult(len(written), removed, refused)

@@ -10,9 +10,9 @@ A worker that dies between the write and the second lookup has not acknowledged 
 worker finds the tombstone at its first lookup. Therefore every document that a tombstone covers is removed,
 not only those just written. A removal names the tombstone's version and spares newer ones.
 
-Deletes by a filter also apply to documents that were queued at the time. They are written first, and Qdrant
-then evaluates the filter on them as on all others. Each match gets a tombstone of its own version, which
-blocks older versions and spares newer ones that do not match.
+Deletes by a filter also apply to documents that were accepted before and still queued. They are written
+first, and Qdrant then evaluates the filter on them as on all others. Each match gets a tombstone of its own
+version, which blocks older versions and spares newer ones that do not match.
 
 Dual writes keep a second collection equal to the one in use while the model is being changed, by the rules
 in textmatch/indexing.py. If the encoder does not serve the target's model, batches are retried for a while,
@@ -33,9 +33,10 @@ from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.index.collections import CollectionRole, Roles
-from textmatch.index.index import Index
+from textmatch.index.index import DeleteCondition, Index
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
 from textmatch.queue.dead_letters import DeadLetter
+from textmatch.queue.tombstones import Tombstone
 from workers import metrics
 
 _log = logging.getLogger(__name__)
@@ -76,12 +77,14 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     """
     collection = deps.collection
     newest = _newest_of_each(documents)
-    deleted = await collection.tombstones.covering(newest.values())
-    to_write = [document for document in newest.values() if document.id not in deleted]
+    covering = await collection.tombstones.covering(newest.values())
+    to_write = [document for document in newest.values() if document.id not in covering]
     outcomes, refused = await _write_everywhere(to_write, list(newest), deps)
-    deleted |= await collection.tombstones.covering(newest.values())
+    covering |= await collection.tombstones.covering(newest.values())
+    deleted = await _versions_to_remove(newest, covering, deps)
     deleted |= await _apply_filter_deletes(newest, deps)
     await collection.index.delete(deleted)
+    deleted |= dict.fromkeys(covering, 0)
     outcomes |= dict.fromkeys(deleted, DocumentOutcome.DELETED)
 
     await collection.dead_letters.add(refused)
@@ -148,22 +151,45 @@ async def _write(
     return embedded
 
 
+async def _versions_to_remove(
+    documents: Mapping[str, Document], covering: Mapping[str, Tombstone], deps: IndexerDependencies
+) -> dict[str, int]:
+    """Up to which version documents under a tombstone are to be removed from the index, by id.
+
+    A document that is covered by its time alone may have a higher version than one that was accepted after
+    the delete. Therefore what is stored decides.
+    """
+    versions = {one: tombstone.version for one, tombstone in covering.items()}
+    by_time = [one for one, tombstone in covering.items() if documents[one].version > tombstone.version]
+    for one, stored in (await deps.collection.index.fetch(by_time)).items():
+        if covering[one].covers(stored.document.version, stored.document.accepted_us):
+            versions[one] = max(versions[one], stored.document.version)
+    return {one: version for one, version in versions.items() if version}
+
+
 async def _apply_filter_deletes(
     documents: Mapping[str, Document], deps: IndexerDependencies
 ) -> dict[str, int]:
-    """Add tombstones for the documents that a delete by filter covers; returns their versions by id."""
-    tombstones = deps.collection.tombstones
-    oldest = min(document.version for document in documents.values())
-    filters = await tombstones.filters.from_version(oldest)
-    try:
-        conditions = [(one.condition, one.version) for one in filters]
-        deleted = await deps.collection.index.find_versions_of(documents, conditions)
-    except InvalidInput as error:
-        # Qdrant accepted the filter when the delete was made. No document causes the error.
-        message = f"the filter of a delete cannot be applied: {error}"
-        raise DependencyUnavailable(message, retry_delay_seconds=1.0) from error
-    if deleted:
-        await tombstones.add(deleted, max(one.ttl_seconds for one in filters))
+    """Add tombstones for the documents that a delete by filter covers; returns their versions by id.
+
+    Only deletes that came after a document was accepted can cover it, so documents that are indexed soon cost
+    nothing, however many deletes there were. Documents that waited cost a search for some dozens of deletes.
+    """
+    tombstones, index = deps.collection.tombstones, deps.collection.index
+    deleted: dict[str, int] = {}
+    oldest = min(document.accepted_us for document in documents.values())
+    async for page in tombstones.filters.after(oldest - 1):
+        last_us = max(one.accepted_us for one in page)
+        possible = [one.id for one in documents.values() if one.accepted_us <= last_us]
+        conditions = [DeleteCondition(one.condition, one.version, one.accepted_us) for one in page]
+        try:
+            found = await index.find_versions_of(possible, conditions)
+        except InvalidInput as error:
+            # Qdrant accepted the filter when the delete was made. No document causes the error.
+            message = f"the filter of a delete cannot be applied: {error}"
+            raise DependencyUnavailable(message, retry_delay_seconds=1.0) from error
+        await tombstones.add(found, max(one.ttl_seconds for one in page))
+        deleted |= found
     return deleted
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -23,9 +22,9 @@ from textmatch.collection_config import DEFAULT_COLLECTION
 from textmatch.collection_store import Collection, CollectionStore
 from textmatch.errors import CollectionNotFound, DependencyUnavailable, TextMatchError, reason_name
 from textmatch.queue import messages, transport
-from textmatch.queue.dead_letters import DeadLetter, DeadLetters, of_document, of_raw
+from textmatch.queue.dead_letters import DeadLetter, DeadLetters, of_argument, of_document
 from textmatch.queue.keys import Keys
-from textmatch.queue.messages import Envelope, MalformedMessage, RefusedEntry
+from textmatch.queue.messages import Envelope, MalformedMessage, RefusedEntry, Stamp
 from textmatch.queue.redis_client import translated_errors
 from workers import metrics
 from workers.batcher import MicroBatcher
@@ -47,9 +46,9 @@ _log = logging.getLogger(__name__)
 def register(app: Celery, handler: MessageHandler, loop: EventLoopThread) -> None:
     """Register the app's one task, which hands its argument to the handler."""
 
-    def index_documents(task: Any, argument: str) -> None:
+    def index_documents(task: Any, argument: str, stamp: dict[str, Any] | None = None) -> None:
         delivery_tag = task.request.properties["delivery_tag"]
-        if not loop.run(handler.handle(argument, delivery_tag)):
+        if not loop.run(handler.handle(argument, delivery_tag, stamp)):
             # Moves the message to the end of the queue in one transaction.
             raise Reject("not settled", requeue=True)
 
@@ -93,12 +92,12 @@ class MessageHandler:
         for limit in self._limits:
             limit.reschedule(self._ends_at)
 
-    async def handle(self, argument: str, delivery_tag: str) -> bool:
+    async def handle(self, argument: str, delivery_tag: str, stamp: Mapping[str, Any] | None = None) -> bool:
         """Handle the message of a task. True: it may be acknowledged; False: it must be put back."""
         with metrics.TASK_SECONDS.time(), self._leases.hold(delivery_tag):
             try:
                 async with self._time_limit():
-                    await self._handle(argument)
+                    await self._handle(argument, messages.stamp_from_fields(stamp or {}))
             except (RetryBudgetExhausted, TimeoutError) as error:
                 _log.warning("message put back", extra={"error": str(error)})
                 return False
@@ -115,12 +114,12 @@ class MessageHandler:
                 return False
             return True
 
-    async def _handle(self, argument: str) -> None:
+    async def _handle(self, argument: str, stamp: Stamp | None) -> None:
         try:
-            message = messages.decode(argument)
+            message = messages.decode(argument, stamp)
         except MalformedMessage as error:
             _log.warning("malformed message", extra={"error": str(error)})
-            await self._unreadable.add([of_raw(argument, str(error))])
+            await self._unreadable.add([of_argument(argument, stamp, str(error))])
             return
         collection = await self._find(message.envelope)
         if collection is None:
@@ -132,7 +131,7 @@ class MessageHandler:
             await self._dead_letter(message.refused, collection)
         if message.documents:
             envelope = message.envelope
-            accepted = tuple(AcceptedDocument(one, envelope.accepted_at) for one in message.documents)
+            accepted = tuple(AcceptedDocument(one, one.accepted_us / 1e6) for one in message.documents)
             if collection not in self._dependencies:
                 self._dependencies[collection] = self._make_dependencies(collection)
             deps = self._dependencies[collection]
@@ -166,7 +165,7 @@ class MessageHandler:
 
 def _letter(entry: RefusedEntry) -> DeadLetter:
     if entry.document is None:
-        return of_raw(entry.raw, entry.error)
+        return of_argument(entry.raw, entry.stamp, entry.error)
     return of_document(entry.document, "INVALID_INPUT", entry.error)
 
 
@@ -201,7 +200,7 @@ class Leases:
                 continue
             try:
                 with translated_errors():
-                    await self._renewal(keys=self._keys, args=[time.time(), *self._delivery_tags])
+                    await self._renewal(keys=self._keys, args=list(self._delivery_tags))
             except DependencyUnavailable as error:
                 _log.warning("leases not renewed", extra={"error": str(error)})
 

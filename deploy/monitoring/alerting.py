@@ -107,7 +107,7 @@ ALERTS = (
     ),
     Alert(
         "TextmatchNoWorker",
-        "max by (namespace) (textmatch_ingest_queue_documents) > 0"
+        "max by (namespace) (textmatch_ingest_backlog_documents) > 0"
         " unless on (namespace) sum by (namespace) (textmatch_worker_ready) > 0",
         "10m",
         "page",

@@ -70,7 +70,7 @@ async def _serve(settings: MatcherSettings) -> None:
     )
     await check_version_at_start(qdrant)
     keys = Keys(settings.installation)
-    store = CollectionStore(redis, qdrant, keys)
+    store = CollectionStore(redis, qdrant, keys, replicas=settings.redis_replicas)
     dependencies = _ingest_dependencies(settings, redis, keys)
 
     server = GrpcServer(
@@ -110,9 +110,14 @@ async def _serve(settings: MatcherSettings) -> None:
 
 
 def _ingest_dependencies(settings: MatcherSettings, redis: Redis, keys: Keys) -> IngestDependencies:
-    limits = QueueLimits(settings.max_queued_documents, settings.max_queued_bytes)
+    limits = QueueLimits(
+        settings.max_queued_documents,
+        settings.max_queued_bytes,
+        settings.max_tombstone_bytes,
+        settings.max_dead_letter_bytes,
+    )
     return IngestDependencies(
-        producer=Producer(redis, keys),
+        producer=Producer(redis, keys, settings.redis_replicas),
         admission=Admission(QueueDepth(redis, keys), limits),
         tombstone_seconds=settings.tombstone_seconds,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from services.matcher.documents import DeleteVersion, DocumentsHandler
+from services.matcher.documents import DeleteScope, DocumentsHandler
 from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
 from textmatch.collection_store import Collection, CollectionStore
@@ -160,15 +160,15 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         # Counting makes no collection.
         find = self._store.get if request.dry_run else self._store.for_write
         collection = noted(await find(request.collection))
-        cut = DeleteVersion(version, request.request_id, _deadline(context))
+        scope = DeleteScope(version, request.request_id, _deadline(context))
         if request.ids:
             deleted_count = await self._documents.delete(
-                collection, request.ids, cut, is_dry_run=request.dry_run
+                collection, request.ids, scope, is_dry_run=request.dry_run
             )
         else:
             where = filter_from_proto(request.filter, "filter")
             deleted_count = await self._documents.delete_where(
-                collection, where, cut, is_dry_run=request.dry_run
+                collection, where, scope, is_dry_run=request.dry_run
             )
         return pb.DeleteDocumentsResponse(deleted_count=deleted_count)
 

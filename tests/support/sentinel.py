@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -90,6 +91,14 @@ class Node:
         """SIGKILL."""
         self._process.kill()
         self._process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open, and nothing is answered."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """End what `pause` began."""
+        self._process.send_signal(signal.SIGCONT)
 
     def client(self) -> redis.Redis:
         """A client of this process alone."""

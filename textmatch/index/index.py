@@ -23,6 +23,7 @@ from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.collections import AliasSwitcher, Collections, Roles
 from textmatch.index.filter_warnings import SAMPLE_DOCUMENTS, filter_fields, filter_warnings
 from textmatch.index.schema import (
+    ACCEPTED_FIELD,
     DENSE_VECTOR,
     VERSION_FIELD,
     StoredDocument,
@@ -61,7 +62,30 @@ class Fingerprint:
     """What a write needs to know of a stored document."""
 
     version: int
+    accepted_us: int
     content_hash: str
+
+
+@dataclass(frozen=True)
+class DeleteCondition:
+    """What a delete covers: documents that match, are not newer, and were accepted before it.
+
+    Args:
+        max_version: None: documents of any version.
+        accepted_until: in microseconds since 1970; None: documents that were accepted at any time.
+    """
+
+    where: Filter
+    max_version: int | None = None
+    accepted_until: int | None = None
+
+    def to_qdrant(self) -> models.Filter:
+        """The same as a filter of Qdrant."""
+        conditions: list[models.Condition] = [to_qdrant(self.where)]
+        for field, limit in ((VERSION_FIELD, self.max_version), (ACCEPTED_FIELD, self.accepted_until)):
+            if limit is not None:
+                conditions.append(models.FieldCondition(key=field, range=models.Range(lte=limit)))
+        return models.Filter(must=conditions)
 
 
 class CollectionPoints:
@@ -104,14 +128,17 @@ class CollectionPoints:
         return _versions(records)
 
     async def fingerprints(self, ids: Iterable[str]) -> dict[str, Fingerprint]:
-        """Versions and content hashes of those of these documents that are stored, by id."""
-        fields = ["id", VERSION_FIELD, "content_hash"]
+        """What is known of those of these documents that are stored, by id."""
+        fields = ["id", VERSION_FIELD, ACCEPTED_FIELD, "content_hash"]
         async with translated_errors(self._collection):
             records = await self._client.retrieve(
                 self._collection, [point_id(one) for one in ids], with_payload=fields
             )
         payloads = [record.payload or {} for record in records]
-        return {one["id"]: Fingerprint(one[VERSION_FIELD], one["content_hash"]) for one in payloads}
+        return {
+            one["id"]: Fingerprint(one[VERSION_FIELD], one.get(ACCEPTED_FIELD, 0), one["content_hash"])
+            for one in payloads
+        }
 
     async def page(self, position: PointId | None) -> VersionsPage:
         """One page of the versions of all documents.
@@ -146,19 +173,18 @@ class CollectionPoints:
             await self._client.batch_update_points(self._collection, operations, wait=True)
         return sum(version <= versions[document_id] for document_id, version in stored.items())
 
-    async def delete_matching(
-        self, condition: Filter, *, max_version: int, ids: Iterable[str] | None = None
-    ) -> None:
-        """Delete the documents that match a filter and are not newer than `max_version`.
+    async def delete_matching(self, condition: DeleteCondition, ids: Iterable[str] | None = None) -> None:
+        """Delete the documents that a condition covers.
 
-        Each replica evaluates the filter. A repeated call therefore completes one that failed.
+        Each replica evaluates it. A repeated call therefore completes one that failed.
 
         Args:
             ids: of these documents only.
         """
-        points = None if ids is None else [point_id(one) for one in ids]
-        limits = _up_to(max_version, points)
-        selector = models.FilterSelector(filter=models.Filter(must=[to_qdrant(condition), limits]))
+        conditions: list[models.Condition] = [condition.to_qdrant()]
+        if ids is not None:
+            conditions.append(models.HasIdCondition(has_id=[point_id(one) for one in ids]))
+        selector = models.FilterSelector(filter=models.Filter(must=conditions))
         async with translated_errors(self._collection):
             await self._client.delete(self._collection, selector, wait=True)
 
@@ -264,7 +290,7 @@ class Index:
         return await self._read(lambda points: points.fetch(ids, with_embeddings=with_embeddings))
 
     async def fingerprints(self, ids: Sequence[str]) -> dict[str, Fingerprint]:
-        """Versions and content hashes of those of these documents that are stored, by id."""
+        """What is known of those of these documents that are stored, by id."""
         return await self._read(lambda points: points.fingerprints(ids))
 
     async def delete(self, versions: Mapping[str, int]) -> int:
@@ -286,10 +312,8 @@ class Index:
                     deleted += count if model_id == roles.in_use else 0
         return deleted
 
-    async def delete_matching(
-        self, condition: Filter, *, max_version: int, ids: Iterable[str] | None = None
-    ) -> None:
-        """Delete the documents that match a filter and are not newer than `max_version`, as `delete` does.
+    async def delete_matching(self, condition: DeleteCondition, ids: Iterable[str] | None = None) -> None:
+        """Delete the documents that a condition covers, as `delete` does.
 
         Args:
             ids: of these documents only.
@@ -298,8 +322,7 @@ class Index:
             for model_id in roles.written:
                 with suppress(CollectionGone):
                     await self.collections.ensure_payload_indexes(model_id)
-                    points = self.points(model_id)
-                    await points.delete_matching(condition, max_version=max_version, ids=ids)
+                    await self.points(model_id).delete_matching(condition, ids)
 
     async def delete_from(self, model_id: str, versions: Mapping[str, int]) -> int:
         """The same in one physical collection, independent of its role."""
@@ -308,25 +331,23 @@ class Index:
         await self.collections.ensure_payload_indexes(model_id)
         return await self.points(model_id).delete(versions)
 
-    async def find_versions(self, condition: Filter, *, max_version: int) -> AsyncIterator[dict[str, int]]:
-        """Pages of versions by id, of all documents that match and are not newer than `max_version`."""
-        async for page in self._find_versions([to_qdrant(condition), _up_to(max_version)]):
+    async def find_versions(self, condition: DeleteCondition) -> AsyncIterator[dict[str, int]]:
+        """Pages of versions by id, of all documents that a condition covers."""
+        async for page in self._find_versions([condition.to_qdrant()]):
             yield page
 
     async def find_versions_of(
-        self, ids: Iterable[str], conditions: Sequence[tuple[Filter, int]]
+        self, ids: Iterable[str], conditions: Sequence[DeleteCondition]
     ) -> dict[str, int]:
-        """The versions of those of these documents that match any filter, and are not newer than its version.
+        """The versions of those of these documents that any of the conditions covers.
 
-        It costs one round trip for some dozens of filters.
+        It costs one round trip for some dozens of conditions.
         """
         points = models.HasIdCondition(has_id=[point_id(one) for one in ids])
         found: dict[str, int] = {}
         for start in range(0, len(conditions), _FILTERS_PER_CALL):
             some = conditions[start : start + _FILTERS_PER_CALL]
-            any_of: list[models.Condition] = [
-                models.Filter(must=[to_qdrant(one), _up_to(version)]) for one, version in some
-            ]
+            any_of: list[models.Condition] = [one.to_qdrant() for one in some]
             async for page in self._find_versions([points, models.Filter(should=any_of)]):
                 found |= page
         return found
@@ -350,15 +371,14 @@ class Index:
             if offset is None:
                 return
 
-    async def count_matching(self, condition: Filter, *, max_version: int) -> int:
-        """How many documents match and are not newer than `max_version`."""
+    async def count_matching(self, condition: DeleteCondition) -> int:
+        """How many documents a condition covers."""
         model_id = await self.model_in_use()
         if not model_id:
             return 0
         await self.collections.ensure_payload_indexes(model_id)
         async with self._using(model_id) as physical:
-            whole = models.Filter(must=[to_qdrant(condition), _up_to(max_version)])
-            return (await self._client.count(physical, whole, exact=True)).count
+            return (await self._client.count(physical, condition.to_qdrant(), exact=True)).count
 
     async def search(self, query: SearchQuery, *, model_id: str) -> list[Hit]:
         """The hits of a query, in no particular order."""
@@ -449,12 +469,10 @@ def _upsert_if_newer(version: int, points: Iterable[models.PointStruct]) -> mode
     return models.UpsertOperation(upsert=models.PointsList(points=list(points), update_filter=condition))
 
 
-def _up_to(version: int, points: Sequence[models.ExtendedPointId] | None = None) -> models.Filter:
-    """The documents that are not newer; only those with these points if they are given."""
-    conditions: list[models.Condition] = [_version_condition(models.Range(lte=version))]
-    if points is not None:
-        conditions.append(models.HasIdCondition(has_id=list(points)))
-    return models.Filter(must=conditions)
+def _up_to(version: int, points: Sequence[models.ExtendedPointId]) -> models.Filter:
+    """Those of these points that are not newer."""
+    bounds = _version_condition(models.Range(lte=version))
+    return models.Filter(must=[bounds, models.HasIdCondition(has_id=list(points))])
 
 
 def _version_condition(bounds: models.Range) -> models.FieldCondition:

@@ -38,6 +38,7 @@ HNSW = models.HnswConfigDiff(m=32, ef_construct=200)
 MIN_HNSW_EF = 256
 DOCUMENT_FIELDS = ["id", "text", "attributes", "version"]
 VERSION_FIELD = "version"
+ACCEPTED_FIELD = "accepted_us"
 
 _IndexSchema: TypeAlias = models.PayloadSchemaType | models.KeywordIndexParams
 
@@ -82,6 +83,7 @@ def to_point(document: Document, embedding: Embeddings, *, has_lexical: bool) ->
         "text": document.text,
         "attributes": dict(document.attributes),
         "version": document.version,
+        ACCEPTED_FIELD: document.accepted_us,
         "text_hash": text_hash(document.text),
         "content_hash": content_hash(document),
     }
@@ -98,6 +100,7 @@ def to_document(payload: dict[str, Any]) -> Document:
         text=payload["text"],
         attributes=payload["attributes"],
         version=payload["version"],
+        accepted_us=payload.get(ACCEPTED_FIELD, 0),
     )
 
 
@@ -115,16 +118,18 @@ def to_stored_document(record: models.Record, model_id: str) -> StoredDocument:
 
 
 class PayloadIndexes:
-    """Payload indexes of a collection: the attributes on which filters are fast, and the version.
+    """Payload indexes of a collection: the attributes on which filters are fast, version and acceptance.
 
-    Every conditional delete compares versions. In strict mode Qdrant refuses to do that without an index.
+    Every delete compares versions or times of acceptance. In strict mode Qdrant refuses to do that without an
+    index.
 
     Raises:
         InvalidInput: an attribute has an impossible path.
     """
 
     def __init__(self, indexes: Iterable[PayloadIndex]) -> None:
-        self._schemas: dict[str, _IndexSchema] = {VERSION_FIELD: models.PayloadSchemaType.INTEGER}
+        own = (VERSION_FIELD, ACCEPTED_FIELD)
+        self._schemas: dict[str, _IndexSchema] = dict.fromkeys(own, models.PayloadSchemaType.INTEGER)
         self._schemas |= {attribute_key(one.field): _index_schema(one) for one in indexes}
 
     def missing(self, existing: AbstractSet[str]) -> list[str]:

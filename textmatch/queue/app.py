@@ -12,10 +12,12 @@ For durability:
 from __future__ import annotations
 
 import ssl
+from typing import Any
 
 from celery import Celery
 from kombu.entity import Queue
 
+from textmatch.queue import transport
 from textmatch.queue.keys import Keys
 from textmatch.queue.redis_client import CONNECT_TIMEOUT_SECONDS, SOCKET_OPTIONS, parse
 
@@ -41,13 +43,15 @@ def make_app(
         sweep_seconds: how often workers look for such messages.
 
     Raises:
-        InvalidInput: the URL has another form.
+        InvalidInput: the URL has another form, or kombu is not of the version that transport.py is made for.
     """
+    transport.check_kombu()
     address = parse(redis_url)
     tls = address.tls
-    transport, sentinels = "Transport", {}
+    transport_class: type[transport.Transport | transport.SentinelTransport] = transport.Transport
+    sentinels: dict[str, Any] = {}
     if address.master_name:
-        transport = "SentinelTransport"
+        transport_class = transport.SentinelTransport
         sentinels = {
             "master_name": address.master_name,
             "sentinels": list(address.hosts),
@@ -55,7 +59,7 @@ def make_app(
         }
     app = Celery("textmatch", broker=address.broker_url(), set_as_current=False)
     app.conf.update(
-        broker_transport=f"textmatch.queue.transport:{transport}",
+        broker_transport=f"{transport_class.__module__}:{transport_class.__name__}",
         broker_use_ssl=None if tls is None else {"ssl_cert_reqs": ssl.CERT_REQUIRED, **tls},
         broker_transport_options={
             **sentinels,

@@ -13,7 +13,7 @@ User and password are those of the Redis servers. Options in the query: `ssl_ca_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialBackoff
+from redis.commands.core import AsyncScript
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from textmatch.errors import DependencyUnavailable, InvalidInput
@@ -39,6 +40,7 @@ SOCKET_OPTIONS: Mapping[str, Any] = {
 _MAX_CONNECTIONS = 32
 _RETRIES = 2
 _RETRY_SECONDS = 1.0
+_CONFIRM_SECONDS = 2.0
 # Memory is freed as workers settle documents, or by an operator.
 _FULL_RETRY_SECONDS = 5.0
 
@@ -93,6 +95,30 @@ class _MasterPool(SentinelConnectionPool):
         await super().disconnect(inuse_connections)
         for sentinel in self.sentinel_manager.sentinels:
             await sentinel.aclose()
+
+
+async def run_confirmed(
+    redis: Redis, script: AsyncScript, *, keys: Sequence[str], args: Sequence[str | int], replicas: int
+) -> Any:
+    """Run a script, and wait until so many replicas have what it wrote; 0: do not wait.
+
+    The answer of a script that wrote nothing says nothing about replicas.
+
+    Raises:
+        DependencyUnavailable: they did not confirm it in time. The script has run, and may or may not survive
+            the loss of the master.
+    """
+    if not replicas:
+        return await script(keys=keys, args=args)
+    # WAIT is about the writes of its own connection, which a pipeline keeps.
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.eval(str(script.script), len(keys), *keys, *args)
+        pipe.wait(replicas, int(_CONFIRM_SECONDS * 1_000))
+        answer, confirmed = await pipe.execute()
+    if confirmed < replicas:
+        message = f"only {confirmed} of {replicas} replicas of Redis confirmed the write"
+        raise DependencyUnavailable(message, retry_delay_seconds=_RETRY_SECONDS)
+    return answer
 
 
 def flattened(rows: Iterable[tuple[str | int, ...]]) -> list[str | int]:

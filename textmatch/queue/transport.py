@@ -12,10 +12,11 @@ Prefetch: a worker holds one message of any size for each of its batches (`TEXTM
 takes more while all held messages are below 64 KiB per batch, up to one message per thread of its pool (64
 threads per batch), and combines these small messages into batches.
 
-A worker renews its lease on each held message. A sweep puts a message back once the last renewal is
-`visibility_timeout_seconds` ago. It also puts back a message that two consecutive sweeps find in
-`INSTALLATION:taken`. Every worker sweeps when it connects and then every `sweep_seconds`. A killed worker's
-messages are therefore taken again after at most
+A worker renews its lease on each held message. The clock of the leases is that of Redis, so that workers
+whose clocks differ or jump neither take messages from one another nor keep them. A sweep puts a message
+back once the last renewal is `visibility_timeout_seconds` ago. It also puts back a message that two
+consecutive sweeps find in `INSTALLATION:taken`. Every worker sweeps when it connects and then every
+`sweep_seconds`. A killed worker's messages are therefore taken again after at most
 
     visibility_timeout_seconds + sweep_seconds        (held messages)
     2 * sweep_seconds                                 (messages taken and not yet recorded)
@@ -26,7 +27,11 @@ steps are therefore scripts that remove the message from one place before they a
 removes the lease first.
 
 Messages that are not tasks of textmatch go to the dead letters here, because kombu and Celery would drop
-them. The queue has one list: priorities are not supported.
+them.
+
+Celery clients push a task with a priority into a list of its own. A sweep moves such messages to the end of
+the queue:
+they are not lost, and their priority means nothing.
 """
 
 from __future__ import annotations
@@ -35,9 +40,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from queue import Empty
-from time import monotonic, sleep, time
+from time import monotonic, sleep
 from typing import Any
 
+import kombu
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from redis import Redis
@@ -45,6 +51,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.sentinel import Sentinel
 
+from textmatch.errors import InvalidInput
 from textmatch.queue import messages
 from textmatch.queue.dead_letters import of_raw
 from textmatch.queue.keys import Keys
@@ -52,6 +59,7 @@ from textmatch.queue.messages import MalformedMessage
 
 _SMALL_BYTES_PER_BATCH = 64 * 1024
 _PAUSE_SECONDS = 0.1
+_KOMBU = "5.7"
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ class LuaScript:
 
     def keys_of(self, keys: Keys) -> list[str]:
         """Its keys in an installation."""
-        return [attrgetter(name)(keys) for name in self.key_names]
+        found = (attrgetter(name)(keys) for name in self.key_names)
+        return [key for one in found for key in ([one] if isinstance(one, str) else one)]
 
 
 # ARGV: the most messages, and the most bytes; the first message may be larger.
@@ -88,25 +97,29 @@ TAKE = LuaScript(
     """,
 )
 
-# ARGV: now, then messages and delivery tags.
+# ARGV: messages and delivery tags.
 HOLD = LuaScript(
     ("taken", "unacked", "unacked_index"),
     """
-    for i = 2, #ARGV, 2 do
+    local time = redis.call('TIME')
+    local now = time[1] + time[2] / 1000000
+    for i = 1, #ARGV, 2 do
       redis.call('LREM', KEYS[1], 1, ARGV[i])
       redis.call('HSET', KEYS[2], ARGV[i + 1], ARGV[i])
-      redis.call('ZADD', KEYS[3], ARGV[1], ARGV[i + 1])
+      redis.call('ZADD', KEYS[3], now, ARGV[i + 1])
     end
     """,
 )
 
-# ARGV: now, then delivery tags. Acknowledged messages must not come back.
+# ARGV: delivery tags. Acknowledged messages must not come back.
 RENEW = LuaScript(
     ("unacked_index",),
     """
-    for i = 2, #ARGV do
-      if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
-        redis.call('ZADD', KEYS[1], ARGV[1], ARGV[i])
+    local time = redis.call('TIME')
+    local now = time[1] + time[2] / 1000000
+    for _, tag in ipairs(ARGV) do
+      if redis.call('ZREM', KEYS[1], tag) == 1 then
+        redis.call('ZADD', KEYS[1], now, tag)
       end
     end
     """,
@@ -134,16 +147,39 @@ RELEASE = LuaScript(
     """,
 )
 
-# ARGV: messages last renewed up to this time are released.
+# ARGV: messages last renewed so many seconds ago are released. A lease from the future is one of a clock
+# that was set back since: it begins now.
 RELEASE_SILENT = LuaScript(
     RELEASE.key_names,
     """
-    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
+    local time = redis.call('TIME')
+    local now = time[1] + time[2] / 1000000
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. now, '+inf')) do
+      redis.call('ZREM', KEYS[2], tag)
+      redis.call('ZADD', KEYS[2], now, tag)
+    end
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1])) do
       local message = redis.call('HGET', KEYS[1], tag)
       redis.call('ZREM', KEYS[2], tag)
       if message then
         redis.call('HDEL', KEYS[1], tag)
         redis.call('RPUSH', KEYS[3], message)
+      end
+    end
+    """,
+)
+
+# A full Redis would refuse LMOVE.
+GATHER = LuaScript(
+    ("queue", "priority_queues"),
+    """
+    for i = 2, #KEYS do
+      for _ = 1, 10000 do
+        local message = redis.call('RPOP', KEYS[i])
+        if not message then
+          break
+        end
+        redis.call('LPUSH', KEYS[1], message)
       end
     end
     """,
@@ -171,6 +207,19 @@ REFUSE = LuaScript(
 )
 
 
+def check_kombu() -> None:
+    """Check that the installed kombu is the one whose internals are overridden here.
+
+    Raises:
+        InvalidInput: it is another one.
+    """
+    found = kombu.__version__
+    if not found.startswith(f"{_KOMBU}."):
+        raise InvalidInput.of_field(
+            "kombu", f"is {found}; textmatch needs {_KOMBU}: pip install 'kombu=={_KOMBU}.*'"
+        )
+
+
 class QoS(kombu_redis.QoS):
     """Holds messages, and sweeps those of dead workers back into the queue."""
 
@@ -181,10 +230,11 @@ class QoS(kombu_redis.QoS):
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """One sweep."""
         with self.channel.conn_or_acquire() as client:
-            RELEASE_SILENT(client, self.channel.keys, time() - self.visibility_timeout)
+            RELEASE_SILENT(client, self.channel.keys, self.visibility_timeout)
             taken = set(client.lrange(self.channel.keys.taken, 0, -1))
             PUT_BACK(client, self.channel.keys, *(taken & self._taken_before))
             self._taken_before = taken
+            GATHER(client, self.channel.keys)
 
     def can_consume(self) -> bool:
         """Whether one more message of any size may be taken."""
@@ -268,7 +318,7 @@ class Channel(kombu_redis.Channel):
         messages = [(one, message) for one in (raw, *self._take_more(raw)) if (message := self._read(one))]
         if not messages:
             raise Empty
-        arguments: list[Any] = [time()]
+        arguments: list[Any] = []
         for one, message in messages:
             arguments += [one, message["properties"]["delivery_tag"]]
         with self.conn_or_acquire() as client:

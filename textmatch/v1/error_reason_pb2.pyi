@@ -66,6 +66,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: another installation made the collection. Use another name, or take the collection over with
     AdoptCollection.
     """
+    ERROR_REASON_DOCUMENT_DELETED: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION: a delete covers this version of the document. Send a higher version."""
+    ERROR_REASON_VERSIONS_EXHAUSTED: _ErrorReason.ValueType  # 44
+    """FAILED_PRECONDITION: the document has the highest possible version, so nothing can replace it."""
     ERROR_REASON_API_KEY_MISSING: _ErrorReason.ValueType  # 50
     """UNAUTHENTICATED."""
     ERROR_REASON_API_KEY_INVALID: _ErrorReason.ValueType  # 51
@@ -127,6 +131,10 @@ ERROR_REASON_COLLECTION_NOT_OWNED: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: another installation made the collection. Use another name, or take the collection over with
 AdoptCollection.
 """
+ERROR_REASON_DOCUMENT_DELETED: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION: a delete covers this version of the document. Send a higher version."""
+ERROR_REASON_VERSIONS_EXHAUSTED: ErrorReason.ValueType  # 44
+"""FAILED_PRECONDITION: the document has the highest possible version, so nothing can replace it."""
 ERROR_REASON_API_KEY_MISSING: ErrorReason.ValueType  # 50
 """UNAUTHENTICATED."""
 ERROR_REASON_API_KEY_INVALID: ErrorReason.ValueType  # 51

@@ -186,7 +186,7 @@ class Document(_message.Message):
     text: _builtins.str
     version: _builtins.int
     """1 to 2^53-1. The highest version wins, in any order of arrival. Absent: the time of acceptance in
-    microseconds, with which later calls win.
+    microseconds by the clock in Redis, or a version above the one that is known, so that later calls win.
     """
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
@@ -988,7 +988,9 @@ class DeleteDocumentsRequest(_message.Message):
     DRY_RUN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Documents newer than this version are kept. Absent: the current time in microseconds."""
+    """Documents newer than this version are kept. Absent: all that was accepted before the delete goes, whatever its
+    version, and of ids also what comes later with a version that is not newer than the deleted one.
+    """
     collection: _builtins.str
     """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
     dry_run: _builtins.bool
@@ -997,8 +999,8 @@ class DeleteDocumentsRequest(_message.Message):
     """As in IngestDocumentsRequest: a retry of a delete without a version keeps what was written in between."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Either ids (1 to 1,000) or a filter. A filter also applies to documents that are still queued, when they are
-        written: their newest version counts if it is not newer than `version`.
+        """Either ids (1 to 1,000) or a filter. A filter also applies to documents that were accepted before the delete and are
+        still queued, when they are written. Their newest version counts, if it is not newer than `version`.
         """
 
     @_builtins.property

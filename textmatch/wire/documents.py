@@ -81,7 +81,7 @@ def to_document(value: DocumentLike) -> Document:
     Raises:
         InvalidInput: naming every field that is missing, unknown, of the wrong type or out of range.
     """
-    document = _from_mapping(vars(value) if isinstance(value, Document) else value)
+    document = _from_mapping(_fields(value) if isinstance(value, Document) else value)
     raise_violations(document_violations(document))
     return document
 
@@ -363,6 +363,11 @@ def _ingest_result(position: int, result: pb.IngestResult) -> DocumentResult:
     if outcome is IngestOutcome.REJECTED:
         return rejection(position, result.id, from_status(result.error))
     return DocumentResult(position, result.id, outcome, result.version)
+
+
+def _fields(document: Document) -> dict[str, Any]:
+    """What a client may set."""
+    return {name: value for name, value in vars(document).items() if name in _TYPES}
 
 
 def _from_mapping(value: Any) -> Document:

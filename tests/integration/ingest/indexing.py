@@ -30,7 +30,7 @@ from textmatch.queue.tombstones import Tombstones
 from workers.indexer import DualWriter, IndexerDependencies
 
 TOMBSTONE_SECONDS = 600
-UNLIMITED = QueueLimits(documents=10**9, size_bytes=10**12)
+UNLIMITED = QueueLimits(10**9, 10**12, tombstone_bytes=10**12, dead_letter_bytes=10**12)
 
 
 @pytest.fixture

@@ -60,15 +60,15 @@ async def test_the_state_of_one_collection_goes_and_no_other(registry: Registry,
     deleted = await registry.create(SETTINGS)
     others = [*map(registry.keys_of, kept), Keys("other").collection("faq", deleted.generation)]
     for state in others:
-        await redis.set(state.tombstone("*"), 1)
+        await redis.set(state.request("*"), 1)
     state = registry.keys_of(deleted)
     for number in range(2_500):
-        await redis.set(state.tombstone(f"文档:{number}"), 1)
+        await redis.set(state.request(f"文档:{number}"), 1)
     await redis.zadd(state.pending, {"a": 1})
     await registry.remove(deleted)
     await registry.delete_state(deleted)
     assert await redis.keys(f"{state.prefix}:*") == []
-    assert [await redis.exists(one.tombstone("*")) for one in others] == [1] * 4
+    assert [await redis.exists(one.request("*")) for one in others] == [1] * 4
 
 
 @pytest.fixture
