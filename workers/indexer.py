@@ -34,11 +34,14 @@ from textmatch.encoder_client import EncoderClient
 from textmatch.errors import InvalidInput, ModelMismatch
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
+from textmatch.index.qdrant_errors import UnindexedFilter
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
 from textmatch.queue.dead_letters import DeadLetter
 from workers import metrics
 
 _log = logging.getLogger(__name__)
+
+_PROBE_TEXT = "probe"
 
 
 class DocumentOutcome(Enum):
@@ -92,6 +95,22 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     await collection.dead_letters.clear(not_failed)
     await collection.pending.clear(versions)
     return [outcomes[one.id] if newest[one.id] is one else DocumentOutcome.STALE for one in documents]
+
+
+async def probe_encoder(deps: IndexerDependencies) -> None:
+    """Embed a text that is known to be harmless, as `index_documents` embeds the texts of documents.
+
+    Raises:
+        TextMatchError: it cannot be embedded.
+    """
+    model = await deps.collection.index.model_in_use() or deps.collection.config.bi_encoder
+    await deps.encoder.encode(
+        [_PROBE_TEXT],
+        is_query=False,
+        is_bulk=True,
+        timeout_seconds=deps.encode_timeout_seconds,
+        model=model,
+    )
 
 
 def _newest_of_each(documents: Sequence[Document]) -> dict[str, Document]:
@@ -161,6 +180,8 @@ async def _apply_filter_deletes(
                 tombstone.condition, max_version=tombstone.version, ids=documents
             ):
                 found |= page
+        except UnindexedFilter:
+            raise
         except InvalidInput as error:
             # No document matches a filter that Qdrant cannot parse, and no document causes the error.
             _log.error("invalid filter of a delete", extra={"error": str(error)})
