@@ -133,5 +133,5 @@ def _numbered(worker: ProcessSpec, number: int) -> ProcessSpec:
         worker,
         name=f"worker-{number}",
         environment={**worker.environment, "TEXTMATCH_WORKER_METRICS_PORT": str(port)},
-        is_ready=http_answers(f"http://127.0.0.1:{port}/metrics", "textmatch_worker_ready 1.0"),
+        is_ready=http_answers(f"http://127.0.0.1:{port}/ready"),
     )

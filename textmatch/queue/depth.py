@@ -88,6 +88,15 @@ class QueueDepth:
                 messages, size_bytes = await pipe.execute()
         return DepthSample(documents=max(pending, messages), size_bytes=size_bytes or 0)
 
+    async def waiting(self) -> int:
+        """How many messages wait.
+
+        Raises:
+            DependencyUnavailable: Redis does not answer.
+        """
+        with translated_errors():
+            return int(await self._redis.llen(self._keys.queue))
+
 
 class QueueGauges:
     """Updates the gauges, and drops pending marks that no message will settle."""
