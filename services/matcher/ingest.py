@@ -38,6 +38,8 @@ _RETRY_SECONDS = 2.0
 # How long a request is known after its deadline; a client tries again within seconds.
 _REQUEST_SECONDS = 300
 _MAX_CALL_SECONDS = 3600
+# Finding unchanged documents only saves work: acceptance does not wait longer for Qdrant.
+_LOOK_UP_SECONDS = 1.0
 # A waiting caller is refused this long before its deadline, or this share of its time if that is less.
 _MARGIN_SECONDS = 1.0
 _MARGIN_SHARE = 0.25
@@ -234,12 +236,14 @@ class IngestHandler:
             return {}
         tombstones = await collection.tombstones.get(ids)
         try:
-            stored = await collection.index.fingerprints(list(ids))
+            async with asyncio.timeout(_LOOK_UP_SECONDS):
+                stored = await collection.index.fingerprints(list(ids))
         except (CollectionNotFound, CollectionNotOwned):
             raise
-        except TextMatchError as error:
-            # Finding unchanged documents only saves work. Without it, all are written.
-            _log.warning("cannot find unchanged documents", extra={"error": str(error)})
+        except (TextMatchError, TimeoutError) as error:
+            # All documents are written.
+            reason = str(error) or f"Qdrant did not answer within {_LOOK_UP_SECONDS:g} s"
+            _log.warning("cannot find unchanged documents", extra={"error": reason})
             return {}
         unchanged: dict[int, int] = {}
         written: set[str] = set()
