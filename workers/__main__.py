@@ -92,8 +92,10 @@ def main() -> int:
 def _set_up_logs(settings: WorkerSettings) -> None:
     set_up_logs("worker", settings.log_level, settings.log_style)
     # These loggers log every message twice, and at DEBUG the pool also logs its text.
-    for noisy in ("celery.worker.strategy", "celery.app.trace", "celery.pool"):
+    for noisy in ("celery.worker.strategy", "celery.pool"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Celery logs the text of each message that is put back, with a traceback.
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     _log.info("starting", extra={"settings": describe(settings)})
 
 

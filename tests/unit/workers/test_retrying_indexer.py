@@ -168,7 +168,7 @@ async def test_what_an_operator_must_end_pauses_the_collection_and_one_batch_at_
                 await indexer.settle(accepted(2), deps)
             await asyncio.sleep(0.01)
     assert len(pipeline.batches) == 4
-    assert tries > 10
+    assert tries >= 4
     assert waiting.intake() is None
     assert pipeline.settled == ["d0", "d1"]
     assert await deps.collection.dead_letters.count() == 0
