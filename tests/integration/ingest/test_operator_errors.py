@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
 from services.matcher.ingest import IngestHandler
-from services.matcher.servicer import MatcherServicer
+from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from tests.integration.ingest.indexing import IngestState, make_ingest_state
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
@@ -23,7 +23,7 @@ from textmatch.documents import Document
 from textmatch.errors import StoreAccessDenied
 from textmatch.index.index import Index
 from textmatch.queue.worker_problems import WorkerProblems
-from textmatch.runtime.channel import MAX_MESSAGE_BYTES, open_aio_channel
+from textmatch.runtime.channel import open_aio_channel
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.runtime.server import GrpcServer
 from textmatch.types import Problem
@@ -144,7 +144,7 @@ async def door(proxy: GrpcProxy, redis: Redis) -> AsyncIterator[Door]:
         batch_match_concurrency=8,
         problems=problems,
     )
-    server = GrpcServer("127.0.0.1", 0, MAX_MESSAGE_BYTES)
+    server = GrpcServer("127.0.0.1", 0, MAX_REQUEST_BYTES, method_limits=METHOD_LIMITS)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     channel = open_aio_channel(await server.start())
     yield Door(pb_grpc.MatcherServiceStub(channel), index)
