@@ -9,6 +9,10 @@
     ├── DeadlinePassed           DEADLINE_EXCEEDED
     ├── NotReady                 UNAVAILABLE          loading or draining
     ├── DependencyUnavailable    UNAVAILABLE          encoder, Qdrant or Redis does not answer
+    │   └── StoreRefuses         UNAVAILABLE          Qdrant or Redis answers, and only an operator can help:
+    │       ├── StoreAccessDenied                     the store refuses the key or password of textmatch
+    │       ├── StoreFull                             its disk or a quota is used up
+    │       └── StoreMisconfigured                    its settings forbid the request
     ├── ModelMismatch            FAILED_PRECONDITION  the index was built with another model
     ├── LexicalIndexMissing      FAILED_PRECONDITION  the collection was made without BM25
     ├── CollectionNotOwned       FAILED_PRECONDITION  another installation made the collection
@@ -182,6 +186,28 @@ class DependencyUnavailable(TextMatchError):
     code = code_pb2.UNAVAILABLE
     reason = error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
     is_transient = True
+
+
+class StoreRefuses(DependencyUnavailable):
+    """A store answers, but refuses requests until an operator acts. No caller and no document is at fault."""
+
+
+class StoreAccessDenied(StoreRefuses):
+    """Qdrant or Redis refuses the credentials with which textmatch connects."""
+
+    reason = error_reason_pb2.ERROR_REASON_STORE_ACCESS_DENIED
+
+
+class StoreFull(StoreRefuses):
+    """The disk of Qdrant or Redis is full, or a quota is used up."""
+
+    reason = error_reason_pb2.ERROR_REASON_STORE_FULL
+
+
+class StoreMisconfigured(StoreRefuses):
+    """A setting of Qdrant or Redis forbids the request, such as Qdrant's strict mode."""
+
+    reason = error_reason_pb2.ERROR_REASON_STORE_MISCONFIGURED
 
 
 class ModelMismatch(TextMatchError):

@@ -232,6 +232,22 @@ class IngestSummary:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """A store that fails, or a collection whose indexing is paused until an operator acts.
+
+    Args:
+        source: "qdrant", "redis" or "worker".
+        collection: the paused collection; "" for a store.
+        reason: an error reason without prefix, such as "STORE_FULL".
+    """
+
+    source: str
+    collection: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class IngestStatus:
     """The size of the queue, and the state of one document if it was requested."""
 
@@ -243,7 +259,7 @@ class IngestStatus:
     model_id: str  # the bi-encoder in use; empty before the first document
     document_state: DocumentState | None = None
     document_error: str | None = None
-    index_error: str = ""  # why the index cannot be read
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from enum import Enum
 from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
+from textmatch.errors import InvalidInput, ModelMismatch, StoreMisconfigured
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import DeleteCondition, Index
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
@@ -40,6 +40,8 @@ from textmatch.queue.tombstones import Tombstone
 from workers import metrics
 
 _log = logging.getLogger(__name__)
+
+_PROBE_TEXT = "probe"
 
 
 class DocumentOutcome(Enum):
@@ -95,6 +97,22 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     await collection.dead_letters.clear(not_failed)
     await collection.pending.clear(versions)
     return [outcomes[one.id] if newest[one.id] is one else DocumentOutcome.STALE for one in documents]
+
+
+async def probe_encoder(deps: IndexerDependencies) -> None:
+    """Embed a text that is known to be harmless, as `index_documents` embeds the texts of documents.
+
+    Raises:
+        TextMatchError: it cannot be embedded.
+    """
+    model = await deps.collection.index.model_in_use() or deps.collection.config.bi_encoder
+    await deps.encoder.encode(
+        [_PROBE_TEXT],
+        is_query=False,
+        is_bulk=True,
+        timeout_seconds=deps.encode_timeout_seconds,
+        model=model,
+    )
 
 
 def _newest_of_each(documents: Sequence[Document]) -> dict[str, Document]:
@@ -185,9 +203,9 @@ async def _apply_filter_deletes(
         try:
             found = await index.find_versions_of(possible, conditions)
         except InvalidInput as error:
-            # Qdrant accepted the filter when the delete was made. No document causes the error.
+            # Qdrant accepted the filter when the delete was made, so its settings have changed since.
             message = f"the filter of a delete cannot be applied: {error}"
-            raise DependencyUnavailable(message, retry_delay_seconds=1.0) from error
+            raise StoreMisconfigured(message, retry_delay_seconds=1.0) from error
         await tombstones.add(found, max(one.ttl_seconds for one in page))
         deleted |= found
     return deleted

@@ -128,6 +128,20 @@ ALERTS = (
         "Nothing can be indexed in {{ $labels.collection }} until an operator acts: {{ $labels.reason }}",
     ),
     Alert(
+        "TextmatchStoreFails",
+        "max by (namespace, dependency, reason) (textmatch_dependency_failing) == 1",
+        "2m",
+        "page",
+        "{{ $labels.dependency }} does not answer or refuses: {{ $labels.reason }}",
+    ),
+    Alert(
+        "TextmatchWorkerStalls",
+        "sum by (namespace) (textmatch_worker_stalled) > 0",
+        "5m",
+        "ticket",
+        "A worker takes no messages although some wait, and was not restarted",
+    ),
+    Alert(
         "TextmatchDeadLetters",
         "max by (namespace, collection) (textmatch_dead_letters) > 0",
         "15m",

@@ -14,11 +14,17 @@ from textmatch.documents import (
     request_id_violation,
     version_violation,
 )
-from textmatch.errors import DependencyUnavailable, DocumentNotFound, InvalidInput, raise_violations
+from textmatch.errors import (
+    DependencyUnavailable,
+    DocumentNotFound,
+    InvalidInput,
+    raise_violations,
+    reason_name,
+)
 from textmatch.filters import Filter, HasId
 from textmatch.index.index import DeleteCondition
 from textmatch.queue.clock import Request
-from textmatch.types import DocumentState, IngestStatus
+from textmatch.types import DocumentState, IngestStatus, Problem
 
 MAX_DELETED_IDS = 1_000
 
@@ -146,7 +152,8 @@ class DocumentsHandler:
             if document_id and status.document_state is None:
                 status = replace(status, document_state=await self._stored_state(collection, document_id))
         except DependencyUnavailable as error:
-            return replace(status, index_error=str(error))
+            problem = Problem("qdrant", "", reason_name(error.reason), str(error))
+            return replace(status, problems=(problem,))
         return replace(status, model_id=model_id, document_count=count)
 
     async def _queued_state(

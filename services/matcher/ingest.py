@@ -51,6 +51,8 @@ _KEPT_SECONDS = 1.0
 # How long a request is known after its deadline; a client tries again within seconds.
 _REQUEST_SECONDS = 300
 _MAX_CALL_SECONDS = 3600
+# Finding unchanged documents only saves work: acceptance does not wait longer for Qdrant.
+_LOOK_UP_SECONDS = 1.0
 # A waiting caller is refused this long before its deadline, or this share of its time if that is less.
 _MARGIN_SECONDS = 1.0
 _MARGIN_SHARE = 0.25
@@ -243,13 +245,15 @@ class IngestHandler:
     ) -> dict[str, Fingerprint]:
         """What is stored under these ids, as far as it can be read."""
         try:
-            return await collection.index.fingerprints(list({document.id for document in documents.values()}))
+            async with asyncio.timeout(_LOOK_UP_SECONDS):
+                return await collection.index.fingerprints(list({one.id for one in documents.values()}))
         except (CollectionNotFound, CollectionNotOwned):
             raise
-        except TextMatchError as error:
+        except (TextMatchError, TimeoutError) as error:
             # They only save work, and raise versions above those that clients have set. Without them, all are
             # written.
-            _log.warning("cannot find stored documents", extra={"error": str(error)})
+            reason = str(error) or f"Qdrant did not answer within {_LOOK_UP_SECONDS:g} s"
+            _log.warning("cannot find stored documents", extra={"error": reason})
             return {}
 
 

@@ -49,8 +49,8 @@ _OPTIONS: Final = [
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     # Otherwise two servers could listen on one port, and each would get a part of the calls.
     ("grpc.so_reuseport", 0),
-    # Clients may ping idle connections this often.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Clients may ping this often while they wait for an answer.
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
 ]
 
 

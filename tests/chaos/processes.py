@@ -168,5 +168,5 @@ def _worker(worker: ProcessSpec, number: int) -> ProcessSpec:
         name=f"worker-{number}",
         command=_skewed(worker.command, seed=100 + number),
         environment={**worker.environment, "TEXTMATCH_WORKER_METRICS_PORT": str(port)},
-        is_ready=http_answers(f"http://127.0.0.1:{port}/metrics", "textmatch_worker_ready 1.0"),
+        is_ready=http_answers(f"http://127.0.0.1:{port}/ready"),
     )

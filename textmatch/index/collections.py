@@ -30,7 +30,7 @@ from qdrant_client import grpc as qdrant
 
 from textmatch.collection_config import SEPARATOR, CollectionConfig
 from textmatch.errors import CollectionNotFound, CollectionNotOwned, InvalidInput, ModelMismatch
-from textmatch.index.client import CollectionGone, check_version, translated_errors
+from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.schema import (
     HNSW,
     LEXICAL_VECTOR,
@@ -108,9 +108,7 @@ async def read_info(client: AsyncQdrantClient, physical: str) -> CollectionInfo:
 
     Raises:
         CollectionGone: there is no such collection.
-        QdrantTooOld: the server is too old.
     """
-    await check_version(client)
     async with translated_errors(physical):
         found = await client.get_collection(physical)
     config = found.config
@@ -251,24 +249,20 @@ class Collections:
     async def lag_seconds(self, model_id: str) -> float:
         """How long other nodes of a cluster may not know what was just changed; 0 for the embedded server."""
         request = qdrant.CollectionClusterInfoRequest(collection_name=self.config.physical(model_id))
-        try:
-            async with translated_errors(request.collection_name):
+        async with translated_errors(request.collection_name):
+            try:
                 await self._client.grpc_collections.CollectionClusterInfo(request, timeout=_LAG_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
-                raise
-            return 0.0
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise
+                return 0.0
         return _LAG_SECONDS
-
-    def forget_infos(self) -> None:
-        """Read the properties again, and check the server's version, before the next use."""
-        for model_id in list(self._infos):
-            self._forget_info(model_id)
 
     def close(self) -> None:
         """Drop all caches and stop their background refreshes."""
         self.forget_roles()
-        self.forget_infos()
+        for model_id in list(self._infos):
+            self._forget_info(model_id)
 
     async def _confirm_made(self, model_id: str) -> None:
         """Delete what was just made if the collection was deleted at the same time."""

@@ -17,7 +17,6 @@ from qdrant_client.conversions.common_types import PointId
 
 from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document, point_id
-from textmatch.errors import DependencyUnavailable
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.collections import AliasSwitcher, Collections, Roles
@@ -447,8 +446,7 @@ class Index:
     async def _using(self, model_id: str) -> AsyncIterator[str]:
         """Gives the name of a physical collection, and translates Qdrant's errors.
 
-        If the physical collection is gone, the alias is read again next time. After a failure its properties
-        are read again, and with them the version of the server.
+        If the physical collection is gone, the alias is read again next time.
         """
         physical = self._config.physical(model_id)
         try:
@@ -456,10 +454,6 @@ class Index:
                 yield physical
         except CollectionGone:
             self.collections.forget_roles()
-            raise
-        except DependencyUnavailable:
-            # Another server may answer next.
-            self.collections.forget_infos()
             raise
 
 

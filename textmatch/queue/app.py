@@ -12,6 +12,7 @@ For durability:
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -33,6 +34,7 @@ def make_app(
     batches: int = 1,
     visibility_timeout_seconds: float = DEFAULT_VISIBILITY_TIMEOUT_SECONDS,
     sweep_seconds: float = DEFAULT_SWEEP_SECONDS,
+    intake: Callable[[], int | None] = lambda: None,
 ) -> Celery:
     """An app for a Redis at a URL as for redis_client.py. Connects when used.
 
@@ -41,6 +43,7 @@ def make_app(
         visibility_timeout_seconds: a message whose lease the worker has not renewed for so long is given to
             another worker.
         sweep_seconds: how often workers look for such messages.
+        intake: how many messages the worker may hold now; None is no limit. Called in Celery's threads.
 
     Raises:
         InvalidInput: the URL has another form, or kombu is not of the version that transport.py is made for.
@@ -64,6 +67,7 @@ def make_app(
         broker_transport_options={
             **sentinels,
             "batches": batches,
+            "intake": intake,
             "visibility_timeout": visibility_timeout_seconds,
             "unacked_restore_interval": sweep_seconds,
             "unacked_restore_throttle": 1,

@@ -159,6 +159,15 @@ class QueueDepth:
         accepted = filter(None, (accepted_us(str(one).encode()) for one in oldest))
         return max([0.0, *((float(now_us) - one) / 1e6 for one in accepted)])
 
+    async def waiting(self) -> int:
+        """How many messages wait.
+
+        Raises:
+            DependencyUnavailable: Redis does not answer.
+        """
+        with translated_errors():
+            return int(await self._redis.llen(self._keys.queue))
+
 
 class QueueGauges:
     """Updates the gauges, and drops pending marks that no message will settle."""

@@ -124,6 +124,15 @@ class Keys:
         return f"{self.installation}:collections"
 
     @property
+    def troubled_workers(self) -> str:
+        """Set: names of workers that have, or had, a paused collection."""
+        return f"{self.installation}:troubled-workers"
+
+    def worker_problems(self, worker: str) -> str:
+        """String: the paused collections of a worker as JSON; expires when the worker is gone."""
+        return f"{self.installation}:worker-problems:{worker}"
+
+    @property
     def letters(self) -> LetterKeys:
         """Unreadable messages, which belong to no collection."""
         return LetterKeys.under(self.installation)

@@ -26,6 +26,13 @@ messages whose completion frees memory. But Redis lets a script continue once it
 steps are therefore scripts that remove the message from one place before they add it to another. A renewal
 removes the lease first.
 
+A worker whose documents nobody could index takes no messages: `intake` in the transport's options limits how
+many it may hold (workers/pauses.py).
+
+Redis may refuse what it is asked for: NOREPLICAS, READONLY after a failover, MISCONF, LOADING, MASTERDOWN,
+NOPERM, also within the error of a script. Celery would end the worker. Here every such reply counts as a lost
+connection: the worker connects again, to the master of that moment, until Redis agrees.
+
 Messages that are not tasks of textmatch go to the dead letters here, because kombu and Celery would drop
 them.
 
@@ -48,7 +55,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.sentinel import Sentinel
 
 from textmatch.errors import InvalidInput
@@ -60,6 +67,8 @@ from textmatch.queue.messages import MalformedMessage
 _SMALL_BYTES_PER_BATCH = 64 * 1024
 _PAUSE_SECONDS = 0.1
 _KOMBU = "5.7"
+# Options of both channels, next to kombu's own.
+_OPTIONS = ("batches", "installation", "intake")
 
 
 @dataclass(frozen=True)
@@ -239,29 +248,42 @@ class QoS(kombu_redis.QoS):
     def can_consume(self) -> bool:
         """Whether one more message of any size may be taken."""
         count, size_bytes = self._held()
+        limit = self.channel.intake()
+        if limit is not None and count >= limit:
+            return False
         return count < self.channel.batches or min(self._small(count, size_bytes)) > 0
 
     def room_for_small(self) -> tuple[int, int]:
         """How many more small messages may be taken, and how many bytes they may have in total."""
-        return self._small(*self._held())
+        count, size_bytes = self._held()
+        more, more_bytes = self._small(count, size_bytes)
+        limit = self.channel.intake()
+        return (more if limit is None else min(more, limit - count)), more_bytes
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Count a message that the channel has recorded as held."""
         virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
-        """Remove a settled message."""
-        with self.channel.conn_or_acquire() as client:
-            ACKNOWLEDGE(client, self.channel.keys, delivery_tag)
-        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+        """Remove a settled message.
+
+        It no longer counts as held if Redis refuses: its lease ends, and a worker gets it again.
+        """
+        try:
+            with self.channel.conn_or_acquire() as client:
+                ACKNOWLEDGE(client, self.channel.keys, delivery_tag)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Remove a message, or put it back at the end of the queue."""
+        """Remove a message, or put it back at the end of the queue. Otherwise as `ack`."""
         if not requeue:
             self.ack(delivery_tag)
             return
-        self.restore_by_tag(delivery_tag, leftmost=True)
-        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+        try:
+            self.restore_by_tag(delivery_tag, leftmost=True)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a held message back at the front of the queue or, with `leftmost`, at the end."""
@@ -280,10 +302,12 @@ class Channel(kombu_redis.Channel):
     """Takes messages in atomic steps."""
 
     QoS = QoS
-    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "batches", "installation")
+    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, *_OPTIONS)
     # How many batches the worker works on at a time.
     batches = 1
     installation = ""
+    # How many messages may be held; None: no limit.
+    intake: Any = staticmethod(lambda: None)
     _in_poll: Any
     _brpop_sent_at: Any
 
@@ -298,8 +322,8 @@ class Channel(kombu_redis.Channel):
             return int(client.llen(queue))
 
     def _queue_bind(self, *args: Any) -> None:
-        """Do nothing: publishers record the queue themselves, and a full Redis refuses the record."""
-        with suppress(OutOfMemoryError):
+        """Consume even if Redis refuses to record the queue. Publishers of textmatch need no record."""
+        with suppress(ResponseError):
             super()._queue_bind(*args)  # type: ignore[no-untyped-call]
 
     def _brpop_start(self, timeout: float | None = None) -> None:
@@ -337,8 +361,10 @@ class Channel(kombu_redis.Channel):
             self.client.connection.disconnect()
             raise
         except ResponseError as error:
-            # The server became a replica or is still loading; the next poll asks for the master again.
+            # The next poll asks for the master again. Celery connects at once, so that a server which refuses
+            # is not asked without a break.
             self.client.connection.disconnect()
+            sleep(_PAUSE_SECONDS)
             raise RedisConnectionError(str(error)) from error
         finally:
             self._in_poll = None
@@ -377,6 +403,7 @@ class Transport(kombu_redis.Transport):
     """The value of `broker_transport` for one server."""
 
     Channel = Channel
+    connection_errors = (*kombu_redis.Transport.connection_errors, RedisError)
 
 
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):
@@ -388,8 +415,7 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):
 
     from_transport_options: Any = (
         *kombu_redis.SentinelChannel.from_transport_options,
-        "batches",
-        "installation",
+        *_OPTIONS,
         "sentinels",
     )
     sentinels: Any = ()
@@ -412,3 +438,4 @@ class SentinelTransport(kombu_redis.SentinelTransport):
     """The value of `broker_transport` for Sentinels."""
 
     Channel = SentinelChannel
+    connection_errors = Transport.connection_errors

@@ -56,6 +56,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with google.rpc.RetryInfo: a model is still loading, or the server is draining."""
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 31
     """UNAVAILABLE with google.rpc.RetryInfo: the encoder, Qdrant or Redis does not respond."""
+    ERROR_REASON_STORE_ACCESS_DENIED: _ErrorReason.ValueType  # 32
+    """UNAVAILABLE with google.rpc.RetryInfo: Qdrant or Redis refuses the credentials of textmatch. An operator of
+    textmatch must correct them; the caller's own API key is not the reason. Documents are accepted while Qdrant
+    refuses.
+    """
+    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 33
+    """UNAVAILABLE with google.rpc.RetryInfo: the disk of Qdrant or Redis is full, or a quota is used up."""
+    ERROR_REASON_STORE_MISCONFIGURED: _ErrorReason.ValueType  # 34
+    """UNAVAILABLE with google.rpc.RetryInfo: a setting of Qdrant or Redis forbids what textmatch needs."""
     ERROR_REASON_MODEL_MISMATCH: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION: the index was built with a model that the encoder does not serve. Metadata:
     `index_model_id`, `encoder_model_id`.
@@ -121,6 +130,15 @@ ERROR_REASON_NOT_READY: ErrorReason.ValueType  # 30
 """UNAVAILABLE with google.rpc.RetryInfo: a model is still loading, or the server is draining."""
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 31
 """UNAVAILABLE with google.rpc.RetryInfo: the encoder, Qdrant or Redis does not respond."""
+ERROR_REASON_STORE_ACCESS_DENIED: ErrorReason.ValueType  # 32
+"""UNAVAILABLE with google.rpc.RetryInfo: Qdrant or Redis refuses the credentials of textmatch. An operator of
+textmatch must correct them; the caller's own API key is not the reason. Documents are accepted while Qdrant
+refuses.
+"""
+ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 33
+"""UNAVAILABLE with google.rpc.RetryInfo: the disk of Qdrant or Redis is full, or a quota is used up."""
+ERROR_REASON_STORE_MISCONFIGURED: ErrorReason.ValueType  # 34
+"""UNAVAILABLE with google.rpc.RetryInfo: a setting of Qdrant or Redis forbids what textmatch needs."""
 ERROR_REASON_MODEL_MISMATCH: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION: the index was built with a model that the encoder does not serve. Metadata:
 `index_model_id`, `encoder_model_id`.

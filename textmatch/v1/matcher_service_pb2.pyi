@@ -1081,9 +1081,9 @@ class GetIngestStatusResponse(_message.Message):
     DOCUMENT_STATE_FIELD_NUMBER: _builtins.int
     DOCUMENT_ERROR_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
-    INDEX_ERROR_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
     document_count: _builtins.int
-    """Documents in the index. Absent while Qdrant does not answer; `index_error` says why."""
+    """Documents in the index. Absent while Qdrant does not answer; `problems` says why."""
     queued_count: _builtins.int
     """Documents accepted and not searchable yet."""
     oldest_queued_seconds: _builtins.float
@@ -1097,8 +1097,10 @@ class GetIngestStatusResponse(_message.Message):
     """The error of a FAILED document."""
     model_id: _builtins.str
     """The bi-encoder in use; empty before the first document."""
-    index_error: _builtins.str
-    """Why the index cannot be read; empty if it can."""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]:
+        """What keeps documents from being indexed, or queries from being answered, now."""
+
     def __init__(
         self,
         *,
@@ -1110,14 +1112,47 @@ class GetIngestStatusResponse(_message.Message):
         document_state: Global___DocumentState.ValueType = ...,
         document_error: _builtins.str = ...,
         model_id: _builtins.str = ...,
-        index_error: _builtins.str = ...,
+        problems: _abc.Iterable[Global___Problem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "document_count", b"document_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "index_error", b"index_error", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "queued_count", b"queued_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "problems", b"problems", "queued_count", b"queued_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__document_count: _TypeAlias = _typing.Literal["document_count"]  # noqa: Y015
     _WhichOneofArgType__document_count: _TypeAlias = _typing.Literal["_document_count", b"_document_count"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__document_count) -> _WhichOneofReturnType__document_count | None: ...
 
 Global___GetIngestStatusResponse: _TypeAlias = GetIngestStatusResponse  # noqa: Y015
+
+@_typing.final
+class Problem(_message.Message):
+    """A store that fails, or a collection whose indexing is paused until an operator acts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """"qdrant", "redis" or "worker"."""
+    collection: _builtins.str
+    """The paused collection, if the source is "worker"."""
+    reason: _builtins.str
+    """The name of an ErrorReason without its prefix."""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "message", b"message", "reason", b"reason", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Problem: _TypeAlias = Problem  # noqa: Y015

@@ -26,7 +26,7 @@ from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_viol
 from textmatch.runtime.grpc_errors import from_status, to_status
 from textmatch.runtime.request_limits import RawField, raw_fields
 from textmatch.time_slices import in_slices
-from textmatch.types import DocumentResult, DocumentState, IngestOutcome, IngestStatus
+from textmatch.types import DocumentResult, DocumentState, IngestOutcome, IngestStatus, Problem
 from textmatch.v1 import matcher_service_pb2 as pb
 
 MAX_INGEST_DOCUMENTS = 1_000
@@ -229,7 +229,10 @@ def ingest_status_to_proto(status: IngestStatus) -> pb.GetIngestStatusResponse:
         model_id=status.model_id,
         document_state=_STATES[status.document_state],
         document_error=status.document_error or "",
-        index_error=status.index_error,
+        problems=[
+            pb.Problem(source=one.source, collection=one.collection, reason=one.reason, message=one.message)
+            for one in status.problems
+        ],
     )
 
 
@@ -244,7 +247,9 @@ def ingest_status_from_proto(response: pb.GetIngestStatusResponse) -> IngestStat
         model_id=response.model_id,
         document_state=_STATES_OF_PROTO.get(response.document_state, DocumentState.UNKNOWN),
         document_error=response.document_error or None,
-        index_error=response.index_error,
+        problems=tuple(
+            Problem(one.source, one.collection, one.reason, one.message) for one in response.problems
+        ),
     )
 
 

@@ -327,7 +327,9 @@ async def test_the_status_has_what_redis_knows_while_the_index_is_down(state: In
     status = await down.status(pb.GetIngestStatusRequest(document_id="a"))
     assert (status.queued_count, status.dead_letter_count) == (1, 1)
     assert not status.HasField("document_count")
-    assert "Qdrant does not answer" in status.index_error
+    [problem] = status.problems
+    assert (problem.source, problem.reason) == ("qdrant", "DEPENDENCY_UNAVAILABLE")
+    assert "Qdrant does not answer" in problem.message
     assert status.document_state == pb.DOCUMENT_STATE_PENDING
     for document_id, known in (("b", pb.DOCUMENT_STATE_FAILED), ("c", pb.DOCUMENT_STATE_UNSPECIFIED)):
         status = await down.status(pb.GetIngestStatusRequest(document_id=document_id))

@@ -34,11 +34,10 @@ class EdgeProcess:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
+    def start(self, port: int = 0) -> None:
         """Start and wait until it says where it listens."""
-        self._process = subprocess.Popen(
-            [*server_command(self.data_dir), *self._options], stdout=subprocess.PIPE, text=True
-        )
+        command = [*server_command(self.data_dir, port), *self._options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         words = self._process.stdout.readline().split()
         assert words[:2] == ["listening", "on"], words
@@ -68,9 +67,10 @@ class EdgeProcess:
         return code
 
 
-def server_command(data_dir: Path) -> list[str]:
+def server_command(data_dir: Path, port: int = 0) -> list[str]:
     """The command line that a user types."""
-    return [sys.executable, "-m", "standalone.qdrant_edge", "--data-dir", str(data_dir), "--port", "0"]
+    options = ["--data-dir", str(data_dir), "--port", str(port)]
+    return [sys.executable, "-m", "standalone.qdrant_edge", *options]
 
 
 def connect(port: int, host: str = "127.0.0.1") -> QdrantClient:

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from qdrant_client import grpc as qdrant
 
+from tests.integration.ingest.waiting import eventually
 from textmatch.index.client import QdrantTooOld, check_version, check_version_at_start, connect
 
 
@@ -68,6 +69,23 @@ async def test_newer_servers_are_not(url: str, old: OldQdrant, version: str):
 async def test_a_server_that_does_not_answer_is_checked_later():
     client = connect("http://127.0.0.1:1")
     await check_version_at_start(client)
+    await client.close()
+
+
+async def test_an_older_server_that_takes_the_place_of_a_newer_one_is_refused(url: str, old: OldQdrant):
+    old.version = "1.16.0"
+    client = connect(url)
+    await check_version(client)
+    old.version = "1.15.5"
+    watching = asyncio.create_task(client.guard.watch_forever())
+
+    async def is_refused() -> bool:
+        return client.guard.error is not None
+
+    await eventually(is_refused, "the check of the version")
+    with pytest.raises(QdrantTooOld, match="Qdrant is version 1.15.5"):
+        await client.get_collections()
+    watching.cancel()
     await client.close()
 
 

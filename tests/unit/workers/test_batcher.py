@@ -13,7 +13,8 @@ from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from workers.batcher import MicroBatcher
 from workers.indexer import IndexerDependencies
-from workers.retrying_indexer import AcceptedDocument, RetryBudgetExhausted
+from workers.pauses import RetryBudgetExhausted
+from workers.retrying_indexer import AcceptedDocument
 
 
 class Indexer:
