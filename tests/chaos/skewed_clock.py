@@ -2,9 +2,7 @@
 
     python -m tests.chaos.skewed_clock SEED MODULE [ARGUMENT ...]
 
-`time.time` is shifted by up to an hour, to either side, and jumps to another shift every few seconds. The
-clock that waits are measured with (`time.monotonic`) is the right one, as on a machine whose date is
-changed.
+`time.time` is shifted by up to an hour, to either side, and jumps to another shift every few seconds.
 """
 
 from __future__ import annotations
@@ -14,37 +12,28 @@ import runpy
 import sys
 import time
 
+from tests.support.wrong_clock import WrongClock
+
 _MAX_SHIFT_SECONDS = 3_600.0
 _SHORTEST_SECONDS = 0.2
 _LONGEST_SECONDS = 5.0
 
 
-class SkewedClock:
-    """Replaces the functions of `time` that say what time it is."""
+class SkewedClock(WrongClock):
+    """A clock that jumps."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self._generator = random.Random(seed)
-        self._time_ns = time.time_ns
         self._jump_at = 0.0
-        self._shift_ns = 0
 
-    def install(self) -> None:
-        """From now on, this process has this clock."""
-        time.time_ns = self.time_ns  # type: ignore[assignment]
-        time.time = self.time  # type: ignore[assignment]
-
-    def time(self) -> float:
-        """As `time.time`."""
-        return self.time_ns() / 1e9
-
-    def time_ns(self) -> int:
-        """As `time.time_ns`."""
+    def shift(self) -> float:
+        """By how many seconds it is wrong now."""
         now = time.monotonic()
         if now >= self._jump_at:
             self._jump_at = now + self._generator.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS)
-            shift = self._generator.uniform(-_MAX_SHIFT_SECONDS, _MAX_SHIFT_SECONDS)
-            self._shift_ns = int(shift * 1e9)
-        return self._time_ns() + self._shift_ns
+            self.shift_seconds = self._generator.uniform(-_MAX_SHIFT_SECONDS, _MAX_SHIFT_SECONDS)
+        return self.shift_seconds
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import IngestState, make_ingest_state
 from tests.support.collections import STATE, FixedStore
 from tests.support.queue import take_queued
+from tests.support.wrong_clock import WrongClock
 from textmatch.client import AsyncTextMatchClient, FieldMatch, TextMatchClient
 from textmatch.client import batches as batches_module
 from textmatch.documents import Document
@@ -125,9 +125,9 @@ def other(
     request: pytest.FixtureRequest, index: Index, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> DocumentCalls:
     """A matcher whose clock is wrong by an hour: from now on it is asked after another time than before."""
-    real_time, real_ns = time.time, time.time_ns
-    monkeypatch.setattr(time, "time", lambda: real_time() + request.param)
-    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + request.param * 10**9)
+    clock = WrongClock()
+    clock.shift_seconds = request.param
+    clock.install(monkeypatch.setattr)
     return DocumentCalls(make_ingest_state(redis, index))
 
 
@@ -138,16 +138,6 @@ async def test_a_retry_at_another_matcher_has_the_same_version(
     await write(handler, "second")
     assert await write(other, "first", request_id) == first
     assert await stored(deps, redis) == "second"
-
-
-class Clocks:
-    """The time of a process, which is another one for each matcher that is called."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.shift_seconds = 0.0
-        real_time, real_ns = time.time, time.time_ns
-        monkeypatch.setattr(time, "time", lambda: real_time() + self.shift_seconds)
-        monkeypatch.setattr(time, "time_ns", lambda: real_ns() + int(self.shift_seconds * 1e9))
 
 
 @pytest.mark.parametrize("shift_seconds", [0.2, HOUR_S])
@@ -162,10 +152,11 @@ async def test_the_order_of_calls_is_the_order_of_versions_however_the_matchers_
     by_filter: bool,
 ):
     """Versions came from each matcher's own clock: what came second was dropped or deleted nothing."""
-    clocks, late = Clocks(monkeypatch), DocumentCalls(make_ingest_state(redis, index))
+    clock, late = WrongClock(), DocumentCalls(make_ingest_state(redis, index))
+    clock.install(monkeypatch.setattr)
 
     async def at(shift: float, coroutine: Any) -> Any:
-        clocks.shift_seconds = shift
+        clock.shift_seconds = shift
         return await coroutine
 
     old = await at(shift_seconds, write(handler, "old"))
