@@ -28,6 +28,8 @@ _CLASS_OF_REASON = {
         errors.StoreFull,
         errors.StoreMisconfigured,
         errors.LexicalIndexMissing,
+        errors.DocumentDeleted,
+        errors.VersionsExhausted,
         errors.ApiKeyMissing,
         errors.ApiKeyInvalid,
         errors.PermissionDenied,
