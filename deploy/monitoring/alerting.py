@@ -108,7 +108,8 @@ ALERTS = (
     Alert(
         "TextmatchNoWorker",
         "max by (namespace) (textmatch_ingest_backlog_documents) > 0"
-        " unless on (namespace) sum by (namespace) (textmatch_worker_ready) > 0",
+        " unless on (namespace) sum by (namespace) (textmatch_worker_ready) > 0"
+        " unless on (namespace) max by (namespace) (textmatch_worker_operator_needed) > 0",
         "10m",
         "page",
         "Documents are waiting and no worker is ready",
