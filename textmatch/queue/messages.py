@@ -21,8 +21,7 @@ In the queue, the task is a Celery message (protocol 2):
      ...}}
 
 A message of the matcher has no `accepted_at` and no `version`. The script that puts it into the queue adds
-them in
-front of the body, where it can write them without decoding the body:
+them in front of the body, where it can write them without decoding the body:
 
     {"accepted_us": 1700000000250000, "versions": [1700000000250000, 7, 0], "body": ...}
 

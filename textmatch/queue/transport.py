@@ -37,8 +37,7 @@ Messages that are not tasks of textmatch go to the dead letters here, because ko
 them.
 
 Celery clients push a task with a priority into a list of its own. A sweep moves such messages to the end of
-the queue:
-they are not lost, and their priority means nothing.
+the queue: they are not lost, and their priority means nothing.
 """
 
 from __future__ import annotations

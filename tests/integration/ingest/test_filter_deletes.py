@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from tests.support.queue import take_queued
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable, InvalidInput
 from textmatch.filters import FieldExists, FieldMatch, Filter
+from textmatch.index import index as index_module
 from textmatch.index.index import Index
 from textmatch.v1 import matcher_service_pb2 as pb
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
@@ -151,6 +153,36 @@ async def test_a_delete_without_a_version_takes_all_versions_that_came_before(
     await state.producer.enqueue(CONFIG, [document("zh", highest, "queued")])
     assert await delete(handler) == 1
     assert await index_documents(await take_queued(redis), deps) == [DELETED]
+
+
+async def test_a_delete_that_ended_early_is_completed_by_its_next_try(
+    handler: DocumentCalls,
+    state: IngestState,
+    deps: IndexerDependencies,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A million documents take longer than a client waits."""
+    monkeypatch.setattr(index_module, "_PAGE", 2)
+    await index_documents([document("zh", 3, f"d{number}") for number in range(6)], deps)
+    real, calls = state.tombstones.add, 0
+
+    async def add(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise DependencyUnavailable("Redis does not answer", retry_delay_seconds=1.0)
+        await real(*arguments)
+
+    monkeypatch.setattr(state.tombstones, "add", add)
+    request = pb.DeleteDocumentsRequest(filter=CHINESE, request_id=str(uuid.uuid4()))
+    with pytest.raises(DependencyUnavailable):
+        await handler.delete(request)
+    assert await deps.collection.index.count() == 4
+    await state.producer.enqueue(CONFIG, [document("zh", 7, "in between")])
+    assert await index_documents(await take_queued(redis), deps) == [INDEXED]
+    assert (await handler.delete(request)).deleted_count == 4
+    assert await deps.collection.index.count() == 1
 
 
 class CountedIndex:
