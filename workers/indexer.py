@@ -31,7 +31,7 @@ from enum import Enum
 from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import InvalidInput, ModelMismatch, StoreMisconfigured
+from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch, StoreMisconfigured
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import DeleteCondition, Index
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
@@ -84,7 +84,12 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     outcomes, refused = await _write_everywhere(to_write, list(newest), deps)
     covering |= await collection.tombstones.covering(newest.values())
     deleted = await _versions_to_remove(newest, covering, deps)
-    deleted |= await _apply_filter_deletes(newest, deps)
+    written = {
+        one: document
+        for one, document in newest.items()
+        if one not in covering and outcomes[one] is not DocumentOutcome.FAILED
+    }
+    deleted |= await _apply_filter_deletes(written, deps)
     await collection.index.delete(deleted)
     deleted |= dict.fromkeys(covering, 0)
     outcomes |= dict.fromkeys(deleted, DocumentOutcome.DELETED)
@@ -192,13 +197,23 @@ async def _apply_filter_deletes(
 
     Only deletes that came after a document was accepted can cover it, so documents that are indexed soon cost
     nothing, however many deletes there were. Documents that waited cost a search for some dozens of deletes.
+
+    Args:
+        documents: that are stored, or newer versions of them.
+
+    Raises:
+        DependencyUnavailable: a delete that is running has removed one of them.
     """
     tombstones, index = deps.collection.tombstones, deps.collection.index
     deleted: dict[str, int] = {}
+    if not documents:
+        return deleted
     oldest = min(document.accepted_us for document in documents.values())
     async for page in tombstones.filters.after(oldest - 1):
         last_us = max(one.accepted_us for one in page)
         possible = [one.id for one in documents.values() if one.accepted_us <= last_us]
+        if not possible:
+            continue
         conditions = [DeleteCondition(one.condition, one.version, one.accepted_us) for one in page]
         try:
             found = await index.find_versions_of(possible, conditions)
@@ -206,6 +221,9 @@ async def _apply_filter_deletes(
             # Qdrant accepted the filter when the delete was made, so its settings have changed since.
             message = f"the filter of a delete cannot be applied: {error}"
             raise StoreMisconfigured(message, retry_delay_seconds=1.0) from error
+        if set(possible) - found.keys() - (await index.fingerprints(possible)).keys():
+            # It has no tombstone, so an older version could be restored. Written again, it gets one.
+            raise DependencyUnavailable("a delete by a filter is running", retry_delay_seconds=0.1)
         await tombstones.add(found, max(one.ttl_seconds for one in page))
         deleted |= found
     return deleted

@@ -185,6 +185,32 @@ async def test_a_delete_that_ended_early_is_completed_by_its_next_try(
     assert await deps.collection.index.count() == 1
 
 
+async def test_what_a_running_delete_removes_before_its_worker_looks_stays_deleted(
+    handler: DocumentCalls,
+    state: IngestState,
+    deps: IndexerDependencies,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Without a tombstone of its own, an older version that does not match the filter came back."""
+    await index_documents([document("fr", 1, "other")], deps)
+    await delete(handler)
+    index = deps.collection.index
+    real = index.find_versions_of
+
+    async def find(ids: Any, conditions: Any) -> dict[str, int]:
+        await index.delete_matching(conditions[0])
+        return await real(ids, conditions)
+
+    monkeypatch.setattr(index, "find_versions_of", find)
+    newest = replace(document("zh", 5), accepted_us=1)
+    with pytest.raises(DependencyUnavailable, match="a delete by a filter is running"):
+        await index_documents([newest], deps)
+    monkeypatch.undo()
+    assert await index_documents([newest], deps) == [DELETED]
+    await deliver(state, deps, document("en", 3))
+    assert await stored_version(deps) is None
+
+
 class CountedIndex:
     """Counts the searches for documents that a delete covers."""
 
