@@ -163,26 +163,32 @@ class DependencyGuard:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def close(self) -> None:
-        """Stop probing."""
+        """Stop probing. A probe that does not end is left to the store's client, which closes its calls."""
         self._is_closed = True
         if self._investigation is not None:
             self._investigation.cancel()
-            await asyncio.gather(self._investigation, return_exceptions=True)
+            await asyncio.wait([self._investigation], timeout=_PROBE_SECONDS)
         self._note(None)
 
     async def _investigate(self) -> None:
         """Probe until a probe succeeds."""
         _is_probe.set(True)
         silent = 0
-        while (error := await self._failure()) is not None:
-            silent += 1
-            if isinstance(error, StoreRefuses) or silent >= _SILENT_PROBES:
-                self._breaker.failed(error)
-                self._note(error)
-            await asyncio.sleep(max(0.0, self._breaker.probe_at - time.monotonic()))
-            self._breaker.admit()
-        self._breaker.succeeded()
-        self._note(None)
+        try:
+            # gRPC may answer a cancellation with an error of its own, so that it does not end this loop.
+            while (error := await self._failure()) is not None and not self._is_closed:
+                silent += 1
+                if isinstance(error, StoreRefuses) or silent >= _SILENT_PROBES:
+                    self._breaker.failed(error)
+                    self._note(error)
+                await asyncio.sleep(max(0.0, self._breaker.probe_at - time.monotonic()))
+                self._breaker.admit()
+        finally:
+            # After a bug in a probe, the next investigation must not wait for this one.
+            self._breaker.release()
+        if not self._is_closed:
+            self._breaker.succeeded()
+            self._note(None)
 
     async def _failure(self) -> DependencyUnavailable | None:
         try:

@@ -141,3 +141,32 @@ async def test_a_store_is_watched_without_calls(store: Store):
     watching = asyncio.create_task(store.guard.watch_forever())
     await store.until_refused()
     watching.cancel()
+
+
+async def test_closing_ends_although_a_cancelled_probe_fails_with_an_error_of_its_own(store: Store):
+    async def probe() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise GONE from None
+
+    guard = DependencyGuard("cancelled", probe, lambda error: error)
+    guard.suspect()
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(1):
+        await guard.close()
+    assert guard.error is None
+
+
+async def test_a_bug_in_a_probe_does_not_end_probing(store: Store):
+    store.error = GONE
+    store.guard.suspect()
+    await store.until_refused()
+    store.error = KeyError("bug")
+    await asyncio.sleep(0.1)
+    store.error = GONE
+    store.guard.suspect()
+    await asyncio.sleep(0.1)
+    store.error = None
+    store.guard.suspect()
+    await store.until_works()
