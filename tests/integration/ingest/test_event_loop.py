@@ -57,7 +57,7 @@ REFERENCE_SECONDS = 0.01
 # Nearly 16 KiB of JSON that takes as long as any to convert.
 NUMBERS = {"n": [0] * 5_400}
 LONG_TEXT = "深度学习 and more " * 1_480
-STORED = [Document(f"d{n}", f"text {n} " + "x" * 5_000, {"n": n}, version=1) for n in range(1_000)]
+STORED = [Document(f"d{n}", f"text {n} " + "x" * 1_900, {"n": n}, version=1) for n in range(1_000)]
 COLLECTIONS = 300
 INDEXES = tuple(PayloadIndex(f"{number}-" + "f" * 250, "keyword") for number in range(MAX_PAYLOAD_INDEXES))
 STORED += [Document(f"n{n}", "numbers " * 100, NUMBERS, version=1) for n in range(30)]
