@@ -9,7 +9,12 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
-require google.golang.org/grpc/cmd/protoc-gen-go-grpc v1.6.2 // indirect
+require (
+	golang.org/x/net v0.60.0 // indirect
+	golang.org/x/sys v0.48.0 // indirect
+	golang.org/x/text v0.42.0 // indirect
+	google.golang.org/grpc/cmd/protoc-gen-go-grpc v1.6.2 // indirect
+)
 
 tool (
 	google.golang.org/grpc/cmd/protoc-gen-go-grpc

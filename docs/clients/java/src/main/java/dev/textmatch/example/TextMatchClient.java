@@ -8,7 +8,7 @@ import dev.textmatch.v1.IngestResult;
 import dev.textmatch.v1.MatchOptions;
 import dev.textmatch.v1.MatchRequest;
 import dev.textmatch.v1.MatchResponse;
-import io.grpc.CallOptions;
+import dev.textmatch.v1.MatcherServiceGrpc;
 import io.grpc.ChannelCredentials;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
@@ -17,7 +17,6 @@ import io.grpc.Metadata;
 import io.grpc.StatusRuntimeException;
 import io.grpc.TlsChannelCredentials;
 import io.grpc.stub.ClientCallStreamObserver;
-import io.grpc.stub.ClientCalls;
 import io.grpc.stub.ClientResponseObserver;
 import io.grpc.stub.MetadataUtils;
 import java.io.File;
@@ -59,8 +58,8 @@ public final class TextMatchClient implements AutoCloseable {
                   Map.of(
                       "name",
                           List.of(
-                              Map.of("service", MatcherCalls.SERVICE, "method", "Match"),
-                              Map.of("service", MatcherCalls.SERVICE, "method", "GetIngestStatus")),
+                              Map.of("service", MatcherServiceGrpc.SERVICE_NAME, "method", "Match"),
+                              Map.of("service", MatcherServiceGrpc.SERVICE_NAME, "method", "GetIngestStatus")),
                       "retryPolicy",
                           Map.of(
                               "maxAttempts", 4.0,
@@ -83,6 +82,8 @@ public final class TextMatchClient implements AutoCloseable {
 
   private final ManagedChannel channel;
   private final String collection;
+  private final MatcherServiceGrpc.MatcherServiceBlockingStub blocking;
+  private final MatcherServiceGrpc.MatcherServiceStub streaming;
 
   /** Connects with the first call. */
   public TextMatchClient(Options options) throws IOException {
@@ -100,6 +101,8 @@ public final class TextMatchClient implements AutoCloseable {
     }
     channel = builder.build();
     collection = options.collection();
+    blocking = MatcherServiceGrpc.newBlockingStub(channel);
+    streaming = MatcherServiceGrpc.newStub(channel);
   }
 
   /**
@@ -111,9 +114,9 @@ public final class TextMatchClient implements AutoCloseable {
         MatchRequest.newBuilder().setQuery(query).setOptions(options).setCollection(collection).build();
     var deadline = Instant.now().plus(timeout);
     while (true) {
-      var left = within(Duration.between(Instant.now(), deadline));
+      var left = Duration.between(Instant.now(), deadline);
       try {
-        return ClientCalls.blockingUnaryCall(channel, MatcherCalls.MATCH, left, request);
+        return blocking.withDeadlineAfter(left.toMillis(), TimeUnit.MILLISECONDS).match(request);
       } catch (StatusRuntimeException error) {
         var problem = TextMatchException.of(error);
         if (problem.retryDelay().isZero() || Instant.now().plus(problem.retryDelay()).isAfter(deadline)) {
@@ -158,10 +161,8 @@ public final class TextMatchClient implements AutoCloseable {
     var request = GetIngestStatusRequest.newBuilder().setCollection(collection).build();
     while (true) {
       try {
-        var status =
-            ClientCalls.blockingUnaryCall(
-                channel, MatcherCalls.GET_INGEST_STATUS, within(STATUS_TIME), request);
-        if (status.getQueuedCount() == 0) {
+        var stub = blocking.withDeadlineAfter(STATUS_TIME.toMillis(), TimeUnit.MILLISECONDS);
+        if (stub.getIngestStatus(request).getQueuedCount() == 0) {
           return;
         }
       } catch (StatusRuntimeException error) {
@@ -174,10 +175,6 @@ public final class TextMatchClient implements AutoCloseable {
   @Override
   public void close() {
     channel.shutdownNow();
-  }
-
-  private static CallOptions within(Duration time) {
-    return CallOptions.DEFAULT.withDeadlineAfter(time.toNanos(), TimeUnit.NANOSECONDS);
   }
 
   private static ChannelCredentials credentials(Options options) throws IOException {
@@ -214,8 +211,7 @@ public final class TextMatchClient implements AutoCloseable {
     }
 
     void run() {
-      ClientCalls.asyncBidiStreamingCall(
-          channel.newCall(MatcherCalls.INGEST_DOCUMENTS, within(STREAM_TIME)), this);
+      streaming.withDeadlineAfter(STREAM_TIME.toMillis(), TimeUnit.MILLISECONDS).ingestDocuments(this);
       try {
         end.join();
       } catch (CompletionException error) {
