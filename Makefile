@@ -91,7 +91,7 @@ $(BUF): package.json
 	@echo "==> Installing buf"
 	@npm install --silent --no-audit --no-fund --no-package-lock && touch $@
 
-test: $(INSTALLED) redis-tls toolchains ## Run all tests except the slow ones
+test: $(INSTALLED) redis-tls $(if $(CI),$(BUF)) ## Run all tests except the slow ones
 	@$(BIN)/pytest -m "not slow"
 
 test-all: $(INSTALLED) redis-tls toolchains ## Run all tests

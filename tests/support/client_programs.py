@@ -61,7 +61,7 @@ def build_client(language: str, folder: Path) -> Program:
 
 
 def build_go_tools(sources: Path, folder: Path) -> None:
-    """Build the tools that the go.mod of a folder names, such as `folder/grpcurl`."""
+    """Build the tools that the go.mod of a folder names, such as `folder/ghz`."""
     _go("build", "-o", f"{folder}/", "tool", folder=sources)
 
 

@@ -128,8 +128,6 @@ def is_serving(address: str) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-
-
 def _save_backbone(path: Path, model_class: type, *, seed: int = 11, **config: object) -> None:
     import torch
     from transformers import BertConfig, BertTokenizerFast

@@ -39,12 +39,10 @@ class RefusingMatcher(ScriptedMatcher):
         waiting: list[pb.IngestDocumentsRequest] = []
         reading = asyncio.create_task(self._read(request_iterator, waiting))
         for _ in range(2):
-            await asyncio.sleep(0.5)  # long enough for a client that ignores flow control
-            self.unanswered.append(len(waiting))
+            self.unanswered.append(await _settled_length(waiting))
             request = waiting.pop(0)
             yield pb.IngestDocumentsResponse(results=[self._take(item) for item in request.documents])
-        await asyncio.sleep(0.5)
-        self.unanswered.append(len(waiting))
+        self.unanswered.append(await _settled_length(waiting))
         reading.cancel()
         self.refused_at = time.monotonic()
         raise Overloaded("the queue is full", retry_delay_seconds=0.7)
@@ -55,3 +53,12 @@ class RefusingMatcher(ScriptedMatcher):
         async for request in requests:
             self.request_ids.append(request.request_id)
             waiting.append(request)
+
+
+async def _settled_length(waiting: list[pb.IngestDocumentsRequest]) -> int:
+    """How many requests wait once none has come for a second. A client that ignores flow control sends all."""
+    length = -1
+    while length != len(waiting) or not waiting:
+        length = len(waiting)
+        await asyncio.sleep(1.0)
+    return length

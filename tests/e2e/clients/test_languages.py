@@ -18,7 +18,7 @@ from textmatch.client import CollectionConfig
 from textmatch.errors import Overloaded
 from textmatch.v1 import matcher_service_pb2 as pb
 
-pytestmark = pytest.mark.toolchains
+pytestmark = [pytest.mark.toolchains, pytest.mark.slow]
 
 DOCUMENTS = [
     {

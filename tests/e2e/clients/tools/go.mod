@@ -2,10 +2,7 @@ module textmatch.dev/tests
 
 go 1.26.0
 
-tool (
-	github.com/bojand/ghz/cmd/ghz
-	github.com/fullstorydev/grpcurl/cmd/grpcurl
-)
+tool github.com/bojand/ghz/cmd/ghz
 
 require (
 	cel.dev/expr v0.25.3 // indirect
@@ -23,7 +20,6 @@ require (
 	github.com/dustin/go-humanize v1.0.1 // indirect
 	github.com/envoyproxy/go-control-plane/envoy v1.39.1-0.20260819172001-e6e3fd93e4be // indirect
 	github.com/envoyproxy/protoc-gen-validate v1.3.3 // indirect
-	github.com/fullstorydev/grpcurl v1.9.4 // indirect
 	github.com/go-jose/go-jose/v4 v4.1.4 // indirect
 	github.com/gogo/protobuf v1.3.2 // indirect
 	github.com/golang/protobuf v1.5.4 // indirect
