@@ -56,7 +56,7 @@ class RefusingMatcher(ScriptedMatcher):
 
 
 async def _settled_length(waiting: list[pb.IngestDocumentsRequest]) -> int:
-    """How many requests wait once none has come for a second. A client that ignores flow control sends all."""
+    """How many requests wait once none has come for a second: all, if a client ignores flow control."""
     length = -1
     while length != len(waiting) or not waiting:
         length = len(waiting)

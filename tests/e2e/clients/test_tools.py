@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 
 from tests.support.client_programs import RUN_SECONDS, buf
 from tests.support.secured_stack import SecuredStack
@@ -71,10 +73,11 @@ def test_an_error_has_its_details(matcher: str):
     assert failed.returncode != 0
     error = json.loads(failed.stderr)
     assert error["code"] == "invalid_argument"
-    details = {one["type"].split(".")[-1]: one["debug"] for one in error["details"]}
-    info = details["ErrorInfo"]
-    assert (info["domain"], info["reason"]) == ("textmatch.dev", "INVALID_INPUT")
-    assert details["BadRequest"]["fieldViolations"][0]["field"] == "query"
+    details = {one["type"]: base64.b64decode(one["value"] + "==") for one in error["details"]}
+    info = ErrorInfo.FromString(details["google.rpc.ErrorInfo"])
+    assert (info.domain, info.reason) == ("textmatch.dev", "INVALID_INPUT")
+    [violation] = BadRequest.FromString(details["google.rpc.BadRequest"]).field_violations
+    assert violation.field == "query"
 
 
 @pytest.mark.slow
