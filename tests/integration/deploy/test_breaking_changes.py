@@ -36,7 +36,8 @@ def commit(folder: Path) -> None:
 
 
 def check_breaking(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = ["make", "--silent", "check-breaking", f"BUF={buf()}"]
+    # This repository has no package.json, from which make would install buf anew.
+    command = ["make", "--silent", "check-breaking", f"BUF={buf()}", f"--old-file={buf()}"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 

@@ -48,8 +48,8 @@ from textmatch.vectors import normalise
 from textmatch.wire.documents import to_proto
 
 LIMIT_SECONDS = 0.05
-# Twice what was measured: 30, 28, 78 and 66 ms. An answer of 4 MB is serialised in one turn, and those of many
-# queries of a call may meet in one.
+# Twice what was measured: 30, 28, 78 and 66 ms. An answer of 4 MB is serialised in one turn, and those of
+# many queries of a call may meet in one.
 LONGER_SECONDS = {
     "the largest answer": 0.06,
     "all pairs scored": 0.06,
