@@ -207,7 +207,9 @@ def _translated(error: Exception) -> Exception:
         return DependencyUnavailable(message, retry_delay_seconds=_FULL_RETRY_SECONDS)
     is_denied = isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError))
     if is_denied or str(error).startswith(_DENIED):
-        message = f"Redis refuses textmatch's own login, TEXTMATCH_REDIS_URL: {error}"
+        # Without a password, redis-py's first command HELLO is refused with advice for programmers.
+        problem = "Authentication required" if "HELLO" in str(error) else str(error)
+        message = f"Redis refuses textmatch's own login, TEXTMATCH_REDIS_URL: {problem}"
         return StoreAccessDenied(message, retry_delay_seconds=_OPERATOR_RETRY_SECONDS)
     if "MISCONF" in str(error):
         message = f"Redis refuses writes, because it cannot save them: {error}"
