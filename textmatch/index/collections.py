@@ -229,7 +229,7 @@ class Collections:
                     )
                 except grpc.aio.AioRpcError as error:
                     # Another process created it first.
-                    if error.code() not in {grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.INVALID_ARGUMENT}:
+                    if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                         raise
                 _log.info("created collection", extra={"physical": physical})
         await self.ensure_payload_indexes(model_id)
