@@ -121,6 +121,8 @@ async def test_a_worker_waits_for_a_redis_that_refuses_and_goes_on(
     assert len(await index.fetch([one.id for one in documents(30)])) == 30
     assert await own_state.dead_letters.count() == 0
     for one in (worker, late):
+        # A worker that is still starting ends by the signal itself.
+        await asyncio.to_thread(one.wait_until_ready)
         assert "Unrecoverable" not in one.log
         assert one.stop() == 0, one.log
 
