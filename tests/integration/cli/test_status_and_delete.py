@@ -146,6 +146,7 @@ def test_status_as_json(
             {"name": "encoder", "address": encoder_server.address, "health": "SERVING"},
             {"name": "matcher", "address": matcher_server.address, "health": "SERVING"},
         ],
+        "problems": [],
     }
 
 
