@@ -116,7 +116,12 @@ def running_stack(
         affinity: by default, all processors are for all processes.
     """
     settings = {**os.environ, "TEXTMATCH_LOG_LEVEL": "WARNING", **(environment or {})}
-    specs = process_specs(directory, choose_ports(use_defaults=False), settings)
+    # No benchmark here asks the gateway.
+    specs = [
+        spec
+        for spec in process_specs(directory, choose_ports(use_defaults=False), settings)
+        if spec.name != "gateway"
+    ]
     pins = affinity or cpu_affinity(apart=False)
     with ExitStack() as stack:
         processes = {}

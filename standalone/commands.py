@@ -42,7 +42,7 @@ def up(
     encoders: Encoders = 1,
     gpus: Gpus = None,
 ) -> None:
-    """Start Redis, Qdrant, encoder, matcher and worker on this machine; Ctrl-C stops them."""
+    """Start Redis, Qdrant, encoder, matcher, worker and gateway on this machine; Ctrl-C stops them."""
     if gpus is not None and encoders > 1:
         raise StackError("--gpus starts one encoder on each GPU; omit --encoders")
     environment = settings.environment()

@@ -48,6 +48,8 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     def __init__(self) -> None:
         self.documents: dict[str, pb.Document] = {}
         self.match_requests: list[pb.MatchRequest] = []
+        # Of the last Match.
+        self.metadata: dict[str, Any] = {}
         self.batch_sizes: list[int] = []
         self.delay_seconds = 0.0
         self.degraded: pb.DegradedReason.ValueType = pb.DEGRADED_REASON_UNSPECIFIED
@@ -68,6 +70,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     async def Match(self, request: pb.MatchRequest, context: Any) -> pb.MatchResponse:
         self._fail_if_told()
         self.match_requests.append(request)
+        self.metadata = dict(context.invocation_metadata())
         await asyncio.sleep(self.delay_seconds)
         return self._answer(request.query, request.options)
 

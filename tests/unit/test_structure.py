@@ -26,6 +26,7 @@ TESTED_PACKAGES = {
     "bench": "bench",
     "demo": "standalone/demo",
     "encoder": "services/encoder",
+    "gateway": "services/gateway",
     "matcher": "services/matcher",
     "qdrant_edge": "standalone/qdrant_edge",
     "standalone": "standalone",

@@ -5,8 +5,10 @@ It is also the implementation of the synchronous client, which runs its methods 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Self, TypeVar, Unpack
 
 from grpc_health.v1 import health_pb2
@@ -116,16 +118,32 @@ class AsyncTextMatchClient:
         self._timeout_seconds = to_seconds(timeout_seconds, 10.0)
         self._bulk_timeout_seconds = to_seconds(bulk_timeout_seconds, 300.0, "bulk_timeout_seconds")
         key = load(ClientSettings).api_key if api_key is None else arguments.to_name("api_key", api_key)
+        self._api_key = key
+        self._request_id = ""
         self._matcher = self._connection("matcher", arguments.to_name("matcher", matcher), key, tls)
         self._encoder = self._connection("encoder", arguments.to_name("encoder", encoder), key, tls)
         self._collection = arguments.to_name("collection", collection)
-        self._known_limits: encoder_pb.Limits | None = None
+        self._limits_of_encoder = _LimitsOfEncoder()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+    def using(
+        self, *, collection: str | None = None, api_key: str | None = None, request_id: str | None = None
+    ) -> Self:
+        """As `TextMatchClient.using`."""
+        given = {"collection": collection, "api_key": api_key, "request_id": request_id}
+        changed = {
+            f"_{name}": arguments.to_name(name, value) for name, value in given.items() if value is not None
+        }
+        other = copy.copy(self)
+        vars(other).update(changed)
+        if api_key is not None or request_id is not None:
+            other._call_as_caller()  # noqa: SLF001 -- of this class
+        return other
 
     async def close(self) -> None:
         """Close the connections; running calls are cancelled."""
@@ -399,6 +417,10 @@ class AsyncTextMatchClient:
         seconds = to_seconds(timeout_seconds, _HEALTH_TIMEOUT_SECONDS)
         return await _health(self._encoder, seconds), await _health(self._matcher, seconds)
 
+    def _call_as_caller(self) -> None:
+        self._matcher = self._matcher.of_caller(self._api_key, self._request_id)
+        self._encoder = self._encoder.of_caller(self._api_key, self._request_id)
+
     def _interactive(self, timeout_seconds: float | None) -> float:
         return to_seconds(timeout_seconds, self._timeout_seconds)
 
@@ -433,12 +455,20 @@ class AsyncTextMatchClient:
         return [response async for response in self._encoder.call_each(method, requests(), seconds)]
 
     async def _limits(self, timeout_seconds: float) -> encoder_pb.Limits:
-        if self._known_limits is None:
-            self._known_limits = (await self._get_models(timeout_seconds)).limits
-        return self._known_limits
+        known = self._limits_of_encoder
+        if known.limits is None:
+            known.limits = (await self._get_models(timeout_seconds)).limits
+        return known.limits
 
     async def _get_models(self, timeout_seconds: float) -> encoder_pb.GetModelsResponse:
         return await self._encoder.call(GET_MODELS, encoder_pb.GetModelsRequest(), timeout_seconds)
+
+
+@dataclass
+class _LimitsOfEncoder:
+    """What the encoder has said about its limits, for all clients that share a connection to it."""
+
+    limits: encoder_pb.Limits | None = None
 
 
 def _size_bytes(item: str | TextPair) -> int:

@@ -211,7 +211,7 @@ class BatchStream(ABC, Generic[Item, Result]):
         batch.refused, batch.lost = {}, None
         try:
             async for response in call.responses():
-                self._server.has_answered = True
+                self._server.note_answer()
                 for position, result in self._results(batch, response):
                     if position not in batch.items:
                         continue
