@@ -43,7 +43,12 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    gateway: Gateway, *, max_body_bytes: int, max_requests: int, cors_origins: Sequence[str] = ()
+    gateway: Gateway,
+    *,
+    max_body_bytes: int,
+    max_requests: int,
+    cors_origins: Sequence[str] = (),
+    is_local: bool = False,
 ) -> ASGIApp:
     """The application as a server runs it.
 
@@ -51,6 +56,7 @@ def create_app(
         max_body_bytes: of requests that do not stream.
         max_requests: at the same time.
         cors_origins: whose pages may call it; "*" means all.
+        is_local: it listens on loopback.
     """
     app = FastAPI(
         title="textmatch",
@@ -76,7 +82,7 @@ def create_app(
             allow_headers=["authorization", "content-type", "request-timeout", "x-request-id"],
             expose_headers=["retry-after", "x-request-id"],
         )
-    return Boundary(app, max_body_bytes, max_requests)
+    return Boundary(app, max_body_bytes, max_requests, is_local=is_local)
 
 
 def _add_streamed_models(app: FastAPI) -> None:

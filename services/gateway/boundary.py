@@ -11,14 +11,16 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.metrics import REQUEST_SECONDS, REQUESTS_TOTAL, RUNNING_REQUESTS
-from services.gateway.problems import internal_problem_response, problem_response
+from services.gateway.problems import http_problem_response, internal_problem_response, problem_response
 from textmatch.errors import Overloaded
 from textmatch.runtime import logs
 
@@ -72,12 +74,15 @@ class Boundary:
     Args:
         max_body_bytes: of requests that do not stream.
         max_requests: at the same time; further ones are refused.
+        is_local: it listens on loopback. Names other than `localhost` are refused as host: a page whose name
+            is made to lead here could read everything.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_requests: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_requests: int, *, is_local: bool) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._max_requests = max_requests
+        self._is_local = is_local
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +95,8 @@ class Boundary:
         try:
             if self._running > self._max_requests:
                 await request.refuse(self._max_requests)
+            elif self._is_local and not _names_this_machine(Headers(scope=scope).get("host", "")):
+                await request.misdirected()
             else:
                 await request.run(self._app)
         finally:
@@ -125,6 +132,11 @@ class _RunningRequest:
             retry_delay_seconds=_REFUSED_RETRY_SECONDS,
         )
         await problem_response(error)(self._scope, self.receive, self.send)
+
+    async def misdirected(self) -> None:
+        """Answer that the host of the request is another one."""
+        detail = "the gateway listens on loopback; call it by localhost or an IP address"
+        await http_problem_response(421, detail)(self._scope, self.receive, self.send)
 
     async def run(self, app: ASGIApp) -> None:
         """Answer the request. It ends when the caller closes the connection."""
@@ -195,6 +207,15 @@ class _RunningRequest:
     def _leave(self) -> None:
         self._left_early = self._left_early or not self._is_answered
         self._caller_left.set()
+
+
+def _names_this_machine(host: str) -> bool:
+    """Whether a `Host` is an IP address or localhost; no name that somebody could have chosen."""
+    try:
+        name = urlsplit(f"//{host}").hostname or "localhost"
+        return name == "localhost" or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 def _request_id(given: str) -> str:

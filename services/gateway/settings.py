@@ -73,6 +73,10 @@ class GatewaySettings(ProcessSettings, ClientTlsSettings, TlsServerSettings):
             found[alias.strip()] = model.strip()
         return found
 
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
     def origins(self) -> list[str]:
         """The origins whose pages may call the gateway."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]

@@ -33,6 +33,7 @@ async def serve_gateway(
             max_body_bytes=MAX_BODY_BYTES,
             max_requests=max_requests,
             cors_origins=cors_origins,
+            is_local=True,
         )
         server = HttpServer(app, "127.0.0.1", 0, tls=tls, drain_seconds=5)
         address = await server.start()

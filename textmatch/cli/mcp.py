@@ -24,8 +24,8 @@ from textmatch.cli.options import find_addresses
 from textmatch.client import AsyncTextMatchClient
 from textmatch.errors import TextMatchError
 
-_INSTRUCTIONS = """Finds the stored texts that mean the same as a query. A score is the probability, 0 to 1, that a
-text is relevant. `where` filters by attributes: module = "os" and year > 2020."""
+_INSTRUCTIONS = """Finds the stored texts that mean the same as a query. A score is the probability, 0 to 1,
+that a text is relevant. `where` filters by attributes: module = "os" and year > 2020."""
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 _WRITES = ToolAnnotations(destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 

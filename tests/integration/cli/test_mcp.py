@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -67,7 +68,9 @@ async def test_the_command_speaks_on_stdin_and_stdout(
 ):
     arguments = ["-m", "textmatch.cli", "mcp", "--read-only"]
     addresses = ["--matcher", matcher_server.address, "--encoder", encoder_server.address]
-    command = StdioServerParameters(command=sys.executable, args=[*arguments, *addresses])
+    command = StdioServerParameters(
+        command=sys.executable, args=[*arguments, *addresses], env=dict(os.environ)
+    )
     async with Client(command) as client:
         result = await client.call_tool("score", {"first": "four", "second": "fo"})
     assert json.loads(result.content[0].text)["score"] == 0.5

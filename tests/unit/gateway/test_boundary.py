@@ -78,6 +78,16 @@ async def test_more_requests_than_allowed_get_429(
         assert (await http.post(MATCH, json={"query": "a"})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8080", 200), ("127.0.0.1", 200), ("[::1]:8080", 200), ("evil.example", 421), ("a b", 421)],
+)
+async def test_a_page_whose_name_leads_to_loopback_is_refused(
+    http: httpx.AsyncClient, host: str, status: int
+):
+    assert (await http.get("/v1/models", headers={"host": host})).status_code == status
+
+
 async def test_the_time_limit_of_a_request(http: httpx.AsyncClient, matcher: ScriptedMatcher):
     matcher.delay_seconds = 5.0
     started = time.monotonic()

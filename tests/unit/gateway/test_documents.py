@@ -19,6 +19,7 @@ from textmatch.client import AsyncTextMatchClient
 from textmatch.errors import Overloaded, PermissionDenied, Unauthenticated
 
 DOCUMENTS = "/v1/collections/faq/documents"
+NDJSON = {"content-type": "application/x-ndjson"}
 
 
 def lines_of(answer: httpx.Response) -> list[dict[str, Any]]:
@@ -27,7 +28,7 @@ def lines_of(answer: httpx.Response) -> list[dict[str, Any]]:
 
 
 async def upload(http: httpx.AsyncClient, *lines: str) -> list[dict[str, Any]]:
-    return lines_of(await http.post(DOCUMENTS, content="\n".join(lines)))
+    return lines_of(await http.post(DOCUMENTS, content="\n".join(lines), headers=NDJSON))
 
 
 async def test_each_line_has_a_result(http: httpx.AsyncClient, matcher: ScriptedMatcher):
@@ -75,7 +76,7 @@ async def test_an_upload_that_is_refused_at_once_has_the_status_of_its_error(
     http: httpx.AsyncClient, matcher: ScriptedMatcher
 ):
     matcher.call_errors.append(PermissionDenied("lacks the scope write"))
-    answer = await http.post(DOCUMENTS, content='{"id": "a", "text": "x"}')
+    answer = await http.post(DOCUMENTS, content='{"id": "a", "text": "x"}', headers=NDJSON)
     assert (answer.status_code, answer.json()["reason"]) == (403, "SCOPE_MISSING")
 
 
@@ -102,7 +103,7 @@ async def test_results_come_while_the_upload_goes_on(http: httpx.AsyncClient):
         yield b'{"id": "last", "text": "x"}'
 
     async def read() -> list[str]:
-        async with http.stream("POST", DOCUMENTS, content=lines()) as answer:
+        async with http.stream("POST", DOCUMENTS, content=lines(), headers=NDJSON) as answer:
             return [line async for line in answer.aiter_lines()]
 
     # httpx sends everything before it reads: the server must not wait for it.
@@ -122,7 +123,7 @@ async def test_a_caller_that_reads_nothing_before_its_end_gets_everything(
     monkeypatch.setattr(ndjson, "_MEMORY_BYTES", 10_000)
     count = 30_000
     content = "".join(json.dumps({"id": f"{'i' * 200}{n}", "text": "x"}) + "\n" for n in range(count))
-    results = lines_of(await http.post(DOCUMENTS, content=content, timeout=120))
+    results = lines_of(await http.post(DOCUMENTS, content=content, headers=NDJSON, timeout=120))
     assert [line["line"] for line in results] == list(range(1, count + 1))
 
 
@@ -143,7 +144,9 @@ async def test_the_answer_to_a_lost_connection_is_not_known_and_said_so(
 
 
 @pytest.mark.parametrize(
-    "headers", [{"content-type": "text/csv"}, {"content-encoding": "gzip"}], ids=lambda one: next(iter(one))
+    "headers",
+    [{"content-type": "text/csv"}, {}, {**NDJSON, "content-encoding": "gzip"}],
+    ids=["csv", "no type", "gzip"],
 )
 async def test_other_contents_are_refused(http: httpx.AsyncClient, headers: dict[str, str]):
     answer = await http.post(DOCUMENTS, content=b"id,text", headers=headers)
