@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import httpx
 import pytest
 from qdrant_client import QdrantClient, models
 
@@ -37,9 +38,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         folder = tmp_path_factory.mktemp("prometheus")
         with running_prometheus(folder, stack.file["metrics"], [RULES]) as server:
             # A rate needs a sample from before.
-            _wait_for(server, "count(up == 1) == 3")
+            _wait_for(server, "count(up == 1) == 4")
             with stack.client() as client:
                 _use(client)
+                _use_gateway(stack)
                 _overload(stack, server)
                 os.kill(stack.pid("encoder"), signal.SIGHUP)
                 _wait_for(server, 'textmatch_encoder_reloads_total{result="done"}')
@@ -83,6 +85,11 @@ def _use(client: TextMatchClient) -> None:
     for query in texts[:30]:
         client.match(query, rerank=True)
     client.batch_match([*texts[:10], *texts[:10]], rerank=True)
+
+
+def _use_gateway(stack: Stack) -> None:
+    for path in ("/v1/models", "/v1/collections", "/nothing"):
+        httpx.get(f"http://{stack.file['gateway']}{path}")
 
 
 def _overload(stack: Stack, server: Prometheus) -> None:
