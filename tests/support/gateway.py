@@ -1,10 +1,12 @@
-"""A real gateway on a free loopback port, inside the test's event loop."""
+"""A real gateway on a free loopback port, inside the test's event loop or in a thread."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from services.gateway.app import create_app
 from services.gateway.caller import Gateway
@@ -43,3 +45,24 @@ async def serve_gateway(
         finally:
             watching.cancel()
             await server.drain()
+
+
+class GatewayThread:
+    """A gateway in a thread of its own, for blocking callers. Entering gives its URL."""
+
+    def __init__(self, matcher: str, encoder: str, **options: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._gateway = serve_gateway(matcher, encoder, **options)
+
+    def __enter__(self) -> str:
+        starting = asyncio.run_coroutine_threadsafe(self._gateway.__aenter__(), self._loop)
+        return starting.result(timeout=60)
+
+    def __exit__(self, *exception: object) -> None:
+        ending = asyncio.run_coroutine_threadsafe(self._gateway.__aexit__(None, None, None), self._loop)
+        ending.result(timeout=60)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.support.kubernetes import (
-    OVERLAYS,
     GATEWAY_COMPONENT,
+    OVERLAYS,
     SECURITY_COMPONENTS,
     Object,
     objects,
