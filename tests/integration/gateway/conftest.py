@@ -1,4 +1,4 @@
-"""The gateway before a real encoder with tiny models, and before an installation with a real matcher and worker."""
+"""The gateway before a real encoder with tiny models, and before a real matcher with a worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.ingest.indexing import qdrant_url
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.support.encoder_server import serve_encoder
 from tests.support.gateway import serve_gateway
-from tests.support.redis import redis_client, redis_server, shared_redis_server
+from tests.support.redis import own_redis_server, redis_client, redis_server, shared_redis_server
 
 __all__ = [
     "alpha",
@@ -23,6 +23,7 @@ __all__ = [
     "installations",
     "model_directories",
     "models",
+    "own_redis_server",
     "qdrant_url",
     "redis_client",
     "redis_server",

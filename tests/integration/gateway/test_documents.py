@@ -13,10 +13,8 @@ import pytest
 from tests.integration.collections.installation import Installation
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder
 from tests.support.gateway import serve_gateway
-from tests.support.redis import RedisServer, own_redis_server
+from tests.support.redis import RedisServer
 from textmatch.queue import messages
-
-__all__ = ["own_redis_server"]
 
 Install = Callable[..., Awaitable[Installation]]
 NDJSON = {"content-type": "application/x-ndjson"}
