@@ -16,6 +16,7 @@ from services.gateway.caller import Gateway
 from services.gateway.collections import BatchMatchLine
 from services.gateway.documents import DocumentLine
 from services.gateway.problems import MEDIA_TYPE, Problem, exception_handlers
+from services.gateway.reference import docs_page
 
 _DESCRIPTION = """Finds the stored texts that mean the same as a query, with a score from 0 to 1.
 
@@ -74,6 +75,7 @@ def create_app(
     for module in (collections, documents, embeddings, rerank):
         app.include_router(module.router)
     _add_streamed_models(app)
+    app.add_route("/docs", docs_page(app.openapi), methods=["GET"])
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -10,6 +10,7 @@ import logging
 import re
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TypeAlias
@@ -31,6 +32,7 @@ _REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[!-~]{1,64}")
 # A caller that sends nothing for this time is taken to be gone.
 _IDLE_SECONDS = 120.0
+_DISCARD_SECONDS = 2.0
 _CALLER_LEFT = 499
 _UNKNOWN_ROUTE = "none"
 _REFUSED_RETRY_SECONDS = 1.0
@@ -192,11 +194,20 @@ class _RunningRequest:
             headers[_REQUEST_ID_HEADER] = self._request_id
             headers["x-content-type-options"] = "nosniff"
             if self._has_body and not self._body.is_complete and self._status >= 400:
-                # Otherwise the server would read the rest of a body that nobody wants.
-                headers["connection"] = "close"
+                await self._discard_body()
+                if not self._body.is_complete:
+                    headers["connection"] = "close"
         elif not message.get("more_body", False):
             self._is_answered = True
         await self._send(message)
+
+    async def _discard_body(self) -> None:
+        """Read the rest of a refused body for a while: a connection closed earlier loses the answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while not self._body.is_complete:
+                    message = await self._receive()
+                    self._body.is_complete = not message.get("more_body", False)
 
     async def _end_when_caller_leaves(self) -> None:
         await self._receive()

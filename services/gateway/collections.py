@@ -241,7 +241,9 @@ async def match(collection: str, body: MatchRequestBody, caller: FromRequest) ->
     """The stored documents that mean about the same as the query."""
     client = caller.collection(collection)
     result = await client.match(body.query, timeout_seconds=caller.timeout_seconds, **body.to_keywords())
-    return Response(_result_body(result).model_dump_json(), media_type="application/json")
+    return Response(
+        _result_body(result).model_dump_json(exclude_defaults=True), media_type="application/json"
+    )
 
 
 @router.post(

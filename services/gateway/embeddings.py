@@ -40,7 +40,7 @@ def _to_texts(value: Any) -> Any:
     """One text or several. Token ids belong to the tokenizer of another model."""
     if isinstance(value, str):
         return [value]
-    if isinstance(value, list) and any(isinstance(one, (int, list)) for one in value):
+    if isinstance(value, list) and value and all(isinstance(one, (int, list)) for one in value):
         raise ValueError("has lists of token ids; send strings")
     return value
 

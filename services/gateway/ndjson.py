@@ -152,7 +152,7 @@ class _Spool:
             while self._written_bytes - self._read_bytes >= _MAX_SPOOL_BYTES:
                 self._has_room.clear()
                 await self._has_room.wait()
-            content = line.model_dump_json(exclude_none=True).encode() + b"\n"
+            content = line.model_dump_json(exclude_defaults=True).encode() + b"\n"
             self._file.seek(self._written_bytes)
             self._written_bytes += self._file.write(content)
             self._has_news.set()

@@ -78,8 +78,8 @@ class OpenAiError(BaseModel):
 
     message: str
     type: str
-    param: str | None
-    code: str | None
+    param: str | None = None
+    code: str
 
 
 class Problem(BaseModel):
@@ -198,8 +198,19 @@ def _violation(error: Mapping[str, Any]) -> Violation:
     place: Sequence[str | int] = error["loc"]
     if error["type"] == "json_invalid":
         return Violation.of_field("body", f"is not JSON: {error['ctx']['error']} at character {place[-1]}")
-    description = str(error["msg"]).removeprefix("Value error, ")
-    return Violation.of_field(_field(place), description[:1].lower() + description[1:])
+    return Violation.of_field(_field(place), _description(error["type"], error["msg"]))
+
+
+def _description(kind: str, message: str) -> str:
+    """What pydantic says, as our own checks would."""
+    match kind:
+        case "missing":
+            return "is required"
+        case "extra_forbidden":
+            return "is unknown"
+        case "value_error":
+            return message.removeprefix("Value error, ")
+    return message.replace("Input should", "must", 1)
 
 
 def _field(place: Sequence[str | int]) -> str:

@@ -47,7 +47,7 @@ class RerankRequest(StrictBody):
     return_documents: bool = False
 
 
-class RerankResult(BaseModel):
+class RankedDocument(BaseModel):
     """One document; `index` is its place in the request."""
 
     index: int
@@ -67,7 +67,7 @@ class RerankResponse(BaseModel):
 
     id: str
     model: str
-    results: list[RerankResult]
+    results: list[RankedDocument]
     meta: RerankMeta
 
 
@@ -184,7 +184,7 @@ async def _rerank(body: RerankRequest, caller: Caller, api_version: str) -> Rera
         id=logs.request_id.get(),
         model=result.model_id,
         results=[
-            RerankResult(
+            RankedDocument(
                 index=index,
                 relevance_score=float(result.scores[index]),
                 document=body.documents[index] if body.return_documents else None,

@@ -47,7 +47,7 @@ async def test_token_ids_are_refused_clearly(http: httpx.AsyncClient, given: lis
         ({"input": []}, "input"),
         ({"input": ["a"] * 2_049}, "input"),
         ({"input": ["a", " "]}, "input[1]"),
-        ({"input": ["a", 2]}, "input"),
+        ({"input": ["a", 2]}, "input[1]"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ({"input": "a", "inputtype": "query"}, "inputtype"),
