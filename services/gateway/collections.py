@@ -42,7 +42,7 @@ class PayloadIndexBody(StrictBody):
     """An attribute on which filters are fast."""
 
     field: str
-    kind: Literal["keyword", "integer", "float", "bool"]
+    kind: Literal["keyword", "integer", "float", "bool", "datetime"]
     is_tenant: bool = False
 
 
@@ -174,6 +174,9 @@ class MatchResultBody(BaseModel):
     recall: Recall | None
     timings_ms: TimingsBody
     models: ModelsBody
+    filter_warnings: list[str] = Field(
+        default_factory=list, description="What is suspicious about the filter, if nothing matched."
+    )
 
 
 class BatchMatchLine(BaseModel):
@@ -301,6 +304,7 @@ def _result_body(result: MatchResult) -> MatchResultBody:
             total=timings.total_ms,
         ),
         models=ModelsBody(bi_encoder=result.bi_encoder_model_id, cross_encoder=result.cross_encoder_model_id),
+        filter_warnings=list(result.filter_warnings),
     )
 
 

@@ -88,10 +88,11 @@ class DeleteBody(StrictBody):
     where: str | None = None
     filter: FilterBody | None = None
     version: int | None = Field(None, description="Keep documents that are newer. Absent: now.")
+    dry_run: bool = Field(False, description="Delete nothing, only count.")
 
 
 class DeletedBody(BaseModel):
-    """How many stored documents were removed."""
+    """How many stored documents were removed, or would be."""
 
     deleted_count: int
 
@@ -163,7 +164,11 @@ async def delete_document(collection: str, document_id: str, caller: FromRequest
 async def delete_documents(collection: str, body: DeleteBody, caller: FromRequest) -> DeletedBody:
     """Delete documents by their ids, or by a filter, which needs the scope admin."""
     client, where = caller.collection(collection), to_where(body.where, body.filter)
-    options: dict[str, Any] = {"version": body.version, "timeout_seconds": caller.timeout_seconds}
+    options: dict[str, Any] = {
+        "version": body.version,
+        "dry_run": body.dry_run,
+        "timeout_seconds": caller.timeout_seconds,
+    }
     if (body.ids is None) == (where is None):
         raise InvalidInput.of_field("ids", "give either ids or a filter")
     if where is not None:

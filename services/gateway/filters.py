@@ -1,4 +1,4 @@
-"""Filters in JSON, as an alternative to the syntax of `where`.
+"""Filters in JSON, as an alternative to the syntax of `where`. They have the names of the messages in gRPC.
 
 {"must": [{"match": {"field": "module", "values": ["os"]}}, {"range": {"field": "year", "gte": 2020}}],
  "must_not": [{"exists": {"field": "deprecated"}}]}
@@ -6,21 +6,39 @@
 
 from __future__ import annotations
 
-from typing import Self, TypeAlias
+from datetime import datetime
+from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from services.gateway.caller import StrictBody
-from textmatch.client import FieldExists, FieldMatch, FieldRange, Filter
+from textmatch.client import (
+    FieldExists,
+    FieldIsNull,
+    FieldMatch,
+    FieldPrefix,
+    FieldRange,
+    FieldTimeRange,
+    Filter,
+    HasId,
+    parse_time,
+)
 from textmatch.errors import InvalidInput
 from textmatch.filters import Condition
 
 
+def _to_time(value: Any) -> Any:
+    return parse_time(value) if isinstance(value, str) else value
+
+
+Time: TypeAlias = Annotated[datetime, BeforeValidator(_to_time, json_schema_input_type=str)]
+
+
 class MatchCondition(StrictBody):
-    """The attribute equals one of the values."""
+    """The attribute equals one of the values, which have one type."""
 
     field: str = Field(examples=["author.name"])
-    values: list[StrictBool | StrictInt | StrictStr] = Field(min_length=1)
+    values: list[StrictBool | StrictInt | StrictFloat | StrictStr] = Field(min_length=1)
 
     def to_condition(self) -> Condition:
         """The condition for the client."""
@@ -38,7 +56,32 @@ class RangeCondition(StrictBody):
 
     def to_condition(self) -> Condition:
         """The condition for the client."""
-        return FieldRange(self.field, self.gt, self.gte, self.lt, self.lte)
+        return FieldRange(**dict(self))
+
+
+class TimeRangeCondition(StrictBody):
+    """The attribute is a string with a date or a time within the bounds: "2024-01-31", RFC 3339."""
+
+    field: str
+    gt: Time | None = None
+    gte: Time | None = None
+    lt: Time | None = None
+    lte: Time | None = None
+
+    def to_condition(self) -> Condition:
+        """The condition for the client."""
+        return FieldTimeRange(**dict(self))
+
+
+class PrefixCondition(StrictBody):
+    """The attribute is a string that starts with `prefix`."""
+
+    field: str
+    prefix: str
+
+    def to_condition(self) -> Condition:
+        """The condition for the client."""
+        return FieldPrefix(self.field, self.prefix)
 
 
 class ExistsCondition(StrictBody):
@@ -51,12 +94,36 @@ class ExistsCondition(StrictBody):
         return FieldExists(self.field)
 
 
+class IsNullCondition(StrictBody):
+    """The attribute exists and is null, or a list with a null."""
+
+    field: str
+
+    def to_condition(self) -> Condition:
+        """The condition for the client."""
+        return FieldIsNull(self.field)
+
+
+class HasIdCondition(StrictBody):
+    """The document has one of these ids."""
+
+    ids: list[str]
+
+    def to_condition(self) -> Condition:
+        """The condition for the client."""
+        return HasId(tuple(self.ids))
+
+
 class ConditionBody(StrictBody):
     """Exactly one kind of condition."""
 
     match: MatchCondition | None = None
     range: RangeCondition | None = None
+    time_range: TimeRangeCondition | None = None
+    prefix: PrefixCondition | None = None
     exists: ExistsCondition | None = None
+    is_null: IsNullCondition | None = None
+    has_id: HasIdCondition | None = None
     filter: FilterBody | None = None
 
     @model_validator(mode="after")
@@ -68,26 +135,26 @@ class ConditionBody(StrictBody):
 
     def to_condition(self) -> Condition:
         """The condition for the client."""
-        return self._given()[0].to_condition()
+        condition: Condition = self._given()[0].to_condition()
+        return condition
 
-    def _given(self) -> list[AnyCondition]:
-        return [one for one in (self.match, self.range, self.exists, self.filter) if one is not None]
+    def _given(self) -> list[Any]:
+        return [one for _, one in self if one is not None]
 
 
 class FilterBody(StrictBody):
-    """All of `must`, at least one of `should` if there are any, and none of `must_not`."""
+    """All of `must`, `min_should` of `should` if there are any, and none of `must_not`."""
 
     must: list[ConditionBody] = Field(default_factory=list)
     should: list[ConditionBody] = Field(default_factory=list)
     must_not: list[ConditionBody] = Field(default_factory=list)
+    min_should: int = Field(1, ge=1)
 
     def to_condition(self) -> Filter:
         """The filter for the client."""
         clauses = self.must, self.should, self.must_not
-        return Filter(*(tuple(one.to_condition() for one in clause) for clause in clauses))
-
-
-AnyCondition: TypeAlias = MatchCondition | RangeCondition | ExistsCondition | FilterBody
+        must, should, must_not = (tuple(one.to_condition() for one in clause) for clause in clauses)
+        return Filter(must, should, must_not, self.min_should)
 
 
 def to_where(where: str | None, filter_body: FilterBody | None) -> Condition | str | None:
