@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.metrics import REQUEST_SECONDS, REQUESTS_TOTAL, RUNNING_REQUESTS
@@ -148,6 +149,9 @@ class _RunningRequest:
             if not self._caller_left.is_set() or self._task is None:
                 raise
             self._task.uncancel()
+        except ClientDisconnect:
+            # The route was reading the body. Nobody is there to be answered.
+            self._left_early = True
         except Exception:
             _log.exception("%s %s failed", self._scope["method"], self._scope["path"])
             if self._status:

@@ -238,8 +238,8 @@ class DocumentUpload:
 
     async def _failed(self, failure: ItemError) -> AsyncIterator[DocumentLine]:
         """What was sent without an answer, and the rest of the input, which is not sent."""
-        for line in self._waiting.values():
-            yield line.model_copy(update={"error": failure})
+        for waiting in self._waiting.values():
+            yield waiting.model_copy(update={"error": failure})
         async for line in self._lines:
             yield _rejected(line) if line.problem else _failed(line).model_copy(update={"error": failure})
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
@@ -151,7 +151,9 @@ def http_problem_response(
     return _response(problem, headers or {})
 
 
-def exception_handlers() -> dict[type[Exception], Callable[[Request, Any], Any]]:
+def exception_handlers() -> dict[
+    int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]
+]:
     """What FastAPI answers for each kind of exception."""
     return {
         TextMatchError: _on_text_match_error,
