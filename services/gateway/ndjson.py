@@ -110,8 +110,7 @@ class _Spool:
 
     def __init__(self, lines: AsyncIterator[BaseModel]) -> None:
         self._lines = lines
-        # chunks() closes it, or else the garbage collection.
-        self._file = SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115
+        self._file = SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115 -- _close() does
         self._read_bytes = self._written_bytes = 0
         self._has_news, self._has_room = asyncio.Event(), asyncio.Event()
         self._filling = asyncio.create_task(self._fill())
@@ -124,11 +123,11 @@ class _Spool:
         """
         try:
             await self._has_news.wait()
-        except asyncio.CancelledError:
-            self._filling.cancel()
+            if not self._written_bytes:
+                await self._filling
+        except BaseException:
+            self._close()
             raise
-        if not self._written_bytes:
-            await self._filling
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What was written, in parts."""
@@ -143,8 +142,11 @@ class _Spool:
                     await self._has_news.wait()
             await self._filling
         finally:
-            self._filling.cancel()
-            self._file.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._filling.cancel()
+        self._file.close()
 
     async def _fill(self) -> None:
         self._filling.add_done_callback(lambda _: self._has_news.set())
