@@ -29,7 +29,7 @@ from services.gateway.ndjson import (
 )
 from services.gateway.problems import ItemError, item_error, renamed_fields
 from textmatch.client import AsyncTextMatchClient, DocumentResult
-from textmatch.documents import check_item_count
+from textmatch.documents import MAX_VERSION, check_item_count
 from textmatch.errors import InvalidInput, TextMatchError
 
 MAX_IDS = 10_000
@@ -61,7 +61,9 @@ class NewDocument(StrictBody):
 
     text: str
     attributes: dict[str, Any] = Field(default_factory=dict)
-    version: int | None = Field(None, description="The highest version wins. Without one, the last write.")
+    version: int | None = Field(
+        None, ge=1, le=MAX_VERSION, description="The highest version wins. Without one, the last write."
+    )
 
 
 class DocumentBody(BaseModel):
