@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 
 import grpc
 import numpy as np
@@ -25,6 +26,7 @@ Embed = Callable[[list[str]], Awaitable[Embeddings]]
 
 _WARM_UP_SHARE = 0.3
 _METHOD = f"/{pb.DESCRIPTOR.services_by_name['EncoderService'].full_name}/Encode"
+_FIRST_ANSWER_SECONDS = 60.0
 # Time for the client processes to start.
 _START_SECONDS = 5.0
 _OK = grpc.StatusCode.OK.value[0]
@@ -89,6 +91,49 @@ async def background_load(embed: Embed, load: ClosedLoad, texts: Sequence[str]) 
     for end in ends:
         if not isinstance(end, asyncio.CancelledError):
             raise RuntimeError("a call of the background load failed") from end
+
+
+@asynccontextmanager
+async def background_bulk(address: str, load: ClosedLoad, texts: Sequence[str]) -> AsyncIterator[None]:
+    """As `background_load`, with bulk calls from another process: messages of MB would delay this one.
+
+    Raises:
+        RuntimeError: a call failed, or none was answered within a minute.
+    """
+    context = multiprocessing.get_context("spawn")
+    answered = context.Event()
+    process = context.Process(target=_call_in_bulk, args=(address, load, list(texts), answered), daemon=True)
+    process.start()
+    try:
+        if not await asyncio.to_thread(answered.wait, _FIRST_ANSWER_SECONDS):
+            raise RuntimeError("no call of the background load was answered")
+        yield
+        has_failed = not process.is_alive()
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.join)
+    if has_failed:
+        raise RuntimeError("a call of the background load failed")
+
+
+def _call_in_bulk(address: str, load: ClosedLoad, texts: Sequence[str], answered: Event) -> None:
+    asyncio.run(_send_bulk(address, load, texts, answered))
+
+
+async def _send_bulk(address: str, load: ClosedLoad, texts: Sequence[str], answered: Event) -> None:
+    async with grpc.aio.insecure_channel(
+        address, options=[("grpc.max_receive_message_length", -1)]
+    ) as channel:
+        encode = channel.unary_unary(_METHOD, request_serializer=None, response_deserializer=None)
+
+        async def call(number: int) -> None:
+            batch = next(load.batches(texts, number))
+            request = pb.EncodeRequest(texts=batch, priority=pb.PRIORITY_BULK).SerializeToString()
+            while True:
+                await encode(request)
+                answered.set()
+
+        await asyncio.gather(*(call(number) for number in range(load.callers)))
 
 
 async def _run(embed: Embed, load: ClosedLoad, texts: Sequence[str], seconds: float) -> Measured:

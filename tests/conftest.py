@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import hypothesis
 import pytest
 
 # Before anything imports a library that reads it.
@@ -14,6 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A shell starts background jobs with SIGINT ignored, and every process started here would inherit that:
 # the tests of Ctrl-C would wait forever for what never arrives.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The machine may be busy: how long an example takes is not what is tested.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,10 +17,17 @@ from training.distill import DistillSettings, train_distill
 from training.fit import RunResult
 from training.groups import GroupSettings, convert_groups
 from training.mlm import MlmSettings, train_mlm
+from training.model_files import export_onnx
 from training.regression import RegressionSettings, train_regression
-from training.sbert import SbertSettings, train_sbert
 from training.settings import add_command, short_path
-from training.siamese import SiameseSettings, train_siamese
+from training.siamese import (
+    CosentSettings,
+    SbertSettings,
+    SiameseSettings,
+    train_cosent,
+    train_sbert,
+    train_siamese,
+)
 from training.simcse import MiningSettings, SimcseSettings, mine, train_simcse
 from training.split import SplitSettings, split_files
 
@@ -56,10 +63,13 @@ def _print_result(result: RunResult) -> None:
     for warning in result.warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"saved to {result.output}", highlight=False, soft_wrap=True)
+    if result.is_start_kept:
+        raise typer.Exit(1)
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 _add_recipe(app, "siamese", SiameseSettings, train_siamese)
+_add_recipe(app, "cosent", CosentSettings, train_cosent)
 _add_recipe(app, "sbert", SbertSettings, train_sbert)
 _add_recipe(app, "simcse", SimcseSettings, train_simcse)
 _add_recipe(app, "regression", RegressionSettings, train_regression)
@@ -69,6 +79,7 @@ add_command(app, "mine", MiningSettings, mine)
 add_command(app, "groups", GroupSettings, convert_groups)
 add_command(app, "split", SplitSettings, split_files)
 app.command()(calibrate)
+app.command("export")(export_onnx)
 
 
 def main() -> None:

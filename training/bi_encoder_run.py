@@ -1,13 +1,10 @@
-"""Trains, saves and evaluates every bi-encoder. A recipe contributes the model, the data and the loss.
-
-Also defines the classes of labelled pairs and their scores.
-"""
+"""Trains, saves and evaluates every bi-encoder. A recipe contributes the model, the data and the loss."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +14,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
-from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, SoftmaxLoss
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 from torch import nn
 
 from textmatch.errors import InvalidInput
 from textmatch.models.calibration import PairClassifier
-from training.data_files import ClassPair, ScoredPair
 from training.data_report import DataReport
 from training.evaluators import PairEvaluator, embed, pair_classifier
+from training.examples import ClassPair, ScoredPair
 from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
+from training.labels import LabelClasses
 from training.model_builder import BiEncoderSettings
 from training.model_files import save_bi_encoder
 from training.trainers import (
@@ -37,77 +35,12 @@ from training.trainers import (
     mix_arguments,
 )
 
-# Dataset columns of the two sentences of a pair; a triple has a third one.
-QUERY, DOCUMENT, NEGATIVE = "sentence1", "sentence2", "sentence3"
+# Dataset columns of the two sentences of a pair; a triple has "sentence3".
+QUERY, DOCUMENT = "sentence1", "sentence2"
 # Randomly initialised layers take a higher learning rate than those of the base model.
 _NEW_LAYERS = (r"^classifier\.", r"encoder\.(weight|bias)_(ih|hh)_")
 # Training rows whose scores are checked for collapse.
 _SAMPLE_ROWS = 64
-_INFERENCE_SCORES = {"contradiction": 0.0, "neutral": 0.5, "entailment": 1.0}
-
-
-@dataclass(frozen=True)
-class LabelClasses:
-    """Names and scores of the classes, in the order of the classifier's outputs."""
-
-    names: tuple[str, ...]
-    scores: tuple[float, ...]
-
-    def check(self, pairs: Sequence[ClassPair], name: str) -> None:
-        """Refuse pairs of other classes.
-
-        Raises:
-            InvalidInput: naming the file and the first such row.
-        """
-        for row, pair in enumerate(pairs, start=1):
-            if pair.label not in self.names:
-                problem = f'class "{pair.label}" is not one of {", ".join(self.names)}'
-                raise InvalidInput.of_field(f"{name} row {row}", problem)
-
-
-def find_classes(pairs: Sequence[ClassPair], chosen: str) -> LabelClasses:
-    """The classes that the option gives (`no=0,maybe=0.5,yes=1`), or those of the pairs.
-
-    Numeric classes get scores from 0 to 1 in equal steps. The three classes of natural language inference
-    have fixed scores.
-
-    Raises:
-        InvalidInput: they cannot be found or do not fit.
-    """
-    classes = _parse_classes(chosen) if chosen else _classes_of({pair.label for pair in pairs})
-    if len(classes.names) < 2:
-        raise InvalidInput.of_field("label", f'all pairs have the class "{classes.names[0]}"; two are needed')
-    classes.check(pairs, "train")
-    return classes
-
-
-def _classes_of(labels: set[str]) -> LabelClasses:
-    if labels <= _INFERENCE_SCORES.keys():
-        names = sorted(labels, key=_INFERENCE_SCORES.__getitem__)
-        return LabelClasses(tuple(names), tuple(_INFERENCE_SCORES[name] for name in names))
-    try:
-        names = sorted(labels, key=float)
-    except ValueError:
-        shown = ", ".join(sorted(labels)[:5])
-        problem = f"give the score of each class with --classes, such as no=0,yes=1; the file has {shown}"
-        raise InvalidInput.of_field("classes", problem) from None
-    highest = max(len(names) - 1, 1)
-    return LabelClasses(tuple(names), tuple(number / highest for number in range(len(names))))
-
-
-def _parse_classes(text: str) -> LabelClasses:
-    names: list[str] = []
-    scores: list[float] = []
-    for part in text.split(","):
-        name, _, score = part.rpartition("=")
-        try:
-            scores.append(float(score))
-        except ValueError:
-            raise InvalidInput.of_field("classes", f'"{part}" is not NAME=SCORE, such as yes=1') from None
-        if not name.strip() or not 0 <= scores[-1] <= 1:
-            raise InvalidInput.of_field("classes", f'"{part}" needs a name and a score in 0..1')
-        names.append(name.strip())
-    return LabelClasses(tuple(names), tuple(scores))
 
 
 @dataclass(frozen=True)
@@ -135,6 +68,13 @@ def pair_dataset(pairs: Sequence[ScoredPair] | Sequence[ClassPair], labels: Sequ
     return Dataset.from_dict({**columns, "label": list(labels)})
 
 
+def text_dataset(rows: Sequence[Sequence[str]], labels: Sequence[float] = ()) -> Dataset:
+    """Texts without roles of their own: anchor, partner and negatives; and labels, if there are some."""
+    names = (QUERY, DOCUMENT, *(f"sentence{number}" for number in range(3, len(rows[0]) + 1)))
+    columns: dict[str, Any] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return Dataset.from_dict(columns | ({"label": list(labels)} if labels else {}))
+
+
 def train_bi_encoder(
     task: BiEncoderTask, settings: BiEncoderSettings, new_layer_learning_rate: float, console: Console
 ) -> RunResult:
@@ -145,6 +85,8 @@ def train_bi_encoder(
         TrainingInterrupted: on Ctrl-C.
     """
     metric = SelectionMetric(task.metric)
+    if dimensions := settings.matryoshka_dimensions:
+        task = replace(task, parts=[_of_dimensions(task.model, part, dimensions) for part in task.parts])
     trainer = BiEncoderTrainer(
         model=task.model,
         args=SentenceTransformerTrainingArguments(
@@ -157,7 +99,7 @@ def train_bi_encoder(
         **data_arguments(task.parts),
         evaluator=task.evaluator_of(settings.dev) if settings.dev else None,
     )
-    fit(trainer, settings, metric, console, lambda: _sample_cosines(task, settings.seed))
+    outcome = fit(trainer, settings, metric, console, lambda: _sample_cosines(task, settings.seed))
     if trainer.is_world_process_zero():
         base = settings.base if settings.adapter_rank else ""
         save_bi_encoder(task.model, settings.output, _classifier(task), adapter_base=base)
@@ -167,7 +109,21 @@ def train_bi_encoder(
         report=task.report,
         measure=lambda path: task.evaluator_of(path).measure(task.model),
         base_name=settings.base,
+        outcome=outcome,
     )
+
+
+def _of_dimensions(model: SentenceTransformer, part: TrainingPart, dimensions: Sequence[int]) -> TrainingPart:
+    """The part with the sum of its losses at these dimensions and at the whole length.
+
+    Raises:
+        InvalidInput: the embeddings are not as long.
+    """
+    whole = model.get_embedding_dimension() or 0
+    if too_long := [one for one in dimensions if one > whole]:
+        raise InvalidInput.of_field("matryoshka", f"{too_long[0]} is above the model's {whole} dimensions")
+    all_dimensions = sorted({whole, *dimensions}, reverse=True)
+    return replace(part, loss=MatryoshkaLoss(model, part.loss, matryoshka_dims=all_dimensions))
 
 
 def _sample_cosines(task: BiEncoderTask, seed: int) -> NDArray[np.float32]:

@@ -18,13 +18,13 @@ from sklearn.linear_model import LogisticRegression
 
 from textmatch.console import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
+from textmatch.io.data_files import FileFormat
 from textmatch.models.calibration import MAX_KNOTS, Calibration, Isotonic, Logistic, Method, logit
 from textmatch.models.engines import AUTO
 from textmatch.models.model_resolver import model_id
 from textmatch.types import Scorer
-from training.data_files import FileFormat, ScoreRange
 from training.evaluation.bootstrap import BootstrapMetrics, Values
-from training.evaluation.commands import JsonOption, PositiveOption, quieten_libraries
+from training.evaluation.commands import ClassesOption, JsonOption, PositiveOption, quieten_libraries
 from training.evaluation.pairs import (
     PairFile,
     PairSample,
@@ -34,6 +34,7 @@ from training.evaluation.pairs import (
 )
 from training.evaluation.report import EvaluatedModel, as_json, format_estimate, table
 from training.evaluation.scorers import ScoredPairs, load_model_system
+from training.labels import ScoreRange
 from training.model_card import CALIBRATION, THRESHOLDS, replace_section, sha256_of, thresholds_section
 from training.settings import ColumnsOption, DeviceOption, HeaderOption, ScoreRangeOption, short_path
 
@@ -80,6 +81,7 @@ def calibrate(
         Scorer | None, typer.Option(help="Which scores of a bi-encoder with a pair classifier.")
     ] = None,
     score_range: ScoreRangeOption = (0.0, 1.0),
+    classes: ClassesOption = "",
     positive_from: PositiveOption = 0.5,
     header: HeaderOption = None,
     columns: ColumnsOption = "",
@@ -93,7 +95,7 @@ def calibrate(
     if not model.is_dir():
         raise InvalidInput.of_field("MODEL", f'"{model}" is not a directory')
     file_format = FileFormat.of_options(header, columns)
-    file = read_pair_file(dev, file_format, ScoreRange.of_option(score_range), positive_from)
+    file = read_pair_file(dev, file_format, ScoreRange.of_option(score_range), positive_from, classes)
     quieten_libraries()
     done = _calibrate(model, file, method, scorer, device)
     thresholds = precision_thresholds(done.scores, file.is_positive)

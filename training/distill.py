@@ -29,13 +29,6 @@ from typer import Option
 from textmatch.errors import InvalidInput
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
 from training.bi_encoder_run import DOCUMENT, QUERY, BiEncoderTask, pair_dataset, train_bi_encoder
-from training.data_files import (
-    UNIT_RANGE,
-    CandidateList,
-    ScoredPair,
-    read_candidate_lists,
-    read_scored_pairs,
-)
 from training.data_report import TrainingRow, report_data
 from training.evaluation.scorers import (
     CrossEncoderSystem,
@@ -44,7 +37,9 @@ from training.evaluation.scorers import (
     run_in_batches,
 )
 from training.evaluators import SPEARMAN, CosineEvaluator, ScoreEvaluator
+from training.examples import CandidateList, ScoredPair, read_candidate_lists, read_scored_pairs
 from training.fit import RunResult, SelectionMetric, fit, training_arguments
+from training.labels import UNIT_RANGE
 from training.model_builder import BiEncoderSettings, build_bi_encoder, build_cross_encoder
 from training.regression import finish_cross_encoder, logit, sample_pair_scores
 from training.settings import MixOption, parse_mix
@@ -237,14 +232,23 @@ def _train_cross_encoder(
             for text in one.texts
         ),
     ]
-    fit(trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, sample, settings.seed))
+    outcome = fit(
+        trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, sample, settings.seed)
+    )
     return finish_cross_encoder(
-        "distill", trainer, model, settings, report, None, lambda path: _score_evaluator(path, settings)
+        "distill",
+        trainer,
+        model,
+        settings,
+        report,
+        None,
+        lambda path: _score_evaluator(path, settings),
+        outcome,
     )
 
 
 def _score_evaluator(path: Path, settings: DistillSettings) -> ScoreEvaluator:
-    return ScoreEvaluator(read_scored_pairs(path, settings.file_format), UNIT_RANGE)
+    return ScoreEvaluator(read_scored_pairs(path, settings.pair_format, settings.range), UNIT_RANGE)
 
 
 def _train_bi_encoder(
@@ -263,7 +267,9 @@ def _train_bi_encoder(
         report=report,
         model=model,
         parts=parts,
-        evaluator_of=lambda path: CosineEvaluator(read_scored_pairs(path, settings.file_format)),
+        evaluator_of=lambda path: CosineEvaluator(
+            read_scored_pairs(path, settings.pair_format, settings.range), settings.matryoshka_dimensions
+        ),
         metric=SPEARMAN,
         shares=parse_mix(settings.mix, len(parts)),
     )
@@ -306,7 +312,7 @@ def list_dataset(lists: Sequence[ScoredList]) -> Dataset:
 def _read_files(settings: DistillSettings, console: Console) -> _Files:
     """All training files. The teacher scores the candidates."""
     file_format = settings.file_format
-    pairs = [read_scored_pairs(path, file_format) for path in settings.train]
+    pairs = [read_scored_pairs(path, settings.pair_format, settings.range) for path in settings.train]
     if settings.both_orders:
         pairs = [
             [*of_file, *(replace(one, first=one.second, second=one.first) for one in of_file)]
@@ -330,7 +336,7 @@ def _read_files(settings: DistillSettings, console: Console) -> _Files:
         ]
         files.append(_short_lists(labelled, path, settings, has_teacher=False))
     for path in settings.teacher_scores:
-        scored = _lists_of_scores(read_scored_pairs(path, file_format, score_range=None))
+        scored = _lists_of_scores(read_scored_pairs(path, settings.pair_format, score_range=None))
         files.append(_short_lists(scored, path, settings, has_teacher=True))
     return _Files(pairs, files)
 

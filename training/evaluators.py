@@ -14,7 +14,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from textmatch.models.calibration import PairClassifier
-from training.data_files import ClassPair, ScoredPair, ScoreRange
+from training.examples import ClassPair, ScoredPair
+from training.labels import ScoreRange
 
 SPEARMAN = "spearman"
 ACCURACY = "accuracy"
@@ -35,17 +36,24 @@ class PairEvaluator(BaseEvaluator, ABC):
 
 
 class CosineEvaluator(PairEvaluator):
-    """Spearman correlation of a bi-encoder's cosine with the gold score."""
+    """Spearman correlation of a bi-encoder's cosine with the gold score.
 
-    def __init__(self, pairs: Sequence[ScoredPair]) -> None:
+    `dimensions`: it is also measured with embeddings cut to these lengths.
+    """
+
+    def __init__(self, pairs: Sequence[ScoredPair], dimensions: Sequence[int] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._dimensions = dimensions
         self._pairs = pairs
         self._gold = np.array([pair.score for pair in pairs])
 
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
         first, second = _embed_pairs(model, self._pairs)
-        cosines = (first * second).sum(axis=1)
-        return {SPEARMAN: _correlation(spearmanr, cosines, self._gold)}
+        measured = {SPEARMAN: _correlation(spearmanr, _cosines(first, second), self._gold)}
+        for length in self._dimensions:
+            cosines = _cosines(first[:, :length], second[:, :length])
+            measured[f"{SPEARMAN} of {length}"] = _correlation(spearmanr, cosines, self._gold)
+        return measured
 
 
 class ClassEvaluator(PairEvaluator):
@@ -107,6 +115,13 @@ def _embed_pairs(
     """First sentences as queries, second ones as documents: (pair, dimension) each."""
     first = embed(model.encode_query, [pair.first for pair in pairs])
     return first, embed(model.encode_document, [pair.second for pair in pairs])
+
+
+def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The cosine of each row of `first` with that of `second`: (pair,)."""
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    cosines: NDArray[np.float32] = (first * second).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return cosines
 
 
 def _correlation(correlate: Any, scores: NDArray[Any], gold: NDArray[Any]) -> float:

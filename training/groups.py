@@ -16,19 +16,13 @@ from typing import Annotated
 from typer import Option, echo
 
 from textmatch.errors import InvalidInput
-from training.data_files import (
-    DETECTED,
-    Column,
-    FileFormat,
-    ScoredPair,
-    Triple,
-    read_texts,
-    write_rows,
-)
-from training.settings import HeaderOption, short_path
+from textmatch.io.columns import Column
+from textmatch.io.data_files import DETECTED, FileFormat
+from training.examples import ScoredPair, Triple, read_texts, write_rows
+from training.settings import ColumnsOption, HeaderOption, short_path
 
 _COLUMNS = [
-    Column(name, frozenset({name.replace(" ", "")}))
+    Column(name, (name.replace(" ", ""),))
     for name in ("kind", "anchor", "far paraphrase", "close paraphrase", "near miss", "same topic")
 ]
 
@@ -69,13 +63,14 @@ class GroupSettings:
         float, Option(min=0.0, max=1.0, help="Label of a sentence with its near miss.")
     ] = 0.0
     header: HeaderOption = None
+    columns: ColumnsOption = ""
 
 
 def convert_groups(settings: GroupSettings) -> None:
     """Turn groups of an anchor, paraphrases and near misses into pairs with labels and into triples."""
     if settings.pairs is None and settings.triples is None:
         raise InvalidInput.of_field("pairs", "give --pairs, --triples or both: there is nothing to write")
-    file_format = FileFormat(settings.header)
+    file_format = FileFormat.of_options(settings.header, settings.columns)
     groups = [group for path in settings.groups for group in read_groups(path, file_format)]
     if settings.pairs is not None:
         pairs = labelled_pairs(groups, settings.near_miss_label)

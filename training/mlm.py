@@ -16,7 +16,6 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
-    DataCollatorForLanguageModeling,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -26,12 +25,12 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
-from training.data_files import read_sentences
 from training.data_report import TrainingRow, build_report
+from training.examples import read_sentences
 from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
 from training.model_builder import DEFAULT_BASE_NAME
 from training.settings import LearningRateOption, RunSettings
-from training.trainers import MaskedLanguageModelTrainer
+from training.trainers import MaskedLanguageModelTrainer, RepeatableMasking
 
 # Longest input of a new model, in tokens.
 _POSITIONS = 512
@@ -69,35 +68,44 @@ def train_mlm(settings: MlmSettings, console: Console) -> RunResult:
     Texts longer than --max-length-tokens are split.
     """
     settings.check()
-    sentences = dict.fromkeys(text for path in settings.train for text in read_sentences(path))
+    sentences = dict.fromkeys(
+        text for path in settings.train for text in read_sentences(path, settings.file_format)
+    )
     set_seed(settings.seed)
     model, tokenizer = _new_model(settings) if settings.from_scratch else _base_model(settings)
-    report = build_report([TrainingRow((text,)) for text in sentences], {}, tokenizer)
+    evaluated = {
+        path: [(text,) for text in read_sentences(path, settings.file_format)]
+        for path in settings.evaluation_files
+    }
+    report = build_report([TrainingRow((text,)) for text in sentences], evaluated, tokenizer)
     report.print_to(console)
     console.print(f"{model.num_parameters():,} parameters")
     length = min(settings.max_length_tokens, model.config.max_position_embeddings)
+
+    def dataset_of(path: Path) -> Dataset:
+        return _tokenized([text for (text,) in evaluated[path]], tokenizer, length)
+
     trainer = MaskedLanguageModelTrainer(
         model=model,
         args=TrainingArguments(
             **training_arguments(settings, _METRIC),
-            train_sampling_strategy="group_by_length",
-            length_column_name="length",
         ),
         train_dataset=_tokenized(list(sentences), tokenizer, length),
-        eval_dataset=_of_file(settings.dev, tokenizer, length) if settings.dev else None,
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=settings.mask_share),
+        eval_dataset=dataset_of(settings.dev) if settings.dev else None,
+        data_collator=RepeatableMasking(tokenizer, mlm_probability=settings.mask_share),
         processing_class=tokenizer,
     )
-    fit(trainer, settings, _METRIC, console)
+    outcome = fit(trainer, settings, _METRIC, console)
     if trainer.is_world_process_zero():
         trainer.save_model(str(settings.output))
         (settings.output / "training_args.bin").unlink(missing_ok=True)
 
     def measure(path: Path) -> Mapping[str, float]:
-        loss = trainer.evaluate(_of_file(path, tokenizer, length))["eval_loss"]
+        loss = trainer.evaluate(dataset_of(path))["eval_loss"]
         return {"loss": loss, "perplexity": exp(loss)}
 
-    return finish_run("mlm", settings, report, measure, "" if settings.from_scratch else settings.base)
+    base_name = "" if settings.from_scratch else settings.base
+    return finish_run("mlm", settings, report, measure, base_name, outcome)
 
 
 def _new_model(settings: MlmSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -135,10 +143,6 @@ def _base_model(settings: MlmSettings) -> tuple[PreTrainedModel, PreTrainedToken
     base = find_model(settings.base, BI_ENCODER_ORGANISATION)
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
     return AutoModelForMaskedLM.from_pretrained(str(base), local_files_only=True), tokenizer
-
-
-def _of_file(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
-    return _tokenized(read_sentences(path), tokenizer, length)
 
 
 def _tokenized(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:

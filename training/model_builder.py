@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.base.modules import Module, Normalize, Router, Transformer
+from sentence_transformers.base.modules import Dense, Module, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import LSTM, Pooling, WeightedLayerPooling
 from torch import Tensor, nn
 from typer import Option
@@ -28,7 +28,7 @@ from training.settings import RunSettings
 DEFAULT_BASE_NAME = f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"
 
 AdapterTask: TypeAlias = Literal["SEQ_CLS", "FEATURE_EXTRACTION"]
-PoolingName: TypeAlias = Literal["base", "cls", "pooler", "mean", "first-last-avg", "last2-avg"]
+PoolingName: TypeAlias = Literal["base", "cls", "pooler", "mean", "last", "first-last-avg", "last2-avg"]
 
 BaseOption = Annotated[str, Option(help="Base model: a local directory or a name on the Hugging Face hub.")]
 AdapterRankOption = Annotated[
@@ -55,7 +55,10 @@ class BiEncoderSettings(RunSettings):
     base: BaseOption = DEFAULT_BASE_NAME
     pooling: Annotated[
         PoolingName,
-        Option(help="Pooling of the token vectors; base: that of the base model, or mean if it has none."),
+        Option(
+            help="Pooling of the token vectors; base: that of the base model, or mean if it has none;"
+            " last: the last token, or the last state of each direction of an LSTM."
+        ),
     ] = "base"
     dropout: Annotated[
         float | None, Option(min=0.0, max=0.9, help="Dropout rate. Default: that of the base model.")
@@ -65,6 +68,16 @@ class BiEncoderSettings(RunSettings):
     prompts: Annotated[
         bool, Option(help="Whether to use the prompts of the base model. A model trained without has none.")
     ] = True
+    query_prompt: Annotated[
+        str, Option(help='Text before each query, such as "query: "; saved with the model.')
+    ] = ""
+    document_prompt: Annotated[
+        str, Option(help='Text before each document, such as "passage: "; saved with the model.')
+    ] = ""
+    matryoshka: Annotated[
+        str,
+        Option(help="Shorter lengths at which embeddings are to be useful too, as in 256,128,64."),
+    ] = ""
 
     def check(self) -> None:
         """Validate before any data is read.
@@ -77,6 +90,22 @@ class BiEncoderSettings(RunSettings):
             raise InvalidInput.of_field("pooling", "an adapter uses the pooling of its base model: use base")
         if self.start_adapter and not self.adapter_rank:
             raise InvalidInput.of_field("start-adapter", "needs the --adapter-rank of that adapter")
+        _ = self.matryoshka_dimensions
+
+    @property
+    def matryoshka_dimensions(self) -> tuple[int, ...]:
+        """The shorter lengths of embeddings, the longest first; empty: none.
+
+        Raises:
+            InvalidInput: the option is not a list of whole numbers above 0.
+        """
+        if not self.matryoshka:
+            return ()
+        texts = [one.strip() for one in self.matryoshka.split(",")]
+        if not all(one.isdecimal() and int(one) for one in texts):
+            problem = f'"{self.matryoshka}" is not a list of whole numbers, such as 256,128,64'
+            raise InvalidInput.of_field("matryoshka", problem)
+        return tuple(sorted({int(one) for one in texts}, reverse=True))
 
 
 def build_bi_encoder(
@@ -101,6 +130,8 @@ def build_bi_encoder(
     if not isinstance(modules[-1], Normalize):
         modules.append(Normalize())
     prompts = {name: prompt for name, prompt in loaded.prompts.items() if prompt and settings.prompts}
+    own = {"query": settings.query_prompt, "document": settings.document_prompt}
+    prompts |= {name: prompt for name, prompt in own.items() if prompt}
     model = SentenceTransformer(modules=[*modules], device=settings.torch_device, prompts=prompts)
     feed_lstm(model)
     if settings.adapter_rank:
@@ -258,7 +289,21 @@ def _pooling(first: Transformer, name: PoolingName, lstm: LstmConfig | None) -> 
         layers = LSTM(width, lstm.width, num_layers=lstm.layers, bidirectional=lstm.is_bidirectional)
         before.append(layers)
         width = layers.get_embedding_dimension()
-    return [*before, Pooling(width, "cls" if name == "cls" else "mean")]
+    if name == "last" and lstm is not None and lstm.is_bidirectional:
+        return [*before, *_last_states(width)]
+    mode = {"cls": "cls", "last": "lasttoken"}.get(name, "mean")
+    return [*before, Pooling(width, mode)]
+
+
+def _last_states(width: int) -> list[Module]:
+    """Pooling of a bidirectional LSTM (token, width): forwards at the last token, backwards at the first."""
+    half = width // 2
+    # The backward half of the first token and the forward half of the last one.
+    columns = [*range(half, width), *range(width, width + half)]
+    weight = nn.functional.one_hot(torch.tensor(columns), 2 * width).float()  # (width, 2 x width)
+    select = Dense(2 * width, width, bias=False, activation_function=nn.Identity(), init_weight=weight)
+    select.requires_grad_(False)
+    return [Pooling(width, ("cls", "lasttoken")), select]
 
 
 def _pooler(first: Transformer, lstm: LstmConfig | None) -> Sequence[Module]:

@@ -19,7 +19,6 @@ import torch
 
 from textmatch.errors import InvalidInput
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
-from training.data_files import UNIT_RANGE, ScoreRange
 from training.data_report import DataReport
 from training.evaluation.bootstrap import COVERAGE, Estimate, Values
 from training.evaluation.pairs import (
@@ -39,6 +38,7 @@ from training.evaluation.scorers import (
     is_sentence_transformer,
     load_model_system,
 )
+from training.evaluators import ACCURACY
 from training.settings import RunSettings, command_line, short_model_name, short_path
 
 FILE_NAME = "README.md"
@@ -94,6 +94,13 @@ _LIMITS = (
 )
 
 
+_LSTM_CONFIG = "lstm_config.json"
+_LSTM_LIMIT = (
+    "sentence-transformers alone cannot run an LSTM after a transformer. With textmatch installed, call"
+    " `textmatch.models.bi_encoder.feed_lstm(model)` after `model = SentenceTransformer(directory)`."
+)
+
+
 @dataclass(frozen=True)
 class _Kind:
     title: str
@@ -110,6 +117,7 @@ _KINDS = {
         "order of the two texts.",
     ),
     "siamese": _Kind("Siamese bi-encoder", "sentence-similarity", _EMBEDS),
+    "cosent": _Kind("CoSENT bi-encoder", "sentence-similarity", _EMBEDS),
     "sbert": _Kind(
         "SBERT bi-encoder",
         "sentence-similarity",
@@ -187,7 +195,7 @@ def write_card_of_run(
     kind = _DISTILLED[is_cross_encoder(settings.output)] if recipe == "distill" else _KINDS[recipe]
     files = {}
     if recipe != "mlm":
-        files = {path: file for path in metrics if (file := _read_as_pairs(path, settings))}
+        files = {path: file for path in metrics if (file := _read_as_pairs(path, settings, metrics[path]))}
     measured = _measure(settings, base_name, files)
     weaknesses = _weaknesses(measured)
     card = ModelCard(
@@ -199,6 +207,7 @@ def write_card_of_run(
         data_note=settings.data_note,
         limits=[
             f"Inputs are truncated to {settings.max_length_tokens} tokens, a pair of texts as a whole.",
+            *([_LSTM_LIMIT] if any(settings.output.rglob(_LSTM_CONFIG)) else []),
             *weaknesses,
         ],
         command=command_line(recipe, settings),
@@ -278,13 +287,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_as_pairs(path: Path, settings: RunSettings) -> PairFile | None:
-    """The file's pairs; None if its labels are classes and not scores."""
-    limits = getattr(settings, "score_range", None)
+def _read_as_pairs(path: Path, settings: RunSettings, own: Mapping[str, float]) -> PairFile | None:
+    """The file's pairs; None if its labels are not scores, or are more than two classes of a classifier."""
     try:
-        return read_pair_file(path, settings.file_format, ScoreRange(*limits) if limits else UNIT_RANGE)
+        file = read_pair_file(path, settings.pair_format, settings.range)
     except InvalidInput:
         return None
+    are_classes = ACCURACY in own and len(np.unique(file.labels)) > 2
+    return None if are_classes else file
 
 
 def _measure(

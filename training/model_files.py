@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from typer import Argument, echo
 
+from textmatch.errors import InvalidInput
 from textmatch.models.calibration import PairClassifier
 from textmatch.models.lora import ADAPTER_WEIGHTS, load_cross_encoder_directory
-from textmatch.models.model_resolver import ADAPTER_CONFIG, is_adapter_directory
+from textmatch.models.model_resolver import (
+    ADAPTER_CONFIG,
+    BI_ENCODER_ORGANISATION,
+    find_model,
+    is_adapter_directory,
+)
+from training.evaluation.scorers import is_cross_encoder
 
 # Loss and metrics by step, relative to a model's directory. Hidden files do not count for the model's id.
 HISTORY = Path(".training") / "history.json"
@@ -31,7 +40,7 @@ def save_bi_encoder(
         model: the trained model.
         output: the directory.
         classifier: of its embeddings.
-        adapter_base: name of the base model of an adapter; empty if all weights are written.
+        adapter_base: the base model of an adapter, as `--base` gives it; empty if all weights are written.
     """
     _save(model, output, adapter_base)
     if classifier is not None:
@@ -62,6 +71,30 @@ def load_trained(directory: Path, base: Path, device: str | None = None) -> Cros
     return model
 
 
+def export_onnx(
+    model: Annotated[Path, Argument(help="Directory of a trained bi-encoder or cross-encoder.")],
+    output: Annotated[Path, Argument(help="Directory to write, with onnx/model.onnx.")],
+) -> None:
+    """Export a model to ONNX by the exporter of sentence-transformers, for other programs.
+
+    They load it with SentenceTransformer(OUTPUT, backend="onnx") or CrossEncoder. The encoder serves MODEL.
+    """
+    if output.exists():
+        raise InvalidInput.of_field("OUTPUT", f'"{output}" already exists')
+    directory = find_model(str(model), BI_ENCODER_ORGANISATION)
+    if is_adapter_directory(directory):
+        raise InvalidInput.of_field("MODEL", "is an adapter; export a model with all weights")
+    if importlib.util.find_spec("optimum") is None:
+        problem = "needs a library that is not installed: pip install sentence-transformers[onnx]"
+        raise InvalidInput.of_field("export", problem)
+    model_class = CrossEncoder if is_cross_encoder(directory) else SentenceTransformer
+    exported = model_class(
+        str(directory), backend="onnx", local_files_only=True, model_kwargs={"export": True}
+    )
+    exported.save_pretrained(str(output))
+    echo(f"saved to {output}")
+
+
 def save_history(directory: Path, history: Sequence[Mapping[str, float]]) -> None:
     """Write the training history into a model's directory."""
     path = directory / HISTORY
@@ -75,7 +108,9 @@ def _save(model: SentenceTransformer | CrossEncoder, output: Path, adapter_base:
     for path in output.rglob(_TOKENIZER_CONFIG):
         _rewrite_json(path, dropped=_LOCAL_TOKENIZER_KEYS)
     if adapter_base:
-        _rewrite_json(output / ADAPTER_CONFIG, base_model_name_or_path=adapter_base)
+        # A relative path is found from one folder only.
+        base = str(Path(adapter_base).resolve()) if Path(adapter_base).is_dir() else adapter_base
+        _rewrite_json(output / ADAPTER_CONFIG, base_model_name_or_path=base)
         weights = output / ADAPTER_WEIGHTS
         # Half precision halves the file. The published metrics are those of the saved weights.
         save_file({name: tensor.half().contiguous() for name, tensor in load_file(weights).items()}, weights)

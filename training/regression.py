@@ -15,14 +15,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from sentence_transformers import CrossEncoder, util
-from sentence_transformers.cross_encoder.losses import MSELoss
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, MSELoss
 from sentence_transformers.cross_encoder.training_args import CrossEncoderTrainingArguments
 from transformers import set_seed
 from typer import Option
@@ -31,10 +31,19 @@ from textmatch.errors import InvalidInput
 from textmatch.models.bi_encoder import read_bi_encoder
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
 from training.bi_encoder_run import pair_dataset
-from training.data_files import UNIT_RANGE, ScoredPair, ScoreRange, read_scored_pairs, read_sentences
 from training.data_report import DataReport, TrainingRow, report_data
 from training.evaluators import SPEARMAN, ScoreEvaluator, embed
-from training.fit import RunResult, SelectionMetric, finish_run, fit, has_checkpoint, training_arguments
+from training.examples import ScoredPair, read_scored_pairs, read_sentences
+from training.fit import (
+    FitOutcome,
+    RunResult,
+    SelectionMetric,
+    finish_run,
+    fit,
+    has_checkpoint,
+    training_arguments,
+)
+from training.labels import UNIT_RANGE, require_two_scores
 from training.model_builder import (
     DEFAULT_BASE_NAME,
     AdapterRankOption,
@@ -43,7 +52,7 @@ from training.model_builder import (
     build_cross_encoder,
 )
 from training.model_files import load_trained, save_cross_encoder
-from training.settings import Bf16Option, EpochsOption, RunSettings, ScoreRangeOption
+from training.settings import Bf16Option, EpochsOption, RunSettings
 from training.trainers import LengthSortedBatchSampler, RegressionTrainer
 
 NEIGHBOURS_PER_SENTENCE = 48
@@ -65,11 +74,14 @@ class RegressionSettings(RunSettings):
 
     base: BaseOption = DEFAULT_BASE_NAME
     adapter_rank: AdapterRankOption = 0
+    loss: Annotated[
+        Literal["mse", "bce"],
+        Option(help="mse: squared error of the scores; bce: cross-entropy, for labels that are 0 or 1."),
+    ] = "mse"
     sigmoid: Annotated[
         bool,
         Option(help="Whether the model ends in a sigmoid, or predicts scores in the range of the files."),
     ] = True
-    score_range: ScoreRangeOption = (0.0, 1.0)
     both_orders: Annotated[
         bool, Option(help="Train on each pair in both orders, which doubles an epoch.")
     ] = False
@@ -96,23 +108,15 @@ class RegressionSettings(RunSettings):
         """The files of gold scores, and those of warm-up sentences."""
         return [*self.train, *(self.warm_up_sentences if self.warm_up_pairs else ())]
 
-    @property
-    def range(self) -> ScoreRange:
-        """The range of the scores in the files.
-
-        Raises:
-            InvalidInput: it is empty.
-        """
-        return ScoreRange.of_option(self.score_range)
-
     def check(self) -> None:
         """Validate before any data is read.
 
         Raises:
-            InvalidInput: as for every recipe, the score range is empty, or an adapter has no sigmoid.
+            InvalidInput: as for every recipe, or an adapter or cross-entropy has no sigmoid.
         """
         super().check()
-        ScoreRange.of_option(self.score_range)
+        if self.loss == "bce" and not self.sigmoid:
+            raise InvalidInput.of_field("loss", "bce needs a sigmoid")
         if self.adapter_rank and not self.sigmoid:
             raise InvalidInput.of_field("no-sigmoid", "needs --adapter-rank 0: adapters have a sigmoid")
 
@@ -124,24 +128,35 @@ def train_regression(settings: RegressionSettings, console: Console) -> RunResul
     pairs = [
         pair
         for path in settings.train
-        for pair in read_scored_pairs(path, settings.file_format, settings.range)
+        for pair in read_scored_pairs(path, settings.pair_format, settings.range)
     ]
+    require_two_scores((pair.score for pair in pairs), "Add pairs with other scores.")
     rows = [
         TrainingRow((pair.first, pair.second), f"{settings.range.denormalise(pair.score):g}")
         for pair in pairs
     ]
     set_seed(settings.seed)
     model = _build(pairs, settings)
-    report = report_data(settings, rows, model.tokenizer, console)
+    sentences = _warm_up_sentences(pairs, settings)
+    report = report_data(settings, rows, model.tokenizer, console, sentences)
     if settings.warm_up_pairs > 0 and not has_checkpoint(settings.checkpoints):
-        _warm_up(model, settings, console)
+        _warm_up(model, sentences, settings, console)
     if settings.both_orders:
         pairs += [replace(pair, first=pair.second, second=pair.first) for pair in pairs]
     trainer = _trainer(model, pairs, settings)
-    fit(trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, pairs, settings.seed))
+    outcome = fit(
+        trainer, settings, _METRIC, console, lambda: sample_pair_scores(model, pairs, settings.seed)
+    )
     score_range = None if settings.sigmoid else settings.score_range
     return finish_cross_encoder(
-        "regression", trainer, model, settings, report, score_range, lambda path: _evaluator(path, settings)
+        "regression",
+        trainer,
+        model,
+        settings,
+        report,
+        score_range,
+        lambda path: _evaluator(path, settings),
+        outcome,
     )
 
 
@@ -153,6 +168,7 @@ def finish_cross_encoder(
     report: DataReport,
     score_range: tuple[float, float] | None,
     evaluator_of: Callable[[Path], ScoreEvaluator],
+    outcome: FitOutcome,
 ) -> RunResult:
     """Save a trained cross-encoder, load it as it is served, evaluate it and write its card.
 
@@ -169,6 +185,7 @@ def finish_cross_encoder(
         report,
         measure=lambda path: evaluator_of(path).measure(saved),
         base_name=settings.base,
+        outcome=outcome,
     )
 
 
@@ -211,7 +228,17 @@ def _activation(settings: RegressionSettings) -> torch.nn.Module:
     return torch.nn.Sigmoid() if settings.sigmoid else torch.nn.Identity()
 
 
-def _warm_up(model: CrossEncoder, settings: RegressionSettings, console: Console) -> None:
+def _warm_up_sentences(pairs: Sequence[ScoredPair], settings: RegressionSettings) -> list[str]:
+    """The sentences to mine from; none without a warm-up."""
+    if not settings.warm_up_pairs:
+        return []
+    of_pairs = {text for pair in pairs for text in (pair.first, pair.second)}
+    return sorted(of_pairs.union(*(read_sentences(path) for path in settings.warm_up_sentences)))
+
+
+def _warm_up(
+    model: CrossEncoder, sentences: Sequence[str], settings: RegressionSettings, console: Console
+) -> None:
     """Train one epoch on mined pairs. Its checkpoints are kept apart from those of the main training."""
     output = settings.checkpoints / "warm-up"
     stage = replace(
@@ -230,7 +257,6 @@ def _warm_up(model: CrossEncoder, settings: RegressionSettings, console: Console
     console.print(f"warm-up on {settings.warm_up_pairs:,} pairs labelled by {labeller}")
     bi_encoder = read_bi_encoder(find_model(labeller, BI_ENCODER_ORGANISATION), labeller)
     bi_encoder.to(settings.torch_device)
-    sentences = sorted({text for path in settings.training_files for text in read_sentences(path)})
     embeddings = embed(bi_encoder.encode, sentences)  # (sentence, dimension)
     pairs = mine_warm_up_pairs(sentences, embeddings, settings.warm_up_pairs, settings.seed)
     fit(_trainer(model, pairs, stage), stage, _METRIC, console)
@@ -246,13 +272,17 @@ def _trainer(
             **training_arguments(settings, _METRIC), batch_sampler=LengthSortedBatchSampler
         ),
         train_dataset=pair_dataset(pairs, labels),
-        loss=MSELoss(model, activation_fn=_activation(settings)),
+        loss=(
+            BinaryCrossEntropyLoss(model)
+            if settings.loss == "bce"
+            else MSELoss(model, activation_fn=_activation(settings))
+        ),
         evaluator=_evaluator(settings.dev, settings) if settings.dev else None,
     )
 
 
 def _evaluator(path: Path, settings: RegressionSettings) -> ScoreEvaluator:
-    pairs = read_scored_pairs(path, settings.file_format, settings.range)
+    pairs = read_scored_pairs(path, settings.pair_format, settings.range)
     return ScoreEvaluator(pairs, UNIT_RANGE if settings.sigmoid else settings.range)
 
 

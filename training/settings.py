@@ -5,21 +5,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import numpy as np
 import typer
 from typer import Option
 
 from textmatch.errors import InvalidInput
+from textmatch.io.columns import PAIR
+from textmatch.io.data_files import FileFormat
 from textmatch.models.engines import AUTO, resolve_device
-from training.data_files import FileFormat
+from training.labels import ScoreRange
 
 HeaderOption = Annotated[
     bool | None,
@@ -29,7 +32,7 @@ ColumnsOption = Annotated[
     str, Option(help="Columns to read, by name or by number from 1, separated by commas: 2,3,label.")
 ]
 ScoreRangeOption = Annotated[
-    tuple[float, float], Option(help="Lowest and highest score in the files, such as 0 5.")
+    tuple[float, float], Option(help="Lowest and highest score in the files of pairs, such as 0 5.")
 ]
 DeviceOption = Annotated[str, Option(help="auto, cpu or cuda. CUDA_VISIBLE_DEVICES selects GPUs.")]
 LearningRateOption = Annotated[float, Option(min=0.0, help="Peak learning rate.")]
@@ -114,6 +117,7 @@ class RunSettings:
     )
     header: HeaderOption = None
     columns: ColumnsOption = ""
+    score_range: ScoreRangeOption = (0.0, 1.0)
     data_note: Annotated[str, Option(help="Origin and licence of the data, for the model card.")] = ""
     epochs: EpochsOption = 1
     max_steps: Annotated[int, Option(min=0, help="Stop after this many steps; 0: no limit.")] = 0
@@ -138,6 +142,10 @@ class RunSettings:
     seed: Annotated[int, Option(help="Equal seeds give equal models on the same machine.")] = 1
     bf16: Bf16Option = False
     device: DeviceOption = AUTO
+    report_to: Annotated[
+        Literal["none", "tensorboard", "wandb"],
+        Option(help="Where to send losses and metrics; TensorBoard's files are in OUTPUT.runs."),
+    ] = "none"
     resume: Annotated[bool, Option(help="Continue from the last checkpoint of this output.")] = False
 
     @property
@@ -152,8 +160,22 @@ class RunSettings:
 
     @property
     def file_format(self) -> FileFormat:
-        """The layout of the data files."""
+        """The layout of the training files."""
         return FileFormat.of_options(self.header, self.columns)
+
+    @property
+    def pair_format(self) -> FileFormat:
+        """The layout of files of pairs. `--columns` of another number are for the training files only."""
+        return self.file_format.of_width(len(PAIR) + 1)
+
+    @property
+    def range(self) -> ScoreRange:
+        """The range of the scores in the files of pairs.
+
+        Raises:
+            InvalidInput: it is empty.
+        """
+        return ScoreRange.of_option(self.score_range)
 
     @property
     def schedule(self) -> LearningRateSchedule | None:
@@ -170,12 +192,22 @@ class RunSettings:
         """The directory of the checkpoints, next to the output. It is removed when training is done."""
         return self.output.with_name(f"{self.output.name}.checkpoints")
 
+    @property
+    def tensorboard_directory(self) -> Path:
+        """Where TensorBoard's files are written, if they are."""
+        return self.output.with_name(f"{self.output.name}.runs")
+
     def check(self) -> None:
         """Validate before any data is read.
 
         Raises:
-            InvalidInput: the output is in use, the schedule cannot be read, or there is nothing to resume.
+            InvalidInput: the output is in use, an option cannot be read or needs a library that is not
+                installed, or there is nothing to resume.
         """
+        ScoreRange.of_option(self.score_range)
+        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
+            problem = f"needs a library that is not installed: pip install {self.report_to}"
+            raise InvalidInput.of_field("report-to", problem)
         if self.output.is_dir() and any(self.output.iterdir()):
             raise InvalidInput.of_field("output", f'directory "{self.output}" is not empty')
         if self.lr_schedule:

@@ -20,26 +20,28 @@ from transformers import set_seed
 from typer import Option, echo
 
 from textmatch.errors import InvalidInput
+from textmatch.io.columns import PAIR
+from textmatch.io.data_files import FileFormat
 from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
 from textmatch.models.engines import AUTO, resolve_device
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
-from training.bi_encoder_run import DOCUMENT, NEGATIVE, QUERY, BiEncoderTask, train_bi_encoder
-from training.data_files import (
-    PAIR,
-    FileFormat,
-    Triple,
-    read_scored_pairs,
-    read_sentences,
-    read_texts,
-    read_triples,
-    write_rows,
-)
+from training.bi_encoder_run import BiEncoderTask, text_dataset, train_bi_encoder
 from training.data_report import TrainingRow, report_data
 from training.evaluators import SPEARMAN, CosineEvaluator
+from training.examples import Triple, read_scored_pairs, read_sentences, read_texts, read_triples, write_rows
 from training.fit import RunResult
+from training.labels import ScoreRange
 from training.model_builder import DEFAULT_BASE_NAME, BiEncoderSettings, build_bi_encoder
-from training.settings import ColumnsOption, DeviceOption, HeaderOption, MixOption, parse_mix, short_path
-from training.trainers import LengthSortedBatchSampler, ScaledLoss, TrainingPart
+from training.settings import (
+    ColumnsOption,
+    DeviceOption,
+    HeaderOption,
+    MixOption,
+    ScoreRangeOption,
+    parse_mix,
+    short_path,
+)
+from training.trainers import BOTH_WAYS, LengthSortedBatchSampler, ScaledLoss, TrainingPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,10 @@ class SimcseSettings(BiEncoderSettings):
         float | None,
         Option(min=0.0, max=0.9, help="Dropout rate; it makes two encodings of a sentence differ."),
     ] = 0.1
+    both_directions: Annotated[
+        bool,
+        Option(help="Whether each of the two encodings of a sentence, or texts of a pair, finds the other."),
+    ] = False
     hard_negatives: Annotated[
         bool, Option(help="Train on triples: a sentence, one with the same meaning, and a hard negative.")
     ] = False
@@ -97,6 +103,7 @@ class MiningSettings:
         float,
         Option(min=0.0, max=1.0, help="Share by which a negative's cosine must be below the positive's."),
     ] = 0.05
+    score_range: ScoreRangeOption = (0.0, 1.0)
     header: HeaderOption = None
     columns: ColumnsOption = ""
     batch_size: Annotated[int, Option(min=1)] = 64
@@ -118,12 +125,13 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
     report = report_data(settings, rows, model.tokenizer, console)
     scale = 1 / settings.temperature
     ranking = MultipleNegativesRankingLoss(model, scale=scale)
-    both_ways = MultipleNegativesRankingLoss(
-        model, scale=scale, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
-    )
+    both_ways = MultipleNegativesRankingLoss(model, scale=scale, **BOTH_WAYS)
     ordering = ScaledLoss(CoSENTLoss(model), settings.graded_weight)
     parts = [
-        *(TrainingPart(_dataset(rows), ranking) for rows in contrastive),
+        *(
+            TrainingPart(_dataset(rows), both_ways if settings.both_directions else ranking)
+            for rows in contrastive
+        ),
         *(TrainingPart(_dataset(rows), both_ways) for rows in paraphrases),
         *(TrainingPart(_dataset(rows), ordering) for rows in graded),
     ]
@@ -132,7 +140,9 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
         report=report,
         model=model,
         parts=parts,
-        evaluator_of=lambda path: CosineEvaluator(read_scored_pairs(path, settings.file_format)),
+        evaluator_of=lambda path: CosineEvaluator(
+            read_scored_pairs(path, settings.pair_format, settings.range), settings.matryoshka_dimensions
+        ),
         metric=SPEARMAN,
         batch_sampler=_batch_sampler if settings.hard_negatives or paraphrases else LengthSortedBatchSampler,
         shares=shares,
@@ -149,13 +159,18 @@ def _read_rows(settings: SimcseSettings) -> tuple[list[list[TrainingRow]], ...]:
             for path in settings.train
         ]
     else:
-        sentences = dict.fromkeys(sentence for path in settings.train for sentence in read_sentences(path))
+        sentences = dict.fromkeys(
+            sentence for path in settings.train for sentence in read_sentences(path, file_format)
+        )
         contrastive = [[TrainingRow((sentence,)) for sentence in sentences]]
-    paraphrases = [[TrainingRow(texts) for texts in read_texts(path, PAIR)] for path in settings.paraphrases]
+    paraphrases = [
+        [TrainingRow(texts) for texts in read_texts(path, PAIR, file_format.of_width(2))]
+        for path in settings.paraphrases
+    ]
     graded = [
         [
             TrainingRow((pair.first, pair.second), f"{pair.score:g}")
-            for pair in read_scored_pairs(path, score_range=None)
+            for pair in read_scored_pairs(path, settings.pair_format, score_range=None)
         ]
         for path in settings.graded_pairs
     ]
@@ -165,10 +180,7 @@ def _read_rows(settings: SimcseSettings) -> tuple[list[list[TrainingRow]], ...]:
 def _dataset(rows: Sequence[TrainingRow]) -> Dataset:
     """The texts as columns, a single text twice; and the labels, if the rows have some."""
     texts = [row.texts if len(row.texts) > 1 else row.texts * 2 for row in rows]
-    columns: dict[str, Any] = dict(zip((QUERY, DOCUMENT, NEGATIVE), zip(*texts, strict=True), strict=False))
-    if rows[0].label:
-        columns["label"] = [float(row.label) for row in rows]
-    return Dataset.from_dict(columns)
+    return text_dataset(texts, [float(row.label) for row in rows] if rows[0].label else ())
 
 
 def _batch_sampler(dataset: Dataset, **options: Any) -> DefaultBatchSampler:
@@ -195,7 +207,8 @@ def mine_triples(settings: MiningSettings) -> list[Triple]:
         InvalidInput: a file cannot be read, or no pair has the same meaning.
     """
     file_format = FileFormat.of_options(settings.header, settings.columns)
-    pairs = [pair for path in settings.pairs for pair in read_scored_pairs(path, file_format)]
+    score_range = ScoreRange.of_option(settings.score_range)
+    pairs = [pair for path in settings.pairs for pair in read_scored_pairs(path, file_format, score_range)]
     same = [pair for pair in pairs if pair.score >= settings.positive_from]
     if not same:
         problem = f"no pair has a score of {settings.positive_from:g} or more"

@@ -5,7 +5,9 @@ Batches hold texts of similar length, which saves padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import PreTrainedModel, Trainer
+from torch.utils.data import Sampler
+from transformers import DataCollatorForLanguageModeling, PreTrainedModel, Trainer
 
 from training.settings import LearningRateSchedule
 
@@ -29,6 +32,11 @@ BATCHES_PER_POOL = 32
 # Passes over one dataset within an epoch get seeds that no epoch has.
 _SEEDS_PER_PASS = 10_000
 _CLASSIFIER = "classifier.safetensors"
+# Arguments of losses with in-batch negatives: each text finds its partner among the texts of the other side.
+BOTH_WAYS: dict[str, Any] = {
+    "directions": ("query_to_doc", "doc_to_query"),
+    "partition_mode": "per_direction",
+}
 # The label that transformers ignores in the loss.
 _NOT_MASKED = -100
 # Attributes of BERT, RoBERTa and XLM-R, ALBERT, DistilBERT.
@@ -79,6 +87,28 @@ class ScheduledTrainer(Trainer):
     """Follows `schedule` if there is one, else the schedule of the training arguments."""
 
     schedule: LearningRateSchedule | None = None
+    # Entered around an evaluation.
+    interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Called by the library after steps or epochs; it may be interrupted."""
+        with self.interruptible():
+            metrics: dict[str, float] = super().evaluate(*arguments, **options)
+        return metrics
+
+    def evaluate_and_save(self) -> None:
+        """Evaluate the model now, and save a checkpoint that competes for the best one."""
+        metrics = self._evaluate(None, None, skip_scheduler=True)
+        self._determine_best_metric(metrics, None)
+        self._save_checkpoint(cast("Module", self.model), None)
+        if self.state.best_global_step == 0:
+            # The library takes step 0 for none.
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir or "") / "checkpoint-0")
+
+    def save_interrupted(self) -> None:
+        """Save a checkpoint of a training that was interrupted, from which it can be resumed."""
+        self.control.should_training_stop = self.control.should_epoch_stop = False
+        self._save_checkpoint(cast("Module", self.model), None)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """Called by the library once per training."""
@@ -96,6 +126,12 @@ class MaskedLanguageModelTrainer(ScheduledTrainer):
 
     With a small model and a large vocabulary, these are most of the work.
     """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSortedSampler:
+        # The library passes the dataset without the columns that the model does not read.
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        lengths = cast("Dataset", self.train_dataset)["length"]
+        return LengthSortedSampler(lengths, batch_size, self.args.seed)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Mean cross-entropy of the masked tokens."""
@@ -138,8 +174,58 @@ class BiEncoderTrainer(ScheduledTrainer, SentenceTransformerTrainer):
             classifier.load_state_dict(load_file(Path(checkpoint_path) / _CLASSIFIER))
 
 
+class RepeatableMasking(DataCollatorForLanguageModeling):
+    """Masks tokens at random, the same ones whenever the same texts are in a batch.
+
+    The order of batches depends on seed and epoch, so that a resumed run masks as an uninterrupted one.
+    """
+
+    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        """Called by the data loader for each batch."""
+        texts = repr([example["input_ids"] for example in examples])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(texts.encode()))
+            batch: dict[str, Any] = super().torch_call(examples)
+        return batch
+
+
+def length_sorted_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
+    """Shuffle rows, sort pools of them by their length, and shuffle the batches: the rows of each batch."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    pool_size = batch_size * BATCHES_PER_POOL
+    batches: list[list[int]] = []
+    for start in range(0, len(order), pool_size):
+        pool = sorted(order[start : start + pool_size], key=lengths.__getitem__)
+        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+    return [batches[position] for position in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+class LengthSortedSampler(Sampler[int]):
+    """The rows of `length_sorted_batches` one after another. The order depends on seed and epoch only."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths = list(lengths)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the library before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        batches = length_sorted_batches(self._lengths, self._batch_size, self._seed + self._epoch)
+        # The short one would shift the others.
+        for batch in sorted(batches, key=len, reverse=True):
+            yield from batch
+
+
 class LengthSortedBatchSampler(DefaultBatchSampler):
-    """Shuffles the rows, sorts pools of them by their length in characters, and shuffles the batches.
+    """The batches of `length_sorted_batches`, by the length of the texts in characters.
 
     The order depends on the seed and the epoch only, so a resumed run continues in the same order.
     """
@@ -150,15 +236,7 @@ class LengthSortedBatchSampler(DefaultBatchSampler):
         self._lengths = [sum(map(len, row.values())) for row in texts]
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self._lengths), generator=generator).tolist()
-        pool_size = self.batch_size * BATCHES_PER_POOL
-        batches: list[list[int]] = []
-        for start in range(0, len(order), pool_size):
-            pool = sorted(order[start : start + pool_size], key=self._lengths.__getitem__)
-            batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
-        for position in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[position]
+        yield from length_sorted_batches(self._lengths, self.batch_size, self.seed + self.epoch)
 
 
 class MixedBatchSampler(MultiDatasetDefaultBatchSampler):

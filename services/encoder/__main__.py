@@ -10,7 +10,9 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 
+from services.encoder.batching import EngineModel
 from services.encoder.inference import Pipeline
 from services.encoder.inference_thread import EngineBroken, InferenceThread
 from services.encoder.loading import convert_in_subprocess, convert_models, load_models
@@ -22,7 +24,7 @@ from services.encoder.validation import max_message_bytes, method_limits
 from textmatch.errors import TextMatchError
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
-from textmatch.runtime.process import run_until_stopped
+from textmatch.runtime.process import call_in_thread, end_process, run_until_stopped
 from textmatch.runtime.server import GrpcServer, PortTaken
 from textmatch.runtime.settings import describe, load
 from textmatch.runtime.tracing import set_up_tracing
@@ -49,13 +51,15 @@ def main() -> int:
             os.nice(_CONVERSION_NICENESS)
             convert_models(settings)
             return 0
+        # A call is tokenized in the one thread that has its turn, and not on all cores.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         set_up_logs("encoder", settings.log_level, settings.log_style)
         set_up_tracing("encoder", settings.otlp_endpoint, settings.trace_sample_ratio)
         asyncio.run(_serve(settings))
     except (TextMatchError, EngineBroken) as error:
         print(f"encoder: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return end_process(1)
+    return end_process(0)
 
 
 async def _serve(settings: EncoderSettings) -> None:
@@ -107,33 +111,44 @@ async def _run_models(
     """
     started = time.monotonic()
     loop = asyncio.get_running_loop()
-    loaded = await asyncio.to_thread(load_models, settings)
+    loaded = await call_in_thread(partial(load_models, settings))
     broken: asyncio.Future[BaseException] = loop.create_future()
-    scheduler = Scheduler(loaded.policy, limit_tokens=settings.queue_tokens)
-    scheduler.note_speed(*loaded.speed)
+
+    def break_off(error: BaseException) -> None:
+        if not broken.done():
+            broken.set_result(error)
+
+    scheduler = Scheduler(loaded.policy, limit_tokens=settings.queue_tokens, limit_bytes=settings.queue_bytes)
     thread = InferenceThread(
         scheduler,
         prepare_thread=loaded.prepare_thread,
-        on_death=lambda error: loop.call_soon_threadsafe(broken.set_result, error),
+        on_death=lambda error: loop.call_soon_threadsafe(break_off, error),
     )
     pipeline = Pipeline(scheduler)
     running.callback(pipeline.close)
-    running.callback(thread.stop)
+    running.callback(thread.stop, settings.drain_seconds)
     thread.start()
     servicer.open(loaded.models, pipeline)
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"start_seconds": round(time.monotonic() - started, 2)})
 
+    def served() -> list[EngineModel]:
+        return servicer.models.engine_models()
+
     async def load_again() -> ModelRegistry:
         await convert_in_subprocess(servicer.models)
-        return (await asyncio.to_thread(load_models, settings, thread.run)).models
+        return (await call_in_thread(partial(load_models, settings, thread.run))).models
 
     reloads = reloader.run(load_again, lambda models: servicer.open(models, pipeline))
-    reloading = asyncio.ensure_future(reloads)
+    tasks = [asyncio.ensure_future(reloads)]
+    if settings.watchdog_seconds:
+        watch = thread.watch(served, settings.watchdog_seconds, break_off)
+        tasks.append(asyncio.ensure_future(watch))
     try:
         error = await broken
     finally:
-        reloading.cancel()
+        for task in tasks:
+            task.cancel()
     raise EngineBroken(f"the engine broke: {error}") from error
 
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -22,6 +22,8 @@ from textmatch.errors import InvalidInput, TextMatchError, Violation
 from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.v1 import error_reason_pb2
 
+# Below this, the fixed cost of a pass is most of its time.
+_MIN_BUDGET_TOKENS = 256
 # Small: a single text waits for a part of a batch only. Large enough that not all calls end at once.
 _QUANTA_PER_BATCH = 4
 
@@ -44,13 +46,26 @@ class EngineModel:
     """The interface of a model for the inference thread.
 
     `forward` turns a batch into (count, columns) float32. `sample` is a text that the model works on.
-    If `is_packed`, texts of any lengths can share a batch without padding.
+    If `is_packed`, texts of any lengths can share a batch without padding. `tokens_per_second` is its speed
+    in full batches, measured before it serves; 0: unknown.
     """
 
     model_id: str
     forward: Callable[[Sequence[TokenizedText]], Rows]
     sample: TokenizedText
     is_packed: bool = False
+    tokens_per_second: float = 0.0
+
+
+class CallLoad:
+    """The tokens of an admitted call that are in no batch yet; estimated until they are counted."""
+
+    __slots__ = ("caller", "model", "tokens")
+
+    def __init__(self, model: EngineModel, caller: str) -> None:
+        self.model = model
+        self.caller = caller
+        self.tokens = 0
 
 
 class Job:
@@ -61,6 +76,8 @@ class Job:
 
     Args:
         name_item: the name of the text at a position in the caller's request: "texts[3]".
+        load: that of the admitted call, of which the job is a part; None: the job was not announced.
+        estimated_tokens: what the job counts for in `load` until it is queued.
     """
 
     def __init__(
@@ -69,10 +86,14 @@ class Job:
         texts: Sequence[TokenizedText],
         call: CallContext,
         name_item: Callable[[int], str],
+        load: CallLoad | None = None,
+        estimated_tokens: int = 0,
     ) -> None:
         self.model = model
         self.texts = texts
         self.call = call
+        self.load = load or CallLoad(model, call.caller)
+        self.estimated_tokens = estimated_tokens
         self.loop = asyncio.get_running_loop()
         self.added_at = time.perf_counter()
         self.queued_texts = len(texts)
@@ -171,18 +192,33 @@ class BatchPolicy:
     """How texts become batches.
 
     `token_budget` limits a batch as it is computed: if padded, longest text x texts. `bulk_share` is the
-    smallest share of the tokens for bulk jobs while interactive jobs are queued. `forward_cost_tokens` is the
-    fixed cost of a forward pass, in tokens: less padding than that is cheaper than another pass.
+    smallest share of the engine's time for bulk jobs while interactive jobs are queued. The fixed cost of a
+    forward pass is `forward_cost_tokens`: less padding than that is cheaper than another pass.
+    `target_seconds` is how long a pass should take; None: passes have `token_budget`, however long they take.
     """
 
     token_budget: int
     bulk_share: float
     forward_cost_tokens: int
+    target_seconds: float | None = None
 
     @property
     def quantum_tokens(self) -> int:
         """How many tokens of one caller are taken before the next caller's."""
         return max(1, self.token_budget // _QUANTA_PER_BATCH)
+
+    def limited(self, token_budget: int) -> BatchPolicy:
+        """The same with no larger budget than this."""
+        return replace(self, token_budget=min(self.token_budget, token_budget))
+
+    def for_speed(self, tokens_per_second: float) -> BatchPolicy:
+        """The same with the budget that a model of this speed computes in `target_seconds`.
+
+        `token_budget` is the most. Some hundred tokens are always allowed, however slow the model is.
+        """
+        if self.target_seconds is None:
+            return self
+        return self.limited(max(_MIN_BUDGET_TOKENS, int(tokens_per_second * self.target_seconds)))
 
 
 def padded_tokens(token_counts: Sequence[int]) -> int:
@@ -233,24 +269,23 @@ def take_padded_batch(token_counts: Sequence[int], policy: BatchPolicy) -> list[
 class BulkCredit:
     """Chooses between the lanes; bulk work advances under any interactive load.
 
-    Interactive batches go first and earn credit for queued bulk work. One batch worth of credit buys one bulk
-    batch.
+    Interactive batches go first and earn credit for queued bulk work. The credit that a bulk batch costs buys
+    one. Costs are in seconds of the engine, so that a slow model gets no more than its share.
     """
 
-    def __init__(self, policy: BatchPolicy) -> None:
-        self._cost_tokens = policy.token_budget
-        self._earned_per_token = policy.bulk_share / (1 - policy.bulk_share)
-        self._tokens = 0.0
+    def __init__(self, bulk_share: float) -> None:
+        self._earned_per_cost = bulk_share / (1 - bulk_share)
+        self._credit = 0.0
 
-    def is_bulk_next(self, *, interactive_queued: bool, bulk_queued: bool) -> bool:
-        """Whether the next batch comes from the bulk lane."""
-        return bulk_queued and (not interactive_queued or self._tokens >= self._cost_tokens)
+    def is_bulk_next(self, *, interactive_queued: bool, bulk_queued: bool, bulk_cost: float) -> bool:
+        """Whether the next batch comes from the bulk lane, whose next batch costs `bulk_cost`."""
+        return bulk_queued and (not interactive_queued or self._credit >= bulk_cost)
 
-    def account(self, tokens: int, *, is_bulk: bool, bulk_queued: bool) -> None:
-        """Record a batch: its tokens, its lane, and whether bulk work is still queued."""
+    def account(self, cost: float, *, is_bulk: bool, bulk_queued: bool) -> None:
+        """Record a batch: its cost, its lane, and whether bulk work is still queued."""
         if is_bulk:
-            self._tokens -= tokens
+            self._credit -= cost
         else:
-            self._tokens += tokens * self._earned_per_token
-        if self._tokens < 0 or not bulk_queued:
-            self._tokens = 0.0
+            self._credit += cost * self._earned_per_cost
+        if self._credit < 0 or not bulk_queued:
+            self._credit = 0.0

@@ -24,6 +24,44 @@ class QueuedItem(Protocol):
 AnyItem = TypeVar("AnyItem", bound=QueuedItem)
 
 
+class CallerTotals:
+    """Tokens by caller. A caller without tokens is forgotten."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        """Callers with tokens."""
+        return len(self._tokens)
+
+    def __contains__(self, caller: str) -> bool:
+        return caller in self._tokens
+
+    @property
+    def tokens(self) -> int:
+        """Of all callers."""
+        return sum(self._tokens.values())
+
+    def of(self, caller: str) -> int:
+        """Tokens of one caller."""
+        return self._tokens.get(caller, 0)
+
+    def add(self, caller: str, tokens: int) -> None:
+        """Add tokens to those of the caller; negative tokens remove them."""
+        if total := self.of(caller) + tokens:
+            self._tokens[caller] = total
+        else:
+            self._tokens.pop(caller, None)
+
+    def ahead_of(self, caller: str, tokens: int, quantum_tokens: int) -> int:
+        """Tokens that are served before the last of a new call of `tokens`.
+
+        Until then every other caller gets at most as many quanta as this one.
+        """
+        share = max(self.of(caller) + tokens, quantum_tokens)
+        return sum(min(queued, share) for queued in self._tokens.values())
+
+
 class _CallerQueue(Generic[AnyItem]):
     """The items of one caller, oldest first, and how many tokens it may still take."""
 
@@ -40,11 +78,12 @@ class DeficitRoundRobinQueue(Generic[AnyItem]):
 
     Args:
         quantum_tokens: how many tokens a caller may take before the next caller. The last item may exceed it.
+            It may be changed at any time.
         is_over: whether an item is no longer needed; it is dropped when it reaches the front.
     """
 
     def __init__(self, quantum_tokens: int, is_over: Callable[[AnyItem], bool]) -> None:
-        self._quantum_tokens = quantum_tokens
+        self.quantum_tokens = quantum_tokens
         self._is_over = is_over
         self._ring: deque[_CallerQueue[AnyItem]] = deque()
         self._by_caller: dict[str, _CallerQueue[AnyItem]] = {}
@@ -57,7 +96,7 @@ class DeficitRoundRobinQueue(Generic[AnyItem]):
         """Append items to those of the caller."""
         queue = self._by_caller.get(caller)
         if queue is None:
-            queue = self._by_caller[caller] = _CallerQueue(caller, self._quantum_tokens)
+            queue = self._by_caller[caller] = _CallerQueue(caller, self.quantum_tokens)
             self._ring.append(queue)
         queue.items.extend(items)
 
@@ -70,7 +109,7 @@ class DeficitRoundRobinQueue(Generic[AnyItem]):
             if not queue.items:
                 del self._by_caller[self._ring.popleft().caller]
             elif queue.credit_tokens <= 0:
-                queue.credit_tokens += self._quantum_tokens
+                queue.credit_tokens += self.quantum_tokens
                 self._ring.rotate(-1)
             else:
                 return queue.items[0]

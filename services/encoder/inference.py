@@ -1,36 +1,39 @@
-"""Inference for a call: admission, tokenisation, computation in shared batches, and pair scores."""
+"""Inference for a call: admission, tokenization, computation in shared batches, and pair scores."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from services.encoder import metrics
-from services.encoder.batching import CallContext, EngineModel, Job, Rows
+from services.encoder.batching import CallContext, CallLoad, EngineModel, Job, Rows
 from services.encoder.model_registry import (
     EmbeddingScorer,
     RegistryEntry,
     ServedBiEncoder,
     ServedCrossEncoder,
 )
-from services.encoder.scheduler import Scheduler
+from services.encoder.scheduler import CallSize, Scheduler
+from services.encoder.tokenizer_pool import TokenizerPool
 from services.encoder.validation import ScoreInput
+from textmatch.errors import InvalidInput, Violation
 from textmatch.models.calibration import Scores
 from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.vectors import Embeddings
 
-# Two keep the inference thread busy: while one batch is computed, the next calls are tokenised.
-_TOKENISER_THREADS = 2
-# Fewer characters than this are tokenised faster than a thread is woken.
-_INLINE_CHARACTERS = 2_000
+# Each lane has one. A GPU needs more to be busy.
+_MIN_TOKENIZER_THREADS = 2
+_CORES_PER_TOKENIZER_THREAD = 2
 _BYTES_PER_TOKEN = 4
+# A text has at least so many: those that begin and end it.
+_SPECIAL_TOKENS = 2
 
 # Names and emoji are unknown now and then; of a language that the model does not read, most tokens are.
 _UNKNOWN_SHARE = 0.2
@@ -46,15 +49,36 @@ _log = logging.getLogger(__name__)
 class InferenceRequest:
     """What to compute for a call.
 
-    `texts` are all its texts, to estimate its size. `tokenize` turns them into model inputs, one per row of
-    the result. `name_item` returns the name of the text at a position in the caller's request.
+    `row_bytes` are the bytes of UTF-8 of the text, or of both texts, of each row of the result. `tokenize`
+    turns the rows from a start to an end into model inputs. `name_item` returns the name of a row in the
+    caller's request.
     """
 
     model: EngineModel
-    texts: Sequence[str]
+    row_bytes: Sequence[int]
     max_tokens: int
-    tokenize: Callable[[], list[TokenizedText]]
+    tokenize: Callable[[int, int], list[TokenizedText]]
     name_item: Callable[[int], str]
+
+    def estimated_tokens(self, rows: range) -> int:
+        """About how many tokens these rows have."""
+        return sum(self._row_tokens(row) for row in rows)
+
+    def parts(self, limit_tokens: int) -> list[range]:
+        """All rows, divided into parts of at most about this many tokens, or of one row."""
+        parts: list[range] = []
+        start = tokens = 0
+        for row in range(len(self.row_bytes)):
+            row_tokens = self._row_tokens(row)
+            if row > start and tokens + row_tokens > limit_tokens:
+                parts.append(range(start, row))
+                start, tokens = row, 0
+            tokens += row_tokens
+        parts.append(range(start, len(self.row_bytes)))
+        return parts
+
+    def _row_tokens(self, row: int) -> int:
+        return min(self.max_tokens, self.row_bytes[row] // _BYTES_PER_TOKEN + _SPECIAL_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -114,30 +138,67 @@ class UnknownTokens:
             )
 
 
+def utf8_bytes(text: str) -> int:
+    """The size of a text; takes no time for ASCII."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 class Pipeline:
-    """Runs calls through tokenisers and models. It runs in the event loop and never blocks it."""
+    """Runs calls through tokenizers and models. It runs in the event loop and never blocks it."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._tokenisers = ThreadPoolExecutor(_TOKENISER_THREADS, thread_name_prefix="tokenise")
+        cores = os.cpu_count() or 1
+        self._tokenizers = TokenizerPool(max(_MIN_TOKENIZER_THREADS, cores // _CORES_PER_TOKENIZER_THREAD))
         self._unknown_tokens: dict[str, UnknownTokens] = {}
 
     async def compute(self, request: InferenceRequest, call: CallContext) -> InferenceResult:
         """Compute the texts of a call, in batches shared with other calls.
 
+        A call of more tokens than half a queue is computed in parts, one after the other.
+
         Raises:
             Overloaded: too much is queued already.
             DeadlineTooShort: the answer would be late.
             DeadlinePassed: the deadline passed while the texts were queued.
-            InvalidInput: naming the texts that the model failed on.
+            InvalidInput: naming the texts that the model failed on; or the call has too many bytes of text.
             NotReady: the encoder is shutting down.
         """
-        estimates = (len(text.encode()) // _BYTES_PER_TOKEN + 2 for text in request.texts)
-        size_tokens = sum(min(request.max_tokens, estimate) for estimate in estimates)
-        with self._scheduler.admitted(size_tokens, call):
-            texts = await self._tokenize(request)
-            job = Job(request.model, texts, call, request.name_item)
-            self._scheduler.add(job)
+        text_bytes = sum(request.row_bytes)
+        size = CallSize(
+            request.model,
+            request.estimated_tokens(range(len(request.row_bytes))),
+            text_bytes,
+            self._tokenizers.seconds(text_bytes, call),
+        )
+        results: list[InferenceResult] = []
+        violations: list[Violation] = []
+        with self._scheduler.admitted(size, call) as load:
+            for rows in request.parts(self._scheduler.part_tokens):
+                try:
+                    results.append(await self._compute_part(request, rows, call, load))
+                except InvalidInput as error:
+                    violations += error.violations
+        if violations:
+            raise InvalidInput(violations)
+        if len(results) == 1:
+            return results[0]
+        texts = [text for result in results for text in result.texts]
+        return InferenceResult(np.concatenate([result.rows for result in results]), texts)
+
+    async def _compute_part(
+        self, request: InferenceRequest, rows: range, call: CallContext, load: CallLoad
+    ) -> InferenceResult:
+        texts = await self._tokenize(request, rows, call)
+        job = Job(
+            request.model,
+            texts,
+            call,
+            lambda position: request.name_item(rows.start + position),
+            load,
+            request.estimated_tokens(rows),
+        )
+        self._scheduler.add(job)
         try:
             return InferenceResult(await job.result(), texts)
         except asyncio.CancelledError:
@@ -153,9 +214,9 @@ class Pipeline:
         pairs = list(zip(firsts, wanted.seconds, strict=True))
         request = InferenceRequest(
             model=entry.engine_model,
-            texts=[*firsts, *wanted.seconds],
+            row_bytes=[utf8_bytes(first) + utf8_bytes(second) for first, second in pairs],
             max_tokens=entry.model.max_tokens,
-            tokenize=lambda: entry.model.tokenize_pairs(pairs),
+            tokenize=lambda start, stop: entry.model.tokenize_pairs(pairs[start:stop]),
             name_item=wanted.name_pair,
         )
         result = await self.compute(request, call)
@@ -182,17 +243,21 @@ class Pipeline:
         model = entry.model
         first_count = len(wanted.firsts)
 
-        def tokenize() -> list[TokenizedText]:
-            firsts = model.tokenize(wanted.firsts, is_query=True)
-            return firsts + model.tokenize(wanted.seconds, is_query=False) if wanted.seconds else firsts
+        def tokenize(start: int, stop: int) -> list[TokenizedText]:
+            firsts = wanted.firsts[start:stop]
+            seconds = wanted.seconds[max(0, start - first_count) : max(0, stop - first_count)]
+            return [
+                *(model.tokenize(firsts, is_query=True) if firsts else ()),
+                *(model.tokenize(seconds, is_query=False) if seconds else ()),
+            ]
 
         def name_item(position: int) -> str:
             if position < first_count:
                 return wanted.name_first(position)
             return wanted.name_second(position - first_count)
 
-        texts = [*wanted.firsts, *wanted.seconds]
-        request = InferenceRequest(entry.engine_model, texts, model.max_tokens, tokenize, name_item)
+        row_bytes = [utf8_bytes(text) for text in (*wanted.firsts, *wanted.seconds)]
+        request = InferenceRequest(entry.engine_model, row_bytes, model.max_tokens, tokenize, name_item)
         result = await self.compute(request, call)
         second = result.rows[first_count:] if stored is None else stored
         scores, raw_scores = scorer.score(result.rows[:first_count], second)
@@ -202,15 +267,14 @@ class Pipeline:
         return PairScores(scores, raw_scores, truncated, model.model_id)
 
     def close(self) -> None:
-        """End the tokeniser threads."""
-        self._tokenisers.shutdown(cancel_futures=True)
+        """End the tokenizer threads."""
+        self._tokenizers.close()
 
-    async def _tokenize(self, request: InferenceRequest) -> list[TokenizedText]:
+    async def _tokenize(
+        self, request: InferenceRequest, rows: range, call: CallContext
+    ) -> list[TokenizedText]:
         started = time.perf_counter()
-        if sum(map(len, request.texts)) <= _INLINE_CHARACTERS:
-            texts = request.tokenize()
-        else:
-            texts = await asyncio.get_running_loop().run_in_executor(self._tokenisers, request.tokenize)
+        texts = await self._tokenizers.tokenize(request.tokenize, rows, request.row_bytes, call)
         metrics.STAGE_SECONDS.labels("tokenise").observe(time.perf_counter() - started)
         metrics.TRUNCATED_TOTAL.inc(sum(text.truncated for text in texts))
         model_id = request.model.model_id

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import itertools
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from services.encoder import metrics
 from services.encoder.batching import EngineModel, EngineTask, Outcome, deliver, padded_tokens
 from services.encoder.scheduler import Item, Scheduler
-from textmatch.errors import NotReady
+from textmatch.errors import NotReady, Overloaded, TextMatchError
+from textmatch.runtime.process import call_in_thread
 
 _log = logging.getLogger(__name__)
+
+# Of torch and of its libraries, on CPUs and GPUs.
+_MEMORY_MESSAGES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+)
+_MEMORY_RETRY_SECONDS = 1.0
+_PASSES_PER_LIMIT = 6
 
 
 class EngineBroken(Exception):
@@ -26,6 +45,9 @@ class InferenceThread:
     A batch that fails is halved until the failing text is alone, and only that text gets an error. Before
     that, the model must still work on its sample. If the sample fails too, the engine is broken: all callers
     get an error, and the process exits to be restarted by its supervisor.
+
+    A batch that does not fit into memory is halved too, and later batches of the model are smaller. A text
+    that does not fit alone is not at fault: its call may be retried.
 
     Args:
         scheduler: where batches and tasks come from.
@@ -43,6 +65,7 @@ class InferenceThread:
         self._scheduler = scheduler
         self._prepare_thread = prepare_thread
         self._on_death = on_death
+        self._computed_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -60,10 +83,42 @@ class InferenceThread:
         self._scheduler.add_task(task)
         return task.wait()
 
-    def stop(self) -> None:
-        """Finish the running batch, fail what is queued, and end the thread."""
+    def stop(self, timeout_seconds: float | None = None) -> None:
+        """Finish the running batch, fail what is queued, and end the thread, if it does not hang."""
         self._scheduler.close()
-        self._thread.join()
+        self._thread.join(timeout_seconds)
+
+    async def watch(
+        self,
+        models: Callable[[], Sequence[EngineModel]],
+        limit_seconds: float,
+        on_death: Callable[[BaseException], object],
+    ) -> None:
+        """Run a pass of a model's sample now and then, if no batch was computed, until the thread stops.
+
+        Args:
+            models: the models that are served now.
+            limit_seconds: for a pass and what is computed before it.
+            on_death: called if a pass takes longer or fails.
+        """
+        for number in itertools.count():
+            await asyncio.sleep(limit_seconds / _PASSES_PER_LIMIT)
+            served = models()
+            idle_seconds = time.monotonic() - self._computed_at
+            if not served or idle_seconds < limit_seconds / _PASSES_PER_LIMIT:
+                continue
+            model = served[number % len(served)]
+            try:
+                async with asyncio.timeout(limit_seconds):
+                    await call_in_thread(partial(self.run, partial(model.forward, [model.sample])))
+                continue
+            except TimeoutError:
+                on_death(EngineBroken(f"{model.model_id} computed nothing for {limit_seconds:g} s"))
+            except TextMatchError:  # the thread has stopped
+                pass
+            except Exception as error:  # noqa: BLE001 -- models fail in any way
+                on_death(EngineBroken(f"{model.model_id} fails on its sample: {error!r}"))
+            return
 
     def _run(self) -> None:
         batch: list[Item] = []
@@ -89,34 +144,88 @@ class InferenceThread:
         _observe_queue(batch)
         started = time.perf_counter()
         self._compute_or_halve(batch[0].job.model, batch)
+        self._computed_at = time.monotonic()
         seconds = time.perf_counter() - started
-        self._scheduler.note_speed(sum(item.tokens for item in batch), seconds)
+        first = batch[0].job
+        tokens = sum(item.tokens for item in batch)
+        self._scheduler.note_speed(first.model, tokens, seconds, is_bulk=first.call.is_bulk)
         _observe_forward(batch, seconds)
         deliver([job for job in {item.job: None for item in batch} if job.is_over])
 
     def _compute_or_halve(self, model: EngineModel, batch: Sequence[Item]) -> None:
+        failure = self._try(model, batch)
+        if failure is None:
+            return
+        if failure.is_out_of_memory:
+            metrics.OUT_OF_MEMORY_TOTAL.inc()
+            _free_cached_memory()
+        if len(batch) == 1:
+            self._blame(model, batch[0], failure)
+            return
+        if failure.is_out_of_memory:
+            self._scheduler.lower_budget(model, _computed_tokens(model, batch) // 2)
+        _log.warning("a batch of %d texts failed and is halved: %s", len(batch), failure.reason)
+        middle = len(batch) // 2
+        self._compute_or_halve(model, batch[:middle])
+        self._compute_or_halve(model, batch[middle:])
+
+    def _try(self, model: EngineModel, batch: Sequence[Item]) -> _Failure | None:
+        """Compute a batch. Returns a description of the error, whose traceback keeps the batch's memory."""
         try:
             rows = model.forward([item.text for item in batch])
         except Exception as error:  # noqa: BLE001 -- models fail in any way
-            if len(batch) == 1:
-                self._blame(model, batch[0], error)
-                return
-            _log.warning("a batch of %d texts failed and is halved: %r", len(batch), error)
-            middle = len(batch) // 2
-            self._compute_or_halve(model, batch[:middle])
-            self._compute_or_halve(model, batch[middle:])
-            return
+            return _Failure(repr(error), traceback.format_exc(), _is_out_of_memory(error))
         for item, row in zip(batch, rows, strict=True):
             item.job.put(item.position, row)
+        return None
 
-    def _blame(self, model: EngineModel, item: Item, error: Exception) -> None:
+    def _blame(self, model: EngineModel, item: Item, failure: _Failure) -> None:
+        """Fail a text, or its call if memory was short, unless the model itself is broken."""
+        if failure.is_out_of_memory:
+            # Reference cycles may hold memory. Finding them takes too long for larger batches.
+            gc.collect()
+            _free_cached_memory()
+            if self._try(model, [item]) is None:
+                return
         try:
             model.forward([model.sample])
         except Exception as sample_error:
             raise EngineBroken(f"{model.model_id} fails on its sample too") from sample_error
-        _log.error("%s failed on one text", model.model_id, exc_info=error)
+        _log.error("%s failed on one text of %d tokens: %s", model.model_id, item.tokens, failure.details)
+        if failure.is_out_of_memory:
+            message = f"not enough memory for a text of {item.tokens} tokens"
+            self._scheduler.end(item.job, Overloaded(message, retry_delay_seconds=_MEMORY_RETRY_SECONDS))
+            return
         metrics.FAILED_TEXTS_TOTAL.inc()
         item.job.put_failure(item.position)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a batch failed. Text only: an exception would keep the memory of the batch allocated."""
+
+    reason: str
+    details: str
+    is_out_of_memory: bool
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has an exception for GPUs, and reports CPUs and libraries by messages."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY_MESSAGES)
+
+
+def _free_cached_memory() -> None:
+    """Free what torch keeps of freed GPU memory in blocks of other sizes."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _computed_tokens(model: EngineModel, batch: Sequence[Item]) -> int:
+    token_counts = [item.tokens for item in batch]
+    return sum(token_counts) if model.is_packed else padded_tokens(token_counts)
 
 
 def _observe_queue(batch: Sequence[Item]) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -23,6 +24,7 @@ from services.encoder import metrics
 from services.encoder.batching import BatchPolicy, EngineModel, Rows
 from services.encoder.model_registry import ModelRegistry, RegistryEntry, ServedBiEncoder, ServedCrossEncoder
 from services.encoder.settings import NO_MODEL, EncoderSettings
+from textmatch.documents import MAX_TEXT_BYTES
 from textmatch.errors import TextMatchError
 from textmatch.models.collapse import PROBES, ScoreSpread, score_spread
 from textmatch.models.engines import NATIVE, OPENVINO, decide_engine
@@ -31,10 +33,12 @@ from textmatch.models.model_resolver import (
     BI_ENCODER_ORGANISATION,
     CROSS_ENCODER_ORGANISATION,
     UnusableModel,
+    check_pinned,
     find_model,
 )
 from textmatch.models.native.kernel import UnreadableCache
 from textmatch.models.native.models import NativeBiEncoder, NativeCrossEncoder
+from textmatch.models.prompts import BadPrompts, Prompts, parse_prompts
 from textmatch.runtime.process import trim_heap
 
 if TYPE_CHECKING:
@@ -43,24 +47,30 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Model = TypeVar("Model")
+Served = TypeVar("Served", bound="ServedBiEncoder | ServedCrossEncoder")
 # Calls a function that returns seconds in the thread that runs models.
 RunPass: TypeAlias = Callable[[Callable[[], float]], float]
 
 _SAMPLE = "How far is it from here to the sea?"
+# Of the largest size that a text may have.
+_LONG_SAMPLE = (_SAMPLE + " ") * (MAX_TEXT_BYTES // (len(_SAMPLE) + 1))
 # The fixed cost of a pass of all-MiniLM-L6-v2: about 6 ms on a CPU, kernel launches on a GPU.
-_CPU_BATCH_TOKENS, _CPU_FORWARD_COST_TOKENS = 2048, 64
-# The native engine reaches full speed here, and a single text waits half as long for the running batch.
-_NATIVE_BATCH_TOKENS = 1024
-_GPU_BATCH_TOKENS, _GPU_FORWARD_COST_TOKENS = 32_768, 2048
+_CPU_FORWARD_COST_TOKENS, _GPU_FORWARD_COST_TOKENS = 64, 2048
+# The native engine and GPUs reach full speed in such batches. OpenVINO and torch on a CPU need larger ones.
+_BATCH_SECONDS, _SLOW_START_BATCH_SECONDS = 0.02, 0.06
+# However fast the model is: larger batches are no more efficient, and need more memory.
+_CPU_MAX_BATCH_TOKENS, _GPU_MAX_BATCH_TOKENS = 8_192, 65_536
+_FIRST_WARM_UP_TOKENS = 256
 _CONVERTING_ENGINES = (OPENVINO, NATIVE)
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """The directory of a model, and the requested name."""
+    """The directory of a model, the requested name, and the prompts that the settings give a bi-encoder."""
 
     name: str
     directory: Path
+    prompts: Prompts | None = None
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,11 @@ class FoundModels:
 class LoadedModels:
     """The models, and how to batch on their device.
 
-    `speed` is the tokens and seconds of a full batch of the first model. `prepare_thread` sets up the thread
-    that runs the models.
+    `prepare_thread` sets up the thread that runs the models.
     """
 
     models: ModelRegistry
     policy: BatchPolicy
-    speed: tuple[int, float]
     prepare_thread: Callable[[], None]
 
 
@@ -95,14 +103,23 @@ def find_models(settings: EncoderSettings) -> FoundModels:
 
     Raises:
         ModelNotFound: there is no such model.
-        UnusableModel: a model has no weights in safetensors, or cannot be unpacked.
+        UnusableModel: a model has no weights in safetensors, cannot be unpacked, or has no revision.
+        BadPrompts: the setting of the prompts is not JSON, or names a model that is not loaded.
     """
     names = [name.strip() for name in settings.bi_encoder.split(",")]
     cross_names = [] if settings.cross_encoder == NO_MODEL else [settings.cross_encoder]
-    cache = settings.cache_directory
+    prompts = parse_prompts(settings.prompts)
+    if unused := prompts.keys() - set(names):
+        raise BadPrompts(f"TEXTMATCH_PROMPTS names models that are not loaded: {', '.join(sorted(unused))}")
+
+    def found(name: str, organisation: str) -> FoundModel:
+        directory = find_model(name, organisation, settings.cache_directory)
+        check_pinned(name, directory)
+        return FoundModel(name, directory, prompts.get(name))
+
     return FoundModels(
-        [FoundModel(name, find_model(name, BI_ENCODER_ORGANISATION, cache)) for name in names],
-        [FoundModel(name, find_model(name, CROSS_ENCODER_ORGANISATION, cache)) for name in cross_names],
+        [found(name, BI_ENCODER_ORGANISATION) for name in names],
+        [found(name, CROSS_ENCODER_ORGANISATION) for name in cross_names],
     )
 
 
@@ -123,11 +140,13 @@ def load_models(settings: EncoderSettings, run_pass: RunPass = run_inline) -> Lo
     loader = _Loader(settings)
     models = loader.load_all()
     policy = _policy(settings, models, loader.device)
-    entries = (*models.bi_encoders, *models.cross_encoders)
-    speeds = [_warm_up(entry.engine_model, policy, run_pass) for entry in entries]
+    models = ModelRegistry(
+        [_warmed_up(entry, _long_text(entry.model), policy, run_pass) for entry in models.bi_encoders],
+        [_warmed_up(entry, _long_pair(entry.model), policy, run_pass) for entry in models.cross_encoders],
+    )
     _probe(models, run_pass)
     trim_heap()
-    return LoadedModels(models, policy, speed=speeds[0], prepare_thread=loader.prepare_thread)
+    return LoadedModels(models, policy, prepare_thread=loader.prepare_thread)
 
 
 def convert_models(settings: EncoderSettings) -> None:
@@ -194,11 +213,11 @@ class _Loader:
 
     def _bi_encoder(self, found: FoundModel) -> RegistryEntry[ServedBiEncoder]:
         with _unusable(f'cannot load "{found.name}"'):
-            cached = self._from_cache(NativeBiEncoder, found)
+            cached = self._from_cache(NativeBiEncoder, found, found.prompts)
             model: ServedBiEncoder = cached or self._with_torch.bi_encoder(found)
             if cached is None and model.engine == NATIVE:
                 # In the cache now. From there its tables are mapped, and torch's copies are freed.
-                model = self._from_cache(NativeBiEncoder, found) or model
+                model = self._from_cache(NativeBiEncoder, found, found.prompts) or model
         _log_loaded(model, "bi-encoder")
         sample = model.tokenize([_SAMPLE], is_query=False)[0]
         return RegistryEntry(model, EngineModel(model.model_id, model.embed, sample, model.is_packed))
@@ -219,14 +238,20 @@ class _Loader:
         sample = model.tokenize_pairs([(_SAMPLE, _SAMPLE)])[0]
         return RegistryEntry(model, EngineModel(model.model_id, forward, sample, model.is_packed))
 
-    def _from_cache(self, model_class: Callable[..., Model], found: FoundModel) -> Model | None:
+    def _from_cache(
+        self, model_class: Callable[..., Model], found: FoundModel, *options: Prompts | None
+    ) -> Model | None:
         if NATIVE not in self._config.engines:
             return None
         try:
-            return model_class(found.directory, found.name, self._config, self._max_tokens)
+            return model_class(found.directory, found.name, self._config, self._max_tokens, *options)
         except UnreadableCache as error:
             _log.info("not in the cache yet", extra={"model": found.name, "reason": str(error)})
-            return None
+        except TextMatchError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- a damaged file fails in any way, and torch replaces it
+            _log.warning("the cache is damaged", extra={"model": found.name, "reason": repr(error)})
+        return None
 
     @cached_property
     def _with_torch(self) -> TorchLoader:
@@ -239,33 +264,87 @@ class _Loader:
 def _policy(settings: EncoderSettings, models: ModelRegistry, device: str) -> BatchPolicy:
     is_cpu = device == "cpu"
     is_native = all(model.engine == NATIVE for model in models.all_models())
-    cpu_tokens = _NATIVE_BATCH_TOKENS if is_native else _CPU_BATCH_TOKENS
+    is_fast_start = is_native or not is_cpu
+    seconds = settings.batch_milliseconds / 1e3
     return BatchPolicy(
-        token_budget=settings.batch_tokens or (cpu_tokens if is_cpu else _GPU_BATCH_TOKENS),
+        token_budget=_CPU_MAX_BATCH_TOKENS if is_cpu else _GPU_MAX_BATCH_TOKENS,
         bulk_share=settings.bulk_share,
         forward_cost_tokens=_CPU_FORWARD_COST_TOKENS if is_cpu else _GPU_FORWARD_COST_TOKENS,
+        target_seconds=seconds or (_BATCH_SECONDS if is_fast_start else _SLOW_START_BATCH_SECONDS),
     )
 
 
-def _warm_up(model: EngineModel, policy: BatchPolicy, run_pass: RunPass) -> tuple[int, float]:
-    """Run batches of all sizes, the largest twice: an engine prepares for each new shape.
+def _long_text(model: ServedBiEncoder) -> TokenizedText:
+    """A text with as many tokens as the model reads, if a text of the largest size has so many."""
+    return model.tokenize([_LONG_SAMPLE], is_query=False)[0]
+
+
+def _long_pair(model: ServedCrossEncoder) -> TokenizedText:
+    """As `_long_text`, a pair."""
+    return model.tokenize_pairs([(_SAMPLE, _LONG_SAMPLE)])[0]
+
+
+def _warmed_up(
+    entry: RegistryEntry[Served], longest: TokenizedText, policy: BatchPolicy, run_pass: RunPass
+) -> RegistryEntry[Served]:
+    """Run batches of all sizes: an engine prepares for each new shape, and takes memory for the largest.
 
     Returns:
-        Tokens of the full batch, and the seconds it took.
+        The entry with the measured speed of full batches of long texts.
     """
-    count = max(1, policy.token_budget // model.sample.token_count)
-    sizes = sorted({1, 2, 4, *(count * eighths // 8 for eighths in range(1, 9))} - {0})
+    model = entry.engine_model
+    seconds_of = partial(_pass_seconds, model, run_pass)
     with _unusable(f"{model.model_id} fails during warm-up"):
-        for size in sizes:
-            run_pass(partial(_pass_seconds, model, size))
-        seconds = run_pass(partial(_pass_seconds, model, count))
-    return count * model.sample.token_count, seconds
+        for count in (1, 2, 4):
+            seconds_of([model.sample] * count)
+        speed = _full_batch_speed(longest, policy, seconds_of)
+        budget_tokens = policy.for_speed(speed).token_budget
+        for eighths in range(1, 9):
+            tokens = budget_tokens * eighths // 8
+            seconds_of([model.sample] * max(1, tokens // max(1, model.sample.token_count)))
+        # Or one text that is longer than a batch should be. In a reload, callers would have to wait for it.
+        can_take_long = run_pass is run_inline
+        seconds_of(_long_batch(longest, max(budget_tokens, longest.token_count * can_take_long)))
+    return replace(entry, engine_model=replace(model, tokens_per_second=speed))
 
 
-def _pass_seconds(model: EngineModel, size: int) -> float:
-    started = time.perf_counter()
-    model.forward([model.sample] * size)
-    return time.perf_counter() - started
+def _full_batch_speed(
+    longest: TokenizedText, policy: BatchPolicy, seconds_of: Callable[[Sequence[TokenizedText]], float]
+) -> float:
+    """Tokens per second of a batch that takes as long as it should, or is as large as it may be.
+
+    Batches are doubled until one takes longer. Between the last two, the time is taken to be a straight line.
+    """
+    target_seconds = policy.target_seconds or math.inf
+    wanted_tokens = min(_FIRST_WARM_UP_TOKENS, policy.token_budget)
+    tokens, seconds = 0, 0.0
+    while True:
+        batch = _long_batch(longest, wanted_tokens)
+        before, before_seconds = tokens, seconds
+        tokens = sum(text.token_count for text in batch)
+        seconds = max(min(seconds_of(batch) for _ in range(2)), 1e-6)
+        if seconds > target_seconds and before:
+            share = (target_seconds - before_seconds) / (seconds - before_seconds)
+            return (before + share * (tokens - before)) / target_seconds
+        if seconds > target_seconds or 2 * wanted_tokens > policy.token_budget:
+            return tokens / seconds
+        wanted_tokens *= 2
+
+
+def _long_batch(longest: TokenizedText, tokens: int) -> list[TokenizedText]:
+    """A batch of about so many tokens in texts that are as long as possible."""
+    length = max(1, min(tokens, longest.token_count))
+    type_ids = None if longest.type_ids is None else longest.type_ids[:length]
+    return [replace(longest, ids=longest.ids[:length], type_ids=type_ids)] * (tokens // length)
+
+
+def _pass_seconds(model: EngineModel, run_pass: RunPass, batch: Sequence[TokenizedText]) -> float:
+    def run() -> float:
+        started = time.perf_counter()
+        model.forward(batch)
+        return time.perf_counter() - started
+
+    return run_pass(run)
 
 
 def _probe(models: ModelRegistry, run_pass: RunPass) -> None:

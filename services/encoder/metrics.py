@@ -29,6 +29,14 @@ PADDING_RATIO = Histogram(
 )
 QUEUE_TEXTS = Gauge("textmatch_encoder_queue_texts", "Texts or pairs that are queued.", ["lane"])
 QUEUE_TOKENS = Gauge("textmatch_encoder_queue_tokens", "Tokens that are queued.", ["lane"])
+QUEUE_BYTES = Gauge(
+    "textmatch_encoder_queue_bytes", "Bytes of the texts of calls that are not answered yet.", ["lane"]
+)
+MODEL_TOKENS_PER_SECOND = Gauge(
+    "textmatch_encoder_model_tokens_per_second",
+    "Measured speed of a model's batches, without padding; a batch has as many tokens as fit into its time.",
+    ["model_id", "lane"],
+)
 REJECTIONS_TOTAL = Counter("textmatch_encoder_rejections_total", "Calls refused, by reason.", ["reason"])
 DROPPED_TOTAL = Counter(
     "textmatch_encoder_dropped_total", "Calls dropped from the queue: cancelled, late.", ["reason"]
@@ -42,6 +50,9 @@ UNKNOWN_TOKENS_RATIO = Histogram(
 )
 TRUNCATED_TOTAL = Counter("textmatch_encoder_truncated_total", "Texts or pairs that were truncated.")
 FAILED_TEXTS_TOTAL = Counter("textmatch_encoder_failed_texts_total", "Texts that a model failed on alone.")
+OUT_OF_MEMORY_TOTAL = Counter(
+    "textmatch_encoder_out_of_memory_total", "Batches that did not fit into memory and were halved."
+)
 RELOADS_TOTAL = Counter("textmatch_encoder_reloads_total", "Reloads of the models: done, failed.", ["result"])
 MODEL_INFO = Gauge(
     "textmatch_encoder_model_info",

@@ -54,6 +54,10 @@ class ModelRegistry:
         """The models of both kinds."""
         return [entry.model for entry in (*self.bi_encoders, *self.cross_encoders)]
 
+    def engine_models(self) -> list[EngineModel]:
+        """What the inference thread runs, of both kinds."""
+        return [entry.engine_model for entry in (*self.bi_encoders, *self.cross_encoders)]
+
     def bi_encoder(self, name: str) -> RegistryEntry[ServedBiEncoder]:
         """Find a bi-encoder by name or model id; "" means the default.
 

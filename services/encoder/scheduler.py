@@ -6,11 +6,13 @@ callers share the tokens fairly.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from services.encoder import metrics
@@ -18,24 +20,45 @@ from services.encoder.batching import (
     BatchPolicy,
     BulkCredit,
     CallContext,
+    CallLoad,
     EngineModel,
     EngineTask,
     Job,
     take_packed_batch,
     take_padded_batch,
 )
-from services.encoder.fair_queue import DeficitRoundRobinQueue
-from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded, TextMatchError
+from services.encoder.fair_queue import CallerTotals, DeficitRoundRobinQueue
+from services.encoder.throughput import ModelSpeeds
+from textmatch.errors import (
+    DeadlinePassed,
+    DeadlineTooShort,
+    InvalidInput,
+    NotReady,
+    Overloaded,
+    TextMatchError,
+    Violation,
+)
 from textmatch.models.fast_tokenizer import TokenizedText
+from textmatch.v1 import error_reason_pb2
 
 # Texts that a padded batch is chosen from: enough to find similar lengths, few enough to sort quickly.
 _WINDOW_TEXTS = 256
-# The speed is measured on batches that fill this share of the token budget; small batches are less efficient.
-_MEASURED_BATCH_SHARE = 0.25
-_SPEED_SMOOTHING = 0.2
 _RETRY_DELAY_BEFORE_FIRST_MEASUREMENT_SECONDS = 1.0
 # A call is refused if queued work, taking this many times its estimate, would make the answer late.
 _SAFETY_FACTOR = 2.5
+
+
+@dataclass(frozen=True)
+class CallSize:
+    """What a call asks for: about so many tokens of a model, from texts of so many bytes of UTF-8.
+
+    `tokenize_seconds` is about how long it takes until all of them are tokenized.
+    """
+
+    model: EngineModel
+    tokens: int
+    text_bytes: int = 0
+    tokenize_seconds: float = 0.0
 
 
 class Item(NamedTuple):
@@ -57,82 +80,123 @@ class Item(NamedTuple):
 
 
 class Lane:
-    """The queued texts of one priority, by model and by caller.
+    """The queued texts of one priority, by model and by caller, and the calls that will queue texts.
 
     Args:
+        part_tokens: the most that a call occupies. A larger call is queued part by part.
         is_over: whether a job no longer needs to be computed.
     """
 
-    def __init__(self, name: str, policy: BatchPolicy, is_over: Callable[[Job], bool]) -> None:
+    def __init__(self, name: str, *, is_bulk: bool, part_tokens: int, is_over: Callable[[Job], bool]) -> None:
         self.name = name
+        self.is_bulk = is_bulk
         self.texts = 0
-        self._policy = policy
+        # Occupied by admitted calls, tokenized or not.
+        self.tokens = 0
+        self.text_bytes = CallerTotals()
+        self._part_tokens = part_tokens
         self._is_over = is_over
         # The first model is next.
         self._queues: dict[EngineModel, DeficitRoundRobinQueue[Item]] = {}
         self._queued_tokens = 0
-        self._reserved_tokens = 0
-        # Queued and reserved tokens by caller; callers without tokens are removed.
-        self._tokens_of_caller: dict[str, int] = {}
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are queued or reserved."""
-        return self._queued_tokens + self._reserved_tokens
+        self._callers = CallerTotals()
+        # Tokens that are to be computed for admitted calls, by model and caller.
+        self._loads: dict[EngineModel, CallerTotals] = {}
 
     def has_room(self, caller: str, tokens: int, limit_tokens: int) -> bool:
         """Whether a call is within the limit, or within its caller's equal part of the same amount again."""
-        if not self.tokens or self.tokens + tokens <= limit_tokens:
+        occupied = min(tokens, self._part_tokens)
+        if not self.tokens or self.tokens + occupied <= limit_tokens:
             return True
-        callers = len(self._tokens_of_caller) + (caller not in self._tokens_of_caller)
-        is_small = self._tokens_of_caller.get(caller, 0) + tokens <= limit_tokens // callers
-        return is_small and self.tokens + tokens <= 2 * limit_tokens
+        is_small = self._callers.of(caller) + tokens <= limit_tokens // self._count_with(caller)
+        return is_small and self.tokens + occupied <= 2 * limit_tokens
 
-    def tokens_ahead(self, caller: str, tokens: int) -> int:
-        """Tokens that are computed before the last text of a new call of `tokens`.
+    def has_room_for_bytes(self, caller: str, text_bytes: int, limit_bytes: int) -> bool:
+        """As `has_room`, for the texts that calls hold in memory until they are answered."""
+        held = self.text_bytes.tokens
+        if not held or held + text_bytes <= limit_bytes:
+            return True
+        is_small = self.text_bytes.of(caller) + text_bytes <= limit_bytes // self._count_with(caller)
+        return is_small and held + text_bytes <= 2 * limit_bytes
 
-        Until then every other caller gets at most as many quanta as this one.
+    def tokens_until_room(self, tokens: int, limit_tokens: int) -> int:
+        """How many tokens must be computed until a call is within the limit."""
+        return max(0, self.tokens + min(tokens, self._part_tokens) - limit_tokens)
+
+    def seconds_ahead(self, size: CallSize, caller: str, speeds: ModelSpeeds) -> float:
+        """How long the lane computes other calls, of this caller too, before a new one is done.
+
+        Other callers of the model get as much as this caller, other models as many batches as this model.
         """
-        share = max(self._tokens_of_caller.get(caller, 0) + tokens, self._policy.quantum_tokens)
-        return sum(min(queued, share) for queued in self._tokens_of_caller.values())
+        quantum = speeds.policy(size.model, is_bulk=self.is_bulk).quantum_tokens
+        of_model = self._loads.get(size.model)
+        tokens = of_model.ahead_of(caller, size.tokens, quantum) if of_model else 0
+        ahead_seconds = speeds.seconds(size.model, tokens, is_bulk=self.is_bulk)
+        own_seconds = speeds.seconds(size.model, size.tokens, is_bulk=self.is_bulk)
+        others_seconds = 0.0
+        for model, load in self._loads.items():
+            if model is not size.model:
+                share = max(own_seconds + ahead_seconds, speeds.batch_seconds(model, is_bulk=self.is_bulk))
+                others_seconds += min(share, speeds.seconds(model, load.tokens, is_bulk=self.is_bulk))
+        return ahead_seconds + others_seconds
 
-    def reserve(self, caller: str, tokens: int) -> None:
-        """Count a call that is being tokenised; negative tokens release the reservation."""
-        self._reserved_tokens += tokens
-        self._count_caller(caller, tokens)
+    def seconds(self, speeds: ModelSpeeds) -> float:
+        """How long all admitted calls of the lane take."""
+        loads = self._loads.items()
+        return sum(speeds.seconds(model, load.tokens, is_bulk=self.is_bulk) for model, load in loads)
 
-    def add(self, job: Job) -> None:
+    def count(self, load: CallLoad, tokens: int) -> None:
+        """Change the tokens that are to be computed for a call."""
+        before = min(load.tokens, self._part_tokens)
+        load.tokens += tokens
+        self.tokens += min(load.tokens, self._part_tokens) - before
+        self._callers.add(load.caller, tokens)
+        of_model = self._loads.setdefault(load.model, CallerTotals())
+        of_model.add(load.caller, tokens)
+        if not of_model:
+            del self._loads[load.model]
+
+    def count_bytes(self, caller: str, text_bytes: int) -> None:
+        """Change the bytes of the texts of admitted calls."""
+        self.text_bytes.add(caller, text_bytes)
+        metrics.QUEUE_BYTES.labels(self.name).set(self.text_bytes.tokens)
+
+    def add(self, job: Job, policy: BatchPolicy) -> None:
         """Queue the texts of a job."""
         queue = self._queues.get(job.model)
         if queue is None:
-            queue = DeficitRoundRobinQueue(self._policy.quantum_tokens, lambda item: self._is_over(item.job))
+            queue = DeficitRoundRobinQueue(policy.quantum_tokens, lambda item: self._is_over(item.job))
             self._queues[job.model] = queue
         items = (Item(job, position, text.token_count) for position, text in enumerate(job.texts))
         queue.add(job.call.caller, items)
-        self._count(job.queued_texts, job.queued_tokens)
-        self._count_caller(job.call.caller, job.queued_tokens)
+        self._count_queued(job.queued_texts, job.queued_tokens)
+        self.count(job.load, job.queued_tokens - job.estimated_tokens)
 
     def forget(self, job: Job) -> None:
         """Stop counting a job that is over; its items are dropped when they reach the front."""
-        self._count(-job.queued_texts, -job.queued_tokens)
-        self._count_caller(job.call.caller, -job.queued_tokens)
+        self._count_queued(-job.queued_texts, -job.queued_tokens)
+        self.count(job.load, -job.queued_tokens)
         job.queued_texts = job.queued_tokens = 0
 
-    def has_work(self) -> bool:
-        """Whether any text is queued. Drops models without texts: a reload may have replaced them."""
-        self._queues = {model: queue for model, queue in self._queues.items() if queue.peek() is not None}
-        return bool(self._queues)
+    def next_model(self) -> EngineModel | None:
+        """The model of the next batch; None if no text is queued.
 
-    def take(self) -> list[Item]:
-        """The next batch, all of one model, after `has_work`; empty if all deadlines passed since then."""
-        model, queue = next(iter(self._queues.items()))
-        batch = take_packed_batch(queue, self._policy) if model.is_packed else self._take_padded(queue)
+        Drops models without texts: a reload may have replaced them.
+        """
+        self._queues = {model: queue for model, queue in self._queues.items() if queue.peek() is not None}
+        return next(iter(self._queues), None)
+
+    def take(self, model: EngineModel, policy: BatchPolicy) -> list[Item]:
+        """The next batch, of the model that is next; empty if all deadlines passed just now."""
+        queue = self._queues[model]
+        queue.quantum_tokens = policy.quantum_tokens
+        batch = take_packed_batch(queue, policy) if model.is_packed else _take_padded(queue, policy)
         self._queues[model] = self._queues.pop(model)
         for item in batch:
             item.job.queued_texts -= 1
             item.job.queued_tokens -= item.tokens
-            self._count_caller(item.caller, -item.tokens)
-        self._count(-len(batch), -sum(item.tokens for item in batch))
+            self.count(item.job.load, -item.tokens)
+        self._count_queued(-len(batch), -sum(item.tokens for item in batch))
         return batch
 
     def clear(self) -> list[Job]:
@@ -141,30 +205,29 @@ class Lane:
         self._queues.clear()
         return [job for job in jobs if not job.is_over]
 
-    def _take_padded(self, queue: DeficitRoundRobinQueue[Item]) -> list[Item]:
-        window: list[Item] = []
-        while len(window) < _WINDOW_TEXTS and queue.peek() is not None:
-            window.append(queue.take())
-        if not window:
-            return []
-        chosen = take_padded_batch([item.tokens for item in window], self._policy)
-        batch = [window[position] for position in chosen]
-        for position in sorted(chosen, reverse=True):
-            del window[position]
-        queue.put_back(window)
-        return batch
+    def _count_with(self, caller: str) -> int:
+        """Callers with tokens, this one included."""
+        return len(self._callers) + (caller not in self._callers)
 
-    def _count(self, texts: int, tokens: int) -> None:
+    def _count_queued(self, texts: int, tokens: int) -> None:
         self.texts += texts
         self._queued_tokens += tokens
         metrics.QUEUE_TEXTS.labels(self.name).set(self.texts)
         metrics.QUEUE_TOKENS.labels(self.name).set(self._queued_tokens)
 
-    def _count_caller(self, caller: str, tokens: int) -> None:
-        if counted := self._tokens_of_caller.get(caller, 0) + tokens:
-            self._tokens_of_caller[caller] = counted
-        else:
-            self._tokens_of_caller.pop(caller, None)
+
+def _take_padded(queue: DeficitRoundRobinQueue[Item], policy: BatchPolicy) -> list[Item]:
+    window: list[Item] = []
+    while len(window) < _WINDOW_TEXTS and queue.peek() is not None:
+        window.append(queue.take())
+    if not window:
+        return []
+    chosen = take_padded_batch([item.tokens for item in window], policy)
+    batch = [window[position] for position in chosen]
+    for position in sorted(chosen, reverse=True):
+        del window[position]
+    queue.put_back(window)
+    return batch
 
 
 class Scheduler:
@@ -173,38 +236,50 @@ class Scheduler:
     Args:
         policy: how texts become batches.
         limit_tokens: tokens that may be queued in each lane.
+        limit_bytes: bytes of UTF-8 that the calls of each lane may hold.
     """
 
-    def __init__(self, policy: BatchPolicy, *, limit_tokens: int) -> None:
-        self._policy = policy
+    def __init__(self, policy: BatchPolicy, *, limit_tokens: int, limit_bytes: int = sys.maxsize) -> None:
         self._limit_tokens = limit_tokens
-        self._interactive = Lane("interactive", policy, self._is_over)
-        self._bulk = Lane("bulk", policy, self._is_over)
-        self._credit = BulkCredit(policy)
+        self._limit_bytes = limit_bytes
+        # Two callers with calls of any size have room at the same time.
+        self.part_tokens = max(1, limit_tokens // 2)
+        self._interactive = self._new_lane("interactive", is_bulk=False)
+        self._bulk = self._new_lane("bulk", is_bulk=True)
+        self._bulk_share = policy.bulk_share
+        self._credit = BulkCredit(policy.bulk_share)
+        self._speeds = ModelSpeeds(policy)
         self._tasks: deque[EngineTask[Any]] = deque()
         self._is_task_next = True
         self._changed = threading.Condition()
-        self._running_tokens = 0
-        self._tokens_per_second: float | None = None
+        # When the running batch probably ends.
+        self._busy_until = 0.0
         self._closed_with: TextMatchError | None = None
 
     @contextmanager
-    def admitted(self, tokens: int, call: CallContext) -> Iterator[None]:
-        """Reserve room for a call of about `tokens`; the caller adds the job in the block.
+    def admitted(self, size: CallSize, call: CallContext) -> Iterator[CallLoad]:
+        """Reserve room for a call while it is tokenized, queued and computed in the block.
+
+        A call of more than `part_tokens` is queued in parts, and occupies no more than one.
 
         Raises:
-            Overloaded: the lane is full. An empty lane admits a call of any size.
-            DeadlineTooShort: the queued work takes longer than the time until the call's deadline.
+            InvalidInput: its texts alone are larger than all calls may be together.
+            Overloaded: the lane is full. An empty lane admits a call of any number of tokens.
+            DeadlineTooShort: the work takes longer than the time until the call's deadline.
         """
         lane = self._lane(call.is_bulk)
+        load = CallLoad(size.model, call.caller)
         with self._changed:
-            self._check_admission(lane, tokens, call)
-            lane.reserve(call.caller, tokens)
+            self._check_room(lane, size, call)
+            self._check_deadline(lane, size, call)
+            lane.count(load, size.tokens)
+            lane.count_bytes(call.caller, size.text_bytes)
         try:
-            yield
+            yield load
         finally:
             with self._changed:
-                lane.reserve(call.caller, -tokens)
+                lane.count(load, -load.tokens)
+                lane.count_bytes(call.caller, -size.text_bytes)
 
     def add(self, job: Job) -> None:
         """Queue a job.
@@ -212,8 +287,9 @@ class Scheduler:
         Raises:
             TextMatchError: the error that the scheduler was closed with.
         """
+        is_bulk = job.call.is_bulk
         with self._opened():
-            self._lane(job.call.is_bulk).add(job)
+            self._lane(is_bulk).add(job, self._speeds.policy(job.model, is_bulk=is_bulk))
 
     def add_task(self, task: EngineTask[Any]) -> None:
         """Queue a task: it runs immediately if the inference thread is idle, else between two batches.
@@ -239,30 +315,39 @@ class Scheduler:
         """
         with self._changed:
             while self._closed_with is None:
-                lane = self._next_lane()
-                if self._tasks and (lane is None or self._is_task_next):
+                model, lane = self._next()
+                if self._tasks and (model is None or self._is_task_next):
                     self._is_task_next = False
                     return self._tasks.popleft()
-                if lane is None:
+                if model is None:
                     self._changed.wait()
                 # Empty if the last deadline in the lane passed just now.
-                elif batch := lane.take():
+                elif batch := lane.take(model, self._speeds.policy(model, is_bulk=lane.is_bulk)):
                     self._is_task_next = True
-                    self._running_tokens = sum(item.tokens for item in batch)
-                    is_bulk, bulk_queued = lane is self._bulk, self._bulk.has_work()
-                    self._credit.account(self._running_tokens, is_bulk=is_bulk, bulk_queued=bulk_queued)
+                    tokens = sum(item.tokens for item in batch)
+                    seconds = self._speeds.seconds(model, tokens, is_bulk=lane.is_bulk)
+                    self._busy_until = time.monotonic() + seconds
+                    bulk_queued = self._bulk.next_model() is not None
+                    self._credit.account(seconds, is_bulk=lane.is_bulk, bulk_queued=bulk_queued)
                     return batch
         return []
 
-    def note_speed(self, tokens: int, seconds: float) -> None:
+    def note_speed(self, model: EngineModel, tokens: int, seconds: float, *, is_bulk: bool) -> None:
         """Record a computed batch: its tokens, without padding, and the seconds it took."""
         with self._changed:
-            self._running_tokens = 0
-            speed = tokens / max(seconds, 1e-6)
-            if self._tokens_per_second is None:
-                self._tokens_per_second = speed
-            elif tokens >= _MEASURED_BATCH_SHARE * self._policy.token_budget:
-                self._tokens_per_second += _SPEED_SMOOTHING * (speed - self._tokens_per_second)
+            self._busy_until = 0.0
+            self._speeds.note(model, tokens, seconds, is_bulk=is_bulk)
+
+    def lower_budget(self, model: EngineModel, token_budget: int) -> None:
+        """Make no batches of this model that are larger: such a batch did not fit into memory."""
+        with self._changed:
+            self._speeds.lower_budget(model, token_budget)
+
+    def end(self, job: Job, error: TextMatchError) -> None:
+        """Fail a job, and drop its queued texts."""
+        with self._changed:
+            job.end(error)
+            self._lane(job.call.is_bulk).forget(job)
 
     def close(self, error: TextMatchError | None = None) -> None:
         """Accept no more work, fail what is queued, and let `take` return."""
@@ -286,47 +371,80 @@ class Scheduler:
             yield
             self._changed.notify()
 
+    def _new_lane(self, name: str, *, is_bulk: bool) -> Lane:
+        return Lane(name, is_bulk=is_bulk, part_tokens=self.part_tokens, is_over=self._is_over)
+
     def _lane(self, is_bulk: bool) -> Lane:
         return self._bulk if is_bulk else self._interactive
 
-    def _check_admission(self, lane: Lane, tokens: int, call: CallContext) -> None:
-        is_full = not lane.has_room(call.caller, tokens, self._limit_tokens)
-        if not is_full and self._is_in_time(self._ahead_of(lane, lane.tokens), tokens, call):
+    def _check_room(self, lane: Lane, size: CallSize, call: CallContext) -> None:
+        if size.text_bytes > self._limit_bytes:
+            problem = f"have {size.text_bytes:,} bytes together; the limit is {self._limit_bytes:,}"
+            too_many = error_reason_pb2.ERROR_REASON_TOO_MANY_ITEMS
+            raise InvalidInput([Violation("texts", too_many, f"{problem}; send fewer in a call")])
+        if not lane.has_room(call.caller, size.tokens, self._limit_tokens):
+            problem = f"{lane.tokens:,} {lane.name} tokens are queued; the limit is {self._limit_tokens:,}"
+        elif not lane.has_room_for_bytes(call.caller, size.text_bytes, self._limit_bytes):
+            held = lane.text_bytes.tokens
+            problem = f"{lane.name} calls hold {held:,} bytes of texts; the limit is {self._limit_bytes:,}"
+        else:
             return
-        # Exclude texts of other callers that are served after this call, which takes longer to compute.
-        ahead_tokens = self._ahead_of(lane, lane.tokens_ahead(call.caller, tokens))
-        speed = self._tokens_per_second
-        delay_seconds = ahead_tokens / speed if speed else _RETRY_DELAY_BEFORE_FIRST_MEASUREMENT_SECONDS
-        if is_full:
-            metrics.REJECTIONS_TOTAL.labels("overloaded").inc()
-            message = f"{lane.tokens:,} {lane.name} tokens are queued; the limit is {self._limit_tokens:,}"
-            raise Overloaded(message, retry_delay_seconds=delay_seconds)
-        if not self._is_in_time(ahead_tokens, tokens, call):
-            metrics.REJECTIONS_TOTAL.labels("deadline_too_short").inc()
-            message = f"the queued work takes about {delay_seconds:.2f} s; the deadline is too short for it"
-            raise DeadlineTooShort(message, retry_delay_seconds=delay_seconds)
+        metrics.REJECTIONS_TOTAL.labels("overloaded").inc()
+        delay_seconds = _RETRY_DELAY_BEFORE_FIRST_MEASUREMENT_SECONDS
+        if self._speeds.is_known(size.model, is_bulk=lane.is_bulk):
+            excess_tokens = lane.tokens_until_room(size.tokens, self._limit_tokens)
+            ahead_seconds = self._running_seconds() + self._queued_seconds(lane, size, call.caller)
+            delay_seconds = max(ahead_seconds, self._seconds(lane, size.model, excess_tokens))
+        raise Overloaded(problem, retry_delay_seconds=delay_seconds)
 
-    def _ahead_of(self, lane: Lane, tokens_in_lane: int) -> int:
-        """Tokens computed before a call, given those ahead of it in its own lane."""
-        before_lane = self._interactive.tokens if lane is self._bulk else 0
-        return self._running_tokens + before_lane + tokens_in_lane
+    def _check_deadline(self, lane: Lane, size: CallSize, call: CallContext) -> None:
+        if call.deadline is None or not self._speeds.is_known(size.model, is_bulk=lane.is_bulk):
+            return
+        running_seconds = self._running_seconds()
+        queued_seconds = self._queued_seconds(lane, size, call.caller)
+        own_seconds = size.tokenize_seconds + self._seconds(lane, size.model, size.tokens)
+        # New callers delay those that are queued. With nothing queued, the estimate needs no reserve.
+        factor = _SAFETY_FACTOR if queued_seconds else 1.0
+        expected_seconds = running_seconds + factor * (queued_seconds + own_seconds)
+        if time.monotonic() + expected_seconds <= call.deadline:
+            return
+        metrics.REJECTIONS_TOTAL.labels("deadline_too_short").inc()
+        ahead_seconds = running_seconds + queued_seconds
+        message = f"the queued work takes about {ahead_seconds:.2f} s and the call {own_seconds:.2f} s"
+        raise DeadlineTooShort(
+            f"{message}; the deadline is too short for it", retry_delay_seconds=ahead_seconds or None
+        )
 
-    def _is_in_time(self, ahead_tokens: int, tokens: int, call: CallContext) -> bool:
-        """Whether a call is probably computed before its deadline.
+    def _running_seconds(self) -> float:
+        """How long the running batch probably still takes."""
+        return max(0.0, self._busy_until - time.monotonic())
 
-        The estimate assumes full batches. Small batches are slower, hence the safety factor.
-        """
-        if call.deadline is None or not ahead_tokens or not self._tokens_per_second:
-            return True
-        work_seconds = (ahead_tokens + tokens) / self._tokens_per_second
-        return time.monotonic() + _SAFETY_FACTOR * work_seconds <= call.deadline
+    def _queued_seconds(self, lane: Lane, size: CallSize, caller: str) -> float:
+        """How long the engine computes queued work for others before it has computed a new call."""
+        in_lane = lane.seconds_ahead(size, caller, self._speeds)
+        work = in_lane + self._seconds(lane, size.model, size.tokens)
+        bulk_per_interactive = self._bulk_share / (1 - self._bulk_share)
+        if not lane.is_bulk:
+            return in_lane + min(self._bulk.seconds(self._speeds), work * bulk_per_interactive)
+        # What is queued goes ahead; as much as came recently will come.
+        queued = min(self._interactive.seconds(self._speeds), work / bulk_per_interactive)
+        share = min(1 - self._bulk_share, self._speeds.interactive_share())
+        return in_lane + max(queued, work * share / (1 - share))
 
-    def _next_lane(self) -> Lane | None:
-        interactive_queued, bulk_queued = self._interactive.has_work(), self._bulk.has_work()
-        if not interactive_queued and not bulk_queued:
-            return None
-        is_bulk = self._credit.is_bulk_next(interactive_queued=interactive_queued, bulk_queued=bulk_queued)
-        return self._lane(is_bulk)
+    def _seconds(self, lane: Lane, model: EngineModel, tokens: int) -> float:
+        return self._speeds.seconds(model, tokens, is_bulk=lane.is_bulk)
+
+    def _next(self) -> tuple[EngineModel | None, Lane]:
+        """The model and the lane of the next batch; no model if no text is queued."""
+        interactive, bulk = self._interactive.next_model(), self._bulk.next_model()
+        if bulk is None:
+            return interactive, self._interactive
+        is_bulk = self._credit.is_bulk_next(
+            interactive_queued=interactive is not None,
+            bulk_queued=True,
+            bulk_cost=self._speeds.batch_seconds(bulk, is_bulk=True),
+        )
+        return (bulk, self._bulk) if is_bulk else (interactive, self._interactive)
 
     def _is_over(self, job: Job) -> bool:
         """Whether a job no longer needs to be computed; ends it here if its deadline has passed."""

@@ -13,7 +13,7 @@ import grpc
 
 from services.encoder import metrics
 from services.encoder.batching import CallContext
-from services.encoder.inference import InferenceRequest, PairScores, Pipeline
+from services.encoder.inference import InferenceRequest, PairScores, Pipeline, utf8_bytes
 from services.encoder.model_registry import ModelRegistry, ServedModel
 from services.encoder.validation import check_dimension, check_enum, score_input, stored_embeddings
 from textmatch import vectors
@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 # Enough to keep the models busy while a client reads an answer and sends the next batch.
 _STREAM_BATCHES_IN_FLIGHT = 4
 _LOADING_RETRY_DELAY_SECONDS = 2.0
+_LANES = ("interactive", "bulk")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,16 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         new = _info_labels(models)
         for labels in new:
             metrics.MODEL_INFO.labels(*labels).set(1)
+        for entry in (*models.bi_encoders, *models.cross_encoders):
+            engine_model = entry.engine_model
+            for lane in _LANES:
+                speed = metrics.MODEL_TOKENS_PER_SECOND.labels(engine_model.model_id, lane)
+                speed.set(engine_model.tokens_per_second)
         for labels in old - new:
             metrics.MODEL_INFO.remove(*labels)
+        for model_id in {labels[0] for labels in old} - {labels[0] for labels in new}:
+            for lane in _LANES:
+                metrics.MODEL_TOKENS_PER_SECOND.remove(model_id, lane)
 
     @property
     def models(self) -> ModelRegistry:
@@ -98,7 +107,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         check_enum("priority", request.priority, pb.Priority.values())
         wanted = score_input(
             query=request.query,
-            texts=request.texts,
+            texts=list(request.texts),
             pairs=[(pair.first, pair.second) for pair in request.pairs],
             has_embeddings=bool(request.embeddings),
             max_texts=self._max_texts,
@@ -142,17 +151,18 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
         service = self._opened()
         check_enum("role", request.role, pb.Role.values())
         check_enum("priority", request.priority, pb.Priority.values())
-        check_texts("texts", request.texts, self._max_texts)
+        # Once: each access to the field makes new strings, of up to 32 MB.
+        texts, is_query = list(request.texts), request.role == pb.ROLE_QUERY
+        check_texts("texts", texts, self._max_texts)
         entry = service.models.bi_encoder(request.model)
         model = entry.model
         dimension = request.dimension if request.HasField("dimension") else model.dimension
         check_dimension(dimension, model.dimension)
-        texts, is_query = list(request.texts), request.role == pb.ROLE_QUERY
         wanted = InferenceRequest(
             model=entry.engine_model,
-            texts=texts,
+            row_bytes=[utf8_bytes(text) for text in texts],
             max_tokens=model.max_tokens,
-            tokenize=lambda: model.tokenize(texts, is_query=is_query),
+            tokenize=lambda start, stop: model.tokenize(texts[start:stop], is_query=is_query),
             name_item="texts[{}]".format,
         )
         result = await service.pipeline.compute(wanted, call)

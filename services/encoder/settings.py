@@ -30,6 +30,11 @@ class EncoderSettings(ProcessSettings, ServerSettings):
         "textmatch-cross-encoder",
         "Cross-encoder by name, hub name with `@revision`, or path; `none` loads none.",
     )
+    prompts: str = setting(
+        "TEXTMATCH_PROMPTS",
+        "",
+        'Prompts of bi-encoders that replace their own: `{"MODEL": {"query": "TEXT", "document": "TEXT"}}`.',
+    )
     device: str = setting(
         "TEXTMATCH_ENCODER_DEVICE", "auto", "`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one."
     )
@@ -60,24 +65,37 @@ class EncoderSettings(ProcessSettings, ServerSettings):
         minimum=0,
     )
     max_texts: int = setting("TEXTMATCH_ENCODER_MAX_TEXTS", 1024, "Texts or pairs in one call.", minimum=1)
-    batch_tokens: int = setting(
-        "TEXTMATCH_ENCODER_BATCH_TOKENS",
-        0,
-        "Tokens of one forward pass; 0: 1,024 with the native engine, else 2,048 on a CPU, 32,768 on a GPU.",
+    batch_milliseconds: float = setting(
+        "TEXTMATCH_ENCODER_BATCH_MILLISECONDS",
+        0.0,
+        "Time of one forward pass, for which a single text may have to wait. A batch has as many tokens as"
+        " the model computes in it. 0: 20 with the native engine or a GPU, else 60.",
         minimum=0,
     )
     queue_tokens: int = setting(
         "TEXTMATCH_ENCODER_QUEUE_TOKENS",
         262_144,
         "Tokens that may be queued in each lane (interactive, bulk). Above the limit, a caller is admitted up"
-        " to its equal share of the same amount again.",
+        " to its equal share of the same amount again. A call of more than half of it is queued in parts.",
         minimum=1,
+    )
+    queue_bytes: int = setting(
+        "TEXTMATCH_ENCODER_QUEUE_BYTES",
+        256 * 1024 * 1024,
+        "Bytes of text that the calls of each lane may hold. Above the limit as for tokens; a larger call is"
+        " refused as invalid.",
+        minimum=1,
+    )
+    watchdog_seconds: float = setting(
+        "TEXTMATCH_ENCODER_WATCHDOG_SECONDS",
+        120.0,
+        "Time for a forward pass of a short text, after which the encoder ends to be restarted; 0: never.",
+        minimum=0,
     )
     bulk_share: float = setting(
         "TEXTMATCH_ENCODER_BULK_SHARE",
-        0.15,
-        "Smallest share of the tokens for bulk calls while interactive calls are queued. Interactive batches"
-        " are less efficient: with 0.15, bulk calls keep a tenth of their speed without interactive calls.",
+        0.12,
+        "Smallest share of the engine's time for bulk calls while interactive calls are queued.",
         minimum=0.01,
         maximum=0.99,
     )

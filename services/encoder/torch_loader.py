@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -18,8 +17,6 @@ from textmatch.models.cross_encoder import TorchCrossEncoder
 from textmatch.models.engines import EngineConfig
 
 _log = logging.getLogger(__name__)
-
-Model = TypeVar("Model", TorchBiEncoder, TorchCrossEncoder)
 
 
 class TorchLoader:
@@ -44,7 +41,11 @@ class TorchLoader:
         Raises:
             UnusableModel: it cannot be served.
         """
-        return self._load(TorchBiEncoder, found)
+        model = TorchBiEncoder.load(
+            found.directory, found.name, self._config, self._max_tokens, found.prompts
+        )
+        self._describe(model)
+        return model
 
     def cross_encoder(self, found: FoundModel) -> TorchCrossEncoder:
         """Load a cross-encoder.
@@ -52,13 +53,13 @@ class TorchLoader:
         Raises:
             UnusableModel: it cannot be served.
         """
-        return self._load(TorchCrossEncoder, found)
+        model = TorchCrossEncoder.load(found.directory, found.name, self._config, self._max_tokens)
+        self._describe(model)
+        return model
 
-    def _load(self, model_class: type[Model], found: FoundModel) -> Model:
-        model = model_class.load(found.directory, found.name, self._config, self._max_tokens)
+    def _describe(self, model: TorchBiEncoder | TorchCrossEncoder) -> None:
         if description := model.describe():
             description.save(self._config.cache_directory, model.model_id)
-        return model
 
 
 def _show_device(device: str) -> None:

@@ -13,6 +13,7 @@ from textmatch.encoder_client import EncoderClient
 from textmatch.errors import CollectionNotFound, CollectionNotOwned, ModelNotFound, raise_violations
 from textmatch.index.schema import PayloadIndexes
 from textmatch.runtime.auth import allows_collection, charge_collections
+from textmatch.time_slices import in_slices
 from textmatch.types import CollectionSummary, ModelInfo, ModelKind
 from textmatch.v1 import collection_service_pb2 as pb
 from textmatch.v1 import collection_service_pb2_grpc as pb_grpc
@@ -56,10 +57,11 @@ class CollectionServicer(pb_grpc.CollectionServiceServicer):
         configs = {one.name: one for one in await self._store.registry.all() if allows_collection(one.name)}
         names, next_page_token = page_of(request, list(configs))
         charge_collections(len(names))
-        summaries = [await self._listed(configs[name]) for name in names]
-        return pb.ListCollectionsResponse(
-            collections=[summary_to_proto(one) for one in summaries if one], next_page_token=next_page_token
-        )
+        response = pb.ListCollectionsResponse(next_page_token=next_page_token)
+        async for name in in_slices(names):
+            if summary := await self._listed(configs[name]):
+                response.collections.append(summary_to_proto(summary))
+        return response
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context

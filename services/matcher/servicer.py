@@ -13,7 +13,7 @@ from services.matcher.documents import DeleteVersion, DocumentsHandler
 from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
 from textmatch.collection_store import Collection, CollectionStore
-from textmatch.documents import MAX_TEXT_BYTES, check_item_count, text_violation
+from textmatch.documents import check_item_count, text_violation
 from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
 from textmatch.runtime import logs
 from textmatch.runtime.auth import charge_match
@@ -50,7 +50,10 @@ METHOD_LIMITS = {
     **_of_service(
         "MatcherService",
         {
-            "Match": RequestLimits(MAX_TEXT_BYTES + _OPTIONS_BYTES + 1024),
+            # A query that is too large is parsed, so that the error says how large it is.
+            "Match": RequestLimits(
+                5 * 1024**2, part_bytes={pb.MatchRequest.OPTIONS_FIELD_NUMBER: _OPTIONS_BYTES}
+            ),
             "BatchMatch": RequestLimits(
                 5 * 1024**2, part_bytes={pb.BatchMatchRequest.OPTIONS_FIELD_NUMBER: _OPTIONS_BYTES}
             ),

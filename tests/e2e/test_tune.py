@@ -135,7 +135,9 @@ def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, jud
 
     before = used(stack)
     stored = tune(stack, judged)
-    assert stored["models"] == shown["models"]
+    # Scores of pairs differ in their last bits by the pairs that share a batch.
+    for name, weights in shown["models"].items():
+        assert stored["models"][name] == pytest.approx(weights, rel=1e-5, abs=1e-6)
     assert (stored["is_better"], stored["stored"]) == (True, True)
     tuned = from_mapping(noted(stack, stored["collection"]))
     assert to_mapping(tuned) == stored["models"]

@@ -133,12 +133,30 @@ def test_the_conversion_is_kept_and_found_again(tmp_path: Path):
     config = decide("openvino", cache)
     first = TorchBiEncoder.load(tmp_path / "model", "m", config)
     [kept] = cache.glob("*.xml")
-    assert kept.stem == f"{first.model_id}-f32-1"
+    assert kept.stem == f"{first.model_id}-f32-2"
     changed_at = kept.stat().st_mtime_ns
     again = TorchBiEncoder.load(tmp_path / "model", "m", config)
     assert kept.stat().st_mtime_ns == changed_at
     texts = again.tokenize(TEXTS, is_query=False)
     assert np.array_equal(again.embed(texts), first.embed(texts))
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".bin"])
+def test_a_damaged_conversion_is_replaced(suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    make_bi_encoder(tmp_path, "bert", "mean")
+    cache = tmp_path / "cache"
+    config = decide("openvino", cache)
+    TorchBiEncoder.load(tmp_path / "model", "m", config)
+    [damaged] = cache.glob(f"*{suffix}")
+    size = damaged.stat().st_size
+    damaged.write_bytes(bytes(size))
+    again = TorchBiEncoder.load(tmp_path / "model", "m", config)
+    assert again.engine == "openvino"
+    assert "is damaged and is made again" in caplog.text
+    caplog.clear()
+    assert TorchBiEncoder.load(tmp_path / "model", "m", config).engine == "openvino"
+    assert "damaged" not in caplog.text
+    assert damaged.read_bytes() != bytes(size)
 
 
 def test_openvino_reports_nothing_to_anybody():

@@ -31,6 +31,7 @@ from textmatch.models.model_resolver import (
     UnusableModel,
     find_model,
 )
+from textmatch.models.prompts import Prompts
 from textmatch.vectors import Embeddings
 
 TEXTS = [
@@ -198,6 +199,24 @@ def test_documents_have_the_passage_prompt_where_a_model_calls_it_so(tmp_path: P
     directory = make_tiny_bi_encoder(tmp_path / "passages", prompts={"passage": "passage: "})
     expected = _reference(directory).encode(["passage: the cat"])
     assert _embed(_load(directory), ["the cat"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_of_a_family_without_prompts_gets_those_of_its_card(tmp_path: Path):
+    directory = make_tiny_bi_encoder(tmp_path / "e5-small-v2")
+    model, reference = _load(directory), _reference(directory)
+    expected = reference.encode(["query: the cat", "passage: the cat"])
+    found = np.concatenate([_embed(model, ["the cat"], is_query=True), _embed(model, ["the cat"])])
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_prompts_of_the_settings_replace_those_of_the_model(tmp_path: Path):
+    directory = make_tiny_bi_encoder(tmp_path / "prompted", prompts={"query": "query: ", "document": "a "})
+    own = _load(directory)
+    model = TorchBiEncoder.load(directory, "prompted", prompts=Prompts("what is ", ""))
+    expected = _reference(directory).encode(["what is the cat", "the cat"])
+    found = np.concatenate([_embed(model, ["the cat"], is_query=True), _embed(model, ["the cat"])])
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert model.model_id != own.model_id
 
 
 def test_a_dense_layer_is_part_of_the_model(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,22 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from tests.support.encoder import make_tiny_bi_encoder
+from tests.support.native_kernels import compile_sanitized
 from textmatch.models.bi_encoder import TorchBiEncoder
 from textmatch.models.engines import EngineConfig, decide_engine, start_engine
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.native.kernel import CpuFeature, kernel_obstacle
+from textmatch.models.native.build import find_compiler
+from textmatch.models.native.kernel import (
+    CpuFeature,
+    Kernel,
+    KernelShape,
+    UnreadableCache,
+    kernel_obstacle,
+    read_cache,
+    weights_path,
+    write_cache,
+)
+from textmatch.models.packing import pack
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 128}
 # Heads of 26, as in albert_tiny, and an inner width that ends within a tile.
@@ -123,6 +136,67 @@ def test_other_kinds_of_models_fall_back(tmp_path: Path, caplog: pytest.LogCaptu
     assert engine is not None
     assert engine.name == "torch"
     assert 'not support models of type "mpnet"' in caplog.text
+
+
+def test_the_kernel_touches_no_memory_but_its_own(tmp_path: Path):
+    if find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    program = compile_sanitized(tmp_path)
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@in_every_form
+def test_an_embedding_may_be_wider_than_the_layers(tmp_path: Path):
+    config = transformers.AlbertConfig(vocab_size=99, embedding_size=160, **SMALL)
+    torch.manual_seed(0)
+    model = transformers.AlbertModel(config).eval()
+    engine = start_engine(model, decide_native(tmp_path), "m")
+    assert engine is not None
+    assert engine.name == "native"
+    # First a short text, then longer ones: buffers grow.
+    for lengths in ([3], [40, 7], [100, 30, 5]):
+        texts = [
+            TokenizedText([1 + at % 90 for at in range(length)], None, truncated=False, is_query=False)
+            for length in lengths
+        ]
+        [rows] = pack(texts, 0)
+        states = engine.run(rows).reshape(-1, 64)
+        for start, text in zip(rows.starts, (texts[at] for at in rows.texts), strict=True):
+            expected = model(torch.tensor([text.ids])).last_hidden_state[0]
+            found = states[start : start + text.token_count]
+            assert torch.cosine_similarity(found, expected, dim=1).min() > 0.999
+
+
+@in_every_form
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("layers.0.up", lambda array: array[:-1]),
+        ("layers.1.norm_bias", lambda array: array[:5]),
+        ("words", lambda array: array[:, :10]),
+        ("layers.0.query", lambda array: array.astype(np.float64)),
+        ("norm", None),
+    ],
+)
+def test_a_cache_of_other_shapes_is_unreadable(name: str, change: Any, tmp_path: Path):
+    directory = make_model(tmp_path, "bert")
+    model = load(directory, tmp_path)
+    path = weights_path(tmp_path, model.model_id)
+    sizes, arrays = read_cache(path)
+    arrays = {key: array.copy() for key, array in arrays.items()}
+    if change is None:
+        del arrays[name]
+    else:
+        arrays[name] = np.ascontiguousarray(change(arrays[name]))
+    Kernel.load(path, 1)
+    # Only types that safetensors caches have can be written there.
+    with pytest.raises(ValueError, match=f'the array "{name}"'):
+        Kernel(KernelShape(**sizes), arrays, 1)
+    if change is None or arrays[name].dtype != np.float64:
+        write_cache(path, sizes, arrays)
+        with pytest.raises(UnreadableCache, match=f'the array "{name}"'):
+            Kernel.load(path, 1)
 
 
 def test_float32_is_left_to_other_engines(tmp_path: Path):

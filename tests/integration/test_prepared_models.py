@@ -15,6 +15,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+from services.encoder.loading import load_models
+from services.encoder.settings import EncoderSettings
 from tests.support.encoder import make_tiny_bi_encoder
 from tests.support.native_kernels import FORMS
 from textmatch.models.bi_encoder import TorchBiEncoder
@@ -28,7 +30,7 @@ from textmatch.models.model_resolver import (
     ENGLISH_CROSS_ENCODER,
     find_model,
 )
-from textmatch.models.native.kernel import UnreadableCache
+from textmatch.models.native.kernel import UnreadableCache, read_cache, write_cache
 from textmatch.models.native.models import NativeBiEncoder, NativeCrossEncoder
 
 pytestmark = pytest.mark.usefixtures("kernel_form")
@@ -142,6 +144,25 @@ def test_a_cut_cache_is_told(tmp_path: Path):
         os.truncate(weights, size)
         with pytest.raises(UnreadableCache):
             NativeBiEncoder(directory, "m", native(tmp_path), None)
+
+
+def test_a_damaged_description_is_replaced(tmp_path: Path):
+    directory = make_bi_encoder(tmp_path, [Pooling(32, pooling_mode="mean")])
+    settings = EncoderSettings(
+        bi_encoder=str(directory),
+        cross_encoder="none",
+        engine="native",
+        device="cpu",
+        threads=1,
+        cache_dir=str(tmp_path / "c"),
+    )
+    [entry] = load_models(settings).models.bi_encoders
+    assert isinstance(entry.model, NativeBiEncoder)
+    [described] = (tmp_path / "c").glob("*-bi-encoder-*.safetensors")
+    write_cache(described, {"tokenizer": {"content": "{}"}}, {})
+    [entry] = load_models(settings).models.bi_encoders
+    assert isinstance(entry.model, NativeBiEncoder)
+    assert read_cache(described)[0]["pooling"] == "mean"
 
 
 CLASSIFIERS = {

@@ -128,12 +128,6 @@ def is_serving(address: str) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def free_port() -> int:
-    """A free port on the loopback address."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _save_backbone(path: Path, model_class: type, *, seed: int = 11, **config: object) -> None:

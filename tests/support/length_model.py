@@ -59,6 +59,5 @@ def loaded_length_model() -> SimpleNamespace:
     return SimpleNamespace(
         models=ModelRegistry([RegistryEntry(model, model.engine_model)], []),
         policy=BatchPolicy(1024, 0.1, 64),
-        speed=(1024, 0.01),
         prepare_thread=lambda: None,
     )

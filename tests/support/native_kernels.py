@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -41,3 +42,18 @@ def kernel_library(form: str) -> Path:
     emulation = (f'-DTEXTMATCH_EMULATION="{_HEADERS[form]}"', f"-I{_EMULATION}", "-Wno-psabi")
     compile_kernel(library, target=("-march=native", *emulation))
     return library
+
+
+def compile_sanitized(folder: Path) -> Path:
+    """A program that runs the kernel with emulated instructions under sanitizers of memory and arithmetic."""
+    program = folder / "sanitized"
+    compiler = find_compiler()
+    assert compiler is not None
+    command = [
+        compiler, "-std=c++20", "-O1", "-g", "-pthread", "-Wno-psabi", "-march=native",
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+        f'-DTEXTMATCH_EMULATION="{_HEADERS["emulated-avx512"]}"', f"-I{_EMULATION}",
+        str(_EMULATION / "sanitized.cpp"), "-o", str(program),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return program

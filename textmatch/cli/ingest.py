@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -28,20 +28,34 @@ from textmatch.console import ProgressBars, one_line, print_result, warn
 from textmatch.errors import InvalidInput, TextMatchError
 from textmatch.io.column_types import ALL_COLUMNS, parse_types
 from textmatch.io.document_reader import (
-    Format,
-    Record,
     Types,
     check_types,
-    format_of,
+    file_of,
     infer_types,
+    parse_columns,
     read_records,
 )
-from textmatch.io.line_reader import START, STDIN, Position, file_name, open_data_file
+from textmatch.io.file_format import Format, Layout, detect_layout, say
+from textmatch.io.line_reader import START, STDIN, Position, Record, file_name, open_data_file
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="JSON lines, CSV or TSV; - for stdin.")]
+File = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="JSON lines, a JSON array, CSV, TSV, Parquet or a folder in BEIR's layout; - for stdin.",
+    ),
+]
 FormatOption = Annotated[
     Format | None,
-    typer.Option("--format", help="Format of FILE. Default: by its extension."),
+    typer.Option("--format", help="Format of FILE. Default: by its content and its extension."),
+]
+ColumnsOption = Annotated[
+    str,
+    typer.Option(
+        "--columns",
+        metavar="ID,TEXT",
+        help="Columns or keys of id and text, by name or by number from 1. Default: found by their names.",
+    ),
 ]
 TypesOption = Annotated[
     str,
@@ -59,6 +73,8 @@ Rejected = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run with the same file.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until all documents are searchable.")]
 
+# Without an option, of a pipe that cannot be read twice.
+_FORMATS = {STDIN: Format.JSONL}
 _SHOWN_REJECTIONS = 20
 _CHECKPOINT_SUFFIX = ".textmatch-progress"
 _CHECKPOINT_SECONDS = 5.0
@@ -68,6 +84,7 @@ _FINGERPRINT_BYTES = 64 * 1024
 def ingest(
     file: File,
     file_format: FormatOption = None,
+    columns: ColumnsOption = "",
     types: TypesOption = "",
     rejected: Rejected = None,
     resume: Resume = False,
@@ -79,10 +96,13 @@ def ingest(
 ) -> None:
     """Store the documents of a file.
 
-    JSON lines: {"id", "text", "attributes"?, "version"?}. CSV and TSV: a header with the columns id and
-    text, and optionally version; every other column is an attribute. Quotes have no meaning in TSV. A
-    column whose cells are all numbers, or all true or false, gets that type, and a line says so; --types
-    sets types, for example year:integer,zip:string. A cell that does not fit rejects its row.
+    JSON, one object per line or an array: {"id", "text", "attributes"?, "version"?}, or BEIR's {"_id",
+    "title", "text", "metadata"}. CSV and TSV: a header with the columns id and text, in English or
+    Chinese, and optionally version; every other column is an attribute. --columns chooses others. A
+    separator other than that of the format is found, and a line says so. A column whose cells are all
+    numbers, or all true or false, gets that type, and a line says so; --types sets types, for example
+    year:integer,zip:string. A cell that does not fit rejects its row. Quotes have no meaning in TSV, unless
+    a whole column is in quotes.
 
     An interrupted run leaves FILE.textmatch-progress, from which --resume continues. Starting over is
     safe too: unchanged documents are not stored again.
@@ -90,19 +110,21 @@ def ingest(
     The exit code is 1 if a document was rejected. --json prints {"accepted", "unchanged", "rejected",
     "seconds"}.
     """
-    known_format = file_format or format_of(file)
-    if known_format is None:
-        raise typer.BadParameter(f"the format of {file} is unknown; give --format")
+    file = file_of(file)
     if rejected is not None and file != STDIN and rejected.resolve() == Path(file).resolve():
         raise typer.BadParameter("--rejected must not be the input file")
     if resume and file == STDIN:
         raise typer.BadParameter("--resume needs a file; stdin cannot be read again")
-    given_types = _parse_types(types, known_format)
+    chosen_columns = _parse_columns(columns)
     started = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(open_data_file(file))
         addresses = find_addresses(data_dir, matcher=matcher, collection=collection)
-        column_types = _column_types(source, known_format, file, given_types)
+        layout = detect_layout(source, file, file_format or _FORMATS.get(file), least_columns=2)
+        for note in layout.notes:
+            say(file, note)
+        given_types = _parse_types(types, layout)
+        column_types = _column_types(source, layout, file, given_types, chosen_columns)
         checkpoint = Checkpoint(file, source, addresses.matcher, addresses.collection)
         position, counts = checkpoint.load() if resume else (START, Counter())
         rejections = stack.enter_context(
@@ -111,8 +133,9 @@ def ingest(
         client = stack.enter_context(addresses.client())
         progress = stack.enter_context(ProgressBars())
         progress.stage("reading", checkpoint.size_bytes, done=position.offset_bytes, unit="documents")
-        records = read_records(source, known_format, file_name(file), position, column_types)
-        if known_format is not Format.JSONL and not source.seekable():
+        name = file_name(file)
+        records = read_records(source, layout, name, position, column_types, chosen_columns)
+        if layout.is_table and not source.seekable():
             records = _told_of_text_columns(records, column_types, file_name(file))
         IngestRun(position, counts, checkpoint, rejections, progress).send(client, records)
         if wait:
@@ -125,10 +148,17 @@ def ingest(
         raise typer.Exit(1)
 
 
-def _parse_types(types: str, file_format: Format) -> Types:
+def _parse_columns(columns: str) -> tuple[str, ...]:
+    try:
+        return parse_columns(columns)
+    except InvalidInput as error:
+        raise typer.BadParameter(error.violations[0].description, param_hint="--columns") from error
+
+
+def _parse_types(types: str, layout: Layout) -> Types:
     if not types:
         return {}
-    if file_format is Format.JSONL:
+    if not layout.is_table:
         raise typer.BadParameter("--types is for CSV and TSV; values in JSON have types")
     try:
         given = parse_types(types)
@@ -138,11 +168,11 @@ def _parse_types(types: str, file_format: Format) -> Types:
     return given
 
 
-def _column_types(source: BinaryIO, file_format: Format, file: str, given: Types) -> Types:
+def _column_types(source: BinaryIO, layout: Layout, file: str, given: Types, columns: Sequence[str]) -> Types:
     """The types of all columns, and a line on stderr about those that are inferred."""
-    if file_format is Format.JSONL:
+    if not layout.is_table:
         return {}
-    types, note = infer_types(source, file_format, file_name(file), given)
+    types, note = infer_types(source, layout, file_name(file), given, columns)
     if note:
         warn(f"textmatch: {file_name(file)}: {one_line(note)}; --types sets types")
     return types

@@ -112,8 +112,10 @@ class Addresses:
         try:
             async with self.redis() as (redis, keys):
                 store = CollectionStore(redis, qdrant, keys)
-                yield await store.get(self.collection)
-                store.close()
+                try:
+                    yield await store.get(self.collection)
+                finally:
+                    store.close()
         finally:
             await qdrant.close()
 

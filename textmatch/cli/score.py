@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +15,9 @@ from textmatch.cli.options import find_addresses
 from textmatch.client import Scorer, TextPair
 from textmatch.console import one_line, print_json, print_line
 from textmatch.documents import text_violation
-from textmatch.io.line_reader import UnreadableFile, read_texts_of_lines
+from textmatch.io.columns import ANY_LABEL, PAIR
+from textmatch.io.data_files import FileFormat, read_cells
+from textmatch.io.line_reader import UnreadableFile
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Two texts, each in quotes.")]
 File = Annotated[
@@ -22,7 +25,19 @@ File = Annotated[
     typer.Option(
         "--file",
         metavar="FILE|-",
-        help="Pairs, one per line: two texts, or two texts and a label, separated by tabs; - for stdin.",
+        help="Pairs: two texts, or two texts and a label; TSV, CSV, JSON or Parquet; - for stdin.",
+    ),
+]
+HeaderOption = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="Whether FILE starts with a header row. Default: detected."),
+]
+ColumnsOption = Annotated[
+    str,
+    typer.Option(
+        "--columns",
+        metavar="TEXT,TEXT[,LABEL]",
+        help="Columns of FILE, by name or by number from 1. Default: found by their names or positions.",
     ),
 ]
 ScorerOption = Annotated[Scorer, typer.Option("--scorer", help="Kind of model that scores.")]
@@ -42,6 +57,8 @@ class _Pair:
 def score(
     texts: Texts = None,
     file: File = "",
+    header: HeaderOption = None,
+    columns: ColumnsOption = "",
     scorer: ScorerOption = Scorer.CROSS_ENCODER,
     model: Model = "",
     as_json: options.Json = False,
@@ -53,7 +70,7 @@ def score(
     --json prints one line per pair, in order: {"score", "raw", "model_id", "truncated"}. A label of the file
     is passed through as "label".
     """
-    pairs = _pairs(texts or [], file)
+    pairs = _pairs(texts or [], file, FileFormat.of_options(header, columns))
     with find_addresses(data_dir, encoder=encoder).client() as client:
         while chunk := list(islice(pairs, _PAIRS_PER_CALL)):
             result = client.score_pairs([pair.texts for pair in chunk], scorer=scorer, model=model)
@@ -68,29 +85,24 @@ def score(
                     print_line("\t".join([f"{value:.3f}", *map(one_line, cells)]))
 
 
-def _pairs(texts: list[str], file: str) -> Iterator[_Pair]:
+def _pairs(texts: list[str], file: str, file_format: FileFormat) -> Iterator[_Pair]:
     if bool(texts) == bool(file):
         raise typer.BadParameter("give two texts or --file")
     if file:
-        return _read_pairs(file)
+        return _read_pairs(file, file_format)
     if len(texts) != 2:
         raise typer.BadParameter(f"give two texts, not {len(texts)}; put each in quotes")
     return iter([_Pair((texts[0], texts[1]))])
 
 
-def _read_pairs(file: str) -> Iterator[_Pair]:
+def _read_pairs(file: str, file_format: FileFormat) -> Iterator[_Pair]:
     """The pairs of a file, in order.
 
     Raises:
-        UnreadableFile: a line is not a pair of valid texts.
+        InvalidInput: a row is not a pair of valid texts.
     """
-    for place, line in read_texts_of_lines(file):
-        cells = line.split("\t")
-        if len(cells) not in (2, 3):
-            problem = f"must have two or three columns separated by tabs, not {len(cells)}"
-            raise UnreadableFile.of_field(place, problem)
-        first, second, *label = cells
-        for name, text in (("first text", first), ("second text", second)):
-            if violation := text_violation(name, text):
-                raise UnreadableFile.of_field(place, str(violation))
-        yield _Pair((first, second), label[0] if label else None)
+    for first, second, *label in read_cells(Path(file), (*PAIR, ANY_LABEL), file_format):
+        for name, cell in (("first text", first), ("second text", second)):
+            if violation := text_violation(name, cell.text):
+                raise UnreadableFile.of_field(cell.place, str(violation))
+        yield _Pair((first.text, second.text), label[0].text if label else None)

@@ -7,7 +7,9 @@ with open_data_file("docs.jsonl") as file:
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +22,9 @@ from textmatch.errors import InvalidInput
 STDIN = "-"
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# The characters of GB 2312, in GBK.
+_COMMON_CHINESE = re.compile(rb"[\xb0-\xf7][\xa1-\xfe]")
+_COMMON_SHARE_OF_GBK = 0.5
 
 
 class UnreadableFile(InvalidInput):
@@ -39,6 +44,17 @@ class Position:
 
 
 START = Position()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a file: its fields, or the `problem` that it cannot be read for."""
+
+    line_number: int
+    content: bytes
+    end: Position
+    fields: Any = None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class Line:
         except UnicodeDecodeError as error:
             raise UnreadableLine(
                 f"is not UTF-8: byte 0x{self.content[error.start]:02x} at byte {error.start + 1} of the line"
+                f"{gbk_hint(self.content)}"
             ) from error
 
     def json(self) -> Any:
@@ -73,7 +90,7 @@ class Line:
         """
         text = self.text()
         try:
-            return json.loads(text, parse_constant=_refuse_constant)
+            return json.loads(text, parse_constant=refuse_constant)
         except json.JSONDecodeError as error:
             raise UnreadableLine(f"is not JSON: {error.msg} at column {error.colno}") from error
         except ValueError as error:
@@ -89,7 +106,7 @@ def open_data_file(name: str | Path) -> Iterator[BinaryIO]:
     Raises:
         UnreadableFile: it cannot be opened.
     """
-    if name == STDIN:
+    if str(name) == STDIN:
         yield sys.stdin.buffer
         return
     with ExitStack() as stack:
@@ -100,9 +117,19 @@ def open_data_file(name: str | Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def peek(file: BinaryIO, size_bytes: int) -> bytes:
+    """The next bytes of a file, which stay unread. Of a pipe, only those that its buffer has."""
+    if file.seekable():
+        position = file.tell()
+        start = file.read(size_bytes)
+        file.seek(position)
+        return start
+    return file.peek(size_bytes)[:size_bytes] if isinstance(file, io.BufferedReader) else b""
+
+
 def file_name(name: str | Path) -> str:
     """The name of a file in messages."""
-    return "stdin" if name == STDIN else str(name)
+    return "stdin" if str(name) == STDIN else str(name)
 
 
 def read_lines(file: BinaryIO, start: Position = START) -> Iterator[Line]:
@@ -137,24 +164,21 @@ def read_texts_of_lines(name: str) -> Iterator[tuple[str, str]]:
             yield place, text
 
 
-def read_json_objects(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pairs of the place of each line of a JSON lines file, for messages, and its object.
-
-    Raises:
-        UnreadableFile: a line cannot be read or is not an object.
-    """
-    for line in read_lines(file):
-        place = f"{path} line {line.number}"
-        try:
-            record = line.json()
-        except UnreadableLine as error:
-            raise UnreadableFile.of_field(place, str(error)) from error
-        if not isinstance(record, dict):
-            raise UnreadableFile.of_field(place, "is not a JSON object")
-        yield place, record
+def gbk_hint(content: bytes) -> str:
+    """How to convert a line that is Chinese text in GBK; "" if it is not."""
+    try:
+        text = content.decode("gb18030")
+    except UnicodeDecodeError:
+        return ""
+    foreign = sum(not character.isascii() for character in text)
+    # In other encodings a byte above 0xa0 is rarely followed by another one.
+    if len(_COMMON_CHINESE.findall(content)) < foreign * _COMMON_SHARE_OF_GBK:
+        return ""
+    return "; it seems to be GBK: convert it with iconv -f GB18030 -t UTF-8"
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def refuse_constant(name: str) -> NoReturn:
+    """Raise ValueError: NaN and infinity are not JSON."""
     raise ValueError(f"{name} is not a number")
 
 

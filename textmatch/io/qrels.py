@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from textmatch.io.csv_reader import read_rows
-from textmatch.io.line_reader import UnreadableFile, open_data_file, read_json_objects
+from textmatch.io.file_format import Format
+from textmatch.io.line_reader import UnreadableFile, open_data_file
+from textmatch.io.record_reader import read_objects
 
 _QUERIES_FILE = "queries.jsonl"
 _QRELS_FILES = ("qrels.tsv", "qrels/test.tsv")
-_ID_KEYS = ("id", "_id")
+ID_KEYS = ("id", "_id")
 
 
 def read_queries(directory: Path) -> dict[str, str]:
@@ -25,26 +27,32 @@ def read_queries(directory: Path) -> dict[str, str]:
 
 
 def read_judgements(
-    directory: Path, queries: Mapping[str, str], documents: Collection[str] | None = None
+    directory: Path,
+    queries: Mapping[str, str],
+    documents: Collection[str] | None = None,
+    path: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """The grades in qrels.tsv or qrels/test.tsv: query id -> document id -> grade, 0 for not relevant.
 
     Args:
+        directory: of the set.
         queries: the texts of all queries by id.
         documents: the ids of all documents; None: they are not known.
+        path: of another file of judgements.
 
     Raises:
         UnreadableFile: there is no file, a line cannot be read or names an unknown query or document, or a
             judged query has no text.
     """
-    path = next((path for name in _QRELS_FILES if (path := directory / name).is_file()), None)
+    path = path or next((path for name in _QRELS_FILES if (path := directory / name).is_file()), None)
     if path is None:
         raise UnreadableFile.of_field(str(directory), f"must contain {' or '.join(_QRELS_FILES)}")
     judged: dict[str, dict[str, float]] = {}
     with open_data_file(path) as file:
         for row in read_rows(file, is_tsv=True):
             is_header = row.line_number == 1 and len(row.cells) == 3 and _number(row.cells[2]) is None
-            if is_header:
+            is_blank = not row.problem and not "".join(row.cells).strip()
+            if is_header or is_blank:
                 continue
             if problem := row.problem or _problem(row.cells, queries, documents):
                 raise UnreadableFile.of_field(f"{path} line {row.line_number}", problem)
@@ -68,17 +76,22 @@ def read_texts(path: Path) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     with open_data_file(path) as file:
-        for place, record in read_json_objects(file, path):
-            identity = next((str(record[key]) for key in _ID_KEYS if record.get(key) not in (None, "")), None)
+        for place, record in read_objects(file, Format.JSONL, path):
+            identity = next((str(record[key]) for key in ID_KEYS if record.get(key) not in (None, "")), None)
             if identity is None:
                 raise UnreadableFile.of_field(place, 'has no "id"')
             if identity in texts:
                 raise UnreadableFile.of_field(place, f'the id "{identity}" occurs twice')
             body, title = (_text(record, key, place) for key in ("text", "title"))
-            texts[identity] = body if body.startswith(title) else f"{title} {body}".strip()
+            texts[identity] = text_with_title(title, body)
     if not texts:
         raise UnreadableFile.of_field(str(path), "is empty")
     return texts
+
+
+def text_with_title(title: str, text: str) -> str:
+    """A text behind its title, unless it begins with it."""
+    return text if text.startswith(title) else f"{title} {text}".strip()
 
 
 def _text(record: Mapping[str, Any], key: str, place: str) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import sentence_transformers
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textmatch.models.calibration import Calibration, Scores, calibrated
-from textmatch.models.engines import NATIVE, REFERENCE, EngineConfig, start_engine
+from textmatch.models.engines import NATIVE, REFERENCE, Engine, EngineConfig, start_engine
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
-from textmatch.models.lora import load_cross_encoder_directory, set_normalization
+from textmatch.models.lora import MODEL_OPTIONS, load_cross_encoder_directory, set_normalization
 from textmatch.models.model_resolver import (
     CROSS_ENCODER_ORGANISATION,
     MODEL_CONFIG,
@@ -29,14 +29,22 @@ from textmatch.models.model_resolver import (
     model_id,
 )
 from textmatch.models.native.models import CrossEncoderDescription, Dense
-from textmatch.models.packed_inference import PackedCrossEncoder
-from textmatch.models.torch_tokenizers import InputTokenizer, TransformerTokenizer, input_tokenizer
+from textmatch.models.packed_inference import (
+    ALL_TOKENS,
+    FIRST_TOKEN,
+    LAST_TOKEN,
+    PackedBiEncoder,
+    PackedCrossEncoder,
+)
+from textmatch.models.probes import Disagreement, Outputs, check_agreement, probe_pairs
+from textmatch.models.torch_tokenizers import (
+    InputTokenizer,
+    TransformerTokenizer,
+    gives_last_states,
+    input_tokenizer,
+)
 
 _log = logging.getLogger(__name__)
-
-_PROBE = (("A man is eating.", "Somebody has his dinner."), ("A man is eating.", "The stock market fell."))
-# The engine's precision changes a logit by less than this.
-_PROBE_TOLERANCE = 0.1
 
 # Model type -> layers over the first token's state, each with its activation.
 _ROBERTA_HEAD = (("classifier.dense", "tanh"), ("classifier.out_proj", ""))
@@ -65,7 +73,7 @@ class TorchCrossEncoder:
         self.name = name
         self.model_id = model_id(name, directory, config.cache_directory)
         self._model = model
-        self._tokenizer = input_tokenizer(model[0], max_tokens)
+        self._tokenizer = input_tokenizer(model[0], max_tokens, reads_pairs=True)
         self._prompt = model.prompts.get(model.default_prompt_name or "") or ""
         self._score_range = _score_range(model, directory)
         self._to_score = _score_function(model.activation_fn, self._score_range)
@@ -73,10 +81,33 @@ class TorchCrossEncoder:
         self.max_tokens = self._tokenizer.max_tokens
         self.dtype = config.dtype
         self.device = config.device
-        self._packed = _packed(model, self._tokenizer, config, self.model_id)
+        self._packed: _Packed | None = None
+        self._run_fastest(config)
         self.engine = self._packed.engine_name if self._packed else "sentence-transformers"
-        if self._packed is None:
-            _convert(model.to(config.device), getattr(torch, config.dtype))
+
+    @torch.inference_mode()
+    def _run_fastest(self, config: EngineConfig) -> None:
+        """Choose packed rows, or else the library, by what agrees with the library in float32.
+
+        Raises:
+            UnusableModel: neither agrees.
+        """
+        probe = self.tokenize_pairs(probe_pairs(self.max_tokens))
+        try:
+            alone = [_raw_scores(self._model, self._tokenizer.collate([pair])) for pair in probe]
+        except Exception as error:  # models fail in any way
+            raise UnusableModel(f'its own library cannot run "{self.name}": {error!r}') from error
+        expected = torch.stack(alone).numpy()  # (pairs, 1)
+        self._packed = _packed(self._model, self._tokenizer, probe, expected, config, self.model_id)
+        if self._packed is not None:
+            return
+        _convert(self._model.to(config.device), getattr(torch, config.dtype))
+        try:
+            together = _raw_scores(self._model, self._tokenizer.collate(probe)).cpu().numpy()
+            check_agreement(together[:, None], expected, config.dtype, are_vectors=False)
+        except Disagreement as error:
+            reason = f"{error}, or depend on the pairs that share a batch"
+            raise UnusableModel(f'cannot serve "{self.name}": {reason}') from error
 
     @property
     def is_packed(self) -> bool:
@@ -107,7 +138,9 @@ class TorchCrossEncoder:
 
     def describe(self) -> CrossEncoderDescription | None:
         """The description with which `NativeCrossEncoder` runs the model without torch; None if it cannot."""
-        head = _dense_head(cast("Transformer", self._model[0]).model) if self.engine == NATIVE else None
+        reads_first = isinstance(self._packed, _PackedHead) and self._packed.states.reads == FIRST_TOKEN
+        is_native = self.engine == NATIVE and reads_first
+        head = _dense_head(cast("Transformer", self._model[0]).model) if is_native else None
         is_known = isinstance(self._model.activation_fn, nn.Sigmoid | nn.Identity)
         if head is None or not is_known or not isinstance(self._tokenizer, TransformerTokenizer):
             return None
@@ -115,8 +148,7 @@ class TorchCrossEncoder:
 
     def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]:
         """Tokenize each pair; in a pair that is too long, the longer text is truncated first."""
-        prompted = [(self._prompt + first, second) for first, second in pairs] if self._prompt else pairs
-        return self._tokenizer.tokenize(prompted, is_query=False)
+        return self._tokenizer.tokenize(pairs, is_query=False, prompt=self._prompt)
 
     @torch.inference_mode()
     def score(self, batch: Sequence[TokenizedText]) -> tuple[Scores, Scores]:
@@ -129,8 +161,10 @@ class TorchCrossEncoder:
         Raises:
             ValueError: a score is not finite.
         """
-        features = self._packed.features(batch) if self._packed else self._tokenizer.collate(batch)
-        raw = _raw_scores(self._model, features)
+        if self._packed:
+            raw = self._packed.raw_scores(batch)
+        else:
+            raw = _raw_scores(self._model, self._tokenizer.collate(batch))
         if not raw.isfinite().all():
             raise ValueError(f"{self.model_id} returned a score that is not finite")
         scores = self._uncalibrated(raw)
@@ -152,43 +186,106 @@ def _load(directory: Path, cache_directory: Path) -> sentence_transformers.Cross
         model = load_cross_encoder_directory(directory, base, device="cpu")
     else:
         model = sentence_transformers.CrossEncoder(
-            str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+            str(directory), device="cpu", local_files_only=True, model_kwargs=MODEL_OPTIONS
         )
         set_normalization(model, directory)
     return model
 
 
-def _raw_scores(model: sentence_transformers.CrossEncoder, features: dict[str, Tensor]) -> Tensor:
+def _raw_scores(model: sentence_transformers.CrossEncoder, features: dict[str, Any]) -> Tensor:
     """(count,) float32: the model's outputs without its activation."""
-    on_device = {name: tensor.to(model.device) for name, tensor in features.items()}
+    on_device = {
+        name: value.to(model.device) if isinstance(value, Tensor) else value
+        for name, value in features.items()
+    }
     raw: Tensor = model(on_device)["scores"]
     return raw.float().reshape(-1)
 
 
-@torch.inference_mode()
+class _Packed(Protocol):
+    """A model whose transformer runs in an engine."""
+
+    engine_name: str
+
+    def raw_scores(self, batch: Sequence[TokenizedText]) -> Tensor:
+        """(count,) float32."""
+        ...
+
+
+class _PackedHead:
+    """A transformer with a scoring head of its own."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: sentence_transformers.CrossEncoder,
+        transformer: PreTrainedModel,
+        pad_id: int,
+    ) -> None:
+        self.engine_name = engine.name
+        self.states = PackedCrossEncoder(engine, transformer, pad_id)
+        self._model = model
+
+    def raw_scores(self, batch: Sequence[TokenizedText]) -> Tensor:
+        return _raw_scores(self._model, self.states.features(batch))
+
+
+class _PackedModules:
+    """A bare transformer, and modules that pool its states and score them."""
+
+    def __init__(self, engine: Engine, modules: Sequence[nn.Module], pad_id: int) -> None:
+        self.engine_name = engine.name
+        self._packed = PackedBiEncoder(engine, modules, pad_id, output="scores")
+
+    def raw_scores(self, batch: Sequence[TokenizedText]) -> Tensor:
+        return self._packed.embed(batch).float().reshape(-1)
+
+
 def _packed(
-    model: sentence_transformers.CrossEncoder, tokenizer: InputTokenizer, config: EngineConfig, model_id: str
-) -> PackedCrossEncoder | None:
-    """Move the transformer from the model into an engine; None if no engine can run it."""
-    first = model[0]
+    model: sentence_transformers.CrossEncoder,
+    tokenizer: InputTokenizer,
+    probe: Sequence[TokenizedText],
+    expected: Outputs,
+    config: EngineConfig,
+    model_id: str,
+) -> _Packed | None:
+    """Move the transformer from the model into an engine; None if no engine computes the expected scores."""
+    first, *following = model.children()
     if not isinstance(first, Transformer) or not isinstance(first.model, PreTrainedModel):
         return None
-    classifier = first.model
-    transformer = getattr(classifier, classifier.base_model_prefix, None)
+    whole = first.model
+    transformer = getattr(whole, whole.base_model_prefix, whole)
     if not isinstance(transformer, PreTrainedModel):
         return None
-    engine = start_engine(transformer, config, model_id)
+    if transformer is whole and not gives_last_states(first, tokenizer):
+        return None
+    engine = start_engine(transformer, config, model_id, tokenizer.max_tokens)
     if engine is None:
         return None
-    probe = tokenizer.tokenize(_PROBE, is_query=False)
-    expected = _raw_scores(model, tokenizer.collate(probe))
-    packed = PackedCrossEncoder(engine, classifier, first.tokenizer.pad_token_id or 0)
+    pad_id = first.tokenizer.pad_token_id or 0
+    if transformer is whole:
+        modules = _PackedModules(engine, [module.to(config.device) for module in following], pad_id)
+        return modules if _agrees(modules, probe, expected, config, model_id) else None
+    head = _PackedHead(engine, model, whole, pad_id)
     model.to(config.device)
-    if (_raw_scores(model, packed.features(probe)).cpu() - expected).abs().max() > _PROBE_TOLERANCE:
-        _log.warning("the head of %s reads more than the first token: its texts are not packed", model_id)
-        setattr(classifier, classifier.base_model_prefix, transformer)
-        return None
-    return packed
+    for reads in (FIRST_TOKEN, LAST_TOKEN, ALL_TOKENS):
+        head.states.reads = reads
+        if _agrees(head, probe, expected, config, model_id):
+            return head
+    setattr(whole, whole.base_model_prefix, transformer)
+    return None
+
+
+def _agrees(
+    packed: _Packed, probe: Sequence[TokenizedText], expected: Outputs, config: EngineConfig, model_id: str
+) -> bool:
+    try:
+        found = packed.raw_scores(probe).cpu().numpy()
+        check_agreement(found[:, None], expected, config.dtype, are_vectors=False)
+    except (Disagreement, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+        _log.info("a way to pack %s fails: %s", model_id, error)
+        return False
+    return True
 
 
 def _convert(model: sentence_transformers.CrossEncoder, dtype: torch.dtype) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from textmatch.models.packing import PackedRows
+    from textmatch.models.packing import PackedRows, PackingCheck
 
 _log = logging.getLogger(__name__)
 
@@ -98,8 +98,10 @@ class Engine(Protocol):
 class EngineClass(Protocol):
     """Makes an engine."""
 
-    def load(self, model: PreTrainedModel, config: EngineConfig, model_id: str) -> Engine:
-        """Prepare a model, given in float32 on the CPU.
+    def load(
+        self, model: PreTrainedModel, check: PackingCheck, config: EngineConfig, model_id: str
+    ) -> Engine:
+        """Prepare a model, given in float32 on the CPU, and `check` the states that the engine computes.
 
         Raises:
             NotPackable: this engine cannot run it.
@@ -149,21 +151,31 @@ def decide_engine(
     return EngineConfig(engines, device, dtype, threads, cache_directory, reason)
 
 
-def start_engine(model: PreTrainedModel, config: EngineConfig, model_id: str) -> Engine | None:
+def start_engine(
+    model: PreTrainedModel, config: EngineConfig, model_id: str, max_tokens: int = 512
+) -> Engine | None:
     """The first of `config.engines` that can run the model; None if none can.
 
     Args:
         model: the bare transformer, in float32 on the CPU.
         config: the engines to try, device and precision.
         model_id: names what the engine writes into the cache.
+        max_tokens: tokens of the longest text that will be computed.
     """
-    from textmatch.models.packing import NotPackable
+    if not config.engines:
+        return None
+    from textmatch.models.packing import NotPackable, PackingCheck
 
+    try:
+        check = PackingCheck(model, max_tokens)
+    except NotPackable as error:
+        _log.warning("engines cannot run %s: %s", model_id, error)
+        return None
     for name in config.engines:
         module_name, _, class_name = _ENGINE_CLASSES[name].partition(":")
         try:
             engine_class: EngineClass = getattr(importlib.import_module(module_name), class_name)
-            return engine_class.load(model, config, model_id)
+            return engine_class.load(model, check, config, model_id)
         except (NotPackable, ImportError) as error:
             _log.warning("engine %s cannot run %s: %s", name, model_id, error)
     return None

@@ -25,6 +25,8 @@ from textmatch.errors import ModelNotFound
 from textmatch.models.model_resolver import ADAPTER_CONFIG, MODEL_CONFIG, read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Of transformers: without `use_safetensors` it would read pickle where it finds no file of its own name.
+MODEL_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _PROMPTS = "prompts"
 _NORMALIZATION = "normalization"
@@ -49,7 +51,12 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
     _check_files(path)
     with _known_warnings_silenced():
         model: CrossEncoder = CrossEncoder(
-            str(base), num_labels=1, max_length=_max_length_tokens(path), device=device, local_files_only=True
+            str(base),
+            num_labels=1,
+            max_length=_max_length_tokens(path),
+            device=device,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True},
         )
         _merge(model[0], path)
     set_normalization(model, path)
@@ -70,7 +77,7 @@ def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
     _check_files(path)
     with _known_warnings_silenced():
         model = SentenceTransformer(
-            str(base), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+            str(base), device="cpu", local_files_only=True, model_kwargs=MODEL_OPTIONS
         )
         _merge(model[0], path)
     model.max_seq_length = _max_length_tokens(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from huggingface_hub import snapshot_download
 
 from textmatch.errors import ModelNotFound, TextMatchError
 from textmatch.models import multilingual_e5
+from textmatch.models.prompts import Prompts
+
+_log = logging.getLogger(__name__)
 
 # Chinese and English; adapters over multilingual-e5-small.
 DEFAULT_BI_ENCODER = "textmatch-bi-encoder"
@@ -42,10 +46,12 @@ MODEL_CONFIG = "config_sentence_transformers.json"
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 _SAFE_SUFFIX = ".safetensors"
+_WEIGHTS = frozenset({"model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"})
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
 _HASH_BYTES = 6
 _MAX_NAME_CHARACTERS = 200
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _NOT_THE_MODEL = re.compile(r"(?:^|/)(?:\.|README|__pycache__/)", re.IGNORECASE)
 
@@ -78,7 +84,12 @@ def find_model(name: str, organisation: str, cache_directory: Path = DEFAULT_CAC
     return directory
 
 
-def model_id(name: str, directory: Path, cache_directory: Path = DEFAULT_CACHE_DIRECTORY) -> str:
+def model_id(
+    name: str,
+    directory: Path,
+    cache_directory: Path = DEFAULT_CACHE_DIRECTORY,
+    prompts: Prompts | None = None,
+) -> str:
     """`<name>-<12 hex>`, which is a valid name for a Qdrant collection.
 
     Args:
@@ -86,9 +97,36 @@ def model_id(name: str, directory: Path, cache_directory: Path = DEFAULT_CACHE_D
         directory: the model's files. The base model of an adapter is hashed as well. An unpacked model has
             the hash of the package's file, which is smaller.
         cache_directory: as given to `find_model`.
+        prompts: those that replace the model's own: texts have other embeddings with them.
     """
     short_name = _UNSAFE.sub("-", Path(name).name).strip("-.") or "model"
-    return f"{short_name[:_MAX_NAME_CHARACTERS]}-{_content_hash(directory, cache_directory)}"
+    digest = _content_hash(directory, cache_directory)
+    if prompts is not None:
+        digest = hashlib.blake2b((digest + prompts.text).encode(), digest_size=_HASH_BYTES).hexdigest()
+    return f"{short_name[:_MAX_NAME_CHARACTERS]}-{digest}"
+
+
+def check_pinned(name: str, directory: Path) -> None:
+    """Check that a model from the hub is named with a revision: its files change, and its id with them.
+
+    Args:
+        name: the requested name.
+        directory: as `find_model` returned it.
+
+    Raises:
+        UnusableModel: the message names the revision that was found.
+    """
+    is_local = Path(name).is_dir() or name in _BUILT_IN
+    repository, _, revision = name.partition("@")
+    if is_local or _COMMIT.fullmatch(revision):
+        return
+    # The hub's cache names snapshots by their commits.
+    commit = directory.name if _COMMIT.fullmatch(directory.name) else "COMMIT"
+    if not revision:
+        raise UnusableModel(
+            f'"{name}" may change on the hub, and its vectors with it; use "{repository}@{commit}"'
+        )
+    _log.warning("a branch or tag may move to other files", extra={"model": name, "commit": commit})
 
 
 def is_adapter_directory(path: Path) -> bool:
@@ -159,17 +197,22 @@ def _from_hub(name: str, organisation: str) -> Path:
 
 
 def _check_weights(directory: Path) -> None:
-    """A model may have a folder for each module. None may have pickle files as its only weights."""
-    suffixes_of: dict[Path, set[str]] = {}
+    """A model may have a folder for each module. Pickle is ignored only if safetensors are read instead.
+
+    Libraries look for the names of `_WEIGHTS`, and read pickle if none of them exists. Another file in
+    safetensors does not prevent that.
+    """
+    files_of: dict[Path, set[str]] = {}
     for file in directory.rglob("*"):
-        suffixes_of.setdefault(file.parent, set()).add(file.suffix)
-    for folder, suffixes in sorted(suffixes_of.items()):
-        if suffixes & _PICKLE_SUFFIXES and _SAFE_SUFFIX not in suffixes:
+        files_of.setdefault(file.parent, set()).add(file.name)
+    for folder, names in sorted(files_of.items()):
+        has_pickle = any(Path(name).suffix in _PICKLE_SUFFIXES for name in names)
+        if has_pickle and not names & _WEIGHTS:
             raise UnusableModel(
                 f'the weights in "{folder}" are pickle files, which can run code when they are loaded; '
                 "convert them to safetensors"
             )
-    if not any(_SAFE_SUFFIX in suffixes for suffixes in suffixes_of.values()):
+    if not any(Path(name).suffix == _SAFE_SUFFIX for names in files_of.values() for name in names):
         raise UnusableModel(f'"{directory}" holds no model: it has no *{_SAFE_SUFFIX} file')
 
 

@@ -22,7 +22,7 @@ import openvino  # noqa: E402
 _log = logging.getLogger(__name__)
 
 # Incremented when PackedModel changes: conversions of older versions must not be found.
-_GRAPH_FORM = 1
+_GRAPH_FORM = 2
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
@@ -36,27 +36,36 @@ class OpenVinoEngine:
         self._position_offset = position_offset
 
     @classmethod
-    def load(cls, model: PreTrainedModel, config: EngineConfig, model_id: str) -> OpenVinoEngine:
+    def load(
+        cls, model: PreTrainedModel, check: PackingCheck, config: EngineConfig, model_id: str
+    ) -> OpenVinoEngine:
         """Convert the model, or read an earlier conversion from the cache, and compile it for this processor.
+
+        An earlier conversion that cannot be read or computes something else is replaced.
 
         Raises:
             NotPackable: OpenVINO cannot run such a model.
         """
-        check = PackingCheck(model)
-        core = openvino.Core()
-        precision = _PRECISIONS[config.dtype]
+        path = config.cache_directory / f"{model_id}-{_PRECISIONS[config.dtype]}-{_GRAPH_FORM}.xml"
+        if path.exists():
+            try:
+                return cls._checked(openvino.Core().read_model(path), check, config)
+            except (NotPackable, RuntimeError) as error:
+                _log.warning("the conversion in the cache is damaged and is made again: %s", error)
+        try:
+            return cls._checked(_convert(model, check, path, config.dtype), check, config)
+        except RuntimeError as error:
+            raise NotPackable(f"OpenVINO cannot run it: {error}") from error
+
+    @classmethod
+    def _checked(cls, graph: openvino.Model, check: PackingCheck, config: EngineConfig) -> OpenVinoEngine:
         properties = {
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[config.dtype],
             "INFERENCE_NUM_THREADS": config.threads or torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        path = config.cache_directory / f"{model_id}-{precision}-{_GRAPH_FORM}.xml"
-        try:
-            graph = core.read_model(path) if path.exists() else _convert(model, check, path, config.dtype)
-            engine = cls(core.compile_model(graph, "CPU", properties), check.position_offset)
-        except RuntimeError as error:
-            raise NotPackable(f"OpenVINO cannot run it: {error}") from error
-        check.verify(engine.run(check.rows).numpy())
+        engine = cls(openvino.Core().compile_model(graph, "CPU", properties), check.position_offset)
+        check.verify(engine.run(check.rows).numpy(), config.dtype)
         return engine
 
     def run(self, rows: PackedRows) -> Tensor:
@@ -66,10 +75,10 @@ class OpenVinoEngine:
 
 
 def _convert(model: PreTrainedModel, check: PackingCheck, path: Path, dtype: str) -> openvino.Model:
-    example = tuple(map(torch.from_numpy, arrays(check.rows, 0)))
+    example = tuple(map(torch.from_numpy, arrays(check.rows, check.position_offset)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns about each constant
-        graph = openvino.convert_model(PackedModel(model), example_input=example)
+        graph = openvino.convert_model(PackedModel(model, check.form), example_input=example)
     for graph_input in graph.inputs:
         graph_input.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
     graph.validate_nodes_and_infer_types()

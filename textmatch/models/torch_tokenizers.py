@@ -1,8 +1,19 @@
-"""The tokenizers of models that torch loads: texts to token ids, and token ids to padded tensors."""
+"""The tokenizers of models that torch loads: texts to token ids, and token ids to padded tensors.
+
+    tokenizer = input_tokenizer(model[0], max_tokens=None)
+    batch = tokenizer.tokenize(["a text"], is_query=True, prompt="query: ")
+    model(tokenizer.collate(batch))
+
+A transformer's texts are tokenized by its Rust tokenizer if that gives what sentence-transformers feeds the
+model. Otherwise, as for models with a chat template, sentence-transformers itself tokenizes them.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,11 +27,14 @@ from transformers import PreTrainedTokenizerFast
 
 from textmatch.models.fast_tokenizer import FastTokenizer, Pair, TokenizedText, TokenizerDescription
 from textmatch.models.model_resolver import UnusableModel
+from textmatch.models.packing import position_limit
 
 # For models without a limit. A text of the largest size allowed has fewer tokens.
 _NO_LIMIT_TOKENS = 32_768
 # Kernels are compiled for each shape: with fewer shapes a CPU computes 25 % more tokens in less memory.
 _WIDTH_STEP = 8
+
+_PROBE = ("How do I delete a folder?", "naïve CAFÉ 猫坐在 🙂 ‘x’", " two  spaces\n", "the cat " * 40)
 
 
 class InputTokenizer(Protocol):
@@ -28,27 +42,44 @@ class InputTokenizer(Protocol):
 
     max_tokens: int
 
-    def tokenize(self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool) -> list[TokenizedText]:
-        """Tokenize each text or pair, truncated to `max_tokens`."""
+    def tokenize(
+        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+    ) -> list[TokenizedText]:
+        """Tokenize each text or pair, after a prompt, truncated to `max_tokens`."""
         ...
 
-    def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
+    def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
         """Convert a batch to the inputs of the module."""
         ...
 
+    def count_prompt_tokens(self, prompt: str) -> int:
+        """Tokens at the beginning of a text that belong to the prompt, as sentence-transformers counts."""
+        ...
 
-def input_tokenizer(module: nn.Module, max_tokens: int | None) -> InputTokenizer:
+
+def input_tokenizer(
+    module: nn.Module, max_tokens: int | None, *, task: str | None = None, reads_pairs: bool = False
+) -> InputTokenizer:
     """The tokenizer of a model's first module.
 
     Args:
         module: the first module.
         max_tokens: truncate texts to this if the model itself reads more.
+        task: "query" or "document" of a bi-encoder.
+        reads_pairs: whether the model scores pairs.
 
     Raises:
-        UnusableModel: the module does not read texts, or has no fast tokenizer.
+        UnusableModel: the module does not read texts, or has no tokenizer that can be used.
     """
-    if isinstance(module, Transformer) and isinstance(module.tokenizer, PreTrainedTokenizerFast):
-        return TransformerTokenizer(module.tokenizer, module.max_seq_length, max_tokens)
+    if isinstance(module, Transformer) and module.tokenizer is not None:
+        library = LibraryTokenizer(module, max_tokens, task)
+        is_plain = (
+            isinstance(module.processor, PreTrainedTokenizerFast) and "message" not in module.modality_config
+        )
+        # Lengths by task would need a Rust tokenizer for each.
+        if is_plain and module.query_length is None and module.document_length is None:
+            return _checked_against(library, module, reads_pairs=reads_pairs)
+        return library
     if isinstance(module, WordEmbeddings):
         return WordTokenizer(module.tokenizer, _limit(module.max_seq_length, max_tokens))
     if isinstance(module, StaticEmbedding):
@@ -56,48 +87,170 @@ def input_tokenizer(module: nn.Module, max_tokens: int | None) -> InputTokenizer
     raise UnusableModel(f"input modules of type {type(module).__name__} are not supported")
 
 
+def gives_last_states(module: Transformer, tokenizer: InputTokenizer) -> bool:
+    """Whether the module's output are the states of its model's last layer, and nothing else."""
+    modality = tokenizer.collate(tokenizer.tokenize(["a"], is_query=False)).get("modality", "text")
+    output = module.modality_config[modality]["method_output_name"]
+    return (
+        output in ("last_hidden_state", ("last_hidden_state",))
+        and not module.model.config.output_hidden_states
+    )
+
+
+def _checked_against(library: LibraryTokenizer, module: Transformer, *, reads_pairs: bool) -> InputTokenizer:
+    """The Rust tokenizer if it agrees with sentence-transformers, else the latter."""
+    texts = [*_PROBE[:-1], _PROBE[-1] * (1 + library.max_tokens // 80)]
+    probe = list(zip(texts, [*texts[1:], texts[0]], strict=True)) if reads_pairs else texts
+    try:
+        expected = library.tokenize(probe, is_query=False)
+    except Exception as error:  # tokenizers and templates fail in any way
+        raise UnusableModel(f"its own library cannot tokenize with it: {error!r}") from error
+    # Afterwards, because both change the settings of one Rust tokenizer.
+    fast = TransformerTokenizer(library, module)
+    found = fast.tokenize(probe, is_query=False)
+    return fast if all(map(_are_equal, found, expected)) else library
+
+
+def _are_equal(one: TokenizedText, other: TokenizedText) -> bool:
+    types = [text.type_ids or [0] * text.token_count for text in (one, other)]
+    return (list(one.ids), list(types[0]), one.truncated) == (
+        list(other.ids),
+        list(types[1]),
+        other.truncated,
+    )
+
+
+class LibraryTokenizer:
+    """The preprocessing of sentence-transformers: templates, instructions, special tokens."""
+
+    def __init__(self, module: Transformer, max_tokens: int | None, task: str | None) -> None:
+        self._module = module
+        self._task = task
+        lengths = {"query": module.query_length, "document": module.document_length}
+        own = min(_limit(module.max_seq_length, None), _limit(lengths.get(task or ""), None))
+        self.own_tokens = min(own, position_limit(module.model) or own)
+        self.max_tokens = min(self.own_tokens, max_tokens or self.own_tokens)
+        if module.query_expansion is not None:
+            raise UnusableModel("query expansion is not supported")
+        tokenizer: Any = module.tokenizer
+        self.pad_id: int = tokenizer.pad_token_id or 0
+        self.pads_left = tokenizer.padding_side == "left"
+        self.reads_type_ids = "token_type_ids" in tokenizer.model_input_names
+        self.unknown_id: int | None = tokenizer.unk_token_id
+        # Tokenizers of transformers change their own settings in each call.
+        self._lock = threading.Lock()
+        # What the module reads in addition to tokens: the modality, and which logits are wanted.
+        self.constants: dict[str, Any] = {}
+
+    def tokenize(
+        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+    ) -> list[TokenizedText]:
+        if not texts:
+            return []
+        rows = self._rows(texts, prompt, {"max_length": self.max_tokens})
+        # Only without truncation is it known whether a text of the largest length was truncated.
+        full = [place for place, (ids, _) in enumerate(rows) if len(ids) >= self.max_tokens]
+        whole = self._rows([texts[place] for place in full], prompt, {"truncation": False}) if full else []
+        truncated = {place for place, (ids, _) in zip(full, whole, strict=True) if len(ids) > self.max_tokens}
+        return [
+            TokenizedText(ids, type_ids, place in truncated, is_query, self._count_unknown(ids))
+            for place, (ids, type_ids) in enumerate(rows)
+        ]
+
+    def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
+        width = max(text.token_count for text in batch)
+        # On the left, padding moves texts to other positions.
+        if not self.pads_left:
+            width = max(width, min(self.max_tokens, -(-width // _WIDTH_STEP) * _WIDTH_STEP))
+        shape = (len(batch), width)
+        features = {
+            "input_ids": np.full(shape, self.pad_id, dtype=np.int64),
+            "attention_mask": np.zeros(shape, dtype=np.int64),
+        }
+        if self.reads_type_ids:
+            features["token_type_ids"] = np.zeros(shape, dtype=np.int64)
+        for row, text in enumerate(batch):
+            span = slice(width - text.token_count, width) if self.pads_left else slice(text.token_count)
+            features["input_ids"][row, span] = text.ids
+            features["attention_mask"][row, span] = 1
+            if self.reads_type_ids and text.type_ids is not None:
+                features["token_type_ids"][row, span] = text.type_ids
+        return {name: torch.from_numpy(values) for name, values in features.items()} | self.constants
+
+    def count_prompt_tokens(self, prompt: str) -> int:
+        # Prompts in a chat template are not counted, and are pooled.
+        if "message" in self._module.modality_config:
+            return 0
+        (ids, _), *_ = self._rows([prompt], "", {"max_length": self.max_tokens})
+        tokenizer: Any = self._module.tokenizer
+        return len(ids) - 1 if ids[-1] in tokenizer.all_special_ids else len(ids)
+
+    def _rows(
+        self, texts: Sequence[Any], prompt: str, options: dict[str, Any]
+    ) -> list[tuple[list[int], list[int] | None]]:
+        """Ids and type ids of each text, without padding."""
+        task = {"task": self._task} if self._task else {}
+        with self._lock:
+            features = self._module.preprocess(
+                list(texts), prompt=prompt or None, processing_kwargs={"text": options}, **task
+            )
+        self.constants = {
+            name: value
+            for name, value in features.items()
+            if not isinstance(value, Tensor) and name != "prompt_length"
+        }
+        mask = features["attention_mask"].bool()
+        types = features.get("token_type_ids")
+        return [
+            (ids[kept].tolist(), None if of_row is None else of_row[kept].tolist())
+            for ids, of_row, kept in zip(
+                features["input_ids"], repeat(None) if types is None else types, mask, strict=False
+            )
+        ]
+
+    def _count_unknown(self, ids: Sequence[int]) -> int:
+        return 0 if self.unknown_id is None else ids.count(self.unknown_id)
+
+
 class TransformerTokenizer:
-    """The fast tokenizer of a transformer."""
+    """The Rust tokenizer of a transformer; `library` is what it agrees with."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, own_tokens: float | None, max_tokens: int | None
-    ) -> None:
-        self.max_tokens = _limit(own_tokens, max_tokens)
-        self._own_tokens = _limit(own_tokens, None)
-        self._truncation_side: str = tokenizer.truncation_side
+    def __init__(self, library: LibraryTokenizer, module: Transformer) -> None:
+        tokenizer: Any = module.tokenizer
+        self._library = library
         self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self._unknown_id: int | None = tokenizer.unk_token_id
-        self._fast = FastTokenizer(self._backend, self.max_tokens, self._truncation_side, self._unknown_id)
-        self._pad_id: int = tokenizer.pad_token_id or 0
-        self._pads_left = tokenizer.padding_side == "left"
-        self._reads_type_ids = "token_type_ids" in tokenizer.model_input_names
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._description = TokenizerDescription(
+            content="",
+            truncation_side=tokenizer.truncation_side,
+            max_tokens=library.own_tokens,
+            unknown_id=library.unknown_id,
+            reads_type_ids=library.reads_type_ids,
+        )
+        self.max_tokens = library.max_tokens
+        self._fast = FastTokenizer(
+            self._backend,
+            library.max_tokens,
+            tokenizer.truncation_side,
+            library.unknown_id,
+            reads_type_ids=library.reads_type_ids,
+        )
 
-    def tokenize(self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool) -> list[TokenizedText]:
-        return self._fast.tokenize(texts, is_query=is_query)
+    def tokenize(
+        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+    ) -> list[TokenizedText]:
+        return self._fast.tokenize(texts, is_query=is_query, prompt=prompt)
 
     def describe(self) -> TokenizerDescription:
         """The tokenizer for use without torch."""
-        return TokenizerDescription(
-            self._backend.to_str(), self._truncation_side, self._own_tokens, self._unknown_id
-        )
+        return replace(self._description, content=self._backend.to_str())
 
-    def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
-        longest = max(text.token_count for text in batch)
-        width = max(longest, min(self.max_tokens, -(-longest // _WIDTH_STEP) * _WIDTH_STEP))
-        shape = (len(batch), width)
-        features = {
-            "input_ids": np.full(shape, self._pad_id, dtype=np.int64),
-            "attention_mask": np.zeros(shape, dtype=np.int64),
-        }
-        if self._reads_type_ids:
-            features["token_type_ids"] = np.zeros(shape, dtype=np.int64)
-        for row, text in enumerate(batch):
-            span = slice(width - text.token_count, width) if self._pads_left else slice(text.token_count)
-            features["input_ids"][row, span] = text.ids
-            features["attention_mask"][row, span] = 1
-            if self._reads_type_ids and text.type_ids is not None:
-                features["token_type_ids"][row, span] = text.type_ids
-        return {name: torch.from_numpy(values) for name, values in features.items()}
+    def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
+        return self._library.collate(batch)
+
+    def count_prompt_tokens(self, prompt: str) -> int:
+        ids = self._fast.tokenize([prompt], is_query=True)[0].ids
+        return len(ids) - 1 if ids[-1] in self._special_ids else len(ids)
 
 
 class WordTokenizer:
@@ -107,16 +260,22 @@ class WordTokenizer:
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
 
-    def tokenize(self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool) -> list[TokenizedText]:
-        return [_cut(self._tokenizer.tokenize(text), self.max_tokens, is_query) for text in texts]
+    def tokenize(
+        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+    ) -> list[TokenizedText]:
+        ids_of_texts = (self._tokenizer.tokenize(prompt + str(text)) for text in texts)
+        return [_cut(ids, self.max_tokens, is_query) for ids in ids_of_texts]
 
-    def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
+    def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
         shape = (len(batch), max(1, *(text.token_count for text in batch)))
         input_ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         for row, text in enumerate(batch):
             input_ids[row, : text.token_count] = text.ids
             mask[row, : text.token_count] = 1
         return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+
+    def count_prompt_tokens(self, prompt: str) -> int:
+        return len(self._tokenizer.tokenize(prompt))
 
 
 class BagTokenizer:
@@ -126,15 +285,21 @@ class BagTokenizer:
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
 
-    def tokenize(self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool) -> list[TokenizedText]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    def tokenize(
+        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+    ) -> list[TokenizedText]:
+        prompted = [prompt + str(text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(prompted, add_special_tokens=False)
         return [_cut(encoding.ids, self.max_tokens, is_query) for encoding in encodings]
 
-    def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Tensor]:
+    def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
         ends: NDArray[np.int64] = np.cumsum([text.token_count for text in batch], dtype=np.int64)
         starts = np.concatenate(([0], ends[:-1]))
         input_ids = np.concatenate([np.asarray(text.ids, dtype=np.int64) for text in batch])
         return {"input_ids": torch.from_numpy(input_ids), "offsets": torch.from_numpy(starts)}
+
+    def count_prompt_tokens(self, prompt: str) -> int:
+        return len(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
 
 
 def _cut(ids: Sequence[int], max_tokens: int, is_query: bool) -> TokenizedText:

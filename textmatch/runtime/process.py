@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
+import logging
+import os
 import signal
 import sys
-from collections.abc import Coroutine
-from typing import Any
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+# Threads that `call_in_thread` started and that still run.
+_running: set[threading.Thread] = set()
 
 
 async def run_until_stopped(*parts: Coroutine[Any, Any, None]) -> None:
@@ -29,6 +38,49 @@ async def run_until_stopped(*parts: Coroutine[Any, Any, None]) -> None:
     await asyncio.gather(*pending, return_exceptions=True)
     for task in done:
         task.result()
+
+
+async def call_in_thread(function: Callable[[], Result]) -> Result:
+    """Call a function that blocks in a thread of its own; if cancelled, do not wait for it.
+
+    `asyncio.to_thread` makes the end of the event loop wait for the function. See `end_process`.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def settle(set_outcome: Callable[[Any], None], outcome: Any) -> None:
+        if not future.done():
+            set_outcome(outcome)
+
+    def run() -> None:
+        set_outcome: Callable[[Any], None]
+        outcome: Any
+        try:
+            set_outcome, outcome = future.set_result, function()
+        except BaseException as error:  # noqa: BLE001 -- handed to the caller
+            set_outcome, outcome = future.set_exception, error
+        _running.discard(thread)
+        # The loop is closed if the process ends.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, set_outcome, outcome)
+
+    thread = threading.Thread(target=run, name=getattr(function, "__name__", "call"), daemon=True)
+    _running.add(thread)
+    thread.start()
+    return await future
+
+
+def end_process(status: int) -> int:
+    """Return the exit status, or end at once if a function of `call_in_thread` still runs.
+
+    Python would wait for native code that needs minutes, or never ends.
+    """
+    if _running:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def trim_heap() -> None:

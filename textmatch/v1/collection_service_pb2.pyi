@@ -219,7 +219,7 @@ class ListCollectionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many collections; 0 means 100, the limit is 1,000."""
+    """At most so many collections; 0 means 100, which is also the limit."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first page."""
     def __init__(

@@ -10,8 +10,8 @@ from textmatch.errors import InvalidInput
 from textmatch.types import CollectionSummary
 from textmatch.v1 import collection_service_pb2 as pb
 
-MAX_PAGE_SIZE = 1_000
-_DEFAULT_PAGE_SIZE = 100
+# Of a page. The settings of one collection may have 17 KiB.
+MAX_PAGE_SIZE = 100
 
 _KINDS = {
     "keyword": pb.PAYLOAD_INDEX_KIND_KEYWORD,
@@ -81,7 +81,7 @@ def page_of(request: pb.ListCollectionsRequest, names: Sequence[str]) -> tuple[l
     """
     if request.page_size < 0:
         raise InvalidInput.of_field("page_size", f"is {request.page_size}; it must not be negative")
-    size = min(request.page_size or _DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    size = min(request.page_size or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
     left = [name for name in names if name > request.page_token]
     page = left[:size]
     return page, page[-1] if len(left) > size else ""

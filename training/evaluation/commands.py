@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from textmatch.console import print_json, print_line, print_table
 from textmatch.errors import InvalidInput
+from textmatch.io.data_files import FileFormat
 from textmatch.models.engines import AUTO
-from training.data_files import FileFormat, ScoreRange
 from training.evaluation.bootstrap import COVERAGE, REPEATS, Values
 from training.evaluation.matching import (
     ALL_KINDS,
@@ -61,6 +61,7 @@ from training.evaluation.retrieval import (
     rerank,
 )
 from training.evaluation.scorers import CrossEncoderSystem, ModelSystem, System, load_system
+from training.labels import ScoreRange
 from training.model_files import HISTORY
 from training.settings import ColumnsOption, DeviceOption, HeaderOption, ScoreRangeOption
 
@@ -149,6 +150,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Evaluate mod
 PositiveOption = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Lowest label of a positive pair, as a share of the range.")
 ]
+ClassesOption = Annotated[
+    str, typer.Option(help="Score of each label that is a class, as in no=0,maybe=0.5,yes=1.")
+]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Resamples for the intervals.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the resamples, folds and draws.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -169,6 +173,7 @@ def pairs(
         bool, typer.Option("--reliability", help="Show mean score and mean label of each bin of scores.")
     ] = False,
     score_range: ScoreRangeOption = (0.0, 1.0),
+    classes: ClassesOption = "",
     positive_from: PositiveOption = 0.5,
     header: HeaderOption = None,
     columns: ColumnsOption = "",
@@ -179,7 +184,7 @@ def pairs(
 ) -> None:
     """Evaluate models side by side on pairs with labels."""
     models, file = _models_and_file(arguments, "the file of pairs")
-    layout = FileFormat.of_options(header, columns), ScoreRange.of_option(score_range), positive_from
+    layout = FileFormat.of_options(header, columns), ScoreRange.of_option(score_range), positive_from, classes
     test = read_pair_file(Path(file), *layout)
     dev_file = read_pair_file(dev, *layout) if dev else None
     quieten_libraries()
@@ -292,12 +297,14 @@ def near_misses(
     ] = False,
     repeats: RepeatsOption = REPEATS,
     seed: SeedOption = 0,
+    header: HeaderOption = None,
+    columns: ColumnsOption = "",
     device: DeviceOption = AUTO,
     as_json_document: JsonOption = False,
 ) -> None:
     """Evaluate how often a model scores a paraphrase above a near miss."""
     models, file = _models_and_file(arguments, "the file of triples")
-    triples = read_near_misses(Path(file), half)
+    triples = read_near_misses(Path(file), half, FileFormat.of_options(header, columns))
     quieten_libraries()
     systems = [load_system(name, device) for name in models]
     shown = [

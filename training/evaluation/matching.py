@@ -18,11 +18,10 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from textmatch.errors import InvalidInput
-from textmatch.io.csv_reader import read_rows
-from textmatch.io.line_reader import UnreadableFile, open_data_file
+from textmatch.io.columns import Column
+from textmatch.io.data_files import DETECTED, FileFormat
 from textmatch.models.fast_tokenizer import Pair
 from textmatch.ranking_metrics import Ranks, average_precision, best_first, recall, reciprocal_rank
-from training.data_files import DETECTED, FileFormat, read_scored_pairs
 from training.evaluation.bootstrap import (
     REPEATS,
     BootstrapMetrics,
@@ -41,11 +40,12 @@ from training.evaluation.retrieval import (
     rerank,
 )
 from training.evaluation.scorers import CrossEncoderSystem, System
+from training.examples import read_scored_pairs, read_texts
 
 # Documents of each query that the metrics of a ranking read.
 DEPTH = 100
 ALL_KINDS = "all"
-_COLUMNS = ("kind", "query", "paraphrase", "near miss")
+_COLUMNS = [Column(name, (name.replace(" ", ""),)) for name in ("kind", "query", "paraphrase", "near miss")]
 # A Chinese, Japanese or Korean character, or a run of other letters and digits.
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
@@ -99,27 +99,21 @@ class Ranking:
     ms_per_query: float
 
 
-def read_near_misses(path: Path, half: Half = Half.ALL) -> list[NearMissTriple]:
-    """The triples of a TSV file without header: kind, query, paraphrase, near miss.
+def read_near_misses(
+    path: Path, half: Half = Half.ALL, file_format: FileFormat = DETECTED
+) -> list[NearMissTriple]:
+    """The triples of a file: kind, query, paraphrase, near miss.
 
     Raises:
-        UnreadableFile: the file cannot be read, has no triple in this half, or a line has not four columns
-            or an empty one; the message names the line.
+        InvalidInput: the file cannot be read, has no triple in this half, or a row lacks a column or has an
+            empty one; the message names the line.
     """
-    triples = []
-    with open_data_file(path) as file:
-        for row in read_rows(file, is_tsv=True):
-            cells = [cell.strip() for cell in row.cells]
-            problem = row.problem
-            if not problem and (len(cells) != len(_COLUMNS) or not all(cells)):
-                problem = f"must have four columns that are not empty: {', '.join(_COLUMNS)}"
-            if problem:
-                raise UnreadableFile.of_field(f"{path} line {row.line_number}", problem)
-            triples.append(NearMissTriple(*cells))
+    rows = read_texts(path, _COLUMNS, file_format)
+    triples = [NearMissTriple(*map(str.strip, texts)) for texts in rows]
     middle = (len(triples) + 1) // 2
     chosen = {Half.FIRST: triples[:middle], Half.SECOND: triples[middle:], Half.ALL: triples}[half]
     if not chosen:
-        raise UnreadableFile.of_field(str(path), "has no triples")
+        raise InvalidInput.of_field(str(path), "has no triples")
     return chosen
 
 

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, rankdata
 from sklearn.metrics import precision_recall_curve
 
+from textmatch.io.data_files import DETECTED, FileFormat
 from textmatch.models.calibration import Scores
 from textmatch.models.fast_tokenizer import Pair
-from training.data_files import DETECTED, UNIT_RANGE, FileFormat, ScoreRange, read_scored_pairs
 from training.evaluation.bootstrap import REPEATS, BootstrapMetrics, Indices, Values, resample
 from training.evaluation.scorers import System
+from training.examples import read_scored_pairs
+from training.labels import UNIT_RANGE, ScoreRange, parse_classes
 
 Flags = NDArray[np.bool_]
 
@@ -103,13 +105,16 @@ def read_pair_file(
     file_format: FileFormat = DETECTED,
     score_range: ScoreRange = UNIT_RANGE,
     positive_from: float = 0.5,
+    classes: str = "",
 ) -> PairFile:
     """All pairs of a file. Labels of `positive_from` or more, after mapping to 0..1, are positive.
+
+    `classes` gives the scores of labels that are classes, as in `no=0,maybe=0.5,yes=1`.
 
     Raises:
         InvalidInput: the file cannot be read as pairs with scores; the message names the place.
     """
-    found = read_scored_pairs(path, file_format, score_range)
+    found = read_scored_pairs(path, file_format, score_range, parse_classes(classes) if classes else None)
     labels = np.array([pair.score for pair in found])
     return PairFile(path, [(pair.first, pair.second) for pair in found], labels, labels >= positive_from)
 

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from tests.integration.cli.running import run
+from tests.support.encoder import free_port
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.cli.__main__ import main
 
@@ -99,7 +100,8 @@ def test_commands_name_their_collection(
     assert main(["match", "text", *at]) == 0
     assert [request.collection for request in matcher.match_requests] == ["faq", "manuals"]
     capsys.readouterr()
-    code, [status], _ = run(["status", "--json", *at, "--collection", "faq"], capsys)
+    no_encoder = ["--encoder", f"127.0.0.1:{free_port()}"]
+    code, [status], _ = run(["status", "--json", *at, *no_encoder, "--collection", "faq"], capsys)
     assert (code, status["collection"]) == (1, "faq")
     [listed] = status["collections"]
     assert (listed["name"], listed["model_id"]) == ("faq", "tiny-0123456789ab")

@@ -84,14 +84,41 @@ def test_labels_are_passed_through(
     ]
 
 
+NEEDED = "it needs 2 or 3 columns separated by TAB: sentence 1, sentence 2, label"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("pairs.csv", "标签,句子1,句子2\n1,ab,abcd\n", []),
+        ("pairs.json", '[\n {"query": "ab", "document": "abcd", "label": 1}\n]', []),
+        ("pairs.csv", "7;ab;abcd;1\n\n", ["--columns", "2,3,4"]),
+        ("pairs.csv", "nr\ta\tb\tlabel\n7\tab\tabcd\t1\n", ["--columns", "a,b,label"]),
+    ],
+)
+def test_pairs_of_every_format(
+    encoder_server: RunningServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str,
+    options: list[str],
+):
+    file = tmp_path / name
+    file.write_text(content)
+    arguments = ["score", "--file", str(file), *options, "--json", "--encoder", encoder_server.address]
+    code, [answer], _ = run(arguments, capsys)
+    assert code == 0
+    assert (answer["score"], answer["label"]) == (0.5, "1")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("only one", "line 2: must have two or three columns separated by tabs, not 1"),
-        ("", "line 2: must have two or three columns separated by tabs, not 1"),
-        ("a\tb\t1\td", "line 2: must have two or three columns separated by tabs, not 4"),
-        ("a\t \t1", "line 2: second text: is empty"),
-        ("a\t ", "line 2: second text: is empty"),
+        ("only one", f"line 2: has 1 columns; {NEEDED}"),
+        ("a\tb\t1\td", f"line 2: has 4 columns; {NEEDED}; choose them with --columns"),
+        ("a\t \t1", "line 2 column 2: second text: is empty"),
+        ("a\t ", "line 2 column 2: second text: is empty"),
     ],
 )
 def test_a_line_that_is_no_pair_is_named(

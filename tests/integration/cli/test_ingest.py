@@ -151,7 +151,11 @@ def test_wait_lasts_until_nothing_waits(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("docs.csv", "id,body\n", "{file} line 1: the header has no text; it has id, body"),
+        (
+            "docs.csv",
+            "id,body\n",
+            "{file} line 1: the header has no text; it has id, body; choose them with --columns",
+        ),
         ("docs.tsv", "", "{file}: is empty; it must have a header with the columns id and text"),
         ("docs.jsonl", None, "{file}: cannot be read: No such file or directory"),
     ],

@@ -226,7 +226,7 @@ class Isolation(RuleBasedStateMachine):
 
 async def reindex(on: Installation, name: str, target: str) -> None:
     """As the command does, with connections and caches of its own; then delete the old index."""
-    collection = await on.worker_store.get(name)
+    collection = await on.worker_store.current(name)
     options = ReindexOptions(**{**vars(OPTIONS), "model": target})
     report = await Reindexing(collection, on.encoder, options, NoProgress()).run()
     assert report.switched

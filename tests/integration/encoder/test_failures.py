@@ -21,11 +21,11 @@ from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 Forward = Callable[[Sequence[TokenizedText]], Rows]
 
 
-def _wrapped(models: ModelRegistry, wrap: Callable[[Forward], Forward]) -> ModelRegistry:
+def _wrapped(models: ModelRegistry, wrap: Callable[[Forward], Forward], **changes: object) -> ModelRegistry:
     """The same models, with a wrapper around each forward pass."""
 
     def wrapped(model: EngineModel) -> EngineModel:
-        return replace(model, forward=wrap(model.forward))
+        return replace(model, forward=wrap(model.forward), **changes)
 
     return ModelRegistry(
         [replace(entry, engine_model=wrapped(entry.engine_model)) for entry in models.bi_encoders],
@@ -147,23 +147,78 @@ async def test_texts_queued_past_their_deadline_are_not_computed(models: ModelRe
 
 async def test_overload_is_refused_with_a_retry_delay(models: ModelRegistry):
     gate = Gate()
-    async with serve_encoder(_wrapped(models, gate.wrap), queue_tokens=500) as encoder:
-        encoder.scheduler.note_speed(tokens=1_000, seconds=1.0)
+    async with serve_encoder(
+        _wrapped(models, gate.wrap, tokens_per_second=1_000), queue_tokens=500
+    ) as encoder:
         running = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"]))
         await gate.wait_entered()
-        queued = encoder.stub.Encode(pb.EncodeRequest(texts=["cat"] * 160))
+        queued = [encoder.stub.Encode(pb.EncodeRequest(texts=["cat"] * 80)) for _ in range(2)]
         await _until(lambda: encoder.scheduler._interactive.texts == 160)
         refused = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["dog " * 30])))
         bulk = encoder.stub.Encode(pb.EncodeRequest(texts=["dog " * 30], priority=pb.PRIORITY_BULK))
         too_late = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=["x"]), timeout=0.3))
         gate.opened.set()
-        answered = await asyncio.gather(running, queued, bulk)
+        answered = await asyncio.gather(running, *queued, bulk)
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     assert refused.message == "480 interactive tokens are queued; the limit is 500"
     assert refused.retry_seconds is not None
     assert 0.4 < refused.retry_seconds < 0.6
     assert too_late.reason == "DEADLINE_TOO_SHORT"
-    assert [len(response.token_counts) for response in answered] == [1, 160, 1]
+    assert [len(response.token_counts) for response in answered] == [1, 80, 80, 1]
+
+
+async def test_a_call_larger_than_the_queue_is_answered_beside_others(models: ModelRegistry):
+    texts = [f"the cat {number} sits" for number in range(400)]
+    async with serve_encoder(models, queue_tokens=500) as encoder:
+        huge = encoder.stub.Encode(pb.EncodeRequest(texts=texts))
+        small = [encoder.stub.Encode(pb.EncodeRequest(texts=texts[:10])) for _ in range(3)]
+        responses = await asyncio.gather(huge, *small)
+        expected = [await encoder.stub.Encode(pb.EncodeRequest(texts=texts[at : at + 10])) for at in (0, 390)]
+    assert [len(response.token_counts) for response in responses] == [400, *[10] * 3]
+    rows = [np.frombuffer(response.embeddings, dtype="<f4").reshape(-1, 32) for response in responses]
+    ends = [np.frombuffer(response.embeddings, dtype="<f4").reshape(-1, 32) for response in expected]
+    np.testing.assert_allclose(rows[0][:10], ends[0], atol=1e-5)
+    np.testing.assert_allclose(rows[0][390:], ends[1], atol=1e-5)
+
+
+async def test_every_bad_text_of_a_call_larger_than_the_queue_is_named(models: ModelRegistry):
+    texts = ["the cat"] * 600
+    texts[7] = texts[333] = texts[599] = "cat " * 20
+    async with serve_encoder(_wrapped(models, _poisoned_by(22)), queue_tokens=500) as encoder:
+        failure = await failure_of(encoder.stub.Encode(pb.EncodeRequest(texts=texts)))
+    assert [field for field, _ in failure.fields] == ["texts[7]", "texts[333]", "texts[599]"]
+
+
+async def test_an_interactive_call_is_answered_while_bulk_texts_are_tokenized(models: ModelRegistry):
+    """The first text of a bulk call holds its tokenizer thread; nothing of that call is computed."""
+    entered, opened = threading.Event(), threading.Event()
+    entry = models.bi_encoders[0]
+
+    class Held:
+        def __getattr__(self, name: str) -> object:
+            return getattr(entry.model, name)
+
+        def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
+            if texts[0].startswith("bulk"):
+                entered.set()
+                assert opened.wait(30)
+            return entry.model.tokenize(texts, is_query=is_query)
+
+    held = ModelRegistry([replace(entry, model=Held())], [])
+    bulk_texts = ["bulk " + "the cat sits " * 2_500] * 32
+    async with serve_encoder(held) as encoder:
+        bulk = [
+            encoder.stub.Encode(pb.EncodeRequest(texts=bulk_texts, priority=pb.PRIORITY_BULK))
+            for _ in range(4)
+        ]
+        assert await asyncio.to_thread(entered.wait, 30)
+        text = "the dog runs in the park " * 90
+        answer = await asyncio.wait_for(encoder.stub.Encode(pb.EncodeRequest(texts=[text])), 30)
+        assert not any(call.done() for call in bulk)
+        opened.set()
+        answers = await asyncio.gather(*bulk)
+    assert list(answer.truncated) == [True]
+    assert [len(one.token_counts) for one in answers] == [32] * 4
 
 
 async def test_interactive_calls_overtake_bulk_and_bulk_still_ends(models: ModelRegistry):

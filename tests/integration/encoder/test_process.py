@@ -28,6 +28,14 @@ __main__.load_models = lambda settings: loaded_length_model()
 sys.exit(__main__.main())
 """
 
+# The real process, whose models take a minute to load in native code.
+_LOADING = """
+import sys, time
+from services.encoder import __main__
+__main__.load_models = lambda settings: time.sleep(60)
+sys.exit(__main__.main())
+"""
+
 
 @pytest.fixture
 def spawned() -> Iterator[list[subprocess.Popen[str]]]:
@@ -165,6 +173,19 @@ def test_a_running_call_ends_before_the_process_does(spawned: list[subprocess.Po
         process.send_signal(signal.SIGTERM)
         assert len(slow.result(timeout=30).token_counts) == 1
     assert _end(process)[0] == 0
+
+
+def test_a_process_that_is_loading_ends_at_once(spawned: list[subprocess.Popen[str]]):
+    port = free_port()
+    environment = {"TEXTMATCH_ENCODER_PORT": str(port), "TEXTMATCH_LOG_LEVEL": "ERROR"}
+    process = spawn_encoder(environment, command=(sys.executable, "-c", _LOADING))
+    spawned.append(process)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        grpc.channel_ready_future(channel).result(timeout=60)
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    assert _end(process) == (0, "")
+    assert time.monotonic() - started < 40
 
 
 def _wait_for_tokens(metrics_port: int) -> None:

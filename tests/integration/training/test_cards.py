@@ -14,9 +14,8 @@ from training.evaluation.scorers import load_model_system
 from training.mlm import MlmSettings, train_mlm
 from training.model_card import sha256_of
 from training.regression import RegressionSettings, train_regression
-from training.sbert import SbertSettings, train_sbert
 from training.settings import short_path
-from training.siamese import SiameseSettings, train_siamese
+from training.siamese import SbertSettings, SiameseSettings, train_sbert, train_siamese
 
 QUIET = Console(quiet=True)
 

@@ -69,7 +69,7 @@ def test_negatives_are_mined_and_trained_on(
     assert all(negative not in (anchor, positive) for anchor, positive, negative in lines[1:])
     assert not {(anchor, negative) for anchor, _, negative in lines[1:]} & positives
 
-    short = ["--epochs", 1, "--device", "cpu", "--max-length-tokens", 32, "--dev", scored]
+    short = ["--epochs", 1, "--device", "cpu", "--max-length-tokens", 32, "--held-out", scored]
     files = ["--base", bases["bert"], "--train", triples, "--output", tmp_path / "model"]
     assert _train("simcse", "--hard-negatives", *files, *short) == 0
     assert "spearman" in capsys.readouterr().out

@@ -23,9 +23,9 @@ from torch import nn
 from textmatch.errors import InvalidInput
 from textmatch.models.bi_encoder import read_bi_encoder
 from textmatch.models.lora import ADAPTER_WEIGHTS
-from training.data_files import read_scored_pairs
 from training.distill import DistillSettings, LossName, teacher_logits, train_distill
 from training.evaluation.scorers import load_model_system
+from training.examples import read_scored_pairs
 from training.model_builder import add_adapter, build_bi_encoder, build_cross_encoder
 from training.regression import logit
 from training.simcse import SimcseSettings, train_simcse

@@ -256,7 +256,7 @@ def test_kinds_of_models_are_told_apart(bi_encoder: Path, cross_encoder: Path, t
         (["retrieval", "char-tfidf", "{collection}", "--rerank", "char-tfidf"], "is not a cross-encoder"),
         (["retrieval", "char-tfidf", "{collection}", "--recall-at", "10,x"], "recall-at"),
         (["retrieval", "char-tfidf", "absent"], "corpus.jsonl: cannot be read"),
-        (["near-misses", "char-tfidf", "{pairs}"], "line 1: must have four columns"),
+        (["near-misses", "char-tfidf", "{pairs}"], "line 1: has 3 columns; it needs 4"),
         (["duplicates", "{cross}", "{pairs}"], 'recall: is missing: "'),
         (["duplicates", "{bi}", "{pairs}", "--recall", "{cross}"], "is a cross-encoder, which can only"),
     ],

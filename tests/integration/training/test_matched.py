@@ -16,8 +16,7 @@ from textmatch.models.bi_encoder import feed_lstm
 from textmatch.models.calibration import PairClassifier
 from training.model_files import load_trained
 from training.regression import RegressionSettings, train_regression
-from training.sbert import SbertSettings, train_sbert
-from training.siamese import SiameseSettings, train_siamese
+from training.siamese import SbertSettings, SiameseSettings, train_sbert, train_siamese
 from training.simcse import SimcseSettings, train_simcse
 
 DOCUMENTS = ["red cat sings", "small green bird", "old tree", "large blue dog runs", "bird sings"]

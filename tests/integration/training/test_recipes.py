@@ -17,8 +17,7 @@ from textmatch.models.cross_encoder import TorchCrossEncoder
 from textmatch.vectors import Embeddings
 from training.mlm import MlmSettings, train_mlm
 from training.regression import RegressionSettings, train_regression
-from training.sbert import SbertSettings, train_sbert
-from training.siamese import SiameseSettings, train_siamese
+from training.siamese import SbertSettings, SiameseSettings, train_sbert, train_siamese
 from training.simcse import SimcseSettings, train_simcse
 
 TEXTS = ["red cat", "small green bird sings", "old", "large tree runs blue dog"]

@@ -15,7 +15,7 @@ from textmatch.errors import InvalidInput, ModelNotFound
 from textmatch.models.calibration import Scores
 from textmatch.models.lora import ADAPTER_WEIGHTS, load_cross_encoder_directory
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, adapter_base_name, find_model
-from training.data_files import read_scored_pairs
+from training.examples import read_scored_pairs
 from training.model_files import load_trained
 from training.regression import RegressionSettings, train_regression
 

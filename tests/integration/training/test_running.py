@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from textmatch.cli.__main__ import main
 from textmatch.errors import InvalidInput
 from training.fit import TrainingInterrupted
+from training.mlm import MlmSettings, train_mlm
 from training.model_files import HISTORY
-from training.sbert import SbertSettings, train_sbert
-from training.siamese import SiameseSettings, train_siamese
+from training.siamese import SbertSettings, SiameseSettings, train_sbert, train_siamese
 
 QUIET = Console(quiet=True)
 
@@ -96,40 +98,123 @@ def test_bf16_trains(bases: dict[str, Path], binary: Path, tmp_path: Path):
     assert {tensor.dtype for tensor in weights.values()} == {np.dtype(np.float32)}
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(
-    bases: dict[str, Path], classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """A softmax: its classifier must be in the checkpoint too."""
+def _interrupting(patch: pytest.MonkeyPatch, place: str, call: int) -> None:
+    """Ctrl-C in the given call of a function from 1."""
+    target, _, name = place.rpartition(".")
+    owner = resolve_name(target)
+    original, calls = getattr(owner, name), iter(range(1, 1000))
 
-    def settings(name: str, **options: Any) -> SbertSettings:
-        small = {"batch_size": 16, "max_length_tokens": 32, "learning_rate": 1e-3, "device": "cpu"}
-        return SbertSettings(
-            base=str(bases["bert"]), train=[classes], output=tmp_path / name, epochs=3, **small, **options
-        )
-
-    train_sbert(settings("whole"), QUIET)
-    console = Console(file=io.StringIO(), width=1000)
-    steps = iter(range(100))
-
-    def interrupt_at_step_six(*_: Any, **__: Any) -> None:
-        if next(steps) == 5:
+    def interrupt_and_call(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
             # Not sent: OpenVINO, where it has run before, leaves a freed stack for signals behind.
             handler = signal.getsignal(signal.SIGINT)
             assert callable(handler)
             handler(signal.SIGINT, None)
+        return original(*arguments, **options)
 
+    patch.setattr(owner, name, interrupt_and_call)
+
+
+LOSS = "sentence_transformers.sentence_transformer.losses:SoftmaxLoss.forward"
+EVALUATION = "training.evaluators:ClassEvaluator.measure"
+OPTIMIZER = "training.fit:ShowProgress.on_optimizer_step"
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "evaluate_steps", "has_dev", "step"),
+    [
+        # A step that was begun is discarded, one of the optimizer is finished.
+        (LOSS, 7, 0, False, 6),
+        (LOSS, 7, 0, True, 6),
+        (LOSS, 8, 3, True, 7),
+        (OPTIMIZER, 6, 3, True, 6),
+        # Four steps are an epoch. The first evaluation is before the first step.
+        (EVALUATION, 1, 0, True, 0),
+        (EVALUATION, 2, 0, True, 4),
+        (EVALUATION, 3, 3, True, 6),
+        (EVALUATION, 4, 0, True, 12),
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    bases: dict[str, Path],
+    classes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    call: int,
+    evaluate_steps: int,
+    has_dev: bool,
+    step: int,
+):
+    """A softmax: its classifier must be in the checkpoint too. The best checkpoint must be the same."""
+
+    def settings(name: str, **options: Any) -> SbertSettings:
+        small = {"batch_size": 16, "max_length_tokens": 32, "learning_rate": 1e-3, "device": "cpu"}
+        own = {"dev": classes, "evaluate_steps": evaluate_steps, "patience": 9} if has_dev else {}
+        output = tmp_path / name
+        return SbertSettings(
+            base=str(bases["bert"]), train=[classes], output=output, epochs=3, **small, **own, **options
+        )
+
+    whole = train_sbert(settings("whole"), QUIET)
+    console = Console(file=io.StringIO(), width=1000)
     with monkeypatch.context() as patch:
-        patch.setattr("training.fit.ShowProgress.on_step_begin", interrupt_at_step_six)
+        _interrupting(patch, place, call)
         with pytest.raises(TrainingInterrupted):
             train_sbert(settings("parts"), console)
-    assert "stopped at step 6" in console.file.getvalue()
+    assert f"stopped at step {step};" in console.file.getvalue()
     assert not (tmp_path / "parts").exists()
 
     with pytest.raises(InvalidInput, match="holds checkpoints of an earlier run: use --resume, or remove it"):
         train_sbert(settings("parts"), QUIET)
-    train_sbert(settings("parts", resume=True), QUIET)
-    assert min(entry["step"] for entry in _history(tmp_path / "parts")) == 10
+    parts = train_sbert(settings("parts", resume=True), QUIET)
     _assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+    assert list(parts.metrics.values()) == list(whole.metrics.values())
+    measured = [
+        [(one["step"], one["eval_accuracy"]) for one in _history(tmp_path / name) if "eval_accuracy" in one]
+        for name in ("whole", "parts")
+    ]
+    assert measured[0] == measured[1]
+
+
+# Each evaluation and each epoch are four calls: in the first epoch, in its evaluation, and in the second one.
+@pytest.mark.parametrize("call", [6, 12, 15])
+def test_a_masked_language_model_masks_alike_after_an_interruption(
+    vocabulary: Path, sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+):
+    """Masks and the order of texts came from one generator, and the batches that are skipped need none."""
+
+    def settings(name: str, **options: Any) -> MlmSettings:
+        new = {"from_scratch": True, "vocab": vocabulary, "layers": 1, "hidden": 32, "heads": 2}
+        return MlmSettings(
+            output=tmp_path / name, train=[sentences], dev=sentences, batch_size=16, epochs=3, device="cpu",
+            **new, **options,
+        )  # fmt: skip
+
+    train_mlm(settings("whole"), QUIET)
+    with monkeypatch.context() as patch:
+        _interrupting(patch, "training.trainers:MaskedLanguageModelTrainer.compute_loss", call)
+        with pytest.raises(TrainingInterrupted):
+            train_mlm(settings("parts"), QUIET)
+    train_mlm(settings("parts", resume=True), QUIET)
+    _assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_model_that_gets_worse_is_not_saved_but_its_start(
+    bases: dict[str, Path], binary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The best checkpoint is never worse than the base on the dev file, and the exit status says so."""
+    good = tmp_path / "good"
+    train_siamese(_settings(bases["bert"], binary, good, dev=binary, epochs=20), QUIET)
+    upside_down = tmp_path / "wrong.tsv"
+    rows = [line.split("\t") for line in binary.read_text().splitlines()]
+    upside_down.write_text("".join(f"{a}\t{b}\t{1 - int(label)}\n" for a, b, label in rows))
+    words = ["train", "siamese", "--base", good, "--train", upside_down, "--dev", binary, "--output"]
+    words += [tmp_path / "worse", "--batch-size", 16, "--device", "cpu", "--learning-rate", 1e-3]
+    assert main(list(map(str, words))) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "warning: training did not make the model better: spearman on" in printed
+    _assert_equal_weights(good, tmp_path / "worse")
 
 
 def test_ctrl_c_of_the_command_saves(bases: dict[str, Path], binary: Path, tmp_path: Path):

@@ -20,7 +20,7 @@ OWN_OPTIONS = {
     "regression": ["--warm-up-pairs", "20", "--max-steps", "40", "--learning-rate", "1e-3"],
     "mine": ["--margin", "0"],
 }
-RECIPES = ("siamese", "sbert", "simcse", "regression", "mlm")
+RECIPES = ("siamese", "cosent", "sbert", "simcse", "regression", "mlm")
 
 
 def _commands() -> list[list[str]]:
@@ -62,6 +62,9 @@ def test_every_command_of_the_guide_works(
         _, *arguments = [str(bases["bert"]) if word == HUB_BASE else word for word in command]
         quick = QUICK if arguments[1] in RECIPES else []
         own = OWN_OPTIONS.get(arguments[1], [])
-        assert main([*arguments, *quick, *own]) == 0, (shlex.join(command), capsys.readouterr().err)
+        code, printed = main([*arguments, *quick, *own]), capsys.readouterr()
+        # Three steps need not make a model better.
+        is_done = code == 0 or "did not make the model better" in printed.out
+        assert is_done, (shlex.join(command), printed.err)
     assert (tmp_path / "bi-encoder-2" / "README.md").is_file()
     assert any((tmp_path / "plots").glob("*.png"))

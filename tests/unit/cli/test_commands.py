@@ -148,10 +148,6 @@ def test_bugs_keep_their_trace(install: Callable[[str, str], None]):
         (["score"], "textmatch: Invalid value: give two texts or --file\n"),
         (["score", "a", "b", "--file", "f"], "textmatch: Invalid value: give two texts or --file\n"),
         (["score", "a", "b", "--scorer", "magic"], "textmatch: Invalid value for '--scorer'"),
-        (
-            ["ingest", "docs.json"],
-            "textmatch: Invalid value: the format of docs.json is unknown; give --format",
-        ),
         (["ingest", "a.csv", "--rejected", "./a.csv"], "textmatch: Invalid value: --rejected must not be"),
     ],
 )

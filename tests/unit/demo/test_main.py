@@ -11,14 +11,16 @@ from standalone.demo import __main__ as demo
 from standalone.demo.corpus import Question
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import TextMatchClient, to_document
-from textmatch.io.document_reader import Format, read_records
+from textmatch.io.document_reader import read_records
+from textmatch.io.file_format import Format, Layout
 
 
 def test_the_corpus_is_written_as_lines_that_ingest_takes(tmp_path: Path):
     path = tmp_path / "new" / "corpus.jsonl"
     count = demo.write_corpus(path)
     with path.open("rb") as file:
-        documents = [to_document(record.fields) for record in read_records(file, Format.JSONL, "corpus")]
+        records = read_records(file, Layout(Format.JSONL), "corpus")
+        documents = [to_document(record.fields) for record in records]
     assert len(documents) == count > 3_000
     assert documents == sorted(documents, key=lambda document: document.id)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from services.encoder.batching import BatchPolicy, CallContext, EngineModel, Job
+from services.encoder.batching import BatchPolicy, CallContext, CallLoad, EngineModel, Job
 from services.encoder.scheduler import Scheduler
 from tests.support.length_model import LengthModel, texts_of
 
@@ -24,12 +24,16 @@ def make_job(length_model: LengthModel) -> Callable[..., Job]:
         model: EngineModel | None = None,
         deadline: float | None = None,
         caller: str = "anyone",
+        load: CallLoad | None = None,
+        estimated_tokens: int = 0,
     ) -> Job:
         return Job(
             model or length_model.engine_model,
             texts_of(*token_counts),
             CallContext(caller, is_bulk, deadline),
             "texts[{}]".format,
+            load,
+            estimated_tokens,
         )
 
     return make

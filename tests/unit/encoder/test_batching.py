@@ -14,15 +14,14 @@ policies = st.builds(
     forward_cost_tokens=st.integers(0, 256),
 )
 
-# The machine may be busy.
-unhurried = settings(deadline=None, max_examples=50)
+few_examples = settings(max_examples=50)
 
 
 def _policy(token_budget: int, forward_cost_tokens: int = 64, bulk_share: float = 0.1) -> BatchPolicy:
     return BatchPolicy(token_budget, bulk_share, forward_cost_tokens)
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_a_batch_holds_the_oldest_text_and_no_text_twice(counts: list[int], policy: BatchPolicy):
     batch = take_padded_batch(counts, policy)
@@ -31,21 +30,21 @@ def test_a_batch_holds_the_oldest_text_and_no_text_twice(counts: list[int], poli
     assert all(0 <= position < len(counts) for position in batch)
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_the_budget_is_kept_unless_the_oldest_alone_is_larger(counts: list[int], policy: BatchPolicy):
     batch = [counts[position] for position in take_padded_batch(counts, policy)]
     assert padded_tokens(batch) <= policy.token_budget or batch == [counts[0]]
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_no_more_is_padded_than_another_pass_would_cost(counts: list[int], policy: BatchPolicy):
     batch = [counts[position] for position in take_padded_batch(counts, policy)]
     assert padded_tokens(batch) - sum(batch) <= policy.forward_cost_tokens
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_of_texts_of_one_length_the_older_go_first(counts: list[int], policy: BatchPolicy):
     batch = take_padded_batch(counts, policy)
@@ -56,7 +55,7 @@ def test_of_texts_of_one_length_the_older_go_first(counts: list[int], policy: Ba
         assert tokens != counts[0] or not older
 
 
-@unhurried
+@few_examples
 @given(token_counts, policies)
 def test_emptying_the_queue_takes_every_text_once(counts: list[int], policy: BatchPolicy):
     queued = list(enumerate(counts))
@@ -80,7 +79,7 @@ def test_a_text_larger_than_the_budget_goes_alone():
     assert take_padded_batch([600, 600, 10], _policy(512)) == [0]
 
 
-@unhurried
+@few_examples
 @given(
     st.floats(0.01, 0.5),
     st.lists(st.integers(1, 256), min_size=150, max_size=150),
@@ -89,10 +88,10 @@ def test_a_text_larger_than_the_budget_goes_alone():
 def test_bulk_gets_its_share_under_any_interactive_load(
     bulk_share: float, batch_tokens: list[int], token_budget: int
 ):
-    credit = BulkCredit(_policy(token_budget, bulk_share=bulk_share))
+    credit = BulkCredit(bulk_share)
     taken = {False: 0, True: 0}
     for tokens in batch_tokens:
-        is_bulk = credit.is_bulk_next(interactive_queued=True, bulk_queued=True)
+        is_bulk = credit.is_bulk_next(interactive_queued=True, bulk_queued=True, bulk_cost=token_budget)
         # A bulk batch is full at most; it is what the credit is for.
         tokens = min(tokens, token_budget)
         credit.account(tokens, is_bulk=is_bulk, bulk_queued=True)
@@ -102,16 +101,32 @@ def test_bulk_gets_its_share_under_any_interactive_load(
 
 
 def test_bulk_is_next_when_nothing_else_is_queued():
-    credit = BulkCredit(_policy(100))
-    assert credit.is_bulk_next(interactive_queued=False, bulk_queued=True)
-    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True)
-    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=False)
+    credit = BulkCredit(0.1)
+    assert credit.is_bulk_next(interactive_queued=False, bulk_queued=True, bulk_cost=100)
+    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True, bulk_cost=100)
+    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=False, bulk_cost=100)
 
 
 def test_no_credit_is_earned_while_no_bulk_queued():
-    credit = BulkCredit(_policy(100, bulk_share=0.5))
+    credit = BulkCredit(0.5)
     credit.account(1_000, is_bulk=False, bulk_queued=False)
-    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True)
+    assert not credit.is_bulk_next(interactive_queued=True, bulk_queued=True, bulk_cost=100)
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_second", "tokens"),
+    [(50_000, 1_000), (400_000, 8_000), (10_000_000, 8_192), (1_000, 256), (0, 256)],
+)
+def test_a_budget_is_what_the_model_computes_in_the_target_time(tokens_per_second: float, tokens: int):
+    policy = BatchPolicy(8_192, 0.1, 64, target_seconds=0.02)
+    assert policy.for_speed(tokens_per_second).token_budget == tokens
+    assert policy.for_speed(tokens_per_second).quantum_tokens == tokens // 4
+
+
+def test_a_budget_without_a_target_time_is_fixed():
+    assert _policy(1_024).for_speed(5.0) == _policy(1_024)
+    assert _policy(1_024).limited(100) == _policy(100)
+    assert _policy(100).limited(1_024) == _policy(100)
 
 
 @pytest.mark.parametrize(("counts", "padded"), [([5], 5), ([5, 3, 1], 15)])

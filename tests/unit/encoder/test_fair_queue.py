@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.encoder.batching import BatchPolicy, take_packed_batch
-from services.encoder.fair_queue import DeficitRoundRobinQueue
+from services.encoder.fair_queue import CallerTotals, DeficitRoundRobinQueue
 
 _LONGEST = 512
 _CALLERS = "abcdef"
@@ -32,8 +32,6 @@ calls = st.lists(
     min_size=1,
     max_size=20,
 )
-# The machine may be busy.
-unhurried = settings(deadline=None, max_examples=100)
 
 
 def _texts(caller: str, token_counts: Sequence[int], first: int = 0) -> list[_Text]:
@@ -62,7 +60,6 @@ def _batches(queue: DeficitRoundRobinQueue[_Text], policy: BatchPolicy) -> list[
     return batches
 
 
-@unhurried
 @given(calls, policies)
 def test_nothing_is_lost_and_each_caller_has_its_order(
     wanted: list[tuple[str, list[int]]], policy: BatchPolicy
@@ -76,7 +73,6 @@ def test_nothing_is_lost_and_each_caller_has_its_order(
         ]
 
 
-@unhurried
 @given(calls, policies)
 def test_the_budget_is_kept_and_used(wanted: list[tuple[str, list[int]]], policy: BatchPolicy):
     queue = _queue(policy)
@@ -88,7 +84,6 @@ def test_the_budget_is_kept_and_used(wanted: list[tuple[str, list[int]]], policy
         assert following is None or tokens + following.tokens > policy.token_budget
 
 
-@unhurried
 @given(st.lists(st.integers(1, _LONGEST), min_size=1, max_size=50), policies)
 def test_calls_of_one_text_go_in_the_order_they_came(token_counts: list[int], policy: BatchPolicy):
     queue = _queue(policy)
@@ -98,7 +93,6 @@ def test_calls_of_one_text_go_in_the_order_they_came(token_counts: list[int], po
     assert taken == list(range(len(token_counts)))
 
 
-@unhurried
 @given(
     st.lists(st.lists(st.integers(1, _LONGEST), min_size=40, max_size=60), min_size=1, max_size=5),
     st.lists(st.integers(1, _LONGEST), min_size=1, max_size=4),
@@ -120,7 +114,6 @@ def test_a_new_caller_waits_for_one_quantum_of_each_other(
     assert all(tokens < policy.quantum_tokens + _LONGEST for tokens in ahead.values())
 
 
-@unhurried
 @given(
     st.lists(st.integers(1, _LONGEST), min_size=200, max_size=200),
     st.lists(st.integers(1, _LONGEST), min_size=200, max_size=200),
@@ -141,7 +134,6 @@ def test_callers_that_always_wait_get_as_many_tokens(
         assert abs(tokens["a"] - tokens["b"]) <= 2 * policy.quantum_tokens + _LONGEST
 
 
-@unhurried
 @given(st.integers(1, _LONGEST), st.integers(1, 60), policies)
 def test_endless_new_callers_starve_no_caller(tokens: int, callers: int, policy: BatchPolicy):
     queue = _queue(policy)
@@ -160,7 +152,6 @@ def test_endless_new_callers_starve_no_caller(tokens: int, callers: int, policy:
         assert taken <= rounds * (callers + 1)
 
 
-@unhurried
 @given(calls, st.sets(st.integers(0, 400)), policies)
 def test_what_is_over_is_not_taken_and_costs_its_caller_nothing(
     wanted: list[tuple[str, list[int]]], over: set[int], policy: BatchPolicy
@@ -175,7 +166,6 @@ def test_what_is_over_is_not_taken_and_costs_its_caller_nothing(
     assert not over & set(taken)
 
 
-@unhurried
 @given(calls, policies, st.data())
 def test_items_put_back_are_taken_again(
     wanted: list[tuple[str, list[int]]], policy: BatchPolicy, data: st.DataObject
@@ -214,3 +204,37 @@ def test_the_cost_of_a_text_does_not_grow_with_the_queue():
 
     few = min(seconds(20, 20) for _ in range(5))
     assert seconds(200, 200) < 100 * few * 5
+
+
+def test_totals_of_callers():
+    totals = CallerTotals()
+    totals.add("one", 100)
+    totals.add("two", 30)
+    totals.add("one", -60)
+    assert (totals.of("one"), totals.of("two"), totals.of("three"), totals.tokens) == (40, 30, 0, 70)
+    assert (len(totals), "one" in totals, "three" in totals) == (2, True, False)
+    totals.add("one", -40)
+    totals.add("two", -30)
+    assert (len(totals), totals.tokens) == (0, 0)
+
+
+def test_of_each_other_caller_as_much_is_ahead_as_the_caller_gets():
+    totals = CallerTotals()
+    totals.add("huge", 1_000)
+    totals.add("small", 5)
+    assert totals.ahead_of("new", 50, quantum_tokens=10) == 50 + 5
+    assert totals.ahead_of("new", 1, quantum_tokens=10) == 10 + 5
+    assert totals.ahead_of("huge", 50, quantum_tokens=10) == 1_000 + 5
+
+
+def test_a_quantum_can_be_changed_while_items_are_queued():
+    queue: DeficitRoundRobinQueue[_Text] = DeficitRoundRobinQueue(1, lambda _: False)
+    for caller in ("one", "two"):
+        queue.add(caller, _texts(caller, [1] * 6))
+    taken = []
+    for quantum_tokens in [1] * 2 + [3] * 6:
+        queue.quantum_tokens = quantum_tokens
+        assert queue.peek() is not None
+        taken.append(queue.take().caller)
+    # The first caller got its second quantum before the change.
+    assert taken == ["one", "two", "one", *["two"] * 3, *["one"] * 2]

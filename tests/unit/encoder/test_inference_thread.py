@@ -12,7 +12,7 @@ from services.encoder.batching import BatchPolicy, EngineModel, Job, Rows
 from services.encoder.inference_thread import InferenceThread
 from services.encoder.scheduler import Scheduler
 from tests.support.length_model import SAMPLE, LengthModel
-from textmatch.errors import InvalidInput, NotReady, reason_name
+from textmatch.errors import InvalidInput, NotReady, Overloaded, reason_name
 from textmatch.models.fast_tokenizer import TokenizedText
 
 MakeJob = Callable[..., Job]
@@ -216,3 +216,123 @@ async def test_an_idle_thread_keeps_no_model(running: Running, make_job: MakeJob
     async with asyncio.timeout(10):
         while kept() is not None:  # noqa: ASYNC110 -- the engine's thread lets go of it
             await asyncio.sleep(0.002)
+
+
+class Memory:
+    """The memory of a device, in tokens. A block is free again when nothing refers to it."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.used = 0
+
+    def allocate(self, tokens: int) -> object:
+        if self.used + tokens > self.tokens:
+            raise RuntimeError("CUDA out of memory. Tried to allocate a block")
+        block = _Block()
+        self.used += tokens
+        weakref.finalize(block, self._free, tokens)
+        return block
+
+    def _free(self, tokens: int) -> None:
+        self.used -= tokens
+
+
+class _Block:
+    pass
+
+
+def _of_memory(memory: Memory) -> tuple[EngineModel, list[int]]:
+    """A model of two layers, whose states take as much memory as there are tokens. And its batches."""
+    batches: list[int] = []
+
+    def forward(batch: Sequence[TokenizedText]) -> Rows:
+        tokens = sum(text.token_count for text in batch)
+        batches.append(tokens)
+        states = memory.allocate(tokens)
+        states = states, memory.allocate(tokens)
+        del states
+        return np.array([[text.token_count] for text in batch], dtype=np.float32)
+
+    return EngineModel("large", forward, SAMPLE, is_packed=True), batches
+
+
+async def test_a_batch_that_does_not_fit_into_memory_fails_nobody(make_job: MakeJob):
+    running = Running()
+    memory = Memory(70)
+    model, batches = _of_memory(memory)
+    jobs = [make_job(25, 25, 20, 20, model=model), make_job(30, 30, 30, model=model)]
+    for job in jobs:
+        running.scheduler.add(job)
+    running.thread.start()
+    assert await _result(jobs[0]) == [25, 25, 20, 20]
+    assert await _result(jobs[1]) == [30, 30, 30]
+    assert memory.used == 0
+    assert running.deaths == []
+    # After the first failure, batches are small enough.
+    later = make_job(*[10] * 10, model=model)
+    batches.clear()
+    running.scheduler.add(later)
+    assert await _result(later) == [10] * 10
+    assert max(batches) <= 35
+    running.thread.stop()
+
+
+async def test_memory_is_never_the_fault_of_a_text(running: Running, make_job: MakeJob):
+    model, _ = _of_memory(Memory(70))
+    job = make_job(20, 60, 20, model=model)
+    running.scheduler.add(job)
+    with pytest.raises(Overloaded, match="not enough memory for a text of 60 tokens") as caught:
+        await _result(job)
+    assert caught.value.retry_delay_seconds
+    assert running.scheduler._interactive.tokens == 0
+    good = make_job(20, model=model)
+    running.scheduler.add(good)
+    assert await _result(good) == [20]
+    assert running.deaths == []
+
+
+def _watched(forward: Callable[[Sequence[TokenizedText]], Rows]) -> Callable[[], list[EngineModel]]:
+    model = EngineModel("watched", forward, SAMPLE)
+    return lambda: [model]
+
+
+async def test_an_engine_that_hangs_is_noticed(running: Running):
+    opened = threading.Event()
+    deaths: list[BaseException] = []
+
+    def hang(batch: Sequence[TokenizedText]) -> Rows:
+        opened.wait(20)
+        return np.ones((len(batch), 1), dtype=np.float32)
+
+    await asyncio.wait_for(running.thread.watch(_watched(hang), 0.3, deaths.append), 10)
+    opened.set()
+    assert [str(death) for death in deaths] == ["watched computed nothing for 0.3 s"]
+
+
+async def test_an_engine_whose_sample_fails_is_noticed(running: Running):
+    deaths: list[BaseException] = []
+
+    def fail(batch: Sequence[TokenizedText]) -> Rows:
+        raise RuntimeError("the device is gone")
+
+    await asyncio.wait_for(running.thread.watch(_watched(fail), 0.3, deaths.append), 10)
+    assert [str(death) for death in deaths] == [
+        "watched fails on its sample: RuntimeError('the device is gone')"
+    ]
+
+
+async def test_an_idle_engine_is_watched_until_it_stops(running: Running):
+    passes: list[int] = []
+    deaths: list[BaseException] = []
+
+    def forward(batch: Sequence[TokenizedText]) -> Rows:
+        passes.append(len(batch))
+        return np.ones((len(batch), 1), dtype=np.float32)
+
+    watching = asyncio.create_task(running.thread.watch(_watched(forward), 0.3, deaths.append))
+    async with asyncio.timeout(10):
+        while len(passes) < 3:  # noqa: ASYNC110 -- the engine's thread counts
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(running.thread.stop)
+    await asyncio.wait_for(watching, 10)
+    assert deaths == []

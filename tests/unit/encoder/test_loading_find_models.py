@@ -7,6 +7,7 @@ import pytest
 from services.encoder.loading import find_models
 from services.encoder.settings import EncoderSettings
 from textmatch.errors import ModelNotFound
+from textmatch.models import model_resolver
 from textmatch.models.model_resolver import (
     DEFAULT_BI_ENCODER,
     DEFAULT_CACHE_DIRECTORY,
@@ -14,6 +15,7 @@ from textmatch.models.model_resolver import (
     UnusableModel,
 )
 from textmatch.models.multilingual_e5 import unpacked_directory
+from textmatch.models.prompts import BadPrompts, Prompts
 
 
 def test_the_default_models_are_built_in():
@@ -50,6 +52,27 @@ def test_several_bi_encoders_and_no_cross_encoder(tmp_path: Path):
     assert [model.name for model in found.bi_encoders] == [str(tmp_path), "all-MiniLM-L6-v2"]
     assert found.bi_encoders[0].directory == tmp_path
     assert found.cross_encoders == []
+
+
+def test_a_model_from_the_hub_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    snapshot = tmp_path / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.mkdir()
+    (snapshot / "model.safetensors").touch()
+    monkeypatch.setattr(model_resolver, "snapshot_download", lambda *_, **__: str(snapshot))
+    with pytest.raises(UnusableModel, match=f'use "BAAI/bge-m3@{snapshot.name}"'):
+        find_models(EncoderSettings(bi_encoder="BAAI/bge-m3", cross_encoder="none"))
+    name = "BAAI/bge-m3@0123456"
+    found = find_models(EncoderSettings(bi_encoder=name, cross_encoder="none"))
+    assert found.bi_encoders[0].directory == snapshot
+
+
+def test_prompts_belong_to_a_model_that_is_loaded():
+    name = "all-MiniLM-L6-v2"
+    prompts = '{"all-MiniLM-L6-v2": {"query": "find: "}}'
+    found = find_models(EncoderSettings(bi_encoder=name, cross_encoder="none", prompts=prompts))
+    assert found.bi_encoders[0].prompts == Prompts("find: ", "")
+    with pytest.raises(BadPrompts, match="models that are not loaded: all-MiniLM-L6-v2"):
+        find_models(EncoderSettings(prompts=prompts))
 
 
 def test_a_missing_model_is_named():

@@ -3,16 +3,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from services.encoder.batching import BatchPolicy, CallContext, EngineModel, EngineTask, Job
-from services.encoder.metrics import QUEUE_TEXTS, QUEUE_TOKENS, REJECTIONS_TOTAL
-from services.encoder.scheduler import Item, Scheduler
+from services.encoder.metrics import QUEUE_BYTES, QUEUE_TEXTS, QUEUE_TOKENS, REJECTIONS_TOTAL
+from services.encoder.scheduler import CallSize, Item, Scheduler
 from tests.support.length_model import SAMPLE, LengthModel
-from textmatch.errors import DeadlinePassed, DeadlineTooShort, NotReady, Overloaded
+from textmatch.errors import DeadlinePassed, DeadlineTooShort, InvalidInput, NotReady, Overloaded
 
 MakeJob = Callable[..., Job]
+Admit = Callable[..., None]
+NoteSpeed = Callable[..., None]
 
 
 def _tokens(batch: Sequence[Item]) -> list[int]:
@@ -23,9 +27,26 @@ def _call(*, caller: str = "anyone", is_bulk: bool = False, deadline: float | No
     return CallContext(caller, is_bulk, deadline)
 
 
-def _admit(scheduler: Scheduler, tokens: int, call: CallContext) -> None:
-    with scheduler.admitted(tokens, call):
-        pass
+@pytest.fixture
+def admit(scheduler: Scheduler, length_model: LengthModel) -> Admit:
+    """Admit a call of so many tokens and release it."""
+
+    def admit(tokens: int, call: CallContext, *, model: EngineModel | None = None, **size: Any) -> None:
+        with scheduler.admitted(CallSize(model or length_model.engine_model, tokens, **size), call):
+            pass
+
+    return admit
+
+
+@pytest.fixture
+def note_speed(scheduler: Scheduler, length_model: LengthModel) -> NoteSpeed:
+    """Record a batch of the model that `make_job` uses, in both lanes."""
+
+    def note(tokens: int, seconds: float, model: EngineModel | None = None) -> None:
+        for is_bulk in (False, True):
+            scheduler.note_speed(model or length_model.engine_model, tokens, seconds, is_bulk=is_bulk)
+
+    return note
 
 
 def _depth(lane: str) -> tuple[float, float]:
@@ -60,6 +81,21 @@ async def test_interactive_texts_go_ahead_of_bulk(scheduler: Scheduler, make_job
     scheduler.add(make_job(10, is_bulk=True))
     scheduler.add(make_job(11))
     assert [_tokens(scheduler.take()) for _ in range(2)] == [[11], [10]]
+
+
+async def test_bulk_gets_its_share_of_the_time_of_models_of_any_speed(
+    scheduler: Scheduler, make_job: MakeJob, note_speed: NoteSpeed
+):
+    slow = LengthModel("slow").engine_model
+    note_speed(tokens=1_000, seconds=0.01)
+    note_speed(tokens=100, seconds=0.01, model=slow)
+    scheduler.add(make_job(*[100] * 10, is_bulk=True, model=slow))
+    lanes = []
+    for _ in range(200):
+        scheduler.add(make_job(50, 50))
+        lanes.append(scheduler.take()[0].job.call.is_bulk)
+    # A bulk batch takes as long as ten interactive ones, and comes once in ninety.
+    assert lanes.count(True) == 2
 
 
 async def test_bulk_advances_under_any_interactive_load(scheduler: Scheduler, make_job: MakeJob):
@@ -120,74 +156,237 @@ async def test_a_job_whose_deadline_passed_is_not_computed(scheduler: Scheduler,
     assert _depth("interactive") == (0, 0)
 
 
-async def test_too_much_is_refused_with_an_honest_delay(scheduler: Scheduler, make_job: MakeJob):
+async def test_too_much_is_refused_with_an_honest_delay(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
     refused = REJECTIONS_TOTAL.labels("overloaded")._value.get()
-    scheduler.note_speed(tokens=200, seconds=1.0)
-    scheduler.add(make_job(*[90] * 10))
+    note_speed(tokens=200, seconds=1.0)
+    for _ in range(2):
+        scheduler.add(make_job(*[90] * 5))
     with pytest.raises(Overloaded, match="900 interactive tokens are queued; the limit is 1,000") as caught:
-        _admit(scheduler, 101, _call())
+        admit(101, _call())
     assert caught.value.retry_delay_seconds == pytest.approx(4.5)
     assert REJECTIONS_TOTAL.labels("overloaded")._value.get() == refused + 1
-    _admit(scheduler, 100, _call())
+    admit(100, _call())
 
 
-async def test_calls_that_are_being_tokenised_count(scheduler: Scheduler):
+async def test_a_call_larger_than_the_queue_is_admitted_as_soon_as_half_of_it_is_free(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    note_speed(tokens=200, seconds=1.0)
+    scheduler.add(make_job(*[100] * 5, caller="other"))
+    admit(100_000, _call())
+    scheduler.add(make_job(*[20] * 5, caller="other"))
+    with pytest.raises(Overloaded) as caught:
+        admit(100_000, _call())
+    # What is ahead, which is more than the tokens that there is no room for.
+    assert caught.value.retry_delay_seconds == pytest.approx(3.0)
+
+
+async def test_a_refused_call_is_told_when_there_is_room_for_it(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed, length_model: LengthModel
+):
+    slow = LengthModel("slow").engine_model
+    note_speed(tokens=10_000, seconds=1.0)
+    note_speed(tokens=100, seconds=1.0, model=slow)
+    for _ in range(2):
+        scheduler.add(make_job(*[100] * 5, caller="other"))
+    with pytest.raises(Overloaded) as caught:
+        admit(500, _call(caller="other"), model=slow)
+    # 1,000 tokens of the other model take 0.1 s. The queue has room for the call when its 500 have gone.
+    assert caught.value.retry_delay_seconds == pytest.approx(5.0)
+
+
+async def test_a_call_larger_than_the_queue_leaves_room_for_others(
+    scheduler: Scheduler, admit: Admit, length_model: LengthModel
+):
+    model = length_model.engine_model
     with (
-        scheduler.admitted(600, _call()),
+        scheduler.admitted(CallSize(model, 100_000), _call(caller="huge")),
+        scheduler.admitted(CallSize(model, 500), _call(caller="small")),
+    ):
+        assert scheduler._interactive.tokens == 1_000
+        admit(333, _call(caller="third"))
+        with pytest.raises(Overloaded):
+            admit(334, _call(caller="third"))
+    assert scheduler._interactive.tokens == 0
+
+
+async def test_calls_that_are_being_tokenized_count(
+    scheduler: Scheduler, admit: Admit, length_model: LengthModel
+):
+    with (
+        scheduler.admitted(CallSize(length_model.engine_model, 450), _call()),
+        scheduler.admitted(CallSize(length_model.engine_model, 450), _call()),
         pytest.raises(Overloaded),
-        scheduler.admitted(600, _call()),
+    ):
+        admit(450, _call())
+    admit(450, _call())
+
+
+async def test_the_texts_of_calls_are_limited_in_bytes(length_model: LengthModel):
+    scheduler = Scheduler(BatchPolicy(100, 0.1, 10), limit_tokens=1_000, limit_bytes=1_000)
+
+    def size(text_bytes: int) -> CallSize:
+        return CallSize(length_model.engine_model, 1, text_bytes)
+
+    with scheduler.admitted(size(900), _call(caller="one")):
+        assert QUEUE_BYTES.labels("interactive")._value.get() == 900
+        with (
+            pytest.raises(Overloaded, match="hold 900 bytes of texts; the limit is 1,000") as caught,
+            scheduler.admitted(size(101), _call(caller="one")),
+        ):
+            pass
+        with scheduler.admitted(size(500), _call(caller="two")):
+            pass
+    assert caught.value.retry_delay_seconds == 1.0
+    with scheduler.admitted(size(1_000), _call(caller="one")):
+        pass
+    assert QUEUE_BYTES.labels("interactive")._value.get() == 0
+
+
+async def test_a_call_with_too_many_bytes_is_told_so(length_model: LengthModel):
+    scheduler = Scheduler(BatchPolicy(100, 0.1, 10), limit_tokens=1_000, limit_bytes=1_000)
+    with (
+        pytest.raises(InvalidInput, match=r"1,001 bytes together; the limit is 1,000; send fewer in a call"),
+        scheduler.admitted(CallSize(length_model.engine_model, 1, 1_001), _call()),
     ):
         pass
-    _admit(scheduler, 600, _call())
 
 
-async def test_each_lane_has_its_own_limit(scheduler: Scheduler, make_job: MakeJob):
-    scheduler.add(make_job(*[90] * 11, is_bulk=True))
+async def test_each_lane_has_its_own_limit(scheduler: Scheduler, make_job: MakeJob, admit: Admit):
+    for _ in range(2):
+        scheduler.add(make_job(*[90] * 6, is_bulk=True))
     with pytest.raises(Overloaded, match="bulk"):
-        _admit(scheduler, 50, _call(is_bulk=True))
-    _admit(scheduler, 50, _call())
+        admit(50, _call(is_bulk=True))
+    admit(50, _call())
 
 
-async def test_an_empty_lane_takes_a_call_of_any_size(scheduler: Scheduler):
-    with scheduler.admitted(1_000_000, _call(is_bulk=True)):
-        is_admitted = True
-    assert is_admitted
+async def test_an_empty_lane_takes_a_call_of_any_size(admit: Admit):
+    admit(1_000_000, _call(is_bulk=True))
 
 
-async def test_a_call_that_would_be_answered_too_late_is_refused(scheduler: Scheduler, make_job: MakeJob):
-    scheduler.note_speed(tokens=100, seconds=1.0)
+async def test_a_call_that_would_be_answered_too_late_is_refused(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    note_speed(tokens=100, seconds=1.0)
     scheduler.add(make_job(*[90] * 5))
     deadline = time.monotonic() + 2.0
-    with pytest.raises(DeadlineTooShort, match=r"takes about 4\.50 s") as caught:
-        _admit(scheduler, 10, _call(deadline=deadline))
+    with pytest.raises(DeadlineTooShort, match=r"takes about 4\.50 s and the call 0\.10 s") as caught:
+        admit(10, _call(deadline=deadline))
     assert caught.value.retry_delay_seconds == pytest.approx(4.5)
-    _admit(scheduler, 10, _call(deadline=deadline + 60))
+    admit(10, _call(deadline=deadline + 60))
 
 
-async def test_a_call_needs_time_to_spare_unless_nothing_is_ahead(scheduler: Scheduler, make_job: MakeJob):
-    scheduler.note_speed(tokens=100, seconds=1.0)
-    soon = time.monotonic() + 1.2
-    with scheduler.admitted(90, _call(deadline=soon)):
+async def test_a_call_needs_time_to_spare_unless_nothing_is_ahead(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed, length_model: LengthModel
+):
+    note_speed(tokens=100, seconds=10.0)
+    soon = time.monotonic() + 12.0
+    with scheduler.admitted(CallSize(length_model.engine_model, 90), _call(deadline=soon)):
         scheduler.add(make_job(10))
     with pytest.raises(DeadlineTooShort):
-        _admit(scheduler, 90, _call(deadline=soon))
+        admit(90, _call(deadline=soon))
 
 
-async def test_interactive_calls_do_not_wait_for_bulk(scheduler: Scheduler, make_job: MakeJob):
-    scheduler.note_speed(tokens=100, seconds=1.0)
+async def test_a_call_that_takes_too_long_alone_is_refused(admit: Admit, note_speed: NoteSpeed):
+    note_speed(tokens=100, seconds=1.0)
+    with pytest.raises(DeadlineTooShort, match=r"takes about 0\.00 s and the call 43\.00 s") as caught:
+        admit(4_300, _call(deadline=time.monotonic() + 4.0))
+    assert caught.value.retry_delay_seconds is None
+    admit(300, _call(deadline=time.monotonic() + 4.0))
+
+
+async def test_each_model_has_its_own_speed(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    slow = LengthModel("slow").engine_model
+    note_speed(tokens=10_000, seconds=1.0)
+    note_speed(tokens=100, seconds=1.0, model=slow)
+    scheduler.add(make_job(*[90] * 10))
+    soon = time.monotonic() + 1.0
+    # 0.09 s of queued work and 0.02 s of its own.
+    admit(200, _call(deadline=soon))
+    with pytest.raises(DeadlineTooShort, match=r"the call 2\.00 s"):
+        admit(200, _call(deadline=soon), model=slow)
+
+
+async def test_another_model_is_ahead_with_as_much_time_as_the_call_takes(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    slow = LengthModel("slow").engine_model
+    note_speed(tokens=10_000, seconds=1.0)
+    note_speed(tokens=100, seconds=1.0, model=slow)
+    scheduler.add(make_job(*[100] * 10, model=slow))
+    # One batch of the slow model, 1 s, goes ahead. Then the call is next, although 9 s of work are queued.
+    admit(10, _call(deadline=time.monotonic() + 3.0))
+    with pytest.raises(DeadlineTooShort, match=r"takes about 1\.00 s"):
+        admit(10, _call(deadline=time.monotonic() + 2.0))
+
+
+async def test_interactive_calls_wait_for_the_share_of_bulk(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    note_speed(tokens=100, seconds=1.0)
     scheduler.add(make_job(*[90] * 10, is_bulk=True))
-    with scheduler.admitted(10, _call(deadline=time.monotonic() + 1.0)):
-        is_admitted = True
-    assert is_admitted
+    # With a share of a tenth, a ninth of 9 s.
+    with pytest.raises(DeadlineTooShort, match=r"takes about 1\.00 s and the call 9\.00 s"):
+        admit(900, _call(deadline=time.monotonic() + 20.0))
 
 
-async def test_small_batches_do_not_tell_the_speed(scheduler: Scheduler, make_job: MakeJob):
-    scheduler.note_speed(tokens=1_000, seconds=1.0)
+async def test_bulk_calls_wait_for_interactive_ones_as_long_as_the_share_allows(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    note_speed(tokens=1_000_000, seconds=1.0, model=None)
+    scheduler._speeds._interactive_share = 0.0
+    scheduler.add(make_job(*[90] * 10))
+    bulk = _call(is_bulk=True, deadline=time.monotonic() - 1.0)
+    with pytest.raises(DeadlineTooShort, match=r"takes about 0\.00 s and the call 1\.00 s"):
+        admit(1_000_000, bulk)
+    # Interactive batches ran all the time until now, and will go on.
+    scheduler._speeds._interactive_share = 1e6
+    with pytest.raises(DeadlineTooShort, match=r"takes about 9\.00 s and the call 1\.00 s"):
+        admit(1_000_000, bulk)
+
+
+async def test_the_time_for_tokenizing_counts(admit: Admit, note_speed: NoteSpeed):
+    note_speed(tokens=100, seconds=1.0)
+    soon = time.monotonic() + 2.0
+    admit(10, _call(deadline=soon))
+    with pytest.raises(DeadlineTooShort, match=r"the call 3\.10 s"):
+        admit(10, _call(deadline=soon), tokenize_seconds=3.0)
+
+
+async def test_the_running_batch_counts_until_it_ends(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    note_speed(tokens=100, seconds=100.0)
+    scheduler.add(make_job(90, is_bulk=True))
+    scheduler.take()
+    with pytest.raises(DeadlineTooShort, match=r"the queued work takes about \d\d\.\d\d s"):
+        admit(10, _call(deadline=time.monotonic() + 40.0))
+    note_speed(tokens=90, seconds=90.0)
+    admit(10, _call(deadline=time.monotonic() + 40.0))
+
+
+async def test_interactive_calls_do_not_wait_for_all_bulk_work(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    note_speed(tokens=100, seconds=1.0)
+    scheduler.add(make_job(*[90] * 10, is_bulk=True))
+    admit(10, _call(deadline=time.monotonic() + 1.0))
+
+
+async def test_small_batches_do_not_tell_the_speed(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    note_speed(tokens=1_000, seconds=1.0)
     for _ in range(100):
-        scheduler.note_speed(tokens=1, seconds=1.0)
-    scheduler.add(make_job(*[90] * 11))
+        note_speed(tokens=1, seconds=1.0)
+    for _ in range(2):
+        scheduler.add(make_job(*[99] * 5))
     with pytest.raises(Overloaded) as caught:
-        _admit(scheduler, 100, _call())
+        admit(100, _call())
     assert caught.value.retry_delay_seconds == pytest.approx(0.99)
 
 
@@ -272,38 +471,85 @@ async def test_a_model_does_not_wait_for_all_the_work_of_another(scheduler: Sche
     assert [10] in (_tokens(scheduler.take()), _tokens(scheduler.take()))
 
 
-async def test_a_caller_is_not_refused_for_what_goes_behind_it(scheduler: Scheduler, make_job: MakeJob):
-    scheduler.note_speed(tokens=100, seconds=1.0)
+async def test_a_caller_is_not_refused_for_what_goes_behind_it(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit, note_speed: NoteSpeed
+):
+    note_speed(tokens=100, seconds=1.0)
     scheduler.add(make_job(*[90] * 10, caller="huge"))
     soon = time.monotonic() + 3.0
-    _admit(scheduler, 20, _call(caller="small", deadline=soon))
+    admit(20, _call(caller="small", deadline=soon))
     with pytest.raises(DeadlineTooShort, match=r"9\.00 s"):
-        _admit(scheduler, 20, _call(caller="huge", deadline=soon))
+        admit(20, _call(caller="huge", deadline=soon))
 
 
-async def test_the_limit_leaves_room_for_other_callers(scheduler: Scheduler, make_job: MakeJob):
-    scheduler.add(make_job(*[100] * 10, caller="huge"))
+async def test_the_limit_leaves_room_for_other_callers(scheduler: Scheduler, make_job: MakeJob, admit: Admit):
+    for _ in range(2):
+        scheduler.add(make_job(*[100] * 5, caller="huge"))
     with pytest.raises(Overloaded):
-        _admit(scheduler, 1, _call(caller="huge"))
+        admit(1, _call(caller="huge"))
     with pytest.raises(Overloaded):
-        _admit(scheduler, 501, _call(caller="second"))
+        admit(501, _call(caller="second"))
     scheduler.add(make_job(*[100] * 5, caller="second"))
     scheduler.add(make_job(*[100] * 3, caller="third"))
-    _admit(scheduler, 200, _call(caller="fourth"))
+    admit(200, _call(caller="fourth"))
     with pytest.raises(Overloaded):
-        _admit(scheduler, 201, _call(caller="fourth"))
+        admit(201, _call(caller="fourth"))
 
 
-async def test_callers_without_queued_texts_are_forgotten(scheduler: Scheduler, make_job: MakeJob):
+async def test_callers_without_queued_texts_are_forgotten(
+    scheduler: Scheduler, make_job: MakeJob, admit: Admit
+):
     cancelled = make_job(10, caller="cancelled")
     scheduler.add(cancelled)
     scheduler.discard(cancelled)
     scheduler.add(make_job(10, caller="late", deadline=time.monotonic() - 1))
     for number in range(100):
-        with scheduler.admitted(10, _call(caller=str(number))):
-            scheduler.add(make_job(10, caller=str(number)))
+        admit(10, _call(caller=str(number)), text_bytes=40)
+        scheduler.add(make_job(10, caller=str(number)))
         scheduler.take()
     scheduler.add_task(EngineTask(lambda: 1.0))
     scheduler.take()
     lane = scheduler._interactive
-    assert (lane._tokens_of_caller, lane._queues, lane.tokens) == ({}, {}, 0)
+    assert (len(lane._callers), lane._loads, lane._queues, lane.tokens) == (0, {}, {}, 0)
+    assert len(lane.text_bytes) == 0
+
+
+async def test_a_call_is_counted_until_all_of_its_parts_are_computed(
+    scheduler: Scheduler, make_job: MakeJob, length_model: LengthModel
+):
+    lane = scheduler._interactive
+    with scheduler.admitted(CallSize(length_model.engine_model, 300), _call()) as load:
+        job = make_job(90, 90, load=load, estimated_tokens=150)
+        scheduler.add(job)
+        assert (lane.tokens, load.tokens) == (330, 330)
+        scheduler.take()
+        assert lane.tokens == 240
+        scheduler.discard(job)
+        assert lane.tokens == 150
+    assert (lane.tokens, lane._loads) == (0, {})
+
+
+async def test_a_slow_models_batches_are_smaller(make_job: MakeJob):
+    scheduler = Scheduler(BatchPolicy(8_192, 0.1, 64, target_seconds=0.02), limit_tokens=10**6)
+    models = [
+        replace(LengthModel().engine_model, tokens_per_second=speed, is_packed=True)
+        for speed in (20_000, 200_000, 5_000_000)
+    ]
+    sizes = []
+    for model in models:
+        scheduler.add(make_job(*[10] * 1_000, model=model))
+        sizes.append(sum(_tokens(scheduler.take())))
+        while scheduler._interactive.texts:
+            scheduler.take()
+    assert sizes == [400, 4_000, 8_190]
+
+
+async def test_batches_that_did_not_fit_into_memory_are_not_made_again(
+    scheduler: Scheduler, make_job: MakeJob, length_model: LengthModel
+):
+    scheduler.lower_budget(length_model.engine_model, 50)
+    scheduler.lower_budget(length_model.engine_model, 70)
+    scheduler.add(make_job(*[10] * 20))
+    assert len(scheduler.take()) == 5
+    scheduler.add(make_job(*[10] * 20, model=LengthModel("other").engine_model))
+    assert {len(scheduler.take()), len(scheduler.take())} == {5, 10}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -216,7 +217,8 @@ def test_the_score_of_a_match_as_min_score_keeps_the_match(fusion: Fusion, given
             found = listed(one, candidates([cosine for cosine, _ in given_], fusion))
             while options.rerank is not Rerank.NONE and (positions := found.to_score()):
                 found.record(positions, [pairs[found.found[at][1].id] for at in positions])
-            sent = result_to_proto(MatchResult("query", tuple(answer(one, found))), received)
+            result = MatchResult("query", tuple(answer(one, found)))
+            sent = asyncio.run(result_to_proto(result, received))
             return list(result_from_proto("query", sent))
 
         for match in matches(MatchOptions(rerank=rerank)):

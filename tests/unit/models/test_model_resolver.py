@@ -11,6 +11,7 @@ from textmatch.models.model_resolver import (
     CROSS_ENCODER_ORGANISATION,
     UnusableModel,
     adapter_base_name,
+    check_pinned,
     find_model,
     is_cross_encoder_adapter,
 )
@@ -111,6 +112,27 @@ def test_pickle_beside_safetensors_is_ignored(tmp_path: Path):
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "pytorch_model.bin").touch()
     assert _find(str(tmp_path)) == tmp_path.resolve()
+
+
+def test_a_decoy_in_safetensors_does_not_let_pickle_in(tmp_path: Path):
+    (tmp_path / "pytorch_model.bin").touch()
+    (tmp_path / "decoy.safetensors").touch()
+    with pytest.raises(UnusableModel, match="pickle"):
+        _find(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()
+    assert _find(str(tmp_path)) == tmp_path
+
+
+def test_a_hub_model_needs_a_revision(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    snapshot = tmp_path / "0123456789abcdef0123456789abcdef01234567"
+    with pytest.raises(UnusableModel, match=f'use "BAAI/bge-m3@{snapshot.name}"'):
+        check_pinned("BAAI/bge-m3", snapshot)
+    check_pinned("BAAI/bge-m3@0123456", snapshot)
+    check_pinned("all-MiniLM-L6-v2", tmp_path)
+    check_pinned(str(tmp_path), tmp_path)
+    assert caplog.text == ""
+    check_pinned("BAAI/bge-m3@main", snapshot)
+    assert "a branch or tag may move" in caplog.text
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path):

@@ -9,6 +9,7 @@ import pytest
 from textmatch.models import multilingual_e5
 from textmatch.models.model_resolver import model_id
 from textmatch.models.multilingual_e5 import unpacked_directory
+from textmatch.models.prompts import Prompts
 
 
 @pytest.fixture
@@ -34,6 +35,14 @@ def test_it_is_the_name_and_twelve_hex_digits(directory: Path):
 )
 def test_names_are_fit_for_a_collection(directory: Path, name: str, short_name: str):
     assert model_id(name, directory).rpartition("-")[0] == short_name
+
+
+def test_prompts_of_the_settings_change_it(directory: Path):
+    ids = {
+        model_id("m", directory, prompts=prompts)
+        for prompts in (None, Prompts("", ""), Prompts("query: ", ""), Prompts("", "query: "))
+    }
+    assert len(ids) == 4
 
 
 def test_it_is_stable(directory: Path):

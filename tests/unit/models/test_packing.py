@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.models.packing import ROW_WIDTHS, PackedRows, pack
+from textmatch.models.packing import (
+    ROW_WIDTHS,
+    AttentionForm,
+    NotPackable,
+    PackedModel,
+    PackedRows,
+    PackingCheck,
+    arrays,
+    attention_window,
+    pack,
+    position_limit,
+)
 
 PAD_ID = 0
 
@@ -85,3 +101,89 @@ def test_many_texts_leave_next_to_no_padding():
 def test_one_short_text_stands_in_a_short_row():
     [rows] = pack(tokenized([11]), PAD_ID)
     assert rows.input_ids.shape == (1, 16)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def modernbert(**config: object) -> transformers.ModernBertModel:
+    torch.manual_seed(0)
+    values = {"local_attention": 16, "pad_token_id": 0, "initializer_range": 0.3, **SMALL, **config}
+    return transformers.ModernBertModel(transformers.ModernBertConfig(vocab_size=99, **values)).eval()
+
+
+def test_windows_are_found_and_kept():
+    model = modernbert()
+    window = attention_window(model)
+    check = PackingCheck(model, max_tokens=80)
+    assert check.form == AttentionForm(is_causal=False, reach=window, by_layer_type=True)
+    texts = [TokenizedText([1 + at % 97 for at in range(n)], None, False, False) for n in (70, 20, 5)]
+    with torch.inference_mode():
+        for rows in pack(texts, 0):
+            packed = PackedModel(model, check.form)
+            states = packed(*map(torch.from_numpy, arrays(rows, check.position_offset))).reshape(-1, 32)
+            for start, text in zip(rows.starts, (texts[at] for at in rows.texts), strict=True):
+                alone = model(torch.tensor([text.ids])).last_hidden_state[0]
+                assert torch.allclose(states[start : start + text.token_count], alone, atol=1e-4)
+
+
+def test_a_check_sees_a_window_that_is_not_kept():
+    check = PackingCheck(modernbert(), max_tokens=80)
+    packed = PackedModel(modernbert(), AttentionForm())
+    with torch.inference_mode():
+        states = packed(*map(torch.from_numpy, arrays(check.rows, 0))).numpy()
+    with pytest.raises(NotPackable, match="differ from torch's"):
+        check.verify(states, "float32")
+
+
+def test_a_window_that_no_text_reaches_needs_no_mask_of_its_own():
+    check = PackingCheck(modernbert(local_attention=256), max_tokens=64)
+    assert check.form == AttentionForm()
+
+
+class WithoutVocabulary(torch.nn.Module):
+    """An embedding, whose config does not say how large it is."""
+
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(pad_token_id=None)
+        self.table = torch.nn.Embedding(50, 8)
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return self.table
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: object = None
+    ) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.table(input_ids))
+
+
+def test_a_config_needs_no_vocabulary():
+    assert PackingCheck(WithoutVocabulary()).position_offset == 0
+
+
+def test_a_model_that_fails_is_not_packed():
+    model = WithoutVocabulary()
+    model.table = torch.nn.Linear(50, 8)
+    with pytest.raises(NotPackable, match="does not run on random texts"):
+        PackingCheck(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (transformers.BertConfig(max_position_embeddings=64, **SMALL), 64),
+        (transformers.RobertaConfig(max_position_embeddings=66, pad_token_id=1, **SMALL), 64),
+        (transformers.MPNetConfig(max_position_embeddings=66, pad_token_id=1, **SMALL), 64),
+        (transformers.ModernBertConfig(pad_token_id=0, **SMALL), None),
+    ],
+)
+def test_positions_begin_behind_the_padding_or_at_0(
+    config: transformers.PreTrainedConfig, expected: int | None
+):
+    config.vocab_size = 99
+    model = transformers.AutoModel.from_config(config).eval()
+    assert position_limit(model) == expected
+    assert int(PackingCheck(model, max_tokens=100).rows.lengths.max()) == (expected or 100)

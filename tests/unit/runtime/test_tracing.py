@@ -14,7 +14,7 @@ def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():
 import sys
 from textmatch.runtime.tracing import consuming, current_traceparent, set_up_tracing, trace_id
 set_up_tracing("test", "")
-with consuming("work", ["00-11111111111111111111111111111111-2222222222222222-01"]):
+with consuming("work", ["00-11111111111111111111111111111111-2222222222222222-01"], collection="faq"):
     assert (current_traceparent(), trace_id()) == ("", "")
 assert not [name for name in sys.modules if name.startswith("opentelemetry")]
 """
@@ -26,10 +26,10 @@ def test_the_trace_of_the_first_message_goes_on_and_a_malformed_one_is_ignored()
 from textmatch.runtime.tracing import consuming, current_traceparent, set_up_tracing, trace_id
 set_up_tracing("test", "http://127.0.0.1:1")
 first, second = (f"00-{digit * 32}-{'3' * 16}-01" for digit in "12")
-with consuming("work", ["", first, second, first]):
+with consuming("work", ["", first, second, first], collection="faq"):
     assert trace_id() == "1" * 32
     assert current_traceparent().startswith("00-" + "1" * 32)
-with consuming("work", ["no traceparent"]):
+with consuming("work", ["no traceparent"], collection="faq"):
     assert len(trace_id()) == 32
     assert trace_id() not in ("1" * 32, "2" * 32)
 assert trace_id() == ""

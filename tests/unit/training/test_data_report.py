@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.console import Console
 from transformers import BertTokenizer
 
-from training.data_files import ClassPair
 from training.data_report import DataLeak, TrainingRow, build_report
 
 DEV = Path("data/dev.tsv")
@@ -27,7 +26,7 @@ def test_balance_lengths_and_repetitions_are_counted():
 
 
 def test_what_of_the_dev_file_was_seen_in_training_is_counted():
-    pairs = [ClassPair("a dog", "a cat", "1"), ClassPair("a dog", "new", "0")]
+    pairs = [("a dog", "a cat"), ("a dog", "new")]
     [leak] = build_report(ROWS, {DEV: pairs}).leaks
     assert leak == DataLeak(DEV, row_count=2, leaked_row_count=1, sentence_count=3, leaked_sentence_count=2)
     assert (
@@ -36,11 +35,41 @@ def test_what_of_the_dev_file_was_seen_in_training_is_counted():
     ) in build_report(ROWS, {DEV: pairs}).lines()
 
 
+def test_leaks_are_warned_of():
+    [warning] = build_report(ROWS, {DEV: [("a dog", "a cat"), ("a dog", "new")]}).warnings()
+    assert warning.startswith("1 of the 2 rows of data/dev.tsv are in the training data")
+    [warning] = build_report(ROWS, {DEV: [("a dog", "new")]}).warnings()
+    assert warning.startswith("50% of the sentences of data/dev.tsv are in the training data")
+    assert build_report(ROWS, {DEV: [("old", "new")]}).warnings() == []
+
+
+def test_sentences_that_are_learnt_from_besides_are_leaks_too():
+    """As those of a warm-up are, which teach the model similarities without labels."""
+    dev = {DEV: [("old", "new")]}
+    assert build_report(ROWS, dev).leaks[0].leaked_sentence_count == 0
+    assert build_report(ROWS, dev, other_sentences=["new", "x"]).leaks[0].leaked_sentence_count == 1
+
+
+def test_special_tokens_in_texts_are_warned_of(tmp_path: Path):
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    tokenizer = BertTokenizer(vocab=str(vocabulary))
+    report = build_report([TrainingRow(("a [SEP] a", "a (SEP)"), "1")], {}, tokenizer)
+    assert any(one.startswith("1 texts contain special tokens") for one in report.warnings())
+
+
 def test_many_scores_are_counted_in_groups():
     rows = [TrainingRow((f"a{number}", "b"), f"{number / 100:g}") for number in range(101)]
     labels = build_report(rows, {}).labels
     assert [name for name, _ in labels] == ["0 to 0.2", "0.2 to 0.4", "0.4 to 0.6", "0.6 to 0.8", "0.8 to 1"]
     assert sum(count for _, count in labels) == 101
+
+
+def test_many_named_classes_are_counted_together():
+    rows = [TrainingRow((f"a{number}", "b"), f"topic {number % 12}") for number in range(30)]
+    labels = build_report(rows, {}).labels
+    assert labels[0] == ("topic 0", 3)
+    assert labels[-1] == ("others", 4)
 
 
 def test_tokens_that_the_model_does_not_know_are_counted(tmp_path: Path):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.data_files import ScoreRange, Triple, read_candidate_lists, read_scored_pairs, read_triples
+from training.examples import Triple, read_candidate_lists, read_scored_pairs, read_triples
 from training.groups import GroupSettings, convert_groups, read_groups
+from training.labels import ScoreRange
 
 ROWS = [
     "negation\t感冒了能不能吃螃蟹\t伤风期间吃蟹要紧吗\t感冒了可以吃螃蟹吗\t感冒了为什么不能吃螃蟹\t感冒了喝什么粥好",

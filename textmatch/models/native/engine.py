@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from textmatch.models.engines import NATIVE, EngineConfig
 from textmatch.models.native.kernel import LAYER_MODULES, Kernel, KernelShape, weights_path, write_cache
-from textmatch.models.packing import NotPackable, PackedRows, PackingCheck
+from textmatch.models.packing import AttentionForm, NotPackable, PackedRows, PackingCheck
 
 _ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
 _TABLES = {"words": "word", "positions": "position", "types": "token_type"}
@@ -79,18 +79,21 @@ class NativeEngine:
         self._states = np.zeros((0, kernel.shape.hidden), dtype=np.float32)
 
     @classmethod
-    def load(cls, model: PreTrainedModel, config: EngineConfig, model_id: str) -> NativeEngine:
+    def load(
+        cls, model: PreTrainedModel, check: PackingCheck, config: EngineConfig, model_id: str
+    ) -> NativeEngine:
         """Make a kernel of the weights, and write them into the cache for a start without torch.
 
         Raises:
             NotPackable: the kernel cannot run such a model.
             KernelMissing: the kernel is not compiled or cannot run here.
         """
-        check = PackingCheck(model)
+        if check.form != AttentionForm():
+            raise NotPackable("the kernel has neither causal attention nor attention windows")
         weights = _Weights(model)
         shape, arrays = weights.shape(check.position_offset), weights.arrays()
         engine = cls(Kernel(shape, arrays, config.threads))
-        check.verify(engine.run(check.rows).numpy())
+        check.verify(engine.run(check.rows).numpy(), "bfloat16")
         write_cache(weights_path(config.cache_directory, model_id), asdict(shape), arrays)
         return engine
 

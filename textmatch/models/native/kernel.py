@@ -100,6 +100,7 @@ class Kernel:
 
     Raises:
         KernelMissing: the kernel is not compiled or cannot run here.
+        ValueError: an array is missing or has another type or shape than the sizes say.
     """
 
     def __init__(self, shape: KernelShape, arrays: Arrays, threads: int) -> None:
@@ -108,6 +109,7 @@ class Kernel:
             raise KernelMissing(obstacle)
         self.shape = shape
         self._library = _library()
+        _check_arrays(shape, arrays)
         # The kernel copies all arrays but these.
         self._tables = {name: arrays[name] for name in TABLES if name in arrays}
         layers = _layers(arrays)
@@ -131,7 +133,10 @@ class Kernel:
             UnreadableCache: the file does not exist or holds something else.
         """
         sizes, arrays = read_cache(path)
-        return cls(KernelShape(**sizes), arrays, threads)
+        try:
+            return cls(KernelShape(**sizes), arrays, threads)
+        except (TypeError, ValueError) as error:
+            raise UnreadableCache(f'"{path}": {error}') from error
 
     def __del__(self) -> None:
         if hasattr(self, "_transformer"):
@@ -161,6 +166,8 @@ class Kernel:
 
     def _check(self, ids: Ids, type_ids: Ids, lengths: Ids) -> None:
         """Check the ids: the kernel does not, and would read past the end of its tables."""
+        if ids.min() < 0:
+            raise IndexError(f"ids are positive; {ids.min()} was asked for")
         last_position = self.shape.first_position + lengths.max() - 1
         for name, last in zip(TABLES, (ids.max(), last_position, type_ids.max()), strict=True):
             table = self._tables.get(name)
@@ -230,6 +237,41 @@ def read_cache(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 def _mapped(path: Path, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
     offset = start + entry["data_offsets"][0]
     return np.asarray(np.memmap(path, _NUMPY_TYPES[entry["dtype"]], "r", offset, tuple(entry["shape"])))
+
+
+def _check_arrays(shape: KernelShape, arrays: Arrays) -> None:
+    """Check types and shapes: the kernel reads as many values as the sizes say."""
+    if (
+        min(shape.hidden, shape.heads, shape.inner, shape.layers, shape.embedding) < 1
+        or shape.first_position < 0
+    ):
+        raise ValueError("sizes must be positive")
+    if shape.hidden % shape.heads:
+        raise ValueError(f"{shape.hidden} dimensions cannot be shared by {shape.heads} heads")
+    expected: dict[str, tuple[int, ...]] = {
+        name: (len(arrays.get(name, ())), shape.embedding) for name in ("words", "positions")
+    }
+    expected |= {"norm": (shape.embedding,), "norm_bias": (shape.embedding,)}
+    if "types" in arrays:
+        expected["types"] = (len(arrays["types"]), shape.embedding)
+    if "projection" in arrays or shape.embedding != shape.hidden:
+        expected |= {"projection": (shape.hidden, shape.embedding), "projection_bias": (shape.hidden,)}
+    matrices = dict.fromkeys(LAYER_MODULES, (shape.hidden, shape.hidden))
+    matrices |= {"up": (shape.inner, shape.hidden), "down": (shape.hidden, shape.inner)}
+    for number in range(max(1, len(_layers(arrays)))):
+        for name, (outputs, inputs) in matrices.items():
+            is_norm = name.endswith("norm")
+            expected[f"layers.{number}.{name}"] = (outputs,) if is_norm else (outputs, inputs)
+            expected[f"layers.{number}.{name}_bias"] = (outputs,)
+    # Also those of layers behind a missing one.
+    if unexpected := sorted(arrays.keys() - expected.keys()):
+        raise ValueError(f'there are unexpected arrays such as "{unexpected[0]}"')
+    for name, size in expected.items():
+        array = arrays.get(name)
+        dtype = np.float16 if name in TABLES else np.float32
+        if array is None or array.shape != size or array.dtype != dtype or not array.flags.c_contiguous:
+            found = "is missing" if array is None else f"is {array.dtype} {array.shape}"
+            raise ValueError(f'the array "{name}" {found}; it must be {np.dtype(dtype)} {size}')
 
 
 def _layers(arrays: Arrays) -> list[_Layer]:

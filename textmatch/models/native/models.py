@@ -21,10 +21,11 @@ from textmatch.models.engines import NATIVE, EngineConfig
 from textmatch.models.fast_tokenizer import Pair, TokenizedText, TokenizerDescription
 from textmatch.models.model_resolver import model_id
 from textmatch.models.native.kernel import Kernel, States, read_cache, weights_path, write_cache
+from textmatch.models.prompts import Prompts
 from textmatch.vectors import Embeddings, normalise
 
 # Incremented when the format of the descriptions changes.
-_FORM = 2
+_FORM = 3
 _BI_ENCODER, _CROSS_ENCODER = "bi-encoder", "cross-encoder"
 
 
@@ -124,7 +125,12 @@ class NativeBiEncoder(_NativeModel):
     """A bi-encoder in the kernel, with the interface of `TorchBiEncoder`."""
 
     def __init__(
-        self, directory: Path, name: str, config: EngineConfig, max_tokens: int | None = None
+        self,
+        directory: Path,
+        name: str,
+        config: EngineConfig,
+        max_tokens: int | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         """Read a bi-encoder that `BiEncoderDescription.save` described.
 
@@ -133,12 +139,13 @@ class NativeBiEncoder(_NativeModel):
             name: the requested name.
             config: threads and cache.
             max_tokens: truncate texts to this if the model itself reads more.
+            prompts: replace the model's own.
 
         Raises:
             UnreadableCache: it is not in the cache.
             KernelMissing: the kernel is not compiled or cannot run here.
         """
-        identity = model_id(name, directory, config.cache_directory)
+        identity = model_id(name, directory, config.cache_directory, prompts)
         content, _ = read_cache(_path(config.cache_directory, identity, _BI_ENCODER))
         super().__init__(name, identity, config, content["tokenizer"], max_tokens)
         self.cosine = CosineScorer(Calibration.load(directory))
@@ -151,8 +158,7 @@ class NativeBiEncoder(_NativeModel):
     def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
         """Prepend the role's prompt to each text and tokenize it."""
         prompt = self._query_prompt if is_query else self._document_prompt
-        prompted = [prompt + text for text in texts] if prompt else texts
-        return self._tokenizer.tokenize(prompted, is_query=is_query)
+        return self._tokenizer.tokenize(texts, is_query=is_query, prompt=prompt)
 
     def embed(self, batch: Sequence[TokenizedText]) -> Embeddings:
         """One forward pass.
@@ -194,8 +200,7 @@ class NativeCrossEncoder(_NativeModel):
 
     def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]:
         """Tokenize each pair; in a pair that is too long, the longer text is truncated first."""
-        prompted = [(self._prompt + first, second) for first, second in pairs] if self._prompt else pairs
-        return self._tokenizer.tokenize(prompted, is_query=False)
+        return self._tokenizer.tokenize(pairs, is_query=False, prompt=self._prompt)
 
     def score(self, batch: Sequence[TokenizedText]) -> tuple[Scores, Scores]:
         """One forward pass.

@@ -89,10 +89,11 @@ class Transformer {
 
     void fit(Layer::Scratch& scratch, size_t rows) const {
         const size_t tiled = round_up(rows, kTileRows) + kTileRows;  // attention reads beyond the last text
-        if (scratch.states.size() >= tiled * width_) return;
+        const size_t widest = std::max(width_, embedding_width_);  // embeddings may be wider than the layers
+        if (scratch.states.size() >= tiled * widest) return;
         const Layer& layer = *layers_.front();
-        scratch.states.assign(tiled * std::max(width_, embedding_width_), 0.0f);
-        scratch.rounded.assign(tiled * std::max(width_, embedding_width_), 0);
+        scratch.states.assign(tiled * widest, 0.0f);
+        scratch.rounded.assign(tiled * widest, 0);
         scratch.qkv.assign(tiled * layer.qkv_width(), 0);
         scratch.context.assign(tiled * layer.heads_width(), 0);
         scratch.inner.assign(tiled * layer.inner_width(), 0);

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from textmatch.io.line_reader import UnreadableFile
+from textmatch.errors import InvalidInput
 from training.evaluation.matching import (
     Half,
     NearMissTriple,
@@ -60,10 +60,17 @@ def test_a_hard_near_miss_shares_more_words_or_characters_than_the_paraphrase(tr
     assert not NearMissTriple("object", "猫在睡觉", "猫在睡", "狗在跑").is_hard
 
 
-@pytest.mark.parametrize("line", ["number\ta\tb", "number\ta\t\tc", "number\ta\tb\tc\td", ""])
-def test_a_line_without_four_columns_is_refused(triple_file: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("number\ta\tb", "line 4: has 3 columns; it needs 4 columns"),
+        ("number\ta\tb\tc\td", "line 4: has 5 columns; it needs 4 columns"),
+        ("number\ta\t\tc", "line 4 column 3: paraphrase is empty"),
+    ],
+)
+def test_a_line_without_four_columns_is_refused(triple_file: Path, line: str, problem: str) -> None:
     triple_file.write_text(f"{TRIPLES}{line}\n", encoding="utf-8")
-    with pytest.raises(UnreadableFile, match=r"triples.tsv line 4: must have four columns"):
+    with pytest.raises(InvalidInput, match=f"triples.tsv {problem}"):
         read_near_misses(triple_file)
 
 

@@ -52,7 +52,8 @@ def test_the_files_of_beir_are_read(tmp_path: Path) -> None:
     ("files", "complaint"),
     [
         ({"corpus": "{"}, r"corpus.jsonl line 1: is not JSON"),
-        ({"corpus": "[]\n"}, "corpus.jsonl line 1: is not a JSON object"),
+        ({"corpus": "3\n"}, "corpus.jsonl line 1: is not a JSON object"),
+        ({"corpus": "[]\n"}, "corpus.jsonl: is empty"),
         ({"corpus": ""}, "corpus.jsonl: is empty"),
         ({"corpus": [{"text": "x"}]}, 'corpus.jsonl line 1: has no "id"'),
         ({"corpus": [*CORPUS, CORPUS[0]]}, 'corpus.jsonl line 4: the id "d1" occurs twice'),

@@ -11,21 +11,22 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.data_files import (
+from textmatch.io.data_files import FileFormat
+from training.examples import (
     ClassPair,
-    FileFormat,
     ScoredPair,
-    ScoreRange,
     Triple,
     read_class_pairs,
     read_scored_pairs,
     read_sentences,
     read_triples,
 )
+from training.labels import ScoreRange
 
 EXPECTED = [ScoredPair("a, b", "c", 0.5), ScoredPair("d", "e", 1.0)]
 GIGABYTE = 1 << 30
 NAMES = "sentence 1, sentence 2, score"
+LOST = "the quote that begins in this line is never closed; the rest of the file is not read"
 PAIR_WITH = '{{"text1": "a", "text2": "b", "score": {}}}'
 
 
@@ -74,10 +75,17 @@ def test_no_header_on_the_callers_word(tmp_path: Path):
     assert read_class_pairs(path, FileFormat(has_header=False)) == [ClassPair("query", "document", "same")]
 
 
+def test_a_known_name_twice_is_no_header(tmp_path: Path):
+    path = _write(tmp_path, "pairs.tsv", "text\ttext\tsame\nquery\tdocument\tother\n")
+    assert len(read_class_pairs(path)) == 2
+
+
 def test_scores_are_brought_into_the_unit_range(tmp_path: Path):
     path = _write(tmp_path, "pairs.tsv", "a\tb\t0\nc\td\t4\n")
     assert [pair.score for pair in read_scored_pairs(path, score_range=ScoreRange(0, 5))] == [0.0, 0.8]
-    with pytest.raises(InvalidInput, match=r"line 2 column 3: score 4 is outside 0\.\.1$"):
+    with pytest.raises(
+        InvalidInput, match=r"line 2 column 3: score 4 is outside 0\.\.1; .* --score-range 0 5"
+    ):
         read_scored_pairs(path)
 
 
@@ -103,7 +111,7 @@ def test_sentences_come_from_plain_text_and_from_pairs(tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("p.csv", 'a,b,0.5\n"a,b,0.5\n', "line 2: is not CSV: unexpected end of data"),
+        ("p.csv", 'a,b,0.5\n"a,b,0.5\n', f"line 2: is not CSV: {LOST}"),
         ("p.csv", "a,b\n", "line 1: has 2 columns; it needs 3 columns separated by comma: " + NAMES),
         ("p.csv", "query,document,score\na,b\n", "line 2: has 2 columns; the header has 3"),
         (
@@ -112,9 +120,14 @@ def test_sentences_come_from_plain_text_and_from_pairs(tmp_path: Path, name: str
             "line 1: has the columns query, document, gold, id; use --columns to choose " + NAMES,
         ),
         ("p.jsonl", PAIR_WITH.format("null"), 'line 1 key "score": must be text or a number'),
-        ("p.jsonl", PAIR_WITH.format("3"), 'line 1 key "score": score 3 is outside 0..1'),
+        (
+            "p.jsonl",
+            '{"gold": 1, "left": "a", "right": "b"}',
+            "line 1: has the keys gold, left, right; use --columns to choose " + NAMES,
+        ),
         ("p.jsonl", '{"text1": "a"', "line 1: is not JSON: Expecting ',' delimiter at column 14"),
-        ("p.jsonl", "[1]", "line 1: is not a JSON object"),
+        ("p.jsonl", '{"text1": "a", "text2": "b", "score": 1}\n[1]', "line 2: is not a JSON object"),
+        ("p.json", "[1]", "line 1: is not a JSON object"),
     ],
 )
 def test_a_wrong_file_is_reported_in_one_line(tmp_path: Path, name: str, content: str, problem: str):
@@ -122,6 +135,20 @@ def test_a_wrong_file_is_reported_in_one_line(tmp_path: Path, name: str, content
     with pytest.raises(InvalidInput) as raised:
         read_scored_pairs(path)
     assert str(raised.value) == f"{path} {problem}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("p.json", "[" + PAIR_WITH.format("1"), "line 1: is not JSON: the array has no end"),
+        ("p.xlsx", "PK\x03\x04", "is an Excel workbook or another ZIP file; save the sheet as CSV"),
+        ("p.tsv", "\n\n", "has no row; it needs at least one"),
+        ("p.jsonl", PAIR_WITH.format("[1]"), "is a list; lists of texts are for simcse --hard-negatives"),
+    ],
+)
+def test_another_kind_of_file_is_named(tmp_path: Path, name: str, content: str, problem: str):
+    with pytest.raises(InvalidInput, match=problem):
+        read_scored_pairs(_write(tmp_path, name, content))
 
 
 def test_a_column_that_is_not_there(tmp_path: Path):
@@ -140,7 +167,7 @@ def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path: Path):
         file.write(b"a" * 300 + b"\tb\t1\nlong")
         os.truncate(file.fileno(), GIGABYTE)
     program = (
-        "import sys; from pathlib import Path; from training.data_files import read_scored_pairs;"
+        "import sys; from pathlib import Path; from training.examples import read_scored_pairs;"
         " read_scored_pairs(Path(sys.argv[1]))"
     )
     run = subprocess.run(

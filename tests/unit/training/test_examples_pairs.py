@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.data_files import ScoredPair, read_scored_pairs, read_sentences
+from training.examples import ScoredPair, read_scored_pairs, read_sentences
 
 
 def _write(directory: Path, content: bytes) -> Path:
@@ -41,13 +41,17 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
         (b"a\tb\t0.5\td", "line 2", "has 4 columns; it needs 3"),
         (b"a\tb\tabc", "line 2 column 3", 'score "abc" is not a number'),
         (b"a\tb\t", "line 2 column 3", 'score "" is not a number'),
-        (b"a\tb\t1.01", "line 2 column 3", "score 1.01 is outside 0..1"),
+        (b"a\tb\t1.01", "line 2 column 3", "score 1.01 is outside 0..1; for other scores use --score-range"),
         (b"a\tb\t-0.1", "line 2 column 3", "score -0.1 is outside 0..1"),
         (b"a\tb\tnan", "line 2 column 3", "score nan is outside 0..1"),
         (b"\tb\t0.5", "line 2 column 1", "sentence 1 is empty"),
         (b"a\t \t0.5", "line 2 column 2", "sentence 2 is empty"),
-        (b"", "line 2", "is blank"),
         (b"a\t\xff\t0.5", "line 2", "is not UTF-8: byte 0xff at byte 3 of the line"),
+        (
+            "忘记密码\t找回密码\t1".encode("gbk"),
+            "line 2",
+            "is not UTF-8: byte 0xcd at byte 1 of the line; it seems to be GBK: convert it",
+        ),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, second_line: bytes, place: str, problem: str) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from textmatch.errors import InvalidInput
-from training.data_files import (
-    PAIR,
+from textmatch.io.columns import PAIR
+from textmatch.io.data_files import FileFormat
+from training.examples import (
     CandidateList,
     ScoredPair,
     Triple,
@@ -47,6 +48,19 @@ def test_lists_in_json_lines(tmp_path: Path):
     ]
 
 
+def test_keys_are_known_by_name_and_not_by_their_order(tmp_path: Path):
+    """The first of three keys was the anchor: a file that begins with the negative taught the opposite."""
+    path = _write(tmp_path / "t.jsonl", json.dumps({"neg": "open it", "pos": "shut it", "query": "close it"}))
+    assert read_triples(path) == [Triple("close it", "shut it", "open it")]
+    path = _write(tmp_path / "t.json", json.dumps([{"负例": "关灯", "正例": "把门关上", "查询": "关门"}]))
+    assert read_triples(path) == [Triple("关门", "把门关上", "关灯")]
+    path = _write(tmp_path / "u.jsonl", json.dumps({"wrong": "a", "asked": "b", "right": "c"}))
+    with pytest.raises(InvalidInput, match="has the keys wrong, asked, right; it needs query, pos and neg"):
+        read_triples(path)
+    chosen = FileFormat(columns=("asked", "right", "wrong"))
+    assert read_triples(path, chosen) == [Triple("b", "c", "a")]
+
+
 def test_triples_of_a_query_are_one_list(tmp_path: Path):
     path = _write(tmp_path / "triples.tsv", "anchor\tpositive\tnegative", "q\ta\tb", "r\tc\td", "q\ta\te")
     assert read_candidate_lists(path) == [
@@ -59,9 +73,10 @@ def test_triples_of_a_query_are_one_list(tmp_path: Path):
     ("record", "problem"),
     [
         ({"query": "q", "pos": [], "neg": ["a"]}, 'key "pos": has no text'),
-        ({"pos": ["a"], "neg": ["b"]}, 'key "query": must hold texts'),
+        ({"pos": ["a"], "neg": ["b"]}, "has the keys pos, neg; it needs query, pos and neg, or --columns"),
+        ({"query": ["q"], "pos": ["a"]}, 'key "query": must hold texts'),
         ({"query": "q", "pos": ["a"], "neg": [" "]}, 'key "neg": must hold texts'),
-        ({"query": "q", "pos": ["a"], "neg": "b"}, 'key "neg": must hold texts'),
+        ({"query": "q", "pos": ["a"], "neg": 3}, 'key "neg": must hold texts'),
     ],
 )
 def test_a_broken_list_is_reported(tmp_path: Path, record: dict[str, object], problem: str):
