@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.qdrant.edge_process import EdgeProcess
-from tests.support.encoder import free_port, is_serving, make_tiny_bi_encoder, make_tiny_cross_encoder
-from tests.support.redis import RedisServer
+from tests.support.encoder import is_serving, make_tiny_bi_encoder, make_tiny_cross_encoder
+from tests.support.redis import RedisServer, free_port
 from tests.support.stack import wait_until
 from textmatch.client import TextMatchClient
 from textmatch.errors import TextMatchError

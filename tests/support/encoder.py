@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from typing import IO, TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support.redis import free_port
 
 if TYPE_CHECKING:
     from sentence_transformers.base.modules import Module
@@ -126,8 +127,6 @@ def is_serving(address: str) -> bool:
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
 
 
 def _save_backbone(path: Path, model_class: type, *, seed: int = 11, **config: object) -> None:

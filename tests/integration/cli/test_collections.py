@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.integration.cli.running import run
-from tests.support.encoder import free_port
+from tests.support.redis import free_port
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.cli.__main__ import main
 

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.encoder import free_port, start_encoder
+from tests.support.encoder import start_encoder
+from tests.support.redis import free_port
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.support.encoder import free_port, is_serving, spawn_encoder, wait_until_serving
+from tests.support.encoder import is_serving, spawn_encoder, wait_until_serving
+from tests.support.redis import free_port
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 

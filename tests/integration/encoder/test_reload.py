@@ -20,12 +20,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from tests.support.encoder import (
-    free_port,
     make_tiny_bi_encoder,
     make_tiny_cross_encoder,
     spawn_encoder,
     wait_until_serving,
 )
+from tests.support.redis import free_port
 from textmatch.models.bi_encoder import TorchBiEncoder
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc

@@ -15,11 +15,11 @@ from tests.integration.ingest.test_documents_handler import proto, send
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
 from tests.support.encoder import (
-    free_port,
     make_tiny_bi_encoder,
     spawn_encoder,
     wait_until_serving,
 )
+from tests.support.redis import free_port
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.index import Index
 

@@ -20,7 +20,8 @@ from services.matcher.retriever import Retriever
 from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from tests.integration.ingest.waiting import eventually
 from tests.support.collections import CONFIG, FixedStore
-from tests.support.encoder import free_port, spawn_encoder, wait_until_serving
+from tests.support.encoder import spawn_encoder, wait_until_serving
+from tests.support.redis import free_port
 from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
