@@ -201,7 +201,7 @@ class DocumentUpload:
         """The results, as soon as they are known.
 
         Raises:
-            TextMatchError: nothing was stored, and no line was answered.
+            TextMatchError: no line was answered.
         """
         is_answered = False
         try:

@@ -16,6 +16,7 @@ from services.gateway.documents import DocumentUpload
 from services.gateway.ndjson import LineStream
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import AsyncTextMatchClient
+from textmatch.client.batches import DocumentStream
 from textmatch.errors import Overloaded, PermissionDenied, Unauthenticated
 
 DOCUMENTS = "/v1/collections/faq/documents"
@@ -81,8 +82,10 @@ async def test_an_upload_that_is_refused_at_once_has_the_status_of_its_error(
 
 
 async def test_when_a_key_expires_in_the_middle_each_line_says_what_became_of_it(
-    http: httpx.AsyncClient, matcher: ScriptedMatcher
+    http: httpx.AsyncClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch
 ):
+    # Otherwise the batches may arrive in any order, and stored ones may end unanswered.
+    monkeypatch.setattr(DocumentStream, "max_in_flight", 1)
     matcher.fail_after_batches = 2
     count = 3_000
     results = await upload(http, *(json.dumps({"id": str(n), "text": "x"}) for n in range(count)))

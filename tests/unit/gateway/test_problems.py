@@ -89,13 +89,13 @@ async def test_a_server_that_does_not_answer_is_503_without_its_address():
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nothing", 404), ("GET", MATCH, 404), ("PATCH", "/v1/models", 405), ("POST", "/", 404)],
+    [("GET", "/nothing", 404), ("PATCH", "/v1/models", 405), ("POST", "/docs", 405)],
 )
 async def test_what_no_route_takes_is_a_problem_too(
     http: httpx.AsyncClient, method: str, path: str, status: int
 ):
     answer = await http.request(method, path)
-    assert answer.status_code in (status, 405)
+    assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["type"] == "about:blank"
 
