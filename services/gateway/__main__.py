@@ -55,6 +55,7 @@ async def _serve(settings: GatewaySettings) -> None:
         max_requests=settings.max_requests,
         cors_origins=settings.origins(),
         is_local=settings.is_local(),
+        has_console=settings.console,
     )
     server = HttpServer(app, settings.host, settings.port, tls=tls, drain_seconds=settings.drain_seconds)
     address = await server.start()

@@ -1,4 +1,4 @@
-"""The HTTP application: all routes, the OpenAPI document, and the page that shows it."""
+"""The HTTP application: all routes, the OpenAPI document, and the pages."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from services.gateway.boundary import Boundary
 from services.gateway.caller import Gateway
 from services.gateway.collections import BatchMatchLine
 from services.gateway.documents import DocumentLine
+from services.gateway.pages import console_routes, docs_page
 from services.gateway.problems import MEDIA_TYPE, Problem, exception_handlers
-from services.gateway.reference import docs_page
 
 _DESCRIPTION = """Finds the stored texts that mean the same as a query, with a score from 0 to 1.
 
@@ -50,6 +50,7 @@ def create_app(
     max_requests: int,
     cors_origins: Sequence[str] = (),
     is_local: bool = False,
+    has_console: bool = True,
 ) -> ASGIApp:
     """The application as a server runs it.
 
@@ -58,6 +59,7 @@ def create_app(
         max_requests: at the same time.
         cors_origins: whose pages may call it; "*" means all.
         is_local: it listens on loopback.
+        has_console: whether `/` is the console.
     """
     app = FastAPI(
         title="textmatch",
@@ -76,6 +78,8 @@ def create_app(
         app.include_router(module.router)
     _add_streamed_models(app)
     app.add_route("/docs", docs_page(app.openapi), methods=["GET"])
+    if has_console:
+        app.router.routes.extend(console_routes())
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -51,6 +51,11 @@ class GatewaySettings(ProcessSettings, ClientTlsSettings, TlsServerSettings):
         "",
         "Other names of models, `ALIAS=MODEL,ALIAS=MODEL`; no MODEL means the default one of its kind.",
     )
+    console: bool = setting(
+        "TEXTMATCH_GATEWAY_CONSOLE",
+        True,
+        "Serve the console at `/`. It needs the same keys as other callers.",
+    )
     cors_origins: str = setting(
         "TEXTMATCH_GATEWAY_CORS_ORIGINS",
         "",

@@ -27,6 +27,7 @@ async def serve_gateway(
     aliases: Mapping[str, str] | None = None,
     cors_origins: Sequence[str] = (),
     tls: ServerTls | None = None,
+    has_console: bool = True,
 ) -> AsyncIterator[str]:
     """The URL of a gateway in front of these servers."""
     async with AsyncTextMatchClient(matcher, encoder, timeout_seconds=timeout_seconds, api_key="") as client:
@@ -36,6 +37,7 @@ async def serve_gateway(
             max_requests=max_requests,
             cors_origins=cors_origins,
             is_local=True,
+            has_console=has_console,
         )
         server = HttpServer(app, "127.0.0.1", 0, tls=tls, drain_seconds=5)
         address = await server.start()

@@ -1,16 +1,34 @@
-"""The page at `/docs`: the OpenAPI document as plain HTML, without scripts and without other hosts."""
+"""The pages: the console at `/`, and the OpenAPI document as plain HTML at `/docs`.
+
+They load nothing from other hosts. The console has no rights of its own: its script calls the routes with the
+key that a person types, and keeps the key in memory.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 
-_HEADERS = {
+_CONSOLE = Path(__file__).with_name("console")
+_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+# Only own scripts and styles run, and no script can turn text into HTML.
+_CONSOLE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+_DOCS_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
 }
@@ -25,6 +43,12 @@ pre { overflow-x: auto; }
 """
 
 
+def console_routes() -> list[Route]:
+    """The routes of the console: its page at `/`, scripts and styles at `/console/NAME`."""
+    files = sorted(file for file in _CONSOLE.iterdir() if file.suffix in _MEDIA_TYPES)
+    return [Route(_console_path(file), _console_file(file), methods=["GET"]) for file in files]
+
+
 def docs_page(document: Callable[[], dict[str, Any]]) -> Callable[[Request], Any]:
     """The handler of the page.
 
@@ -33,9 +57,22 @@ def docs_page(document: Callable[[], dict[str, Any]]) -> Callable[[Request], Any
     """
 
     async def page(request: Request) -> HTMLResponse:
-        return HTMLResponse(render(document()), headers=_HEADERS)
+        return HTMLResponse(render(document()), headers=_DOCS_HEADERS)
 
     return page
+
+
+def _console_path(file: Path) -> str:
+    return "/" if file.name == "index.html" else f"/console/{file.name}"
+
+
+def _console_file(file: Path) -> Callable[[Request], Any]:
+    content, media_type = file.read_bytes(), _MEDIA_TYPES[file.suffix]
+
+    async def answer(request: Request) -> Response:
+        return Response(content, media_type=media_type, headers=_CONSOLE_HEADERS)
+
+    return answer
 
 
 def render(document: dict[str, Any]) -> str:
