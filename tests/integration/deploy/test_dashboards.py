@@ -37,8 +37,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     with running_stack(tmp_path_factory.mktemp("stack")) as stack:
         folder = tmp_path_factory.mktemp("prometheus")
         with running_prometheus(folder, stack.file["metrics"], [RULES]) as server:
-            # A rate needs a sample from before.
+            # A rate needs a sample from before. The gateway has none of a route that nobody called.
             _wait_for(server, "count(up == 1) == 4")
+            _use_gateway(stack)
+            _wait_for(server, "textmatch_gateway_request_seconds_count")
             with stack.client() as client:
                 _use(client)
                 _use_gateway(stack)
@@ -84,7 +86,7 @@ def _use(client: TextMatchClient) -> None:
     client.encode(LONG_TEXT)
     for query in texts[:30]:
         client.match(query, rerank=True)
-    client.batch_match([*texts[:10], *texts[:10]], rerank=True)
+    list(client.batch_match([*texts[:10], *texts[:10]], rerank=True))
 
 
 def _use_gateway(stack: Stack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -32,9 +33,10 @@ __all__ = [
 
 
 @pytest.fixture
-async def encoder_gateway(models: ModelRegistry) -> AsyncIterator[str]:
+async def encoder_gateway(models: ModelRegistry, model_directories: dict[str, Path]) -> AsyncIterator[str]:
     """The URL of a gateway before a real encoder, without a matcher."""
-    aliases = {"text-embedding-3-small": "", "rerank-v3.5": ""}
+    aliases = {name: str(directory) for name, directory in model_directories.items()}
+    aliases |= {"text-embedding-3-small": "", "rerank-v3.5": ""}
     async with (
         serve_encoder(models) as server,
         serve_gateway("127.0.0.1:1", server.address, aliases=aliases) as url,

@@ -118,7 +118,8 @@ async def test_every_line_has_an_honest_result_though_the_broker_was_away(
 ):
     count = 3_000
     async with Installation("alpha", own_redis_server.url, qdrant_url, encoder.target) as installation:
-        await installation.create("faq")
+        # Other installations have the collection "faq" in the same Qdrant.
+        await installation.create("outage")
         async with (
             serve_gateway(installation.address, encoder.target) as url,
             httpx.AsyncClient(base_url=url, timeout=180) as http,
@@ -135,7 +136,8 @@ async def test_every_line_has_an_honest_result_though_the_broker_was_away(
                         await asyncio.to_thread(own_redis_server.start)
                     yield json.dumps({"id": str(number), "text": f"text {number}"}).encode() + b"\n"
 
-            answer = await http.post(f"{FAQ}/documents", content=lines(), headers=NDJSON)
+            path = "/v1/collections/outage/documents"
+            answer = await http.post(path, content=lines(), headers=NDJSON)
         results = [json.loads(line) for line in answer.text.splitlines()]
         assert sorted(line["line"] for line in results) == list(range(1, count + 1))
         assert {line["outcome"] for line in results} == {"ACCEPTED"}
