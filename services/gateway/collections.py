@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from textmatch.client import (
     Rerank,
 )
 from textmatch.documents import check_item_count
+from textmatch.errors import DeadlinePassed, TextMatchError
 
 MAX_QUERIES = 1_000
 
@@ -262,14 +264,33 @@ async def batch_match(collection: str, body: BatchMatchRequestBody, caller: From
     results = caller.collection(collection).batch_match(
         body.queries, timeout_seconds=caller.timeout_seconds, **body.to_keywords()
     )
-    return await NdjsonResponse.started(_lines(results))
+    return await NdjsonResponse.started(_lines(results, len(body.queries), caller.timeout_seconds))
 
 
-async def _lines(results: AsyncIterator[BatchMatchResult]) -> AsyncIterator[BatchMatchLine]:
-    async for one in results:
+async def _lines(
+    results: AsyncIterator[BatchMatchResult], count: int, timeout_seconds: float | None
+) -> AsyncIterator[BatchMatchLine]:
+    """One line for each query. After an error or at the end of the time, the rest have that error.
+
+    Raises:
+        TextMatchError: no query was answered.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_seconds if timeout_seconds is not None else None
+    for index in range(count):
+        try:
+            async with asyncio.timeout_at(deadline):
+                one = await anext(results)
+        except (TextMatchError, TimeoutError) as error:
+            failure = DeadlinePassed("the time limit passed") if isinstance(error, TimeoutError) else error
+            if index == 0:
+                raise failure from None
+            for left in range(index, count):
+                yield BatchMatchLine(query_index=left, error=item_error(failure))
+            return
         yield BatchMatchLine(
             query_index=one.query_index,
-            result=_result_body(one.result) if one.result else None,
+            result=_result_body(one.result) if one.result is not None else None,
             error=item_error(one.error) if one.error else None,
         )
 

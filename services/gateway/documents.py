@@ -8,6 +8,7 @@ answers one line for each line: `{"line": 1, "id": "rm", "outcome": "ACCEPTED", 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from enum import StrEnum
@@ -30,7 +31,7 @@ from services.gateway.ndjson import (
 from services.gateway.problems import ItemError, item_error, renamed_fields
 from textmatch.client import AsyncTextMatchClient, DocumentResult
 from textmatch.documents import MAX_VERSION, check_item_count
-from textmatch.errors import InvalidInput, TextMatchError
+from textmatch.errors import DeadlinePassed, InvalidInput, TextMatchError
 
 MAX_IDS = 10_000
 
@@ -145,7 +146,11 @@ async def put_document(
     document = {"id": document_id, **body.model_dump(exclude_none=True)}
     results = caller.collection(collection).ingest([document], timeout_seconds=caller.timeout_seconds)
     with renamed_fields({"id": "document_id", "documents[0]": "body"}):
-        [result] = [one async for one in results]
+        try:
+            async with asyncio.timeout(caller.timeout_seconds):
+                [result] = [one async for one in results]
+        except TimeoutError:
+            raise DeadlinePassed("the time limit passed; the document may be stored") from None
         if result.error is not None:
             raise result.error
     return DocumentResultBody(

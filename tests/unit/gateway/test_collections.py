@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import Any
 
 import httpx
 
 from tests.support.scripted_servicer import ScriptedMatcher
-from textmatch.errors import InvalidInput
+from textmatch.errors import InvalidInput, Overloaded
 from textmatch.v1 import matcher_service_pb2 as pb
 
 
@@ -128,3 +129,19 @@ async def test_status_of_the_queue_and_of_a_document(http: httpx.AsyncClient):
     assert (plain["collection"], plain["document_count"], plain["document_state"]) == ("faq", 1, None)
     one = (await http.get("/v1/collections/faq/status", params={"document_id": "a"})).json()
     assert one["document_state"] == "INDEXED"
+
+
+async def test_queries_that_are_not_answered_in_time_have_that_error(
+    http: httpx.AsyncClient, matcher: ScriptedMatcher
+):
+    """The client would send them again for two minutes."""
+    matcher.query_errors["b"] = deque([Overloaded("full", retry_delay_seconds=0.01)] * 1_000)
+    headers = {"request-timeout": "1"}
+    answer = await http.post("/v1/collections/faq:batchMatch", json={"queries": ["a", "b"]}, headers=headers)
+    assert answer.status_code == 200
+    first, second = map(json.loads, answer.text.splitlines())
+    # Nothing matches, which is a result too.
+    assert (first["result"]["query"], first["result"]["matches"]) == ("a", [])
+    assert (second["query_index"], second["error"]["reason"]) == (1, "DEADLINE_EXCEEDED")
+    late = await http.post("/v1/collections/faq:batchMatch", json={"queries": ["b"]}, headers=headers)
+    assert (late.status_code, late.json()["reason"]) == (504, "DEADLINE_EXCEEDED")

@@ -195,3 +195,11 @@ async def test_nothing_is_deleted_by_mistake(
     answer = await http.post(f"{DOCUMENTS}:delete", json=body)
     assert answer.status_code == 400
     assert matcher.batch_sizes == []
+
+
+async def test_a_document_that_is_not_stored_in_time_is_504(
+    http: httpx.AsyncClient, matcher: ScriptedMatcher
+):
+    matcher.document_errors["a"] = deque([Overloaded("full", retry_delay_seconds=0.01)] * 1_000)
+    answer = await http.put(f"{DOCUMENTS}/a", json={"text": "a"}, headers={"request-timeout": "1"})
+    assert (answer.status_code, answer.json()["reason"]) == (504, "DEADLINE_EXCEEDED")
