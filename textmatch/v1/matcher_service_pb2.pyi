@@ -913,6 +913,7 @@ class IngestResult(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """If it is too long, its first 512 bytes."""
     outcome: Global___IngestOutcome.ValueType
     version: _builtins.int
     """The version under which it was accepted."""

@@ -156,7 +156,10 @@ def _read_document(data: bytes, name: str) -> tuple[str, Document | InvalidInput
     violations = document_violations(document, f"{name}.")
     if message.HasField("version") and message.version == 0:
         violations += filter(None, [version_violation(f"{name}.version", 0)])
-    return document.id, InvalidInput(violations) if violations else document
+    if violations:
+        # An answer with the ids of many documents must be smaller than clients accept.
+        return document.id.encode()[:MAX_ID_BYTES].decode(errors="ignore"), InvalidInput(violations)
+    return document.id, document
 
 
 def _id_of_unread_document(data: bytes) -> str:
