@@ -11,15 +11,15 @@ import base64
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
 import typer
 
-from bench.load_generator import ClosedLoad, run_load
+from bench.load_generator import ClosedLoad, Embed, run_load
 from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
 from bench.servers import running_stack
 from textmatch.client import AsyncTextMatchClient, Rerank, TextMatchClient
@@ -32,6 +32,7 @@ _ROUNDS = 3
 _SECONDS, _QUICK_SECONDS = 10.0, 3.0
 _LOADS = (ClosedLoad(8, 64), ClosedLoad(8, 1))
 _TOP_K = 10
+_TIMEOUT_SECONDS = 60
 
 
 class JsonConnection:
@@ -56,6 +57,7 @@ class JsonConnection:
         """
         content = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
+        head += f"request-timeout: {_TIMEOUT_SECONDS}\r\n"
         self._writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
         status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines if line)
@@ -83,7 +85,9 @@ def main(
 
 
 async def _measure(addresses: Any, texts: list[str], *, quick: bool) -> dict[str, float]:
-    async with AsyncTextMatchClient(addresses["matcher"], addresses["encoder"], timeout_seconds=60) as client:
+    async with AsyncTextMatchClient(
+        addresses["matcher"], addresses["encoder"], timeout_seconds=_TIMEOUT_SECONDS
+    ) as client:
         calls = _QUICK_CALLS if quick else _CALLS
         figures = await _match_figures(client, addresses["gateway"], texts, calls)
         seconds = _QUICK_SECONDS if quick else _SECONDS
@@ -131,26 +135,16 @@ async def _embedding_figures(
     client: AsyncTextMatchClient, gateway: str, texts: list[str], load: ClosedLoad, seconds: float
 ) -> dict[str, float]:
     """Texts a second by both ways, as medians of some rounds."""
-    async with AsyncExitStack() as stack:
-        connections = [await stack.enter_async_context(JsonConnection(gateway)) for _ in range(load.callers)]
-        free = asyncio.Queue[JsonConnection]()
-        for connection in connections:
-            free.put_nowait(connection)
 
-        async def by_grpc(batch: list[str]) -> Embeddings:
-            return (await client.encode(batch)).embeddings
+    async def by_grpc(batch: list[str]) -> Embeddings:
+        return (await client.encode(batch)).embeddings
 
-        async def by_json(batch: list[str]) -> Embeddings:
-            connection = await free.get()
-            answer = await connection.post("/v1/embeddings", {"input": batch, "encoding_format": "base64"})
-            free.put_nowait(connection)
-            rows = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in answer["data"]]
-            return np.stack(rows)
-
-        rates: dict[str, list[float]] = {"grpc": [], "json": []}
-        for _ in range(_ROUNDS):
-            for name, way in (("grpc", by_grpc), ("json", by_json)):
-                rates[name].append((await run_load(way, load, texts, seconds / _ROUNDS)).texts_per_second)
+    rates: dict[str, list[float]] = {"grpc": [], "json": []}
+    for _ in range(_ROUNDS):
+        rates["grpc"].append((await run_load(by_grpc, load, texts, seconds / _ROUNDS)).texts_per_second)
+        # The gateway closes connections that are idle for five seconds.
+        async with _json_embed(gateway, load.callers) as by_json:
+            rates["json"].append((await run_load(by_json, load, texts, seconds / _ROUNDS)).texts_per_second)
     grpc_rate, json_rate = (float(np.median(rates[name])) for name in ("grpc", "json"))
     print_table(
         f"Embeddings, {load.callers} callers x {load.texts} texts, {machine()}",
@@ -162,6 +156,24 @@ async def _embedding_figures(
         f"embeddings_json_{load.name}": json_rate,
         f"embeddings_share_{load.name}": json_rate / grpc_rate,
     }
+
+
+@asynccontextmanager
+async def _json_embed(gateway: str, callers: int) -> AsyncIterator[Embed]:
+    """Embeds over as many connections as there are callers."""
+    free = asyncio.Queue[JsonConnection]()
+    async with AsyncExitStack() as stack:
+        for _ in range(callers):
+            free.put_nowait(await stack.enter_async_context(JsonConnection(gateway)))
+
+        async def embed(batch: list[str]) -> Embeddings:
+            connection = await free.get()
+            answer = await connection.post("/v1/embeddings", {"input": batch, "encoding_format": "base64"})
+            free.put_nowait(connection)
+            rows = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in answer["data"]]
+            return np.stack(rows)
+
+        yield embed
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.gateway.server import HttpPortTaken, HttpServer
 from tests.support.certificates import Authority
@@ -89,3 +90,20 @@ async def test_a_running_request_is_answered_while_the_server_drains(
         assert (await asking).status_code == 200
         with pytest.raises(httpx.ConnectError):
             await http.get(url + "/v1/models")
+
+
+async def test_the_body_of_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(
+    monkeypatch: pytest.MonkeyPatch, gateway_url: str
+):
+    accepted: list[bool] = []
+
+    def note(protocol: HttpToolsProtocol, transport: asyncio.Transport) -> None:
+        connection = transport.get_extra_info("socket")
+        accepted.append(bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+        connected(protocol, transport)
+
+    connected = HttpToolsProtocol.connection_made
+    monkeypatch.setattr(HttpToolsProtocol, "connection_made", note)
+    async with httpx.AsyncClient(base_url=gateway_url) as http:
+        await http.get("/v1/models")
+    assert accepted == [True]
