@@ -94,8 +94,8 @@ class HttpServer:
             raise HttpPortTaken(
                 f"cannot listen on {self._host}:{self._port}; is the port in use? ({error.strerror})"
             ) from error
-        # Connections inherit it; asyncio sets it only on sockets that it makes itself. Without it, the body of
-        # an answer waits up to 40 ms, until the caller has acknowledged the head.
+        # Connections inherit it; asyncio sets it only on sockets that it makes itself. Without it, the body
+        # of an answer waits up to 40 ms, until the caller has acknowledged the head.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
 
