@@ -16,18 +16,18 @@ from services.gateway.caller import Gateway
 from services.gateway.collections import BatchMatchLine
 from services.gateway.documents import DocumentLine
 from services.gateway.pages import console_routes, docs_page
-from services.gateway.problems import MEDIA_TYPE, Problem, exception_handlers
+from services.gateway.problems import MEDIA_TYPE, ProblemDetails, exception_handlers
 
 _DESCRIPTION = """Finds the stored texts that mean the same as a query, with a score from 0 to 1.
 
 Errors are problem details (RFC 9457). `Request-Timeout` is the time limit of a request in seconds.
 `X-Request-Id` is in the logs of all servers."""
-_REF = {"$ref": "#/components/schemas/Problem"}
+_REF = {"$ref": "#/components/schemas/ProblemDetails"}
 _RETRY_AFTER = {
     "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until a retry may succeed."}
 }
 # Models that only streams refer to.
-_STREAMED = (Problem, DocumentLine, BatchMatchLine)
+_STREAMED = (ProblemDetails, DocumentLine, BatchMatchLine)
 
 
 def _problem(description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:

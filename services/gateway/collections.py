@@ -76,10 +76,19 @@ class CollectionListBody(BaseModel):
     collections: list[CollectionBody]
 
 
+class StatusProblem(BaseModel):
+    """A store that fails, or the reason for which nothing can be indexed until an operator acts."""
+
+    source: str = Field(description="qdrant, redis or worker")
+    collection: str
+    reason: str = Field(examples=["STORE_FULL"])
+    message: str
+
+
 class StatusBody(BaseModel):
     """The queue of a collection, and the state of one document if it was asked for."""
 
-    document_count: int
+    document_count: int | None = Field(description="null while the index cannot be read")
     queued_count: int
     oldest_queued_seconds: float
     dead_letter_count: int
@@ -87,6 +96,7 @@ class StatusBody(BaseModel):
     model_id: str
     document_state: DocumentState | None = None
     document_error: str | None = None
+    problems: list[StatusProblem] = Field(default_factory=list)
 
 
 class MatchOptionsBody(StrictBody):

@@ -82,7 +82,7 @@ class OpenAiError(BaseModel):
     code: str
 
 
-class Problem(BaseModel):
+class ProblemDetails(BaseModel):
     """Why a request failed (RFC 9457)."""
 
     type: str = "about:blank"
@@ -115,7 +115,7 @@ def problem_response(error: TextMatchError, path: str = "") -> Response:
     """
     status = _STATUS_OF_CODE.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
     reason, detail, items = reason_name(error.reason), _shown(error), _items(error)
-    problem = Problem(
+    problem = ProblemDetails(
         type=_TYPE_PREFIX + reason,
         title=status.phrase,
         status=status,
@@ -141,7 +141,7 @@ def http_problem_response(
     """The answer to a request that no server of textmatch has seen: an unknown path, too large a body."""
     title = HTTPStatus(status).phrase
     code = title.upper().replace(" ", "_")
-    problem = Problem(
+    problem = ProblemDetails(
         title=title,
         status=status,
         detail=detail or title,
@@ -244,6 +244,6 @@ def _error_member(path: str, detail: str, code: str, param: str | None) -> OpenA
     return OpenAiError(message=detail, type=code, param=param, code=code)
 
 
-def _response(problem: Problem, headers: Mapping[str, str]) -> Response:
+def _response(problem: ProblemDetails, headers: Mapping[str, str]) -> Response:
     content = problem.model_dump_json(exclude_none=True)
     return Response(content, status_code=problem.status, headers=dict(headers), media_type=MEDIA_TYPE)

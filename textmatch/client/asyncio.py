@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_result, wait_exponential
 
 from textmatch.client import arguments
 from textmatch.client.arguments import TextPair, to_seconds, with_checked_options
-from textmatch.client.batches import DocumentStream, QueryStream, in_order, new_request_id
+from textmatch.client.batches import DocumentStream, QueryStream, WatchedQueue, in_order, new_request_id
 from textmatch.client.connection import (
     ADOPT_COLLECTION,
     CHECK_HEALTH,
@@ -41,7 +41,7 @@ from textmatch.client.results import AsyncResults
 from textmatch.client.settings import ClientSettings
 from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig
 from textmatch.documents import Document
-from textmatch.errors import DeadlinePassed, InvalidInput, TextMatchError
+from textmatch.errors import InvalidInput, TextMatchError
 from textmatch.filters import Condition
 from textmatch.runtime.settings import load
 from textmatch.runtime.tls import ClientTls
@@ -222,33 +222,28 @@ class AsyncTextMatchClient:
         self,
         on_status: Callable[[IngestStatus], None] | None = None,
         *,
+        on_problem: Callable[[str], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> None:
         """As `TextMatchClient.wait_until_searchable`."""
-        if on_status is not None and not callable(on_status):
-            raise InvalidInput.of_field("on_status", "is not a function")
-        started = moved_at = time.monotonic()
+        for name, function in (("on_status", on_status), ("on_problem", on_problem)):
+            if function is not None and not callable(function):
+                raise InvalidInput.of_field(name, "is not a function")
         limit_seconds = to_seconds(timeout_seconds, float("inf"))
-        last_count = -1
+        queue = WatchedQueue(
+            limit_seconds, on_problem or (lambda message: None), stall_timeout_seconds=_STALL_TIMEOUT_SECONDS
+        )
 
         async def are_waiting() -> bool:
-            nonlocal moved_at, last_count
             asked = time.monotonic()
-            status = await self.ingest_status(timeout_seconds=min(limit_seconds, self._timeout_seconds))
+            try:
+                status = await self.ingest_status(timeout_seconds=min(limit_seconds, self._timeout_seconds))
+            except TextMatchError as error:
+                queue.failed(error, asked)
+                return True
             if on_status is not None:
                 on_status(status)
-            if status.queued_count == 0 or status.oldest_queued_seconds < asked - started:
-                return False
-            if status.queued_count != last_count:
-                last_count, moved_at = status.queued_count, asked
-            elif asked - moved_at > _STALL_TIMEOUT_SECONDS:
-                raise DeadlinePassed(
-                    f"{last_count:,} documents are queued, and their number has not changed for "
-                    f"{_STALL_TIMEOUT_SECONDS:g} seconds; are the workers running?"
-                )
-            if time.monotonic() - started > limit_seconds:
-                raise DeadlinePassed(f"{last_count:,} documents are queued after {limit_seconds:g} seconds")
-            return True
+            return queue.is_waiting(status, asked)
 
         wait = wait_exponential(_FIRST_POLL_SECONDS, max=_LAST_POLL_SECONDS)
         await AsyncRetrying(sleep=self._matcher.sleep, retry=retry_if_result(bool), wait=wait)(are_waiting)

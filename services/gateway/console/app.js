@@ -208,7 +208,8 @@ async function showQueue() {
   const points = samples.map((one) =>
     `${600 - (600 * (seconds - one.seconds)) / CHART_SECONDS},${118 - (114 * one.queued) / most}`);
   $("queue-chart").firstElementChild.setAttribute("points", points.join(" "));
-  $("dead-letters").textContent = status.dead_letter_count ? t("deadLetterHelp") : "";
+  const problems = status.problems.map(({ message }) => make("span", { className: "warning" }, `${message} `));
+  $("dead-letters").replaceChildren(...problems, status.dead_letter_count ? t("deadLetterHelp") : "");
 }
 
 async function showState(form) {
