@@ -42,12 +42,15 @@ class JsonConnection:
         self._host, self._port = address.rsplit(":", 1)
 
     async def __aenter__(self) -> Self:
-        self._reader, self._writer = await asyncio.open_connection(self._host, int(self._port))
+        await self._connect()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         self._writer.close()
         await self._writer.wait_closed()
+
+    async def _connect(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection(self._host, int(self._port))
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer.
@@ -55,6 +58,10 @@ class JsonConnection:
         Raises:
             RuntimeError: the status is not 200.
         """
+        if self._reader.at_eof():
+            # The gateway closes connections that are idle for five seconds.
+            self._writer.close()
+            await self._connect()
         content = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
         head += f"request-timeout: {_TIMEOUT_SECONDS}\r\n"
@@ -142,7 +149,6 @@ async def _embedding_figures(
     rates: dict[str, list[float]] = {"grpc": [], "json": []}
     for _ in range(_ROUNDS):
         rates["grpc"].append((await run_load(by_grpc, load, texts, seconds / _ROUNDS)).texts_per_second)
-        # The gateway closes connections that are idle for five seconds.
         async with _json_embed(gateway, load.callers) as by_json:
             rates["json"].append((await run_load(by_json, load, texts, seconds / _ROUNDS)).texts_per_second)
     grpc_rate, json_rate = (float(np.median(rates[name])) for name in ("grpc", "json"))

@@ -220,9 +220,7 @@ def process_specs(
             command=(python, "-m", "services.gateway"),
             environment=shared,
             address=_address(chosen.gateway),
-            is_ready=http_answers(
-                f"http://{_address(chosen.gateway_metrics)}/metrics", "textmatch_gateway_ready 1.0"
-            ),
+            is_ready=http_answers(f"http://{_address(chosen.gateway_metrics)}/ready"),
             metrics_address=_address(chosen.gateway_metrics),
         ),
         ProcessSpec(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import threading
 
 from services.gateway.app import create_app
 from services.gateway.caller import Gateway
@@ -38,8 +39,10 @@ def main() -> int:
 
 async def _serve(settings: GatewaySettings) -> None:
     aliases, tls = settings.aliases(), settings.server_tls()
+    is_ready = threading.Event()
     if settings.metrics_port:
-        serve_metrics(settings.host, settings.metrics_port)
+        checks = {"/ready": lambda: "" if is_ready.is_set() else "the gateway does not accept requests"}
+        serve_metrics(settings.host, settings.metrics_port, checks)
     client = AsyncTextMatchClient(
         settings.matcher_target,
         settings.encoder_target,
@@ -61,11 +64,13 @@ async def _serve(settings: GatewaySettings) -> None:
     address = await server.start()
     trim_heap()
     READY.set(1)
+    is_ready.set()
     _log.info("serving", extra={"address": address})
     try:
         await run_until_stopped(server.watch_certificates())
     finally:
         READY.set(0)
+        is_ready.clear()
         await server.drain()
         await client.close()
 
