@@ -148,7 +148,7 @@ export async function open(url, language) {
 
 /** Wait until nothing was asked for a moment. */
 export async function settled() {
-  for (let quiet = 0; quiet < 5; quiet = document.isBusy() ? 0 : quiet + 1) {
+  for (let quiet = 0; quiet < 15; quiet = document.isBusy() ? 0 : quiet + 1) {
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }

@@ -12,10 +12,10 @@ from services.encoder.model_registry import ModelRegistry
 from tests.integration.collections.conftest import alpha, encoder, installations
 from tests.integration.collections.installation import Installation
 from tests.integration.encoder.conftest import model_directories, models
-from tests.integration.ingest.indexing import qdrant_url
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.support.encoder_server import serve_encoder
 from tests.support.gateway import serve_gateway
+from tests.support.qdrant import qdrant_url
 from tests.support.redis import own_redis_server, redis_client, redis_server, shared_redis_server
 
 __all__ = [

@@ -142,7 +142,7 @@ async def test_every_line_has_an_honest_result_though_the_broker_was_away(
         assert sorted(line["line"] for line in results) == list(range(1, count + 1))
         assert {line["outcome"] for line in results} == {"ACCEPTED"}
         arguments = await installation.queued()
-        queued = {one.id for argument in arguments for one in messages.decode(argument).documents}
+        queued = {one.id for argument, _ in arguments for one in messages.decode(argument).documents}
         assert queued == {str(number) for number in range(count)}
 
 
