@@ -141,8 +141,11 @@ async def test_every_line_has_an_honest_result_though_the_broker_was_away(
         results = [json.loads(line) for line in answer.text.splitlines()]
         assert sorted(line["line"] for line in results) == list(range(1, count + 1))
         assert {line["outcome"] for line in results} == {"ACCEPTED"}
-        arguments = await installation.queued()
-        queued = {one.id for argument, _ in arguments for one in messages.decode(argument).documents}
+        decoded = [
+            messages.decode(argument, messages.stamp_from_fields(stamp or {}))
+            for argument, stamp in await installation.queued()
+        ]
+        queued = {one.id for message in decoded for one in message.documents}
         assert queued == {str(number) for number in range(count)}
 
 
