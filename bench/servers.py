@@ -106,6 +106,8 @@ def running_stack(
     environment: Mapping[str, str] | None = None,
     commands: Mapping[str, tuple[str, ...]] | None = None,
     affinity: CpuAffinity | None = None,
+    *,
+    has_gateway: bool = False,
 ) -> Iterator[RunningStack]:
     """Start the processes that `textmatch up` starts, and stop them at the end.
 
@@ -114,9 +116,14 @@ def running_stack(
         environment: settings to add to those of this process.
         commands: replacements of the command of a process, by its name.
         affinity: by default, all processors are for all processes.
+        has_gateway: otherwise there is none, which would only take memory.
     """
     settings = {**os.environ, "TEXTMATCH_LOG_LEVEL": "WARNING", **(environment or {})}
-    specs = process_specs(directory, choose_ports(use_defaults=False), settings)
+    specs = [
+        spec
+        for spec in process_specs(directory, choose_ports(use_defaults=False), settings)
+        if has_gateway or spec.name != "gateway"
+    ]
     pins = affinity or cpu_affinity(apart=False)
     with ExitStack() as stack:
         processes = {}

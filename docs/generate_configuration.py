@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from services.encoder.settings import EncoderSettings
+from services.gateway.settings import GatewaySettings
 from services.matcher.settings import MatcherSettings
 from textmatch.cli.settings import CliSettings
 from textmatch.client.settings import ClientSettings
@@ -16,6 +17,7 @@ _SECTIONS: dict[str, Any] = {
     "Encoder": EncoderSettings,
     "Matcher": MatcherSettings,
     "Worker": WorkerSettings,
+    "Gateway": GatewaySettings,
     "Command line": CliSettings,
     "Python client": ClientSettings,
 }

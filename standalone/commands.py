@@ -54,7 +54,7 @@ def up(
     qdrant_url: QdrantUrl = "",
     redis_url: RedisUrl = "",
 ) -> None:
-    """Start Redis, Qdrant, encoder, matcher and worker on this machine; Ctrl-C stops them.
+    """Start Redis, Qdrant, encoder, matcher, worker and gateway on this machine; Ctrl-C stops them.
 
     A store whose URL is given is waited for, used and never stopped. TEXTMATCH_QDRANT_API_KEY is its key.
     """

@@ -128,6 +128,8 @@ class StackPorts:
     matcher: int
     matcher_metrics: int
     worker_metrics: int
+    gateway: int
+    gateway_metrics: int
     encoders: tuple[EncoderPorts, ...]
 
     @property
@@ -166,6 +168,8 @@ def choose_ports(encoder_count: int = 1, *, use_defaults: bool = True) -> StackP
         matcher=choose(50052),
         matcher_metrics=choose(9102),
         worker_metrics=choose(9103),
+        gateway=choose(8080),
+        gateway_metrics=choose(9104),
         encoders=tuple(
             EncoderPorts(choose(50051 + 10 * number), choose(9101 + 10 * number))
             for number in range(encoder_count)
@@ -212,6 +216,14 @@ def process_specs(
             metrics_address=_address(chosen.matcher_metrics),
         ),
         ProcessSpec(
+            name="gateway",
+            command=(python, "-m", "services.gateway"),
+            environment=shared,
+            address=_address(chosen.gateway),
+            is_ready=http_answers(f"http://{_address(chosen.gateway_metrics)}/ready"),
+            metrics_address=_address(chosen.gateway_metrics),
+        ),
+        ProcessSpec(
             name="worker",
             command=(python, "-m", "workers"),
             environment=shared,
@@ -235,6 +247,7 @@ def write_stack_file(
     content = {
         "matcher": _address(chosen.matcher),
         "encoder": chosen.encoder_target,
+        "gateway": _address(chosen.gateway),
         "redis_url": _told(specs, "TEXTMATCH_REDIS_URL") or _redis_url(chosen),
         "qdrant_url": _told(specs, "TEXTMATCH_QDRANT_URL") or _qdrant_url(chosen),
         "installation": _told(specs, INSTALLATION_VARIABLE) or DEFAULT_INSTALLATION,
@@ -317,6 +330,9 @@ def _shared_environment(chosen: StackPorts, external: ExternalStores) -> dict[st
         "TEXTMATCH_MATCHER_PORT": str(chosen.matcher),
         "TEXTMATCH_MATCHER_METRICS_PORT": str(chosen.matcher_metrics),
         "TEXTMATCH_WORKER_METRICS_PORT": str(chosen.worker_metrics),
+        "TEXTMATCH_GATEWAY_HOST": LOOPBACK,
+        "TEXTMATCH_GATEWAY_PORT": str(chosen.gateway),
+        "TEXTMATCH_GATEWAY_METRICS_PORT": str(chosen.gateway_metrics),
     }
 
 

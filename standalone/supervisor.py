@@ -239,7 +239,8 @@ class Supervisor:
             await process.was_ready.wait()
             self._report(f"{process.spec.name:<10} {process.spec.address:<16} ready (pid {process.pid})")
         self._write_stack_file()
-        on_all_ready(f"matcher on {self._processes['matcher'].spec.address}")
+        addresses = (f"{name} on {self._processes[name].spec.address}" for name in ("matcher", "gateway"))
+        on_all_ready(", ".join(addresses))
 
     def _write_stack_file(self) -> None:
         if not all(process.was_ready.is_set() for process in self._processes.values()):

@@ -165,6 +165,14 @@ ALERTS = (
         "Encoders refuse more than 5 % of their calls",
     ),
     Alert(
+        "TextmatchGatewayFails",
+        'sum by (namespace) (rate(textmatch_gateway_requests_total{status=~"5.."}[5m]))'
+        " / sum by (namespace) (rate(textmatch_gateway_requests_total[5m])) > 0.05",
+        "10m",
+        "ticket",
+        "More than 5 % of the gateway's requests end with a server error",
+    ),
+    Alert(
         "TextmatchEncoderReloadFailed",
         'increase(textmatch_encoder_reloads_total{result="failed"}[15m]) > 0',
         "0m",

@@ -115,6 +115,22 @@ OVERVIEW = Dashboard(
             PanelQuery(f"textmatch:slo_burn_rate1h{{{NAMESPACE}}}", "{{slo}}"),
             width=12,
         ),
+        _rates(
+            "Gateway requests",
+            "Requests over HTTP by status; 499: the caller went away.",
+            "textmatch_gateway_requests_total",
+            "status",
+            width=12,
+        ),
+        _lines(
+            "Gateway latency",
+            "From the head of a request to the last byte of its answer, without uploads.",
+            *quantiles(
+                "textmatch_gateway_request_seconds", where='route!="/v1/collections/{collection}/documents"'
+            ),
+            unit=Unit.SECONDS,
+            width=12,
+        ),
         Panel(
             "Models",
             "The models that the encoders serve.",

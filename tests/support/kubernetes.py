@@ -18,6 +18,7 @@ KUBERNETES = ROOT / "deploy" / "k8s"
 SECURITY_COMPONENTS = tuple(
     KUBERNETES / "components" / name for name in ("api-keys", "tls", "tls-cert-manager")
 )
+GATEWAY_COMPONENT = KUBERNETES / "components" / "gateway"
 OVERLAYS = tuple(sorted(path.name for path in (KUBERNETES / "overlays").iterdir()))
 COMPONENTS = (
     *sorted(path for path in (KUBERNETES / "components").iterdir() if path.is_dir()),

@@ -29,6 +29,8 @@ class LoopClient:
             answer = method(*arguments, **options)
             if isinstance(answer, AsyncResults):
                 return LoopResults(answer, self)
+            if isinstance(answer, AsyncTextMatchClient):
+                return self._with_client(answer)
             return self.run(answer) if inspect.isawaitable(answer) else answer
 
         return call
@@ -46,6 +48,12 @@ class LoopClient:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _with_client(self, client: AsyncTextMatchClient) -> Self:
+        """Another client over the same connections, in the same loop."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), _client=client)
+        return other
 
     def run(self, steps: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the loop."""

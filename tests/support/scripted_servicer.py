@@ -48,6 +48,8 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     def __init__(self) -> None:
         self.documents: dict[str, pb.Document] = {}
         self.match_requests: list[pb.MatchRequest] = []
+        # Of the last Match.
+        self.metadata: dict[str, Any] = {}
         self.batch_sizes: list[int] = []
         self.delay_seconds = 0.0
         self.degraded: pb.DegradedReason.ValueType = pb.DEGRADED_REASON_UNSPECIFIED
@@ -70,6 +72,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     async def Match(self, request: pb.MatchRequest, context: Any) -> pb.MatchResponse:
         self._fail_if_told()
         self.match_requests.append(request)
+        self.metadata = dict(context.invocation_metadata())
         await asyncio.sleep(self.delay_seconds)
         return self._answer(request.query, request.options)
 
@@ -353,7 +356,7 @@ class RunningServer:
         return address
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ _BUILT_IN = {
     "collections": "textmatch.cli.collections:app",
     "reindex": "textmatch.cli.reindex:reindex [matcher]",
     "tune": "textmatch.cli.tune:tune [matcher]",
+    "mcp": "textmatch.cli.mcp:mcp [mcp]",
     "dead-letters": "textmatch.cli.dead_letters:app [queue]",
 }
 

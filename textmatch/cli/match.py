@@ -244,10 +244,11 @@ def _is_answer_to(query: Query | None, line: bytes) -> bool:
 def _line(query: Query, answer: Answer) -> dict[str, Any]:
     if isinstance(answer, str):
         return {"query_id": query.query_id or None, "query": query.text, "error": answer}
-    return _to_json(answer) | ({"query_id": query.query_id} if query.query_id else {})
+    return result_to_json(answer) | ({"query_id": query.query_id} if query.query_id else {})
 
 
-def _to_json(result: MatchResult) -> dict[str, Any]:
+def result_to_json(result: MatchResult) -> dict[str, Any]:
+    """What `--json` prints."""
     timings = result.timings
     return {
         "query": result.query,

@@ -5,8 +5,10 @@ It is also the implementation of the synchronous client, which runs its methods 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Self, TypeVar, Unpack
 
 from grpc_health.v1 import health_pb2
@@ -14,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_result, wait_exponential
 
 from textmatch.client import arguments
 from textmatch.client.arguments import TextPair, to_seconds, with_checked_options
-from textmatch.client.batches import DocumentStream, QueryStream, in_order, new_request_id
+from textmatch.client.batches import DocumentStream, QueryStream, WatchedQueue, in_order, new_request_id
 from textmatch.client.connection import (
     ADOPT_COLLECTION,
     CHECK_HEALTH,
@@ -39,7 +41,7 @@ from textmatch.client.results import AsyncResults
 from textmatch.client.settings import ClientSettings
 from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig
 from textmatch.documents import Document
-from textmatch.errors import DeadlinePassed, InvalidInput, TextMatchError
+from textmatch.errors import InvalidInput, TextMatchError
 from textmatch.filters import Condition
 from textmatch.runtime.settings import load
 from textmatch.runtime.tls import ClientTls
@@ -116,16 +118,32 @@ class AsyncTextMatchClient:
         self._timeout_seconds = to_seconds(timeout_seconds, 10.0)
         self._bulk_timeout_seconds = to_seconds(bulk_timeout_seconds, 300.0, "bulk_timeout_seconds")
         key = load(ClientSettings).api_key if api_key is None else arguments.to_name("api_key", api_key)
+        self._api_key = key
+        self._request_id = ""
         self._matcher = self._connection("matcher", arguments.to_name("matcher", matcher), key, tls)
         self._encoder = self._connection("encoder", arguments.to_name("encoder", encoder), key, tls)
         self._collection = arguments.to_name("collection", collection)
-        self._known_limits: encoder_pb.Limits | None = None
+        self._limits_of_encoder = _LimitsOfEncoder()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+    def using(
+        self, *, collection: str | None = None, api_key: str | None = None, request_id: str | None = None
+    ) -> Self:
+        """As `TextMatchClient.using`."""
+        given = {"collection": collection, "api_key": api_key, "request_id": request_id}
+        changed = {
+            f"_{name}": arguments.to_name(name, value) for name, value in given.items() if value is not None
+        }
+        other = copy.copy(self)
+        vars(other).update(changed)
+        if api_key is not None or request_id is not None:
+            other._call_as_caller()  # noqa: SLF001 -- of this class
+        return other
 
     async def close(self) -> None:
         """Close the connections; running calls are cancelled."""
@@ -212,7 +230,9 @@ class AsyncTextMatchClient:
             if function is not None and not callable(function):
                 raise InvalidInput.of_field(name, "is not a function")
         limit_seconds = to_seconds(timeout_seconds, float("inf"))
-        queue = _WatchedQueue(limit_seconds, on_problem or (lambda message: None))
+        queue = WatchedQueue(
+            limit_seconds, on_problem or (lambda message: None), stall_timeout_seconds=_STALL_TIMEOUT_SECONDS
+        )
 
         async def are_waiting() -> bool:
             asked = time.monotonic()
@@ -392,6 +412,10 @@ class AsyncTextMatchClient:
         seconds = to_seconds(timeout_seconds, _HEALTH_TIMEOUT_SECONDS)
         return await _health(self._encoder, seconds), await _health(self._matcher, seconds)
 
+    def _call_as_caller(self) -> None:
+        self._matcher = self._matcher.of_caller(self._api_key, self._request_id)
+        self._encoder = self._encoder.of_caller(self._api_key, self._request_id)
+
     def _interactive(self, timeout_seconds: float | None) -> float:
         return to_seconds(timeout_seconds, self._timeout_seconds)
 
@@ -426,66 +450,24 @@ class AsyncTextMatchClient:
         return [response async for response in self._encoder.call_each(method, requests(), seconds)]
 
     async def _limits(self, timeout_seconds: float) -> encoder_pb.Limits:
-        if self._known_limits is None:
-            self._known_limits = (await self._get_models(timeout_seconds)).limits
-        return self._known_limits
+        known = self._limits_of_encoder
+        if known.limits is None:
+            known.limits = (await self._get_models(timeout_seconds)).limits
+        return known.limits
 
     async def _get_models(self, timeout_seconds: float) -> encoder_pb.GetModelsResponse:
         return await self._encoder.call(GET_MODELS, encoder_pb.GetModelsRequest(), timeout_seconds)
 
 
+@dataclass
+class _LimitsOfEncoder:
+    """What the encoder has said about its limits, for all clients that share a connection to it."""
+
+    limits: encoder_pb.Limits | None = None
+
+
 def _size_bytes(item: str | TextPair) -> int:
     return utf8_bytes(item) if isinstance(item, str) else sum(map(utf8_bytes, item))
-
-
-class _WatchedQueue:
-    """A queue that is waited for: whether it moves, and what it waits for."""
-
-    def __init__(self, limit_seconds: float, on_problem: Callable[[str], None]) -> None:
-        self._limit_seconds = limit_seconds
-        self._on_problem = on_problem
-        self._started = self._moved_at = time.monotonic()
-        self._count = -1
-        self._problem = ""
-
-    def is_waiting(self, status: IngestStatus, asked: float) -> bool:
-        """Whether documents that were accepted before the start still wait.
-
-        Raises:
-            DeadlinePassed: the time is over, or the queue does not move for no known reason.
-        """
-        if status.queued_count == 0 or status.oldest_queued_seconds < asked - self._started:
-            return False
-        self._note("; ".join(problem.message for problem in status.problems))
-        if status.queued_count != self._count or status.problems:
-            self._count, self._moved_at = status.queued_count, asked
-        elif asked - self._moved_at > _STALL_TIMEOUT_SECONDS:
-            raise DeadlinePassed(
-                f"{self._count:,} documents are queued, and their number has not changed for "
-                f"{_STALL_TIMEOUT_SECONDS:g} seconds; are the workers running?"
-            )
-        self._check_limit(f"{self._count:,} documents are queued after {self._limit_seconds:g} seconds")
-        return True
-
-    def failed(self, error: TextMatchError, asked: float) -> None:
-        """The status could not be read. What was accepted stays accepted.
-
-        Raises:
-            TextMatchError: waiting does not help, or has not helped for long.
-        """
-        if not error.is_transient or asked - self._moved_at > _STALL_TIMEOUT_SECONDS:
-            raise error
-        self._note(str(error))
-        self._check_limit(f"the queue is not known after {self._limit_seconds:g} seconds: {error}")
-
-    def _note(self, problem: str) -> None:
-        if problem and problem != self._problem:
-            self._on_problem(problem)
-        self._problem = problem
-
-    def _check_limit(self, message: str) -> None:
-        if time.monotonic() - self._started > self._limit_seconds:
-            raise DeadlinePassed(message)
 
 
 async def _health(server: Connection, timeout_seconds: float) -> ServerHealth:

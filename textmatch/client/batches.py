@@ -2,7 +2,7 @@
 
 Each batch is a call of its own, with its own deadline, and may go to any replica. Only a few batches are in
 memory. Documents and queries differ in their messages, and in that documents with the same id are sent one
-after the other.
+after the other. Then they wait in the server's queue, which can be watched.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -27,9 +35,9 @@ from textmatch.client.connection import (
     utf8_bytes,
 )
 from textmatch.documents import Document
-from textmatch.errors import DependencyUnavailable, InvalidInput, TextMatchError
+from textmatch.errors import DeadlinePassed, DependencyUnavailable, InvalidInput, TextMatchError
 from textmatch.retry import RetryPolicy
-from textmatch.types import BatchMatchResult, DocumentResult
+from textmatch.types import BatchMatchResult, DocumentResult, IngestStatus
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.wire.documents import ingest_results_from_proto, rejection, to_document, to_proto
 from textmatch.wire.matching import batch_result_from_proto
@@ -211,7 +219,7 @@ class BatchStream(ABC, Generic[Item, Result]):
         batch.refused, batch.lost = {}, None
         try:
             async for response in call.responses():
-                self._server.has_answered = True
+                self._server.note_answer()
                 for position, result in self._results(batch, response):
                     if position not in batch.items:
                         continue
@@ -366,3 +374,62 @@ def _id_of(value: Any) -> str:
     else:
         document_id = value.get("id") if isinstance(value, Mapping) else None
     return document_id if isinstance(document_id, str) else ""
+
+
+class WatchedQueue:
+    """A queue that is waited for: whether it moves, and what it waits for.
+
+    Args:
+        limit_seconds: how long to wait in all.
+        on_problem: called with each new reason for which the queue does not move, or cannot be read.
+        stall_timeout_seconds: how long to wait while nothing moves for no known reason.
+    """
+
+    def __init__(
+        self, limit_seconds: float, on_problem: Callable[[str], None], *, stall_timeout_seconds: float
+    ) -> None:
+        self._stall_timeout_seconds = stall_timeout_seconds
+        self._limit_seconds = limit_seconds
+        self._on_problem = on_problem
+        self._started = self._moved_at = time.monotonic()
+        self._count = -1
+        self._problem = ""
+
+    def is_waiting(self, status: IngestStatus, asked: float) -> bool:
+        """Whether documents that were accepted before the start still wait.
+
+        Raises:
+            DeadlinePassed: the time is over, or the queue does not move for no known reason.
+        """
+        if status.queued_count == 0 or status.oldest_queued_seconds < asked - self._started:
+            return False
+        self._note("; ".join(problem.message for problem in status.problems))
+        if status.queued_count != self._count or status.problems:
+            self._count, self._moved_at = status.queued_count, asked
+        elif asked - self._moved_at > self._stall_timeout_seconds:
+            raise DeadlinePassed(
+                f"{self._count:,} documents are queued, and their number has not changed for "
+                f"{self._stall_timeout_seconds:g} seconds; are the workers running?"
+            )
+        self._check_limit(f"{self._count:,} documents are queued after {self._limit_seconds:g} seconds")
+        return True
+
+    def failed(self, error: TextMatchError, asked: float) -> None:
+        """The status could not be read. What was accepted stays accepted.
+
+        Raises:
+            TextMatchError: waiting does not help, or has not helped for long.
+        """
+        if not error.is_transient or asked - self._moved_at > self._stall_timeout_seconds:
+            raise error
+        self._note(str(error))
+        self._check_limit(f"the queue is not known after {self._limit_seconds:g} seconds: {error}")
+
+    def _note(self, problem: str) -> None:
+        if problem and problem != self._problem:
+            self._on_problem(problem)
+        self._problem = problem
+
+    def _check_limit(self, message: str) -> None:
+        if time.monotonic() - self._started > self._limit_seconds:
+            raise DeadlinePassed(message)

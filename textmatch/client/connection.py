@@ -7,14 +7,16 @@ event loop: its coroutines block instead of waiting, so `run` gets a result from
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -156,9 +158,6 @@ class Connection(ABC):
         name: "matcher" or "encoder".
         tls: its files may be replaced: the next call opens a connection with the new content.
 
-    Attributes:
-        has_answered: whether the server has ever answered; if not, its address may be wrong.
-
     Raises:
         InvalidInput: a file of `tls` cannot be read.
     """
@@ -169,8 +168,23 @@ class Connection(ABC):
         self.name = name
         self.address = address
         self._metadata = call_metadata(api_key)
-        self.has_answered = False
+        self._answered = threading.Event()
         self._channel = self._open(tls, self._make_stub)
+
+    def of_caller(self, api_key: str, request_id: str) -> Self:
+        """The same connection, with the key of another caller and an id for the server's logs."""
+        other = copy.copy(self)
+        vars(other).update(_metadata=call_metadata(api_key, request_id))
+        return other
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the server has ever answered; if not, its address may be wrong."""
+        return self._answered.is_set()
+
+    def note_answer(self) -> None:
+        """The server has answered."""
+        self._answered.set()
 
     async def call(
         self, method: Method[Request, Response], request: Request, timeout_seconds: float
@@ -184,7 +198,7 @@ class Connection(ABC):
             response: Response = await self._wait(
                 self._stub_of(method), request, self._options(timeout_seconds)
             )
-        self.has_answered = True
+        self.note_answer()
         return response
 
     def start(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Self, Unpack
 
@@ -104,6 +105,23 @@ class TextMatchClient:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def using(
+        self, *, collection: str | None = None, api_key: str | None = None, request_id: str | None = None
+    ) -> Self:
+        """This client for another collection or another caller, over the same connections.
+
+            faq = client.using(collection="faq")
+
+        None keeps what this client has. Closing one of them closes the connections of all.
+
+        Args:
+            request_id: for the servers' logs, ASCII. Empty: the servers choose one for each call.
+        """
+        methods = self._methods.using(collection=collection, api_key=api_key, request_id=request_id)
+        other = copy.copy(self)
+        vars(other).update(_methods=methods)
+        return other
 
     def close(self) -> None:
         """Close the connections; running calls are cancelled."""

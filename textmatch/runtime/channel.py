@@ -25,6 +25,7 @@ Channel = TypeVar("Channel")
 Stub = TypeVar("Stub")
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+REQUEST_ID_METADATA_KEY = "x-request-id"
 
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 _RETRY_POLICY = {
@@ -71,9 +72,10 @@ _CHECK_SECONDS = 1.0
 _GRACE_SECONDS = 900.0
 
 
-def call_metadata(api_key: str) -> Metadata:
-    """Metadata of every call: the API key, if there is one."""
-    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
+def call_metadata(api_key: str, request_id: str = "") -> Metadata:
+    """Metadata of every call: the API key and the id for the servers' logs, if there are any."""
+    key = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+    return (*key, (REQUEST_ID_METADATA_KEY, request_id)) if request_id else key
 
 
 def open_channel(target: str, tls: ClientTls | None = None) -> grpc.Channel:

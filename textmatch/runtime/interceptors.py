@@ -22,6 +22,7 @@ from google.rpc import status_pb2
 
 from textmatch.errors import InternalError, InvalidInput, Overloaded, TextMatchError
 from textmatch.runtime import logs
+from textmatch.runtime.channel import REQUEST_ID_METADATA_KEY
 from textmatch.runtime.grpc_errors import status_code, to_status, trailing_metadata
 from textmatch.runtime.metrics import RPC_SECONDS, RPC_TOTAL
 from textmatch.runtime.request_limits import RequestLimits
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-REQUEST_ID_METADATA_KEY = "x-request-id"
 _MAX_REQUEST_ID_CHARACTERS = 64
 _BUSY_RETRY_SECONDS = 1.0
 

@@ -210,14 +210,35 @@ class ClientTlsSettings(CertificateSettings):
 
 
 @dataclass(frozen=True)
-class ServerSettings(CertificateSettings):
-    """TLS and API keys of a gRPC server."""
+class TlsServerSettings(CertificateSettings):
+    """TLS of a server."""
 
     tls_client_ca: str = setting(
         "TEXTMATCH_TLS_CLIENT_CA",
         "",
         "CA that must have issued the clients' certificates, a PEM file. Empty: clients need no certificate.",
     )
+
+    def server_tls(self) -> ServerTls | None:
+        """None: not encrypted.
+
+        Raises:
+            InvalidInput: a certificate without its key, or a CA for clients without a certificate.
+        """
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise _half_a_pair()
+        if self.tls_cert:
+            client_ca = Path(self.tls_client_ca) if self.tls_client_ca else None
+            return ServerTls(Path(self.tls_cert), Path(self.tls_key), client_ca)
+        if self.tls_client_ca:
+            raise InvalidInput.of_field("TEXTMATCH_TLS_CLIENT_CA", "needs TEXTMATCH_TLS_CERT and _KEY")
+        return None
+
+
+@dataclass(frozen=True)
+class ServerSettings(TlsServerSettings):
+    """TLS and API keys of a gRPC server."""
+
     api_keys_file: str = setting(
         "TEXTMATCH_API_KEYS_FILE",
         "",
@@ -247,21 +268,6 @@ class ServerSettings(CertificateSettings):
         from textmatch.runtime.auth import ApiKeys
 
         return ApiKeys(Path(self.api_keys_file)) if self.api_keys_file else None
-
-    def server_tls(self) -> ServerTls | None:
-        """None: not encrypted.
-
-        Raises:
-            InvalidInput: a certificate without its key, or a CA for clients without a certificate.
-        """
-        if bool(self.tls_cert) != bool(self.tls_key):
-            raise _half_a_pair()
-        if self.tls_cert:
-            client_ca = Path(self.tls_client_ca) if self.tls_client_ca else None
-            return ServerTls(Path(self.tls_cert), Path(self.tls_key), client_ca)
-        if self.tls_client_ca:
-            raise InvalidInput.of_field("TEXTMATCH_TLS_CLIENT_CA", "needs TEXTMATCH_TLS_CERT and _KEY")
-        return None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,16 @@ class ServerTls:
             require_client_authentication=self.client_ca is not None,
         )
 
+    def check(self) -> None:
+        """Check that the files can be used.
+
+        Raises:
+            InvalidInput: a file cannot be read, or key and certificate do not match.
+        """
+        _check_pair(self.cert, self.key)
+        if self.client_ca is not None:
+            _read(self.client_ca)
+
     def files(self) -> tuple[Path, ...]:
         """The files that are read."""
         return tuple(path for path in (self.cert, self.key, self.client_ca) if path is not None)

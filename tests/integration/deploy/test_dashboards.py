@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import httpx
 import pytest
 from qdrant_client import QdrantClient, models
 
@@ -36,10 +37,13 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     with running_stack(tmp_path_factory.mktemp("stack")) as stack:
         folder = tmp_path_factory.mktemp("prometheus")
         with running_prometheus(folder, stack.file["metrics"], [RULES]) as server:
-            # A rate needs a sample from before.
-            _wait_for(server, "count(up == 1) == 3")
+            # A rate needs a sample from before. The gateway has none of a route that nobody called.
+            _wait_for(server, "count(up == 1) == 4")
+            _use_gateway(stack)
+            _wait_for(server, "textmatch_gateway_request_seconds_count")
             with stack.client() as client:
                 _use(client)
+                _use_gateway(stack)
                 _overload(stack, server)
                 os.kill(stack.pid("encoder"), signal.SIGHUP)
                 _wait_for(server, 'textmatch_encoder_reloads_total{result="done"}')
@@ -82,7 +86,12 @@ def _use(client: TextMatchClient) -> None:
     client.encode(LONG_TEXT)
     for query in texts[:30]:
         client.match(query, rerank=True)
-    client.batch_match([*texts[:10], *texts[:10]], rerank=True)
+    list(client.batch_match([*texts[:10], *texts[:10]], rerank=True))
+
+
+def _use_gateway(stack: Stack) -> None:
+    for path in ("/v1/models", "/v1/collections", "/nothing"):
+        httpx.get(f"http://{stack.file['gateway']}{path}")
 
 
 def _overload(stack: Stack, server: Prometheus) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.client_calls import ANSWERS, EXAMPLES, STREAMS, call
+from tests.support.scripted_servicer import ScriptedMatcher
 from textmatch.client import AsyncTextMatchClient, TextMatchClient
 from textmatch.client import asyncio as client_module
 from textmatch.collection_config import CollectionConfig
@@ -46,19 +47,42 @@ def call_with(client: Any, method: str, changed: dict[str, Any]) -> Any:
 
 def test_both_clients_have_the_same_methods_with_the_same_options():
     synchronous, by_asyncio = methods_of(TextMatchClient), methods_of(AsyncTextMatchClient)
-    assert synchronous.keys() == by_asyncio.keys() == {*EXAMPLES, "close"}
+    assert synchronous.keys() == by_asyncio.keys() == {*EXAMPLES, "close", "using"}
     for name, method in {**synchronous, "__init__": TextMatchClient.__init__}.items():
         other = AsyncTextMatchClient.__init__ if name == "__init__" else by_asyncio[name]
         here, there = inspect.signature(method).parameters, inspect.signature(other).parameters
         assert [(one.name, one.kind, one.default) for one in here.values()] == [
             (one.name, one.kind, one.default) for one in there.values()
         ]
-        if name not in (*STREAMS, "__init__"):
+        if name not in (*STREAMS, "using", "__init__"):
             assert inspect.iscoroutinefunction(other)
 
 
 def test_keywords_of_a_match_are_its_options():
     assert MatchKeywords.__annotations__.keys() == MatchOptions.__dataclass_fields__.keys()
+
+
+def test_a_client_of_another_caller_has_the_same_connections(
+    client: TextMatchClient, matcher: ScriptedMatcher
+):
+    other = client.using(collection="faq", api_key="a-key", request_id="mine")
+    other.match("the cat")
+    assert matcher.match_requests[-1].collection == "faq"
+    assert (matcher.metadata["authorization"], matcher.metadata["x-request-id"]) == ("Bearer a-key", "mine")
+    other.using(collection="manuals").match("the cat")
+    assert matcher.match_requests[-1].collection == "manuals"
+    assert (matcher.metadata["authorization"], matcher.metadata["x-request-id"]) == ("Bearer a-key", "mine")
+    client.match("the cat")
+    assert matcher.match_requests[-1].collection == "default"
+    assert matcher.metadata.keys() & {"authorization", "x-request-id"} == set()
+
+
+@pytest.mark.parametrize("option", ["collection", "api_key", "request_id"])
+def test_what_another_caller_uses_is_a_string(client: TextMatchClient, option: str):
+    with pytest.raises(InvalidInput, match=rf"^{option}: is an int; it must be a string"):
+        client.using(**{option: 1})
+    with pytest.raises(TypeError, match=f"did you mean '{option}'"):
+        client.using(**{f"{option}s": "a"})
 
 
 @pytest.mark.parametrize("method", EXAMPLES)

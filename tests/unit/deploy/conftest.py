@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.kubernetes import (
+    GATEWAY_COMPONENT,
     OVERLAYS,
     SECURITY_COMPONENTS,
     Object,
@@ -14,7 +15,7 @@ from tests.support.kubernetes import (
 
 @pytest.fixture(params=[(overlay, secured) for overlay in OVERLAYS for secured in (False, True)], ids=str)
 def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
-    """The objects of each overlay in turn, as it is and with everything for its security."""
+    """The objects of each overlay in turn, as it is and with the gateway and everything for security."""
     overlay, is_secured = request.param
     return secured_objects(overlay, tmp_path_factory) if is_secured else overlay_objects(overlay)
 
@@ -29,5 +30,5 @@ def secured_objects(overlay: str, folders: pytest.TempPathFactory) -> list[Objec
     folder = folders.getbasetemp() / f"secured-{overlay}"
     if not folder.exists():
         folder.mkdir()
-        write_combination(folder, overlay, *SECURITY_COMPONENTS)
+        write_combination(folder, overlay, GATEWAY_COMPONENT, *SECURITY_COMPONENTS)
     return objects(folder)

@@ -17,7 +17,7 @@ DOCKERFILE = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "docker" / "compose.yaml").read_text())
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = PYPROJECT["project"]["version"]
-TARGETS = ("encoder-cuda", "encoder-cpu", "matcher", "worker")
+TARGETS = ("encoder-cuda", "encoder-cpu", "matcher", "worker", "gateway")
 # What only the encoder and training may bring.
 HEAVY = {"torch", "transformers", "sentence-transformers", "openvino", "peft"}
 
@@ -62,12 +62,12 @@ def test_everything_is_pinned():
     for image in [*bases, *images]:
         assert re.search(r":v?\d+\.\d+\.\d+", image), image
     assert [image for image in images if image.startswith("textmatch/")] == [
-        f"textmatch/{name}:{VERSION}" for name in ("encoder-cpu", "matcher", "worker")
+        f"textmatch/{name}:{VERSION}" for name in ("encoder-cpu", "matcher", "worker", "gateway")
     ]
 
 
-@pytest.mark.parametrize("extra", ["matcher", "worker"])
-def test_matcher_and_worker_are_installed_without_torch(extra: str):
+@pytest.mark.parametrize("extra", ["matcher", "worker", "gateway"])
+def test_other_processes_than_the_encoder_are_installed_without_torch(extra: str):
     assert f"'.[{extra}]'" in DOCKERFILE
     assert not _closure("textmatch", extra) & HEAVY
 
@@ -88,7 +88,7 @@ def test_compose_publishes_on_loopback_only_and_has_health_checks():
 def test_code_in_health_checks_compiles():
     checks = [service["healthcheck"]["test"] for service in COMPOSE["services"].values()]
     sources = [check[3] for check in checks if check[1:3] == ["python", "-c"]]
-    assert len(sources) == 1
+    assert len(sources) == 2
     for source in sources:
         compile(source, "healthcheck", "exec")
 

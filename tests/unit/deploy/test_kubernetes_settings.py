@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from services.encoder.settings import EncoderSettings
+from services.gateway.settings import GatewaySettings
 from services.matcher.settings import MatcherSettings
 from tests.support.kubernetes import (
     KUBERNETES,
@@ -28,17 +29,18 @@ SETTINGS: dict[str, type[Any]] = {
     "encoder": EncoderSettings,
     "matcher": MatcherSettings,
     "worker": WorkerSettings,
+    "gateway": GatewaySettings,
 }
 # What Qdrant, Redis and the libraries read.
 OTHER_VARIABLES = re.compile(r"QDRANT_|REDISCLI_AUTH$|HF_")
 
 
 def test_ports_are_the_defaults_of_the_code(rendered: list[Object]):
-    for name, settings in SETTINGS.items():
+    for name, settings in _present(rendered).items():
         defaults = {field.name: field.default for field in dataclasses.fields(settings)}
         ports = {port["name"]: port["containerPort"] for port in _container(rendered, name)["ports"]}
         assert ports["metrics"] == defaults["metrics_port"]
-        assert ports.get("grpc") == defaults.get("port")
+        assert ports.get("grpc", ports.get("http")) == defaults.get("port")
 
 
 def test_every_variable_is_a_setting(rendered: list[Object]):
@@ -62,7 +64,7 @@ def test_values_pass_the_checks_of_the_settings(rendered: list[Object]):
     [shared] = [
         one["data"] for one in of_kind(rendered, "ConfigMap") if "TEXTMATCH_ENCODER_TARGET" in one["data"]
     ]
-    for name, settings in SETTINGS.items():
+    for name, settings in _present(rendered).items():
         plain = {
             entry["name"]: entry["value"] for entry in _container(rendered, name)["env"] if "value" in entry
         }
@@ -101,6 +103,7 @@ def test_what_a_site_changes_is_in_the_overlay_alone(overlay: str):
         "textmatch/encoder",
         "textmatch/matcher",
         "textmatch/worker",
+        "textmatch/gateway",
     }
 
 
@@ -110,6 +113,13 @@ def test_no_other_file_holds_what_a_site_changes():
         assert "storageClassName" not in text, path
         assert not re.search(r"image: textmatch/\w+:", text), f"{path} names a version of our images"
         assert not re.search(r"^  namespace:", text, re.MULTILINE), path
+
+
+def _present(rendered: list[Object]) -> dict[str, type[Any]]:
+    """Settings of the processes that there are; the gateway is a component."""
+    names = {one["metadata"]["name"] for one in workloads(rendered)}
+    assert names >= SETTINGS.keys() - {"gateway"}
+    return {name: settings for name, settings in SETTINGS.items() if name in names}
 
 
 def _container(rendered: list[Object], name: str) -> Object:

@@ -1,0 +1,63 @@
+// Calls of the gateway. The key stays in this module's memory.
+
+const UPLOAD_TRIES = 5;
+const NDJSON = "application/x-ndjson";
+
+let key = "";
+
+/** The problem that the gateway answered, or that it did not answer (status 0). */
+export class CallFailed extends Error {
+  constructor(status, problem) {
+    super(problem.detail ?? "");
+    this.status = status;
+    this.requestId = problem.request_id ?? "";
+    this.retryAfterSeconds = problem.retry_after_seconds ?? 1;
+  }
+}
+
+/** Use this key for all calls from now on. */
+export function useKey(value) {
+  key = value.trim();
+}
+
+/** The JSON answer to a GET, or to a POST where there is a body. */
+export async function call(path, body) {
+  const answer = body === undefined
+    ? await send(path, {})
+    : await send(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  return answer.json();
+}
+
+/** The path of a collection, with something after it. */
+export function ofCollection(name, rest = "") {
+  return `/v1/collections/${encodeURIComponent(name)}${rest}`;
+}
+
+/** Store documents, given as JSON lines; returns one result for each. Retries while the servers are busy. */
+export async function upload(collection, lines, signal) {
+  const request = { method: "POST", headers: { "content-type": NDJSON }, body: lines.join("\n"), signal };
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      const answer = await send(ofCollection(collection, "/documents"), request);
+      const text = await answer.text();
+      return text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+    } catch (error) {
+      const isTransient = error instanceof CallFailed && [0, 429, 503].includes(error.status);
+      if (!isTransient || attempt === UPLOAD_TRIES) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfterSeconds));
+    }
+  }
+}
+
+async function send(path, request) {
+  const headers = { ...request.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
+  let answer;
+  try {
+    answer = await fetch(path, { ...request, headers, credentials: "omit", redirect: "error" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new CallFailed(0, {});
+  }
+  if (!answer.ok) throw new CallFailed(answer.status, await answer.json().catch(() => ({})));
+  return answer;
+}

@@ -1,0 +1,370 @@
+// The page: reads the form, calls the gateway, shows the answer. Texts are only ever set as text, never as HTML.
+
+import { CallFailed, call, ofCollection, upload, useKey } from "./api.js";
+import { translate } from "./strings.js";
+import { jsonArrayLines, markedParts, rate, readerOf, scoreParts, timingParts } from "./text.js";
+
+const BATCH_LINES = 500;
+const BATCH_CHARACTERS = 4_000_000;
+const MAX_SHOWN_ERRORS = 100;
+const POLL_MS = 2_000;
+const CHART_SECONDS = 120;
+const VIEWS = ["search", "pair", "collections", "queue", "upload"];
+const SVG = "http://www.w3.org/2000/svg";
+
+let language = navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
+let samples = [];
+let running = null; // the AbortController of an upload
+
+const t = (key, values) => translate(language, key, values);
+const $ = (id) => document.getElementById(id);
+
+/** An element with properties and children; strings become text. */
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  Object.assign(element, properties);
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+function showTexts(root = document) {
+  for (const element of root.querySelectorAll("[data-text]")) element.textContent = t(element.dataset.text);
+  for (const element of root.querySelectorAll("[data-label]")) {
+    element.setAttribute("aria-label", t(element.dataset.label));
+  }
+}
+
+function setLanguage(chosen) {
+  language = chosen;
+  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  $("language").textContent = t("other_language");
+  $("language").lang = language === "zh" ? "en" : "zh-CN";
+  showTexts();
+}
+
+/** Run an action; what goes wrong is shown above the view. */
+async function attempt(action) {
+  $("problem").textContent = "";
+  try {
+    return await action();
+  } catch (error) {
+    $("problem").textContent = problemText(error);
+    if (error instanceof CallFailed && error.status === 401) $("key").focus();
+    return undefined;
+  }
+}
+
+function problemText(error) {
+  if (!(error instanceof CallFailed)) return error.message;
+  if (error.status === 0) return t("unreachable");
+  const start = error.status === 401 ? `${t("needsKey")} ` : "";
+  return `${start}${error.message} (${error.status}, ${error.requestId})`;
+}
+
+function number(value, digits = 3) {
+  return value === null || value === undefined ? "–" : Number(value).toLocaleString(language, { maximumFractionDigits: digits });
+}
+
+function table(names, rows) {
+  const isNumber = (cell) => typeof cell === "number";
+  const cellOf = (cell) => make("td", { className: isNumber(cell) ? "number" : "" },
+    isNumber(cell) ? number(cell) : cell ?? "");
+  return make("table", {},
+    make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name)))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cellOf)))));
+}
+
+function scoreBar(label, score) {
+  const meter = make("meter", { min: 0, max: 1, value: score }, number(score));
+  meter.setAttribute("aria-label", label);
+  return make("span", {}, meter, ` ${Number(score).toFixed(3)}`);
+}
+
+// Search.
+
+function addColumn() {
+  const column = $("query-form").content.cloneNode(true).firstElementChild;
+  showTexts(column);
+  const form = column.querySelector("form");
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    attempt(() => search(form, column.querySelector(".result")));
+  });
+  form.elements.query.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    form.requestSubmit();
+  });
+  $("columns").append(column);
+}
+
+async function search(form, place) {
+  const fields = form.elements;
+  const body = {
+    query: fields.query.value,
+    top_k: Number(fields.top_k.value),
+    min_score: Number(fields.min_score.value),
+    rerank: fields.rerank.value,
+    explain: true,
+  };
+  if (fields.recall.value) body.recall = fields.recall.value;
+  if (fields.where.value.trim()) body.where = fields.where.value;
+  place.replaceChildren();
+  place.append(...resultOf(await call(ofCollection($("collection").value, ":match"), body)));
+}
+
+function resultOf(result) {
+  const counts = { matches: result.matches.length, candidates: result.candidate_count ?? 0,
+    scored: result.scored_count ?? 0, recall: result.recall ?? "–" };
+  const models = [result.models.bi_encoder, result.models.cross_encoder].filter(Boolean).join(" · ");
+  return [
+    make("p", { className: "quiet" }, counts.matches ? t("counts", counts) : t("nothing")),
+    ...(result.filter_warnings ?? []).map((warning) => make("p", { className: "warning" }, warning)),
+    result.degraded ? make("p", { className: "warning" }, t("degraded", { reason: result.degraded })) : "",
+    timingBar(result.timings_ms),
+    make("p", { className: "quiet" }, models),
+    make("ol", { className: "matches" }, ...result.matches.map((match) => matchItem(result.query, match))),
+  ];
+}
+
+function timingBar(timings) {
+  const names = { encode: t("encode"), recall: t("stage_recall"), rerank: t("stage_rerank"), other: t("other") };
+  const parts = timingParts(timings);
+  const words = parts.map(({ stage, ms }) => `${names[stage]} ${ms.toFixed(1)} ms`);
+  const svg = document.createElementNS(SVG, "svg");
+  const set = (element, values) => Object.entries(values).forEach(([name, value]) => element.setAttribute(name, value));
+  set(svg, { class: "timings", viewBox: "0 0 100 4", preserveAspectRatio: "none", role: "img",
+    "aria-label": `${t("timings")}: ${words.join(", ")}` });
+  for (const { stage, start, share } of parts) {
+    const rect = document.createElementNS(SVG, "rect");
+    set(rect, { class: stage, x: 100 * start, y: 0, width: 100 * share, height: 4 });
+    svg.append(rect);
+  }
+  const keys = parts.map(({ stage }, at) => make("span", { className: `key ${stage}` }, words[at]));
+  return make("div", { className: "quiet" }, svg, ...keys);
+}
+
+function matchItem(query, match) {
+  const marked = markedParts(query, match.text).map(({ text, isMarked }) => (isMarked ? make("mark", {}, text) : text));
+  const attributes = Object.entries(match.attributes ?? {}).map(([name, value]) => `${name}: ${JSON.stringify(value)}`);
+  return make("li", {},
+    make("div", { className: "head" }, make("h2", {}, match.id), scoreBar(t("score"), match.score)),
+    make("p", {}, ...marked),
+    attributes.length ? make("p", { className: "quiet" }, attributes.join(" · ")) : null,
+    match.explanation ? make("details", {}, make("summary", {}, t("why")), why(match)) : null);
+}
+
+function why(match) {
+  const { explanation } = match;
+  const { parts } = scoreParts(explanation, match.rerank_score);
+  const rows = parts.map(({ part, value, weight, product }) => [t(part), value ?? "", weight, product]);
+  rows.push([t("calibrated"), match.score, "", ""], [t("recallScore"), match.recall_score, "", ""]);
+  if (explanation.pair_classifier_score != null) rows.push([t("pairClassifier"), explanation.pair_classifier_score, "", ""]);
+  return make("div", { className: "wide" }, table([t("part"), t("value"), t("weight"), t("product")], rows));
+}
+
+// Other views.
+
+async function scorePair(form) {
+  const { first, second } = form.elements;
+  const answer = await call("/v1/score", { text_1: first.value, text_2: second.value });
+  $("pair-result").replaceChildren(make("p", {}, scoreBar(t("score"), answer.data[0].score)),
+    make("p", { className: "quiet" }, answer.model));
+}
+
+async function showCollections() {
+  const [{ collections }, models] = await Promise.all([loadCollections(), call("/v1/models")]);
+  const indexes = (one) => one.payload_indexes.map(({ field, kind }) => `${field} (${kind})`).join(", ");
+  $("collection-table").replaceChildren(table(
+    ["name", "documents", "biEncoder", "crossEncoder", "lexical", "indexes", "created"].map((key) => t(key)),
+    collections.map((one) => [one.name, one.document_count, one.model_id || one.bi_encoder, one.cross_encoder,
+      one.lexical ? t("yes") : "", indexes(one), one.created_at ? new Date(one.created_at).toLocaleString(language) : ""])));
+  $("model-table").replaceChildren(table(
+    ["name", "kind", "dimension", "maxTokens", "isDefault"].map((key) => t(key)),
+    models.data.map((one) => [one.id, one.kind, one.dimension, one.max_tokens, one.is_default ? t("yes") : ""])));
+}
+
+async function loadCollections() {
+  const answer = await call("/v1/collections");
+  const chosen = $("collection").value;
+  const names = answer.collections.map(({ name }) => name);
+  if (!names.includes("default")) names.unshift("default");
+  $("collection").replaceChildren(...names.map((name) => make("option", { value: name }, name)));
+  if (names.includes(chosen)) $("collection").value = chosen;
+  return answer;
+}
+
+async function showQueue() {
+  const status = await call(ofCollection($("collection").value, "/status"));
+  const seconds = performance.now() / 1000;
+  samples = samples.filter((one) => one.seconds > seconds - CHART_SECONDS);
+  samples.push({ seconds, count: status.document_count, queued: status.queued_count });
+  const numbers = [["queued", status.queued_count], ["oldest", status.oldest_queued_seconds],
+    ["rate", Math.max(0, rate(samples.slice(-6)))], ["documents", status.document_count],
+    ["deadLetters", status.dead_letter_count]];
+  $("queue-numbers").replaceChildren(...numbers.map(([key, value]) =>
+    make("div", {}, make("dt", {}, t(key)), make("dd", {}, number(value, 1)))));
+  const most = Math.max(1, ...samples.map(({ queued }) => queued));
+  const points = samples.map((one) =>
+    `${600 - (600 * (seconds - one.seconds)) / CHART_SECONDS},${118 - (114 * one.queued) / most}`);
+  $("queue-chart").firstElementChild.setAttribute("points", points.join(" "));
+  const problems = status.problems.map(({ message }) => make("span", { className: "warning" }, `${message} `));
+  $("dead-letters").replaceChildren(...problems, status.dead_letter_count ? t("deadLetterHelp") : "");
+}
+
+async function showState(form) {
+  const name = $("collection").value, id = form.elements.id.value;
+  const status = await call(ofCollection(name, `/status?document_id=${encodeURIComponent(id)}`));
+  const stored = await call(ofCollection(name, `/documents/${encodeURIComponent(id)}`)).catch(() => null);
+  $("state-result").replaceChildren(
+    make("p", {}, `${t("state")}: ${status.document_state ?? "–"}`),
+    status.document_error ? make("p", { className: "warning" }, status.document_error) : "",
+    stored ? make("p", {}, stored.text) : "");
+}
+
+// Upload.
+
+async function sendFile(file) {
+  const counts = { ACCEPTED: 0, UNCHANGED: 0, REJECTED: 0, FAILED: 0 };
+  const collection = $("collection").value;
+  let sent = 0;
+  const send = async (lines) => {
+    const results = await upload(collection, lines, running.signal);
+    for (const result of results) {
+      counts[result.outcome] += 1;
+      if (result.error) showUploadError(sent + result.line, result);
+    }
+    sent += lines.length;
+    showCounts(counts);
+  };
+  $("upload-errors").replaceChildren();
+  showCounts(counts);
+  const progress = $("upload-progress");
+  progress.value = 0;
+  for await (const { lines, share } of batchesOf(file)) {
+    if (lines.length) await send(lines);
+    progress.value = share;
+  }
+}
+
+/** The lines of a file in batches, with the share of the file that was read. */
+async function* batchesOf(file) {
+  if (/\.json$/i.test(file.name)) {
+    const lines = jsonArrayLines(await file.text());
+    if (lines !== null) {
+      for (let at = 0; at < lines.length; at += BATCH_LINES) {
+        yield { lines: lines.slice(at, at + BATCH_LINES), share: Math.min(1, (at + BATCH_LINES) / lines.length) };
+      }
+      return;
+    }
+  }
+  const reader = readerOf(file.name);
+  const decoder = new TextDecoder("utf-8", { fatal: true });
+  let read = 0, waiting = [], size = 0;
+  const pieces = file.stream().getReader();
+  for (;;) {
+    const { done, value } = await pieces.read();
+    const lines = done ? [...reader.push(decoder.decode()), ...reader.end()] : reader.push(decoder.decode(value, { stream: true }));
+    read += value?.length ?? 0;
+    for (const line of lines) {
+      waiting.push(line);
+      size += line.length;
+      if (waiting.length === BATCH_LINES || size > BATCH_CHARACTERS) {
+        yield { lines: waiting, share: read / file.size };
+        [waiting, size] = [[], 0];
+      }
+    }
+    if (done) {
+      yield { lines: waiting, share: 1 };
+      return;
+    }
+  }
+}
+
+function showCounts(counts) {
+  $("upload-result").textContent = t("uploaded", { accepted: number(counts.ACCEPTED), unchanged: number(counts.UNCHANGED),
+    rejected: number(counts.REJECTED), failed: number(counts.FAILED) });
+}
+
+function showUploadError(line, result) {
+  const list = $("upload-errors");
+  if (list.children.length >= MAX_SHOWN_ERRORS) return;
+  const place = [t("line", { line }), result.id].filter(Boolean).join(", ");
+  list.append(make("li", {}, `${place}: ${result.error.detail}`));
+}
+
+async function startUpload(form) {
+  running = new AbortController();
+  const show = (isRunning) => {
+    $("stop").hidden = !isRunning;
+    form.querySelector("button").disabled = isRunning;
+  };
+  $("upload-progress").hidden = false;
+  show(true);
+  try {
+    await sendFile(form.elements.file.files[0]);
+    $("upload-result").append(` ${t("done")}`);
+  } catch (error) {
+    if (error.name !== "AbortError") throw error;
+    $("upload-result").append(` ${t("stopped")}`);
+  } finally {
+    show(false);
+  }
+}
+
+// Views.
+
+function openView(name) {
+  for (const view of VIEWS) {
+    const tab = $(`tab-${view}`);
+    tab.setAttribute("aria-selected", String(view === name));
+    tab.tabIndex = view === name ? 0 : -1;
+    $(view).hidden = view !== name;
+  }
+  samples = [];
+  if (name === "collections") attempt(showCollections);
+  if (name === "queue") attempt(showQueue);
+}
+
+function onTabKey(event) {
+  const at = VIEWS.indexOf(event.target.id.replace("tab-", ""));
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (at < 0 || !step) return;
+  const next = VIEWS[(at + step + VIEWS.length) % VIEWS.length];
+  $(`tab-${next}`).focus();
+  openView(next);
+}
+
+function onSubmit(id, action) {
+  $(id).addEventListener("submit", (event) => {
+    event.preventDefault();
+    attempt(() => action(event.target));
+  });
+}
+
+function start() {
+  addColumn();
+  setLanguage(language);
+  for (const view of VIEWS) $(`tab-${view}`).addEventListener("click", () => openView(view));
+  document.querySelector("[role=tablist]").addEventListener("keydown", onTabKey);
+  onSubmit("pair-form", scorePair);
+  onSubmit("state-form", showState);
+  onSubmit("upload-form", startUpload);
+  $("stop").addEventListener("click", () => running?.abort());
+  $("language").addEventListener("click", () => setLanguage(language === "zh" ? "en" : "zh"));
+  $("compare").addEventListener("change", ({ target }) => (target.checked ? addColumn() : $("columns").lastElementChild.remove()));
+  $("key").addEventListener("input", ({ target }) => useKey(target.value));
+  $("key").addEventListener("change", () => attempt(loadCollections));
+  $("collection").addEventListener("change", () => {
+    samples = [];
+    if (!$("queue").hidden) attempt(showQueue);
+  });
+  setInterval(() => {
+    // An earlier problem stays readable.
+    if (!$("queue").hidden && !document.hidden) showQueue().catch((error) => ($("problem").textContent = problemText(error)));
+  }, POLL_MS);
+  openView("search");
+  attempt(loadCollections);
+}
+
+start();

@@ -1,0 +1,260 @@
+"""Embeddings and models, as OpenAI's API and text-embeddings-inference have them.
+
+curl localhost:8080/v1/embeddings -H 'content-type: application/json' -d '{"input": "剪切字符串"}'
+"""
+
+from __future__ import annotations
+
+import base64
+from importlib.metadata import version
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic_core import to_json
+
+from services.gateway.caller import FromRequest, StrictBody
+from services.gateway.problems import renamed_fields
+from textmatch.client import EncodeResult, HealthState, ModelInfo, ModelKind, Role
+from textmatch.documents import check_item_count
+from textmatch.errors import ModelNotFound, NotReady, Violation, raise_violations
+from textmatch.v1 import error_reason_pb2
+from textmatch.vectors import Embeddings
+
+MAX_TEXTS = 2_048
+
+router = APIRouter()
+
+_ROLES = {
+    "query": Role.QUERY,
+    "search_query": Role.QUERY,
+    "document": Role.DOCUMENT,
+    "passage": Role.DOCUMENT,
+    "search_document": Role.DOCUMENT,
+}
+InputType: TypeAlias = Literal["query", "search_query", "document", "passage", "search_document"]
+
+
+def _to_texts(value: Any) -> Any:
+    """One text or several. Token ids belong to the tokenizer of another model."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and all(isinstance(one, (int, list)) for one in value):
+        raise ValueError("has lists of token ids; send strings")
+    return value
+
+
+Texts = Annotated[
+    list[str],
+    BeforeValidator(_to_texts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_TEXTS},
+            ]
+        }
+    ),
+]
+
+
+class EmbeddingsRequest(StrictBody):
+    """As OpenAI's `embeddings.create`, with `input_type`."""
+
+    input: Texts
+    model: str = Field("", description="Name, id or alias of a bi-encoder. Empty: the default one.")
+    dimensions: int | None = Field(None, ge=1, le=65_536, description="For Matryoshka models.")
+    encoding_format: Literal["float", "base64"] = "float"
+    input_type: InputType = Field("document", description="What the texts are used for.")
+    user: str | None = Field(None, description="Ignored.")
+
+
+class EmbeddingItem(BaseModel):
+    """One embedding: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+    truncated: bool = Field(False, description="The model did not read the end of the text.")
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens that the model read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """As OpenAI's, with `truncated`."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage
+
+
+class ModelItem(BaseModel):
+    """A model that the encoder serves."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "textmatch"
+    model_id: str
+    kind: ModelKind
+    dimension: int
+    max_tokens: int
+    is_default: bool
+
+
+class ModelList(BaseModel):
+    """As OpenAI's."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelItem]
+
+
+class EmbedRequest(StrictBody):
+    """As `/embed` of text-embeddings-inference."""
+
+    inputs: Texts
+    dimensions: int | None = Field(None, ge=1, le=65_536)
+    normalize: Literal[True] = Field(True, description="Embeddings always have length 1.")
+    prompt_name: InputType = "document"
+    truncate: bool = Field(True, description="False: a text that is too long for the model is an error.")
+    truncation_direction: Literal["right", "Right"] = "right"
+
+
+class InfoResponse(BaseModel):
+    """As `/info` of text-embeddings-inference."""
+
+    model_id: str
+    model_dtype: str
+    model_type: dict[str, dict[str, str]]
+    max_input_length: int
+    max_client_batch_size: int = MAX_TEXTS
+    auto_truncate: bool = True
+    version: str
+
+
+@router.post("/v1/embeddings", response_model=EmbeddingsResponse, tags=["OpenAI"])
+async def embeddings(body: EmbeddingsRequest, caller: FromRequest) -> Response:
+    """Embed texts. The official clients of OpenAI can call it."""
+    check_item_count("input", len(body.input), MAX_TEXTS)
+    with renamed_fields({"texts": "input", "dimension": "dimensions"}):
+        result = await caller.client.encode(
+            body.input,
+            role=_ROLES[body.input_type],
+            dimension=body.dimensions,
+            model=caller.gateway.model(body.model),
+            timeout_seconds=caller.timeout_seconds,
+        )
+    is_base64 = body.encoding_format == "base64"
+    rows = _to_base64(result.embeddings) if is_base64 else result.embeddings.tolist()
+    token_count = sum(result.token_counts)
+    content = {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": row, "truncated": truncated}
+            for index, (row, truncated) in enumerate(zip(rows, result.truncated, strict=True))
+        ],
+        "model": result.model_id,
+        "usage": {"prompt_tokens": token_count, "total_tokens": token_count},
+    }
+    return _json(content)
+
+
+@router.get("/v1/models", tags=["OpenAI"])
+async def list_models(caller: FromRequest) -> ModelList:
+    """All models that the encoder serves."""
+    found = await caller.client.models(timeout_seconds=caller.timeout_seconds)
+    return ModelList(data=[_model_item(one) for one in found])
+
+
+@router.get("/v1/models/{model:path}", tags=["OpenAI"])
+async def get_model(model: str, caller: FromRequest) -> ModelItem:
+    """A model by its name, id or alias."""
+    name = caller.gateway.model(model)
+    for one in await caller.client.models(timeout_seconds=caller.timeout_seconds):
+        is_meant = name in (one.name, one.model_id) or (not name and _is_default_bi_encoder(one))
+        if is_meant:
+            return _model_item(one)
+    raise ModelNotFound(model)
+
+
+@router.post("/embed", response_model=list[list[float]], tags=["text-embeddings-inference"])
+async def embed(body: EmbedRequest, caller: FromRequest) -> Response:
+    """Embed texts by the default bi-encoder."""
+    check_item_count("inputs", len(body.inputs), MAX_TEXTS)
+    with renamed_fields({"texts": "inputs", "dimension": "dimensions"}):
+        result = await caller.client.encode(
+            body.inputs,
+            role=_ROLES[body.prompt_name],
+            dimension=body.dimensions,
+            timeout_seconds=caller.timeout_seconds,
+        )
+    if not body.truncate:
+        _refuse_truncated(result)
+    return _json(result.embeddings.tolist())
+
+
+@router.get("/info", tags=["text-embeddings-inference"])
+async def info(caller: FromRequest) -> InfoResponse:
+    """The default bi-encoder, and the limits of the gateway."""
+    for one in await caller.client.models(timeout_seconds=caller.timeout_seconds):
+        if _is_default_bi_encoder(one):
+            return InfoResponse(
+                model_id=one.model_id,
+                model_dtype=one.dtype,
+                model_type={"embedding": {}},
+                max_input_length=one.max_tokens,
+                version=version("textmatch"),
+            )
+    raise ModelNotFound("", "the encoder serves no bi-encoder")
+
+
+@router.get("/health", status_code=200, tags=["text-embeddings-inference"])
+async def health(caller: FromRequest) -> dict[str, HealthState]:
+    """200 if encoder and matcher answer and are serving, else 503."""
+    states = {one.name: one.state for one in await caller.client.health()}
+    down = [f"the {name} is {state}" for name, state in states.items() if state is not HealthState.SERVING]
+    if down:
+        raise NotReady("; ".join(down))
+    return states
+
+
+def _to_base64(vectors: Embeddings) -> list[str]:
+    """Each row as base64 of little-endian float32."""
+    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    return [base64.b64encode(row).decode() for row in rows]
+
+
+def _json(content: Any) -> Response:
+    return Response(to_json(content), media_type="application/json")
+
+
+def _model_item(model: ModelInfo) -> ModelItem:
+    return ModelItem(
+        id=model.name,
+        model_id=model.model_id,
+        kind=model.kind,
+        dimension=model.dimension,
+        max_tokens=model.max_tokens,
+        is_default=model.is_default,
+    )
+
+
+def _is_default_bi_encoder(model: ModelInfo) -> bool:
+    return model.is_default and model.kind is ModelKind.BI_ENCODER
+
+
+def _refuse_truncated(result: EncodeResult) -> None:
+    reason = error_reason_pb2.ERROR_REASON_TEXT_TOO_LARGE
+    raise_violations(
+        Violation(f"inputs[{position}]", reason, f"has more tokens than the {count} that the model reads")
+        if truncated
+        else None
+        for position, (truncated, count) in enumerate(zip(result.truncated, result.token_counts, strict=True))
+    )

@@ -1,0 +1,88 @@
+"""The official clients of OpenAI and Cohere, unmodified but for base URL and key."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import cohere
+import httpx
+import numpy as np
+import openai
+import pytest
+
+TEXTS = ["the cat sits on the mat", "a dog runs in the park", "where is the cat"]
+QUERY = "the cat sits on the mat"
+
+
+@pytest.fixture
+async def openai_client(encoder_gateway: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{encoder_gateway}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+async def test_embeddings_of_openai_are_those_of_the_encoder(
+    openai_client: openai.AsyncOpenAI, encoder_gateway: str
+):
+    # The client asks for base64 unless it is told otherwise.
+    answer = await openai_client.embeddings.create(model="text-embedding-3-small", input=TEXTS)
+    rows = np.array([one.embedding for one in answer.data])
+    assert rows.shape == (3, 32)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    plain = await openai_client.embeddings.create(model="plain", input=TEXTS, encoding_format="float")
+    np.testing.assert_array_equal(np.array([one.embedding for one in plain.data]), rows)
+    async with httpx.AsyncClient(base_url=encoder_gateway) as http:
+        body = {"input": TEXTS, "encoding_format": "base64"}
+        raw = (await http.post("/v1/embeddings", json=body)).json()["data"][0]["embedding"]
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(raw), "<f4"), rows[0].astype("<f4"))
+    assert answer.usage.total_tokens > len(TEXTS)
+
+
+async def test_what_a_text_is_used_for(openai_client: openai.AsyncOpenAI):
+    """The model `classified` has prompts."""
+    rows = {}
+    for role in ("query", "document"):
+        answer = await openai_client.embeddings.create(
+            model="classified", input="the cat", extra_body={"input_type": role}
+        )
+        rows[role] = answer.data[0].embedding
+    assert not np.allclose(rows["query"], rows["document"])
+
+
+async def test_models_of_openai(openai_client: openai.AsyncOpenAI):
+    listed = [one.id async for one in openai_client.models.list()]
+    # The encoder names models of directories by their path.
+    assert {Path(one).name for one in listed} == {"plain", "classified", "pairs"}
+    for name in ("plain", *listed):
+        assert (await openai_client.models.retrieve(name)).owned_by == "textmatch"
+
+
+async def test_errors_of_openai_have_our_reasons(openai_client: openai.AsyncOpenAI):
+    with pytest.raises(openai.BadRequestError, match="has lists of token ids") as refused:
+        await openai_client.embeddings.create(model="plain", input=[[1, 2, 3]])
+    assert (refused.value.code, refused.value.param) == ("INVALID_INPUT", "input")
+    with pytest.raises(openai.NotFoundError) as missing:
+        await openai_client.embeddings.create(model="gpt-9", input="a")
+    assert missing.value.code == "MODEL_NOT_FOUND"
+
+
+async def test_both_reranks_of_cohere(encoder_gateway: str):
+    async with cohere.AsyncClientV2(base_url=encoder_gateway, api_key="none") as newer:
+        answer = await newer.rerank(model="rerank-v3.5", query=QUERY, documents=TEXTS, top_n=2)
+    scores = [one.relevance_score for one in answer.results]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    async with cohere.AsyncClient(base_url=encoder_gateway, api_key="none") as older:
+        all_of_them = await older.rerank(
+            query=QUERY, documents=[{"text": text} for text in TEXTS], return_documents=True
+        )
+    assert [one.index for one in all_of_them.results][:2] == [one.index for one in answer.results]
+    assert {one.document.text for one in all_of_them.results if one.document} == set(TEXTS)
+
+
+async def test_errors_of_cohere_have_our_items(encoder_gateway: str):
+    async with cohere.AsyncClientV2(base_url=encoder_gateway, api_key="none") as client:
+        with pytest.raises(cohere.BadRequestError) as refused:
+            await client.rerank(model="rerank-v3.5", query=QUERY, documents=["a", " "])
+    assert refused.value.body["items"][0]["field"] == "documents[1]"
