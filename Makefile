@@ -16,8 +16,8 @@ PROTOC := .venv-protoc/bin/python -m grpc_tools.protoc -I protos \
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos format check check-stubs check-structure test test-all chaos run demo bench docs \
-	check-deploy promtool redis-tls images monitoring
+.PHONY: help setup protos format check check-stubs check-breaking check-structure test test-all chaos run demo bench docs \
+	check-deploy promtool redis-tls toolchains images monitoring
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,7 +48,7 @@ docs: $(INSTALLED) ## Write docs/configuration.md from the settings
 format: $(INSTALLED) ## Format the code and apply ruff's fixes
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
 
-check: $(INSTALLED) $(BUF) check-stubs check-structure check-deploy ## Lint, types, import rules, structure, protos, packages, manifests, alerts
+check: $(INSTALLED) $(BUF) check-stubs check-breaking check-structure check-deploy ## Lint, types, import rules, structure, protos, packages, manifests, alerts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -59,6 +59,13 @@ check-stubs: $(INSTALLED) $(PROTOC_INSTALLED)
 	@stubs=$$(mktemp -d) && trap 'rm -rf '"$$stubs" EXIT && $(MAKE) -s protos STUBS_DIR=$$stubs \
 		&& diff -r -x __pycache__ -x __init__.py $$stubs/textmatch/v1 textmatch/v1 \
 		|| { echo "textmatch/v1 is stale: run make protos" >&2; exit 1; }
+
+# The release before this commit. Before the first one there is nothing to compare with.
+check-breaking: $(BUF)
+	@test "$$(git rev-parse --is-shallow-repository)" = false || { echo "git fetch --unshallow --tags first: the last release is unknown" >&2; exit 1; }
+	@tag=$$(git describe --tags --abbrev=0 --match 'v*' HEAD^ 2>/dev/null) || { echo "buf breaking: no release yet"; exit 0; }; \
+		released=$$(mktemp -d) && trap 'rm -rf '"$$released" EXIT && git archive "$$tag" protos buf.yaml | tar -x -C "$$released" \
+		&& echo "buf breaking: compared with $$tag" && $(BUF) breaking --against "$$released"
 
 check-structure: $(INSTALLED)
 	@$(BIN)/pytest -q tests/unit/test_structure.py tests/unit/test_dependencies.py
@@ -75,15 +82,19 @@ promtool:
 redis-tls:
 	@command -v redis-server redis-check-rdb >/dev/null || test -z "$$CI" || { echo "==> Installing redis-tools, which contains a server with TLS"; $(APT_INSTALL) redis-tools >/dev/null; }
 
+# The clients in docs/clients are compiled by Go (https://go.dev/dl), Maven and npm. Debian has no recent Go.
+toolchains: $(if $(CI),$(BUF))
+	@command -v mvn >/dev/null || test -z "$$CI" || { echo "==> Installing maven with a JDK"; $(APT_INSTALL) maven >/dev/null; }
+
 $(BUF): package.json
 	@command -v npm >/dev/null || { echo "==> Installing npm, which installs buf"; $(APT_INSTALL) npm >/dev/null; }
 	@echo "==> Installing buf"
 	@npm install --silent --no-audit --no-fund --no-package-lock && touch $@
 
-test: $(INSTALLED) redis-tls ## Run all tests except the slow ones
+test: $(INSTALLED) redis-tls $(if $(CI),$(BUF)) ## Run all tests except the slow ones
 	@$(BIN)/pytest -m "not slow"
 
-test-all: $(INSTALLED) redis-tls ## Run all tests
+test-all: $(INSTALLED) redis-tls toolchains ## Run all tests
 	@$(BIN)/pytest
 
 chaos: $(INSTALLED) ## Kill processes repeatedly while 20,000 documents are ingested; SEED=N repeats a run

@@ -157,7 +157,7 @@ def _watch(stack: RunningStack, documents: Path, interval_seconds: float) -> Ite
         is_running = True
         while is_running:
             is_running = command.poll() is None
-            count = client.ingest_status().document_count
+            count = client.ingest_status().document_count or 0
             seconds = time.monotonic() - started
             yield StackSample(seconds, count, {**stack.rss_bytes(), "command": rss_bytes(watched)})
             if is_running:

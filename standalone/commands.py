@@ -17,7 +17,8 @@ from rich.console import Console
 
 from standalone import settings
 from standalone.encoder_placement import plan_encoders
-from standalone.stack import STACK_FILE, choose_ports, process_specs
+from standalone.external_stores import wait_for_stores
+from standalone.stack import STACK_FILE, ExternalStores, choose_ports, process_specs
 from standalone.supervisor import StackError, Supervisor, held_data_dir, holder_pid
 from textmatch.runtime.settings import ClientTlsSettings, load
 
@@ -31,6 +32,15 @@ Detach = Annotated[bool, typer.Option("--detach", help="Return when everything i
 Encoders = Annotated[
     int, typer.Option("--encoders", min=1, help="Number of encoders; calls are balanced over them.")
 ]
+QdrantUrl = Annotated[
+    str,
+    typer.Option(
+        "--qdrant-url", metavar="URL", help="Use this Qdrant instead of an own one: http://host:6334."
+    ),
+]
+RedisUrl = Annotated[
+    str, typer.Option("--redis-url", metavar="URL", help="Use this Redis instead of an own one.")
+]
 Gpus = Annotated[int | None, typer.Option("--gpus", min=1, help="Number of GPUs; each gets one encoder.")]
 
 _console = Console(stderr=True, highlight=False)
@@ -41,20 +51,29 @@ def up(
     detach: Detach = False,
     encoders: Encoders = 1,
     gpus: Gpus = None,
+    qdrant_url: QdrantUrl = "",
+    redis_url: RedisUrl = "",
 ) -> None:
-    """Start Redis, Qdrant, encoder, matcher and worker on this machine; Ctrl-C stops them."""
+    """Start Redis, Qdrant, encoder, matcher and worker on this machine; Ctrl-C stops them.
+
+    A store whose URL is given is waited for, used and never stopped. TEXTMATCH_QDRANT_API_KEY is its key.
+    """
     if gpus is not None and encoders > 1:
         raise StackError("--gpus starts one encoder on each GPU; omit --encoders")
     environment = settings.environment()
     plans = plan_encoders(encoders, gpus, environment)
+    external = ExternalStores(redis_url, qdrant_url)
     if detach:
-        chosen_options = ("--encoders", str(encoders)) if gpus is None else ("--gpus", str(gpus))
+        chosen_options = ["--encoders", str(encoders)] if gpus is None else ["--gpus", str(gpus)]
+        chosen_options += ["--qdrant-url", qdrant_url] if qdrant_url else []
+        chosen_options += ["--redis-url", redis_url] if redis_url else []
         start_detached(data_dir, chosen_options)
         return
     with held_data_dir(data_dir):
+        asyncio.run(wait_for_stores(external, environment, _report))
         chosen = choose_ports(len(plans))
         specs = process_specs(
-            data_dir.resolve(), chosen, environment, load(ClientTlsSettings).client_tls(), plans
+            data_dir.resolve(), chosen, environment, load(ClientTlsSettings).client_tls(), plans, external
         )
         _report(f"starting the stack in {data_dir}; logs are in {data_dir / 'logs'}")
         supervisor = Supervisor(specs, chosen, data_dir, _report)
@@ -107,7 +126,10 @@ def start_detached(data_dir: Path, options: Sequence[str] = ()) -> None:
             )
         if time.monotonic() > deadline:
             process.terminate()
-            raise StackError(f"the stack was not serving within {_START_SECONDS:.0f} s; see {log_path}")
+            last_line = (log_path.read_text().strip().splitlines() or [""])[-1]
+            raise StackError(
+                f"the stack was not serving within {_START_SECONDS:.0f} s; see {log_path}: {last_line}"
+            )
         time.sleep(_POLL_SECONDS)
     _console.print(log_path.read_text().strip(), markup=False)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import grpc
@@ -62,13 +63,16 @@ def grpc_serving(address: str, tls: ClientTls | None = None) -> Probe:
     return probe
 
 
-def http_answers(url: str, line: str = "") -> Probe:
-    """A GET succeeds, and the answer has this line if one is given."""
+def http_answers(url: str, status: int = 200) -> Probe:
+    """A GET is answered with this status. No answer at all is none."""
 
     def read() -> bool:
         try:
             with urlopen(url, timeout=_PROBE_SECONDS) as response:  # noqa: S310 -- our own addresses
-                return not line or line in response.read().decode().splitlines()
+                return bool(response.status == status)
+        except HTTPError as error:
+            with error:
+                return error.code == status
         except OSError:
             return False
 
@@ -83,6 +87,7 @@ class ProcessSpec:
     """One process: its command, and the probe of its readiness.
 
     It is started when the processes in `after` are ready. `metrics_address` is empty if it serves no metrics.
+    It is killed and started again if `must_restart` stays true.
     """
 
     name: str
@@ -92,6 +97,18 @@ class ProcessSpec:
     is_ready: Probe
     after: tuple[str, ...] = ()
     metrics_address: str = ""
+    must_restart: Probe | None = None
+
+
+@dataclass(frozen=True)
+class ExternalStores:
+    """URLs of stores that somebody else runs; "": the stack starts its own."""
+
+    redis_url: str = ""
+    qdrant_url: str = ""
+
+
+_NO_EXTERNAL_STORES = ExternalStores()
 
 
 @dataclass(frozen=True)
@@ -162,33 +179,25 @@ def process_specs(
     environment: Mapping[str, str],
     tls: ClientTls | None = None,
     encoders: Sequence[EncoderPlan] = _ONE_ENCODER,
+    external: ExternalStores = _NO_EXTERNAL_STORES,
 ) -> list[ProcessSpec]:
     """The processes, in the order of starting.
 
     Args:
         chosen: with ports for each of the encoders.
         tls: how to connect to encoder and matcher.
+        external: stores that are used instead of own ones.
     """
-    shared = {**environment, **_shared_environment(chosen)}
+    shared = {**environment, **_shared_environment(chosen, external)}
     python = sys.executable
+    own_stores = []
+    if not external.redis_url:
+        own_stores.append(_redis_spec(data_dir / "redis", chosen.redis, environment))
+    if not external.qdrant_url:
+        own_stores.append(_qdrant_spec(data_dir / "qdrant", chosen.qdrant, environment))
+    names = {spec.name for spec in own_stores}
     return [
-        ProcessSpec(
-            name="redis",
-            command=_redis_command(data_dir / "redis", chosen.redis),
-            environment=environment,
-            address=_address(chosen.redis),
-            is_ready=redis_answers(LOOPBACK, chosen.redis),
-        ),
-        ProcessSpec(
-            name="qdrant",
-            command=(
-                *(python, "-m", "standalone.qdrant_edge", "--data-dir", str(data_dir / "qdrant")),
-                *("--host", LOOPBACK, "--port", str(chosen.qdrant)),
-            ),
-            environment=environment,
-            address=_address(chosen.qdrant),
-            is_ready=grpc_serving(_address(chosen.qdrant)),
-        ),
+        *own_stores,
         *(
             _encoder_spec(plan, encoder_ports, shared, tls)
             for plan, encoder_ports in zip(encoders, chosen.encoders, strict=True)
@@ -199,7 +208,7 @@ def process_specs(
             environment=shared,
             address=_address(chosen.matcher),
             is_ready=grpc_serving(_address(chosen.matcher), tls),
-            after=("redis", "qdrant"),
+            after=tuple(name for name in ("redis", "qdrant") if name in names),
             metrics_address=_address(chosen.matcher_metrics),
         ),
         ProcessSpec(
@@ -207,11 +216,10 @@ def process_specs(
             command=(python, "-m", "workers"),
             environment=shared,
             address=_address(chosen.worker_metrics),
-            is_ready=http_answers(
-                f"http://{_address(chosen.worker_metrics)}/metrics", "textmatch_worker_ready 1.0"
-            ),
-            after=("redis",),
+            is_ready=http_answers(f"http://{_address(chosen.worker_metrics)}/ready"),
+            after=tuple(name for name in ("redis",) if name in names),
             metrics_address=_address(chosen.worker_metrics),
+            must_restart=http_answers(f"http://{_address(chosen.worker_metrics)}/live", status=503),
         ),
     ]
 
@@ -227,23 +235,24 @@ def write_stack_file(
     content = {
         "matcher": _address(chosen.matcher),
         "encoder": chosen.encoder_target,
-        "redis_url": _redis_url(chosen),
-        "qdrant_url": _qdrant_url(chosen),
-        "installation": _installation(specs),
+        "redis_url": _told(specs, "TEXTMATCH_REDIS_URL") or _redis_url(chosen),
+        "qdrant_url": _told(specs, "TEXTMATCH_QDRANT_URL") or _qdrant_url(chosen),
+        "installation": _told(specs, INSTALLATION_VARIABLE) or DEFAULT_INSTALLATION,
         "metrics": {spec.name: spec.metrics_address for spec in specs if spec.metrics_address},
         "supervisor_pid": supervisor_pid,
         "processes": [{"name": spec.name, "pid": pids[spec.name], "address": spec.address} for spec in specs],
     }
     path = data_dir / STACK_FILE
     unfinished = path.with_suffix(".tmp")
+    # The URL of Redis may hold a password.
+    unfinished.touch(mode=0o600)
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
     unfinished.replace(path)
 
 
-def _installation(specs: Sequence[ProcessSpec]) -> str:
-    """The installation that matcher and workers are told to belong to."""
-    told = {spec.environment.get(INSTALLATION_VARIABLE, "") for spec in specs}
-    return told.pop() or DEFAULT_INSTALLATION
+def _told(specs: Sequence[ProcessSpec], variable: str) -> str:
+    """A variable in the environment of the matcher."""
+    return next((spec.environment.get(variable, "") for spec in specs if spec.name == "matcher"), "")
 
 
 def _is_free(port: int) -> bool:
@@ -255,6 +264,29 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _redis_spec(directory: Path, port: int, environment: Mapping[str, str]) -> ProcessSpec:
+    return ProcessSpec(
+        name="redis",
+        command=_redis_command(directory, port),
+        environment=environment,
+        address=_address(port),
+        is_ready=redis_answers(LOOPBACK, port),
+    )
+
+
+def _qdrant_spec(directory: Path, port: int, environment: Mapping[str, str]) -> ProcessSpec:
+    return ProcessSpec(
+        name="qdrant",
+        command=(
+            *(sys.executable, "-m", "standalone.qdrant_edge", "--data-dir", str(directory)),
+            *("--host", LOOPBACK, "--port", str(port)),
+        ),
+        environment=environment,
+        address=_address(port),
+        is_ready=grpc_serving(_address(port)),
+    )
 
 
 def _encoder_spec(
@@ -274,10 +306,10 @@ def _encoder_spec(
     )
 
 
-def _shared_environment(chosen: StackPorts) -> dict[str, str]:
+def _shared_environment(chosen: StackPorts, external: ExternalStores) -> dict[str, str]:
     return {
-        "TEXTMATCH_REDIS_URL": _redis_url(chosen),
-        "TEXTMATCH_QDRANT_URL": _qdrant_url(chosen),
+        "TEXTMATCH_REDIS_URL": external.redis_url or _redis_url(chosen),
+        "TEXTMATCH_QDRANT_URL": external.qdrant_url or _qdrant_url(chosen),
         "TEXTMATCH_ENCODER_TARGET": chosen.encoder_target,
         "TEXTMATCH_MATCHER_TARGET": _address(chosen.matcher),
         "TEXTMATCH_ENCODER_HOST": LOOPBACK,

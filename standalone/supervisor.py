@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from standalone.stack import STACK_FILE, ProcessSpec, StackPorts, write_stack_file
+from standalone.stack import STACK_FILE, Probe, ProcessSpec, StackPorts, write_stack_file
 from textmatch.errors import TextMatchError
 
 _LOCK_FILE = "supervisor.lock"
@@ -29,6 +29,9 @@ _LONGEST_DELAY_SECONDS = 30.0
 _STEADY_SECONDS = 60.0
 _READY_POLL_SECONDS = 0.1
 _STOP_SECONDS = 25.0
+# A process is killed after so many checks in a row that say so.
+_LIVENESS_SECONDS = 10.0
+_LIVENESS_CHECKS = 3
 _PR_SET_PDEATHSIG = 1
 
 Report = Callable[[str], None]
@@ -144,6 +147,17 @@ class SupervisedProcess:
             self._report(f"{self.spec.name} is back (pid {self.pid})")
         self.was_ready.set()
         on_change()
+        if self.spec.must_restart is not None:
+            await self._kill_when_stalled(self.spec.must_restart)
+
+    async def _kill_when_stalled(self, must_restart: Probe) -> None:
+        checks = 0
+        while checks < _LIVENESS_CHECKS:
+            await asyncio.sleep(_LIVENESS_SECONDS)
+            checks = checks + 1 if await must_restart() else 0
+        if self._process is not None and not self._is_stopping:
+            self._report(f"{self.spec.name} does not make progress: killing it (see {self.log_path})")
+            self._process.kill()
 
     async def _wait_before_restart(self, code: int) -> None:
         if time.monotonic() - self._started_at > _STEADY_SECONDS:

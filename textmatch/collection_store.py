@@ -26,7 +26,7 @@ from textmatch.index.ownership import PhysicalCollections
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.keys import Keys
 from textmatch.queue.pending import Pending
-from textmatch.queue.registry import Registry
+from textmatch.queue.registry import Registry, ReindexLease
 from textmatch.queue.tombstones import Tombstones
 from textmatch.refreshing_cache import RefreshingCache
 
@@ -49,6 +49,7 @@ class Collection:
     pending: Pending
     tombstones: Tombstones
     dead_letters: DeadLetters
+    reindex_lease: ReindexLease
 
     @property
     def name(self) -> str:
@@ -75,12 +76,22 @@ class CollectionStore:
 
     Every method raises DependencyUnavailable when Redis or Qdrant does not answer, and InvalidInput for a
     name that no collection can have.
+
+    Args:
+        replicas: how many replicas of Redis must have a delete before it is accepted.
     """
 
     def __init__(
-        self, redis: Redis, qdrant: AsyncQdrantClient, keys: Keys, *, max_open: int = _MAX_OPEN
+        self,
+        redis: Redis,
+        qdrant: AsyncQdrantClient,
+        keys: Keys,
+        *,
+        max_open: int = _MAX_OPEN,
+        replicas: int = 0,
     ) -> None:
         self._redis = redis
+        self._replicas = replicas
         self._qdrant = qdrant
         self._max_open = max_open
         self.registry = Registry(redis, keys)
@@ -248,8 +259,9 @@ class CollectionStore:
                 config,
                 Index(self._qdrant, config, partial(self._confirm, config)),
                 Pending(self._redis, keys),
-                Tombstones(self._redis, keys),
+                Tombstones(self._redis, keys, self._replicas),
                 DeadLetters(self._redis, keys.letters),
+                ReindexLease(self._redis, keys),
             )
         return entry.collection
 

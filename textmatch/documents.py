@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,17 +27,17 @@ _POINT_NAMESPACE = uuid.UUID("6b0f8a52-2b57-5d0f-9f43-6d0f4a1c7e11")
 
 @dataclass(frozen=True)
 class Document:
-    """A text of the corpus. `version` 0 means unset: the matcher sets the time of acceptance."""
+    """A text of the corpus. `version` 0 means unset: the matcher sets the time of acceptance.
+
+    `accepted_us` is the time at which the matcher accepted it, in microseconds since 1970 by the clock in
+    Redis; 0 before. It says whether a delete came later, and is no part of the document's value.
+    """
 
     id: str
     text: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
     version: int = 0
-
-
-def version_now() -> int:
-    """The default version: microseconds since 1970."""
-    return time.time_ns() // 1000
+    accepted_us: int = field(default=0, compare=False, repr=False)
 
 
 def point_id(document_id: str) -> str:

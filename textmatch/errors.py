@@ -9,9 +9,15 @@
     ├── DeadlinePassed           DEADLINE_EXCEEDED
     ├── NotReady                 UNAVAILABLE          loading or draining
     ├── DependencyUnavailable    UNAVAILABLE          encoder, Qdrant or Redis does not answer
+    │   └── StoreRefuses         UNAVAILABLE          Qdrant or Redis answers, and only an operator can help:
+    │       ├── StoreAccessDenied                     the store refuses the key or password of textmatch
+    │       ├── StoreFull                             its disk or a quota is used up
+    │       └── StoreMisconfigured                    its settings forbid the request
     ├── ModelMismatch            FAILED_PRECONDITION  the index was built with another model
     ├── LexicalIndexMissing      FAILED_PRECONDITION  the collection was made without BM25
     ├── CollectionNotOwned       FAILED_PRECONDITION  another installation made the collection
+    ├── DocumentDeleted          FAILED_PRECONDITION  a delete covers this version of the document
+    ├── VersionsExhausted        FAILED_PRECONDITION  the document has the highest possible version
     ├── Unauthenticated          UNAUTHENTICATED      the API key is missing or not valid
     ├── PermissionDenied         PERMISSION_DENIED
     ├── CollectionDenied         PERMISSION_DENIED    the API key is limited to other collections
@@ -182,6 +188,28 @@ class DependencyUnavailable(TextMatchError):
     is_transient = True
 
 
+class StoreRefuses(DependencyUnavailable):
+    """A store answers, but refuses requests until an operator acts. No caller and no document is at fault."""
+
+
+class StoreAccessDenied(StoreRefuses):
+    """Qdrant or Redis refuses the credentials with which textmatch connects."""
+
+    reason = error_reason_pb2.ERROR_REASON_STORE_ACCESS_DENIED
+
+
+class StoreFull(StoreRefuses):
+    """The disk of Qdrant or Redis is full, or a quota is used up."""
+
+    reason = error_reason_pb2.ERROR_REASON_STORE_FULL
+
+
+class StoreMisconfigured(StoreRefuses):
+    """A setting of Qdrant or Redis forbids the request, such as Qdrant's strict mode."""
+
+    reason = error_reason_pb2.ERROR_REASON_STORE_MISCONFIGURED
+
+
 class ModelMismatch(TextMatchError):
     """The index was built with another model than the one served."""
 
@@ -218,6 +246,30 @@ class CollectionNotOwned(TextMatchError):
             f'the collection "{name}" in Qdrant belongs to another installation; use another name, or take it'
             f" over with: textmatch collections adopt {name}"
         )
+
+
+class DocumentDeleted(TextMatchError):
+    """A delete covers this version of the document."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = error_reason_pb2.ERROR_REASON_DOCUMENT_DELETED
+
+    @classmethod
+    def of(cls, version: int) -> DocumentDeleted:
+        """The error of a document with this version."""
+        return cls(f"a delete covers version {version} of this document; send a higher version")
+
+
+class VersionsExhausted(TextMatchError):
+    """The document has the highest possible version, so no other write can replace it."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = error_reason_pb2.ERROR_REASON_VERSIONS_EXHAUSTED
+
+    @classmethod
+    def of(cls, document_id: str) -> VersionsExhausted:
+        """The error of a document without a version."""
+        return cls(f'"{document_id}" has the highest possible version; delete it, and use another id')
 
 
 class Unauthenticated(TextMatchError):

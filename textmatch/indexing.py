@@ -13,10 +13,12 @@ same time. Six rules keep the target equal to the source:
    followed by the delete itself, which finds the copy. A document that is missing in the source proves
    nothing: its write may still be in progress.
 4. *Roles are read again before the acknowledgement.* Workers and deleters read the roles of the collections
-   again once their changes are durable, and repeat the changes if the roles have changed. The sync starts
-   after the target has its role. Each change was therefore either made in the source before, and the sync
-   finds it, or its process sees the target and makes the change there too. The same covers a switch between
-   two reads.
+   again once their changes are durable, and repeat the changes if the roles have changed. A node of a cluster
+   may answer with the roles of a moment ago. The sync therefore starts some seconds after the target has its
+   role, when every node knows it. Each change was either acknowledged before, and the sync finds it in the
+   source, or its process sees the target and makes the change there too. A switch between two reads loses
+   nothing, because the collections of the old and of the new roles are the same two. The nodes agree on a
+   switch: it fails if the target has lost its role.
 5. *A target is complete or has no role.* A worker that cannot write to a target removes its role before it
    acknowledges (workers/indexer.py). The target cannot be used until another sync has completed it.
 6. *Deletes made while the target had no role are found by comparing.* Workers write to the source before the
@@ -188,8 +190,9 @@ class Copier:
         refused = {letter.key: letter for letter in embedded.refused}
         # The target may hold an older version of a document that its model cannot embed.
         outdated = {one.key: one.document.version for one in refused.values() if one.document}
-        deleted = await self._tombstones.covering(embedded.documents)
-        removed = await points.delete(outdated | deleted)
+        covered = await self._tombstones.covering(embedded.documents)
+        deleted = {one.id: one.version for one in embedded.documents if one.id in covered}
+        removed = await self._index.delete_from(target, outdated | deleted)
         written = [one for one in embedded.documents if one.version > _version(held, one.id)]
         return CopyResult(len(written), removed, refused)
 
@@ -203,7 +206,7 @@ class Copier:
         deleted = {one: version for one, version in versions.items() if left.get(one, 0) < version}
         if not deleted:
             return CopyResult()
-        removed = await self._index.points(target).delete(deleted)
+        removed = await self._index.delete_from(target, deleted)
         copied = await self.copy(list(deleted), source=source, target=target)
         return replace(copied, removed=copied.removed + removed)
 

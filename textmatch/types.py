@@ -232,10 +232,26 @@ class IngestSummary:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """A store that fails, or a collection whose indexing is paused until an operator acts.
+
+    Args:
+        source: "qdrant", "redis" or "worker".
+        collection: the paused collection; "" for a store.
+        reason: an error reason without prefix, such as "STORE_FULL".
+    """
+
+    source: str
+    collection: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class IngestStatus:
     """The size of the queue, and the state of one document if it was requested."""
 
-    document_count: int
+    document_count: int | None  # None while the index cannot be read
     queued_count: int
     oldest_queued_seconds: float
     dead_letter_count: int
@@ -243,6 +259,7 @@ class IngestStatus:
     model_id: str  # the bi-encoder in use; empty before the first document
     document_state: DocumentState | None = None
     document_error: str | None = None
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from celery import bootsteps, signals
@@ -15,20 +16,23 @@ from celery import bootsteps, signals
 from textmatch.collection_store import Collection, CollectionStore
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import TextMatchError
+from textmatch.index.client import check_version_at_start
 from textmatch.index.client import connect as connect_qdrant
 from textmatch.indexing import Copier
 from textmatch.queue.app import make_app
 from textmatch.queue.dead_letters import DeadLetters
-from textmatch.queue.depth import QueueGauges
+from textmatch.queue.depth import QueueDepth, QueueGauges
 from textmatch.queue.keys import Keys
 from textmatch.queue.redis_client import connect as connect_redis
+from textmatch.queue.worker_problems import WorkerProblems
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.settings import describe, load
 from textmatch.runtime.tracing import set_up_tracing
-from workers import metrics
 from workers.batcher import MicroBatcher
+from workers.health import Progress, WorkerHealth
 from workers.indexer import DualWriter, IndexerDependencies
+from workers.pauses import Pauses
 from workers.retrying_indexer import RetryingIndexer
 from workers.settings import WorkerSettings
 from workers.tasks import EventLoopThread, Leases, MessageHandler, register
@@ -42,18 +46,26 @@ _SMALL_MESSAGES_PER_BATCH = 64
 _UNSERVED_SECONDS = 60.0
 
 
-class ReadyStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Reports whether the consumer takes messages; Celery stops and starts this step with its connection."""
+def _connection_step(progress: Progress) -> type:
+    """A step that Celery starts and stops with the consumer's connection."""
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    class ConnectionStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    def start(self, parent: Any) -> None:
-        """The consumer is connected."""
-        metrics.READY.set(1)
+        def start(self, parent: Any) -> None:
+            progress.connected(is_connected=True)
 
-    def stop(self, parent: Any) -> None:
-        """The connection is lost, or the worker stops."""
-        metrics.READY.set(0)
+        def stop(self, parent: Any) -> None:
+            progress.connected(is_connected=False)
+
+    return ConnectionStep
+
+
+@dataclass(frozen=True)
+class _Worker:
+    handler: MessageHandler
+    health: WorkerHealth
+    progress: Progress
 
 
 def main() -> int:
@@ -62,15 +74,16 @@ def main() -> int:
         settings = load(WorkerSettings)
         _set_up_logs(settings)
         set_up_tracing("worker", settings.otlp_endpoint, settings.trace_sample_ratio)
-        if settings.metrics_port:
-            serve_metrics(settings.host, settings.metrics_port)
         loop = EventLoopThread()
         resources = AsyncExitStack()
-        handler = loop.run(_build(settings, resources))
+        worker = loop.run(_build(settings, resources))
+        if settings.metrics_port:
+            checks = {"/ready": worker.health.readiness, "/live": worker.health.liveness}
+            serve_metrics(settings.host, settings.metrics_port, checks)
     except (TextMatchError, OSError) as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
-    exit_code = _run_celery(settings, handler, loop)
+    exit_code = _run_celery(settings, worker, loop)
     loop.run(resources.aclose())
     loop.close()
     _log.info("stopped")
@@ -80,12 +93,14 @@ def main() -> int:
 def _set_up_logs(settings: WorkerSettings) -> None:
     set_up_logs("worker", settings.log_level, settings.log_style)
     # These loggers log every message twice, and at DEBUG the pool also logs its text.
-    for noisy in ("celery.worker.strategy", "celery.app.trace", "celery.pool"):
+    for noisy in ("celery.worker.strategy", "celery.pool"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Celery logs the text of each message that is put back, with a traceback.
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     _log.info("starting", extra={"settings": describe(settings)})
 
 
-async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> MessageHandler:
+async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> _Worker:
     """Build everything that lives in the event loop; `resources` closes it, the last one first."""
     redis = connect_redis(settings.redis_url)
     resources.push_async_callback(redis.aclose)
@@ -101,6 +116,7 @@ async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> Message
         key=settings.tls_key,
     )
     resources.push_async_callback(qdrant.close)
+    await check_version_at_start(qdrant)
     keys = Keys(settings.installation)
     store = CollectionStore(redis, qdrant, keys)
     resources.callback(store.close)
@@ -111,16 +127,46 @@ async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> Message
         dual_writer = DualWriter(collection.index, copier, _UNSERVED_SECONDS)
         return IndexerDependencies(collection, encoder, dual_writer, timeout_seconds)
 
-    indexer = RetryingIndexer(_RETRY_BUDGET_SECONDS)
+    pauses, progress = Pauses(), Progress()
+    indexer = RetryingIndexer(_RETRY_BUDGET_SECONDS, pauses, progress.note)
     batcher = MicroBatcher(indexer, settings.concurrency)
     resources.push_async_callback(batcher.close)
     leases = Leases(redis, keys, settings.visibility_timeout_seconds)
-    for forever in (leases.renew_forever(), QueueGauges(redis, keys).sample_forever()):
+    health = WorkerHealth(
+        _name(),
+        progress,
+        pauses,
+        (redis.guard, qdrant.guard),
+        QueueDepth(redis, keys),
+        WorkerProblems(redis, keys),
+        stall_seconds=settings.stall_seconds,
+        busy_seconds=settings.stall_seconds + 2 * timeout_seconds,
+    )
+    for forever in (
+        leases.renew_forever(),
+        QueueGauges(redis, keys).sample_forever(),
+        health.watch_forever(),
+        redis.guard.watch_forever(),
+        qdrant.guard.watch_forever(),
+    ):
         resources.push_async_callback(_cancel, asyncio.create_task(forever))
     unreadable = DeadLetters(redis, keys.letters)
-    return MessageHandler(
-        store, make_dependencies, indexer, batcher, leases, unreadable, settings.drain_seconds
+    handler = MessageHandler(
+        store,
+        make_dependencies,
+        indexer,
+        batcher,
+        leases,
+        unreadable,
+        settings.drain_seconds,
+        pauses,
+        progress,
     )
+    return _Worker(handler, health, progress)
+
+
+def _name() -> str:
+    return f"worker-{os.getpid()}@{socket.gethostname()}"
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -128,27 +174,28 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _run_celery(settings: WorkerSettings, handler: MessageHandler, loop: EventLoopThread) -> int:
+def _run_celery(settings: WorkerSettings, worker: _Worker, loop: EventLoopThread) -> int:
     app = make_app(
         settings.redis_url,
         Keys(settings.installation),
         batches=settings.concurrency,
         visibility_timeout_seconds=settings.visibility_timeout_seconds,
         sweep_seconds=settings.sweep_seconds,
+        intake=worker.handler.intake,
     )
-    app.steps["consumer"].add(ReadyStep)
-    register(app, handler, loop)
+    app.steps["consumer"].add(_connection_step(worker.progress))
+    register(app, worker.handler, loop)
 
     def stop(**_: object) -> None:
-        loop.call_soon(handler.stop)
+        loop.call_soon(worker.handler.stop)
 
     def keep_our_logs(**_: object) -> None:
         """Celery sets up its own logs unless this signal has a receiver."""
 
     signals.worker_shutting_down.connect(stop)
     signals.setup_logging.connect(keep_our_logs)
-    worker = app.Worker(
-        hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
+    celery_worker = app.Worker(
+        hostname=_name(),
         pool="threads",
         # Each thread only waits for its message's batch. textmatch/queue/transport.py limits the messages.
         concurrency=settings.concurrency * _SMALL_MESSAGES_PER_BATCH,
@@ -157,8 +204,8 @@ def _run_celery(settings: WorkerSettings, handler: MessageHandler, loop: EventLo
         without_mingle=True,
         without_heartbeat=True,
     )
-    worker.start()
-    return int(worker.exitcode or 0)
+    celery_worker.start()
+    return int(celery_worker.exitcode or 0)
 
 
 if __name__ == "__main__":

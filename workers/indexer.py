@@ -10,9 +10,9 @@ A worker that dies between the write and the second lookup has not acknowledged 
 worker finds the tombstone at its first lookup. Therefore every document that a tombstone covers is removed,
 not only those just written. A removal names the tombstone's version and spares newer ones.
 
-Deletes by a filter also apply to documents that were queued at the time. They are written first, and Qdrant
-then evaluates the filter on them as on all others. Each match gets a tombstone of its own version, which
-blocks older versions and spares newer ones that do not match.
+Deletes by a filter also apply to documents that were accepted before and still queued. They are written
+first, and Qdrant then evaluates the filter on them as on all others. Each match gets a tombstone of its own
+version, which blocks older versions and spares newer ones that do not match.
 
 Dual writes keep a second collection equal to the one in use while the model is being changed, by the rules
 in textmatch/indexing.py. If the encoder does not serve the target's model, batches are retried for a while,
@@ -31,14 +31,17 @@ from enum import Enum
 from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import InvalidInput, ModelMismatch
+from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch, StoreMisconfigured
 from textmatch.index.collections import CollectionRole, Roles
-from textmatch.index.index import Index
+from textmatch.index.index import DeleteCondition, Index
 from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
 from textmatch.queue.dead_letters import DeadLetter
+from textmatch.queue.tombstones import Tombstone
 from workers import metrics
 
 _log = logging.getLogger(__name__)
+
+_PROBE_TEXT = "probe"
 
 
 class DocumentOutcome(Enum):
@@ -76,12 +79,19 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     """
     collection = deps.collection
     newest = _newest_of_each(documents)
-    deleted = await collection.tombstones.covering(newest.values())
-    to_write = [document for document in newest.values() if document.id not in deleted]
+    covering = await collection.tombstones.covering(newest.values())
+    to_write = [document for document in newest.values() if document.id not in covering]
     outcomes, refused = await _write_everywhere(to_write, list(newest), deps)
-    deleted |= await collection.tombstones.covering(newest.values())
-    deleted |= await _apply_filter_deletes(newest, deps)
+    covering |= await collection.tombstones.covering(newest.values())
+    deleted = await _versions_to_remove(newest, covering, deps)
+    written = {
+        one: document
+        for one, document in newest.items()
+        if one not in covering and outcomes[one] is not DocumentOutcome.FAILED
+    }
+    deleted |= await _apply_filter_deletes(written, deps)
     await collection.index.delete(deleted)
+    deleted |= dict.fromkeys(covering, 0)
     outcomes |= dict.fromkeys(deleted, DocumentOutcome.DELETED)
 
     await collection.dead_letters.add(refused)
@@ -92,6 +102,22 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     await collection.dead_letters.clear(not_failed)
     await collection.pending.clear(versions)
     return [outcomes[one.id] if newest[one.id] is one else DocumentOutcome.STALE for one in documents]
+
+
+async def probe_encoder(deps: IndexerDependencies) -> None:
+    """Embed a text that is known to be harmless, as `index_documents` embeds the texts of documents.
+
+    Raises:
+        TextMatchError: it cannot be embedded.
+    """
+    model = await deps.collection.index.model_in_use() or deps.collection.config.bi_encoder
+    await deps.encoder.encode(
+        [_PROBE_TEXT],
+        is_query=False,
+        is_bulk=True,
+        timeout_seconds=deps.encode_timeout_seconds,
+        model=model,
+    )
 
 
 def _newest_of_each(documents: Sequence[Document]) -> dict[str, Document]:
@@ -148,24 +174,57 @@ async def _write(
     return embedded
 
 
+async def _versions_to_remove(
+    documents: Mapping[str, Document], covering: Mapping[str, Tombstone], deps: IndexerDependencies
+) -> dict[str, int]:
+    """Up to which version documents under a tombstone are to be removed from the index, by id.
+
+    A document that is covered by its time alone may have a higher version than one that was accepted after
+    the delete. Therefore what is stored decides.
+    """
+    versions = {one: tombstone.version for one, tombstone in covering.items()}
+    by_time = [one for one, tombstone in covering.items() if documents[one].version > tombstone.version]
+    for one, stored in (await deps.collection.index.fetch(by_time)).items():
+        if covering[one].covers(stored.document.version, stored.document.accepted_us):
+            versions[one] = max(versions[one], stored.document.version)
+    return {one: version for one, version in versions.items() if version}
+
+
 async def _apply_filter_deletes(
     documents: Mapping[str, Document], deps: IndexerDependencies
 ) -> dict[str, int]:
-    """Add tombstones for the documents that a delete by filter covers; returns their versions by id."""
+    """Add tombstones for the documents that a delete by filter covers; returns their versions by id.
+
+    Only deletes that came after a document was accepted can cover it, so documents that are indexed soon cost
+    nothing, however many deletes there were. Documents that waited cost a search for some dozens of deletes.
+
+    Args:
+        documents: that are stored, or newer versions of them.
+
+    Raises:
+        DependencyUnavailable: a delete that is running has removed one of them.
+    """
+    tombstones, index = deps.collection.tombstones, deps.collection.index
     deleted: dict[str, int] = {}
-    oldest = min(document.version for document in documents.values())
-    for tombstone in await deps.collection.tombstones.filters.from_version(oldest):
-        found: dict[str, int] = {}
+    if not documents:
+        return deleted
+    oldest = min(document.accepted_us for document in documents.values())
+    async for page in tombstones.filters.after(oldest - 1):
+        last_us = max(one.accepted_us for one in page)
+        possible = [one.id for one in documents.values() if one.accepted_us <= last_us]
+        if not possible:
+            continue
+        conditions = [DeleteCondition(one.condition, one.version, one.accepted_us) for one in page]
         try:
-            async for page in deps.collection.index.find_versions(
-                tombstone.condition, max_version=tombstone.version, ids=documents
-            ):
-                found |= page
+            found = await index.find_versions_of(possible, conditions)
         except InvalidInput as error:
-            # No document matches a filter that Qdrant cannot parse, and no document causes the error.
-            _log.error("invalid filter of a delete", extra={"error": str(error)})
-        if found:
-            await deps.collection.tombstones.add(found, tombstone.ttl_seconds)
+            # Qdrant accepted the filter when the delete was made, so its settings have changed since.
+            message = f"the filter of a delete cannot be applied: {error}"
+            raise StoreMisconfigured(message, retry_delay_seconds=1.0) from error
+        if set(possible) - found.keys() - (await index.fingerprints(possible)).keys():
+            # It has no tombstone, so an older version could be restored. Written again, it gets one.
+            raise DependencyUnavailable("a delete by a filter is running", retry_delay_seconds=0.1)
+        await tombstones.add(found, max(one.ttl_seconds for one in page))
         deleted |= found
     return deleted
 

@@ -29,7 +29,7 @@ RETRIES_TOTAL = Counter(
 )
 OPERATOR_NEEDED = Gauge(
     "textmatch_worker_operator_needed",
-    "1 while an operator must act before documents can be indexed: MODEL_MISMATCH, a missing model or key.",
+    "1 while documents wait for an operator: a refused key, a full disk, MODEL_MISMATCH.",
     ["collection", "reason"],
 )
 ABANDONED_COLLECTIONS = Gauge(
@@ -38,3 +38,4 @@ ABANDONED_COLLECTIONS = Gauge(
     ["collection"],
 )
 READY = Gauge("textmatch_worker_ready", "1 while the worker is connected and takes messages.")
+STALLED = Gauge("textmatch_worker_stalled", "1 while messages wait and the worker, though free, takes none.")

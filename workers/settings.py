@@ -24,6 +24,12 @@ class WorkerSettings(StoreSettings):
         "Time for the encoder to embed one batch in the bulk lane.",
         minimum=0.001,
     )
+    stall_seconds: float = setting(
+        "TEXTMATCH_WORKER_STALL_SECONDS",
+        60.0,
+        "`/live` fails if messages wait and the worker, though free, has taken none for so long.",
+        minimum=1,
+    )
     visibility_timeout_seconds: float = setting(
         "TEXTMATCH_WORKER_VISIBILITY_TIMEOUT_SECONDS",
         DEFAULT_VISIBILITY_TIMEOUT_SECONDS,

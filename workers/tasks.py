@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -19,23 +18,19 @@ from celery import Celery
 from celery.exceptions import Reject
 from redis.asyncio import Redis
 
-from textmatch.collection_config import DEFAULT_COLLECTION
 from textmatch.collection_store import Collection, CollectionStore
-from textmatch.errors import CollectionNotFound, DependencyUnavailable, TextMatchError, reason_name
+from textmatch.errors import CollectionNotFound, DependencyUnavailable, TextMatchError
 from textmatch.queue import messages, transport
-from textmatch.queue.dead_letters import DeadLetter, DeadLetters, of_document, of_raw
+from textmatch.queue.dead_letters import DeadLetter, DeadLetters, of_argument, of_document
 from textmatch.queue.keys import Keys
-from textmatch.queue.messages import Envelope, MalformedMessage, RefusedEntry
+from textmatch.queue.messages import Envelope, MalformedMessage, RefusedEntry, Stamp
 from textmatch.queue.redis_client import translated_errors
 from workers import metrics
 from workers.batcher import MicroBatcher
+from workers.health import Progress
 from workers.indexer import DocumentOutcome, IndexerDependencies
-from workers.retrying_indexer import (
-    OPERATOR_ERRORS,
-    AcceptedDocument,
-    RetryBudgetExhausted,
-    RetryingIndexer,
-)
+from workers.pauses import OperatorAwaited, Paused, Pauses, RetryBudgetExhausted
+from workers.retrying_indexer import OPERATOR_ERRORS, AcceptedDocument, RetryingIndexer
 
 Value = TypeVar("Value")
 
@@ -47,9 +42,9 @@ _log = logging.getLogger(__name__)
 def register(app: Celery, handler: MessageHandler, loop: EventLoopThread) -> None:
     """Register the app's one task, which hands its argument to the handler."""
 
-    def index_documents(task: Any, argument: str) -> None:
+    def index_documents(task: Any, argument: str, stamp: dict[str, Any] | None = None) -> None:
         delivery_tag = task.request.properties["delivery_tag"]
-        if not loop.run(handler.handle(argument, delivery_tag)):
+        if not loop.run(handler.handle(argument, delivery_tag, stamp)):
             # Moves the message to the end of the queue in one transaction.
             raise Reject("not settled", requeue=True)
 
@@ -62,6 +57,7 @@ class MessageHandler:
     Args:
         make_dependencies: what indexing documents of a collection needs.
         unreadable: where messages that cannot be read are kept.
+        pauses: the same as those of `indexer`.
     """
 
     def __init__(
@@ -73,6 +69,8 @@ class MessageHandler:
         leases: Leases,
         unreadable: DeadLetters,
         drain_seconds: float,
+        pauses: Pauses | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._store = store
         self._make_dependencies = make_dependencies
@@ -83,6 +81,8 @@ class MessageHandler:
         self._leases = leases
         self._unreadable = unreadable
         self._drain_seconds = drain_seconds
+        self._pauses = pauses or Pauses()
+        self._progress = progress or Progress()
         self._limits: set[asyncio.Timeout] = set()
         self._ends_at: float | None = None
 
@@ -93,21 +93,24 @@ class MessageHandler:
         for limit in self._limits:
             limit.reschedule(self._ends_at)
 
-    async def handle(self, argument: str, delivery_tag: str) -> bool:
+    def intake(self) -> int | None:
+        """How many messages may be held now; None is no limit. May be called in any thread."""
+        return self._pauses.intake()
+
+    async def handle(self, argument: str, delivery_tag: str, stamp: Mapping[str, Any] | None = None) -> bool:
         """Handle the message of a task. True: it may be acknowledged; False: it must be put back."""
-        with metrics.TASK_SECONDS.time(), self._leases.hold(delivery_tag):
+        with metrics.TASK_SECONDS.time(), self._leases.hold(delivery_tag), self._progress.holding():
             try:
                 async with self._time_limit():
-                    await self._handle(argument)
+                    await self._handle(argument, messages.stamp_from_fields(stamp or {}))
+            except (Paused, TextMatchError) as error:
+                # A TextMatchError: Redis or Qdrant does not answer, and the collection is not known.
+                _log.warning("message put back", extra={"error": str(error)})
+                # Messages of other collections may be next. Those of this one must not come back at once.
+                await asyncio.sleep(_PAUSE_SECONDS)
+                return False
             except (RetryBudgetExhausted, TimeoutError) as error:
                 _log.warning("message put back", extra={"error": str(error)})
-                return False
-            except TextMatchError as error:
-                # The collection is not known: Redis or Qdrant does not answer, or an operator must act.
-                if isinstance(error, OPERATOR_ERRORS):
-                    metrics.OPERATOR_NEEDED.labels(DEFAULT_COLLECTION, reason_name(error.reason)).set(1)
-                _log.warning("message put back", extra={"error": str(error)})
-                await asyncio.sleep(_PAUSE_SECONDS)
                 return False
             except Exception:  # noqa: BLE001 -- a bug here must not lose the message
                 _log.exception("message put back")
@@ -115,12 +118,12 @@ class MessageHandler:
                 return False
             return True
 
-    async def _handle(self, argument: str) -> None:
+    async def _handle(self, argument: str, stamp: Stamp | None) -> None:
         try:
-            message = messages.decode(argument)
+            message = messages.decode(argument, stamp)
         except MalformedMessage as error:
             _log.warning("malformed message", extra={"error": str(error)})
-            await self._unreadable.add([of_raw(argument, str(error))])
+            await self._unreadable.add([of_argument(argument, stamp, str(error))])
             return
         collection = await self._find(message.envelope)
         if collection is None:
@@ -132,7 +135,7 @@ class MessageHandler:
             await self._dead_letter(message.refused, collection)
         if message.documents:
             envelope = message.envelope
-            accepted = tuple(AcceptedDocument(one, envelope.accepted_at) for one in message.documents)
+            accepted = tuple(AcceptedDocument(one, one.accepted_us / 1e6) for one in message.documents)
             if collection not in self._dependencies:
                 self._dependencies[collection] = self._make_dependencies(collection)
             deps = self._dependencies[collection]
@@ -145,6 +148,9 @@ class MessageHandler:
             collection = await find(envelope.collection)
         except CollectionNotFound:
             return None
+        except OPERATOR_ERRORS as error:
+            with self._pauses.attempt(envelope.collection):
+                raise OperatorAwaited(error) from error
         return collection if envelope.generation in ("", collection.config.generation) else None
 
     async def _dead_letter(self, entries: tuple[RefusedEntry, ...], collection: Collection) -> None:
@@ -166,7 +172,7 @@ class MessageHandler:
 
 def _letter(entry: RefusedEntry) -> DeadLetter:
     if entry.document is None:
-        return of_raw(entry.raw, entry.error)
+        return of_argument(entry.raw, entry.stamp, entry.error)
     return of_document(entry.document, "INVALID_INPUT", entry.error)
 
 
@@ -201,7 +207,7 @@ class Leases:
                 continue
             try:
                 with translated_errors():
-                    await self._renewal(keys=self._keys, args=[time.time(), *self._delivery_tags])
+                    await self._renewal(keys=self._keys, args=list(self._delivery_tags))
             except DependencyUnavailable as error:
                 _log.warning("leases not renewed", extra={"error": str(error)})
 

@@ -107,8 +107,9 @@ ALERTS = (
     ),
     Alert(
         "TextmatchNoWorker",
-        "max by (namespace) (textmatch_ingest_queue_documents) > 0"
-        " unless on (namespace) sum by (namespace) (textmatch_worker_ready) > 0",
+        "max by (namespace) (textmatch_ingest_backlog_documents) > 0"
+        " unless on (namespace) sum by (namespace) (textmatch_worker_ready) > 0"
+        " unless on (namespace) max by (namespace) (textmatch_worker_operator_needed) > 0",
         "10m",
         "page",
         "Documents are waiting and no worker is ready",
@@ -126,6 +127,20 @@ ALERTS = (
         "2m",
         "page",
         "Nothing can be indexed in {{ $labels.collection }} until an operator acts: {{ $labels.reason }}",
+    ),
+    Alert(
+        "TextmatchStoreFails",
+        "max by (namespace, dependency, reason) (textmatch_dependency_failing) == 1",
+        "2m",
+        "page",
+        "{{ $labels.dependency }} does not answer or refuses: {{ $labels.reason }}",
+    ),
+    Alert(
+        "TextmatchWorkerStalls",
+        "sum by (namespace) (textmatch_worker_stalled) > 0",
+        "5m",
+        "ticket",
+        "A worker takes no messages although some wait, and was not restarted",
     ),
     Alert(
         "TextmatchDeadLetters",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 
 from redis.asyncio import Redis
 
@@ -16,20 +19,24 @@ from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
 from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from services.matcher.settings import MatcherSettings
+from textmatch.circuit_breaker import DependencyGuard
 from textmatch.collection_store import CollectionStore
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import TextMatchError
+from textmatch.errors import DependencyUnavailable, TextMatchError
+from textmatch.index.client import check_version_at_start
 from textmatch.index.client import connect as connect_qdrant
 from textmatch.queue.depth import QueueDepth, QueueGauges
 from textmatch.queue.keys import Keys
 from textmatch.queue.producer import Producer
 from textmatch.queue.redis_client import connect as connect_redis
+from textmatch.queue.worker_problems import WorkerProblems
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.process import run_until_stopped, trim_heap
 from textmatch.runtime.server import GrpcServer
 from textmatch.runtime.settings import describe, load
 from textmatch.runtime.tracing import set_up_tracing
+from textmatch.types import Problem
 from textmatch.v1.collection_service_pb2_grpc import add_CollectionServiceServicer_to_server
 from textmatch.v1.matcher_service_pb2_grpc import add_MatcherServiceServicer_to_server
 
@@ -67,8 +74,9 @@ async def _serve(settings: MatcherSettings) -> None:
         cert=settings.tls_cert,
         key=settings.tls_key,
     )
+    await check_version_at_start(qdrant)
     keys = Keys(settings.installation)
-    store = CollectionStore(redis, qdrant, keys)
+    store = CollectionStore(redis, qdrant, keys, replicas=settings.redis_replicas)
     dependencies = _ingest_dependencies(settings, redis, keys)
 
     server = GrpcServer(
@@ -88,6 +96,7 @@ async def _serve(settings: MatcherSettings) -> None:
         DocumentsHandler(dependencies),
         match_timeout_seconds=settings.match_timeout_seconds,
         batch_match_concurrency=settings.batch_match_concurrency,
+        problems=partial(_problems, (redis.guard, qdrant.guard), WorkerProblems(redis, keys)),
     )
     server.add(add_MatcherServiceServicer_to_server, servicer, _SERVICE_NAME)
     collections = CollectionServicer(store, encoder)
@@ -98,7 +107,12 @@ async def _serve(settings: MatcherSettings) -> None:
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"address": address})
     try:
-        await run_until_stopped(QueueGauges(redis, keys).sample_forever())
+        guards = (redis.guard, qdrant.guard)
+        await run_until_stopped(
+            QueueGauges(redis, keys).sample_forever(),
+            server.show_dependencies(guards),
+            *(guard.watch_forever() for guard in guards),
+        )
     finally:
         await server.drain(settings.drain_seconds)
         await encoder.close()
@@ -107,10 +121,25 @@ async def _serve(settings: MatcherSettings) -> None:
         await redis.aclose()
 
 
+async def _problems(guards: Sequence[DependencyGuard], workers: WorkerProblems) -> tuple[Problem, ...]:
+    """What keeps documents from being indexed, or queries from being answered."""
+    failing = [
+        Problem(guard.name, "", guard.reason, str(guard.error)) for guard in guards if guard.error is not None
+    ]
+    with suppress(DependencyUnavailable):
+        failing += await workers.all()
+    return tuple(failing)
+
+
 def _ingest_dependencies(settings: MatcherSettings, redis: Redis, keys: Keys) -> IngestDependencies:
-    limits = QueueLimits(settings.max_queued_documents, settings.max_queued_bytes)
+    limits = QueueLimits(
+        settings.max_queued_documents,
+        settings.max_queued_bytes,
+        settings.max_tombstone_bytes,
+        settings.max_dead_letter_bytes,
+    )
     return IngestDependencies(
-        producer=Producer(redis, keys),
+        producer=Producer(redis, keys, settings.redis_replicas),
         admission=Admission(QueueDepth(redis, keys), limits),
         tombstone_seconds=settings.tombstone_seconds,
     )

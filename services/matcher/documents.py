@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from services.matcher.ingest import IngestDependencies
+from services.matcher.ingest import IngestDependencies, remembered
 from textmatch.collection_store import Collection
 from textmatch.documents import (
-    MAX_VERSION,
     Document,
     check_item_count,
     id_violation,
     request_id_violation,
     version_violation,
 )
-from textmatch.errors import DocumentNotFound, InvalidInput, raise_violations
+from textmatch.errors import (
+    DependencyUnavailable,
+    DocumentNotFound,
+    InvalidInput,
+    raise_violations,
+    reason_name,
+)
 from textmatch.filters import Filter, HasId
-from textmatch.queue.tombstones import FilterTombstone
-from textmatch.types import DocumentState, IngestStatus
+from textmatch.index.index import DeleteCondition
+from textmatch.queue.clock import Request
+from textmatch.types import DocumentState, IngestStatus, Problem
 
 MAX_DELETED_IDS = 1_000
 
 
 @dataclass(frozen=True)
-class DeleteVersion:
-    """Up to which version a delete goes: `version`, or if that is None, now.
+class DeleteScope:
+    """What a delete covers: documents up to `version`; if that is None, all that were accepted before it.
 
-    For a retry, "now" is the time of the first try, which has the same `request_id`. `deadline` is that of
-    the caller, on the monotonic clock.
+    A try after the first one, with the same `request_id`, covers what the first one did. `deadline` is that
+    of the caller, on the monotonic clock.
     """
 
     version: int | None = None
     request_id: str = ""
     deadline: float | None = None
+
+    def request(self) -> Request:
+        """The delete as a request that may be tried again.
+
+        Raises:
+            InvalidInput: the version or the id of the request is invalid.
+        """
+        if self.version is not None:
+            raise_violations([version_violation("version", self.version)])
+        raise_violations([request_id_violation(self.request_id)])
+        return remembered(self.request_id, self.deadline)
 
 
 class DocumentsHandler:
@@ -56,7 +72,7 @@ class DocumentsHandler:
         return stored[document_id].document
 
     async def delete(
-        self, collection: Collection, ids: Sequence[str], cut: DeleteVersion, *, is_dry_run: bool = False
+        self, collection: Collection, ids: Sequence[str], scope: DeleteScope, *, is_dry_run: bool = False
     ) -> int:
         """Delete documents, and keep older writes from restoring them. Returns how many were stored.
 
@@ -65,79 +81,99 @@ class DocumentsHandler:
         """
         check_item_count("ids", len(ids), MAX_DELETED_IDS)
         raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
+        request, where = scope.request(), Filter(must=(HasId(tuple(ids)),))
         if is_dry_run:
-            return await _count(collection, Filter(must=(HasId(tuple(ids)),)), cut)
-        return await self._delete(collection, dict.fromkeys(ids, await self._version_of(cut, collection)))
+            return await _count(collection, where, scope)
+        await self._dependencies.admission.check_delete()
+        ttl_seconds = self._dependencies.tombstone_seconds
+        # The tombstones come first: workers/indexer.py explains why no concurrent write survives.
+        accepted_us = await collection.tombstones.delete(
+            ids, scope.version, ttl_seconds=ttl_seconds, request=request
+        )
+        if scope.version is not None:
+            return await collection.index.delete(dict.fromkeys(ids, scope.version))
+        return await self._delete_stored(collection, DeleteCondition(where, accepted_until=accepted_us))
 
     async def delete_where(
-        self, collection: Collection, where: Filter, cut: DeleteVersion, *, is_dry_run: bool = False
+        self, collection: Collection, where: Filter, scope: DeleteScope, *, is_dry_run: bool = False
     ) -> int:
-        """Delete the documents that match a filter; otherwise as `delete`."""
+        """Delete the documents that match a filter; otherwise as `delete`.
+
+        They are deleted page by page. A call that ends early has deleted some pages, and a repeated one
+        deletes the others.
+        """
         if where.is_empty:
             raise InvalidInput.of_field("filter", "is empty; it would delete every document")
+        request = scope.request()
         if is_dry_run:
-            return await _count(collection, where, cut)
-        version = await self._version_of(cut, collection)
+            return await _count(collection, where, scope)
+        await self._dependencies.admission.check_delete()
         # Ensures that Qdrant accepts the filter before workers apply it to queued documents.
-        await anext(collection.index.find_versions(where, max_version=version), None)
+        await anext(collection.index.find_versions(DeleteCondition(where, scope.version)), None)
         # Before the search: a worker that writes a document after it reads the tombstone after the write.
-        tombstone = FilterTombstone(where, version, self._dependencies.tombstone_seconds)
-        await collection.tombstones.filters.add(tombstone)
+        accepted_us = await collection.tombstones.filters.delete(
+            where, scope.version, ttl_seconds=self._dependencies.tombstone_seconds, request=request
+        )
+        return await self._delete_stored(collection, DeleteCondition(where, scope.version, accepted_us))
+
+    async def _delete_stored(self, collection: Collection, condition: DeleteCondition) -> int:
+        """Delete the stored documents that a condition covers; returns how many."""
         deleted_count = 0
-        async for versions in collection.index.find_versions(where, max_version=version):
-            deleted_count += await self._delete(collection, versions)
+        async for versions in collection.index.find_versions(condition):
+            await collection.tombstones.add(versions, self._dependencies.tombstone_seconds)
+            await collection.index.delete_matching(condition, ids=versions)
+            await collection.dead_letters.clear(versions)
+            await collection.pending.clear(versions)
+            deleted_count += len(versions)
+        # An earlier call may have failed after it had deleted documents on some replicas only.
+        await collection.index.delete_matching(condition)
         return deleted_count
 
     async def status(self, collection: Collection, document_id: str) -> IngestStatus:
-        """The totals, and the state of one document if its id is given."""
+        """The totals, and the state of one document if its id is given.
+
+        While Qdrant does not answer, the status has what Redis knows.
+        """
+        raise_violations([id_violation("document_id", document_id)] if document_id else [])
         waiting = await collection.pending.summary()
-        document_count = await collection.index.count()
-        dead_letter_count = await collection.dead_letters.count()
-        model_id = await collection.index.model_in_use()
-        state, error = None, ""
-        if document_id:
-            raise_violations([id_violation("document_id", document_id)])
-            state, error = await self._document_state(collection, document_id)
-        return IngestStatus(
-            document_count=document_count,
+        status = IngestStatus(
+            document_count=None,
             queued_count=waiting.count,
-            oldest_queued_seconds=waiting.oldest_seconds(time.time()),
-            dead_letter_count=dead_letter_count,
+            oldest_queued_seconds=waiting.oldest_seconds,
+            dead_letter_count=await collection.dead_letters.count(),
             collection=collection.name,
-            model_id=model_id,
-            document_state=state,
-            document_error=error or None,
+            model_id="",
         )
+        if document_id:
+            state, error = await self._queued_state(collection, document_id)
+            status = replace(status, document_state=state, document_error=error or None)
+        try:
+            model_id, count = await collection.index.model_in_use(), await collection.index.count()
+            if document_id and status.document_state is None:
+                status = replace(status, document_state=await self._stored_state(collection, document_id))
+        except DependencyUnavailable as error:
+            problem = Problem("qdrant", "", reason_name(error.reason), str(error))
+            return replace(status, problems=(problem,))
+        return replace(status, model_id=model_id, document_count=count)
 
-    async def _version_of(self, cut: DeleteVersion, collection: Collection) -> int:
-        if cut.version is not None:
-            raise_violations([version_violation("version", cut.version)])
-            return cut.version
-        raise_violations([request_id_violation(cut.request_id)])
-        return await self._dependencies.issue_version(collection.config, cut.request_id, cut.deadline)
-
-    async def _delete(self, collection: Collection, versions: Mapping[str, int]) -> int:
-        """Add tombstones before the delete: workers/indexer.py explains why no concurrent write survives."""
-        await collection.tombstones.add(versions, self._dependencies.tombstone_seconds)
-        deleted_count = await collection.index.delete(versions)
-        await collection.dead_letters.clear(versions)
-        await collection.pending.clear(versions)
-        return deleted_count
-
-    async def _document_state(self, collection: Collection, document_id: str) -> tuple[DocumentState, str]:
+    async def _queued_state(
+        self, collection: Collection, document_id: str
+    ) -> tuple[DocumentState | None, str]:
+        """The state and the error of a document that is not settled in the index."""
         if await collection.pending.versions([document_id]):
             return DocumentState.PENDING, ""
         if letter := await collection.dead_letters.get(document_id):
             return DocumentState.FAILED, letter.error
+        return None, ""
+
+    async def _stored_state(self, collection: Collection, document_id: str) -> DocumentState:
         if await collection.index.fetch([document_id]):
-            return DocumentState.INDEXED, ""
+            return DocumentState.INDEXED
         if await collection.tombstones.get([document_id]):
-            return DocumentState.DELETED, ""
-        return DocumentState.UNKNOWN, ""
+            return DocumentState.DELETED
+        return DocumentState.UNKNOWN
 
 
-async def _count(collection: Collection, where: Filter, cut: DeleteVersion) -> int:
+async def _count(collection: Collection, where: Filter, scope: DeleteScope) -> int:
     """How many stored documents a delete would remove."""
-    if cut.version is not None:
-        raise_violations([version_violation("version", cut.version)])
-    return await collection.index.count_matching(where, max_version=cut.version or MAX_VERSION)
+    return await collection.index.count_matching(DeleteCondition(where, scope.version))

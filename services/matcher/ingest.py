@@ -5,11 +5,12 @@ request, and gRPC's flow control slows its caller down. Callers are admitted in 
 matchers measure the same queue, and each adds the documents that it is just enqueuing. The limit is therefore
 exceeded by at most one request of each matcher.
 
-The version of a document without one is issued once for a request, not once for a try. Example: a client
-writes A, the answer is lost, another client writes B, the first client tries again. With a new version, A
-would overwrite B. Therefore the client sends a `request_id` with every try, and Redis keeps the version of
-the first one: the second try is an older version than B and changes nothing. The client's clock is not used.
-The same holds for deletes.
+The version of a document without one is the time of acceptance by the clock in Redis
+(textmatch/queue/clock.py). It is given once for a request, not once for a try. Example: a client writes A,
+the answer is lost, another client writes B, the first client tries again. With a new version, A would
+overwrite B. Therefore the client sends a `request_id` with every try, and Redis keeps the version of the
+first one: the second try is an older version than B and changes nothing. The same holds for deletes. No
+other clock is used.
 """
 
 from __future__ import annotations
@@ -17,27 +18,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from services.matcher import metrics
-from textmatch.collection_config import CollectionConfig
 from textmatch.collection_store import Collection
-from textmatch.documents import Document, content_hash, version_now
-from textmatch.errors import CollectionNotFound, CollectionNotOwned, Overloaded, TextMatchError
-from textmatch.queue.depth import DepthSample, QueueDepth
-from textmatch.queue.producer import Producer
+from textmatch.documents import Document, content_hash
+from textmatch.errors import (
+    CollectionNotFound,
+    CollectionNotOwned,
+    DocumentDeleted,
+    Overloaded,
+    TextMatchError,
+    VersionsExhausted,
+)
+from textmatch.index.index import Fingerprint
+from textmatch.queue.clock import UNREPEATED, Request
+from textmatch.queue.depth import DepthSample, KeptSample, QueueDepth
+from textmatch.queue.producer import Producer, Submission
 from textmatch.runtime.tracing import current_traceparent
 from textmatch.time_slices import in_slices
 from textmatch.types import DocumentResult, IngestOutcome
 
 _POLL_SECONDS = 0.1
 _RETRY_SECONDS = 2.0
+# What is full for days, or until an operator acts.
+_OPERATOR_SECONDS = 60.0
+# How long a measurement of what grows slowly is used.
+_KEPT_SECONDS = 1.0
 # How long a request is known after its deadline; a client tries again within seconds.
 _REQUEST_SECONDS = 300
 _MAX_CALL_SECONDS = 3600
+# Finding unchanged documents only saves work: acceptance does not wait longer for Qdrant.
+_LOOK_UP_SECONDS = 1.0
 # A waiting caller is refused this long before its deadline, or this share of its time if that is less.
 _MARGIN_SECONDS = 1.0
 _MARGIN_SHARE = 0.25
@@ -47,10 +62,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """The size from which the queue counts as full."""
+    """The size from which the queue, and what is kept after it, count as full."""
 
     documents: int
     size_bytes: int
+    tombstone_bytes: int
+    dead_letter_bytes: int
 
 
 class Admission:
@@ -60,6 +77,8 @@ class Admission:
         self._depth = depth
         self._limits = limits
         self._lock = asyncio.Lock()
+        self._kept = KeptSample(0, 0)
+        self._kept_until = 0.0
         self._entering_documents = 0
         self._entering_bytes = 0
 
@@ -71,9 +90,16 @@ class Admission:
             deadline: of the caller, on the monotonic clock; None if it has none.
 
         Raises:
-            Overloaded: there is no room before the deadline.
+            Overloaded: there is no room before the deadline, or no room for more dead letters.
             DependencyUnavailable: Redis does not answer.
         """
+        kept = await self._measure_kept()
+        if kept.dead_letter_bytes >= self._limits.dead_letter_bytes:
+            raise Overloaded(
+                f"the dead letters are full; their limit is {self._limits.dead_letter_bytes:,} bytes. An"
+                " operator must replay or drop some: textmatch dead-letters list",
+                retry_delay_seconds=_OPERATOR_SECONDS,
+            )
         started = time.monotonic()
         try:
             async with asyncio.timeout_at(_refuse_at(deadline)), self._lock:
@@ -96,6 +122,26 @@ class Admission:
             self._entering_documents -= len(documents)
             self._entering_bytes -= size_bytes
 
+    async def check_delete(self) -> None:
+        """Check that one more delete can be remembered.
+
+        Raises:
+            Overloaded: there is no room.
+            DependencyUnavailable: Redis does not answer.
+        """
+        kept = await self._measure_kept()
+        if kept.tombstone_bytes >= self._limits.tombstone_bytes:
+            raise Overloaded(
+                f"too many deletes are remembered; the limit is {self._limits.tombstone_bytes:,} bytes",
+                retry_delay_seconds=_OPERATOR_SECONDS,
+            )
+
+    async def _measure_kept(self) -> KeptSample:
+        if time.monotonic() >= self._kept_until:
+            self._kept = await self._depth.measure_kept()
+            self._kept_until = time.monotonic() + _KEPT_SECONDS
+        return self._kept
+
     async def _room(self) -> None:
         while not self._fits(await self._depth.measure()):  # noqa: ASYNC110 -- Redis sends no events
             await asyncio.sleep(_POLL_SECONDS)
@@ -114,30 +160,6 @@ def _refuse_at(deadline: float | None) -> float | None:
     return deadline - min(_MARGIN_SECONDS, _MARGIN_SHARE * remaining_seconds)
 
 
-class VersionClock:
-    """Versions for documents without one: the time in microseconds, strictly increasing."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def next(self) -> int:
-        """A version above all earlier ones."""
-        self._last = max(version_now(), self._last + 1)
-        return self._last
-
-    def stamp(self, documents: Mapping[int, Document], base: int) -> dict[int, Document]:
-        """Set missing versions: `base` for all, but higher for each repetition of an id."""
-        repeats: Counter[str] = Counter()
-        stamped = {}
-        for position, document in documents.items():
-            if not document.version:
-                document = replace(document, version=base + repeats[document.id])
-                repeats[document.id] += 1
-                self._last = max(self._last, document.version)
-            stamped[position] = document
-        return stamped
-
-
 @dataclass(frozen=True)
 class IngestDependencies:
     """What all collections share: the queue, and how long deletes are remembered."""
@@ -145,26 +167,19 @@ class IngestDependencies:
     producer: Producer
     admission: Admission
     tombstone_seconds: int
-    clock: VersionClock = field(default_factory=VersionClock)
 
-    async def issue_version(
-        self, collection: CollectionConfig, request_id: str, deadline: float | None
-    ) -> int:
-        """A version for what has none; for a retry, the version of the first try.
 
-        Args:
-            request_id: a UUID; empty: the version is new.
-            deadline: of the caller, on the monotonic clock; None if it has none.
+def remembered(request_id: str, deadline: float | None) -> Request:
+    """A request that is remembered until its last try is over.
 
-        Raises:
-            DependencyUnavailable: Redis does not answer or is full.
-        """
-        version = self.clock.next()
-        if not request_id:
-            return version
-        remaining_seconds = _MAX_CALL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
-        ttl_seconds = _REQUEST_SECONDS + int(min(remaining_seconds, _MAX_CALL_SECONDS))
-        return await self.producer.first_version(collection, request_id.lower(), version, ttl_seconds)
+    Args:
+        request_id: the same for all its tries; empty if the client sends none.
+        deadline: of this try, on the monotonic clock; None if it has none.
+    """
+    if not request_id:
+        return UNREPEATED
+    remaining_seconds = _MAX_CALL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+    return Request(request_id.lower(), _REQUEST_SECONDS + int(min(remaining_seconds, _MAX_CALL_SECONDS)))
 
 
 class IngestHandler:
@@ -193,66 +208,81 @@ class IngestHandler:
             CollectionNotFound: the collection has been deleted.
             CollectionNotOwned: another installation has taken over the collection.
         """
-        unchanged = await self._unchanged(collection, documents)
+        # Read before the index: a write that has left the queue by then is in the index.
+        pending = await collection.pending.versions({document.id for document in documents.values()})
+        stored = await self._stored(collection, documents)
+        tombstones = await collection.tombstones.get(stored)
+        deleted = {
+            one
+            for one, tombstone in tombstones.items()
+            if tombstone.covers(stored[one].version, stored[one].accepted_us)
+        }
+        unchanged = await _unchanged(documents, stored, pending.keys() | deleted)
         to_write = {at: one for at, one in documents.items() if at not in unchanged}
-        accepted = await self._stamped(collection, to_write, request_id, deadline)
-        if accepted:
-            entering = list(accepted.values())
+        versions: list[int] = []
+        if to_write:
+            entering = list(to_write.values())
+            known = {one: found.version for one, found in stored.items()}
             async with self._dependencies.admission.entry(entering, deadline):
-                await self._dependencies.producer.enqueue(collection.config, entering, current_traceparent())
+                versions = await self._dependencies.producer.enqueue(
+                    collection.config,
+                    entering,
+                    Submission(known, remembered(request_id, deadline), current_traceparent()),
+                )
         return [
             *(
                 DocumentResult(position, documents[position].id, IngestOutcome.UNCHANGED, version)
                 for position, version in unchanged.items()
             ),
             *(
-                DocumentResult(position, document.id, IngestOutcome.ACCEPTED, document.version)
-                for position, document in accepted.items()
+                _result(position, document, version)
+                for (position, document), version in zip(to_write.items(), versions, strict=True)
             ),
         ]
 
-    async def _stamped(
-        self,
-        collection: Collection,
-        documents: dict[int, Document],
-        request_id: str,
-        deadline: float | None,
-    ) -> dict[int, Document]:
-        if all(document.version for document in documents.values()):
-            return documents
-        base = await self._dependencies.issue_version(collection.config, request_id, deadline)
-        return self._dependencies.clock.stamp(documents, base)
-
-    async def _unchanged(self, collection: Collection, documents: Mapping[int, Document]) -> dict[int, int]:
-        """The stored versions of documents that need no write, by position.
-
-        The queue is asked before the index: a write that has left the queue by then is in the index.
-        """
-        ids = {document.id for document in documents.values()}
-        ids -= (await collection.pending.versions(ids)).keys()
-        if not ids:
-            return {}
-        tombstones = await collection.tombstones.get(ids)
+    async def _stored(
+        self, collection: Collection, documents: Mapping[int, Document]
+    ) -> dict[str, Fingerprint]:
+        """What is stored under these ids, as far as it can be read."""
         try:
-            stored = await collection.index.fingerprints(list(ids))
+            async with asyncio.timeout(_LOOK_UP_SECONDS):
+                return await collection.index.fingerprints(list({one.id for one in documents.values()}))
         except (CollectionNotFound, CollectionNotOwned):
             raise
-        except TextMatchError as error:
-            # Finding unchanged documents only saves work. Without it, all are written.
-            _log.warning("cannot find unchanged documents", extra={"error": str(error)})
+        except (TextMatchError, TimeoutError) as error:
+            # They only save work, and raise versions above those that clients have set. Without them, all are
+            # written.
+            reason = str(error) or f"Qdrant did not answer within {_LOOK_UP_SECONDS:g} s"
+            _log.warning("cannot find stored documents", extra={"error": reason})
             return {}
-        unchanged: dict[int, int] = {}
-        written: set[str] = set()
-        async for position, document in in_slices(documents.items()):
-            found = stored.get(document.id)
-            if (
-                found is not None
-                and document.id not in written
-                and tombstones.get(document.id, 0) < found.version
-                and document.version <= found.version
-                and content_hash(document) == found.content_hash
-            ):
-                unchanged[position] = found.version
-            else:
-                written.add(document.id)
-        return unchanged
+
+
+async def _unchanged(
+    documents: Mapping[int, Document], stored: Mapping[str, Fingerprint], changing: AbstractSet[str]
+) -> dict[int, int]:
+    """The stored versions of documents that need no write, by position.
+
+    Args:
+        changing: ids that are queued or deleted.
+    """
+    written = set(changing)
+    unchanged: dict[int, int] = {}
+    async for position, document in in_slices(documents.items()):
+        found = stored.get(document.id)
+        if (
+            found is not None
+            and document.id not in written
+            and document.version <= found.version
+            and content_hash(document) == found.content_hash
+        ):
+            unchanged[position] = found.version
+        else:
+            written.add(document.id)
+    return unchanged
+
+
+def _result(position: int, document: Document, version: int) -> DocumentResult:
+    if version:
+        return DocumentResult(position, document.id, IngestOutcome.ACCEPTED, version)
+    error = DocumentDeleted.of(document.version) if document.version else VersionsExhausted.of(document.id)
+    return DocumentResult(position, document.id, IngestOutcome.REJECTED, error=error)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from services.matcher.documents import DeleteVersion, DocumentsHandler
+from services.matcher.documents import DeleteScope, DocumentsHandler
 from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
 from textmatch.collection_store import Collection, CollectionStore
@@ -20,7 +21,7 @@ from textmatch.runtime.auth import charge_match
 from textmatch.runtime.request_limits import RequestLimits
 from textmatch.runtime.tracing import note_collection
 from textmatch.time_slices import in_slices
-from textmatch.types import MatchOptions, MatchResult
+from textmatch.types import MatchOptions, MatchResult, Problem
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 from textmatch.wire.documents import (
@@ -81,7 +82,11 @@ MAX_REQUEST_BYTES = 2 * max(limits.max_bytes for limits in METHOD_LIMITS.values(
 
 
 class MatcherServicer(pb_grpc.MatcherServiceServicer):
-    """The service as protos/textmatch/v1/matcher_service.proto describes it."""
+    """The service as protos/textmatch/v1/matcher_service.proto describes it.
+
+    Args:
+        problems: of stores and workers, as GetIngestStatus returns them.
+    """
 
     def __init__(
         self,
@@ -92,6 +97,7 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         *,
         match_timeout_seconds: float,
         batch_match_concurrency: int,
+        problems: Callable[[], Awaitable[tuple[Problem, ...]]] | None = None,
     ) -> None:
         self._store = store
         self._matcher = matcher
@@ -99,6 +105,7 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         self._documents = documents
         self._match_timeout_seconds = match_timeout_seconds
         self._batch_match_concurrency = batch_match_concurrency
+        self._problems = problems or _no_problems
 
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchResponse:
         raise_violations([text_violation("query", request.query)])
@@ -160,15 +167,15 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         # Counting makes no collection.
         find = self._store.get if request.dry_run else self._store.for_write
         collection = noted(await find(request.collection))
-        cut = DeleteVersion(version, request.request_id, _deadline(context))
+        scope = DeleteScope(version, request.request_id, _deadline(context))
         if request.ids:
             deleted_count = await self._documents.delete(
-                collection, request.ids, cut, is_dry_run=request.dry_run
+                collection, request.ids, scope, is_dry_run=request.dry_run
             )
         else:
             where = filter_from_proto(request.filter, "filter")
             deleted_count = await self._documents.delete_where(
-                collection, where, cut, is_dry_run=request.dry_run
+                collection, where, scope, is_dry_run=request.dry_run
             )
         return pb.DeleteDocumentsResponse(deleted_count=deleted_count)
 
@@ -176,7 +183,11 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         self, request: pb.GetIngestStatusRequest, context: Context
     ) -> pb.GetIngestStatusResponse:
         collection = noted(await self._store.get(request.collection))
-        return ingest_status_to_proto(await self._documents.status(collection, request.document_id))
+        status = await self._documents.status(collection, request.document_id)
+        known = await self._problems()
+        sources = {problem.source for problem in known}
+        new = [problem for problem in status.problems if problem.source not in sources]
+        return ingest_status_to_proto(replace(status, problems=(*known, *new)))
 
     async def _answer(
         self, collection: Collection, query: str, options: MatchOptions, deadline: float
@@ -191,6 +202,10 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     def _match_deadline(self, context: Context) -> float:
         deadline = _deadline(context)
         return time.monotonic() + self._match_timeout_seconds if deadline is None else deadline
+
+
+async def _no_problems() -> tuple[Problem, ...]:
+    return ()
 
 
 def _deadline(context: Context) -> float | None:

@@ -56,6 +56,25 @@ class MatcherSettings(StoreSettings, ServerSettings):
     tombstone_seconds: int = setting(
         "TEXTMATCH_TOMBSTONE_SECONDS",
         7 * 24 * 3600,
-        "How long a delete is remembered. It must be longer than any write can wait in the queue.",
+        "How long a delete is remembered at least. It must be longer than any write can wait in the queue.",
         minimum=60,
+    )
+    max_tombstone_bytes: int = setting(
+        "TEXTMATCH_MAX_TOMBSTONE_BYTES",
+        1024**3,
+        "Memory of remembered deletes above which deletes are refused.",
+        minimum=1,
+    )
+    max_dead_letter_bytes: int = setting(
+        "TEXTMATCH_MAX_DEAD_LETTER_BYTES",
+        256 * 1024**2,
+        "Memory of dead letters above which IngestDocuments is refused.",
+        minimum=1,
+    )
+    redis_replicas: int = setting(
+        "TEXTMATCH_REDIS_REPLICAS",
+        0,
+        "How many replicas of Redis must have a write or delete before it is accepted.",
+        minimum=0,
+        maximum=10,
     )

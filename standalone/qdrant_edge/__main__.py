@@ -25,11 +25,12 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds the collections")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=6334, help="gRPC port; 0 picks a free one")
+    parser.add_argument("--strict", action="store_true", help="new collections forbid unindexed filters")
     arguments = parser.parse_args()
     try:
         lock = FolderLock(arguments.data_dir)
         try:
-            asyncio.run(_serve(arguments.data_dir, arguments.host, arguments.port))
+            asyncio.run(_serve(arguments))
         finally:
             lock.release()
     except (FolderInUse, RuntimeError, OSError) as error:
@@ -38,17 +39,17 @@ def main() -> int:
     return 0
 
 
-async def _serve(data_dir: Path, host: str, port: int) -> None:
+async def _serve(arguments: argparse.Namespace) -> None:
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
-    catalog = Catalog(data_dir)
+    catalog = Catalog(arguments.data_dir, is_strict=arguments.strict)
     # Exclude loaded modules from garbage collection, which would take half the time of large batches.
     gc.freeze()
     server = EdgeServer(catalog)
     try:
-        bound_port = await server.start(host, port)
-        print(f"listening on {host}:{bound_port}", flush=True)
+        bound_port = await server.start(arguments.host, arguments.port)
+        print(f"listening on {arguments.host}:{bound_port}", flush=True)
         maintenance = asyncio.create_task(Maintenance(catalog).run())
         await stopping.wait()
         maintenance.cancel()

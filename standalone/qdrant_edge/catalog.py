@@ -14,6 +14,7 @@ from standalone.qdrant_edge.atomic_files import read_json, sync_folder, write_js
 from standalone.qdrant_edge.collection import EdgeCollection
 from standalone.qdrant_edge.collection_config import CollectionRecord, check_supported
 from standalone.qdrant_edge.errors import already_exists, internal, invalid, not_found
+from standalone.qdrant_edge.strict_mode import STRICT
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +25,13 @@ _FORBIDDEN_IN_NAMES = frozenset('<>:"/\\|?*\0\x1f')
 class Catalog:
     """Finds collections by name or alias; every change is on disk before it is visible."""
 
-    def __init__(self, data_dir: Path) -> None:
-        """Load a data folder, and finish creations and deletions that a crash interrupted."""
+    def __init__(self, data_dir: Path, *, is_strict: bool = False) -> None:
+        """Load a data folder, and finish creations and deletions that a crash interrupted.
+
+        Args:
+            is_strict: new collections are in strict mode unless their settings say otherwise.
+        """
+        self._is_strict = is_strict
         self._folder = data_dir / "collections"
         self._aliases_path = data_dir / "aliases.json"
         self._collections: dict[str, EdgeCollection] = {}
@@ -70,6 +76,8 @@ class Catalog:
             raise invalid(
                 f"Can't create collection with name {name}. Alias with the same name already exists"
             )
+        if self._is_strict and not settings.HasField("strict_mode_config"):
+            settings.strict_mode_config.CopyFrom(STRICT)
         check_supported(settings)
         folder = self._folder / uuid.uuid4().hex
         folder.mkdir()

@@ -30,6 +30,7 @@ from standalone.qdrant_edge.collection_config import (
 )
 from standalone.qdrant_edge.conversions import EdgeId
 from standalone.qdrant_edge.errors import engine_call
+from standalone.qdrant_edge.strict_mode import check_filters
 from standalone.qdrant_edge.updates import parse_update, to_operations, written_ids
 
 _BYTES_PER_COMPONENT: Final = 4
@@ -221,6 +222,12 @@ class EdgeCollection:
         )
         described_info.created_at.FromDatetime(self._record.created_at)
         return described_info
+
+    def check_filters(self, request: Message, *, is_update: bool) -> None:
+        """Refuse a request that strict mode forbids."""
+        if self.settings.strict_mode_config.enabled:
+            indexed = engine_call(self.shard.info).payload_schema.keys()
+            check_filters(request, self.settings.strict_mode_config, indexed, is_update=is_update)
 
     def change_settings(self, change: pb.UpdateCollection) -> None:
         """Store changed parameters; the next rebuild applies them."""

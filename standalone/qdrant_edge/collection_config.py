@@ -14,6 +14,7 @@ from qdrant_client import grpc as pb
 from standalone.qdrant_edge.atomic_files import read_json, write_json
 from standalone.qdrant_edge.conversions import DEFAULT_VECTOR, VectorSchema, to_edge_enum
 from standalone.qdrant_edge.errors import invalid, unsupported
+from standalone.qdrant_edge.strict_mode import check_available
 
 RECORD_FILE: Final = "collection.json"
 
@@ -91,8 +92,7 @@ def check_supported(settings: pb.CreateCollection) -> None:
     """
     if settings.sharding_method == pb.Custom:
         raise unsupported("custom sharding")
-    if settings.strict_mode_config.enabled:
-        raise unsupported("strict mode (strict_mode_config.enabled)")
+    check_available(settings.strict_mode_config)
     dense = dense_params(settings)
     if not dense and not settings.sparse_vectors_config.map:
         raise invalid("a collection needs at least one vector")
@@ -161,6 +161,7 @@ def described(settings: pb.CreateCollection) -> pb.CollectionConfig:
         optimizer_config=_OPTIMIZER_DEFAULTS,
         wal_config=_WAL_DEFAULTS,
         metadata=settings.metadata,
+        strict_mode_config=settings.strict_mode_config,
     )
     config.hnsw_config.MergeFrom(settings.hnsw_config)
     config.optimizer_config.MergeFrom(settings.optimizers_config)

@@ -42,6 +42,11 @@ def invalid(description: str) -> RequestError:
     return RequestError(grpc.StatusCode.INVALID_ARGUMENT, f"Wrong input: {description}")
 
 
+def strict(description: str) -> RequestError:
+    """Strict mode forbids the request."""
+    return RequestError(grpc.StatusCode.INVALID_ARGUMENT, f"Bad request: {description}")
+
+
 def already_exists(description: str) -> RequestError:
     """The name is taken."""
     return RequestError(grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: {description}")

@@ -49,8 +49,8 @@ _OPTIONS: Final = [
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     # Otherwise two servers could listen on one port, and each would get a part of the calls.
     ("grpc.so_reuseport", 0),
-    # Clients may ping idle connections this often.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Clients may ping this often while they wait for an answer.
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
 ]
 
 
@@ -120,7 +120,7 @@ class PointsServicer:
     @property
     def handlers(self) -> Handlers:
         """The methods that are answered, by their names in the API."""
-        return {
+        answered: Handlers = {
             **{method: partial(self._update, method) for method in UPDATE_METHODS},
             "UpdateBatch": self._update_batch,
             "Get": self._get,
@@ -129,6 +129,14 @@ class PointsServicer:
             "Query": self._query,
             "QueryBatch": self._query_batch,
         }
+        return {method: partial(self._checked, method, handler) for method, handler in answered.items()}
+
+    async def _checked(
+        self, method: str, handler: Callable[[Any], Awaitable[Message]], request: Any
+    ) -> Message:
+        collection = self._catalog.resolve(request.collection_name)
+        collection.check_filters(request, is_update=method in UPDATE_METHODS)
+        return await handler(request)
 
     async def _update(self, method: str, request: Any) -> pb.PointsOperationResponse:
         await self._catalog.resolve(request.collection_name).update(method, request)

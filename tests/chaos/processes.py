@@ -1,4 +1,7 @@
-"""The processes of the stack, each of which can be killed and started again."""
+"""The processes of the stack, each of which can be killed and started again.
+
+Matchers and workers have clocks that are wrong and jump, each in another way (skewed_clock.py).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from standalone.stack import ProcessSpec, StackPorts, any_free, choose_ports, http_answers, process_specs
+from standalone.stack import (
+    ProcessSpec,
+    StackPorts,
+    any_free,
+    choose_ports,
+    grpc_serving,
+    http_answers,
+    process_specs,
+)
 from textmatch.client import TextMatchClient
 
 _READY_SECONDS = 120.0
@@ -76,14 +87,15 @@ class Victim:
 
 @dataclass(frozen=True)
 class Victims:
-    """All processes by name: two workers, and one of everything else."""
+    """All processes by name: two matchers, two workers, and one of everything else."""
 
     by_name: Mapping[str, Victim]
     ports: StackPorts
+    matcher_target: str
 
     def client(self) -> TextMatchClient:
-        """A client with deadlines that suit servers that vanish."""
-        addresses = (f"127.0.0.1:{self.ports.matcher}", self.ports.encoder_target)
+        """A client of both matchers, with deadlines that suit servers that vanish."""
+        addresses = (self.matcher_target, self.ports.encoder_target)
         return TextMatchClient(*addresses, timeout_seconds=20.0, bulk_timeout_seconds=20.0)
 
     def kill(self, names: Sequence[str], down_seconds: float) -> None:
@@ -108,10 +120,13 @@ def running_victims(directory: Path, settings: Mapping[str, str]) -> Iterator[Vi
     """Start everything and wait until it serves; stop it at the end, and show the logs after a failure."""
     ports = choose_ports(use_defaults=False)
     specs = process_specs(directory, ports, {**os.environ, **settings})
-    *others, worker = specs
-    workers = [_numbered(worker, number) for number in (1, 2)]
+    *others, matcher, worker = specs
+    matchers = [_matcher(matcher, number) for number in (1, 2)]
+    workers = [_worker(worker, number) for number in (1, 2)]
     victims = Victims(
-        {spec.name: Victim(spec, directory / f"{spec.name}.log") for spec in [*others, *workers]}, ports
+        {spec.name: Victim(spec, directory / f"{spec.name}.log") for spec in [*others, *matchers, *workers]},
+        ports,
+        "ipv4:" + ",".join(spec.address for spec in matchers),
     )
     try:
         for victim in victims.by_name.values():
@@ -127,11 +142,31 @@ def running_victims(directory: Path, settings: Mapping[str, str]) -> Iterator[Vi
             victim.stop()
 
 
-def _numbered(worker: ProcessSpec, number: int) -> ProcessSpec:
+def _matcher(matcher: ProcessSpec, number: int) -> ProcessSpec:
+    port = any_free()
+    ports = {"TEXTMATCH_MATCHER_PORT": str(port), "TEXTMATCH_MATCHER_METRICS_PORT": str(any_free())}
+    return replace(
+        matcher,
+        name=f"matcher-{number}",
+        command=_skewed(matcher.command, seed=number),
+        environment={**matcher.environment, **ports},
+        address=f"127.0.0.1:{port}",
+        is_ready=grpc_serving(f"127.0.0.1:{port}"),
+    )
+
+
+def _skewed(command: tuple[str, ...], seed: int) -> tuple[str, ...]:
+    """A command that runs a module, with a clock that is wrong."""
+    python, _, *module = command
+    return (python, "-m", "tests.chaos.skewed_clock", str(seed), *module)
+
+
+def _worker(worker: ProcessSpec, number: int) -> ProcessSpec:
     port = any_free()
     return replace(
         worker,
         name=f"worker-{number}",
+        command=_skewed(worker.command, seed=100 + number),
         environment={**worker.environment, "TEXTMATCH_WORKER_METRICS_PORT": str(port)},
-        is_ready=http_answers(f"http://127.0.0.1:{port}/metrics", "textmatch_worker_ready 1.0"),
+        is_ready=http_answers(f"http://127.0.0.1:{port}/ready"),
     )

@@ -15,7 +15,7 @@ from itertools import pairwise
 from textmatch.documents import Document
 
 SENDERS = 3
-VICTIMS = ("redis", "qdrant", "encoder", "matcher", "worker-1", "worker-2")
+VICTIMS = ("redis", "qdrant", "encoder", "matcher-1", "matcher-2", "worker-1", "worker-2")
 
 _UPDATED_SHARE = 0.3
 _DELETED_SHARE = 0.1

@@ -1,5 +1,7 @@
 """Every process is killed again and again while documents come in; then the index must be exactly right.
 
+Two matchers and two workers have clocks that are up to an hour wrong and jump every few seconds.
+
 make chaos                    20,000 documents, a new seed
 make chaos SEED=7             the run of that seed
 """

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.redis import own_redis_server
 from tests.support.stack import Stack, running_stack
+
+__all__ = ["own_redis_server"]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.encoder import make_tiny_bi_encoder
+from tests.support.redis import RedisServer
 from tests.support.stack import wait_until
 
 
@@ -34,6 +36,54 @@ def terminal(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     yield process
     process.kill()
     process.communicate()
+
+
+def test_stores_of_somebody_else_are_waited_for_used_and_never_stopped(
+    tmp_path: Path, own_redis_server: RedisServer
+):
+    """The Qdrant starts after the stack, and both stores outlive it."""
+    make_tiny_bi_encoder(tmp_path / "model")
+    qdrant = EdgeProcess(tmp_path / "qdrant")
+    qdrant.start()
+    port = qdrant.port
+    qdrant.kill()
+    urls = ["--redis-url", own_redis_server.url, "--qdrant-url", f"http://127.0.0.1:{port}"]
+    data = ["--data-dir", str(tmp_path / "data")]
+    environment = {
+        **os.environ,
+        "TEXTMATCH_BI_ENCODER": str(tmp_path / "model"),
+        "TEXTMATCH_CROSS_ENCODER": "none",
+    }
+    textmatch = str(Path(sys.executable).with_name("textmatch"))
+    log = (tmp_path / "up.log").open("w")
+    up = subprocess.Popen([textmatch, "up", *data, *urls], env=environment, stderr=log)
+    try:
+        log_path = tmp_path / "up.log"
+        wait_until(
+            lambda: (
+                f"waiting for Qdrant at http://127.0.0.1:{port}: Qdrant does not answer"
+                in log_path.read_text()
+            ),
+            "what is missing",
+        )
+        qdrant.start(port)
+        wait_until((tmp_path / "data" / "stack.json").exists, "the stack", seconds=120)
+        written = stack_file(tmp_path)
+        assert (written["redis_url"], written["qdrant_url"]) == (urls[1], urls[3])
+        assert [process["name"] for process in written["processes"]] == ["encoder", "matcher", "worker"]
+        (tmp_path / "documents.jsonl").write_text('{"id": "a", "text": "stores of somebody else"}\n')
+        command = [textmatch, "ingest", str(tmp_path / "documents.jsonl"), "--wait", *data]
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+        up.send_signal(signal.SIGINT)
+        assert up.wait(60) == 0
+        with own_redis_server.client() as client:
+            assert client.ping()
+        with qdrant.client() as client:
+            assert len(client.get_collections().collections) == 1
+    finally:
+        up.kill()
+        log.close()
+        qdrant.kill()
 
 
 def stack_file(tmp_path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import replace
 from typing import Any
@@ -16,11 +17,12 @@ from textmatch.index.index import Index
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.queue.keys import Keys
 from textmatch.queue.pending import Pending
-from textmatch.queue.registry import Registry
+from textmatch.queue.registry import Registry, ReindexLease
 from textmatch.queue.tombstones import Tombstones
 
 KEYS = Keys("textmatch")
 CONFIG = CollectionConfig(generation="0123abcd", owner="the-tests", created_at=1.0)
+_API_KEY = os.environ.get("TEXTMATCH_QDRANT_API_KEY", "")
 STATE = KEYS.collection(CONFIG.name, CONFIG.generation)
 
 
@@ -37,7 +39,7 @@ def unique_config() -> CollectionConfig:
 
 async def empty_qdrant(url: str) -> None:
     """Delete all collections."""
-    client = connect(url)
+    client = connect(url, _API_KEY)
     for one in (await client.get_collections()).collections:
         await client.delete_collection(one.name)
     await client.close()
@@ -49,7 +51,7 @@ async def _confirmed() -> None:
 
 def make_index(url: str, config: CollectionConfig = CONFIG, **options: Any) -> Index:
     """The index of a collection, with a connection of its own."""
-    return Index(connect(url, **options), config, _confirmed)
+    return Index(connect(url, **{"api_key": _API_KEY, **options}), config, _confirmed)
 
 
 async def close_index(index: Index) -> None:
@@ -67,7 +69,8 @@ def make_collection(redis: Redis, index: Index, config: CollectionConfig = CONFI
     """All parts of a collection."""
     state = KEYS.collection(config.name, config.generation)
     dead_letters = DeadLetters(redis, state.letters)
-    return Collection(config, index, Pending(redis, state), Tombstones(redis, state), dead_letters)
+    lease = ReindexLease(redis, state)
+    return Collection(config, index, Pending(redis, state), Tombstones(redis, state), dead_letters, lease)
 
 
 class FixedStore:

@@ -19,8 +19,8 @@ async def take_queued(redis: Redis) -> list[Document]:
     documents: list[Document] = []
     while raw := await redis.rpop(KEYS.queue):
         body = messages.unpack(str(raw).encode(), KEYS.queue)["body"]
-        [[argument], _, _] = json.loads(base64.b64decode(body))
-        documents += messages.decode(argument).documents
+        [[argument, stamp], _, _] = json.loads(base64.b64decode(body))
+        documents += messages.decode(argument, messages.stamp_from_fields(stamp or {})).documents
     return documents
 
 

@@ -1,7 +1,8 @@
 """Collections with two copies: two real servers behind a proxy that behaves like a cluster of two nodes.
 
 Every write goes to both copies, every read to one. A copy can refuse writes: then the call fails, as with
-`write_consistency_factor: 2`, but the write stays on the copy that took it.
+`write_consistency_factor: 2`, but the write stays on the copy that took it. A read with the consistency
+"all" returns what both copies have alike, and fails while one refuses.
 """
 
 from __future__ import annotations
@@ -16,17 +17,28 @@ _POINT_WRITES = {
     "/qdrant.Points/Upsert": qdrant.UpsertPoints,
     "/qdrant.Points/Delete": qdrant.DeletePoints,
     "/qdrant.Points/UpdateBatch": qdrant.UpdateBatchPoints,
-    "/qdrant.Points/CreateFieldIndex": qdrant.CreateFieldIndexCollection,
 }
+_GET = "/qdrant.Points/Get"
+# Collections and payload indexes are agreed on by all nodes.
 _COLLECTION_WRITES = (
+    "/qdrant.Points/CreateFieldIndex",
     "/qdrant.Collections/Create",
     "/qdrant.Collections/Update",
     "/qdrant.Collections/Delete",
 )
+_SHARDS = 2
 _REFUSAL = (
-    "Service internal error: 1 out of 2 shards failed to apply operation. First error captured:"
+    "Service internal error: {} out of {} shards failed to apply operation. First error captured:"
     " Service internal error: The service is currently unavailable"
 )
+_TOO_FEW_REPLICAS = (
+    "Service internal error: The replica set for shard 0 on peer 1 does not have enough active replicas"
+)
+
+
+def shard_of(point: str) -> int:
+    """The shard of a point, by its id."""
+    return int(point[-1], 16) % _SHARDS
 
 
 class ReplicatedQdrant(grpc.GenericRpcHandler):
@@ -41,6 +53,8 @@ class ReplicatedQdrant(grpc.GenericRpcHandler):
         self.read_from = 0
         # Whether a copy refuses a write of points to a collection.
         self.refuses: Callable[[int, str], bool] = lambda copy, collection: False
+        # The shards that copy 1 lacks. Points of other shards are written to both copies.
+        self.missing_shards: set[int] = set()
         self.url = ""
         self._ports = ports
         self._channels: list[grpc.aio.Channel] = []
@@ -71,22 +85,66 @@ class ReplicatedQdrant(grpc.GenericRpcHandler):
     ) -> bytes:
         try:
             if method in _POINT_WRITES:
-                collection = _POINT_WRITES[method].FromString(request).collection_name
-                answers = [
-                    await self._call(copy, method, request)
-                    for copy in (0, 1)
-                    if not self.refuses(copy, collection)
-                ]
-                if len(answers) < len(self._channels):
-                    await context.abort(grpc.StatusCode.INTERNAL, _REFUSAL)
-                return answers[self.read_from]
+                return await self._write(method, _POINT_WRITES[method].FromString(request), context)
             if method.startswith(_COLLECTION_WRITES):
                 return [await self._call(copy, method, request) for copy in (0, 1)][self.read_from]
+            if method == _GET:
+                read = qdrant.GetPoints.FromString(request)
+                if read.HasField("read_consistency"):
+                    return await self._read_all(read, context)
             return await self._call(self.read_from, method, request)
         except grpc.aio.AioRpcError as error:
             await context.abort(error.code(), error.details() or "")
             raise AssertionError("abort() always raises") from error
 
+    async def _write(self, method: str, write: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        requests = {copy: write for copy in (0, 1) if not self.refuses(copy, write.collection_name)}
+        shards = _shards_of(write)
+        failed = self.missing_shards & shards
+        if 1 in requests and failed:
+            requests[1] = _without(write, failed)
+        if len(requests) < len(self._channels):
+            failed = shards
+        answers = {
+            copy: await self._call(copy, method, one.SerializeToString()) for copy, one in requests.items()
+        }
+        if failed:
+            await context.abort(grpc.StatusCode.INTERNAL, _REFUSAL.format(len(failed), len(shards)))
+        return answers[self.read_from]
+
+    async def _read_all(self, read: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        if self.missing_shards or any(self.refuses(copy, read.collection_name) for copy in (0, 1)):
+            await context.abort(grpc.StatusCode.INTERNAL, _TOO_FEW_REPLICAS)
+        request = read.SerializeToString()
+        answers = [qdrant.GetResponse.FromString(await self._call(copy, _GET, request)) for copy in (0, 1)]
+        others = {one.id.uuid: one for one in answers[1].result}
+        alike = [one for one in answers[0].result if others.get(one.id.uuid) == one]
+        return qdrant.GetResponse(result=alike).SerializeToString()
+
     async def _call(self, copy: int, method: str, request: bytes) -> bytes:
         answer: bytes = await self._channels[copy].unary_unary(method)(request)
         return answer
+
+
+def _shards_of(write: Any) -> set[int]:
+    """The shards to which a write is sent; a delete by a filter is sent to all."""
+    points = [point for points in _upserts(write) for point in points]
+    return {shard_of(point.id.uuid) for point in points} or set(range(_SHARDS))
+
+
+def _without(write: Any, shards: set[int]) -> Any:
+    """A copy of a write without the points of these shards."""
+    rest = type(write)()
+    rest.CopyFrom(write)
+    for points in _upserts(rest):
+        kept = [point for point in points if shard_of(point.id.uuid) not in shards]
+        del points[:]
+        points.extend(kept)
+    return rest
+
+
+def _upserts(write: Any) -> list[Any]:
+    """The lists of points in it."""
+    if isinstance(write, qdrant.UpdateBatchPoints):
+        return [one.upsert.points for one in write.operations if one.HasField("upsert")]
+    return [write.points] if isinstance(write, qdrant.UpsertPoints) else []

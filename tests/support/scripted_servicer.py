@@ -51,6 +51,8 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         self.batch_sizes: list[int] = []
         self.delay_seconds = 0.0
         self.degraded: pb.DegradedReason.ValueType = pb.DEGRADED_REASON_UNSPECIFIED
+        # What an operator must mend.
+        self.problems: list[str] = []
         # Taken from the left: what goes wrong with the next calls, and with documents by their id.
         self.call_errors: deque[TextMatchError] = deque()
         self.document_errors: dict[str, deque[TextMatchError]] = {}
@@ -137,6 +139,10 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
             model_id="tiny-0123456789ab",
             document_state=state,
             document_error="the model failed on it" if state == pb.DOCUMENT_STATE_FAILED else "",
+            problems=[
+                pb.Problem(source="worker", collection="default", reason="STORE_FULL", message=message)
+                for message in self.problems
+            ],
         )
 
     def _fail_if_told(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -76,10 +77,13 @@ class Node:
         lines = ["bind 127.0.0.1", f"dir {directory}", "logfile redis.log", *options]
         lines += [f"port {self.port}"] if certificates is None else self._tls(certificates)
         config.write_text("\n".join(lines) + "\n")
-        command = [server_command(), str(config), *(["--sentinel"] if is_sentinel else [])]
+        self._command = [server_command(), str(config), *(["--sentinel"] if is_sentinel else [])]
         self._certificates = certificates
         self._log = directory / "redis.log"
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._start()
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + _START_SECONDS
         while not self._answers():
             assert self._process.poll() is None, self._log.read_text()
@@ -90,6 +94,19 @@ class Node:
         """SIGKILL."""
         self._process.kill()
         self._process.wait()
+
+    def restart(self) -> None:
+        """SIGKILL, and start again with what is in its files: nothing that it has not read from a socket."""
+        self.kill()
+        self._start()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open, and nothing is answered."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """End what `pause` began."""
+        self._process.send_signal(signal.SIGCONT)
 
     def client(self) -> redis.Redis:
         """A client of this process alone."""

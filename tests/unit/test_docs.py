@@ -17,7 +17,7 @@ def test_the_configuration_page_is_what_the_settings_say():
 def test_every_metric_in_the_metrics_page_exists_and_the_other_way_round():
     named = set(_metric_names((DOCS / "metrics.md").read_text()))
     sources = [path for path in DOCS.parent.glob("*/**/metrics.py") if ".venv" not in path.parts]
-    sources.append(DOCS.parent / "textmatch" / "queue" / "depth.py")
+    sources += [DOCS.parent / "textmatch" / one for one in ("queue/depth.py", "circuit_breaker.py")]
     defined = {name for path in sources for name in _metric_names(path.read_text())}
     assert named == defined
 

@@ -371,7 +371,7 @@ def _wait_until_searchable(client: TextMatchClient, progress: ProgressBars) -> N
         progress.advance(before - status.queued_count, note=f"{status.queued_count:,} queued")
         before = status.queued_count
 
-    client.wait_until_searchable(show)
+    client.wait_until_searchable(show, on_problem=lambda reason: warn(f"textmatch: still waiting: {reason}"))
 
 
 def _fingerprint(source: BinaryIO) -> dict[str, Any]:

@@ -291,7 +291,8 @@ def _run(addresses: Addresses, work: Callable[[Collection, EncoderClient], Await
         async with addresses.opened_collection() as collection:
             encoder = EncoderClient(addresses.encoder, addresses.settings.api_key, addresses.tls)
             try:
-                return await work(collection, encoder)
+                async with collection.reindex_lease.held():
+                    return await work(collection, encoder)
             finally:
                 await encoder.close()
 

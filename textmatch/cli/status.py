@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -16,13 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from textmatch.cli import options
-from textmatch.cli.errors import message_of
+from textmatch.cli.errors import CommandFailed, message_of
 from textmatch.cli.options import Addresses, find_addresses
 from textmatch.client import (
-    DocumentState,
     HealthState,
     IngestStatus,
     ModelInfo,
+    Problem,
     ServerHealth,
     TextMatchClient,
 )
@@ -50,9 +50,10 @@ def status(
 ) -> None:
     """Show each collection and its queue, loaded models, and the health of the processes.
 
-    The exit code is 0 if encoder and matcher are SERVING. --json prints {"documents", "queued",
-    "oldest_seconds", "dead_letters", "collection", "collections", "models", "processes"}. The figures are
-    those of one collection; "collections" has those of each. Unknown values are null.
+    The exit code is 0 if encoder and matcher are SERVING, and no store or worker has a problem. --json prints
+    {"documents", "queued", "oldest_seconds", "dead_letters", "collection", "collections", "models",
+    "processes", "problems"}. The figures are those of one collection; "collections" has those of each.
+    Unknown values are null.
 
     --id shows the state of a document: PENDING, INDEXED, FAILED, DELETED or UNKNOWN; with --json {"id",
     "state", "error"}. --watch with --json prints one line per second: the queue and its rates.
@@ -71,9 +72,11 @@ def status(
         problems = [_problem(server) for server in servers if server.state is not HealthState.SERVING]
         reachable = {server.name for server in servers if server.state is not HealthState.UNREACHABLE}
         queue = _ask(client.ingest_status, problems) if "matcher" in reachable else None
+        failing = queue.problems if queue else ()
+        problems += [_line_of(problem) for problem in failing]
         queues = None if queue is None else _ask(lambda: _queues(client, queue), problems)
         models = _ask(client.models, problems) if "encoder" in reachable else None
-    processes = [*servers, *_other_processes(addresses, servers)]
+    processes = [*servers, *_other_processes(addresses, servers, {problem.source for problem in failing})]
     if as_json:
         print_json(_to_json(queue, queues, models, processes))
     else:
@@ -93,7 +96,10 @@ def _queues(client: TextMatchClient, known: IngestStatus) -> list[IngestStatus]:
 
 
 def _show_document(document_id: str, found: IngestStatus, *, as_json: bool) -> None:
-    state, error = found.document_state or DocumentState.UNKNOWN, found.document_error
+    if found.document_state is None:
+        reasons = [problem.message for problem in found.problems if problem.source == "qdrant"]
+        raise CommandFailed(f"the state of {document_id!r} is not known: {'; '.join(reasons)}")
+    state, error = found.document_state, found.document_error
     line = f"{state}: {one_line(error)}" if error else str(state)
     print_result({"id": document_id, "state": state, "error": error}, line, as_json=as_json)
 
@@ -113,11 +119,26 @@ def _ask(question: Callable[[], Result], problems: list[str]) -> Result | None:
         return None
 
 
-def _other_processes(addresses: Addresses, servers: Sequence[ServerHealth]) -> list[ServerHealth]:
-    """The other processes of a stack on this machine. They are healthy if they accept connections."""
+def _line_of(problem: Problem) -> str:
+    if problem.source == "worker":
+        return f'the indexing of "{problem.collection}" waits for an operator: {problem.message}'
+    return problem.message
+
+
+def _other_processes(
+    addresses: Addresses, servers: Sequence[ServerHealth], failing: Collection[str]
+) -> list[ServerHealth]:
+    """The other processes of a stack on this machine.
+
+    They are healthy if they accept connections, and the matcher has no problem with them.
+    """
     known = {server.name for server in servers}
     return [
-        ServerHealth(process.name, process.address, _connects(process.address))
+        ServerHealth(
+            process.name,
+            process.address,
+            HealthState.NOT_SERVING if process.name in failing else _connects(process.address),
+        )
         for process in addresses.processes
         if process.name not in known
     ]
@@ -152,6 +173,7 @@ def _to_json(
             {"name": process.name, "address": process.address, "health": process.state}
             for process in processes
         ],
+        "problems": [dataclasses.asdict(problem) for problem in queue.problems] if queue else [],
     }
 
 
@@ -188,7 +210,7 @@ def _print(
 
 def _queue_cells(queue: IngestStatus) -> list[str]:
     return [
-        f"{queue.document_count:,}",
+        "unknown" if queue.document_count is None else f"{queue.document_count:,}",
         f"{queue.queued_count:,}",
         f"{queue.oldest_queued_seconds:.1f} s",
         f"{queue.dead_letter_count:,}",
@@ -252,9 +274,12 @@ def _sample(queue: IngestStatus, now: float, before: tuple[float, IngestStatus] 
         return QueueSample(queue)
     then, earlier = before
     seconds = max(now - then, 0.001)
+    indexed = None
+    if queue.document_count is not None and earlier.document_count is not None:
+        indexed = (queue.document_count - earlier.document_count) / seconds
     return QueueSample(
         queue,
-        indexed_per_second=(queue.document_count - earlier.document_count) / seconds,
+        indexed_per_second=indexed,
         drained_per_second=(earlier.queued_count - queue.queued_count) / seconds,
     )
 

@@ -204,33 +204,26 @@ class AsyncTextMatchClient:
         self,
         on_status: Callable[[IngestStatus], None] | None = None,
         *,
+        on_problem: Callable[[str], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> None:
         """As `TextMatchClient.wait_until_searchable`."""
-        if on_status is not None and not callable(on_status):
-            raise InvalidInput.of_field("on_status", "is not a function")
-        started = moved_at = time.monotonic()
+        for name, function in (("on_status", on_status), ("on_problem", on_problem)):
+            if function is not None and not callable(function):
+                raise InvalidInput.of_field(name, "is not a function")
         limit_seconds = to_seconds(timeout_seconds, float("inf"))
-        last_count = -1
+        queue = _WatchedQueue(limit_seconds, on_problem or (lambda message: None))
 
         async def are_waiting() -> bool:
-            nonlocal moved_at, last_count
             asked = time.monotonic()
-            status = await self.ingest_status(timeout_seconds=min(limit_seconds, self._timeout_seconds))
+            try:
+                status = await self.ingest_status(timeout_seconds=min(limit_seconds, self._timeout_seconds))
+            except TextMatchError as error:
+                queue.failed(error, asked)
+                return True
             if on_status is not None:
                 on_status(status)
-            if status.queued_count == 0 or status.oldest_queued_seconds < asked - started:
-                return False
-            if status.queued_count != last_count:
-                last_count, moved_at = status.queued_count, asked
-            elif asked - moved_at > _STALL_TIMEOUT_SECONDS:
-                raise DeadlinePassed(
-                    f"{last_count:,} documents are queued, and their number has not changed for "
-                    f"{_STALL_TIMEOUT_SECONDS:g} seconds; are the workers running?"
-                )
-            if time.monotonic() - started > limit_seconds:
-                raise DeadlinePassed(f"{last_count:,} documents are queued after {limit_seconds:g} seconds")
-            return True
+            return queue.is_waiting(status, asked)
 
         wait = wait_exponential(_FIRST_POLL_SECONDS, max=_LAST_POLL_SECONDS)
         await AsyncRetrying(sleep=self._matcher.sleep, retry=retry_if_result(bool), wait=wait)(are_waiting)
@@ -443,6 +436,56 @@ class AsyncTextMatchClient:
 
 def _size_bytes(item: str | TextPair) -> int:
     return utf8_bytes(item) if isinstance(item, str) else sum(map(utf8_bytes, item))
+
+
+class _WatchedQueue:
+    """A queue that is waited for: whether it moves, and what it waits for."""
+
+    def __init__(self, limit_seconds: float, on_problem: Callable[[str], None]) -> None:
+        self._limit_seconds = limit_seconds
+        self._on_problem = on_problem
+        self._started = self._moved_at = time.monotonic()
+        self._count = -1
+        self._problem = ""
+
+    def is_waiting(self, status: IngestStatus, asked: float) -> bool:
+        """Whether documents that were accepted before the start still wait.
+
+        Raises:
+            DeadlinePassed: the time is over, or the queue does not move for no known reason.
+        """
+        if status.queued_count == 0 or status.oldest_queued_seconds < asked - self._started:
+            return False
+        self._note("; ".join(problem.message for problem in status.problems))
+        if status.queued_count != self._count or status.problems:
+            self._count, self._moved_at = status.queued_count, asked
+        elif asked - self._moved_at > _STALL_TIMEOUT_SECONDS:
+            raise DeadlinePassed(
+                f"{self._count:,} documents are queued, and their number has not changed for "
+                f"{_STALL_TIMEOUT_SECONDS:g} seconds; are the workers running?"
+            )
+        self._check_limit(f"{self._count:,} documents are queued after {self._limit_seconds:g} seconds")
+        return True
+
+    def failed(self, error: TextMatchError, asked: float) -> None:
+        """The status could not be read. What was accepted stays accepted.
+
+        Raises:
+            TextMatchError: waiting does not help, or has not helped for long.
+        """
+        if not error.is_transient or asked - self._moved_at > _STALL_TIMEOUT_SECONDS:
+            raise error
+        self._note(str(error))
+        self._check_limit(f"the queue is not known after {self._limit_seconds:g} seconds: {error}")
+
+    def _note(self, problem: str) -> None:
+        if problem and problem != self._problem:
+            self._on_problem(problem)
+        self._problem = problem
+
+    def _check_limit(self, message: str) -> None:
+        if time.monotonic() - self._started > self._limit_seconds:
+            raise DeadlinePassed(message)
 
 
 async def _health(server: Connection, timeout_seconds: float) -> ServerHealth:

@@ -177,20 +177,27 @@ class TextMatchClient:
         self,
         on_status: Callable[[IngestStatus], None] | None = None,
         *,
+        on_problem: Callable[[str], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> None:
         """Wait until all documents accepted before this call are searchable or have failed.
 
-        Documents that others add in the meantime do not prolong it.
+        Documents that others add in the meantime do not prolong it. Waiting goes on while a store does not
+        answer, the matcher restarts, or workers wait for an operator.
 
         Args:
             on_status: called with each status while waiting, to show progress.
-            timeout_seconds: how long to wait in all; None: as long as the queue moves.
+            on_problem: called with the reason when the queue cannot be read, or waits for something.
+            timeout_seconds: how long to wait in all; None: as long as the queue moves or has a known problem.
 
         Raises:
             DeadlinePassed: that time is over, or the size of the queue did not change for two minutes.
+            TextMatchError: the queue could not be read for two minutes.
         """
-        run(self._methods.wait_until_searchable(on_status, timeout_seconds=timeout_seconds))
+        waiting = self._methods.wait_until_searchable(
+            on_status, on_problem=on_problem, timeout_seconds=timeout_seconds
+        )
+        run(waiting)
 
     def get_document(self, document_id: str, *, timeout_seconds: float | None = None) -> Document:
         """A stored document.

@@ -1,33 +1,42 @@
-"""The connection to Qdrant, and the translation of its errors."""
+"""The connection to Qdrant, and the translation of its errors.
+
+Every call goes through a guard (textmatch/circuit_breaker.py): while Qdrant does not answer, or refuses the
+key, calls fail at once. `Qdrant.guard.error` says why.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import grpc
 from qdrant_client import AsyncQdrantClient
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 
-from textmatch.errors import DependencyUnavailable, InvalidInput, Overloaded
+from textmatch.circuit_breaker import DependencyGuard
+from textmatch.errors import DependencyUnavailable, InvalidInput, StoreMisconfigured, TextMatchError
+from textmatch.index.qdrant_errors import translated_error
 
 DEFAULT_GRPC_PORT = 6334
+# Older servers ignore the condition of an upsert.
+MIN_VERSION = (1, 16)
+_START_CHECK_SECONDS = 2.0
 _GRPC_OPTIONS = {
     "grpc.max_send_message_length": 64 * 1024 * 1024,
     "grpc.max_receive_message_length": 64 * 1024 * 1024,
+    "grpc.initial_reconnect_backoff_ms": 100,
+    # Also the time limit of one connection attempt.
+    "grpc.min_reconnect_backoff_ms": 2_000,
     "grpc.max_reconnect_backoff_ms": 2_000,
+    # A connection whose packets are dropped is closed, and its calls fail.
+    "grpc.keepalive_time_ms": 5_000,
+    "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.http2.max_pings_without_data": 0,
 }
-_TRANSIENT_CODES = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.INTERNAL,
-    }
-)
 
 
 class CollectionGone(DependencyUnavailable):
@@ -35,6 +44,87 @@ class CollectionGone(DependencyUnavailable):
 
     def __init__(self, collection: str) -> None:
         super().__init__(f"the collection {collection} is gone", retry_delay_seconds=0.0)
+
+
+class QdrantTooOld(StoreMisconfigured):
+    """The server is too old: it would ignore the conditions of writes, and older versions would win."""
+
+
+async def check_version(client: AsyncQdrantClient) -> None:
+    """Check that the server is new enough.
+
+    Raises:
+        QdrantTooOld: it is not.
+        DependencyUnavailable: it does not answer.
+    """
+    async with translated_errors():
+        version = (await client.info()).version
+    numbers = re.match(r"v?(\d+)\.(\d+)", version)
+    if numbers and (int(numbers[1]), int(numbers[2])) < MIN_VERSION:
+        wanted = ".".join(map(str, MIN_VERSION))
+        raise QdrantTooOld(
+            f"Qdrant is version {version}; textmatch needs {wanted} or newer", retry_delay_seconds=10.0
+        )
+
+
+async def check_version_at_start(client: AsyncQdrantClient) -> None:
+    """The same, but a server that does not answer is no error: it is checked later.
+
+    Raises:
+        QdrantTooOld: the server is too old.
+    """
+    try:
+        async with asyncio.timeout(_START_CHECK_SECONDS):
+            await check_version(client)
+    except QdrantTooOld:
+        raise
+    except (TextMatchError, TimeoutError):
+        return
+
+
+class Qdrant(AsyncQdrantClient):
+    """A client whose calls are guarded.
+
+    Attributes:
+        guard: knows whether Qdrant answers.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.guard = DependencyGuard("qdrant", self._probe, translated_error)
+        # The client has no option for interceptors. It opens its channels when they are first used.
+        self._remote = cast("Any", self._client)
+        self._open_channels = self._remote._init_grpc_channel  # noqa: SLF001
+        self._remote._init_grpc_channel = self._open_guarded_channels  # noqa: SLF001
+
+    async def close(self, grpc_grace: float | None = None, **kwargs: Any) -> None:
+        """Close the connection, and stop the guard's probes."""
+        await self.guard.close()
+        await super().close(grpc_grace, **kwargs)
+
+    async def _probe(self) -> None:
+        # After a failure another server may answer.
+        await check_version(self)
+        # It asks for the API key, other than the version.
+        async with translated_errors():
+            await self.get_aliases()
+
+    def _open_guarded_channels(self) -> None:
+        if not self._remote._grpc_channel_pool:  # noqa: SLF001
+            self._open_channels()
+            for channel in self._remote._grpc_channel_pool:  # noqa: SLF001
+                channel._unary_unary_interceptors.insert(0, _GuardInterceptor(self.guard))  # noqa: SLF001
+
+
+class _GuardInterceptor(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+    """Qdrant has no streaming methods."""
+
+    def __init__(self, guard: DependencyGuard) -> None:
+        self._guard = guard
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        async with self._guard.call():
+            return await (await continuation(client_call_details, request))
 
 
 def connect(
@@ -45,7 +135,7 @@ def connect(
     ca: str = "",
     cert: str = "",
     key: str = "",
-) -> AsyncQdrantClient:
+) -> Qdrant:
     """A client that uses gRPC only, for a Qdrant cluster or the standalone server.
 
     Args:
@@ -62,7 +152,7 @@ def connect(
     is_https = parts.scheme == "https"
     files = {"root_certificates": ca, "certificate_chain": cert, "private_key": key}
     tls_options = {name: _read(Path(file)) for name, file in files.items() if file and is_https}
-    return AsyncQdrantClient(
+    return Qdrant(
         host=parts.hostname,
         grpc_port=parts.port or DEFAULT_GRPC_PORT,
         prefer_grpc=True,
@@ -85,27 +175,29 @@ def _read(path: Path) -> bytes:
 
 @asynccontextmanager
 async def translated_errors(collection: str = "") -> AsyncIterator[None]:
-    """Turns errors of Qdrant's client into TextMatchErrors. Errors that indicate a bug pass through.
+    """Turns errors of Qdrant's client into TextMatchErrors, as textmatch/index/qdrant_errors.py lists them.
 
     Args:
         collection: the collection that is used. NOT_FOUND then means that it is gone.
 
     Raises:
         CollectionGone: there is no such collection.
+        ReplicasMissing: some shards lack replicas, others have applied their part of a write.
         DependencyUnavailable: Qdrant does not answer, or not in time.
+        StoreRefuses: Qdrant refuses the request until an operator acts.
         Overloaded: Qdrant asks the caller to retry later.
         InvalidInput: Qdrant rejects the request, for example a field name in a filter.
     """
     try:
         yield
-    except ResourceExhaustedResponse as error:
-        raise Overloaded(f"Qdrant: {error}", retry_delay_seconds=float(error.retry_after_s)) from error
-    except grpc.aio.AioRpcError as error:
-        if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
-            raise InvalidInput.of_field("request", f"Qdrant rejects it: {error.details()}") from error
-        if collection and error.code() == grpc.StatusCode.NOT_FOUND:
+    except Exception as error:
+        if (
+            collection
+            and isinstance(error, grpc.aio.AioRpcError)
+            and error.code() is grpc.StatusCode.NOT_FOUND
+        ):
             raise CollectionGone(collection) from error
-        if error.code() not in _TRANSIENT_CODES:
+        translated = translated_error(error)
+        if translated is error:
             raise
-        message = f"Qdrant does not answer: {error.details()}"
-        raise DependencyUnavailable(message, retry_delay_seconds=1.0) from error
+        raise translated from error

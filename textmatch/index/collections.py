@@ -26,6 +26,7 @@ from typing import Any
 
 import grpc
 from qdrant_client import AsyncQdrantClient, models
+from qdrant_client import grpc as qdrant
 
 from textmatch.collection_config import SEPARATOR, CollectionConfig
 from textmatch.errors import CollectionNotFound, CollectionNotOwned, InvalidInput, ModelMismatch
@@ -45,6 +46,8 @@ CONFIG_NOTE = "collection"
 # How long readers may use an outdated alias, and outdated notes such as tuned weights.
 _ROLES_CACHE_SECONDS = 2.0
 _INFO_CACHE_SECONDS = 10.0
+# Nodes of a cluster learn of collections and aliases one after the other, within moments.
+_LAG_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -71,12 +74,24 @@ class Roles:
         """The collections that receive every write and delete too, after the one in use."""
         return tuple(one for one in (self.next, self.previous) if one)
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The one in use, if there is one, and the dual-write targets."""
+        return tuple(one for one in (self.in_use, *self.dual_write_targets) if one)
+
 
 @dataclass(frozen=True)
 class CollectionInfo:
-    """`has_lexical`: it has a BM25 index. `notes`: JSON-like metadata kept with the physical collection."""
+    """The properties of a physical collection.
+
+    Attributes:
+        has_lexical: it has a BM25 index.
+        indexed: the payload keys that have an index, as Qdrant writes them.
+        notes: JSON-like metadata kept with it.
+    """
 
     has_lexical: bool = False
+    indexed: frozenset[str] = frozenset()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -95,8 +110,10 @@ async def read_info(client: AsyncQdrantClient, physical: str) -> CollectionInfo:
         CollectionGone: there is no such collection.
     """
     async with translated_errors(physical):
-        config = (await client.get_collection(physical)).config
-    return CollectionInfo(LEXICAL_VECTOR in (config.params.sparse_vectors or {}), config.metadata or {})
+        found = await client.get_collection(physical)
+    config = found.config
+    has_lexical = LEXICAL_VECTOR in (config.params.sparse_vectors or {})
+    return CollectionInfo(has_lexical, frozenset(found.payload_schema), config.metadata or {})
 
 
 class Collections:
@@ -212,15 +229,34 @@ class Collections:
                     )
                 except grpc.aio.AioRpcError as error:
                     # Another process created it first.
-                    if error.code() not in {grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.INVALID_ARGUMENT}:
+                    if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                         raise
                 _log.info("created collection", extra={"physical": physical})
         await self.ensure_payload_indexes(model_id)
         await self._confirm_made(model_id)
 
     async def ensure_payload_indexes(self, model_id: str) -> None:
-        """Create the payload indexes that a physical collection lacks. Qdrant is asked once for each."""
-        await self._payload_indexes.ensure(self._client, self.config.physical(model_id))
+        """Create the payload indexes that a physical collection lacked at most ten seconds ago.
+
+        Raises:
+            CollectionGone: there is no such collection.
+        """
+        missing = self._payload_indexes.missing((await self.info(model_id)).indexed)
+        if missing:
+            await self._payload_indexes.create(self._client, self.config.physical(model_id), missing)
+            self._forget_info(model_id)
+
+    async def lag_seconds(self, model_id: str) -> float:
+        """How long other nodes of a cluster may not know what was just changed; 0 for the embedded server."""
+        request = qdrant.CollectionClusterInfoRequest(collection_name=self.config.physical(model_id))
+        async with translated_errors(request.collection_name):
+            try:
+                await self._client.grpc_collections.CollectionClusterInfo(request, timeout=_LAG_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise
+                return 0.0
+        return _LAG_SECONDS
 
     def close(self) -> None:
         """Drop all caches and stop their background refreshes."""

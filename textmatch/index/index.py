@@ -7,7 +7,7 @@ its role. Physical collections are referred to by the model ids that they were b
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
@@ -19,9 +19,10 @@ from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
-from textmatch.index.collections import AliasSwitcher, Collections
+from textmatch.index.collections import AliasSwitcher, Collections, Roles
 from textmatch.index.filter_warnings import SAMPLE_DOCUMENTS, filter_fields, filter_warnings
 from textmatch.index.schema import (
+    ACCEPTED_FIELD,
     DENSE_VECTOR,
     VERSION_FIELD,
     StoredDocument,
@@ -44,6 +45,7 @@ from textmatch.vectors import Embeddings
 Stored = TypeVar("Stored")
 
 _PAGE = 1_000
+_FILTERS_PER_CALL = 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,30 @@ class Fingerprint:
     """What a write needs to know of a stored document."""
 
     version: int
+    accepted_us: int
     content_hash: str
+
+
+@dataclass(frozen=True)
+class DeleteCondition:
+    """What a delete covers: documents that match, are not newer, and were accepted before it.
+
+    Args:
+        max_version: None: documents of any version.
+        accepted_until: in microseconds since 1970; None: documents that were accepted at any time.
+    """
+
+    where: Filter
+    max_version: int | None = None
+    accepted_until: int | None = None
+
+    def to_qdrant(self) -> models.Filter:
+        """The same as a filter of Qdrant."""
+        conditions: list[models.Condition] = [to_qdrant(self.where)]
+        for field, limit in ((VERSION_FIELD, self.max_version), (ACCEPTED_FIELD, self.accepted_until)):
+            if limit is not None:
+                conditions.append(models.FieldCondition(key=field, range=models.Range(lte=limit)))
+        return models.Filter(must=conditions)
 
 
 class CollectionPoints:
@@ -85,23 +110,34 @@ class CollectionPoints:
         stored = [to_stored_document(record, self._model_id) for record in records]
         return {one.document.id: one for one in stored}
 
-    async def versions(self, ids: Iterable[str]) -> dict[str, int]:
-        """The versions of those of these documents that are stored, by id."""
+    async def versions(self, ids: Iterable[str], *, on_all_replicas: bool = False) -> dict[str, int]:
+        """The versions of those of these documents that are stored, by id.
+
+        Args:
+            on_all_replicas: leave out documents that a replica lacks or has in another version. A missing
+                replica is then an error.
+        """
         async with translated_errors(self._collection):
             records = await self._client.retrieve(
-                self._collection, [point_id(one) for one in ids], with_payload=["id", VERSION_FIELD]
+                self._collection,
+                [point_id(one) for one in ids],
+                with_payload=["id", VERSION_FIELD],
+                consistency=models.ReadConsistencyType.ALL if on_all_replicas else None,
             )
         return _versions(records)
 
     async def fingerprints(self, ids: Iterable[str]) -> dict[str, Fingerprint]:
-        """Versions and content hashes of those of these documents that are stored, by id."""
-        fields = ["id", VERSION_FIELD, "content_hash"]
+        """What is known of those of these documents that are stored, by id."""
+        fields = ["id", VERSION_FIELD, ACCEPTED_FIELD, "content_hash"]
         async with translated_errors(self._collection):
             records = await self._client.retrieve(
                 self._collection, [point_id(one) for one in ids], with_payload=fields
             )
         payloads = [record.payload or {} for record in records]
-        return {one["id"]: Fingerprint(one[VERSION_FIELD], one["content_hash"]) for one in payloads}
+        return {
+            one["id"]: Fingerprint(one[VERSION_FIELD], one.get(ACCEPTED_FIELD, 0), one["content_hash"])
+            for one in payloads
+        }
 
     async def page(self, position: PointId | None) -> VersionsPage:
         """One page of the versions of all documents.
@@ -119,19 +155,37 @@ class CollectionPoints:
         return VersionsPage(_versions(records), following)
 
     async def delete(self, versions: Mapping[str, int]) -> int:
-        """Delete documents that are not newer than the version given for their id; returns how many."""
+        """Delete documents that are not newer than the version given for their id; returns how many.
+
+        It costs two round trips. The number is that of one replica: it lacks documents that an earlier,
+        failed call has deleted there.
+        """
+        stored = await self.versions(versions)
         by_version: dict[int, list[models.ExtendedPointId]] = {}
         for document_id, version in versions.items():
             by_version.setdefault(version, []).append(point_id(document_id))
-        deleted = 0
+        operations = [
+            models.DeleteOperation(delete=models.FilterSelector(filter=_up_to(version, points)))
+            for version, points in by_version.items()
+        ]
         async with translated_errors(self._collection):
-            for version, points in by_version.items():
-                bounds = models.FieldCondition(key=VERSION_FIELD, range=models.Range(lte=version))
-                condition = models.Filter(must=[models.HasIdCondition(has_id=points), bounds])
-                deleted += (await self._client.count(self._collection, condition, exact=True)).count
-                selector = models.FilterSelector(filter=condition)
-                await self._client.delete(self._collection, selector, wait=True)
-        return deleted
+            await self._client.batch_update_points(self._collection, operations, wait=True)
+        return sum(version <= versions[document_id] for document_id, version in stored.items())
+
+    async def delete_matching(self, condition: DeleteCondition, ids: Iterable[str] | None = None) -> None:
+        """Delete the documents that a condition covers.
+
+        Each replica evaluates it. A repeated call therefore completes one that failed.
+
+        Args:
+            ids: of these documents only.
+        """
+        conditions: list[models.Condition] = [condition.to_qdrant()]
+        if ids is not None:
+            conditions.append(models.HasIdCondition(has_id=[point_id(one) for one in ids]))
+        selector = models.FilterSelector(filter=models.Filter(must=conditions))
+        async with translated_errors(self._collection):
+            await self._client.delete(self._collection, selector, wait=True)
 
     async def sample(self, count: int) -> list[str]:
         """The texts of `count` random documents, or of all documents if there are fewer."""
@@ -235,7 +289,7 @@ class Index:
         return await self._read(lambda points: points.fetch(ids, with_embeddings=with_embeddings))
 
     async def fingerprints(self, ids: Sequence[str]) -> dict[str, Fingerprint]:
-        """Versions and content hashes of those of these documents that are stored, by id."""
+        """What is known of those of these documents that are stored, by id."""
         return await self._read(lambda points: points.fingerprints(ids))
 
     async def delete(self, versions: Mapping[str, int]) -> int:
@@ -250,30 +304,57 @@ class Index:
         if not versions:
             return 0
         deleted = 0
-        roles, latest = None, await self.collections.roles()
-        while roles != latest:
-            roles = latest
-            deleted += await self._delete(roles.in_use, versions)
-            for target in roles.dual_write_targets:
-                await self._delete(target, versions)
-            latest = await self.collections.refresh_roles()
+        async for roles in self._until_roles_are_stable():
+            for model_id in roles.written:
+                with suppress(CollectionGone):
+                    count = await self.delete_from(model_id, versions)
+                    deleted += count if model_id == roles.in_use else 0
         return deleted
 
-    async def find_versions(
-        self, condition: Filter, *, max_version: int, ids: Iterable[str] | None = None
-    ) -> AsyncIterator[dict[str, int]]:
-        """Pages of versions by id, of all documents that match and are not newer than `max_version`.
+    async def delete_matching(self, condition: DeleteCondition, ids: Iterable[str] | None = None) -> None:
+        """Delete the documents that a condition covers, as `delete` does.
 
         Args:
-            ids: consider these documents only.
+            ids: of these documents only.
         """
+        async for roles in self._until_roles_are_stable():
+            for model_id in roles.written:
+                with suppress(CollectionGone):
+                    await self.collections.ensure_payload_indexes(model_id)
+                    await self.points(model_id).delete_matching(condition, ids)
+
+    async def delete_from(self, model_id: str, versions: Mapping[str, int]) -> int:
+        """The same in one physical collection, independent of its role."""
+        if not versions:
+            return 0
+        await self.collections.ensure_payload_indexes(model_id)
+        return await self.points(model_id).delete(versions)
+
+    async def find_versions(self, condition: DeleteCondition) -> AsyncIterator[dict[str, int]]:
+        """Pages of versions by id, of all documents that a condition covers."""
+        async for page in self._find_versions([condition.to_qdrant()]):
+            yield page
+
+    async def find_versions_of(
+        self, ids: Iterable[str], conditions: Sequence[DeleteCondition]
+    ) -> dict[str, int]:
+        """The versions of those of these documents that any of the conditions covers.
+
+        It costs one round trip for some dozens of conditions.
+        """
+        points = models.HasIdCondition(has_id=[point_id(one) for one in ids])
+        found: dict[str, int] = {}
+        for start in range(0, len(conditions), _FILTERS_PER_CALL):
+            some = conditions[start : start + _FILTERS_PER_CALL]
+            any_of: list[models.Condition] = [one.to_qdrant() for one in some]
+            async for page in self._find_versions([points, models.Filter(should=any_of)]):
+                found |= page
+        return found
+
+    async def _find_versions(self, conditions: list[models.Condition]) -> AsyncIterator[dict[str, int]]:
         model_id = await self.model_in_use()
-        conditions: list[models.Condition] = [
-            to_qdrant(condition),
-            _version_condition(models.Range(lte=max_version)),
-        ]
-        if ids is not None:
-            conditions.append(models.HasIdCondition(has_id=[point_id(one) for one in ids]))
+        if model_id:
+            await self.collections.ensure_payload_indexes(model_id)
         offset: PointId | None = None
         while model_id:
             async with self._using(model_id) as physical:
@@ -289,15 +370,14 @@ class Index:
             if offset is None:
                 return
 
-    async def count_matching(self, condition: Filter, *, max_version: int) -> int:
-        """How many documents match and are not newer than `max_version`."""
+    async def count_matching(self, condition: DeleteCondition) -> int:
+        """How many documents a condition covers."""
         model_id = await self.model_in_use()
         if not model_id:
             return 0
-        not_newer = _version_condition(models.Range(lte=max_version))
+        await self.collections.ensure_payload_indexes(model_id)
         async with self._using(model_id) as physical:
-            whole = models.Filter(must=[to_qdrant(condition), not_newer])
-            return (await self._client.count(physical, whole, exact=True)).count
+            return (await self._client.count(physical, condition.to_qdrant(), exact=True)).count
 
     async def search(self, query: SearchQuery, *, model_id: str) -> list[Hit]:
         """The hits of a query, in no particular order."""
@@ -354,11 +434,13 @@ class Index:
         async with translated_errors(physical):
             return await read_term_statistics(self._client, physical)
 
-    async def _delete(self, model_id: str, versions: Mapping[str, int]) -> int:
-        try:
-            return await self.points(model_id).delete(versions) if model_id else 0
-        except CollectionGone:
-            return 0
+    async def _until_roles_are_stable(self) -> AsyncIterator[Roles]:
+        """The roles, and again those that have changed since."""
+        roles, latest = None, await self.collections.roles()
+        while roles != latest:
+            roles = latest
+            yield roles
+            latest = await self.collections.refresh_roles()
 
     @asynccontextmanager
     async def _using(self, model_id: str) -> AsyncIterator[str]:
@@ -379,6 +461,12 @@ def _upsert_if_newer(version: int, points: Iterable[models.PointStruct]) -> mode
     # The condition applies to existing points only. A missing point is always inserted.
     condition = models.Filter(must=[_version_condition(models.Range(lt=version))])
     return models.UpsertOperation(upsert=models.PointsList(points=list(points), update_filter=condition))
+
+
+def _up_to(version: int, points: Sequence[models.ExtendedPointId]) -> models.Filter:
+    """Those of these points that are not newer."""
+    bounds = _version_condition(models.Range(lte=version))
+    return models.Filter(must=[bounds, models.HasIdCondition(has_id=list(points))])
 
 
 def _version_condition(bounds: models.Range) -> models.FieldCondition:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from qdrant_client import AsyncQdrantClient, models
@@ -37,6 +38,9 @@ HNSW = models.HnswConfigDiff(m=32, ef_construct=200)
 MIN_HNSW_EF = 256
 DOCUMENT_FIELDS = ["id", "text", "attributes", "version"]
 VERSION_FIELD = "version"
+ACCEPTED_FIELD = "accepted_us"
+
+_IndexSchema: TypeAlias = models.PayloadSchemaType | models.KeywordIndexParams
 
 _ATTRIBUTES_PREFIX = "attributes."
 # A part of a path that needs no quotes in Qdrant. [] stands for all elements of a list, [2] for one.
@@ -79,6 +83,7 @@ def to_point(document: Document, embedding: Embeddings, *, has_lexical: bool) ->
         "text": document.text,
         "attributes": dict(document.attributes),
         "version": document.version,
+        ACCEPTED_FIELD: document.accepted_us,
         "text_hash": text_hash(document.text),
         "content_hash": content_hash(document),
     }
@@ -95,6 +100,7 @@ def to_document(payload: dict[str, Any]) -> Document:
         text=payload["text"],
         attributes=payload["attributes"],
         version=payload["version"],
+        accepted_us=payload.get(ACCEPTED_FIELD, 0),
     )
 
 
@@ -112,30 +118,33 @@ def to_stored_document(record: models.Record, model_id: str) -> StoredDocument:
 
 
 class PayloadIndexes:
-    """Payload indexes of a collection: the attributes on which filters are fast.
+    """Payload indexes of a collection: the attributes on which filters are fast, version and acceptance.
+
+    Every delete compares versions or times of acceptance. In strict mode Qdrant refuses to do that without an
+    index.
 
     Raises:
         InvalidInput: an attribute has an impossible path.
     """
 
     def __init__(self, indexes: Iterable[PayloadIndex]) -> None:
-        self._schemas = {attribute_key(one.field): _index_schema(one) for one in indexes}
-        self._ensured: set[str] = set()
+        own = (VERSION_FIELD, ACCEPTED_FIELD)
+        self._schemas: dict[str, _IndexSchema] = dict.fromkeys(own, models.PayloadSchemaType.INTEGER)
+        self._schemas |= {attribute_key(one.field): _index_schema(one) for one in indexes}
 
-    async def ensure(self, client: AsyncQdrantClient, collection: str) -> None:
-        """Create the indexes that a collection lacks. Stored documents are indexed too.
+    def missing(self, existing: AbstractSet[str]) -> list[str]:
+        """The keys of those that are not among the indexes that Qdrant lists."""
+        # Qdrant lists keys without the quotes that it does not need.
+        return [key for key in self._schemas if key not in existing and key.replace('"', "") not in existing]
 
-        Qdrant is asked once for each collection.
-        """
-        if collection in self._ensured:
-            return
-        async with translated_errors():
-            for key, schema in self._schemas.items():
-                await client.create_payload_index(collection, key, field_schema=schema, wait=True)
-        self._ensured.add(collection)
+    async def create(self, client: AsyncQdrantClient, collection: str, keys: Iterable[str]) -> None:
+        """Create the indexes of these keys. Stored documents are indexed too. May be repeated."""
+        async with translated_errors(collection):
+            for key in keys:
+                await client.create_payload_index(collection, key, field_schema=self._schemas[key], wait=True)
 
 
-def _index_schema(index: PayloadIndex) -> models.PayloadSchemaType | models.KeywordIndexParams:
+def _index_schema(index: PayloadIndex) -> _IndexSchema:
     if index.is_tenant:
         return models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
     return _KINDS[index.kind]

@@ -12,10 +12,13 @@ For durability:
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
+from typing import Any
 
 from celery import Celery
 from kombu.entity import Queue
 
+from textmatch.queue import transport
 from textmatch.queue.keys import Keys
 from textmatch.queue.redis_client import CONNECT_TIMEOUT_SECONDS, SOCKET_OPTIONS, parse
 
@@ -31,6 +34,7 @@ def make_app(
     batches: int = 1,
     visibility_timeout_seconds: float = DEFAULT_VISIBILITY_TIMEOUT_SECONDS,
     sweep_seconds: float = DEFAULT_SWEEP_SECONDS,
+    intake: Callable[[], int | None] = lambda: None,
 ) -> Celery:
     """An app for a Redis at a URL as for redis_client.py. Connects when used.
 
@@ -39,15 +43,18 @@ def make_app(
         visibility_timeout_seconds: a message whose lease the worker has not renewed for so long is given to
             another worker.
         sweep_seconds: how often workers look for such messages.
+        intake: how many messages the worker may hold now; None is no limit. Called in Celery's threads.
 
     Raises:
-        InvalidInput: the URL has another form.
+        InvalidInput: the URL has another form, or kombu is not of the version that transport.py is made for.
     """
+    transport.check_kombu()
     address = parse(redis_url)
     tls = address.tls
-    transport, sentinels = "Transport", {}
+    transport_class: type[transport.Transport | transport.SentinelTransport] = transport.Transport
+    sentinels: dict[str, Any] = {}
     if address.master_name:
-        transport = "SentinelTransport"
+        transport_class = transport.SentinelTransport
         sentinels = {
             "master_name": address.master_name,
             "sentinels": list(address.hosts),
@@ -55,11 +62,12 @@ def make_app(
         }
     app = Celery("textmatch", broker=address.broker_url(), set_as_current=False)
     app.conf.update(
-        broker_transport=f"textmatch.queue.transport:{transport}",
+        broker_transport=f"{transport_class.__module__}:{transport_class.__name__}",
         broker_use_ssl=None if tls is None else {"ssl_cert_reqs": ssl.CERT_REQUIRED, **tls},
         broker_transport_options={
             **sentinels,
             "batches": batches,
+            "intake": intake,
             "visibility_timeout": visibility_timeout_seconds,
             "unacked_restore_interval": sweep_seconds,
             "unacked_restore_throttle": 1,

@@ -2,8 +2,9 @@
 
 A Redis hash by document id, or by a generated id for an unreadable message, of JSON:
 
-    {"document": {...} or null, "raw": the message or null, "reason": "TEXT_TOO_LARGE",
-     "error": a description for people, "failed_at": seconds since 1970}
+    {"document": {...} or null, "accepted_us": when it was accepted, "raw": the unreadable message or null,
+     "is_argument": whether `raw` is only the argument of a task, "stamp": of that task or null,
+     "reason": "TEXT_TOO_LARGE", "error": a description for people, "failed_at": seconds since 1970}
 
 A second hash has the documents' versions, because scripts must not parse JSON from unknown senders.
 """
@@ -14,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
@@ -22,7 +23,7 @@ from redis.asyncio import Redis
 from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
 from textmatch.queue.keys import LetterKeys
-from textmatch.queue.messages import document_as_json, document_from_json
+from textmatch.queue.messages import Stamp, document_as_json, document_from_json, stamp_from_fields
 from textmatch.queue.redis_client import flattened, translated_errors
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class DeadLetter:
     Args:
         reason: an error reason without prefix ("TEXT_TOO_LARGE"), or "MALFORMED".
         failed_at: seconds since 1970.
+        is_argument: `raw` is the argument of a task, which has this stamp; otherwise it is a whole message.
     """
 
     key: str
@@ -93,13 +95,18 @@ class DeadLetter:
     failed_at: float
     document: Document | None = None
     raw: str | None = None
+    is_argument: bool = False
+    stamp: Stamp | None = None
 
     def to_json(self) -> str:
         """The value in the hash."""
         return json.dumps(
             {
                 "document": document_as_json(self.document) if self.document else None,
+                "accepted_us": self.document.accepted_us if self.document else 0,
                 "raw": self.raw,
+                "is_argument": self.is_argument,
+                "stamp": self.stamp.to_fields() if self.stamp else None,
                 "reason": self.reason,
                 "error": self.error,
                 "failed_at": self.failed_at,
@@ -110,8 +117,10 @@ class DeadLetter:
     def from_json(cls, key: str, text: str) -> DeadLetter:
         """The reverse."""
         content = json.loads(text)
+        accepted_us = content.pop("accepted_us")
         if content["document"] is not None:
-            content["document"] = document_from_json(content["document"])
+            content["document"] = replace(document_from_json(content["document"]), accepted_us=accepted_us)
+        content["stamp"] = stamp_from_fields(content["stamp"] or {})
         return cls(key=key, **content)
 
 
@@ -124,6 +133,11 @@ def of_raw(raw: str, error: str) -> DeadLetter:
     """A letter for an unreadable message; the same message always has the same key."""
     digest = hashlib.blake2b(raw.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     return DeadLetter(f"malformed-{digest}", MALFORMED, error, time.time(), raw=raw)
+
+
+def of_argument(argument: str, stamp: Stamp | None, error: str) -> DeadLetter:
+    """A letter for an unreadable argument of a task; the same argument always has the same key."""
+    return replace(of_raw(argument, error), is_argument=True, stamp=stamp)
 
 
 class DeadLetters:
@@ -183,9 +197,10 @@ class DeadLetters:
     async def replay(
         self, letter_keys: Iterable[str], producer: Producer, collection: CollectionConfig
     ) -> int:
-        """Put documents into the queue again, each with its old version; returns how many.
+        """Put documents and messages into the queue again; returns how many.
 
-        A document that fails again returns to the dead letters with its new reason.
+        Documents keep their versions and times of acceptance. What fails again returns to the dead letters
+        with its new reason.
 
         Args:
             collection: the one that the documents belong to.
@@ -196,9 +211,11 @@ class DeadLetters:
             if letter is None:
                 continue
             if letter.document is not None:
-                await producer.enqueue(collection, [letter.document])
+                await producer.replay(collection, letter.document)
+            elif letter.is_argument:
+                await producer.publish([letter.raw or ""], letter.stamp)
             else:
-                await producer.publish([letter.raw or ""])
+                await producer.push(letter.raw or "")
             with translated_errors():
                 await self._drop_if_same(keys=self._keys, args=[key, letter.to_json()])
             replayed += 1

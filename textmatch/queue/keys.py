@@ -53,22 +53,33 @@ class CollectionKeys:
         return LetterKeys.under(self.prefix)
 
     @property
+    def clock(self) -> str:
+        """String: the last version that was issued (clock.py)."""
+        return f"{self.prefix}:clock"
+
+    @property
+    def tombstones(self) -> str:
+        """Sorted set: hash with tombstones -> when it expires."""
+        return f"{self.prefix}:tombstones"
+
+    @property
     def filter_tombstones(self) -> str:
-        """Sorted set: filter as JSON -> version up to which matches are deleted."""
+        """Sorted set: filter and version as JSON -> when the delete was accepted, in microseconds."""
         return f"{self.prefix}:filter-tombstones"
 
     @property
     def filter_tombstone_ends(self) -> str:
-        """Sorted set: filter as JSON -> when the entry expires."""
+        """Sorted set: filter and version as JSON -> when the entry expires."""
         return f"{self.prefix}:filter-tombstone-ends"
 
-    def request_version(self, request_id: str) -> str:
-        """String: the version that the first try of a request was given."""
-        return f"{self.prefix}:request-version:{request_id}"
+    @property
+    def reindex_lease(self) -> str:
+        """String: a random token of the process that changes the model now."""
+        return f"{self.prefix}:reindex-lease"
 
-    def tombstone(self, document_id: str) -> str:
-        """String: the version up to which the document is deleted."""
-        return f"{self.prefix}:tombstone:{document_id}"
+    def request(self, request_id: str) -> str:
+        """Hash: what the first try of a request was given (clock.py)."""
+        return f"{self.prefix}:request:{request_id}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,11 @@ class Keys:
     def queue(self) -> str:
         """List: the messages that wait."""
         return f"{self.installation}.ingest"
+
+    @property
+    def priority_queues(self) -> list[str]:
+        """Lists into which Celery clients push tasks with a priority of 1 to 9, as kombu names them."""
+        return [f"{self.queue}\x06\x16{priority}" for priority in range(1, 10)]
 
     @property
     def taken(self) -> str:
@@ -106,6 +122,15 @@ class Keys:
     def collections(self) -> str:
         """Hash: name of a collection -> its settings as JSON."""
         return f"{self.installation}:collections"
+
+    @property
+    def troubled_workers(self) -> str:
+        """Set: names of workers that have, or had, a paused collection."""
+        return f"{self.installation}:troubled-workers"
+
+    def worker_problems(self, worker: str) -> str:
+        """String: the paused collections of a worker as JSON; expires when the worker is gone."""
+        return f"{self.installation}:worker-problems:{worker}"
 
     @property
     def letters(self) -> LetterKeys:

@@ -22,12 +22,22 @@ for i = 1, #ARGV, 2 do
 end
 """
 
-# KEYS: pending, pending-versions, queue, taken, unacked. ARGV: marks up to this time are dropped.
+# KEYS: pending. Returns how many there are, and the age of the oldest in milliseconds.
+_SUMMARY = """
+local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+return {redis.call('ZCARD', KEYS[1]), oldest and math.max(0, (now - oldest) * 1000) or 0}
+"""
+
+# KEYS: pending, pending-versions, queue, taken, unacked. ARGV: marks of at least this age in seconds are
+# dropped.
 _DROP_ORPHANS = """
 if redis.call('LLEN', KEYS[3]) + redis.call('LLEN', KEYS[4]) + redis.call('HLEN', KEYS[5]) > 0 then
   return 0
 end
-local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, 1000)
+local accepted = redis.call('TIME')[1] - ARGV[1]
+local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', accepted, 'LIMIT', 0, 1000)
 for _, id in ipairs(ids) do
   redis.call('HDEL', KEYS[2], id)
   redis.call('ZREM', KEYS[1], id)
@@ -38,14 +48,10 @@ return #ids
 
 @dataclass(frozen=True)
 class PendingSummary:
-    """The number of pending documents, and when the oldest was accepted, in seconds since 1970."""
+    """The number of pending documents, and the age of the oldest; 0 if there is none."""
 
     count: int
-    oldest_accepted_at: float | None
-
-    def oldest_seconds(self, now: float) -> float:
-        """Age of the oldest; 0 if there is none."""
-        return 0.0 if self.oldest_accepted_at is None else max(0.0, now - self.oldest_accepted_at)
+    oldest_seconds: float
 
 
 class Pending:
@@ -61,6 +67,7 @@ class Pending:
         self._pending = keys.pending
         self._versions = keys.pending_versions
         self._clear = redis.register_script(_CLEAR)
+        self._summary = redis.register_script(_SUMMARY)
         self._drop_orphans = redis.register_script(_DROP_ORPHANS)
 
     async def clear(self, versions: Mapping[str, int]) -> None:
@@ -81,13 +88,10 @@ class Pending:
     async def summary(self) -> PendingSummary:
         """The number and age of all pending documents."""
         with translated_errors():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zcard(self._pending)
-                pipe.zrange(self._pending, 0, 0, withscores=True)
-                count, oldest = await pipe.execute()
-        return PendingSummary(count, float(oldest[0][1]) if oldest else None)
+            count, oldest_ms = await self._summary(keys=[self._pending])
+        return PendingSummary(count, oldest_ms / 1000)
 
-    async def drop_orphans(self, accepted_before: float, installation: Keys) -> int:
+    async def drop_orphans(self, age_seconds: float, installation: Keys) -> int:
         """Drop old marks if the queue has no message that could settle them; returns how many.
 
         A queue that was emptied manually leaves such marks.
@@ -95,4 +99,4 @@ class Pending:
         places = [installation.queue, installation.taken, installation.unacked]
         arguments = [self._pending, self._versions, *places]
         with translated_errors():
-            return int(await self._drop_orphans(keys=arguments, args=[accepted_before]))
+            return int(await self._drop_orphans(keys=arguments, args=[age_seconds]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
@@ -12,8 +13,9 @@ from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
 from textmatch.errors import CollectionNotFound
 from textmatch.queue import messages
+from textmatch.queue.clock import CLOCK_LUA, UNREPEATED, Request
 from textmatch.queue.keys import Keys
-from textmatch.queue.redis_client import flattened, translated_errors
+from textmatch.queue.redis_client import flattened, run_confirmed, translated_errors
 from textmatch.time_slices import in_slices
 
 # Most of a message's cost does not depend on its size. Therefore one request should be one message.
@@ -22,107 +24,226 @@ _TARGET_BYTES = 256 * 1024
 # Sending more at once would keep other calls waiting, here and in Redis.
 _STEP_BYTES = 1024 * 1024
 
-# Marks and messages in one step: neither a killed process nor a full Redis leaves one without the other.
-# No mark and no message is added for a collection that has been deleted.
-# KEYS: pending, pending-versions, queue, collections. ARGV: name and generation of the collection, now, the
-# number of messages, the messages, then ids and versions. Returns whether the collection exists.
-_ENQUEUE = """
-local entry = redis.call('HGET', KEYS[4], ARGV[1])
+# Versions, marks and messages in one step: neither a killed process nor a full Redis leaves one without the
+# other, and the order of versions is the order of acceptance.
+#
+# A document without a version gets the time of acceptance, or a higher version if one is pending, deleted or
+# stored. A version that a tombstone covers is refused. A try after the first one repeats what the first one
+# was given. Without a request, an acceptance can be repeated by its time.
+#
+# KEYS: collections, clock, pending, pending-versions, queue, tombstones, request. ARGV: name and generation
+# of the collection, how long to remember the request (0: not), the time of acceptance (0: now), which step
+# of the request it is, and the number of documents; for each its id, version (0: none), how many of the
+# same id came before it, and the stored version; then for each message the number of its documents and its
+# text. Returns the version of each document, 0 if it is refused; nothing if there is no such collection.
+_ENQUEUE = (
+    CLOCK_LUA
+    + """
+local entry = redis.call('HGET', KEYS[1], ARGV[1])
 if not entry or cjson.decode(entry).generation ~= ARGV[2] then
-  return 0
+  return false
 end
-local last_message = 4 + tonumber(ARGV[4])
-for i = last_message + 1, #ARGV, 2 do
-  local id, version = ARGV[i], ARGV[i + 1]
-  if tonumber(redis.call('HGET', KEYS[2], id) or 0) < tonumber(version) then
-    redis.call('HSET', KEYS[2], id, version)
-    redis.call('ZADD', KEYS[1], ARGV[3], id)
+local ids, given, repeats, stored, span = {}, {}, {}, {}, 1
+for i = 1, tonumber(ARGV[6]) do
+  local at = 4 * i + 3
+  ids[i], given[i], repeats[i], stored[i] =
+    ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  span = math.max(span, repeats[i] + 1)
+end
+local seconds, accepted = tonumber(ARGV[3]), tonumber(ARGV[4])
+local first_try
+if seconds > 0 then
+  first_try = redis.call('HGET', KEYS[7], ARGV[5])
+  accepted = tonumber(first_try or 0)
+end
+local is_new = accepted == 0
+if is_new then
+  accepted = tick(KEYS[2], span)
+  if seconds > 0 then
+    redis.call('HSET', KEYS[7], ARGV[5], text(accepted))
   end
 end
-for i = 5, last_message do
-  redis.call('LPUSH', KEYS[3], ARGV[i])
+local deleted = tombstones_of(KEYS[6], ids)
+local pending, highest = redis.call('HMGET', KEYS[4], unpack(ids)), {}
+local versions, answer = {}, {}
+for i, id in ipairs(ids) do
+  local usual = given[i] > 0 and given[i] or accepted + repeats[i]
+  local version, field = usual, repeats[i] .. ':' .. id
+  local kept = first_try and redis.call('HGET', KEYS[7], field)
+  if kept then
+    version = tonumber(kept)
+  elseif is_new then
+    local above = math.max(deleted[i], stored[i], tonumber(pending[i] or 0), highest[id] or 0)
+    if given[i] == 0 then
+      version = above < MAX_VERSION and math.max(usual, above + 1) or 0
+    elseif given[i] <= deleted[i] then
+      version = 0
+    end
+    if seconds > 0 and version ~= usual then
+      redis.call('HSET', KEYS[7], field, text(version))
+    end
+  end
+  if version > math.max(tonumber(pending[i] or 0), highest[id] or 0) then
+    redis.call('HSET', KEYS[4], id, text(version))
+    redis.call('ZADD', KEYS[3], accepted / 1000000, id)
+  end
+  highest[id] = math.max(version, highest[id] or 0)
+  versions[i], answer[i] = text(version), version
 end
-return 1
+local first = 1
+for at = 4 * #ids + 7, #ARGV, 2 do
+  local last = first + tonumber(ARGV[at]) - 1
+  local list = table.concat(versions, ', ', first, last)
+  if string.find(list, '[1-9]') then
+    local stamp = '{"accepted_us": ' .. text(accepted) .. ', "versions": [' .. list .. '], '
+    redis.call('LPUSH', KEYS[5], stamp .. string.sub(ARGV[at + 1], 2))
+  end
+  first = last + 1
+end
+if seconds > 0 then
+  redis.call('EXPIRE', KEYS[7], seconds)
+end
+return answer
 """
+)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What the sender of documents knows about them.
+
+    Args:
+        stored: versions in the index by id, as far as they are known; documents without a version get
+            higher ones.
+        request: what may be tried again.
+        traceparent: the W3C trace context of the sender; empty if there is none.
+    """
+
+    stored: Mapping[str, int]
+    request: Request = UNREPEATED
+    traceparent: str = ""
+
+
+_NOTHING_KNOWN = Submission({})
 
 
 class Producer:
     """Every method raises DependencyUnavailable when Redis does not answer or is full.
 
-    Nothing was put into the queue then, unless only the answer was lost. Of more than 1 MiB, a part may have
-    been put there.
+    Nothing was put into the queue then, unless only the answer was lost or replicas did not confirm it. Of
+    more than 1 MiB, a part may have been put there.
+
+    Args:
+        replicas: how many replicas must have documents before they are accepted.
     """
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
+    def __init__(self, redis: Redis, keys: Keys, replicas: int = 0) -> None:
         self._redis = redis
         self._keys = keys
+        self._replicas = replicas
         self._enqueue = redis.register_script(_ENQUEUE)
 
     async def enqueue(
-        self, collection: CollectionConfig, documents: Sequence[Document], traceparent: str = ""
-    ) -> None:
-        """Mark documents pending and publish them; returns when Redis has them. Every version is set.
+        self,
+        collection: CollectionConfig,
+        documents: Sequence[Document],
+        submission: Submission = _NOTHING_KNOWN,
+    ) -> list[int]:
+        """Mark documents pending and publish them; returns when Redis has them.
 
-        Other calls run in between.
+        Returns:
+            Their versions; 0 for a document that is not accepted, because a tombstone covers its version, or
+            because it has none and the highest possible version of its id is taken.
 
         Raises:
             CollectionNotFound: the collection has been deleted.
         """
+        return await self._accept(collection, documents, submission, accepted_us=0)
+
+    async def replay(self, collection: CollectionConfig, document: Document) -> None:
+        """Publish a document again that was accepted before, with the version and the time of then.
+
+        Raises:
+            CollectionNotFound: the collection has been deleted.
+        """
+        await self._accept(collection, [document], _NOTHING_KNOWN, accepted_us=document.accepted_us)
+
+    async def publish(self, task_arguments: Iterable[str], stamp: messages.Stamp | None = None) -> None:
+        """Publish tasks with these arguments, as messages.py describes them."""
+        await self.push(*(messages.pack(argument, self._keys.queue, stamp) for argument in task_arguments))
+
+    async def push(self, *raw: str) -> None:
+        """Put messages into the queue as they are."""
+        with translated_errors():
+            await self._redis.lpush(self._keys.queue, *raw)
+
+    async def _accept(
+        self,
+        collection: CollectionConfig,
+        documents: Sequence[Document],
+        submission: Submission,
+        *,
+        accepted_us: int,
+    ) -> list[int]:
         envelope = messages.Envelope(
-            collection.name, collection.generation, accepted_at=time.time(), traceparent=traceparent
+            collection.name, collection.generation, traceparent=submission.traceparent
         )
-        packed: list[str] = []
-        packed_bytes = 0
-        versions: dict[str, int] = {}
+        request, before = submission.request, Counter[str]()
+        versions: list[int] = []
+        step = _Step(request, accepted_us)
         async for batch, argument in in_slices(encode(documents, envelope)):
             message = messages.pack(argument, self._keys.queue)
-            if packed and packed_bytes + len(message) > _STEP_BYTES:
-                await self._enqueue_step(envelope, packed, versions)
-                packed, packed_bytes, versions = [], 0, {}
-            packed.append(message)
-            packed_bytes += len(message)
-            for document in batch:
-                versions[document.id] = max(document.version, versions.get(document.id, 0))
-        await self._enqueue_step(envelope, packed, versions)
+            if step.packed and step.size_bytes + len(message) > _STEP_BYTES:
+                versions += await self._run(envelope, step)
+                step = _Step(request, accepted_us, number=step.number + 1)
+            step.packed += [len(batch), message]
+            step.size_bytes += len(message)
+            for one in batch:
+                step.rows.append((one.id, one.version, before[one.id], submission.stored.get(one.id, 0)))
+                before[one.id] += 1
+        return versions + await self._run(envelope, step)
 
-    async def first_version(
-        self, collection: CollectionConfig, request_id: str, version: int, ttl_seconds: int
-    ) -> int:
-        """The version of the first try of a request; `version` if this is the first.
-
-        The record is older than what the request enqueues. A replica of Redis that has lost the record has
-        therefore lost the effect too, and the next try may have a new version.
-
-        Args:
-            ttl_seconds: how long the record is kept from now on.
-        """
-        state = self._keys.collection(collection.name, collection.generation)
-        key = state.request_version(request_id)
+    async def _run(self, envelope: messages.Envelope, step: _Step) -> list[int]:
+        keys, names = self._keys, (envelope.collection, envelope.generation)
+        state, request = keys.collection(*names), step.request
+        script_keys = [keys.collections, state.clock, state.pending, state.pending_versions, keys.queue]
+        script_keys += [state.tombstones, state.request(request.id)]
+        fixed: list[str | int] = [
+            *names,
+            request.ttl_seconds if request.id else 0,
+            step.accepted_us,
+            f"step-{step.number}",
+        ]
         with translated_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.set(key, version, nx=True, ex=ttl_seconds)
-                pipe.expire(key, ttl_seconds)
-                pipe.get(key)
-                *_, first = await pipe.execute()
-        return int(first)
-
-    async def publish(self, task_arguments: Iterable[str]) -> None:
-        """Publish tasks with these arguments, as messages.py describes them."""
-        packed = [messages.pack(argument, self._keys.queue) for argument in task_arguments]
-        with translated_errors():
-            await self._redis.lpush(self._keys.queue, *packed)
-
-    async def _enqueue_step(
-        self, envelope: messages.Envelope, packed: Sequence[str], versions: Mapping[str, int]
-    ) -> None:
-        names = (envelope.collection, envelope.generation)
-        state = self._keys.collection(*names)
-        script_keys = [state.pending, state.pending_versions, self._keys.queue, self._keys.collections]
-        arguments = [*names, envelope.accepted_at, len(packed), *packed, *flattened(versions.items())]
-        with translated_errors():
-            is_enqueued = await self._enqueue(keys=script_keys, args=arguments)
-        if not is_enqueued:
+            versions = await run_confirmed(
+                self._redis,
+                self._enqueue,
+                keys=script_keys,
+                args=[*fixed, len(step.rows), *flattened(step.rows), *step.packed],
+                replicas=self._replicas,
+            )
+        if versions is None:
             raise CollectionNotFound(envelope.collection)
+        return [int(version) for version in versions]
+
+
+@dataclass
+class _Step:
+    """What is put into the queue at once.
+
+    Attributes:
+        accepted_us: when the documents were accepted; 0: now.
+        rows: of each document the id, the version, how many of the same id came before it, and the stored
+            version.
+        packed: of each message the number of its documents and its text.
+    """
+
+    request: Request
+    accepted_us: int
+    number: int = 1
+    rows: list[tuple[str, int, int, int]] = field(default_factory=list)
+    packed: list[str | int] = field(default_factory=list)
+    size_bytes: int = 0
 
 
 def encode(
@@ -133,7 +254,7 @@ def encode(
     entries: list[str] = []
     batch_bytes = 0
     for document in documents:
-        entry = json.dumps(messages.document_as_json(document), ensure_ascii=False)
+        entry = json.dumps(messages.entry_of(document), ensure_ascii=False)
         entry_bytes = len(entry.encode())
         if batch and (len(batch) == _TARGET_DOCUMENTS or batch_bytes + entry_bytes > _TARGET_BYTES):
             yield batch, envelope.wrap(entries)

@@ -6,6 +6,9 @@ A URL names one server, or Sentinels that know which server is the master, with 
     sentinel://user:password@host:26379,host2:26379/name/0     the master called "name"
     rediss://, sentinels://                                    the same over TLS
 
+Every command goes through a guard (textmatch/circuit_breaker.py): while Redis does not answer, or refuses the
+password, commands fail at once. `GuardedRedis.guard.error` says why.
+
 User and password are those of the Redis servers. Options in the query: `ssl_ca_certs`, `ssl_certfile` and
 `ssl_keyfile`, paths of PEM files that replace the system's certificates; `sentinel_username` and
 `sentinel_password`, if the Sentinels require them.
@@ -13,19 +16,29 @@ User and password are those of the Redis servers. Options in the query: `ssl_ca_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.commands.core import AsyncScript
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    RedisError,
+)
 
-from textmatch.errors import DependencyUnavailable, InvalidInput
+from textmatch.circuit_breaker import DependencyGuard
+from textmatch.errors import DependencyUnavailable, InvalidInput, StoreAccessDenied, StoreMisconfigured
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 _ANSWER_TIMEOUT_SECONDS = 5.0
@@ -39,8 +52,12 @@ SOCKET_OPTIONS: Mapping[str, Any] = {
 _MAX_CONNECTIONS = 32
 _RETRIES = 2
 _RETRY_SECONDS = 1.0
+_CONFIRM_SECONDS = 2.0
 # Memory is freed as workers settle documents, or by an operator.
 _FULL_RETRY_SECONDS = 5.0
+_OPERATOR_RETRY_SECONDS = 5.0
+# Replies that redis-py has no class for: protected mode, and an old password that is no longer valid.
+_DENIED = ("DENIED", "NOAUTH", "WRONGPASS", "NOPERM")
 
 _REDIS_PORT = 6379
 _SENTINEL_PORT = 26379
@@ -49,7 +66,47 @@ _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 
 
-def connect(redis_url: str) -> Redis:
+class GuardedRedis(Redis):
+    """A client whose commands are guarded.
+
+    Attributes:
+        guard: knows whether Redis answers.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.guard = DependencyGuard("redis", self._probe, _translated)
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command."""
+        async with self.guard.call():
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Several commands in one step."""
+        pipe = _GuardedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipe.guard = self.guard
+        return pipe
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close the connections, and stop the guard's probes."""
+        await self.guard.close()
+        await super().aclose(close_connection_pool)
+
+    async def _probe(self) -> None:
+        with translated_errors():
+            await self.ping()
+
+
+class _GuardedPipeline(Pipeline):
+    guard: DependencyGuard
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        async with self.guard.call():
+            return await super().execute(raise_on_error)
+
+
+def connect(redis_url: str) -> GuardedRedis:
     """A client that answers or fails within seconds. Connects when used.
 
     Raises:
@@ -72,7 +129,9 @@ def connect(redis_url: str) -> Redis:
             **options,
             **address.sentinel_tls(),
         )
-        master: Redis = sentinels.master_for(address.master_name, connection_pool_class=_MasterPool)
+        master: GuardedRedis = sentinels.master_for(
+            address.master_name, redis_class=GuardedRedis, connection_pool_class=_MasterPool
+        )
         return master
     [(host, port)] = address.hosts
     if address.tls is not None:
@@ -80,7 +139,7 @@ def connect(redis_url: str) -> Redis:
     pool = BlockingConnectionPool(
         max_connections=_MAX_CONNECTIONS, timeout=_ANSWER_TIMEOUT_SECONDS, host=host, port=port, **options
     )
-    return Redis.from_pool(pool)
+    return cast("GuardedRedis", GuardedRedis.from_pool(pool))
 
 
 class _MasterPool(SentinelConnectionPool):
@@ -95,6 +154,30 @@ class _MasterPool(SentinelConnectionPool):
             await sentinel.aclose()
 
 
+async def run_confirmed(
+    redis: Redis, script: AsyncScript, *, keys: Sequence[str], args: Sequence[str | int], replicas: int
+) -> Any:
+    """Run a script, and wait until so many replicas have what it wrote; 0: do not wait.
+
+    The answer of a script that wrote nothing says nothing about replicas.
+
+    Raises:
+        DependencyUnavailable: they did not confirm it in time. The script has run, and may or may not survive
+            the loss of the master.
+    """
+    if not replicas:
+        return await script(keys=keys, args=args)
+    # WAIT is about the writes of its own connection, which a pipeline keeps.
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.eval(str(script.script), len(keys), *keys, *args)
+        pipe.wait(replicas, int(_CONFIRM_SECONDS * 1_000))
+        answer, confirmed = await pipe.execute()
+    if confirmed < replicas:
+        message = f"only {confirmed} of {replicas} replicas of Redis confirmed the write"
+        raise DependencyUnavailable(message, retry_delay_seconds=_RETRY_SECONDS)
+    return answer
+
+
 def flattened(rows: Iterable[tuple[str | int, ...]]) -> list[str | int]:
     """Rows as the ARGV of a script."""
     return [value for row in rows for value in row]
@@ -106,16 +189,35 @@ def translated_errors() -> Iterator[None]:
 
     Raises:
         DependencyUnavailable: Redis does not answer in time, or refuses writes.
+        StoreAccessDenied: Redis refuses user or password, or the user lacks a permission.
+        StoreMisconfigured: Redis cannot write to its disk.
     """
     try:
         yield
-    except OutOfMemoryError as error:
-        message = "Redis refuses writes: its memory is at maxmemory"
-        raise DependencyUnavailable(message, retry_delay_seconds=_FULL_RETRY_SECONDS) from error
     except (RedisError, OSError) as error:
-        raise DependencyUnavailable(
-            f"Redis does not answer: {error}", retry_delay_seconds=_RETRY_SECONDS
-        ) from error
+        raise _translated(error) from error
+
+
+def _translated(error: Exception) -> Exception:
+    if isinstance(error, NoScriptError):
+        # redis-py loads the script and tries again.
+        return error
+    if isinstance(error, OutOfMemoryError):
+        message = "Redis refuses writes: its memory is at maxmemory"
+        return DependencyUnavailable(message, retry_delay_seconds=_FULL_RETRY_SECONDS)
+    is_denied = isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError))
+    if is_denied or str(error).startswith(_DENIED):
+        # Without a password, redis-py's first command HELLO is refused with advice for programmers.
+        problem = "Authentication required" if "HELLO" in str(error) else str(error)
+        message = f"Redis refuses textmatch's own login, TEXTMATCH_REDIS_URL: {problem}"
+        return StoreAccessDenied(message, retry_delay_seconds=_OPERATOR_RETRY_SECONDS)
+    if "MISCONF" in str(error):
+        message = f"Redis refuses writes, because it cannot save them: {error}"
+        return StoreMisconfigured(message, retry_delay_seconds=_OPERATOR_RETRY_SECONDS)
+    if isinstance(error, (RedisError, OSError)):
+        message = f"Redis does not answer: {error}"
+        return DependencyUnavailable(message, retry_delay_seconds=_RETRY_SECONDS)
+    return error
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which collections an installation has, and its own id, in Redis.
+"""Which collections an installation has, its own id, and who changes the model of a collection, in Redis.
 
 The registry decides: a collection exists while it has an entry. Qdrant follows, so a collection is registered
 before its physical collections are made, and its entry is removed before they are deleted.
@@ -6,14 +6,17 @@ before its physical collections are made, and its entry is removed before they a
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from redis.asyncio import Redis
 
 from textmatch.collection_config import CollectionConfig
-from textmatch.errors import CollectionNotFound
+from textmatch.errors import CollectionNotFound, DependencyUnavailable, TextMatchError
 from textmatch.queue.keys import CollectionKeys, Keys
 from textmatch.queue.redis_client import translated_errors
 from textmatch.time_slices import in_slices
@@ -29,6 +32,95 @@ if entry and cjson.decode(entry).generation == ARGV[2] then
 end
 return 0
 """
+
+# KEYS: lease. ARGV: token, milliseconds. Takes the lease or renews it; returns whether this token has it.
+_HOLD = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+# KEYS: lease. ARGV: token.
+_RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+end
+"""
+
+_LEASE_SECONDS = 10.0
+
+
+class LeaseHeld(TextMatchError):
+    """Another process changes the model of the collection."""
+
+
+class ReindexLease:
+    """Lets one process at a time change the model of a collection.
+
+    Args:
+        ttl_seconds: after this time without a renewal the holder counts as dead.
+    """
+
+    def __init__(self, redis: Redis, keys: CollectionKeys, ttl_seconds: float = _LEASE_SECONDS) -> None:
+        self._redis = redis
+        self._key = keys.reindex_lease
+        self._ttl_seconds = ttl_seconds
+        self._hold = redis.register_script(_HOLD)
+        self._release = redis.register_script(_RELEASE)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Hold the lease during the block. Waits for that of a process that was killed to end.
+
+        Raises:
+            LeaseHeld: another process has the lease, or has taken it during the block, which is cancelled.
+            DependencyUnavailable: Redis does not answer.
+        """
+        token = secrets.token_hex(_ID_BYTES)
+        await self._take(token)
+        renewal: asyncio.Task[None] | None = None
+        try:
+            # Expires when the lease is lost.
+            async with asyncio.timeout(None) as limit:
+                renewal = asyncio.create_task(self._renew(token, limit))
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise LeaseHeld("the lease of this reindex is lost; run the command again") from None
+        finally:
+            if renewal is not None:
+                renewal.cancel()
+            with suppress(DependencyUnavailable), translated_errors():
+                await self._release(keys=[self._key], args=[token])
+
+    async def _take(self, token: str) -> None:
+        left_before = None
+        while not await self._try_hold(token):
+            with translated_errors():
+                left = int(await self._redis.pttl(self._key))
+            if left_before is not None and left > left_before:
+                raise LeaseHeld("another reindex of this collection is running")
+            left_before = left
+            await asyncio.sleep(self._ttl_seconds / 20)
+
+    async def _renew(self, token: str, limit: asyncio.Timeout) -> None:
+        """Renew the lease until it is lost; then end the block."""
+        renewed_at = time.monotonic()
+        while time.monotonic() - renewed_at < self._ttl_seconds:
+            await asyncio.sleep(self._ttl_seconds / 5)
+            with suppress(DependencyUnavailable):
+                if not await self._try_hold(token):
+                    break
+                renewed_at = time.monotonic()
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _try_hold(self, token: str) -> bool:
+        with translated_errors():
+            return bool(await self._hold(keys=[self._key], args=[token, int(self._ttl_seconds * 1000)]))
 
 
 class Registry:

@@ -1,21 +1,37 @@
-"""Tombstones: the version up to which a document is deleted. They keep older writes from restoring it.
+"""Tombstones: what a delete has covered. They keep older writes from restoring it.
 
-There is one for each deleted id, and one for each delete by a filter, for documents that were still queued
-when the delete was made. Both expire after `TEXTMATCH_TOMBSTONE_SECONDS` (services/matcher/settings.py).
+A tombstone of an id has a version and a time of acceptance (clock.py). It covers a document that has this
+version or an older one, and a document that was accepted earlier, whatever its version. A delete up to a
+version sets the first. A delete without a version sets both: the version is the highest one that is known
+for the id.
+
+    write a, version 2         accepted at 100
+    delete a                   accepted at 150: version 2, time 150
+    write a, version 1         refused: it is older than what was deleted
+    write a, version 3         accepted at 200: stored
+
+Tombstones of ids are fields of a hash. There is one hash for all that expire on the same day; the last
+field that is added decides.
+
+A delete by a filter has one tombstone too, for documents that were still queued when it was made. It covers
+a document that was accepted earlier, matches, and is not newer than the version of the delete, if that has
+one.
+
+All of them are kept for `TEXTMATCH_TOMBSTONE_SECONDS` (services/matcher/settings.py) at least.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
 
-from textmatch.documents import Document
+from textmatch.documents import MAX_VERSION, Document
 from textmatch.filters import (
     Condition,
     FieldExists,
@@ -27,32 +43,123 @@ from textmatch.filters import (
     Filter,
     HasId,
 )
+from textmatch.queue.clock import CLOCK_LUA, UNREPEATED, Request
 from textmatch.queue.keys import CollectionKeys
-from textmatch.queue.redis_client import translated_errors
+from textmatch.queue.redis_client import flattened, run_confirmed, translated_errors
 
-# KEYS: one for each document. ARGV: seconds to live, then the versions in the order of the keys.
-_ADD = """
-for i, key in ipairs(KEYS) do
-  local known = redis.call('GET', key)
-  if known and tonumber(known) > tonumber(ARGV[i + 1]) then
-    redis.call('EXPIRE', key, ARGV[1])
-  else
-    redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1])
+_FILTERS_PER_PAGE = 100
+
+# ARGV of the following: how long to remember the request (0: not). KEYS: clock, request.
+# Sets `accepted`, the time of the first try, and `is_new`.
+_ACCEPT = (
+    CLOCK_LUA
+    + """
+local seconds = tonumber(ARGV[1])
+local accepted = seconds > 0 and tonumber(redis.call('HGET', KEYS[2], '') or 0) or 0
+local is_new = accepted == 0
+if is_new then
+  accepted = tick(KEYS[1], 1)
+  if seconds > 0 then
+    redis.call('HSET', KEYS[2], '', text(accepted))
   end
 end
+if seconds > 0 then
+  redis.call('EXPIRE', KEYS[2], seconds)
+end
 """
+)
 
-# KEYS: filters by version, filters by the time of their end. ARGV: now, end, version, filter.
-_ADD_FILTER = """
-for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
-  redis.call('ZREM', KEYS[1], ended)
-  redis.call('ZREM', KEYS[2], ended)
+# The tombstones, and everything else that belongs to deleted documents, in one step: a write that is
+# accepted after it has a later time. A later try of the same request changes nothing, because this would
+# cover what came in between. KEYS: clock, request, tombstones, pending, pending-versions, letters,
+# letter-versions. ARGV: how long to remember the request, how long to keep tombstones, the version (0:
+# none), ids.
+_DELETE = (
+    _ACCEPT
+    + """
+if not is_new then
+  return accepted
 end
-local known = redis.call('ZSCORE', KEYS[1], ARGV[4])
-if not known or tonumber(known) < tonumber(ARGV[3]) then
-  redis.call('ZADD', KEYS[1], ARGV[3], ARGV[4])
+local version, ids, times = tonumber(ARGV[3]), {}, {}
+for i = 4, #ARGV do
+  ids[i - 3] = ARGV[i]
 end
-redis.call('ZADD', KEYS[2], ARGV[2], ARGV[4])
+local versions, before = tombstones_of(KEYS[3], ids)
+local pending = redis.call('HMGET', KEYS[5], unpack(ids))
+local failed = redis.call('HMGET', KEYS[7], unpack(ids))
+for i, id in ipairs(ids) do
+  local known = math.max(tonumber(pending[i] or 0), tonumber(failed[i] or 0))
+  versions[i] = math.max(versions[i], version > 0 and version or known)
+  times[i] = version > 0 and before[i] or accepted
+  if pending[i] and tonumber(pending[i]) <= versions[i] then
+    redis.call('HDEL', KEYS[5], id)
+    redis.call('ZREM', KEYS[4], id)
+  end
+  if failed[i] and tonumber(failed[i]) <= versions[i] then
+    redis.call('HDEL', KEYS[6], id)
+    redis.call('HDEL', KEYS[7], id)
+  end
+end
+bury(KEYS[3], tonumber(ARGV[2]), ids, versions, times)
+return accepted
+"""
+)
+
+# KEYS: tombstones. ARGV: how long to keep them, then ids and versions.
+_ADD = (
+    CLOCK_LUA
+    + """
+local ids, versions = {}, {}
+for i = 2, #ARGV, 2 do
+  ids[i / 2], versions[i / 2] = ARGV[i], tonumber(ARGV[i + 1])
+end
+local known, accepted = tombstones_of(KEYS[1], ids)
+for i in ipairs(ids) do
+  versions[i] = math.max(versions[i], known[i])
+end
+bury(KEYS[1], tonumber(ARGV[1]), ids, versions, accepted)
+"""
+)
+
+# KEYS: tombstones. ARGV: ids. Returns versions and times of acceptance; of both 0 if there is none.
+_GET = (
+    CLOCK_LUA
+    + """
+local versions, accepted = tombstones_of(KEYS[1], ARGV)
+return {versions, accepted}
+"""
+)
+
+# KEYS: clock, request, filters by time of acceptance, filters by the end of their time.
+# ARGV: how long to remember the request, how long to keep it, the filter.
+_DELETE_BY_FILTER = (
+    _ACCEPT
+    + """
+if not is_new then
+  return accepted
+end
+local now = tonumber(redis.call('TIME')[1])
+for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 1000)) do
+  redis.call('ZREM', KEYS[3], ended)
+  redis.call('ZREM', KEYS[4], ended)
+end
+redis.call('ZADD', KEYS[3], text(accepted), ARGV[3])
+redis.call('ZADD', KEYS[4], now + tonumber(ARGV[2]), ARGV[3])
+return accepted
+"""
+)
+
+# KEYS: filters by time of acceptance, filters by the end of their time. ARGV: the time, how many.
+# Returns filters, their times and the seconds that are left.
+_FILTERS_AFTER = """
+local now = tonumber(redis.call('TIME')[1])
+local answer = {}
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+for i = 1, #found, 2 do
+  local left = math.max(1, tonumber(redis.call('ZSCORE', KEYS[2], found[i]) or 0) - now)
+  answer[#answer + 1] = {found[i], tonumber(found[i + 1]), left}
+end
+return answer
 """
 
 _CONDITIONS: dict[str, Any] = {
@@ -67,17 +174,60 @@ _CONDITIONS: dict[str, Any] = {
 _CONDITION_NAMES = {kind: name for name, kind in _CONDITIONS.items()}
 
 
+@dataclass(frozen=True)
+class Tombstone:
+    """Covers documents up to this version, and those that were accepted before this time."""
+
+    version: int
+    accepted_us: int
+
+    def covers(self, version: int, accepted_us: int) -> bool:
+        """Whether a document with this version and time of acceptance is deleted."""
+        return version <= self.version or (self.accepted_us > 0 and accepted_us <= self.accepted_us)
+
+
 class Tombstones:
     """The tombstones of one collection by document id; `filters` has those of deletes by a filter.
 
     Every method raises DependencyUnavailable when Redis does not answer.
+
+    Args:
+        replicas: how many replicas must have a delete before it is accepted.
     """
 
-    def __init__(self, redis: Redis, keys: CollectionKeys) -> None:
+    def __init__(self, redis: Redis, keys: CollectionKeys, replicas: int = 0) -> None:
         self._redis = redis
-        self._key = keys.tombstone
+        self._replicas = replicas
+        self._state = keys
+        self._delete = redis.register_script(_DELETE)
         self._add = redis.register_script(_ADD)
-        self.filters = FilterTombstones(redis, keys)
+        self._get = redis.register_script(_GET)
+        self.filters = FilterTombstones(redis, keys, replicas)
+
+    async def delete(
+        self, ids: Iterable[str], version: int | None, *, ttl_seconds: int, request: Request = UNREPEATED
+    ) -> int:
+        """Delete documents up to a version, or all that was accepted so far: none of it is pending then.
+
+        Returns:
+            The time of the delete, in microseconds: that of the first try of the request.
+        """
+        state, letters = self._state, self._state.letters
+        keys = [
+            state.clock,
+            state.request(request.id),
+            state.tombstones,
+            state.pending,
+            state.pending_versions,
+        ]
+        keys += [letters.dead_letters, letters.dead_letter_versions]
+        arguments: list[str | int] = [
+            request.ttl_seconds if request.id else 0,
+            ttl_seconds,
+            version or 0,
+            *dict.fromkeys(ids),
+        ]
+        return int(await self._run(self._delete, keys, arguments))
 
     async def add(self, versions: Mapping[str, int], ttl_seconds: int) -> None:
         """Mark documents as deleted up to these versions; a higher tombstone stays.
@@ -85,70 +235,93 @@ class Tombstones:
         Args:
             ttl_seconds: must be longer than a message can stay in the queue.
         """
-        with translated_errors():
-            await self._add(
-                keys=[self._key(document_id) for document_id in versions],
-                args=[ttl_seconds, *versions.values()],
-            )
+        if not versions:
+            return
+        await self._run(self._add, [self._state.tombstones], [ttl_seconds, *flattened(versions.items())])
 
-    async def get(self, ids: Iterable[str]) -> dict[str, int]:
+    async def get(self, ids: Iterable[str]) -> dict[str, Tombstone]:
         """The tombstones of those documents that have one."""
         asked = list(ids)
         if not asked:
             return {}
         with translated_errors():
-            found = await self._redis.mget([self._key(document_id) for document_id in asked])
-        pairs = zip(asked, found, strict=True)
-        return {document_id: int(version) for document_id, version in pairs if version is not None}
+            versions, accepted = await self._get(keys=[self._state.tombstones], args=asked)
+        rows = zip(asked, versions, accepted, strict=True)
+        return {one: Tombstone(version, at) for one, version, at in rows if version or at}
 
-    async def covering(self, documents: Collection[Document]) -> dict[str, int]:
-        """The tombstones, by id, that delete these versions of the documents."""
-        versions = {document.id: document.version for document in documents}
-        found = await self.get(versions)
-        return {one: version for one, version in found.items() if version >= versions[one]}
+    async def _run(self, script: AsyncScript, keys: list[str], arguments: list[str | int]) -> Any:
+        with translated_errors():
+            return await run_confirmed(
+                self._redis, script, keys=keys, args=arguments, replicas=self._replicas
+            )
+
+    async def covering(self, documents: Collection[Document]) -> dict[str, Tombstone]:
+        """The tombstones, by id, that delete these documents."""
+        known = {document.id: document for document in documents}
+        found = await self.get(known)
+        return {
+            one: tombstone
+            for one, tombstone in found.items()
+            if tombstone.covers(known[one].version, known[one].accepted_us)
+        }
 
 
 @dataclass(frozen=True)
 class FilterTombstone:
-    """Documents that match are deleted up to this version; it expires after `ttl_seconds`."""
+    """Covers documents that match, are not newer, and were accepted before; expires after `ttl_seconds`."""
 
     condition: Filter
     version: int
+    accepted_us: int
     ttl_seconds: int
 
 
 class FilterTombstones:
     """Every method raises DependencyUnavailable when Redis does not answer."""
 
-    def __init__(self, redis: Redis, keys: CollectionKeys) -> None:
+    def __init__(self, redis: Redis, keys: CollectionKeys, replicas: int) -> None:
         self._redis = redis
-        self._versions = keys.filter_tombstones
-        self._ends = keys.filter_tombstone_ends
-        self._add = redis.register_script(_ADD_FILTER)
+        self._replicas = replicas
+        self._state = keys
+        self._delete = redis.register_script(_DELETE_BY_FILTER)
+        self._after = redis.register_script(_FILTERS_AFTER)
 
-    async def add(self, tombstone: FilterTombstone) -> None:
-        """Mark what matches as deleted; a higher version of the same filter stays."""
-        now = time.time()
-        text = json.dumps(_to_json(tombstone.condition))
-        arguments: list[str | float] = [now, now + tombstone.ttl_seconds, tombstone.version, text]
-        with translated_errors():
-            await self._add(keys=[self._versions, self._ends], args=arguments)
+    async def delete(
+        self, condition: Filter, version: int | None, *, ttl_seconds: int, request: Request = UNREPEATED
+    ) -> int:
+        """Delete what matches, up to a version, or all of it that was accepted so far.
 
-    async def from_version(self, version: int) -> list[FilterTombstone]:
-        """Those that may cover documents of this version and newer ones."""
+        Returns:
+            The time of the delete, in microseconds: that of the first try of the request.
+        """
+        state = self._state
+        text = json.dumps([version or MAX_VERSION, _to_json(condition)])
+        keys = [state.clock, state.request(request.id), state.filter_tombstones, state.filter_tombstone_ends]
+        arguments: list[str | int] = [request.ttl_seconds if request.id else 0, ttl_seconds, text]
         with translated_errors():
-            found: Any = await self._redis.zrange(
-                self._versions, version, "+inf", byscore=True, withscores=True
+            return int(
+                await run_confirmed(
+                    self._redis, self._delete, keys=keys, args=arguments, replicas=self._replicas
+                )
             )
-            if not found:
-                return []
-            ends = await self._redis.zmscore(self._ends, [text for text, _ in found])
-        now = time.time()
-        return [
-            FilterTombstone(_from_json(json.loads(text)), int(covered), max(1, round(end - now)))
-            for (text, covered), end in zip(found, ends, strict=True)
-            if end is not None and end > now
-        ]
+
+    async def after(self, accepted_us: int) -> AsyncIterator[list[FilterTombstone]]:
+        """Pages of the deletes that came after this time: only they cover documents accepted then."""
+        keys = [self._state.filter_tombstones, self._state.filter_tombstone_ends]
+        while True:
+            with translated_errors():
+                found = await self._after(keys=keys, args=[accepted_us, _FILTERS_PER_PAGE])
+            page = [_tombstone(*row) for row in found]
+            if page:
+                yield page
+            if len(page) < _FILTERS_PER_PAGE:
+                return
+            accepted_us = page[-1].accepted_us
+
+
+def _tombstone(text: str, accepted_us: int, ttl_seconds: int) -> FilterTombstone:
+    version, condition = json.loads(text)
+    return FilterTombstone(_from_json(condition), version, accepted_us, ttl_seconds)
 
 
 def _to_json(condition: Condition) -> list[Any]:

@@ -12,10 +12,11 @@ Prefetch: a worker holds one message of any size for each of its batches (`TEXTM
 takes more while all held messages are below 64 KiB per batch, up to one message per thread of its pool (64
 threads per batch), and combines these small messages into batches.
 
-A worker renews its lease on each held message. A sweep puts a message back once the last renewal is
-`visibility_timeout_seconds` ago. It also puts back a message that two consecutive sweeps find in
-`INSTALLATION:taken`. Every worker sweeps when it connects and then every `sweep_seconds`. A killed worker's
-messages are therefore taken again after at most
+A worker renews its lease on each held message. The clock of the leases is that of Redis, so that workers
+whose clocks differ or jump neither take messages from one another nor keep them. A sweep puts a message
+back once the last renewal is `visibility_timeout_seconds` ago. It also puts back a message that two
+consecutive sweeps find in `INSTALLATION:taken`. Every worker sweeps when it connects and then every
+`sweep_seconds`. A killed worker's messages are therefore taken again after at most
 
     visibility_timeout_seconds + sweep_seconds        (held messages)
     2 * sweep_seconds                                 (messages taken and not yet recorded)
@@ -25,8 +26,18 @@ messages whose completion frees memory. But Redis lets a script continue once it
 steps are therefore scripts that remove the message from one place before they add it to another. A renewal
 removes the lease first.
 
+A worker whose documents nobody could index takes no messages: `intake` in the transport's options limits how
+many it may hold (workers/pauses.py).
+
+Redis may refuse what it is asked for: NOREPLICAS, READONLY after a failover, MISCONF, LOADING, MASTERDOWN,
+NOPERM, also within the error of a script. Celery would end the worker. Here every such reply counts as a lost
+connection: the worker connects again, to the master of that moment, until Redis agrees.
+
 Messages that are not tasks of textmatch go to the dead letters here, because kombu and Celery would drop
-them. The queue has one list: priorities are not supported.
+them.
+
+Celery clients push a task with a priority into a list of its own. A sweep moves such messages to the end of
+the queue: they are not lost, and their priority means nothing.
 """
 
 from __future__ import annotations
@@ -35,16 +46,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from queue import Empty
-from time import monotonic, sleep, time
+from time import monotonic, sleep
 from typing import Any
 
+import kombu
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.sentinel import Sentinel
 
+from textmatch.errors import InvalidInput
 from textmatch.queue import messages
 from textmatch.queue.dead_letters import of_raw
 from textmatch.queue.keys import Keys
@@ -52,6 +65,9 @@ from textmatch.queue.messages import MalformedMessage
 
 _SMALL_BYTES_PER_BATCH = 64 * 1024
 _PAUSE_SECONDS = 0.1
+_KOMBU = "5.7"
+# Options of both channels, next to kombu's own.
+_OPTIONS = ("batches", "installation", "intake")
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,8 @@ class LuaScript:
 
     def keys_of(self, keys: Keys) -> list[str]:
         """Its keys in an installation."""
-        return [attrgetter(name)(keys) for name in self.key_names]
+        found = (attrgetter(name)(keys) for name in self.key_names)
+        return [key for one in found for key in ([one] if isinstance(one, str) else one)]
 
 
 # ARGV: the most messages, and the most bytes; the first message may be larger.
@@ -88,25 +105,29 @@ TAKE = LuaScript(
     """,
 )
 
-# ARGV: now, then messages and delivery tags.
+# ARGV: messages and delivery tags.
 HOLD = LuaScript(
     ("taken", "unacked", "unacked_index"),
     """
-    for i = 2, #ARGV, 2 do
+    local time = redis.call('TIME')
+    local now = time[1] + time[2] / 1000000
+    for i = 1, #ARGV, 2 do
       redis.call('LREM', KEYS[1], 1, ARGV[i])
       redis.call('HSET', KEYS[2], ARGV[i + 1], ARGV[i])
-      redis.call('ZADD', KEYS[3], ARGV[1], ARGV[i + 1])
+      redis.call('ZADD', KEYS[3], now, ARGV[i + 1])
     end
     """,
 )
 
-# ARGV: now, then delivery tags. Acknowledged messages must not come back.
+# ARGV: delivery tags. Acknowledged messages must not come back.
 RENEW = LuaScript(
     ("unacked_index",),
     """
-    for i = 2, #ARGV do
-      if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
-        redis.call('ZADD', KEYS[1], ARGV[1], ARGV[i])
+    local time = redis.call('TIME')
+    local now = time[1] + time[2] / 1000000
+    for _, tag in ipairs(ARGV) do
+      if redis.call('ZREM', KEYS[1], tag) == 1 then
+        redis.call('ZADD', KEYS[1], now, tag)
       end
     end
     """,
@@ -134,16 +155,39 @@ RELEASE = LuaScript(
     """,
 )
 
-# ARGV: messages last renewed up to this time are released.
+# ARGV: messages last renewed so many seconds ago are released. A lease from the future is one of a clock
+# that was set back since: it begins now.
 RELEASE_SILENT = LuaScript(
     RELEASE.key_names,
     """
-    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
+    local time = redis.call('TIME')
+    local now = time[1] + time[2] / 1000000
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. now, '+inf')) do
+      redis.call('ZREM', KEYS[2], tag)
+      redis.call('ZADD', KEYS[2], now, tag)
+    end
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1])) do
       local message = redis.call('HGET', KEYS[1], tag)
       redis.call('ZREM', KEYS[2], tag)
       if message then
         redis.call('HDEL', KEYS[1], tag)
         redis.call('RPUSH', KEYS[3], message)
+      end
+    end
+    """,
+)
+
+# A full Redis would refuse LMOVE.
+GATHER = LuaScript(
+    ("queue", "priority_queues"),
+    """
+    for i = 2, #KEYS do
+      for _ = 1, 10000 do
+        local message = redis.call('RPOP', KEYS[i])
+        if not message then
+          break
+        end
+        redis.call('LPUSH', KEYS[1], message)
       end
     end
     """,
@@ -171,6 +215,19 @@ REFUSE = LuaScript(
 )
 
 
+def check_kombu() -> None:
+    """Check that the installed kombu is the one whose internals are overridden here.
+
+    Raises:
+        InvalidInput: it is another one.
+    """
+    found = kombu.__version__
+    if not found.startswith(f"{_KOMBU}."):
+        raise InvalidInput.of_field(
+            "kombu", f"is {found}; textmatch needs {_KOMBU}: pip install 'kombu=={_KOMBU}.*'"
+        )
+
+
 class QoS(kombu_redis.QoS):
     """Holds messages, and sweeps those of dead workers back into the queue."""
 
@@ -181,37 +238,51 @@ class QoS(kombu_redis.QoS):
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """One sweep."""
         with self.channel.conn_or_acquire() as client:
-            RELEASE_SILENT(client, self.channel.keys, time() - self.visibility_timeout)
+            RELEASE_SILENT(client, self.channel.keys, self.visibility_timeout)
             taken = set(client.lrange(self.channel.keys.taken, 0, -1))
             PUT_BACK(client, self.channel.keys, *(taken & self._taken_before))
             self._taken_before = taken
+            GATHER(client, self.channel.keys)
 
     def can_consume(self) -> bool:
         """Whether one more message of any size may be taken."""
         count, size_bytes = self._held()
+        limit = self.channel.intake()
+        if limit is not None and count >= limit:
+            return False
         return count < self.channel.batches or min(self._small(count, size_bytes)) > 0
 
     def room_for_small(self) -> tuple[int, int]:
         """How many more small messages may be taken, and how many bytes they may have in total."""
-        return self._small(*self._held())
+        count, size_bytes = self._held()
+        more, more_bytes = self._small(count, size_bytes)
+        limit = self.channel.intake()
+        return (more if limit is None else min(more, limit - count)), more_bytes
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Count a message that the channel has recorded as held."""
         virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
-        """Remove a settled message."""
-        with self.channel.conn_or_acquire() as client:
-            ACKNOWLEDGE(client, self.channel.keys, delivery_tag)
-        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+        """Remove a settled message.
+
+        It no longer counts as held if Redis refuses: its lease ends, and a worker gets it again.
+        """
+        try:
+            with self.channel.conn_or_acquire() as client:
+                ACKNOWLEDGE(client, self.channel.keys, delivery_tag)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Remove a message, or put it back at the end of the queue."""
+        """Remove a message, or put it back at the end of the queue. Otherwise as `ack`."""
         if not requeue:
             self.ack(delivery_tag)
             return
-        self.restore_by_tag(delivery_tag, leftmost=True)
-        virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+        try:
+            self.restore_by_tag(delivery_tag, leftmost=True)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a held message back at the front of the queue or, with `leftmost`, at the end."""
@@ -230,10 +301,12 @@ class Channel(kombu_redis.Channel):
     """Takes messages in atomic steps."""
 
     QoS = QoS
-    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, "batches", "installation")
+    from_transport_options: Any = (*kombu_redis.Channel.from_transport_options, *_OPTIONS)
     # How many batches the worker works on at a time.
     batches = 1
     installation = ""
+    # How many messages may be held; None: no limit.
+    intake: Any = staticmethod(lambda: None)
     _in_poll: Any
     _brpop_sent_at: Any
 
@@ -248,8 +321,8 @@ class Channel(kombu_redis.Channel):
             return int(client.llen(queue))
 
     def _queue_bind(self, *args: Any) -> None:
-        """Do nothing: publishers record the queue themselves, and a full Redis refuses the record."""
-        with suppress(OutOfMemoryError):
+        """Consume even if Redis refuses to record the queue. Publishers of textmatch need no record."""
+        with suppress(ResponseError):
             super()._queue_bind(*args)  # type: ignore[no-untyped-call]
 
     def _brpop_start(self, timeout: float | None = None) -> None:
@@ -268,7 +341,7 @@ class Channel(kombu_redis.Channel):
         messages = [(one, message) for one in (raw, *self._take_more(raw)) if (message := self._read(one))]
         if not messages:
             raise Empty
-        arguments: list[Any] = [time()]
+        arguments: list[Any] = []
         for one, message in messages:
             arguments += [one, message["properties"]["delivery_tag"]]
         with self.conn_or_acquire() as client:
@@ -287,8 +360,10 @@ class Channel(kombu_redis.Channel):
             self.client.connection.disconnect()
             raise
         except ResponseError as error:
-            # The server became a replica or is still loading; the next poll asks for the master again.
+            # The next poll asks for the master again. Celery connects at once, so that a server which refuses
+            # is not asked without a break.
             self.client.connection.disconnect()
+            sleep(_PAUSE_SECONDS)
             raise RedisConnectionError(str(error)) from error
         finally:
             self._in_poll = None
@@ -327,6 +402,7 @@ class Transport(kombu_redis.Transport):
     """The value of `broker_transport` for one server."""
 
     Channel = Channel
+    connection_errors = (*kombu_redis.Transport.connection_errors, RedisError)
 
 
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):
@@ -338,8 +414,7 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):
 
     from_transport_options: Any = (
         *kombu_redis.SentinelChannel.from_transport_options,
-        "batches",
-        "installation",
+        *_OPTIONS,
         "sentinels",
     )
     sentinels: Any = ()
@@ -362,3 +437,4 @@ class SentinelTransport(kombu_redis.SentinelTransport):
     """The value of `broker_transport` for Sentinels."""
 
     Channel = SentinelChannel
+    connection_errors = Transport.connection_errors

@@ -5,6 +5,7 @@ Each step checks that it is possible now.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -41,7 +42,10 @@ async def start(index: Index, encoder: EncoderClient, model: str) -> Migration:
         await index.aliases.resume()
     else:
         await index.aliases.start(new.model_id, new.dimension)
-    return Migration(roles.in_use, new.model_id)
+    # Until every node knows the role, workers may settle writes without the target. The sync comes later.
+    lag_seconds = await RETRY.call(index.collections.lag_seconds, new.model_id)
+    await asyncio.sleep(lag_seconds)
+    return Migration(roles.in_use, new.model_id, lag_seconds)
 
 
 async def switch(index: Index, migration: Migration) -> None:
@@ -52,7 +56,8 @@ async def switch(index: Index, migration: Migration) -> None:
     """
     if await index.aliases.promote(CollectionRole.NEXT, in_use=migration.source):
         return
-    # The answer to a first attempt may have been lost.
+    # The answer to a first attempt may have been lost, and another node may not know of the switch yet.
+    await asyncio.sleep(migration.lag_seconds)
     if (await index.collections.refresh_roles()).in_use != migration.target:
         raise ReindexRefused(f"{migration.target} is no longer being built; run the command again to see why")
 

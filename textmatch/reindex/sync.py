@@ -8,29 +8,49 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from qdrant_client.conversions.common_types import PointId
 
-from textmatch.errors import TextMatchError
+from textmatch.errors import DependencyUnavailable, TextMatchError
 from textmatch.index.client import CollectionGone
 from textmatch.index.index import Index
 from textmatch.indexing import Copier, CopyResult
 from textmatch.queue.dead_letters import DeadLetter
-from textmatch.retry import RetryPolicy, is_transient
+from textmatch.retry import Answer, Arguments, RetryPolicy, is_transient
 
 # One batch for the encoder, and enough batches to keep it busy.
 _DOCUMENTS_PER_COPY = 64
 _COPIES_IN_FLIGHT = 4
+_POLL_SECONDS = 0.2
+_UNKNOWN_SECONDS = 3.0
 # While documents are ingested, each pass finds some that their workers are about to copy.
 _MAX_PASSES = 5
 
-# Retrying does not help after a collection was dropped.
-RETRY = RetryPolicy(
-    retry_on=lambda error: is_transient(error) and not isinstance(error, CollectionGone), total_seconds=300.0
-)
+
+@dataclass(frozen=True)
+class _ReindexRetry(RetryPolicy):
+    """Retries for minutes, but for a moment only if a collection is not there.
+
+    A node that does not know a new collection soon will. One that was dropped does not come back.
+    """
+
+    async def call(
+        self, step: Callable[Arguments, Awaitable[Answer]], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Answer:
+        give_up_at = time.monotonic() + _UNKNOWN_SECONDS
+        while True:
+            try:
+                return await super().call(step, *args, **kwargs)
+            except CollectionGone:
+                if time.monotonic() >= give_up_at:
+                    raise
+                await asyncio.sleep(_POLL_SECONDS)
+
+
+RETRY = _ReindexRetry(retry_on=lambda error: is_transient(error) and not isinstance(error, CollectionGone))
 
 
 class ReindexRefused(TextMatchError):
@@ -39,10 +59,15 @@ class ReindexRefused(TextMatchError):
 
 @dataclass(frozen=True)
 class Migration:
-    """From one collection to another; both are named for their models."""
+    """From one collection to another; both are named for their models.
+
+    Attributes:
+        lag_seconds: how long a node of the cluster may not know the latest roles.
+    """
 
     source: str
     target: str
+    lag_seconds: float = 0.0
 
 
 @dataclass
@@ -115,8 +140,14 @@ class CollectionSync:
         Raises:
             ReindexRefused: one of them is not.
         """
+        wanted = self._migration.source, self._migration.target
+        give_up_at = time.monotonic() + self._migration.lag_seconds
         roles = await RETRY.call(self._index.collections.refresh_roles)
-        if (roles.in_use, roles.next) == (self._migration.source, self._migration.target):
+        while (roles.in_use, roles.next) != wanted and time.monotonic() < give_up_at:
+            # Another node may have answered with the roles of a moment ago.
+            await asyncio.sleep(_POLL_SECONDS)
+            roles = await RETRY.call(self._index.collections.refresh_roles)
+        if (roles.in_use, roles.next) == wanted:
             return
         if roles.abandoned == self._migration.target:
             raise ReindexRefused(
@@ -130,11 +161,25 @@ class CollectionSync:
         name = "verifying" if report.passes else "copying"
         async for page in self._pages(self._migration.source, name):
             await self.check_roles()
-            held = await RETRY.call(self._target.versions, page)
+            held = await self._held(page)
             missing = [one for one, version in page.items() if held.get(one, 0) < version]
             known = {one: refused_before[one] for one in missing if one in refused_before}
             report.refused |= {one: letter for one, letter in known.items() if _is_about(letter, page[one])}
             await self._copy_all([one for one in missing if one not in report.refused], report)
+
+    async def _held(self, ids: Mapping[str, int]) -> dict[str, int]:
+        """The versions that the target has on every replica.
+
+        An earlier run may have ended after a write that only some replicas applied. While a replica is
+        missing, none counts as held, and all documents are sent again. That embeds nothing, and a replica
+        that has a document ignores it.
+        """
+        try:
+            return await self._target.versions(ids, on_all_replicas=True)
+        except CollectionGone:
+            raise
+        except DependencyUnavailable:
+            return {}
 
     async def _remove_deleted(self, report: SyncReport) -> None:
         """Remove what was deleted from the source."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from textmatch.circuit_breaker import DependencyGuard
 from textmatch.errors import TextMatchError
 from textmatch.runtime.auth import ApiKeys, AuthInterceptor, RateLimits
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES
@@ -21,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 # gRPC itself refuses calls above the limit and this many more: without details, and health checks too.
 _SPARE_CALLS = 1_000
+_DEPENDENCY_SECONDS = 0.5
 
 
 class PortTaken(TextMatchError):
@@ -113,6 +116,18 @@ class GrpcServer:
         status = statuses.SERVING if is_serving else statuses.NOT_SERVING
         for name in self._service_names:
             await self._health.set(name, status)
+
+    async def show_dependencies(self, guards: Sequence[DependencyGuard]) -> None:
+        """Serve the health of each store under its name, such as "qdrant", until cancelled.
+
+        The health of the server itself stays SERVING: it answers what it can, and says what is wrong.
+        """
+        statuses = health_pb2.HealthCheckResponse
+        while True:
+            for guard in guards:
+                status = statuses.SERVING if guard.error is None else statuses.NOT_SERVING
+                await self._health.set(guard.name, status)
+            await asyncio.sleep(_DEPENDENCY_SECONDS)
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new calls, let running ones end within the grace period, then stop."""

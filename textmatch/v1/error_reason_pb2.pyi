@@ -56,6 +56,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with google.rpc.RetryInfo: a model is still loading, or the server is draining."""
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 31
     """UNAVAILABLE with google.rpc.RetryInfo: the encoder, Qdrant or Redis does not respond."""
+    ERROR_REASON_STORE_ACCESS_DENIED: _ErrorReason.ValueType  # 32
+    """UNAVAILABLE with google.rpc.RetryInfo: Qdrant or Redis refuses the credentials of textmatch. An operator of
+    textmatch must correct them; the caller's own API key is not the reason. Documents are accepted while Qdrant
+    refuses.
+    """
+    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 33
+    """UNAVAILABLE with google.rpc.RetryInfo: the disk of Qdrant or Redis is full, or a quota is used up."""
+    ERROR_REASON_STORE_MISCONFIGURED: _ErrorReason.ValueType  # 34
+    """UNAVAILABLE with google.rpc.RetryInfo: a setting of Qdrant or Redis forbids what textmatch needs."""
     ERROR_REASON_MODEL_MISMATCH: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION: the index was built with a model that the encoder does not serve. Metadata:
     `index_model_id`, `encoder_model_id`.
@@ -66,6 +75,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: another installation made the collection. Use another name, or take the collection over with
     AdoptCollection.
     """
+    ERROR_REASON_DOCUMENT_DELETED: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION: a delete covers this version of the document. Send a higher version."""
+    ERROR_REASON_VERSIONS_EXHAUSTED: _ErrorReason.ValueType  # 44
+    """FAILED_PRECONDITION: the document has the highest possible version, so nothing can replace it."""
     ERROR_REASON_API_KEY_MISSING: _ErrorReason.ValueType  # 50
     """UNAUTHENTICATED."""
     ERROR_REASON_API_KEY_INVALID: _ErrorReason.ValueType  # 51
@@ -117,6 +130,15 @@ ERROR_REASON_NOT_READY: ErrorReason.ValueType  # 30
 """UNAVAILABLE with google.rpc.RetryInfo: a model is still loading, or the server is draining."""
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 31
 """UNAVAILABLE with google.rpc.RetryInfo: the encoder, Qdrant or Redis does not respond."""
+ERROR_REASON_STORE_ACCESS_DENIED: ErrorReason.ValueType  # 32
+"""UNAVAILABLE with google.rpc.RetryInfo: Qdrant or Redis refuses the credentials of textmatch. An operator of
+textmatch must correct them; the caller's own API key is not the reason. Documents are accepted while Qdrant
+refuses.
+"""
+ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 33
+"""UNAVAILABLE with google.rpc.RetryInfo: the disk of Qdrant or Redis is full, or a quota is used up."""
+ERROR_REASON_STORE_MISCONFIGURED: ErrorReason.ValueType  # 34
+"""UNAVAILABLE with google.rpc.RetryInfo: a setting of Qdrant or Redis forbids what textmatch needs."""
 ERROR_REASON_MODEL_MISMATCH: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION: the index was built with a model that the encoder does not serve. Metadata:
 `index_model_id`, `encoder_model_id`.
@@ -127,6 +149,10 @@ ERROR_REASON_COLLECTION_NOT_OWNED: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: another installation made the collection. Use another name, or take the collection over with
 AdoptCollection.
 """
+ERROR_REASON_DOCUMENT_DELETED: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION: a delete covers this version of the document. Send a higher version."""
+ERROR_REASON_VERSIONS_EXHAUSTED: ErrorReason.ValueType  # 44
+"""FAILED_PRECONDITION: the document has the highest possible version, so nothing can replace it."""
 ERROR_REASON_API_KEY_MISSING: ErrorReason.ValueType  # 50
 """UNAUTHENTICATED."""
 ERROR_REASON_API_KEY_INVALID: ErrorReason.ValueType  # 51

@@ -186,7 +186,7 @@ class Document(_message.Message):
     text: _builtins.str
     version: _builtins.int
     """1 to 2^53-1. The highest version wins, in any order of arrival. Absent: the time of acceptance in
-    microseconds, with which later calls win.
+    microseconds by the clock in Redis, or a version above the one that is known, so that later calls win.
     """
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
@@ -913,6 +913,7 @@ class IngestResult(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """If it is too long, its first 512 bytes."""
     outcome: Global___IngestOutcome.ValueType
     version: _builtins.int
     """The version under which it was accepted."""
@@ -988,7 +989,9 @@ class DeleteDocumentsRequest(_message.Message):
     DRY_RUN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Documents newer than this version are kept. Absent: the current time in microseconds."""
+    """Documents newer than this version are kept. Absent: all that was accepted before the delete goes, whatever its
+    version, and of ids also what comes later with a version that is not newer than the deleted one.
+    """
     collection: _builtins.str
     """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
     dry_run: _builtins.bool
@@ -997,8 +1000,8 @@ class DeleteDocumentsRequest(_message.Message):
     """As in IngestDocumentsRequest: a retry of a delete without a version keeps what was written in between."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Either ids (1 to 1,000) or a filter. A filter also applies to documents that are still queued, when they are
-        written: their newest version counts if it is not newer than `version`.
+        """Either ids (1 to 1,000) or a filter. A filter also applies to documents that were accepted before the delete and are
+        still queued, when they are written. Their newest version counts, if it is not newer than `version`.
         """
 
     @_builtins.property
@@ -1079,8 +1082,9 @@ class GetIngestStatusResponse(_message.Message):
     DOCUMENT_STATE_FIELD_NUMBER: _builtins.int
     DOCUMENT_ERROR_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
     document_count: _builtins.int
-    """Documents in the index."""
+    """Documents in the index. Absent while Qdrant does not answer; `problems` says why."""
     queued_count: _builtins.int
     """Documents accepted and not searchable yet."""
     oldest_queued_seconds: _builtins.float
@@ -1089,15 +1093,19 @@ class GetIngestStatusResponse(_message.Message):
     collection: _builtins.str
     """The name of the collection."""
     document_state: Global___DocumentState.ValueType
-    """Present if `document_id` was given."""
+    """Present if `document_id` was given. UNSPECIFIED if only the index knows it and cannot be read."""
     document_error: _builtins.str
     """The error of a FAILED document."""
     model_id: _builtins.str
     """The bi-encoder in use; empty before the first document."""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]:
+        """What keeps documents from being indexed, or queries from being answered, now."""
+
     def __init__(
         self,
         *,
-        document_count: _builtins.int = ...,
+        document_count: _builtins.int | None = ...,
         queued_count: _builtins.int = ...,
         oldest_queued_seconds: _builtins.float = ...,
         dead_letter_count: _builtins.int = ...,
@@ -1105,11 +1113,47 @@ class GetIngestStatusResponse(_message.Message):
         document_state: Global___DocumentState.ValueType = ...,
         document_error: _builtins.str = ...,
         model_id: _builtins.str = ...,
+        problems: _abc.Iterable[Global___Problem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "document_count", b"document_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "problems", b"problems", "queued_count", b"queued_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__document_count: _TypeAlias = _typing.Literal["document_count"]  # noqa: Y015
+    _WhichOneofArgType__document_count: _TypeAlias = _typing.Literal["_document_count", b"_document_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__document_count) -> _WhichOneofReturnType__document_count | None: ...
+
+Global___GetIngestStatusResponse: _TypeAlias = GetIngestStatusResponse  # noqa: Y015
+
+@_typing.final
+class Problem(_message.Message):
+    """A store that fails, or a collection whose indexing is paused until an operator acts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """"qdrant", "redis" or "worker"."""
+    collection: _builtins.str
+    """The paused collection, if the source is "worker"."""
+    reason: _builtins.str
+    """The name of an ErrorReason without its prefix."""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "queued_count", b"queued_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "message", b"message", "reason", b"reason", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetIngestStatusResponse: _TypeAlias = GetIngestStatusResponse  # noqa: Y015
+Global___Problem: _TypeAlias = Problem  # noqa: Y015

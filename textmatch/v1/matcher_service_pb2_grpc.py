@@ -95,8 +95,9 @@ class MatcherServiceServicer(object):
         """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
         While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
         with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
-        soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
-        document is never stored twice. Retries of documents without a version need `request_id`.
+        soon after. A rejected document comes with its error and does not affect the others. A document whose version a
+        delete covers is rejected (DOCUMENT_DELETED). Retries are safe: a document is never stored twice. Retries of
+        documents without a version need `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,8 +49,9 @@ class MatcherServiceStub:
     """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
     While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
     with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
-    soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
-    document is never stored twice. Retries of documents without a version need `request_id`.
+    soon after. A rejected document comes with its error and does not affect the others. A document whose version a
+    delete covers is rejected (DOCUMENT_DELETED). Retries are safe: a document is never stored twice. Retries of
+    documents without a version need `request_id`.
     """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]
     """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
@@ -82,8 +83,9 @@ class MatcherServiceAsyncStub(MatcherServiceStub):
     """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
     While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
     with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
-    soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
-    document is never stored twice. Retries of documents without a version need `request_id`.
+    soon after. A rejected document comes with its error and does not affect the others. A document whose version a
+    delete covers is rejected (DOCUMENT_DELETED). Retries are safe: a document is never stored twice. Retries of
+    documents without a version need `request_id`.
     """
     GetDocument: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]  # type: ignore[assignment]
     """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
@@ -130,8 +132,9 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
         While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
         with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
-        soon after. A rejected document comes with its error and does not affect the others. Retries are safe: a
-        document is never stored twice. Retries of documents without a version need `request_id`.
+        soon after. A rejected document comes with its error and does not affect the others. A document whose version a
+        delete covers is rejected (DOCUMENT_DELETED). Retries are safe: a document is never stored twice. Retries of
+        documents without a version need `request_id`.
         """
 
     @_abc_1.abstractmethod

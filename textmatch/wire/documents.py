@@ -26,7 +26,7 @@ from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_viol
 from textmatch.runtime.grpc_errors import from_status, to_status
 from textmatch.runtime.request_limits import RawField, raw_fields
 from textmatch.time_slices import in_slices
-from textmatch.types import DocumentResult, DocumentState, IngestOutcome, IngestStatus
+from textmatch.types import DocumentResult, DocumentState, IngestOutcome, IngestStatus, Problem
 from textmatch.v1 import matcher_service_pb2 as pb
 
 MAX_INGEST_DOCUMENTS = 1_000
@@ -81,7 +81,7 @@ def to_document(value: DocumentLike) -> Document:
     Raises:
         InvalidInput: naming every field that is missing, unknown, of the wrong type or out of range.
     """
-    document = _from_mapping(vars(value) if isinstance(value, Document) else value)
+    document = _from_mapping(_fields(value) if isinstance(value, Document) else value)
     raise_violations(document_violations(document))
     return document
 
@@ -156,7 +156,10 @@ def _read_document(data: bytes, name: str) -> tuple[str, Document | InvalidInput
     violations = document_violations(document, f"{name}.")
     if message.HasField("version") and message.version == 0:
         violations += filter(None, [version_violation(f"{name}.version", 0)])
-    return document.id, InvalidInput(violations) if violations else document
+    if violations:
+        # An answer with the ids of many documents must be smaller than clients accept.
+        return document.id.encode()[:MAX_ID_BYTES].decode(errors="ignore"), InvalidInput(violations)
+    return document.id, document
 
 
 def _id_of_unread_document(data: bytes) -> str:
@@ -229,13 +232,17 @@ def ingest_status_to_proto(status: IngestStatus) -> pb.GetIngestStatusResponse:
         model_id=status.model_id,
         document_state=_STATES[status.document_state],
         document_error=status.document_error or "",
+        problems=[
+            pb.Problem(source=one.source, collection=one.collection, reason=one.reason, message=one.message)
+            for one in status.problems
+        ],
     )
 
 
 def ingest_status_from_proto(response: pb.GetIngestStatusResponse) -> IngestStatus:
     """The reverse of `ingest_status_to_proto`; a state of a newer server is UNKNOWN."""
     return IngestStatus(
-        document_count=response.document_count,
+        document_count=response.document_count if response.HasField("document_count") else None,
         queued_count=response.queued_count,
         oldest_queued_seconds=response.oldest_queued_seconds,
         dead_letter_count=response.dead_letter_count,
@@ -243,6 +250,9 @@ def ingest_status_from_proto(response: pb.GetIngestStatusResponse) -> IngestStat
         model_id=response.model_id,
         document_state=_STATES_OF_PROTO.get(response.document_state, DocumentState.UNKNOWN),
         document_error=response.document_error or None,
+        problems=tuple(
+            Problem(one.source, one.collection, one.reason, one.message) for one in response.problems
+        ),
     )
 
 
@@ -361,6 +371,11 @@ def _ingest_result(position: int, result: pb.IngestResult) -> DocumentResult:
     if outcome is IngestOutcome.REJECTED:
         return rejection(position, result.id, from_status(result.error))
     return DocumentResult(position, result.id, outcome, result.version)
+
+
+def _fields(document: Document) -> dict[str, Any]:
+    """What a client may set."""
+    return {name: value for name, value in vars(document).items() if name in _TYPES}
 
 
 def _from_mapping(value: Any) -> Document:

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.integration.collections.installation import Installation
-from tests.integration.ingest.indexing import qdrant_url
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.support.collections import empty_qdrant
 from tests.support.redis import RedisServer, redis_client, redis_server, shared_redis_server
 
-__all__ = ["qdrant_url", "redis_client", "redis_server", "shared_redis_server"]
+__all__ = ["redis_client", "redis_server", "shared_redis_server"]
 
 FIRST_MODEL = "first-0123456789ab"
 SECOND_MODEL = "second-0123456789ab"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -173,16 +174,16 @@ class Installation:
         answer: pb.GetIngestStatusResponse = await self.call(self.matcher.GetIngestStatus, request)
         return answer
 
-    async def queued(self) -> list[str]:
+    async def queued(self) -> list[tuple[str, Mapping[str, Any] | None]]:
         """Take all messages from the queue, oldest first; returns the arguments of their tasks."""
         arguments = []
         while raw := await self.redis.rpop(self.keys.queue):
             body = messages.unpack(str(raw).encode(), self.keys.queue)["body"]
-            [[argument], _, _] = json.loads(base64.b64decode(body))
-            arguments.append(argument)
+            [[argument, stamp], _, _] = json.loads(base64.b64decode(body))
+            arguments.append((argument, stamp))
         return arguments
 
     async def work(self) -> None:
         """Handle all messages, one after the other."""
-        for argument in await self.queued():
-            assert await self.handler.handle(argument, "a tag")
+        for argument, stamp in await self.queued():
+            assert await self.handler.handle(argument, "a tag", stamp)

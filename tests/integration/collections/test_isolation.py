@@ -66,22 +66,26 @@ OPTIONS = ReindexOptions(
 
 @dataclass
 class CollectionModel(Model):
-    """The rules of one creation of a collection, with deletes by a filter and the queue."""
+    """The rules of one creation of a collection, with deletes by a filter and the queue.
+
+    Attributes:
+        queue: documents, and the deletes by a filter that came after each of them.
+    """
 
     model_id: str = ""
-    filters: list[tuple[str, int]] = field(default_factory=list)
-    queue: list[Document] = field(default_factory=list)
+    queue: list[tuple[Document, list[tuple[str, int]]]] = field(default_factory=list)
 
     def delete_where(self, colour: str, version: int) -> None:
         """What is stored goes now, what is queued when it is written."""
-        self.filters.append((colour, version))
+        for _, filters in self.queue:
+            filters.append((colour, version))
         self._apply(colour, version, IDS)
 
     def work(self) -> None:
         """Deliver all that is queued."""
-        for document in self.queue:
+        for document, filters in self.queue:
             self.deliver(document, None, crashes=False)
-            for colour, version in self.filters:
+            for colour, version in filters:
                 if version >= document.version:
                     self._apply(colour, version, (document.id,))
         self.queue.clear()
@@ -138,7 +142,7 @@ class Isolation(RuleBasedStateMachine):
             text = BAD_TEXT if word == BAD_TEXT else f"{word} of {place[1]} {self.creation[place]}"
             document = Document(document_id, text, {"colour": colour}, version)
             self.run(place, lambda on, one=document: on.ingest(place[1], to_proto(one)))
-            self.models[place].queue.append(document)
+            self.models[place].queue.append((document, []))
 
     @rule(place=_PLACES, document_id=_IDS, version=_VERSIONS)
     def delete(self, place: tuple[str, str], document_id: str, version: int) -> None:

@@ -216,11 +216,11 @@ async def test_a_deleted_collection_leaves_nothing(alpha: Installation, encoder:
 async def test_a_collection_made_again_gets_nothing_from_before(alpha: Installation):
     await alpha.create("faq")
     await alpha.ingest("faq", document("old", "old text", 1))
-    [old_message] = await alpha.queued()
+    [(old_message, stamp)] = await alpha.queued()
     await alpha.delete("faq")
     await alpha.create("faq")
     await alpha.ingest("faq", document("new", "new text", 1))
-    assert await alpha.handler.handle(old_message, "tag")
+    assert await alpha.handler.handle(old_message, "tag", stamp)
     await alpha.work()
     answer = await alpha.match("faq", "text")
     assert [match.document.id for match in answer.matches] == ["new"]
@@ -234,7 +234,7 @@ async def test_a_worker_in_the_middle_of_a_batch_does_not_write_into_the_next_cr
 ):
     await alpha.create("faq")
     await alpha.ingest("faq", document("old", "old text", 1))
-    [message] = await alpha.queued()
+    [(message, stamp)] = await alpha.queued()
     deps = alpha.dependencies(await alpha.worker_store.get("faq"))
     recreated = False
     prepare = type(deps.collection.index).upsert
@@ -250,7 +250,7 @@ async def test_a_worker_in_the_middle_of_a_batch_does_not_write_into_the_next_cr
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(deps.collection.index), "upsert", late)
-        assert await alpha.handler.handle(message, "tag")
+        assert await alpha.handler.handle(message, "tag", stamp)
     assert recreated
     status = await alpha.status("faq")
     assert (status.document_count, status.queued_count, status.dead_letter_count) == (0, 0, 0)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from tests.support.certificates import Authority
 from tests.support.kubernetes import KUBERNETES, ROOT
+from tests.support.redis import free_port
+from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.server import GrpcServer
 
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "docker" / "compose.yaml").read_text())
@@ -64,30 +65,25 @@ async def test_over_mutual_tls_the_probe_takes_what_the_server_has(tmp_path: Pat
 
 
 async def test_a_worker_is_ready_while_it_takes_messages():
-    registry = CollectorRegistry()
-    ready = Gauge("textmatch_worker_ready", "1 while the worker takes messages.", registry=registry)
-    http_server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
-    port = str(http_server.server_port)
-    checks = [COMPOSE["services"]["worker"]["healthcheck"]["test"][2:], _readiness_of_the_worker()[1:]]
-    for check in checks:
-        command = [part.replace(WORKER_PORT, port) for part in check]
-        ready.set(0)
-        assert await _exit_code(command) != 0
-        ready.set(1)
-        assert await _exit_code(command) == 0
-    http_server.shutdown()
-    thread.join()
-    http_server.server_close()
+    problem = "not connected to Redis"
+    port = str(free_port())
+    serve_metrics("127.0.0.1", int(port), {"/ready": lambda: problem, "/live": lambda: ""})
+    check = COMPOSE["services"]["worker"]["healthcheck"]["test"][2:]
+    command = [part.replace(WORKER_PORT, port) for part in check]
+    assert await _exit_code(command) != 0
+    problem = ""
+    assert await _exit_code(command) == 0
+    probes = {kind: probe["httpGet"]["path"] for kind, probe in _probes_of_the_worker().items()}
+    assert probes == {"startupProbe": "/metrics", "readinessProbe": "/ready", "livenessProbe": "/live"}
 
 
-def _readiness_of_the_worker() -> list[str]:
+def _probes_of_the_worker() -> dict[str, Any]:
     documents: list[dict[str, Any]] = list(
         yaml.safe_load_all((KUBERNETES / "base" / "worker.yaml").read_text())
     )
     [deployment] = [document for document in documents if document["kind"] == "Deployment"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]
-    command: list[str] = container["readinessProbe"]["exec"]["command"]
-    return command
+    return {kind: probe for kind, probe in container.items() if kind.endswith("Probe")}
 
 
 async def _exit_code(arguments: list[str], variables: Mapping[str, str] | None = None) -> int:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.collections import close_index, make_index, unique_config
 from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
@@ -17,14 +16,6 @@ from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 
 DIMENSION = 4
-
-
-@pytest.fixture(scope="module")
-def qdrant(tmp_path_factory: pytest.TempPathFactory):
-    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
-    assert server.stop() == 0
 
 
 @pytest.fixture
@@ -43,8 +34,8 @@ def new() -> str:
 
 
 @pytest.fixture
-async def index(qdrant: str, config: CollectionConfig, old: str) -> AsyncIterator[Index]:
-    connected = make_index(qdrant, config)
+async def index(qdrant_url: str, config: CollectionConfig, old: str) -> AsyncIterator[Index]:
+    connected = make_index(qdrant_url, config)
     await connected.collections.prepare(old, DIMENSION)
     yield connected
     await close_index(connected)
@@ -67,9 +58,9 @@ async def test_a_change_and_the_way_back(index: Index, old: str, new: str):
 
 
 async def test_another_reader_follows_within_the_time_of_its_cache(
-    index: Index, qdrant: str, config: CollectionConfig, old: str, new: str
+    index: Index, qdrant_url: str, config: CollectionConfig, old: str, new: str
 ):
-    reader = make_index(qdrant, config)
+    reader = make_index(qdrant_url, config)
     assert await reader.model_in_use() == old
     await index.aliases.start(new, DIMENSION)
     await index.aliases.promote(CollectionRole.NEXT, in_use=old)
@@ -102,9 +93,9 @@ async def test_starting_again_keeps_what_is_there(index: Index, new: str):
 
 
 async def test_deletes_reach_the_collections_beside_the_one_in_use(
-    index: Index, qdrant: str, config: CollectionConfig, old: str, new: str
+    index: Index, qdrant_url: str, config: CollectionConfig, old: str, new: str
 ):
-    deleter = make_index(qdrant, config)
+    deleter = make_index(qdrant_url, config)
     # From now on it knows of the old collection only, as long as it does not ask.
     assert (await deleter.collections.roles()).dual_write_targets == ()
     await index.aliases.start(new, DIMENSION)
@@ -120,9 +111,9 @@ async def test_deletes_reach_the_collections_beside_the_one_in_use(
 
 
 async def test_reads_through_a_stale_alias_find_the_successor(
-    index: Index, qdrant: str, config: CollectionConfig, old: str, new: str
+    index: Index, qdrant_url: str, config: CollectionConfig, old: str, new: str
 ):
-    reader = make_index(qdrant, config)
+    reader = make_index(qdrant_url, config)
     assert await reader.model_in_use() == old
     await index.aliases.start(new, DIMENSION)
     await write(index, new, Document("a", "text", version=1))

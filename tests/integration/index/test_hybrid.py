@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.collections import CONFIG, close_index, make_index, unique_config
 from textmatch.documents import Document, point_id
 from textmatch.filters import FieldMatch, Filter
@@ -30,17 +29,9 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
-    assert server.stop() == 0
-
-
 @pytest.fixture
-async def index(qdrant: str) -> AsyncIterator[Index]:
-    connected = make_index(qdrant, unique_config())
+async def index(qdrant_url: str) -> AsyncIterator[Index]:
+    connected = make_index(qdrant_url, unique_config())
     await connected.collections.prepare(f"tiny-{uuid.uuid4().hex[:12]}", DIMENSION)
     yield connected
     await close_index(connected)
@@ -116,12 +107,12 @@ async def test_without_terms_dense_recall_is_all_there_is(index: Index):
     assert {one[1] for one in scores.values()} == {None}
 
 
-async def test_shards_do_not_change_the_evidence(qdrant: str, index: Index):
+async def test_shards_do_not_change_the_evidence(qdrant_url: str, index: Index):
     """A shard with half of the documents finds the same evidence, because Qdrant adds no idf of its own."""
     await fill(index)
     vector = await terms(index, "delete a folder 删除")
     whole = await found(index, SearchQuery(5, terms=vector))
-    shard = make_index(qdrant, unique_config())
+    shard = make_index(qdrant_url, unique_config())
     await shard.collections.prepare(f"tiny-{uuid.uuid4().hex[:12]}", DIMENSION)
     collection = await shard.model_in_use()
     documents = [Document(key, TEXTS[key], version=1) for key in ("rm", "看")]
@@ -178,9 +169,9 @@ async def test_documents_come_along_if_asked_for(index: Index, embedding: Embedd
     assert len(documents) >= 2
 
 
-async def test_a_collection_may_do_without_bm25(qdrant: str):
+async def test_a_collection_may_do_without_bm25(qdrant_url: str):
     collection = f"tiny-{uuid.uuid4().hex[:12]}"
-    index = make_index(qdrant, replace(unique_config(), lexical=False))
+    index = make_index(qdrant_url, replace(unique_config(), lexical=False))
     await index.collections.prepare(collection, DIMENSION)
     await fill(index)
     assert not (await index.collections.info(collection)).has_lexical

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.integration.qdrant.edge_process import EdgeProcess
-from tests.support.collections import close_index, make_index, unique_config
-from textmatch.documents import MAX_VERSION, Document, content_hash, text_hash
+from tests.support.collections import client_of, close_index, make_index, unique_config
+from textmatch.documents import Document, content_hash, text_hash
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch
 from textmatch.filters import (
     FieldExists,
@@ -26,7 +26,7 @@ from textmatch.filters import (
 )
 from textmatch.index.bm25 import query_vector
 from textmatch.index.client import CollectionGone, connect
-from textmatch.index.index import Index
+from textmatch.index.index import DeleteCondition, Index
 from textmatch.index.search import SearchQuery
 from textmatch.index.term_statistics import UNKNOWN
 from textmatch.vectors import Embeddings, normalise
@@ -35,18 +35,10 @@ DIMENSION = 8
 MODEL = "tiny-0123456789ab"
 
 
-@pytest.fixture(scope="module")
-def qdrant(tmp_path_factory: pytest.TempPathFactory):
-    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
-    assert server.stop() == 0
-
-
 @pytest.fixture
-async def index(qdrant: str) -> AsyncIterator[Index]:
+async def index(qdrant_url: str) -> AsyncIterator[Index]:
     """An index with an alias and a collection of its own."""
-    connected = make_index(qdrant, unique_config())
+    connected = make_index(qdrant_url, unique_config())
     await connected.collections.prepare(unique_model(), DIMENSION)
     yield connected
     await close_index(connected)
@@ -65,13 +57,13 @@ async def write(index: Index, *documents: Document) -> None:
     await index.upsert(documents, rows, model_id=await index.model_in_use())
 
 
-async def test_nothing_is_found_before_the_first_collection(qdrant: str):
-    index = make_index(qdrant, unique_config())
+async def test_nothing_is_found_before_the_first_collection(qdrant_url: str):
+    index = make_index(qdrant_url, unique_config())
     assert await index.model_in_use() == ""
     assert await index.count() == 0
     assert await index.fetch(["a"]) == {}
     assert await index.delete({"a": 1}) == 0
-    assert [page async for page in index.find_versions(Filter(), max_version=MAX_VERSION)] == []
+    assert [page async for page in index.find_versions(DeleteCondition(Filter()))] == []
     with pytest.raises(CollectionGone, match="missing-000000000000"):
         await index.search(SearchQuery(5, embedding(1)[0]), model_id="missing-000000000000")
     await close_index(index)
@@ -212,10 +204,10 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
         },
     }
     await write(index, *(Document(key, f"{key} a1", value, version=1) for key, value in attributes.items()))
-    found = [one async for page in index.find_versions(condition, max_version=1) for one in page]
+    found = [one async for page in index.find_versions(DeleteCondition(condition, 1)) for one in page]
     assert set(found) == expected
-    assert await index.count_matching(condition, max_version=1) == len(expected)
-    assert await index.count_matching(condition, max_version=0) == 0
+    assert await index.count_matching(DeleteCondition(condition, 1)) == len(expected)
+    assert await index.count_matching(DeleteCondition(condition, 0)) == 0
     for query in (
         SearchQuery(10, embedding(1)[0], None, condition),
         SearchQuery(10, None, query_vector("b c a1", UNKNOWN), condition),
@@ -229,22 +221,64 @@ async def test_filters(index: Index, condition: Filter, expected: set[str]):
 async def test_attributes_may_have_any_name_without_dots_and_quotes(index: Index, name: str):
     await write(index, Document("a", "a", {name: {name: 1}}, version=1), Document("b", "b", version=1))
     condition = Filter(must=(FieldMatch(f"{name}.{name}", (1,)), FieldExists(f"{name}.{name}")))
-    assert [page async for page in index.find_versions(condition, max_version=1)] == [{"a": 1}]
+    assert [page async for page in index.find_versions(DeleteCondition(condition, 1))] == [{"a": 1}]
 
 
 async def test_a_search_by_filter_goes_through_many_pages(index: Index):
     documents = [Document(f"d{number}", "text", version=1) for number in range(2_100)]
     await index.upsert(documents, np.tile(embedding(1), (2_100, 1)), model_id=await index.model_in_use())
-    pages = [page async for page in index.find_versions(Filter(), max_version=1)]
+    pages = [page async for page in index.find_versions(DeleteCondition(Filter()))]
     assert len(pages) == 3
     assert {one for page in pages for one in page} == {document.id for document in documents}
 
 
-async def test_a_search_by_filter_spares_newer_versions_and_other_ids(index: Index):
+async def test_documents_that_match_any_of_many_filters_are_found_at_once(index: Index):
     await write(index, *(Document(one, one, {"n": 1}, version) for version, one in enumerate("abcd", 1)))
     condition = Filter(must=(FieldMatch("n", (1,)),))
-    pages = [page async for page in index.find_versions(condition, max_version=3, ids=["b", "c", "d", "e"])]
-    assert pages == [{"b": 2, "c": 3}]
+    others = [DeleteCondition(Filter(must=(FieldMatch("n", (number,)),)), 9) for number in range(2, 100)]
+    ids = ["b", "c", "d", "e"]
+    assert await index.find_versions_of(ids, [*others, DeleteCondition(condition, 3)]) == {"b": 2, "c": 3}
+    assert await index.find_versions_of(ids, [*others, DeleteCondition(condition, 1)]) == {}
+    assert await index.find_versions_of(ids, []) == {}
+
+
+async def test_a_delete_by_filter_spares_newer_versions_and_other_ids(index: Index):
+    await write(index, *(Document(one, one, {"n": 1}, version) for version, one in enumerate("abcd", 1)))
+    condition = Filter(must=(FieldMatch("n", (1,)),))
+    await index.delete_matching(DeleteCondition(condition, 3), ids=["b", "d"])
+    assert set(await index.fetch("abcd")) == {"a", "c", "d"}
+    await index.delete_matching(DeleteCondition(condition, 3))
+    assert set(await index.fetch("abcd")) == {"d"}
+
+
+async def test_a_delete_by_filter_spares_what_was_accepted_after_it(index: Index):
+    now_us = 1_800_000_000_000_000
+    accepted = {"a": 0, "b": now_us, "c": now_us + 1}
+    documents = (Document(one, one, version=9, accepted_us=at) for one, at in accepted.items())
+    await write(index, *documents)
+    condition = DeleteCondition(Filter(), accepted_until=now_us)
+    assert await index.find_versions_of("abc", [condition]) == {"a": 9, "b": 9}
+    await index.delete_matching(condition)
+    assert set(await index.fetch("abc")) == {"c"}
+
+
+async def test_a_delete_of_many_versions_is_two_round_trips(index: Index, monkeypatch: pytest.MonkeyPatch):
+    documents = [Document(f"d{number}", "text", version=number) for number in range(1, 301)]
+    await index.upsert(documents, np.tile(embedding(1), (300, 1)), model_id=await index.model_in_use())
+    model_id = await index.model_in_use()
+    calls: list[str] = []
+    client = client_of(index)
+    for method in ("retrieve", "batch_update_points", "count", "delete", "scroll"):
+        original = getattr(client, method)
+
+        async def counted(*args: Any, method: str = method, original: Any = original, **kwargs: Any) -> Any:
+            calls.append(method)
+            return await original(*args, **kwargs)
+
+        monkeypatch.setattr(client, method, counted)
+    cut = {one.id: one.version - one.version % 2 for one in documents}
+    assert await index.delete_from(model_id, cut) == 150
+    assert calls == ["retrieve", "batch_update_points"]
 
 
 async def test_a_field_name_that_qdrant_cannot_read_is_invalid_input(index: Index):
@@ -265,9 +299,9 @@ async def test_another_models_collection_is_a_mismatch_naming_both(index: Index)
     assert (raised.value.index_model_id, raised.value.encoder_model_id) == (current, "other-000000000000")
 
 
-async def test_two_can_prepare_the_same_collection_at_once(qdrant: str):
+async def test_two_can_prepare_the_same_collection_at_once(qdrant_url: str):
     config, model = unique_config(), unique_model()
-    first, second = make_index(qdrant, config), make_index(qdrant, config)
+    first, second = make_index(qdrant_url, config), make_index(qdrant_url, config)
     await first.collections.prepare(model, DIMENSION)
     await second.collections.prepare(model, DIMENSION)
     assert await first.model_in_use() == await second.model_in_use() == model

@@ -28,10 +28,12 @@ async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):
     server.start()
     client = connect(f"http://127.0.0.1:{server.port}")
     await client.create_collection("c", {"v": models.VectorParams(size=2, distance=models.Distance.COSINE)})
-    await PayloadIndexes(INDEXES).ensure(client, "c")
-    await PayloadIndexes(INDEXES).ensure(client, "c")
+    indexes = PayloadIndexes(INDEXES)
+    await indexes.create(client, "c", indexes.missing(set()))
     schema = (await client.get_collection("c")).payload_schema
+    assert indexes.missing(schema.keys()) == []
     assert {key: info.data_type.value for key, info in schema.items()} == {
+        "version": "integer",
         "attributes.module": "keyword",
         "attributes.author.age": "integer",
         "attributes.价格": "float",

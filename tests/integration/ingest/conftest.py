@@ -16,7 +16,6 @@ from tests.integration.ingest.indexing import (
     index,
     make_indexer_dependencies,
     make_ingest_state,
-    qdrant_url,
 )
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.worker_process import WorkerProcess
@@ -36,7 +35,6 @@ __all__ = [
     "collection",
     "index",
     "own_redis_server",
-    "qdrant_url",
     "redis_client",
     "redis_server",
     "shared_redis_server",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
 from redis.asyncio import Redis
 
 from services.matcher.ingest import Admission, IngestDependencies, QueueLimits
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.collections import (
     KEYS,
     close_index,
@@ -31,15 +30,7 @@ from textmatch.queue.tombstones import Tombstones
 from workers.indexer import DualWriter, IndexerDependencies
 
 TOMBSTONE_SECONDS = 600
-UNLIMITED = QueueLimits(documents=10**9, size_bytes=10**12)
-
-
-@pytest.fixture(scope="session")
-def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
-    assert server.stop() == 0
+UNLIMITED = QueueLimits(10**9, 10**12, tombstone_bytes=10**12, dead_letter_bytes=10**12)
 
 
 @pytest.fixture

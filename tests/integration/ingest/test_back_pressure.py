@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -12,26 +13,30 @@ import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from services.matcher.ingest import Admission, IngestHandler, QueueLimits
+from services.matcher.ingest import Admission, IngestHandler
 from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherServicer
 from tests.integration.ingest.document_calls import DocumentCalls
-from tests.integration.ingest.indexing import make_ingest_state
+from tests.integration.ingest.indexing import UNLIMITED, make_ingest_state
 from tests.support.collections import KEYS, STATE, FixedStore, register
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
+from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable, Overloaded
+from textmatch.filters import FieldMatch, Filter
 from textmatch.index.index import Index
 from textmatch.queue.app import make_app
+from textmatch.queue.dead_letters import of_document
 from textmatch.queue.depth import QueueDepth
 from textmatch.queue.messages import TASK_NAME
 from textmatch.queue.pending import Pending
 from textmatch.queue.redis_client import connect
+from textmatch.queue.tombstones import Tombstones
 from textmatch.runtime.grpc_errors import from_rpc_error
 from textmatch.runtime.server import GrpcServer
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1.matcher_service_pb2_grpc import MatcherServiceStub, add_MatcherServiceServicer_to_server
 
-LIMITS = QueueLimits(documents=10, size_bytes=10**9)
+LIMITS = replace(UNLIMITED, documents=10)
 
 
 def request_of(*ids: str, text: str = "text") -> pb.IngestDocumentsRequest:
@@ -130,7 +135,7 @@ async def test_bytes_and_messages_of_other_producers_count(redis_server: RedisSe
     assert size.documents == 20
     # Celery's base64 makes four bytes of three.
     assert 20 * 133_000 < size.size_bytes < 20 * 180_000
-    admission = Admission(backlog, QueueLimits(documents=100, size_bytes=1_000_000))
+    admission = Admission(backlog, replace(UNLIMITED, documents=100, size_bytes=1_000_000))
     with pytest.raises(Overloaded):
         async with admission.entry([], time.monotonic() + 0.2):
             pass
@@ -150,7 +155,7 @@ async def test_small_messages_are_measured_well(redis: Redis):
 async def test_a_held_caller_learns_that_redis_is_gone(own_redis_server: RedisServer, index: Index):
     redis = connect(own_redis_server.url)
     await register(redis)
-    matcher = DocumentCalls(make_ingest_state(redis, index, QueueLimits(documents=1, size_bytes=10**9)))
+    matcher = DocumentCalls(make_ingest_state(redis, index, replace(UNLIMITED, documents=1)))
     await ingest(matcher, request_of("a"))
     held = asyncio.create_task(ingest(matcher, request_of("b")))
     await asyncio.sleep(0.3)
@@ -163,7 +168,7 @@ async def test_a_held_caller_learns_that_redis_is_gone(own_redis_server: RedisSe
 
 async def test_a_stream_is_slowed_by_flow_control(index: Index, redis: Redis):
     """Over real gRPC: a client that sends without end gets no further than the buffers on the way."""
-    state = make_ingest_state(redis, index, QueueLimits(documents=1, size_bytes=10**9))
+    state = make_ingest_state(redis, index, replace(UNLIMITED, documents=1))
     handler = IngestHandler(state.shared)
     server = GrpcServer("127.0.0.1", 0, MAX_REQUEST_BYTES, method_limits=METHOD_LIMITS)
     untouched: Any = None
@@ -198,3 +203,51 @@ async def test_a_stream_is_slowed_by_flow_control(index: Index, redis: Redis):
     assert refusal.retry_delay_seconds
     # 2,000 requests of 100 KB are 200 MB; windows and buffers on the way held 6 to 8 MB, and more elsewhere.
     assert sent < 500
+
+
+async def test_full_dead_letters_refuse_documents_until_an_operator_acts(index: Index, redis: Redis):
+    state = make_ingest_state(redis, index, replace(UNLIMITED, dead_letter_bytes=100_000))
+    matcher = DocumentCalls(state)
+    letters = [of_document(Document(f"d{number}", "x" * 1_000, version=1), "A", "e") for number in range(200)]
+    await state.dead_letters.add(letters)
+    with pytest.raises(Overloaded, match="dead letters are full.*100,000") as refused:
+        await ingest(matcher, request_of("a"), timeout_seconds=30.0)
+    assert refused.value.retry_delay_seconds
+    assert await redis.llen(KEYS.queue) == 0
+    await state.dead_letters.drop([letter.key for letter in letters])
+    await asyncio.sleep(1.1)
+    await ingest(matcher, request_of("a"))
+
+
+@pytest.mark.parametrize("by_filter", [False, True])
+async def test_too_many_tombstones_refuse_deletes_and_not_documents(
+    index: Index, redis: Redis, by_filter: bool
+):
+    state = make_ingest_state(redis, index, replace(UNLIMITED, tombstone_bytes=100_000))
+    matcher = DocumentCalls(state)
+    exists = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field="colour"))])
+    request = pb.DeleteDocumentsRequest(**({"filter": exists} if by_filter else {"ids": ["a"]}))
+    await matcher.delete(request)
+    if by_filter:
+        for number in range(500):
+            condition = Filter(must=(FieldMatch("n", (number,)),))
+            await state.tombstones.filters.delete(condition, None, ttl_seconds=60)
+    else:
+        await state.tombstones.add({f"document {number}": 1 for number in range(2_000)}, 60)
+    await asyncio.sleep(1.1)
+    with pytest.raises(Overloaded, match="too many deletes.*100,000") as refused:
+        await matcher.delete(request)
+    assert refused.value.retry_delay_seconds
+    await ingest(matcher, request_of("a"))
+
+
+async def test_a_tombstone_takes_little_memory(redis: Redis):
+    """173 bytes when each was a key of its own."""
+    tombstones = Tombstones(redis, STATE)
+    for start in range(0, 20_000, 1_000):
+        await tombstones.add({f"document-{number}": 2**50 for number in range(start, start + 1_000)}, 60)
+    kept = await QueueDepth(redis, KEYS).measure_kept()
+    assert kept.tombstone_bytes == 0, "no collection is registered"
+    await register(redis)
+    kept = await QueueDepth(redis, KEYS).measure_kept()
+    assert 20_000 * 50 < kept.tombstone_bytes < 20_000 * 140

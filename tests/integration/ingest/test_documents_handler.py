@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from tests.integration.ingest.indexing import IngestState, make_ingest_state
 from tests.support.collections import close_index, make_index, register
 from tests.support.queue import take_queued
 from tests.support.redis import RedisServer
-from textmatch.documents import Document, version_now
+from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable, DocumentNotFound, InvalidInput
 from textmatch.index.index import Index
 from textmatch.queue.dead_letters import of_document
@@ -66,7 +67,7 @@ async def test_each_request_of_a_stream_is_answered_in_order(handler: DocumentCa
     assert [(result.id, result.outcome) for result in first] == [("a", ACCEPTED), ("文档🙂", ACCEPTED)]
     assert [result.id for result in second] == ["c"]
     assert first[0].version == first[1].version < second[0].version
-    assert abs(second[0].version - version_now()) < 60_000_000
+    assert abs(second[0].version / 1e6 - time.time()) < 60
 
 
 async def test_bad_documents_are_named_and_their_neighbours_go_in(handler: DocumentCalls, state: IngestState):
@@ -201,6 +202,50 @@ async def test_a_delete_spares_newer_versions(
     assert [await document_state(handler, one) for one in ("a", "b")] == ["DELETED", "INDEXED"]
 
 
+async def test_own_versions_go_on_after_a_delete_without_a_version(
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
+):
+    """The delete had the time as its version, so that version 2 was accepted and dropped."""
+    await send(handler, [proto("a", version=1)])
+    await work(deps, redis)
+    assert (await handler.delete(pb.DeleteDocumentsRequest(ids=["a"]))).deleted_count == 1
+    [results] = await send(handler, [proto("a", version=1), proto("a", version=2)])
+    assert outcomes(results) == [REJECTED, ACCEPTED]
+    assert "a delete covers version 1" in results[0].error.message
+    assert await work(deps, redis) == [DocumentOutcome.INDEXED]
+    assert await document_state(handler, "a") == "INDEXED"
+
+
+async def test_a_delete_without_a_version_takes_high_versions_of_a_client(
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
+):
+    highest = 2**53 - 1
+    await send(handler, [proto("a", version=highest), proto("queued", version=highest)])
+    await work(deps, redis)
+    await send(handler, [proto("queued", "again", version=highest)])
+    assert (await handler.delete(pb.DeleteDocumentsRequest(ids=["a", "queued"]))).deleted_count == 2
+    await work(deps, redis)
+    assert await document_state(handler, "queued") == "DELETED"
+
+
+async def test_a_write_without_a_version_goes_above_versions_of_a_client(
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
+):
+    """It had the time as its version, so that it was accepted and dropped as older."""
+    high = 2**52
+    await send(handler, [proto("a", version=high)])
+    await work(deps, redis)
+    [[result]] = await send(handler, [proto("a", "newer")])
+    assert result.version == high + 1
+    assert await work(deps, redis) == [DocumentOutcome.INDEXED]
+    assert (await handler.get(pb.GetDocumentRequest(id="a"))).document.text == "newer"
+    [[top]] = await send(handler, [proto("a", "highest", version=2**53 - 1)])
+    await work(deps, redis)
+    [[refused]] = await send(handler, [proto("a", "too late")])
+    assert (top.outcome, refused.outcome) == (ACCEPTED, REJECTED)
+    assert "highest possible version" in refused.error.message
+
+
 async def test_documents_are_deleted_by_a_filter(
     handler: DocumentCalls, deps: IndexerDependencies, redis: Redis
 ):
@@ -271,6 +316,24 @@ async def test_writes_are_taken_while_the_index_is_down(state: IngestState):
     down = replace(state, collection=replace(state.collection, index=index))
     [[result]] = await send(DocumentCalls(down), [proto("a")])
     assert result.outcome == ACCEPTED
+    await close_index(index)
+
+
+async def test_the_status_has_what_redis_knows_while_the_index_is_down(state: IngestState):
+    index = make_index("http://127.0.0.1:1")
+    down = DocumentCalls(replace(state, collection=replace(state.collection, index=index)))
+    await send(down, [proto("a")])
+    await state.dead_letters.add([of_document(Document("b", "t", version=5), "TEXT_FAILED", "bad")])
+    status = await down.status(pb.GetIngestStatusRequest(document_id="a"))
+    assert (status.queued_count, status.dead_letter_count) == (1, 1)
+    assert not status.HasField("document_count")
+    [problem] = status.problems
+    assert (problem.source, problem.reason) == ("qdrant", "DEPENDENCY_UNAVAILABLE")
+    assert "Qdrant does not answer" in problem.message
+    assert status.document_state == pb.DOCUMENT_STATE_PENDING
+    for document_id, known in (("b", pb.DOCUMENT_STATE_FAILED), ("c", pb.DOCUMENT_STATE_UNSPECIFIED)):
+        status = await down.status(pb.GetIngestStatusRequest(document_id=document_id))
+        assert status.document_state == known
     await close_index(index)
 
 

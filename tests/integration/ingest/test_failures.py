@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from tests.support.collections import CONFIG
 from textmatch.documents import Document
 from textmatch.errors import Overloaded
 from workers.indexer import IndexerDependencies
+from workers.pauses import Paused
 from workers.retrying_indexer import AcceptedDocument, RetryingIndexer
 
 POISON = "poison"
@@ -83,15 +83,19 @@ async def test_a_model_mismatch_waits_for_the_operator(
     indexer: RetryingIndexer, deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
     await deps.collection.index.collections.prepare("another-0123456789ab", 8)
-    settling = asyncio.create_task(indexer.settle(accepted(*documents(1)), deps))
-
-    async def is_reported() -> bool:
-        return REGISTRY.get_sample_value("textmatch_worker_operator_needed", MISMATCH_LABELS) == 1.0
-
-    await eventually(is_reported, "the gauge")
-    assert not settling.done()
+    with pytest.raises(Paused, match="another-0123456789ab"):
+        await indexer.settle(accepted(*documents(1)), deps)
+    assert REGISTRY.get_sample_value("textmatch_worker_operator_needed", MISMATCH_LABELS) == 1.0
     encoder.model_id = "another-0123456789ab"
-    await settling
+
+    async def is_settled() -> bool:
+        try:
+            await indexer.settle(accepted(*documents(1)), deps)
+        except Paused:
+            return False
+        return True
+
+    await eventually(is_settled, "the next probe")
     assert REGISTRY.get_sample_value("textmatch_worker_operator_needed", MISMATCH_LABELS) is None
     assert await deps.collection.index.count() == 1
     assert await deps.collection.dead_letters.count() == 0

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
+from dataclasses import replace
+from typing import Any, cast
+
 import pytest
 from redis.asyncio import Redis
 
 from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import IngestState
-from tests.support.collections import CONFIG, STATE
+from tests.support.collections import CONFIG
 from tests.support.queue import take_queued
-from tests.unit.wire.test_filters import EVERY_CONDITION
 from textmatch.documents import Document
-from textmatch.errors import InvalidInput
-from textmatch.filters import FieldExists, FieldRange, Filter
-from textmatch.queue.tombstones import FilterTombstone
+from textmatch.errors import DependencyUnavailable, InvalidInput
+from textmatch.filters import FieldExists, FieldMatch, Filter
+from textmatch.index import index as index_module
+from textmatch.index.index import Index
 from textmatch.v1 import matcher_service_pb2 as pb
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
@@ -53,26 +58,42 @@ async def test_queued_documents_are_deleted_once_they_are_written(
     assert status.queued_count == 0
 
 
+async def deliver(state: IngestState, deps: IndexerDependencies, *documents: Document) -> None:
+    """Each in a batch of its own, as if accepted before all deletes."""
+    for one in documents:
+        await index_documents([replace(one, accepted_us=1)], deps)
+
+
+@pytest.mark.parametrize("version", [10, None])
 @pytest.mark.parametrize("order", [(3, 5), (5, 3), (3, 5, 3), (5, 3, 5)])
 async def test_what_is_deleted_depends_on_the_newest_version_only(
-    handler: DocumentCalls, deps: IndexerDependencies, order: tuple[int, ...]
+    handler: DocumentCalls,
+    state: IngestState,
+    deps: IndexerDependencies,
+    order: tuple[int, ...],
+    version: int | None,
 ):
     newest_is_chinese = {3: document("en", 3), 5: document("zh", 5)}
-    await delete(handler, version=10)
-    for version in order:
-        await index_documents([newest_is_chinese[version]], deps)
+    await index_documents([document("fr", 1)], deps)
+    await delete(handler, version)
+    await deliver(state, deps, *(newest_is_chinese[version] for version in order))
     assert await stored_version(deps) is None
 
 
-async def test_a_queued_version_that_does_not_fit_survives(handler: DocumentCalls, deps: IndexerDependencies):
+@pytest.mark.parametrize("version", [10, None])
+async def test_a_queued_version_that_does_not_fit_survives(
+    handler: DocumentCalls, state: IngestState, deps: IndexerDependencies, version: int | None
+):
     await index_documents([document("zh", 3)], deps)
-    assert await delete(handler, version=10) == 1
-    assert await index_documents([document("en", 5)], deps) == [INDEXED]
-    assert await index_documents([document("zh", 3)], deps) == [DELETED]
+    assert await delete(handler, version) == 1
+    await deliver(state, deps, document("en", 5), document("zh", 3))
     assert await stored_version(deps) == 5
 
 
-async def test_documents_that_come_after_the_delete_stay(handler: DocumentCalls, deps: IndexerDependencies):
+async def test_a_newer_version_than_that_of_the_delete_stays(
+    handler: DocumentCalls, deps: IndexerDependencies
+):
+    await index_documents([document("en", 1, "b")], deps)
     await delete(handler, version=10)
     assert await index_documents([document("zh", 11)], deps) == [INDEXED]
 
@@ -88,7 +109,7 @@ async def test_a_dry_run_counts_and_deletes_nothing(
     ):
         request.dry_run = True
         assert (await handler.delete(request)).deleted_count == count
-        assert await state.tombstones.filters.from_version(1) == []
+        assert [page async for page in state.tombstones.filters.after(0)] == []
         assert set(await deps.collection.index.fetch(["a", "b", "c"])) == {"a", "b", "c"}
         request.dry_run = False
         assert (await handler.delete(pb.DeleteDocumentsRequest(ids=["missing"]))).deleted_count == 0
@@ -107,6 +128,135 @@ async def test_a_filter_without_conditions_deletes_nothing(
         await handler.delete(pb.DeleteDocumentsRequest(filter=condition, dry_run=is_dry_run))
 
 
+@pytest.mark.parametrize("version", [10, None])
+async def test_documents_that_come_after_the_delete_stay_whatever_their_version(
+    handler: DocumentCalls,
+    state: IngestState,
+    deps: IndexerDependencies,
+    redis: Redis,
+    version: int | None,
+):
+    """A new document with a version of its own was removed for seven days, because the time is higher."""
+    await index_documents([document("zh", 3, "old")], deps)
+    assert await delete(handler, version) == 1
+    await state.producer.enqueue(CONFIG, [document("zh", 7), document("zh", 2, "b")])
+    assert await index_documents(await take_queued(redis), deps) == [INDEXED, INDEXED]
+    # What was deleted stays deleted.
+    assert await state.producer.enqueue(CONFIG, [document("zh", 3, "old")]) == [0]
+
+
+async def test_a_delete_without_a_version_takes_all_versions_that_came_before(
+    handler: DocumentCalls, state: IngestState, deps: IndexerDependencies, redis: Redis
+):
+    highest = 2**53 - 1
+    await index_documents([document("zh", highest)], deps)
+    await state.producer.enqueue(CONFIG, [document("zh", highest, "queued")])
+    assert await delete(handler) == 1
+    assert await index_documents(await take_queued(redis), deps) == [DELETED]
+
+
+async def test_a_delete_that_ended_early_is_completed_by_its_next_try(
+    handler: DocumentCalls,
+    state: IngestState,
+    deps: IndexerDependencies,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A million documents take longer than a client waits."""
+    monkeypatch.setattr(index_module, "_PAGE", 2)
+    await index_documents([document("zh", 3, f"d{number}") for number in range(6)], deps)
+    real, calls = state.tombstones.add, 0
+
+    async def add(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise DependencyUnavailable("Redis does not answer", retry_delay_seconds=1.0)
+        await real(*arguments)
+
+    monkeypatch.setattr(state.tombstones, "add", add)
+    request = pb.DeleteDocumentsRequest(filter=CHINESE, request_id=str(uuid.uuid4()))
+    with pytest.raises(DependencyUnavailable):
+        await handler.delete(request)
+    assert await deps.collection.index.count() == 4
+    await state.producer.enqueue(CONFIG, [document("zh", 7, "in between")])
+    assert await index_documents(await take_queued(redis), deps) == [INDEXED]
+    assert (await handler.delete(request)).deleted_count == 4
+    assert await deps.collection.index.count() == 1
+
+
+async def test_what_a_running_delete_removes_before_its_worker_looks_stays_deleted(
+    handler: DocumentCalls,
+    state: IngestState,
+    deps: IndexerDependencies,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Without a tombstone of its own, an older version that does not match the filter came back."""
+    await index_documents([document("fr", 1, "other")], deps)
+    await delete(handler)
+    index = deps.collection.index
+    real = index.find_versions_of
+
+    async def find(ids: Any, conditions: Any) -> dict[str, int]:
+        await index.delete_matching(conditions[0])
+        return await real(ids, conditions)
+
+    monkeypatch.setattr(index, "find_versions_of", find)
+    newest = replace(document("zh", 5), accepted_us=1)
+    with pytest.raises(DependencyUnavailable, match="a delete by a filter is running"):
+        await index_documents([newest], deps)
+    monkeypatch.undo()
+    assert await index_documents([newest], deps) == [DELETED]
+    await deliver(state, deps, document("en", 3))
+    assert await stored_version(deps) is None
+
+
+class CountedIndex:
+    """Counts the searches for documents that a delete covers."""
+
+    def __init__(self, real: Index) -> None:
+        self._real = real
+        self.searches = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def find_versions_of(self, *arguments: Any) -> dict[str, int]:
+        self.searches += 1
+        return await self._real.find_versions_of(*arguments)
+
+
+async def make_filter_deletes(state: IngestState, count: int) -> None:
+    deletes = (
+        state.tombstones.filters.delete(Filter(must=(FieldMatch("n", (number,)),)), None, ttl_seconds=600)
+        for number in range(count)
+    )
+    await asyncio.gather(*deletes)
+
+
+async def test_documents_pay_only_for_deletes_that_came_while_they_waited(
+    state: IngestState, deps: IndexerDependencies, redis: Redis
+):
+    """64 documents took 0.2 s without deletes, and 7.5 s after 4,000 deletes."""
+    counted = CountedIndex(deps.collection.index)
+    deps = replace(deps, collection=replace(deps.collection, index=cast("Index", counted)))
+    await index_documents([document("en", 1, "first")], deps)
+    await make_filter_deletes(state, 300)
+    await state.producer.enqueue(CONFIG, [document("en", 1, f"after {number}") for number in range(64)])
+    assert await index_documents(await take_queued(redis), deps) == [INDEXED] * 64
+    assert counted.searches == 0
+    waiting = [
+        replace(document("en", 1, f"before {number}"), attributes={"n": 1_000 + number})
+        for number in range(63)
+    ]
+    covered = replace(document("en", 1, "covered"), attributes={"n": [299, 5]})
+    await state.producer.enqueue(CONFIG, [*waiting, covered])
+    await make_filter_deletes(state, 300)
+    assert await index_documents(await take_queued(redis), deps) == [INDEXED] * 63 + [DELETED]
+    # One for each page of filters.
+    assert counted.searches == 3
+
+
 async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
     handler: DocumentCalls, state: IngestState, deps: IndexerDependencies
 ):
@@ -114,26 +264,13 @@ async def test_a_filter_that_qdrant_cannot_read_is_refused_and_not_remembered(
     unreadable = pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field='a"b'))])
     with pytest.raises(InvalidInput):
         await delete(handler, version=10, condition=unreadable)
-    assert await state.tombstones.filters.from_version(1) == []
+    assert [page async for page in state.tombstones.filters.after(0)] == []
 
 
-async def test_no_document_pays_for_a_filter_that_cannot_be_read(
+async def test_a_filter_that_can_no_longer_be_applied_is_neither_skipped_nor_held_against_a_document(
     state: IngestState, deps: IndexerDependencies
 ):
     unreadable = Filter(must=(FieldExists('a"b'),))
-    await state.tombstones.filters.add(FilterTombstone(unreadable, 10, 60))
-    assert await index_documents([document("en", 1)], deps) == [INDEXED]
-
-
-async def test_tombstones_come_back_whole_and_end(state: IngestState, redis: Redis):
-    everything = Filter((EVERY_CONDITION, FieldRange("n", gte=0.5, lt=float("inf"))))
-    filters = state.tombstones.filters
-    highest = 2**53 - 1
-    await filters.add(FilterTombstone(everything, highest, 60))
-    await filters.add(FilterTombstone(everything, 5, 60))
-    [tombstone] = await filters.from_version(highest)
-    assert (tombstone.condition, tombstone.version) == (everything, highest)
-    await filters.add(FilterTombstone(Filter(must=(FieldExists("x"),)), 7, 0))
-    assert len(await filters.from_version(1)) == 1
-    await filters.add(FilterTombstone(Filter(must=(FieldExists("y"),)), 8, 60))
-    assert await redis.zcard(STATE.filter_tombstones) == 2
+    await state.tombstones.filters.delete(unreadable, None, ttl_seconds=60)
+    with pytest.raises(DependencyUnavailable, match="the filter of a delete cannot be applied"):
+        await index_documents([document("en", 1)], deps)

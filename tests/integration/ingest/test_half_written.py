@@ -9,16 +9,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
 
+from tests.integration.ingest.document_calls import DocumentCalls
+from tests.integration.ingest.indexing import make_ingest_state
 from tests.integration.ingest.scripted_encoder import DIMENSION, ScriptedEncoder, embedding_of
 from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.collections import CONFIG, close_index, empty_qdrant, make_index
-from tests.support.replicated_qdrant import ReplicatedQdrant
+from tests.support.queue import mark
+from tests.support.replicated_qdrant import ReplicatedQdrant, shard_of
 from textmatch.collection_config import CollectionConfig
-from textmatch.documents import Document
+from textmatch.documents import Document, point_id
 from textmatch.errors import DependencyUnavailable
 from textmatch.index.index import Index
 from textmatch.indexing import Copier
+from textmatch.reindex.sync import CollectionSync, Migration
+from textmatch.v1 import matcher_service_pb2 as pb
 from workers.indexer import DocumentOutcome, DualWriter, IndexerDependencies, index_documents
 from workers.retrying_indexer import AcceptedDocument, RetryingIndexer
 
@@ -67,6 +73,16 @@ async def deps(
     await close_index(index)
 
 
+class NoProgress:
+    """Progress that nobody watches."""
+
+    def stage(self, name: str, total: int) -> None:
+        pass
+
+    def advance(self, count: int) -> None:
+        pass
+
+
 async def assert_held(copy: Index, collection: str, documents: list[Document]) -> None:
     stored = await copy.points(collection).fetch([one.id for one in documents], with_embeddings=True)
     assert {one.document.id: one.document for one in stored.values()} == {one.id: one for one in documents}
@@ -84,7 +100,7 @@ async def test_a_half_written_batch_is_sent_to_both_copies_again(
     read_from: int,
 ):
     qdrant.refuses = lambda copy, _: copy == 1
-    with pytest.raises(DependencyUnavailable, match="1 out of 2 shards failed"):
+    with pytest.raises(DependencyUnavailable, match="shards failed"):
         await index_documents(DOCUMENTS, deps)
     await assert_held(copies[0], encoder.model_id, DOCUMENTS)
     assert await copies[1].points(encoder.model_id).count() == 0
@@ -185,3 +201,79 @@ async def test_a_delete_of_a_half_written_document_reaches_both_copies(
     assert await index_documents(DOCUMENTS, deps) == [DocumentOutcome.DELETED] * 3
     for copy in copies:
         assert await copy.points(encoder.model_id).count() == 0
+
+
+@BOTH_READS
+async def test_a_half_applied_delete_by_filter_is_completed_by_the_next(
+    deps: IndexerDependencies,
+    qdrant: ReplicatedQdrant,
+    copies: list[Index],
+    encoder: ScriptedEncoder,
+    redis: Redis,
+    read_from: int,
+):
+    await index_documents(DOCUMENTS, deps)
+    handler = DocumentCalls(make_ingest_state(redis, deps.collection.index))
+    request = pb.DeleteDocumentsRequest(
+        filter=pb.Filter(must=[pb.Condition(exists=pb.FieldExists(field="n"))]), version=9
+    )
+    qdrant.refuses = lambda copy, _: copy == 1
+    with pytest.raises(DependencyUnavailable):
+        await handler.delete(request)
+    assert await copies[0].points(encoder.model_id).count() == 0
+    await assert_held(copies[1], encoder.model_id, DOCUMENTS)
+    qdrant.refuses = lambda copy, _: False
+    qdrant.read_from = read_from
+    await handler.delete(request)
+    for copy in copies:
+        assert await copy.points(encoder.model_id).count() == 0
+
+
+async def test_documents_of_complete_shards_are_settled_while_others_wait(
+    deps: IndexerDependencies, qdrant: ReplicatedQdrant, copies: list[Index], encoder: ScriptedEncoder
+):
+    await index_documents([Document("first", "makes the collection")], deps)
+    documents = [Document(f"d{number}", f"text {number}", version=5) for number in range(16)]
+    of_shard = {shard: [one for one in documents if shard_of(point_id(one.id)) == shard] for shard in (0, 1)}
+    assert all(of_shard.values())
+    await mark(deps.collection.pending, {one.id: one.version for one in documents}, accepted_at=1.0)
+    qdrant.missing_shards = {1}
+    indexer = RetryingIndexer(60.0)
+    accepted = [AcceptedDocument(one, time.time()) for one in documents]
+    settling = asyncio.create_task(indexer.settle(accepted, deps))
+    waiting = {one.id: one.version for one in of_shard[1]}
+    async with asyncio.timeout(20):
+        while await deps.collection.pending.versions([one.id for one in documents]) != waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert not settling.done()
+    await assert_held(copies[1], encoder.model_id, of_shard[0])
+    qdrant.missing_shards = set()
+    await settling
+    for copy in copies:
+        await assert_held(copy, encoder.model_id, documents)
+    assert await deps.collection.dead_letters.count() == 0
+
+
+@BOTH_READS
+async def test_a_reindex_that_ended_after_a_half_written_copy_is_completed_by_the_next(
+    deps: IndexerDependencies,
+    qdrant: ReplicatedQdrant,
+    copies: list[Index],
+    encoder: ScriptedEncoder,
+    read_from: int,
+):
+    await index_documents(DOCUMENTS, deps)
+    target = f"new-{encoder.model_id}"
+    encoder.other_model_ids = (target,)
+    index = deps.collection.index
+    await index.aliases.start(target, DIMENSION)
+    migration = Migration(encoder.model_id, target)
+    copier = Copier(index, deps.encoder, deps.collection.tombstones, 10.0)
+    qdrant.refuses = lambda copy, collection: copy == 1 and collection == CONFIG.physical(target)
+    with pytest.raises(DependencyUnavailable):
+        await copier.copy([one.id for one in DOCUMENTS], source=migration.source, target=target)
+    qdrant.refuses = lambda copy, _: False
+    qdrant.read_from = read_from
+    await CollectionSync(index, copier, migration, NoProgress(), None).run_until_equal()
+    for copy in copies:
+        await assert_held(copy, target, DOCUMENTS)

@@ -12,12 +12,13 @@ import pytest
 from redis.asyncio import Redis
 
 from services.matcher.documents import DocumentsHandler
-from services.matcher.ingest import IngestHandler, VersionClock
+from services.matcher.ingest import IngestHandler
 from services.matcher.servicer import METHOD_LIMITS, MatcherServicer
 from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import IngestState, make_ingest_state
 from tests.support.collections import STATE, FixedStore
 from tests.support.queue import take_queued
+from tests.support.wrong_clock import WrongClock
 from textmatch.client import AsyncTextMatchClient, FieldMatch, TextMatchClient
 from textmatch.client import batches as batches_module
 from textmatch.documents import Document
@@ -31,7 +32,7 @@ from textmatch.v1.matcher_service_pb2_grpc import add_MatcherServiceServicer_to_
 from workers.indexer import IndexerDependencies, index_documents
 
 RED = pb.Filter(must=[pb.Condition(match=pb.FieldMatch(field="colour", values=[{"string_value": "red"}]))])
-HOUR_US = 3_600_000_000
+HOUR_S = 3_600
 
 
 async def write(handler: DocumentCalls, text: str, request_id: str = "", **fields: Any) -> int:
@@ -119,32 +120,69 @@ async def test_a_version_of_the_client_counts_more(handler: DocumentCalls, reque
     assert await write(handler, "other", request_id, version=first + 5) == first + 5
 
 
-class ShiftedClock(VersionClock):
-    """Of a matcher whose clock is wrong."""
+@pytest.fixture(params=[-HOUR_S, HOUR_S])
+def other(
+    request: pytest.FixtureRequest, index: Index, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> DocumentCalls:
+    """A matcher whose clock is wrong by an hour: from now on it is asked after another time than before."""
+    clock = WrongClock()
+    clock.shift_seconds = request.param
+    clock.install(monkeypatch.setattr)
+    return DocumentCalls(make_ingest_state(redis, index))
 
-    def __init__(self, by_us: int) -> None:
-        super().__init__()
-        self._by_us = by_us
 
-    def next(self) -> int:
-        return super().next() + self._by_us
-
-
-@pytest.mark.parametrize("by_us", [-HOUR_US, HOUR_US])
 async def test_a_retry_at_another_matcher_has_the_same_version(
+    handler: DocumentCalls, other: DocumentCalls, deps: IndexerDependencies, redis: Redis, request_id: str
+):
+    first = await write(handler, "first", request_id)
+    await write(handler, "second")
+    assert await write(other, "first", request_id) == first
+    assert await stored(deps, redis) == "second"
+
+
+@pytest.mark.parametrize("shift_seconds", [0.2, HOUR_S])
+@pytest.mark.parametrize("by_filter", [False, True])
+async def test_the_order_of_calls_is_the_order_of_versions_however_the_matchers_clocks_differ(
     handler: DocumentCalls,
     deps: IndexerDependencies,
     index: Index,
     redis: Redis,
-    request_id: str,
-    by_us: int,
+    monkeypatch: pytest.MonkeyPatch,
+    shift_seconds: float,
+    by_filter: bool,
 ):
-    state = make_ingest_state(redis, index)
-    vars(state.shared)["clock"] = ShiftedClock(by_us)
-    other = DocumentCalls(state)
-    first = await write(handler, "first", request_id)
-    await write(handler, "second")
-    assert await write(other, "first", request_id) == first
+    """Versions came from each matcher's own clock: what came second was dropped or deleted nothing."""
+    clock, late = WrongClock(), DocumentCalls(make_ingest_state(redis, index))
+    clock.install(monkeypatch.setattr)
+
+    async def at(shift: float, coroutine: Any) -> Any:
+        clock.shift_seconds = shift
+        return await coroutine
+
+    old = await at(shift_seconds, write(handler, "old"))
+    assert await at(-shift_seconds, write(late, "new")) > old
+    assert await at(0.0, stored(deps, redis)) == "new"
+    await at(shift_seconds, write(handler, "newer"))
+    assert await at(0.0, stored(deps, redis)) == "newer"
+    assert await at(-shift_seconds, delete(late, by_filter=by_filter)) == 1
+    assert await at(0.0, stored(deps, redis)) is None
+    await at(shift_seconds, write(handler, "queued"))
+    await at(-shift_seconds, delete(late, by_filter=by_filter))
+    assert await at(0.0, stored(deps, redis)) is None
+    await at(shift_seconds, delete(handler, by_filter=by_filter))
+    await at(-shift_seconds, write(late, "again"))
+    assert await at(0.0, stored(deps, redis)) == "again"
+
+
+@pytest.mark.parametrize("by_filter", [False, True])
+async def test_a_retried_write_of_own_versions_restores_nothing_that_was_deleted(
+    handler: DocumentCalls, deps: IndexerDependencies, redis: Redis, request_id: str, by_filter: bool
+):
+    await write(handler, "first", request_id, version=7)
+    await delete(handler, by_filter=by_filter)
+    assert await write(handler, "first", request_id, version=7) == 7
+    assert await stored(deps, redis) is None
+    assert await write(handler, "second", version=8) == 8
     assert await stored(deps, redis) == "second"
 
 
@@ -155,14 +193,12 @@ async def test_tries_at_the_same_time_have_one_version(handler: DocumentCalls, r
 
 async def test_a_request_is_remembered_for_minutes(handler: DocumentCalls, redis: Redis, request_id: str):
     first = await write(handler, "first", request_id)
-    key = STATE.request_version(request_id)
+    key = STATE.request(request_id)
     assert 300 < await redis.ttl(key) <= 3_900
     await redis.expire(key, 5)
     assert await write(handler, "first", request_id) == first
     assert await redis.ttl(key) > 300
-    assert [key async for key in redis.scan_iter(STATE.request_version("*"))] == [key]
-    await write(handler, "versioned", str(uuid.uuid4()), version=first + 1)
-    assert len([key async for key in redis.scan_iter(STATE.request_version("*"))]) == 1
+    assert [key async for key in redis.scan_iter(STATE.request("*"))] == [key]
 
 
 @pytest.mark.parametrize("wrong", ["7", "no uuid", "x" * 36, "\0" * 36, f"{uuid.uuid4()} "])

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 from tests.integration.ingest.indexing import make_ingest_state
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
 from tests.support.collections import CONFIG, KEYS, register
-from tests.support.sentinel import Certificates, Node, SentinelCluster, knows_tls
+from tests.support.sentinel import MASTER_NAME, PASSWORD, Certificates, Node, SentinelCluster, knows_tls
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
 from textmatch.index.index import Index
+from textmatch.queue.messages import TASK_NAME
 from textmatch.queue.producer import Producer
 from textmatch.queue.redis_client import connect
 
@@ -83,6 +87,33 @@ async def test_ingest_goes_on_after_a_failover(
     await eventually(settled, "all documents", seconds=60)
     assert len(await index.fetch([one.id for one in documents(0, 300)])) == 300
     assert await asyncio.to_thread(worker.stop) == 0
+    await redis.aclose()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [pytest.param(False, id="plain")], indirect=True)
+async def test_another_celery_application_sends_by_the_sentinels(
+    cluster: SentinelCluster, index: Index, encoder: ScriptedEncoder, start_worker: StartWorker
+):
+    redis = connect(cluster.url)
+    await register(redis)
+    start_worker(TEXTMATCH_REDIS_URL=cluster.url)
+    hosts = [f"sentinel://:{PASSWORD}@127.0.0.1:{one.port}/0" for one in cluster.sentinels]
+    theirs = Celery("theirs", broker=";".join(hosts), set_as_current=False)
+    theirs.conf.broker_transport_options = {
+        "master_name": MASTER_NAME,
+        "sentinel_kwargs": {"password": PASSWORD},
+    }
+    sent = [{"id": "a", "text": "text", "version": 1}]
+    message = {"schema_version": 2, "accepted_at": time.time(), "documents": sent}
+    options = {"args": [json.dumps(message)], "queue": KEYS.queue, "priority": 5}
+    await asyncio.to_thread(lambda: theirs.send_task(TASK_NAME, **options))
+
+    async def is_stored() -> bool:
+        return "a" in await index.fetch(["a"])
+
+    await eventually(is_stored, "the document", seconds=60)
+    theirs.close()
     await redis.aclose()
 
 

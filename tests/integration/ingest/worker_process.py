@@ -43,6 +43,11 @@ class WorkerProcess:
         """What it has said."""
         return self._log.read_text()
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while self.metric("textmatch_worker_ready") != 1.0:

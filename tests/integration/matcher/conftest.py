@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.integration.matcher.parts import EncoderProcess, RunningMatcher, fill, running_matcher
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.collections import close_index, make_index
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
+from tests.support.qdrant import QdrantServer
 from textmatch.index.index import Index
 
 
@@ -40,16 +39,8 @@ async def encoder(shared_encoder: EncoderProcess) -> EncoderProcess:
 
 
 @pytest.fixture
-def qdrant(tmp_path: Path) -> Iterator[EdgeProcess]:
-    server = EdgeProcess(tmp_path / "qdrant")
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-async def index(qdrant: EdgeProcess) -> AsyncIterator[Index]:
-    connected = make_index(f"http://127.0.0.1:{qdrant.port}")
+async def index(own_qdrant: QdrantServer) -> AsyncIterator[Index]:
+    connected = make_index(f"http://127.0.0.1:{own_qdrant.port}")
     yield connected
     await close_index(connected)
 

@@ -141,7 +141,7 @@ async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterato
     client = EncoderClient(encoder.target, hide_auth_errors=True)
     matcher = Matcher(Retriever(client, 1_000_000), Reranker(client), 40)
     untouched: Any = None
-    store: Any = FixedStore(Collection(CONFIG, index, untouched, untouched, untouched))
+    store: Any = FixedStore(Collection(CONFIG, index, untouched, untouched, untouched, untouched))
     servicer = MatcherServicer(
         store, matcher, untouched, untouched, match_timeout_seconds=10, batch_match_concurrency=8
     )

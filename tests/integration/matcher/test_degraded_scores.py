@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.integration.matcher.parts import EncoderProcess, RunningMatcher, stopped
-from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.qdrant import QdrantServer
 from textmatch.score_fusion import ScoreComponents, default_fusion, probability
 from textmatch.v1 import matcher_service_pb2 as pb
 
@@ -17,11 +17,11 @@ PAUSE_SECONDS = 0.7
 
 
 @pytest.fixture
-async def experienced(matcher: RunningMatcher, qdrant: EdgeProcess) -> RunningMatcher:
+async def experienced(matcher: RunningMatcher, own_qdrant: QdrantServer) -> RunningMatcher:
     """A matcher that knows a query's embedding and has measured slow searches."""
     assert (await matcher.match(KNOWN, 20.0)).is_whole
     for number in range(PAUSES):
-        with stopped(qdrant.pid, PAUSE_SECONDS):
+        with stopped(own_qdrant.pid, PAUSE_SECONDS):
             await matcher.match(KNOWN, 20.0, top_k=10 + number)
     return matcher
 

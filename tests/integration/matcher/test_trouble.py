@@ -18,7 +18,7 @@ from tests.integration.matcher.parts import (
     running_matcher,
     stopped,
 )
-from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.qdrant import QdrantServer
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import (
@@ -44,8 +44,10 @@ async def test_an_encoder_that_pauses_costs_time_and_nothing_else(
     assert outcome.seconds > PAUSE_SECONDS / 2
 
 
-async def test_a_qdrant_that_pauses_costs_time_and_nothing_else(matcher: RunningMatcher, qdrant: EdgeProcess):
-    with stopped(qdrant.pid, PAUSE_SECONDS):
+async def test_a_qdrant_that_pauses_costs_time_and_nothing_else(
+    matcher: RunningMatcher, own_qdrant: QdrantServer
+):
+    with stopped(own_qdrant.pid, PAUSE_SECONDS):
         outcome = await matcher.match(KNOWN, 20.0)
     assert outcome.is_whole
     assert outcome.seconds > PAUSE_SECONDS / 2
@@ -122,9 +124,9 @@ async def answers_of_a_refusing_encoder(matcher: RunningMatcher) -> None:
             return
 
 
-async def test_a_qdrant_that_is_gone(matcher: RunningMatcher, qdrant: EdgeProcess):
+async def test_a_qdrant_that_is_gone(matcher: RunningMatcher, own_qdrant: QdrantServer):
     assert (await matcher.match(KNOWN, 20.0)).is_whole
-    qdrant.kill()
+    own_qdrant.kill()
     outcome = await matcher.match(KNOWN, 20.0)
     assert type(outcome.error) is DependencyUnavailable
     assert "Qdrant does not answer" in str(outcome.error)

@@ -1,21 +1,19 @@
-"""A Qdrant for the tests: the server that TEXTMATCH_QDRANT_URL names, else the standalone one."""
+"""Connections to the Qdrant that tests/support/qdrant.py starts, and collections in it."""
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from tests.integration.qdrant.edge_process import EdgeProcess, connect, connect_async
+from tests.support.qdrant import BINARY, URL, address_of
 
 DIMENSION = 4
-_DEFAULT_GRPC_PORT = 6334
 
 
 @dataclass(frozen=True)
@@ -27,15 +25,8 @@ class Address:
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
-    if url := os.environ.get("TEXTMATCH_QDRANT_URL"):
-        parts = urlsplit(url)
-        yield Address(parts.hostname or "127.0.0.1", parts.port or _DEFAULT_GRPC_PORT)
-        return
-    server = EdgeProcess(tmp_path_factory.mktemp("qdrant"))
-    server.start()
-    yield Address("127.0.0.1", server.port)
-    assert server.stop() == 0
+def address(qdrant_url: str) -> Address:
+    return Address(*address_of(qdrant_url))
 
 
 @pytest.fixture(scope="session")
@@ -84,8 +75,8 @@ def own_collection(client: QdrantClient) -> Iterator[str]:
 @pytest.fixture
 def needs_standalone() -> None:
     """For tests of what a real cluster does in another way, or that stop the server."""
-    if "TEXTMATCH_QDRANT_URL" in os.environ:
-        pytest.skip("TEXTMATCH_QDRANT_URL names a server that is not ours")
+    if URL or BINARY:
+        pytest.skip("TEXTMATCH_QDRANT_URL or TEXTMATCH_QDRANT_BIN asks for a real server")
 
 
 @pytest.fixture

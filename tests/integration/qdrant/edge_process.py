@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
@@ -14,10 +16,15 @@ _TIMEOUT_SECONDS = 20
 
 
 class EdgeProcess:
-    """Listens on a free port of 127.0.0.1 and keeps its data in `data_dir`."""
+    """Listens on a free port of 127.0.0.1 and keeps its data in `data_dir`.
 
-    def __init__(self, data_dir: Path) -> None:
+    Args:
+        is_strict: collections forbid filters without an index.
+    """
+
+    def __init__(self, data_dir: Path, *, is_strict: bool = False) -> None:
         self.data_dir = data_dir
+        self._options = ["--strict"] if is_strict else []
         self.port = 0
         self._process: subprocess.Popen[str] | None = None
 
@@ -27,9 +34,10 @@ class EdgeProcess:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
+    def start(self, port: int = 0) -> None:
         """Start and wait until it says where it listens."""
-        self._process = subprocess.Popen(server_command(self.data_dir), stdout=subprocess.PIPE, text=True)
+        command = [*server_command(self.data_dir, port), *self._options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         words = self._process.stdout.readline().split()
         assert words[:2] == ["listening", "on"], words
@@ -59,20 +67,29 @@ class EdgeProcess:
         return code
 
 
-def server_command(data_dir: Path) -> list[str]:
+def server_command(data_dir: Path, port: int = 0) -> list[str]:
     """The command line that a user types."""
-    return [sys.executable, "-m", "standalone.qdrant_edge", "--data-dir", str(data_dir), "--port", "0"]
+    options = ["--data-dir", str(data_dir), "--port", str(port)]
+    return [sys.executable, "-m", "standalone.qdrant_edge", *options]
 
 
 def connect(port: int, host: str = "127.0.0.1") -> QdrantClient:
     """A blocking client that speaks gRPC only."""
-    return QdrantClient(
-        host=host, grpc_port=port, prefer_grpc=True, check_compatibility=False, timeout=_TIMEOUT_SECONDS
-    )
+    return QdrantClient(**_options(port, host))
 
 
 def connect_async(port: int, host: str = "127.0.0.1") -> AsyncQdrantClient:
     """An asynchronous client that speaks gRPC only."""
-    return AsyncQdrantClient(
-        host=host, grpc_port=port, prefer_grpc=True, check_compatibility=False, timeout=_TIMEOUT_SECONDS
-    )
+    return AsyncQdrantClient(**_options(port, host))
+
+
+def _options(port: int, host: str) -> dict[str, Any]:
+    return {
+        "host": host,
+        "grpc_port": port,
+        "prefer_grpc": True,
+        "https": False,
+        "check_compatibility": False,
+        "timeout": _TIMEOUT_SECONDS,
+        "api_key": os.environ.get("TEXTMATCH_QDRANT_API_KEY") or None,
+    }

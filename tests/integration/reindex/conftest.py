@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
-from tests.integration.ingest.indexing import collection, index, make_indexer_dependencies, qdrant_url
+from tests.integration.ingest.indexing import collection, index, make_indexer_dependencies
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.reindex.command import ReindexCommand
 from tests.support.collections import close_index, make_index
@@ -18,7 +18,7 @@ from textmatch.collection_config import CollectionConfig
 from textmatch.encoder_client import EncoderClient
 from workers.indexer import IndexerDependencies
 
-__all__ = ["collection", "index", "qdrant_url", "redis_client", "redis_server", "shared_redis_server"]
+__all__ = ["collection", "index", "redis_client", "redis_server", "shared_redis_server"]
 
 OpenDeps = Callable[..., AbstractAsyncContextManager[IndexerDependencies]]
 

@@ -219,6 +219,41 @@ def test_waiting_does_not_last_for_ever(
         client.ingest_all([], wait=True)
 
 
+def test_waiting_goes_on_while_the_queue_cannot_be_read_and_says_why(
+    client: TextMatchClient, matcher: ScriptedMatcher
+):
+    gone = DependencyUnavailable("Qdrant does not answer", retry_delay_seconds=0.0)
+    matcher.call_errors.extend([gone] * 40)
+    matcher.queued.extend([(3, 9.0), (0, 0.0)])
+    problems: list[str] = []
+    client.wait_until_searchable(on_problem=problems.append)
+    assert problems == ["Qdrant does not answer"]
+
+
+def test_waiting_goes_on_while_workers_wait_for_an_operator(
+    client: TextMatchClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(client_module, "_STALL_TIMEOUT_SECONDS", 0.1)
+    matcher.queued.extend([(7, 9.0)] * 10)
+    matcher.problems = ["Qdrant has no space left"]
+    problems: list[str] = []
+    client.wait_until_searchable(on_problem=problems.append)
+    assert problems == ["Qdrant has no space left"]
+
+
+def test_waiting_ends_when_the_queue_cannot_be_read_for_long(
+    client: TextMatchClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(client_module, "_STALL_TIMEOUT_SECONDS", 0.1)
+    matcher.call_errors.extend([DependencyUnavailable("gone", retry_delay_seconds=0.0)] * 1_000)
+    with pytest.raises(DependencyUnavailable, match="gone"):
+        client.wait_until_searchable()
+    matcher.call_errors.clear()
+    matcher.call_errors.append(Unauthenticated("no key"))
+    with pytest.raises(Unauthenticated):
+        client.wait_until_searchable()
+
+
 def test_get_and_delete(client: TextMatchClient, matcher: ScriptedMatcher):
     client.ingest_all(numbered(2_500))
     stored = client.get_document("d7")

@@ -132,7 +132,7 @@ class ScriptedIndex:
         if collection in self.dropped:
             self.cached = None
             raise CollectionGone(collection)
-        return CollectionInfo(self.lexical is not None, self.notes)
+        return CollectionInfo(self.lexical is not None, notes=self.notes)
 
     async def search(self, query, *, model_id):
         self.lexical_search_count += query.embedding is None
@@ -188,7 +188,9 @@ def matcher(
     cache_bytes: int = 100_000,
 ) -> CollectionMatcher:
     untouched: Any = None
-    collection = Collection(config, cast("Any", index or ScriptedIndex()), untouched, untouched, untouched)
+    collection = Collection(
+        config, cast("Any", index or ScriptedIndex()), untouched, untouched, untouched, untouched
+    )
     real = Matcher(Retriever(cast("Any", encoder), cache_bytes), Reranker(cast("Any", encoder)), depth)
     return CollectionMatcher(real, collection)
 

@@ -36,3 +36,11 @@ def test_another_url_is_refused_without_showing_it(url: str):
     with pytest.raises(InvalidInput, match="TEXTMATCH_REDIS_URL: is not a Redis URL") as caught:
         connect(url)
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["5.6.9", "5.8.0", "5.70.0", "6.0.0"])
+def test_another_kombu_is_refused_at_start(monkeypatch: pytest.MonkeyPatch, version: str):
+    """Three of its internals are overridden; another one may lose messages without an error."""
+    monkeypatch.setattr("kombu.__version__", version)
+    with pytest.raises(InvalidInput, match=f"kombu: is {version}; textmatch needs 5.7"):
+        make_app("redis://example.org:6379/0", KEYS)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from dataclasses import replace
+
 import pytest
 from redis.asyncio import Redis
 
 from tests.support.collections import CONFIG, KEYS, STATE, register
 from textmatch.documents import Document
-from textmatch.queue.dead_letters import DeadLetters, of_document, of_raw
+from textmatch.queue.dead_letters import DeadLetters, of_argument, of_document, of_raw
+from textmatch.queue.messages import Stamp, unpack
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
 
@@ -82,6 +87,38 @@ async def test_drop_forgets(dead_letters: DeadLetters):
     assert await dead_letters.drop(["a", "missing"]) == 1
     assert await dead_letters.drop([]) == 0
     assert await dead_letters.count() == 1
+
+
+@pytest.mark.parametrize("raw", ["{broken", '{"headers": {}}', "\\xff"])
+async def test_the_replay_of_a_message_is_that_message(
+    dead_letters: DeadLetters, producer: Producer, redis: Redis, raw: str
+):
+    """It was wrapped as the argument of a new task, which nobody can read, mended or not."""
+    await dead_letters.add([of_raw(raw, "unreadable")])
+    [letter] = await dead_letters.entries(10)
+    assert await dead_letters.replay([letter.key], producer, CONFIG) == 1
+    assert await redis.rpop(KEYS.queue) == raw
+
+
+@pytest.mark.parametrize("stamp", [None, Stamp(5, (7,))])
+async def test_the_replay_of_an_argument_is_a_task_with_its_stamp(
+    dead_letters: DeadLetters, producer: Producer, redis: Redis, stamp: Stamp | None
+):
+    await dead_letters.add([of_argument("{broken", stamp, "unreadable")])
+    [letter] = await dead_letters.entries(10)
+    assert letter.raw == "{broken"
+    assert await dead_letters.replay([letter.key], producer, CONFIG) == 1
+    body = unpack(str(await redis.rpop(KEYS.queue)).encode(), KEYS.queue)["body"]
+    arguments = json.loads(base64.b64decode(body))[0]
+    assert arguments == ["{broken", stamp.to_fields() if stamp else None]
+
+
+async def test_a_letter_keeps_when_its_document_was_accepted(dead_letters: DeadLetters):
+    await dead_letters.add([of_document(replace(document("a"), accepted_us=7), "A", "e")])
+    letter = await dead_letters.get("a")
+    assert letter is not None
+    assert letter.document is not None
+    assert letter.document.accepted_us == 7
 
 
 async def test_replay_puts_documents_back_into_the_queue(

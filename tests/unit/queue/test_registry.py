@@ -7,11 +7,11 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.collections import KEYS
+from tests.support.collections import KEYS, STATE
 from textmatch.collection_config import CollectionConfig
 from textmatch.errors import CollectionNotFound
 from textmatch.queue.keys import Keys
-from textmatch.queue.registry import Registry
+from textmatch.queue.registry import LeaseHeld, Registry, ReindexLease
 
 SETTINGS = CollectionConfig("faq", bi_encoder="m")
 
@@ -60,12 +60,53 @@ async def test_the_state_of_one_collection_goes_and_no_other(registry: Registry,
     deleted = await registry.create(SETTINGS)
     others = [*map(registry.keys_of, kept), Keys("other").collection("faq", deleted.generation)]
     for state in others:
-        await redis.set(state.tombstone("*"), 1)
+        await redis.set(state.request("*"), 1)
     state = registry.keys_of(deleted)
     for number in range(2_500):
-        await redis.set(state.tombstone(f"文档:{number}"), 1)
+        await redis.set(state.request(f"文档:{number}"), 1)
     await redis.zadd(state.pending, {"a": 1})
     await registry.remove(deleted)
     await registry.delete_state(deleted)
     assert await redis.keys(f"{state.prefix}:*") == []
-    assert [await redis.exists(one.tombstone("*")) for one in others] == [1] * 4
+    assert [await redis.exists(one.request("*")) for one in others] == [1] * 4
+
+
+@pytest.fixture
+def leases(redis: Redis) -> list[ReindexLease]:
+    return [ReindexLease(redis, STATE, ttl_seconds=1.0) for _ in range(2)]
+
+
+async def test_one_process_at_a_time_changes_the_model(leases: list[ReindexLease]):
+    first, second = leases
+    async with first.held():
+        with pytest.raises(LeaseHeld, match="another reindex of this collection is running"):
+            async with second.held():
+                pytest.fail("two hold the lease")
+    async with second.held():
+        pass
+
+
+async def test_the_lease_of_a_killed_process_ends(leases: list[ReindexLease], redis: Redis):
+    await redis.set(STATE.reindex_lease, "of a process that was killed", px=800)
+    async with leases[0].held():
+        assert await redis.get(STATE.reindex_lease) != "of a process that was killed"
+
+
+async def test_a_lease_that_redis_lost_is_taken_again(leases: list[ReindexLease], redis: Redis):
+    async with leases[0].held():
+        await redis.delete(STATE.reindex_lease)
+        await asyncio.sleep(0.5)
+        assert await redis.exists(STATE.reindex_lease)
+
+
+async def test_the_work_ends_when_another_process_has_taken_the_lease(
+    leases: list[ReindexLease], redis: Redis
+):
+    async def work() -> None:
+        async with leases[0].held():
+            await redis.set(STATE.reindex_lease, "of another process")
+            await asyncio.sleep(10)
+
+    with pytest.raises(LeaseHeld, match="is lost"):
+        await work()
+    assert await redis.get(STATE.reindex_lease) == "of another process"

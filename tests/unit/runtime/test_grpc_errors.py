@@ -18,12 +18,17 @@ EXAMPLES: list[tuple[TextMatchError, grpc.StatusCode, str]] = [
     (errors.CollectionNotFound("c"), grpc.StatusCode.NOT_FOUND, "COLLECTION_NOT_FOUND"),
     (errors.CollectionExists("x"), grpc.StatusCode.ALREADY_EXISTS, "COLLECTION_EXISTS"),
     (errors.CollectionNotOwned.of("c"), grpc.StatusCode.FAILED_PRECONDITION, "COLLECTION_NOT_OWNED"),
+    (errors.DocumentDeleted.of(5), grpc.StatusCode.FAILED_PRECONDITION, "DOCUMENT_DELETED"),
+    (errors.VersionsExhausted.of("a"), grpc.StatusCode.FAILED_PRECONDITION, "VERSIONS_EXHAUSTED"),
     (errors.CollectionDenied("x"), grpc.StatusCode.PERMISSION_DENIED, "COLLECTION_DENIED"),
     (errors.Overloaded("x", retry_delay_seconds=1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (errors.DeadlineTooShort("x"), grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_TOO_SHORT"),
     (errors.DeadlinePassed("x"), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     (errors.NotReady("x", retry_delay_seconds=0.25), grpc.StatusCode.UNAVAILABLE, "NOT_READY"),
     (errors.DependencyUnavailable("x"), grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE"),
+    (errors.StoreAccessDenied("x"), grpc.StatusCode.UNAVAILABLE, "STORE_ACCESS_DENIED"),
+    (errors.StoreFull("x", retry_delay_seconds=5.0), grpc.StatusCode.UNAVAILABLE, "STORE_FULL"),
+    (errors.StoreMisconfigured("x"), grpc.StatusCode.UNAVAILABLE, "STORE_MISCONFIGURED"),
     (errors.ModelMismatch("old", "new"), grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH"),
     (errors.LexicalIndexMissing("x"), grpc.StatusCode.FAILED_PRECONDITION, "LEXICAL_INDEX_MISSING"),
     (errors.ApiKeyMissing("x"), grpc.StatusCode.UNAUTHENTICATED, "API_KEY_MISSING"),
@@ -63,7 +68,10 @@ def test_every_error_class_has_an_example():
         below = [child for child in kind.__subclasses__() if child.__module__ == "textmatch.errors"]
         return set().union(*map(leaves, below)) if below else {kind}
 
-    assert leaves(TextMatchError) == {type(error) for error, _, _ in EXAMPLES}
+    # It stands for itself too.
+    assert leaves(TextMatchError) | {errors.DependencyUnavailable} == {
+        type(error) for error, _, _ in EXAMPLES
+    }
 
 
 def test_bad_items_keep_their_names_and_reasons():

@@ -19,6 +19,7 @@ from textmatch.wire.documents import (
     IngestRequest,
     from_struct,
     ingest_request_from_proto,
+    ingest_response_to_proto,
     to_proto,
     to_struct,
 )
@@ -125,3 +126,15 @@ def test_a_request_that_is_read_slowly_names_its_collection_as_the_message_does(
         IngestRequest(twice).collection == pb.IngestDocumentsRequest.FromString(twice).collection == "other"
     )
     assert IngestRequest(b"").collection == ""
+
+
+async def test_the_results_of_documents_with_long_ids_fit_into_what_clients_accept():
+    message = pb.IngestDocumentsRequest(
+        documents=[pb.Document(id=f"{number}" + "字" * 2_700, text=" ") for number in range(1_000)]
+    )
+    request = IngestRequest(message.SerializeToString())
+    _, rejections = await ingest_request_from_proto(request)
+    assert len(rejections) == 1_000
+    assert rejections[7].id == "7" + "字" * 170
+    response = ingest_response_to_proto(rejections)
+    assert response.ByteSize() < 4_000_000

@@ -73,6 +73,16 @@ async def test_parts_that_were_not_asked_for_are_left_out():
     assert full.degraded == pb.DEGRADED_REASON_RERANK_REFUSED
 
 
+async def test_an_answer_that_default_clients_do_not_accept_is_an_error():
+    document = Document("a", "text" * 8_000)
+    fitting = MatchResult("query", (Match(document, 0.5, 0.4, None),) * 124)
+    assert (await matching.result_to_proto(fitting, MatchOptions())).ByteSize() > 3_900_000
+    larger = MatchResult("query", (Match(document, 0.5, 0.4, None),) * 125)
+    with pytest.raises(InvalidInput, match="top_k: is too large: 125 matches have 4,0"):
+        await matching.result_to_proto(larger, MatchOptions())
+    assert (await matching.result_to_proto(larger, MatchOptions(omit_text=True))).ByteSize() < 10_000
+
+
 async def test_an_explanation_has_every_part_of_a_score():
     match = Match(Document("a", "text"), 0.5, 0.4, 0.75, EXPLANATION)
     result = MatchResult("query", (match,), recall=Recall.HYBRID, candidate_count=7, scored_count=1)

@@ -13,7 +13,8 @@ from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from workers.batcher import MicroBatcher
 from workers.indexer import IndexerDependencies
-from workers.retrying_indexer import AcceptedDocument, RetryBudgetExhausted
+from workers.pauses import RetryBudgetExhausted
+from workers.retrying_indexer import AcceptedDocument
 
 
 class Indexer:
@@ -48,7 +49,7 @@ def message(*ids: str) -> tuple[AcceptedDocument, ...]:
 
 def dependencies(name: str) -> IndexerDependencies:
     untouched = cast("Any", None)
-    collection = Collection(CollectionConfig(name), untouched, untouched, untouched, untouched)
+    collection = Collection(CollectionConfig(name), untouched, untouched, untouched, untouched, untouched)
     return IndexerDependencies(collection, untouched, untouched, 1.0)
 
 
