@@ -13,6 +13,8 @@ PROTOC_VERSION := 1.76.0
 PROTOC_INSTALLED := .venv-protoc/.installed-$(PROTOC_VERSION)
 PROTOC := .venv-protoc/bin/python -m grpc_tools.protoc -I protos \
 	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc
+# Tests of one file share servers, so they run in one process.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
@@ -92,10 +94,10 @@ $(BUF): package.json
 	@npm install --silent --no-audit --no-fund --no-package-lock && touch $@
 
 test: $(INSTALLED) redis-tls $(if $(CI),$(BUF)) ## Run all tests except the slow ones
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow" $(PARALLEL)
 
 test-all: $(INSTALLED) redis-tls toolchains ## Run all tests
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(PARALLEL)
 
 chaos: $(INSTALLED) ## Kill processes repeatedly while 20,000 documents are ingested; SEED=N repeats a run
 	@TEXTMATCH_CHAOS_SEED=$(or $(SEED),$(shell date +%s)) TEXTMATCH_CHAOS_DOCUMENTS=$(or $(DOCUMENTS),20000) \

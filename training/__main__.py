@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import typer
+from joblib import cpu_count
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
@@ -19,7 +21,7 @@ from training.groups import GroupSettings, convert_groups
 from training.mlm import MlmSettings, train_mlm
 from training.model_files import export_onnx
 from training.regression import RegressionSettings, train_regression
-from training.settings import add_command, short_path
+from training.settings import RunSettings, add_command, short_path
 from training.siamese import (
     CosentSettings,
     SbertSettings,
@@ -31,7 +33,7 @@ from training.siamese import (
 from training.simcse import MiningSettings, SimcseSettings, mine, train_simcse
 from training.split import SplitSettings, split_files
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound=RunSettings)
 
 
 def _add_recipe(
@@ -43,6 +45,7 @@ def _add_recipe(
     """Add the command `name`, which trains with the settings of its options."""
 
     def run(settings: Settings) -> None:
+        torch.set_num_threads(settings.threads or cpu_count(only_physical_cores=True))
         # Their bars break ours, and their warnings of randomly initialised heads are expected.
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

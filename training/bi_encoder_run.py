@@ -51,6 +51,7 @@ class BiEncoderTask:
     """
 
     recipe: str
+    settings: BiEncoderSettings
     report: DataReport
     model: SentenceTransformer
     parts: Sequence[TrainingPart]
@@ -75,15 +76,14 @@ def text_dataset(rows: Sequence[Sequence[str]], labels: Sequence[float] = ()) ->
     return Dataset.from_dict(columns | ({"label": list(labels)} if labels else {}))
 
 
-def train_bi_encoder(
-    task: BiEncoderTask, settings: BiEncoderSettings, new_layer_learning_rate: float, console: Console
-) -> RunResult:
+def train_bi_encoder(task: BiEncoderTask, new_layer_learning_rate: float, console: Console) -> RunResult:
     """Train, save the model with the classifier if there is one, and evaluate it.
 
     Raises:
         TrainingFailed: the model collapsed.
         TrainingInterrupted: on Ctrl-C.
     """
+    settings = task.settings
     metric = SelectionMetric(task.metric)
     if dimensions := settings.matryoshka_dimensions:
         task = replace(task, parts=[_of_dimensions(task.model, part, dimensions) for part in task.parts])

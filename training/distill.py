@@ -28,6 +28,7 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
+from training.base_models import with_base
 from training.bi_encoder_run import DOCUMENT, QUERY, BiEncoderTask, pair_dataset, train_bi_encoder
 from training.data_report import TrainingRow, report_data
 from training.evaluation.scorers import (
@@ -188,6 +189,7 @@ def train_distill(settings: DistillSettings, console: Console) -> RunResult:
         *(TrainingRow((one.first, one.second), f"{one.score:g}") for pairs in files.pairs for one in pairs),
         *(TrainingRow((one.query, *one.texts)) for of_file in files.lists for one in of_file.lists),
     ]
+    settings = with_base(settings, [text for row in rows for text in row.texts], console)
     set_seed(settings.seed)
     train = _train_bi_encoder if settings.student == "bi-encoder" else _train_cross_encoder
     return train(settings, files, rows, console)
@@ -205,6 +207,7 @@ def _train_cross_encoder(
         adapter_rank=settings.adapter_rank,
         mean_label=logit(float(np.mean(scores))) if scores else files.mean_teacher_logit,
         start_adapter=settings.start_adapter,
+        freeze_embeddings=settings.freeze_embeddings,
     )
     report = report_data(settings, rows, model.tokenizer, console)
     parts = _parts(
@@ -264,6 +267,7 @@ def _train_bi_encoder(
     )
     task = BiEncoderTask(
         recipe="distill",
+        settings=settings,
         report=report,
         model=model,
         parts=parts,
@@ -273,7 +277,7 @@ def _train_bi_encoder(
         metric=SPEARMAN,
         shares=parse_mix(settings.mix, len(parts)),
     )
-    return train_bi_encoder(task, settings, settings.learning_rate, console)
+    return train_bi_encoder(task, settings.learning_rate, console)
 
 
 def _parts(

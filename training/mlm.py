@@ -25,10 +25,10 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
+from training.base_models import with_base
 from training.data_report import TrainingRow, build_report
 from training.examples import read_sentences
 from training.fit import RunResult, SelectionMetric, finish_run, fit, training_arguments
-from training.model_builder import DEFAULT_BASE_NAME
 from training.settings import LearningRateOption, RunSettings
 from training.trainers import MaskedLanguageModelTrainer, RepeatableMasking
 
@@ -41,9 +41,6 @@ _METRIC = SelectionMetric("loss", is_greater_better=False)
 class MlmSettings(RunSettings):
     """Options of the mlm recipe."""
 
-    base: Annotated[
-        str, Option(help="Model to continue from: a local directory or a name on the Hugging Face hub.")
-    ] = DEFAULT_BASE_NAME
     from_scratch: Annotated[
         bool, Option(help="Start a new BERT with random weights over the --vocab file.")
     ] = False
@@ -71,6 +68,8 @@ def train_mlm(settings: MlmSettings, console: Console) -> RunResult:
     sentences = dict.fromkeys(
         text for path in settings.train for text in read_sentences(path, settings.file_format)
     )
+    if not settings.from_scratch:
+        settings = with_base(settings, list(sentences), console)
     set_seed(settings.seed)
     model, tokenizer = _new_model(settings) if settings.from_scratch else _base_model(settings)
     evaluated = {

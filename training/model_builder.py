@@ -20,17 +20,21 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
-from textmatch.models.lora import ADAPTER_WEIGHTS
-from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, MINI_LM, UnusableModel, find_model
+from textmatch.models.lora import ADAPTER_WEIGHTS, merge_adapter, set_normalization
+from textmatch.models.model_resolver import (
+    BI_ENCODER_ORGANISATION,
+    UnusableModel,
+    find_model,
+    is_adapter_directory,
+    is_cross_encoder_adapter,
+)
+from training.base_models import freeze_word_embeddings
 from training.evaluation.scorers import is_cross_encoder
-from training.settings import RunSettings
-
-DEFAULT_BASE_NAME = f"{BI_ENCODER_ORGANISATION}/{MINI_LM}"
+from training.settings import FreezeOption, RunSettings
 
 AdapterTask: TypeAlias = Literal["SEQ_CLS", "FEATURE_EXTRACTION"]
 PoolingName: TypeAlias = Literal["base", "cls", "pooler", "mean", "last", "first-last-avg", "last2-avg"]
 
-BaseOption = Annotated[str, Option(help="Base model: a local directory or a name on the Hugging Face hub.")]
 AdapterRankOption = Annotated[
     int, Option(min=0, help="Rank of the adapter to train and save; 0: train and save all weights.")
 ]
@@ -52,7 +56,7 @@ class LstmConfig:
 class BiEncoderSettings(RunSettings):
     """Settings of every bi-encoder recipe."""
 
-    base: BaseOption = DEFAULT_BASE_NAME
+    freeze_embeddings: FreezeOption = None
     pooling: Annotated[
         PoolingName,
         Option(
@@ -136,6 +140,8 @@ def build_bi_encoder(
     feed_lstm(model)
     if settings.adapter_rank:
         add_adapter(model, settings.adapter_rank, "FEATURE_EXTRACTION", settings.base, settings.start_adapter)
+    else:
+        freeze_word_embeddings(model, settings.torch_device, settings.freeze_embeddings)
     return model
 
 
@@ -148,6 +154,7 @@ def build_cross_encoder(
     adapter_rank: int,
     mean_label: float,
     start_adapter: str = "",
+    freeze_embeddings: bool | None = None,
 ) -> CrossEncoder:
     """The cross-encoder before training. A new scoring head starts near the mean label.
 
@@ -158,10 +165,12 @@ def build_cross_encoder(
         dropout: rate.
         adapter_rank: 0: all weights are trained.
         mean_label: before the activation.
-        start_adapter: adapter whose weights are the initial ones; "": none.
+        start_adapter: adapter whose weights are the initial ones; "": none. If all weights are trained, it is
+            a cross-encoder's, and its scoring head is taken too.
+        freeze_embeddings: whether the word embeddings stay as they are; None: if they are many.
 
     Raises:
-        ModelNotFound: there is no such base model.
+        ModelNotFound: there is no such base model or adapter.
         UnusableModel: the base model cannot be a cross-encoder.
         InvalidInput: an adapter is asked for, and the base model is not a BERT.
     """
@@ -180,13 +189,34 @@ def build_cross_encoder(
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise UnusableModel(f'cannot train "{base_name}" as a cross-encoder: {error}') from error
     set_dropout(model, dropout)
-    if not is_cross_encoder(base):
+    if start_adapter and not adapter_rank:
+        _start_from(model, start_adapter)
+    elif not is_cross_encoder(base):
         head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
         # Its weights stay random: with zeros, a short training leaves all scores nearly equal.
         nn.init.constant_(head.bias, mean_label)
     if adapter_rank > 0:
         add_adapter(model, adapter_rank, "SEQ_CLS", base_name, start_adapter)
+    else:
+        freeze_word_embeddings(model, settings.torch_device, freeze_embeddings)
     return model
+
+
+def _start_from(model: CrossEncoder, name: str) -> None:
+    """Merge a cross-encoder's adapter into the weights.
+
+    Raises:
+        ModelNotFound: there is no such adapter.
+        InvalidInput: it is a bi-encoder's, or of another base model.
+    """
+    adapter = find_model(name, BI_ENCODER_ORGANISATION)
+    if not is_adapter_directory(adapter) or not is_cross_encoder_adapter(adapter):
+        raise InvalidInput.of_field("start-adapter", f'"{name}" is not an adapter of a cross-encoder')
+    try:
+        merge_adapter(model[0], adapter)
+    except (RuntimeError, ValueError) as error:
+        raise InvalidInput.of_field("start-adapter", f'"{name}" is of another base model: {error}') from error
+    set_normalization(model, adapter)
 
 
 def add_adapter(model: Any, rank: int, task: AdapterTask, base_name: str, start: str = "") -> None:

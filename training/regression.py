@@ -1,10 +1,12 @@
 """The regression recipe: a cross-encoder that reads a pair in one sequence and predicts its similarity.
 
-1. Warm-up on pseudo-labelled pairs: mined from plain sentences, labelled with the cosine of a bi-encoder. It
-   is the base model, or a better one such as a siamese model trained on the same gold scores. A bi-encoder's
-   weights have never seen two sentences in one sequence; the warm-up teaches them to compare before the few
-   gold scores are used.
-2. Training on the gold scores.
+A bi-encoder's weights have never seen two sentences in one sequence. Two things teach them to compare before
+the few gold scores are used:
+
+* The built-in pair scorer over the base model: training starts from its weights, if there is one.
+* For other base models, a warm-up on pseudo-labelled pairs, if it is asked for: mined from plain sentences,
+  labelled with the cosine of a bi-encoder. It is the base model, or a better one such as a siamese model
+  trained on the same gold scores.
 
 With `adapter_rank` above 0 a low-rank adapter is trained and saved; with 0 all weights are.
 """
@@ -29,7 +31,9 @@ from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.models.bi_encoder import read_bi_encoder
+from textmatch.models.engines import AUTO
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
+from training.base_models import pair_scorer_over, with_base
 from training.bi_encoder_run import pair_dataset
 from training.data_report import DataReport, TrainingRow, report_data
 from training.evaluators import SPEARMAN, ScoreEvaluator, embed
@@ -45,16 +49,15 @@ from training.fit import (
 )
 from training.labels import UNIT_RANGE, require_two_scores
 from training.model_builder import (
-    DEFAULT_BASE_NAME,
     AdapterRankOption,
-    BaseOption,
     BiEncoderSettings,
     build_cross_encoder,
 )
 from training.model_files import load_trained, save_cross_encoder
-from training.settings import Bf16Option, EpochsOption, RunSettings
+from training.settings import Bf16Option, EpochsOption, FreezeOption, RunSettings
 from training.trainers import LengthSortedBatchSampler, RegressionTrainer
 
+NO_ADAPTER = "none"
 NEIGHBOURS_PER_SENTENCE = 48
 RANDOM_PARTNERS_PER_SENTENCE = 16
 # Pairs are drawn evenly from this many equal intervals of the cosine range 0..1.
@@ -72,8 +75,15 @@ _FULL_RATES = (1e-4, 3e-5)
 class RegressionSettings(RunSettings):
     """Options of the regression recipe."""
 
-    base: BaseOption = DEFAULT_BASE_NAME
     adapter_rank: AdapterRankOption = 0
+    freeze_embeddings: FreezeOption = None
+    start_adapter: Annotated[
+        str,
+        Option(
+            help="Pair scorer, an adapter of the base model, to start from; none: the base itself. auto: the"
+            " built-in one over this base if all weights are trained with a sigmoid."
+        ),
+    ] = AUTO
     loss: Annotated[
         Literal["mse", "bce"],
         Option(help="mse: squared error of the scores; bce: cross-entropy, for labels that are 0 or 1."),
@@ -86,7 +96,7 @@ class RegressionSettings(RunSettings):
         bool, Option(help="Train on each pair in both orders, which doubles an epoch.")
     ] = False
     dropout: Annotated[float, Option(min=0.0, max=0.9, help="Dropout rate.")] = 0.0
-    warm_up_pairs: Annotated[int, Option(min=0, help="Mined pairs to warm up on; 0: no warm-up.")] = 60_000
+    warm_up_pairs: Annotated[int, Option(min=0, help="Mined pairs to warm up on; 0: no warm-up.")] = 0
     warm_up_sentences: Annotated[
         list[Path], Option(help="File with more sentences to mine from. Can be repeated.")
     ] = field(default_factory=list)
@@ -123,7 +133,6 @@ class RegressionSettings(RunSettings):
 
 def train_regression(settings: RegressionSettings, console: Console) -> RunResult:
     """Train a cross-encoder on pairs with a score."""
-    settings = _with_learning_rates(settings)
     settings.check()
     pairs = [
         pair
@@ -135,6 +144,7 @@ def train_regression(settings: RegressionSettings, console: Console) -> RunResul
         TrainingRow((pair.first, pair.second), f"{settings.range.denormalise(pair.score):g}")
         for pair in pairs
     ]
+    settings = _with_base(_with_learning_rates(settings), rows, console)
     set_seed(settings.seed)
     model = _build(pairs, settings)
     sentences = _warm_up_sentences(pairs, settings)
@@ -206,6 +216,25 @@ def _with_learning_rates(settings: RegressionSettings) -> RegressionSettings:
     )
 
 
+def _with_base(
+    settings: RegressionSettings, rows: Sequence[TrainingRow], console: Console
+) -> RegressionSettings:
+    """The settings with a base model, and the pair scorer to start from or ""."""
+    settings = with_base(settings, [text for row in rows for text in row.texts], console)
+    if settings.start_adapter == NO_ADAPTER:
+        return replace(settings, start_adapter="")
+    if settings.start_adapter != AUTO:
+        return settings
+    start = "" if settings.adapter_rank or not settings.sigmoid else pair_scorer_over(settings.base)
+    if start:
+        console.print(
+            f"starts from {start}, a pair scorer over {settings.base}; --start-adapter none starts without",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return replace(settings, start_adapter=start)
+
+
 def _build(pairs: Sequence[ScoredPair], settings: RegressionSettings) -> CrossEncoder:
     mean = float(np.mean([pair.score for pair in pairs]))
     return build_cross_encoder(
@@ -215,6 +244,8 @@ def _build(pairs: Sequence[ScoredPair], settings: RegressionSettings) -> CrossEn
         dropout=settings.dropout,
         adapter_rank=settings.adapter_rank,
         mean_label=logit(mean) if settings.sigmoid else settings.range.denormalise(mean),
+        start_adapter=settings.start_adapter,
+        freeze_embeddings=settings.freeze_embeddings,
     )
 
 
@@ -239,7 +270,10 @@ def _warm_up_sentences(pairs: Sequence[ScoredPair], settings: RegressionSettings
 def _warm_up(
     model: CrossEncoder, sentences: Sequence[str], settings: RegressionSettings, console: Console
 ) -> None:
-    """Train one epoch on mined pairs. Its checkpoints are kept apart from those of the main training."""
+    """Train one epoch on mined pairs. Its checkpoints are kept apart from those of the main training.
+
+    With a dev file, a warm-up after which the model is no better than before is undone.
+    """
     output = settings.checkpoints / "warm-up"
     stage = replace(
         settings,
@@ -259,7 +293,21 @@ def _warm_up(
     bi_encoder.to(settings.torch_device)
     embeddings = embed(bi_encoder.encode, sentences)  # (sentence, dimension)
     pairs = mine_warm_up_pairs(sentences, embeddings, settings.warm_up_pairs, settings.seed)
+    evaluator = _evaluator(settings.dev, settings) if settings.dev else None
+    before = _correlation(evaluator, model)
+    weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     fit(_trainer(model, pairs, stage), stage, _METRIC, console)
+    after = _correlation(evaluator, model)
+    if evaluator is None:
+        return
+    console.print(f"dev {SPEARMAN} {before:.4f} before the warm-up, {after:.4f} after it")
+    if not after > before:
+        console.print("the warm-up does not help this model: training starts without it", style="yellow")
+        model.load_state_dict(weights)
+
+
+def _correlation(evaluator: ScoreEvaluator | None, model: CrossEncoder) -> float:
+    return evaluator.measure(model)[SPEARMAN] if evaluator else math.nan
 
 
 def _trainer(

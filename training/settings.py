@@ -34,6 +34,20 @@ ColumnsOption = Annotated[
 ScoreRangeOption = Annotated[
     tuple[float, float], Option(help="Lowest and highest score in the files of pairs, such as 0 5.")
 ]
+BaseOption = Annotated[
+    str,
+    Option(
+        help="Base model: a local directory or a name on the Hugging Face hub. Default: all-MiniLM-L6-v2 for"
+        " English texts, multilingual-e5-small for others."
+    ),
+]
+FreezeOption = Annotated[
+    bool | None,
+    Option(
+        help="Whether the word embeddings stay as they are. Default: on a CPU, if there are 100,000 or more;"
+        " they are most of the weights of a multilingual model."
+    ),
+]
 DeviceOption = Annotated[str, Option(help="auto, cpu or cuda. CUDA_VISIBLE_DEVICES selects GPUs.")]
 LearningRateOption = Annotated[float, Option(min=0.0, help="Peak learning rate.")]
 EpochsOption = Annotated[int, Option(min=1, help="Passes over the training data.")]
@@ -112,6 +126,7 @@ class RunSettings:
     train: Annotated[list[Path], Option(help="Training file. Can be repeated.")]
     output: Annotated[Path, Option(help="Directory to write the model to.")]
     dev: Annotated[Path | None, Option(help="File to evaluate on during training.")] = None
+    base: BaseOption = ""
     held_out: Annotated[list[Path], Option(help="File to evaluate on after training. Can be repeated.")] = (
         field(default_factory=list)
     )
@@ -142,6 +157,9 @@ class RunSettings:
     seed: Annotated[int, Option(help="Equal seeds give equal models on the same machine.")] = 1
     bf16: Bf16Option = False
     device: DeviceOption = AUTO
+    threads: Annotated[
+        int, Option(min=0, help="Threads on a CPU; 0: one for each core that the process may use.")
+    ] = 0
     report_to: Annotated[
         Literal["none", "tensorboard", "wandb"],
         Option(help="Where to send losses and metrics; TensorBoard's files are in OUTPUT.runs."),

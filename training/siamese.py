@@ -32,6 +32,7 @@ from typer import Option
 from textmatch.errors import InvalidInput
 from textmatch.io.columns import PAIR
 from textmatch.io.data_files import MissingColumns
+from training.base_models import with_base
 from training.bi_encoder_run import BiEncoderTask, pair_dataset, text_dataset, train_bi_encoder
 from training.data_report import TrainingRow, report_data
 from training.evaluators import ACCURACY, SPEARMAN, ClassEvaluator, CosineEvaluator
@@ -127,7 +128,7 @@ def train_sbert(settings: SbertSettings, console: Console) -> RunResult:
     """Train a bi-encoder and a classifier of its embeddings on pairs with a class."""
     settings.check()
     task = _softmax_task("sbert", settings, settings.classes, build_bi_encoder, console)
-    return train_bi_encoder(task, settings, settings.new_layer_learning_rate, console)
+    return train_bi_encoder(task, settings.new_layer_learning_rate, console)
 
 
 def _train_siamese(recipe: str, settings: SiameseSettings, console: Console) -> RunResult:
@@ -139,13 +140,14 @@ def _train_siamese(recipe: str, settings: SiameseSettings, console: Console) -> 
     with warnings.catch_warnings():
         # Graded labels are intended: they weight the two terms of the loss.
         warnings.filterwarnings("ignore", "ContrastiveLoss expects binary labels")
-        return train_bi_encoder(task, settings, settings.new_layer_learning_rate, console)
+        return train_bi_encoder(task, settings.new_layer_learning_rate, console)
 
 
 def _cosine_task(recipe: str, settings: SiameseSettings, console: Console) -> BiEncoderTask:
     read = _read_positives if settings.loss == "in-batch" else _read_pairs
     pairs = read(settings, console)
     rows = [TrainingRow((pair.first, pair.second), f"{pair.score:g}") for pair in pairs]
+    settings = with_base(settings, [text for row in rows for text in row.texts], console)
     set_seed(settings.seed)
     model = _build(settings)
     report = report_data(settings, rows, model.tokenizer, console)
@@ -157,6 +159,7 @@ def _cosine_task(recipe: str, settings: SiameseSettings, console: Console) -> Bi
         dataset = pair_dataset(pairs, [to_label(pair.score) for pair in pairs])
     return BiEncoderTask(
         recipe=recipe,
+        settings=settings,
         report=report,
         model=model,
         parts=[TrainingPart(dataset, _cosine_loss(model, settings))],
@@ -241,6 +244,7 @@ def _softmax_task(
     classes = find_classes([pair.label for pair in pairs], chosen_classes)
     console.print(f"classes: {classes}")
     rows = [TrainingRow((pair.first, pair.second), pair.label) for pair in pairs]
+    settings = with_base(settings, [text for row in rows for text in row.texts], console)
     set_seed(settings.seed)
     model = build(settings)
     report = report_data(settings, rows, model.tokenizer, console)
@@ -255,6 +259,7 @@ def _softmax_task(
 
     return BiEncoderTask(
         recipe=recipe,
+        settings=settings,
         report=report,
         model=model,
         parts=[TrainingPart(dataset, loss)],

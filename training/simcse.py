@@ -25,13 +25,14 @@ from textmatch.io.data_files import FileFormat
 from textmatch.models.bi_encoder import feed_lstm, read_bi_encoder
 from textmatch.models.engines import AUTO, resolve_device
 from textmatch.models.model_resolver import BI_ENCODER_ORGANISATION, find_model
+from training.base_models import base_for, with_base
 from training.bi_encoder_run import BiEncoderTask, text_dataset, train_bi_encoder
 from training.data_report import TrainingRow, report_data
 from training.evaluators import SPEARMAN, CosineEvaluator
 from training.examples import Triple, read_scored_pairs, read_sentences, read_texts, read_triples, write_rows
 from training.fit import RunResult
 from training.labels import ScoreRange
-from training.model_builder import DEFAULT_BASE_NAME, BiEncoderSettings, build_bi_encoder
+from training.model_builder import BiEncoderSettings, build_bi_encoder
 from training.settings import (
     ColumnsOption,
     DeviceOption,
@@ -87,7 +88,9 @@ class MiningSettings:
 
     pairs: Annotated[list[Path], Option(help="File of pairs with scores. Can be repeated.")]
     output: Annotated[Path, Option(help="TSV file to write: anchor, positive and negative.")]
-    model: Annotated[str, Option(help="Bi-encoder to find similar texts with.")] = DEFAULT_BASE_NAME
+    model: Annotated[
+        str, Option(help="Bi-encoder to find similar texts with. Default: by the language of the texts.")
+    ] = ""
     corpus: Annotated[
         list[Path], Option(help="File with more texts to take negatives from. Can be repeated.")
     ] = field(default_factory=list)
@@ -119,9 +122,10 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
     contrastive, paraphrases, graded = _read_rows(settings)
     files = [*contrastive, *paraphrases, *graded]
     shares = parse_mix(settings.mix, len(files))
+    rows = [row for of_file in files for row in of_file]
+    settings = with_base(settings, [text for row in rows for text in row.texts], console)
     set_seed(settings.seed)
     model = build_bi_encoder(settings)
-    rows = [row for of_file in files for row in of_file]
     report = report_data(settings, rows, model.tokenizer, console)
     scale = 1 / settings.temperature
     ranking = MultipleNegativesRankingLoss(model, scale=scale)
@@ -137,6 +141,7 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
     ]
     task = BiEncoderTask(
         recipe="simcse",
+        settings=settings,
         report=report,
         model=model,
         parts=parts,
@@ -147,7 +152,7 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
         batch_sampler=_batch_sampler if settings.hard_negatives or paraphrases else LengthSortedBatchSampler,
         shares=shares,
     )
-    return train_bi_encoder(task, settings, settings.learning_rate, console)
+    return train_bi_encoder(task, settings.learning_rate, console)
 
 
 def _read_rows(settings: SimcseSettings) -> tuple[list[list[TrainingRow]], ...]:
@@ -216,7 +221,8 @@ def mine_triples(settings: MiningSettings) -> list[Triple]:
     # Both sentences of all pairs: the hardest negatives are those of pairs with a low score.
     texts = dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second))
     texts |= dict.fromkeys(text for path in settings.corpus for text in read_sentences(path))
-    model = read_bi_encoder(find_model(settings.model, BI_ENCODER_ORGANISATION), settings.model)
+    name = settings.model or base_for(list(texts), Console(stderr=True))
+    model = read_bi_encoder(find_model(name, BI_ENCODER_ORGANISATION), name)
     feed_lstm(model)
     mined = mine_hard_negatives(
         Dataset.from_dict(

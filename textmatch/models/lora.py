@@ -58,7 +58,7 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
             local_files_only=True,
             model_kwargs={"use_safetensors": True},
         )
-        _merge(model[0], path)
+        merge_adapter(model[0], path)
     set_normalization(model, path)
     model.eval()
     return model
@@ -79,7 +79,7 @@ def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
         model = SentenceTransformer(
             str(base), device="cpu", local_files_only=True, model_kwargs=MODEL_OPTIONS
         )
-        _merge(model[0], path)
+        merge_adapter(model[0], path)
     model.max_seq_length = _max_length_tokens(path)
     prompts = _config(path).get(_PROMPTS)
     if prompts is not None:
@@ -123,8 +123,10 @@ def _max_length_tokens(path: Path) -> int:
     return int(read_json(path / _TOKENIZER_CONFIG)["model_max_length"])
 
 
-def _merge(transformer: Any, path: Path) -> None:
-    merged = PeftModel.from_pretrained(transformer.model, str(path)).merge_and_unload()
+def merge_adapter(transformer: Any, path: Path) -> None:
+    """Add the low-rank deltas in `path` to a model's first module; its scoring head replaces the model's."""
+    with _known_warnings_silenced():
+        merged = PeftModel.from_pretrained(transformer.model, str(path)).merge_and_unload()
     # PEFT has frozen the base model; the caller may train it.
     transformer.model = merged.requires_grad_(True)
 
