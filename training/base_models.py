@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rich.console import Console
 from torch import nn
@@ -71,7 +71,7 @@ def freeze_word_embeddings(model: nn.Module, device: str, is_asked: bool | None)
         is_asked: the option; None: as `FreezeOption` says.
     """
     for transformer in _transformers(model):
-        embeddings = transformer.get_input_embeddings()
+        embeddings = cast("nn.Embedding", transformer.get_input_embeddings())
         is_large = device == "cpu" and len(embeddings.weight) >= _MANY_EMBEDDINGS
         if is_large if is_asked is None else is_asked:
             embeddings.requires_grad_(False)
