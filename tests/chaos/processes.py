@@ -119,10 +119,10 @@ class Victims:
 def running_victims(directory: Path, settings: Mapping[str, str]) -> Iterator[Victims]:
     """Start everything and wait until it serves; stop it at the end, and show the logs after a failure."""
     ports = choose_ports(use_defaults=False)
-    specs = process_specs(directory, ports, {**os.environ, **settings})
-    *others, matcher, worker = specs
-    matchers = [_matcher(matcher, number) for number in (1, 2)]
-    workers = [_worker(worker, number) for number in (1, 2)]
+    specs = {spec.name: spec for spec in process_specs(directory, ports, {**os.environ, **settings})}
+    others = [spec for name, spec in specs.items() if name not in {"matcher", "worker", "gateway"}]
+    matchers = [_matcher(specs["matcher"], number) for number in (1, 2)]
+    workers = [_worker(specs["worker"], number) for number in (1, 2)]
     victims = Victims(
         {spec.name: Victim(spec, directory / f"{spec.name}.log") for spec in [*others, *matchers, *workers]},
         ports,

@@ -70,7 +70,12 @@ def test_stores_of_somebody_else_are_waited_for_used_and_never_stopped(
         wait_until((tmp_path / "data" / "stack.json").exists, "the stack", seconds=120)
         written = stack_file(tmp_path)
         assert (written["redis_url"], written["qdrant_url"]) == (urls[1], urls[3])
-        assert [process["name"] for process in written["processes"]] == ["encoder", "matcher", "worker"]
+        assert [process["name"] for process in written["processes"]] == [
+            "encoder",
+            "matcher",
+            "gateway",
+            "worker",
+        ]
         (tmp_path / "documents.jsonl").write_text('{"id": "a", "text": "stores of somebody else"}\n')
         command = [textmatch, "ingest", str(tmp_path / "documents.jsonl"), "--wait", *data]
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)

@@ -78,7 +78,7 @@ def test_processes_of_a_plan_have_ports_of_their_own_and_one_target(tmp_path: Pa
     first, second = specs["encoder-1"], specs["encoder-2"]
     assert ports.encoder_target == f"ipv4:{first.address},{second.address}"
     assert first.address != second.address
-    assert len({spec.metrics_address for spec in specs.values() if spec.metrics_address}) == 4
+    assert len({spec.metrics_address for spec in specs.values() if spec.metrics_address}) == 5
     for name in ("matcher", "worker"):
         assert specs[name].environment["TEXTMATCH_ENCODER_TARGET"] == ports.encoder_target
     for encoder, device in ((first, "4"), (second, "6")):
