@@ -19,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup protos format check check-stubs check-breaking check-structure test test-all chaos run demo bench docs \
-	check-deploy promtool redis-tls toolchains images monitoring
+	check-deploy promtool redis-tls chromium toolchains images monitoring
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -93,10 +93,14 @@ $(BUF): package.json
 	@echo "==> Installing buf"
 	@npm install --silent --no-audit --no-fund --no-package-lock && touch $@
 
-test: $(INSTALLED) redis-tls $(if $(CI),$(BUF)) ## Run all tests except the slow ones
+# A test clicks through the console. Without the browser it is skipped on a laptop, and fails in CI.
+chromium:
+	@command -v chromium >/dev/null || test -z "$$CI" || { echo "==> Installing chromium"; $(APT_INSTALL) chromium >/dev/null; }
+
+test: $(INSTALLED) redis-tls chromium $(if $(CI),$(BUF)) ## Run all tests except the slow ones
 	@$(BIN)/pytest -m "not slow" $(PARALLEL)
 
-test-all: $(INSTALLED) redis-tls toolchains ## Run all tests
+test-all: $(INSTALLED) redis-tls chromium toolchains ## Run all tests
 	@$(BIN)/pytest $(PARALLEL)
 
 chaos: $(INSTALLED) ## Kill processes repeatedly while 20,000 documents are ingested; SEED=N repeats a run

@@ -87,6 +87,7 @@ def test_stores_of_somebody_else_are_waited_for_used_and_never_stopped(
             assert len(client.get_collections().collections) == 1
     finally:
         up.kill()
+        up.wait()
         log.close()
         qdrant.kill()
 

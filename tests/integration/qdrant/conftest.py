@@ -43,7 +43,8 @@ async def async_client(address: Address) -> AsyncIterator[AsyncQdrantClient]:
     await connection.close()
 
 
-@pytest.fixture(scope="session")
+# Not of the session: other tests empty the Qdrant that all of them share.
+@pytest.fixture(scope="module")
 def shared_collection(client: QdrantClient) -> Iterator[str]:
     name = f"shared-{uuid.uuid4().hex}"
     create_collection(client, name)
