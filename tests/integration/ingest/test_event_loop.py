@@ -368,6 +368,8 @@ REQUESTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
 }
 
 
+# It measures times, which tests in other processes spoil: run this file alone.
+@pytest.mark.slow
 async def test_no_request_blocks_the_event_loop(address: str):
     assert LONGER_SECONDS.keys() <= REQUESTS.keys()
     await asyncio.to_thread(call, address, "Match", match())
