@@ -116,7 +116,7 @@ def running_stack(
         environment: settings to add to those of this process.
         commands: replacements of the command of a process, by its name.
         affinity: by default, all processors are for all processes.
-        has_gateway: otherwise there is none, which would only take memory.
+        has_gateway: without it, no gateway runs, which saves its memory.
     """
     settings = {**os.environ, "TEXTMATCH_LOG_LEVEL": "WARNING", **(environment or {})}
     specs = [

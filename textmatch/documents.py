@@ -30,7 +30,7 @@ class Document:
     """A text of the corpus. `version` 0 means unset: the matcher sets the time of acceptance.
 
     `accepted_us` is the time at which the matcher accepted it, in microseconds since 1970 by the clock in
-    Redis; 0 before. It says whether a delete came later, and is no part of the document's value.
+    Redis; 0 before. It says whether a delete came later, and is not part of the document's value.
     """
 
     id: str

@@ -45,7 +45,9 @@ def _add_recipe(
     """Add the command `name`, which trains with the settings of its options."""
 
     def run(settings: Settings) -> None:
-        torch.set_num_threads(settings.threads or cpu_count(only_physical_cores=True))
+        # In a container, torch takes the cores of the machine. A lower OMP_NUM_THREADS is meant.
+        usable = min(torch.get_num_threads(), cpu_count(only_physical_cores=True))
+        torch.set_num_threads(settings.threads or usable)
         # Their bars break ours, and their warnings of randomly initialised heads are expected.
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -22,10 +22,10 @@ from textmatch.models.model_resolver import (
     MINI_LM,
     MULTILINGUAL_E5,
 )
+from training.data_report import TrainingRow
 from training.settings import RunSettings
 
 Settings = TypeVar("Settings", bound=RunSettings)
-
 
 _SAMPLED_TEXTS = 2_000
 # Names and loanwords have other letters now and then. German and French have 1.5 to 4 %.
@@ -40,9 +40,11 @@ _PAIR_SCORERS = {
 }
 
 
-def with_base(settings: Settings, texts: Sequence[str], console: Console) -> Settings:
-    """The settings with the base model that was asked for, or with the one for the language of the texts."""
-    return settings if settings.base else replace(settings, base=base_for(texts, console))
+def with_base(settings: Settings, rows: Sequence[TrainingRow], console: Console) -> Settings:
+    """The settings with the base model that was asked for, or with the one for the language of the rows."""
+    if settings.base:
+        return settings
+    return replace(settings, base=base_for([text for row in rows for text in row.texts], console))
 
 
 def base_for(texts: Sequence[str], console: Console) -> str:
@@ -70,15 +72,13 @@ def freeze_word_embeddings(model: nn.Module, device: str, is_asked: bool | None)
         device: on which.
         is_asked: the option; None: as `FreezeOption` says.
     """
-    for transformer in _transformers(model):
+    for transformer in model.modules():
+        if not isinstance(transformer, PreTrainedModel):
+            continue
         embeddings = cast("nn.Embedding", transformer.get_input_embeddings())
         is_large = device == "cpu" and len(embeddings.weight) >= _MANY_EMBEDDINGS
         if is_large if is_asked is None else is_asked:
             embeddings.requires_grad_(False)
-
-
-def _transformers(model: nn.Module) -> Iterable[PreTrainedModel]:
-    return (module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
 def _ascii_share(texts: Iterable[str]) -> float:

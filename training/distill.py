@@ -189,7 +189,7 @@ def train_distill(settings: DistillSettings, console: Console) -> RunResult:
         *(TrainingRow((one.first, one.second), f"{one.score:g}") for pairs in files.pairs for one in pairs),
         *(TrainingRow((one.query, *one.texts)) for of_file in files.lists for one in of_file.lists),
     ]
-    settings = with_base(settings, [text for row in rows for text in row.texts], console)
+    settings = with_base(settings, rows, console)
     set_seed(settings.seed)
     train = _train_bi_encoder if settings.student == "bi-encoder" else _train_cross_encoder
     return train(settings, files, rows, console)

@@ -68,15 +68,16 @@ def train_mlm(settings: MlmSettings, console: Console) -> RunResult:
     sentences = dict.fromkeys(
         text for path in settings.train for text in read_sentences(path, settings.file_format)
     )
+    rows = [TrainingRow((text,)) for text in sentences]
     if not settings.from_scratch:
-        settings = with_base(settings, list(sentences), console)
+        settings = with_base(settings, rows, console)
     set_seed(settings.seed)
     model, tokenizer = _new_model(settings) if settings.from_scratch else _base_model(settings)
     evaluated = {
         path: [(text,) for text in read_sentences(path, settings.file_format)]
         for path in settings.evaluation_files
     }
-    report = build_report([TrainingRow((text,)) for text in sentences], evaluated, tokenizer)
+    report = build_report(rows, evaluated, tokenizer)
     report.print_to(console)
     console.print(f"{model.num_parameters():,} parameters")
     length = min(settings.max_length_tokens, model.config.max_position_embeddings)

@@ -220,7 +220,7 @@ def _with_base(
     settings: RegressionSettings, rows: Sequence[TrainingRow], console: Console
 ) -> RegressionSettings:
     """The settings with a base model, and the pair scorer to start from or ""."""
-    settings = with_base(settings, [text for row in rows for text in row.texts], console)
+    settings = with_base(settings, rows, console)
     if settings.start_adapter == NO_ADAPTER:
         return replace(settings, start_adapter="")
     if settings.start_adapter != AUTO:
@@ -293,21 +293,18 @@ def _warm_up(
     bi_encoder.to(settings.torch_device)
     embeddings = embed(bi_encoder.encode, sentences)  # (sentence, dimension)
     pairs = mine_warm_up_pairs(sentences, embeddings, settings.warm_up_pairs, settings.seed)
-    evaluator = _evaluator(settings.dev, settings) if settings.dev else None
-    before = _correlation(evaluator, model)
+    if settings.dev is None:
+        fit(_trainer(model, pairs, stage), stage, _METRIC, console)
+        return
+    evaluator = _evaluator(settings.dev, settings)
+    before = evaluator.measure(model)[SPEARMAN]
     weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     fit(_trainer(model, pairs, stage), stage, _METRIC, console)
-    after = _correlation(evaluator, model)
-    if evaluator is None:
-        return
+    after = evaluator.measure(model)[SPEARMAN]
     console.print(f"dev {SPEARMAN} {before:.4f} before the warm-up, {after:.4f} after it")
     if not after > before:
         console.print("the warm-up does not help this model: training starts without it", style="yellow")
         model.load_state_dict(weights)
-
-
-def _correlation(evaluator: ScoreEvaluator | None, model: CrossEncoder) -> float:
-    return evaluator.measure(model)[SPEARMAN] if evaluator else math.nan
 
 
 def _trainer(

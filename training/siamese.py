@@ -147,7 +147,7 @@ def _cosine_task(recipe: str, settings: SiameseSettings, console: Console) -> Bi
     read = _read_positives if settings.loss == "in-batch" else _read_pairs
     pairs = read(settings, console)
     rows = [TrainingRow((pair.first, pair.second), f"{pair.score:g}") for pair in pairs]
-    settings = with_base(settings, [text for row in rows for text in row.texts], console)
+    settings = with_base(settings, rows, console)
     set_seed(settings.seed)
     model = _build(settings)
     report = report_data(settings, rows, model.tokenizer, console)
@@ -244,7 +244,7 @@ def _softmax_task(
     classes = find_classes([pair.label for pair in pairs], chosen_classes)
     console.print(f"classes: {classes}")
     rows = [TrainingRow((pair.first, pair.second), pair.label) for pair in pairs]
-    settings = with_base(settings, [text for row in rows for text in row.texts], console)
+    settings = with_base(settings, rows, console)
     set_seed(settings.seed)
     model = build(settings)
     report = report_data(settings, rows, model.tokenizer, console)

@@ -123,7 +123,7 @@ def train_simcse(settings: SimcseSettings, console: Console) -> RunResult:
     files = [*contrastive, *paraphrases, *graded]
     shares = parse_mix(settings.mix, len(files))
     rows = [row for of_file in files for row in of_file]
-    settings = with_base(settings, [text for row in rows for text in row.texts], console)
+    settings = with_base(settings, rows, console)
     set_seed(settings.seed)
     model = build_bi_encoder(settings)
     report = report_data(settings, rows, model.tokenizer, console)

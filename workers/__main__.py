@@ -159,7 +159,6 @@ async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> _Worker
         leases,
         unreadable,
         settings.drain_seconds,
-        pauses,
         progress,
     )
     return _Worker(handler, health, progress)

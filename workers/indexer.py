@@ -184,9 +184,9 @@ async def _versions_to_remove(
     """
     versions = {one: tombstone.version for one, tombstone in covering.items()}
     by_time = [one for one, tombstone in covering.items() if documents[one].version > tombstone.version]
-    for one, stored in (await deps.collection.index.fetch(by_time)).items():
-        if covering[one].covers(stored.document.version, stored.document.accepted_us):
-            versions[one] = max(versions[one], stored.document.version)
+    for one, stored in (await deps.collection.index.fingerprints(by_time)).items():
+        if covering[one].covers(stored.version, stored.accepted_us):
+            versions[one] = max(versions[one], stored.version)
     return {one: version for one, version in versions.items() if version}
 
 
@@ -221,7 +221,8 @@ async def _apply_filter_deletes(
             # Qdrant accepted the filter when the delete was made, so its settings have changed since.
             message = f"the filter of a delete cannot be applied: {error}"
             raise StoreMisconfigured(message, retry_delay_seconds=1.0) from error
-        if set(possible) - found.keys() - (await index.fingerprints(possible)).keys():
+        left = set(possible) - found.keys()
+        if left - (await index.fingerprints(list(left))).keys():
             # It has no tombstone, so an older version could be restored. Written again, it gets one.
             raise DependencyUnavailable("a delete by a filter is running", retry_delay_seconds=0.1)
         await tombstones.add(found, max(one.ttl_seconds for one in page))

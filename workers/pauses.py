@@ -103,13 +103,13 @@ class Pauses:
     def problems(self) -> dict[str, Problem]:
         """Why collections are paused, by collection. May be called in any thread."""
         return {
-            name: Problem("worker", name, _reason(one.breaker.error), str(one.breaker.error))
+            name: Problem("worker", name, reason_of(one.breaker.error), str(one.breaker.error))
             for name, one in list(self._pauses.items())
             if one.breaker.error is not None
         }
 
     def _open(self, collection: str, pause: _Pause, error: Exception) -> None:
-        reason = _reason(error)
+        reason = reason_of(error)
         pause.breaker.failed(error)
         metrics.OPERATOR_NEEDED.remove_by_labels({"collection": collection})
         metrics.OPERATOR_NEEDED.labels(collection, reason).set(1)
@@ -119,5 +119,6 @@ class Pauses:
         )
 
 
-def _reason(error: Exception | None) -> str:
+def reason_of(error: Exception | None) -> str:
+    """The name of the error's reason; INTERNAL for an unexpected one."""
     return reason_name(error.reason) if isinstance(error, TextMatchError) else _INTERNAL

@@ -42,11 +42,11 @@ from textmatch.encoder_client import EncoderCrashed
 from textmatch.errors import CollectionNotFound, TextMatchError, reason_name
 from textmatch.index.qdrant_errors import ReplicasMissing, RequestTooLarge
 from textmatch.queue.dead_letters import of_document
-from textmatch.retry import delay_seconds
+from textmatch.retry import delay_seconds, is_transient
 from textmatch.v1 import error_reason_pb2
 from workers import metrics
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents, probe_encoder
-from workers.pauses import OperatorAwaited, Pauses, RetryBudgetExhausted
+from workers.pauses import OperatorAwaited, Pauses, RetryBudgetExhausted, reason_of
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,6 @@ OPERATOR_ERRORS = (
 # The encoder has not embedded a batch in time.
 _LATE_ERRORS = (errors.DeadlinePassed, errors.DeadlineTooShort)
 _TEXT_FAILED = reason_name(error_reason_pb2.ERROR_REASON_TEXT_FAILED)
-_INTERNAL = reason_name(error_reason_pb2.ERROR_REASON_INTERNAL)
 _BUG_TRIES = 3
 # Crashes with probe texts embedded before and after. The first crash of a batch has no probe before it.
 _CRASH_TRIES = 1
@@ -178,7 +177,7 @@ class RetryingIndexer:
     ) -> None:
         self._budget_seconds = budget_seconds
         self._on_attempt = on_attempt
-        self._pauses = pauses or Pauses()
+        self.pauses = pauses or Pauses()
         self._sizes: defaultdict[str, BatchSizes] = defaultdict(BatchSizes)
         self._stopping = asyncio.Event()
         # When a document was last written, by collection; when a document first failed alone, by collection,
@@ -201,7 +200,7 @@ class RetryingIndexer:
         """
         give_up_at = time.monotonic() + self._budget_seconds
         batch = RetriedBatch(deps, tuple(documents), is_split=False, give_up_at=give_up_at)
-        with self._pauses.attempt(deps.collection.name):
+        with self.pauses.attempt(deps.collection.name):
             findings = Findings()
             for part in self._sizes[deps.collection.name].split(batch):
                 findings.add(await self._settle(part))
@@ -260,8 +259,7 @@ class RetryingIndexer:
             raise OperatorAwaited(error) from error
         if isinstance(error, EncoderCrashed):
             return await self._after_crash(batch)
-        is_transient = isinstance(error, TextMatchError) and error.is_transient
-        return replace(batch, is_probed=False, faults=batch.faults + (not is_transient))
+        return replace(batch, is_probed=False, faults=batch.faults + (not is_transient(error)))
 
     def _done(self, batch: RetriedBatch, outcomes: list[DocumentOutcome], seconds: float) -> Findings:
         _report(outcomes, batch)
@@ -357,9 +355,7 @@ class RetryingIndexer:
         try:
             outcomes = await index_documents([one.document for one in batch.documents], batch.deps)
         except Exception as error:
-            if isinstance(error, TextMatchError) and (
-                error.is_transient or isinstance(error, OPERATOR_ERRORS)
-            ):
+            if is_transient(error) or isinstance(error, OPERATOR_ERRORS):
                 raise RetryBudgetExhausted(f"not settled: {error}") from error
             return True
         self._done(batch, outcomes, 0.0)
@@ -402,7 +398,7 @@ class RetryingIndexer:
 
     async def _dead_letter(self, document: Document, error: Exception, collection: Collection) -> None:
         _log.error("document failed", extra={"document_id": document.id}, exc_info=error)
-        reason, description = _reason(error), f"{type(error).__name__}: {error}"
+        reason, description = reason_of(error), f"{type(error).__name__}: {error}"
         if isinstance(error, EncoderCrashed):
             reason = _TEXT_FAILED
             description = (
@@ -422,7 +418,7 @@ class RetryingIndexer:
         self._count(error)
         _log.warning(
             "batch will be retried",
-            extra={"reason": _reason(error), "error": str(error), "delay_seconds": round(seconds, 3)},
+            extra={"reason": reason_of(error), "error": str(error), "delay_seconds": round(seconds, 3)},
         )
         try:
             async with asyncio.timeout(seconds):
@@ -433,7 +429,7 @@ class RetryingIndexer:
         raise RetryBudgetExhausted(f"not settled: {error}") from error
 
     def _count(self, error: Exception) -> None:
-        metrics.RETRIES_TOTAL.labels(_reason(error)).inc()
+        metrics.RETRIES_TOTAL.labels(reason_of(error)).inc()
 
 
 def _key(document: AcceptedDocument, deps: IndexerDependencies) -> tuple[str, str, int]:
@@ -442,10 +438,6 @@ def _key(document: AcceptedDocument, deps: IndexerDependencies) -> tuple[str, st
 
 def _written(outcomes: Sequence[DocumentOutcome]) -> int:
     return sum(one in {DocumentOutcome.INDEXED, DocumentOutcome.UNCHANGED_TEXT} for one in outcomes)
-
-
-def _reason(error: Exception) -> str:
-    return reason_name(error.reason) if isinstance(error, TextMatchError) else _INTERNAL
 
 
 def _report(outcomes: list[DocumentOutcome], batch: RetriedBatch) -> None:

@@ -29,7 +29,7 @@ from workers import metrics
 from workers.batcher import MicroBatcher
 from workers.health import Progress
 from workers.indexer import DocumentOutcome, IndexerDependencies
-from workers.pauses import OperatorAwaited, Paused, Pauses, RetryBudgetExhausted
+from workers.pauses import OperatorAwaited, Paused, RetryBudgetExhausted
 from workers.retrying_indexer import OPERATOR_ERRORS, AcceptedDocument, RetryingIndexer
 
 Value = TypeVar("Value")
@@ -57,7 +57,6 @@ class MessageHandler:
     Args:
         make_dependencies: what indexing documents of a collection needs.
         unreadable: where messages that cannot be read are kept.
-        pauses: the same as those of `indexer`.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class MessageHandler:
         leases: Leases,
         unreadable: DeadLetters,
         drain_seconds: float,
-        pauses: Pauses | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._store = store
@@ -81,7 +79,6 @@ class MessageHandler:
         self._leases = leases
         self._unreadable = unreadable
         self._drain_seconds = drain_seconds
-        self._pauses = pauses or Pauses()
         self._progress = progress or Progress()
         self._limits: set[asyncio.Timeout] = set()
         self._ends_at: float | None = None
@@ -95,7 +92,7 @@ class MessageHandler:
 
     def intake(self) -> int | None:
         """How many messages may be held now; None is no limit. May be called in any thread."""
-        return self._pauses.intake()
+        return self._indexer.pauses.intake()
 
     async def handle(self, argument: str, delivery_tag: str, stamp: Mapping[str, Any] | None = None) -> bool:
         """Handle the message of a task. True: it may be acknowledged; False: it must be put back."""
@@ -149,7 +146,7 @@ class MessageHandler:
         except CollectionNotFound:
             return None
         except OPERATOR_ERRORS as error:
-            with self._pauses.attempt(envelope.collection):
+            with self._indexer.pauses.attempt(envelope.collection):
                 raise OperatorAwaited(error) from error
         return collection if envelope.generation in ("", collection.config.generation) else None
 

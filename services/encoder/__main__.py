@@ -25,7 +25,7 @@ from textmatch.errors import TextMatchError
 from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
 from textmatch.runtime.process import call_in_thread, end_process, run_until_stopped
-from textmatch.runtime.server import GrpcServer, PortTaken
+from textmatch.runtime.server import GrpcServer
 from textmatch.runtime.settings import describe, load
 from textmatch.runtime.tracing import set_up_tracing
 from textmatch.v1 import encoder_service_pb2 as pb
@@ -80,11 +80,7 @@ async def _serve(settings: EncoderSettings) -> None:
     servicer = EncoderServicer(settings.max_texts)
     server.add(pb_grpc.add_EncoderServiceServicer_to_server, servicer, _SERVICE_NAME)
     if settings.metrics_port:
-        try:
-            serve_metrics(settings.host, settings.metrics_port)
-        except OSError as error:
-            address = f"{settings.host}:{settings.metrics_port}"
-            raise PortTaken(f"cannot serve metrics on {address}: {error.strerror}") from error
+        serve_metrics(settings.host, settings.metrics_port)
     address = await server.start()
     with ExitStack() as running:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import threading
@@ -13,33 +12,21 @@ from services.gateway.metrics import READY
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
 from textmatch.client import AsyncTextMatchClient
-from textmatch.errors import TextMatchError
-from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
-from textmatch.runtime.process import run_until_stopped, trim_heap
-from textmatch.runtime.settings import describe, load
-from textmatch.runtime.tracing import set_up_tracing
+from textmatch.runtime.process import run_service, run_until_stopped, trim_heap
 
 _log = logging.getLogger(__name__)
 
 
 def main() -> int:
     """Run until SIGTERM, then drain running requests."""
-    try:
-        settings = load(GatewaySettings)
-        set_up_logs("gateway", settings.log_level, settings.log_style)
-        set_up_tracing("gateway", settings.otlp_endpoint, settings.trace_sample_ratio)
-        _log.info("starting", extra={"settings": describe(settings)})
-        asyncio.run(_serve(settings))
-    except (TextMatchError, OSError) as error:
-        print(f"gateway: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_service("gateway", GatewaySettings, _serve)
 
 
 async def _serve(settings: GatewaySettings) -> None:
     aliases, tls = settings.aliases(), settings.server_tls()
     is_ready = threading.Event()
+    READY.set_function(lambda: float(is_ready.is_set()))
     if settings.metrics_port:
         checks = {"/ready": lambda: "" if is_ready.is_set() else "the gateway does not accept requests"}
         serve_metrics(settings.host, settings.metrics_port, checks)
@@ -63,13 +50,11 @@ async def _serve(settings: GatewaySettings) -> None:
     server = HttpServer(app, settings.host, settings.port, tls=tls, drain_seconds=settings.drain_seconds)
     address = await server.start()
     trim_heap()
-    READY.set(1)
     is_ready.set()
     _log.info("serving", extra={"address": address})
     try:
         await run_until_stopped(server.watch_certificates())
     finally:
-        READY.set(0)
         is_ready.clear()
         await server.drain()
         await client.close()

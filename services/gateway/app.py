@@ -26,7 +26,7 @@ _REF = {"$ref": "#/components/schemas/ProblemDetails"}
 _RETRY_AFTER = {
     "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until a retry may succeed."}
 }
-# Models that only streams refer to.
+# Models that no signature of a route has.
 _STREAMED = (ProblemDetails, DocumentLine, BatchMatchLine)
 
 

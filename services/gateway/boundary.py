@@ -13,7 +13,6 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -37,8 +36,6 @@ _DISCARD_SECONDS = 2.0
 _CALLER_LEFT = 499
 _UNKNOWN_ROUTE = "none"
 _REFUSED_RETRY_SECONDS = 1.0
-
-Task: TypeAlias = "asyncio.Task[None]"
 
 
 @dataclass
@@ -126,7 +123,7 @@ class _RunningRequest:
         self._left_early = False
         self._caller_left = asyncio.Event()
         self._task: asyncio.Task[object] | None = asyncio.current_task()
-        self._watch: Task | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def refuse(self, max_requests: int) -> None:
         """Answer that there are too many requests."""

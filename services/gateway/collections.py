@@ -32,7 +32,6 @@ from textmatch.client import (
     Recall,
     Rerank,
 )
-from textmatch.documents import check_item_count
 from textmatch.errors import DeadlinePassed, TextMatchError
 
 MAX_QUERIES = 1_000
@@ -270,7 +269,6 @@ async def match(collection: str, body: MatchRequestBody, caller: FromRequest) ->
 )
 async def batch_match(collection: str, body: BatchMatchRequestBody, caller: FromRequest) -> Response:
     """Match many queries with bulk priority. Each line is sent when those before it are ready."""
-    check_item_count("queries", len(body.queries), MAX_QUERIES)
     results = caller.collection(collection).batch_match(
         body.queries, timeout_seconds=caller.timeout_seconds, **body.to_keywords()
     )

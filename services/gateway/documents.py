@@ -185,7 +185,7 @@ async def delete_documents(collection: str, body: DeleteBody, caller: FromReques
 
 
 class DocumentUpload:
-    """One upload. Each line gets a result, whatever happens in the middle.
+    """One upload. Each line gets a result, also if servers fail in the middle.
 
     Args:
         timeout_seconds: of each batch; None: the client's.

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import to_json
 
-from services.gateway.caller import FromRequest, StrictBody
+from services.gateway.caller import Caller, FromRequest, StrictBody
 from services.gateway.problems import renamed_fields
 from textmatch.client import EncodeResult, HealthState, ModelInfo, ModelKind, Role
 from textmatch.documents import check_item_count
@@ -142,15 +142,8 @@ class InfoResponse(BaseModel):
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse, tags=["OpenAI"])
 async def embeddings(body: EmbeddingsRequest, caller: FromRequest) -> Response:
     """Embed texts. The official clients of OpenAI can call it."""
-    check_item_count("input", len(body.input), MAX_TEXTS)
-    with renamed_fields({"texts": "input", "dimension": "dimensions"}):
-        result = await caller.client.encode(
-            body.input,
-            role=_ROLES[body.input_type],
-            dimension=body.dimensions,
-            model=caller.gateway.model(body.model),
-            timeout_seconds=caller.timeout_seconds,
-        )
+    model = caller.gateway.model(body.model)
+    result = await _encode(caller, "input", body.input, body.input_type, body.dimensions, model)
     is_base64 = body.encoding_format == "base64"
     rows = _to_base64(result.embeddings) if is_base64 else result.embeddings.tolist()
     token_count = sum(result.token_counts)
@@ -187,14 +180,7 @@ async def get_model(model: str, caller: FromRequest) -> ModelItem:
 @router.post("/embed", response_model=list[list[float]], tags=["text-embeddings-inference"])
 async def embed(body: EmbedRequest, caller: FromRequest) -> Response:
     """Embed texts by the default bi-encoder."""
-    check_item_count("inputs", len(body.inputs), MAX_TEXTS)
-    with renamed_fields({"texts": "inputs", "dimension": "dimensions"}):
-        result = await caller.client.encode(
-            body.inputs,
-            role=_ROLES[body.prompt_name],
-            dimension=body.dimensions,
-            timeout_seconds=caller.timeout_seconds,
-        )
+    result = await _encode(caller, "inputs", body.inputs, body.prompt_name, body.dimensions)
     if not body.truncate:
         _refuse_truncated(result)
     return _json(result.embeddings.tolist())
@@ -215,7 +201,7 @@ async def info(caller: FromRequest) -> InfoResponse:
     raise ModelNotFound("", "the encoder serves no bi-encoder")
 
 
-@router.get("/health", status_code=200, tags=["text-embeddings-inference"])
+@router.get("/health", tags=["text-embeddings-inference"])
 async def health(caller: FromRequest) -> dict[str, HealthState]:
     """200 if encoder and matcher answer and are serving, else 503."""
     states = {one.name: one.state for one in await caller.client.health()}
@@ -223,6 +209,26 @@ async def health(caller: FromRequest) -> dict[str, HealthState]:
     if down:
         raise NotReady("; ".join(down))
     return states
+
+
+async def _encode(
+    caller: Caller,
+    field: str,
+    texts: list[str],
+    input_type: InputType,
+    dimensions: int | None,
+    model: str = "",
+) -> EncodeResult:
+    """The embeddings of the texts in this field of the body, by which errors name them."""
+    check_item_count(field, len(texts), MAX_TEXTS)
+    with renamed_fields({"texts": field, "dimension": "dimensions"}):
+        return await caller.client.encode(
+            texts,
+            role=_ROLES[input_type],
+            dimension=dimensions,
+            model=model,
+            timeout_seconds=caller.timeout_seconds,
+        )
 
 
 def _to_base64(vectors: Embeddings) -> list[str]:

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from textmatch.errors import InvalidInput, TextMatchError
-from textmatch.runtime.file_watch import FileWatch
-from textmatch.runtime.tls import ServerTls
-
-_log = logging.getLogger(__name__)
+from textmatch.runtime.process import PortTaken
+from textmatch.runtime.tls import LatestCertificates, ServerTls
 
 _CHECK_SECONDS = 1.0
 _START_POLL_SECONDS = 0.01
 _BACKLOG = 1_024
-
-
-class HttpPortTaken(TextMatchError):
-    """Another process already listens on the address."""
 
 
 class HttpServer:
@@ -42,7 +35,8 @@ class HttpServer:
         self, app: ASGIApp, host: str, port: int, *, tls: ServerTls | None = None, drain_seconds: float = 20.0
     ) -> None:
         self._host, self._port = host, port
-        self._certificates = _Certificates(tls) if tls else None
+        certificates = LatestCertificates(tls, partial(_read_into, _new_context(tls))) if tls else None
+        self._certificates = certificates
         config = uvicorn.Config(
             app,
             http="httptools",
@@ -53,7 +47,7 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=max(1, round(drain_seconds)),
-            ssl_context_factory=self._certificates.for_uvicorn if self._certificates else None,
+            ssl_context_factory=(lambda *_: certificates.first) if certificates else None,
         )
         self._server = _Server(config)
         self._running: asyncio.Task[None] | None = None
@@ -62,14 +56,14 @@ class HttpServer:
         """Listen; returns the address with the real port.
 
         Raises:
-            HttpPortTaken: another process listens there.
+            PortTaken: another process listens there.
         """
         listener = self._listen()
         self._running = asyncio.create_task(self._server.serve([listener]))
         while not self._server.started:
             if self._running.done():
                 await self._running
-                raise HttpPortTaken(f"the server on {self._host}:{self._port} ended at its start")
+                raise PortTaken(f"the server on {self._host}:{self._port} ended at its start")
             await asyncio.sleep(_START_POLL_SECONDS)
         return f"{self._host}:{listener.getsockname()[1]}"
 
@@ -78,7 +72,7 @@ class HttpServer:
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             if self._certificates is not None:
-                self._certificates.reload_if_changed()
+                self._certificates.if_changed()
 
     async def drain(self) -> None:
         """Refuse new connections, let running requests end, then stop."""
@@ -91,7 +85,7 @@ class HttpServer:
         try:
             listener = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
         except OSError as error:
-            raise HttpPortTaken(
+            raise PortTaken(
                 f"cannot listen on {self._host}:{self._port}; is the port in use? ({error.strerror})"
             ) from error
         # Connections inherit it; asyncio sets it only on sockets that it makes itself. Without it, the body
@@ -107,35 +101,20 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Certificates:
-    def __init__(self, tls: ServerTls) -> None:
-        self._tls = tls
-        self._watch = FileWatch(tls.files())
-        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._context.set_alpn_protocols(["http/1.1"])
-        if tls.client_ca is not None:
-            self._context.verify_mode = ssl.CERT_REQUIRED
-        self._load()
+def _new_context(tls: ServerTls) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if tls.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
-    def for_uvicorn(self, config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        """The context, which stays the same when the files change."""
-        return self._context
 
-    def reload_if_changed(self) -> None:
-        """Read the files again. If they cannot be used, the old certificate stays in use."""
-        if not self._watch.has_changed():
-            return
-        try:
-            self._load()
-        except InvalidInput as error:
-            _log.error("certificate not reloaded, the old one stays in use", extra={"error": str(error)})
-        else:
-            _log.info("certificate reloaded", extra={"file": str(self._tls.cert)})
-
-    def _load(self) -> None:
-        self._tls.check()
-        # Without a password, OpenSSL would prompt for one.
-        self._context.load_cert_chain(self._tls.cert, self._tls.key, password="")
-        if self._tls.client_ca is not None:
-            self._context.load_verify_locations(self._tls.client_ca)
+def _read_into(context: ssl.SSLContext, tls: ServerTls) -> ssl.SSLContext:
+    """New connections use the files, although uvicorn keeps its context."""
+    tls.check()
+    # Without a password, OpenSSL would prompt for one.
+    context.load_cert_chain(tls.cert, tls.key, password="")
+    if tls.client_ca is not None:
+        context.load_verify_locations(tls.client_ca)
+    return context

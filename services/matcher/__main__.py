@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from services.matcher.settings import MatcherSettings
 from textmatch.circuit_breaker import DependencyGuard
 from textmatch.collection_store import CollectionStore
 from textmatch.encoder_client import EncoderClient
-from textmatch.errors import DependencyUnavailable, TextMatchError
+from textmatch.errors import DependencyUnavailable
 from textmatch.index.client import check_version_at_start
 from textmatch.index.client import connect as connect_qdrant
 from textmatch.queue.depth import QueueDepth, QueueGauges
@@ -30,12 +29,9 @@ from textmatch.queue.keys import Keys
 from textmatch.queue.producer import Producer
 from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.queue.worker_problems import WorkerProblems
-from textmatch.runtime.logs import set_up_logs
 from textmatch.runtime.metrics import serve_metrics
-from textmatch.runtime.process import run_until_stopped, trim_heap
+from textmatch.runtime.process import run_service, run_until_stopped, trim_heap
 from textmatch.runtime.server import GrpcServer
-from textmatch.runtime.settings import describe, load
-from textmatch.runtime.tracing import set_up_tracing
 from textmatch.types import Problem
 from textmatch.v1.collection_service_pb2_grpc import add_CollectionServiceServicer_to_server
 from textmatch.v1.matcher_service_pb2_grpc import add_MatcherServiceServicer_to_server
@@ -48,16 +44,7 @@ _COLLECTION_SERVICE_NAME = "textmatch.v1.CollectionService"
 
 def main() -> int:
     """Run until SIGTERM, then drain running calls."""
-    try:
-        settings = load(MatcherSettings)
-        set_up_logs("matcher", settings.log_level, settings.log_style)
-        set_up_tracing("matcher", settings.otlp_endpoint, settings.trace_sample_ratio)
-        _log.info("starting", extra={"settings": describe(settings)})
-        asyncio.run(_serve(settings))
-    except (TextMatchError, OSError) as error:
-        print(f"matcher: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_service("matcher", MatcherSettings, _serve)
 
 
 async def _serve(settings: MatcherSettings) -> None:
@@ -75,6 +62,7 @@ async def _serve(settings: MatcherSettings) -> None:
         key=settings.tls_key,
     )
     await check_version_at_start(qdrant)
+    guards = (redis.guard, qdrant.guard)
     keys = Keys(settings.installation)
     store = CollectionStore(redis, qdrant, keys, replicas=settings.redis_replicas)
     dependencies = _ingest_dependencies(settings, redis, keys)
@@ -96,7 +84,7 @@ async def _serve(settings: MatcherSettings) -> None:
         DocumentsHandler(dependencies),
         match_timeout_seconds=settings.match_timeout_seconds,
         batch_match_concurrency=settings.batch_match_concurrency,
-        problems=partial(_problems, (redis.guard, qdrant.guard), WorkerProblems(redis, keys)),
+        problems=partial(_problems, guards, WorkerProblems(redis, keys)),
     )
     server.add(add_MatcherServiceServicer_to_server, servicer, _SERVICE_NAME)
     collections = CollectionServicer(store, encoder)
@@ -107,7 +95,6 @@ async def _serve(settings: MatcherSettings) -> None:
     await server.set_serving(is_serving=True)
     _log.info("serving", extra={"address": address})
     try:
-        guards = (redis.guard, qdrant.guard)
         await run_until_stopped(
             QueueGauges(redis, keys).sample_forever(),
             server.show_dependencies(guards),

@@ -68,7 +68,7 @@ async def check_version(client: AsyncQdrantClient) -> None:
 
 
 async def check_version_at_start(client: AsyncQdrantClient) -> None:
-    """The same, but a server that does not answer is no error: it is checked later.
+    """The same, but a server that does not answer is not an error: it is checked later.
 
     Raises:
         QdrantTooOld: the server is too old.

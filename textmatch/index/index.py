@@ -290,6 +290,8 @@ class Index:
 
     async def fingerprints(self, ids: Sequence[str]) -> dict[str, Fingerprint]:
         """What is known of those of these documents that are stored, by id."""
+        if not ids:
+            return {}
         return await self._read(lambda points: points.fingerprints(ids))
 
     async def delete(self, versions: Mapping[str, int]) -> int:

@@ -51,8 +51,7 @@ def read_judgements(
     with open_data_file(path) as file:
         for row in read_rows(file, is_tsv=True):
             is_header = row.line_number == 1 and len(row.cells) == 3 and _number(row.cells[2]) is None
-            is_blank = not row.problem and not "".join(row.cells).strip()
-            if is_header or is_blank:
+            if is_header or (row.is_blank and not row.problem):
                 continue
             if problem := row.problem or _problem(row.cells, queries, documents):
                 raise UnreadableFile.of_field(f"{path} line {row.line_number}", problem)

@@ -58,7 +58,7 @@ def load_cross_encoder_directory(path: Path, base: Path, *, device: str | None =
             local_files_only=True,
             model_kwargs={"use_safetensors": True},
         )
-        merge_adapter(model[0], path)
+    merge_adapter(model[0], path)
     set_normalization(model, path)
     model.eval()
     return model
@@ -79,7 +79,7 @@ def load_bi_encoder_directory(path: Path, base: Path) -> SentenceTransformer:
         model = SentenceTransformer(
             str(base), device="cpu", local_files_only=True, model_kwargs=MODEL_OPTIONS
         )
-        merge_adapter(model[0], path)
+    merge_adapter(model[0], path)
     model.max_seq_length = _max_length_tokens(path)
     prompts = _config(path).get(_PROMPTS)
     if prompts is not None:

@@ -3,7 +3,7 @@
     accepted = max(TIME of Redis in microseconds, last accepted + 1)
 
 The scripts of producer.py and tombstones.py read it in the step that has the effect. The order of
-acceptance is therefore the same for all matchers, whatever their own clocks say, and also if the clock of
+acceptance is therefore the same for all matchers, even if their own clocks differ, and also if the clock of
 the Redis server is set back. The time of acceptance is the version of a document that comes without one.
 
 A request that is tried again keeps what its first try was given: `Request` names it.
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 # To be put in front of scripts.
 #   tick(clock, count): reserves `count` times, and returns the first.
 #   text(number): a whole number as Redis and JSON read it.
-# tombstones_of(registry, ids): versions and times of acceptance of the tombstones of ids, in their order;
-# 0: none. bury(registry, seconds, ids, versions, accepted): adds tombstones that expire after `seconds` to
-# a day later.
+#   tombstones_of(registry, ids): versions and times of acceptance of the tombstones of ids, in their order;
+#   0: none.
 CLOCK_LUA = """
 local MAX_VERSION = 9007199254740991
 
@@ -50,17 +49,6 @@ local function tombstones_of(registry, ids)
   end
   return versions, accepted
 end
-
-local function bury(registry, seconds, ids, versions, accepted)
-  local now = tonumber(redis.call('TIME')[1])
-  local day = text(math.ceil((now + seconds) / 86400) * 86400)
-  redis.call('ZADD', registry, day, day)
-  for i, id in ipairs(ids) do
-    redis.call('HSET', registry .. ':' .. day, id, text(versions[i]) .. ' ' .. text(accepted[i]))
-  end
-  redis.call('EXPIREAT', registry .. ':' .. day, day)
-  redis.call('ZREMRANGEBYSCORE', registry, '-inf', now)
-end
 """
 
 
@@ -70,7 +58,7 @@ class Request:
 
     Args:
         id: a UUID that all its tries have in common; empty: each try is a new request.
-        ttl_seconds: how long it is remembered from now on.
+        ttl_seconds: how long it is remembered from now on; 0 if it has no id.
     """
 
     id: str = ""

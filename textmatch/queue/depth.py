@@ -85,11 +85,15 @@ end
 return {tombstones, letters}
 """
 
-# KEYS: lists with messages. Returns the time in microseconds, and the oldest message of each list.
+# KEYS: lists with messages. Returns the time in microseconds, and the oldest message of each list. The client
+# decodes UTF-8, which not all producers write. Messages that can be read are ASCII.
 _OLDEST = """
 local time, oldest = redis.call('TIME'), {}
 for _, list in ipairs(KEYS) do
-  oldest[#oldest + 1] = redis.call('LINDEX', list, -1) or nil
+  local message = redis.call('LINDEX', list, -1)
+  if message then
+    oldest[#oldest + 1] = string.gsub(message, '[\\128-\\255]', '?')
+  end
 end
 return {time[1] * 1000000 + time[2], oldest}
 """

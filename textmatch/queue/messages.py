@@ -172,7 +172,7 @@ def decode(argument: str, stamp: Stamp | None = None) -> IngestMessage:
 
 @contextmanager
 def _only_malformed() -> Iterator[None]:
-    """Translates every error: the message is at fault, whatever it makes the code here raise."""
+    """Translates every error: the message is at fault, also for an unexpected exception."""
     try:
         yield
     except MalformedMessage:

@@ -210,18 +210,17 @@ class Producer:
         script_keys += [state.tombstones, state.request(request.id)]
         fixed: list[str | int] = [
             *names,
-            request.ttl_seconds if request.id else 0,
+            request.ttl_seconds,
             step.accepted_us,
             f"step-{step.number}",
         ]
-        with translated_errors():
-            versions = await run_confirmed(
-                self._redis,
-                self._enqueue,
-                keys=script_keys,
-                args=[*fixed, len(step.rows), *flattened(step.rows), *step.packed],
-                replicas=self._replicas,
-            )
+        versions = await run_confirmed(
+            self._redis,
+            self._enqueue,
+            keys=script_keys,
+            args=[*fixed, len(step.rows), *flattened(step.rows), *step.packed],
+            replicas=self._replicas,
+        )
         if versions is None:
             raise CollectionNotFound(envelope.collection)
         return [int(version) for version in versions]

@@ -162,16 +162,17 @@ async def run_confirmed(
     The answer of a script that wrote nothing says nothing about replicas.
 
     Raises:
-        DependencyUnavailable: they did not confirm it in time. The script has run, and may or may not survive
-            the loss of the master.
+        DependencyUnavailable: Redis does not answer; or they did not confirm it in time. The script has run
+            then, and may or may not survive the loss of the master.
     """
-    if not replicas:
-        return await script(keys=keys, args=args)
-    # WAIT is about the writes of its own connection, which a pipeline keeps.
-    async with redis.pipeline(transaction=False) as pipe:
-        pipe.eval(str(script.script), len(keys), *keys, *args)
-        pipe.wait(replicas, int(_CONFIRM_SECONDS * 1_000))
-        answer, confirmed = await pipe.execute()
+    with translated_errors():
+        if not replicas:
+            return await script(keys=keys, args=args)
+        # WAIT is about the writes of its own connection, which a pipeline keeps.
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.eval(str(script.script), len(keys), *keys, *args)
+            pipe.wait(replicas, int(_CONFIRM_SECONDS * 1_000))
+            answer, confirmed = await pipe.execute()
     if confirmed < replicas:
         message = f"only {confirmed} of {replicas} replicas of Redis confirmed the write"
         raise DependencyUnavailable(message, retry_delay_seconds=_RETRY_SECONDS)

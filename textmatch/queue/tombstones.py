@@ -1,7 +1,7 @@
 """Tombstones: what a delete has covered. They keep older writes from restoring it.
 
 A tombstone of an id has a version and a time of acceptance (clock.py). It covers a document that has this
-version or an older one, and a document that was accepted earlier, whatever its version. A delete up to a
+version or an older one, and a document of any version that was accepted earlier. A delete up to a
 version sets the first. A delete without a version sets both: the version is the highest one that is known
 for the id.
 
@@ -49,6 +49,21 @@ from textmatch.queue.redis_client import flattened, run_confirmed, translated_er
 
 _FILTERS_PER_PAGE = 100
 
+# bury(registry, seconds, ids, versions, accepted): adds tombstones that expire after `seconds` or up
+# to a day later.
+_BURY = """
+local function bury(registry, seconds, ids, versions, accepted)
+  local now = tonumber(redis.call('TIME')[1])
+  local day = text(math.ceil((now + seconds) / 86400) * 86400)
+  redis.call('ZADD', registry, day, day)
+  for i, id in ipairs(ids) do
+    redis.call('HSET', registry .. ':' .. day, id, text(versions[i]) .. ' ' .. text(accepted[i]))
+  end
+  redis.call('EXPIREAT', registry .. ':' .. day, day)
+  redis.call('ZREMRANGEBYSCORE', registry, '-inf', now)
+end
+"""
+
 # ARGV of the following: how long to remember the request (0: not). KEYS: clock, request.
 # Sets `accepted`, the time of the first try, and `is_new`.
 _ACCEPT = (
@@ -76,6 +91,7 @@ end
 # none), ids.
 _DELETE = (
     _ACCEPT
+    + _BURY
     + """
 if not is_new then
   return accepted
@@ -108,6 +124,7 @@ return accepted
 # KEYS: tombstones. ARGV: how long to keep them, then ids and versions.
 _ADD = (
     CLOCK_LUA
+    + _BURY
     + """
 local ids, versions = {}, {}
 for i = 2, #ARGV, 2 do
@@ -222,7 +239,7 @@ class Tombstones:
         ]
         keys += [letters.dead_letters, letters.dead_letter_versions]
         arguments: list[str | int] = [
-            request.ttl_seconds if request.id else 0,
+            request.ttl_seconds,
             ttl_seconds,
             version or 0,
             *dict.fromkeys(ids),
@@ -250,10 +267,7 @@ class Tombstones:
         return {one: Tombstone(version, at) for one, version, at in rows if version or at}
 
     async def _run(self, script: AsyncScript, keys: list[str], arguments: list[str | int]) -> Any:
-        with translated_errors():
-            return await run_confirmed(
-                self._redis, script, keys=keys, args=arguments, replicas=self._replicas
-            )
+        return await run_confirmed(self._redis, script, keys=keys, args=arguments, replicas=self._replicas)
 
     async def covering(self, documents: Collection[Document]) -> dict[str, Tombstone]:
         """The tombstones, by id, that delete these documents."""
@@ -297,13 +311,11 @@ class FilterTombstones:
         state = self._state
         text = json.dumps([version or MAX_VERSION, _to_json(condition)])
         keys = [state.clock, state.request(request.id), state.filter_tombstones, state.filter_tombstone_ends]
-        arguments: list[str | int] = [request.ttl_seconds if request.id else 0, ttl_seconds, text]
-        with translated_errors():
-            return int(
-                await run_confirmed(
-                    self._redis, self._delete, keys=keys, args=arguments, replicas=self._replicas
-                )
-            )
+        arguments: list[str | int] = [request.ttl_seconds, ttl_seconds, text]
+        accepted_us = await run_confirmed(
+            self._redis, self._delete, keys=keys, args=arguments, replicas=self._replicas
+        )
+        return int(accepted_us)
 
     async def after(self, accepted_us: int) -> AsyncIterator[list[FilterTombstone]]:
         """Pages of the deletes that came after this time: only they cover documents accepted then."""

@@ -11,6 +11,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import Counter, Histogram, make_wsgi_app
 
+from textmatch.runtime.process import PortTaken
+
 # Half a millisecond to half a minute, with about two buckets per doubling in the range of latency targets.
 SECONDS_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
@@ -53,10 +55,13 @@ def serve_metrics(host: str, port: int, checks: Mapping[str, Check] | None = Non
             text with 503.
 
     Raises:
-        OSError: the port is taken.
+        PortTaken: another process listens there.
     """
     server_class = _Ipv6Server if ":" in host else _Server
-    server = make_server(host, port, _app(checks or {}), server_class, handler_class=_SilentHandler)
+    try:
+        server = make_server(host, port, _app(checks or {}), server_class, handler_class=_SilentHandler)
+    except OSError as error:
+        raise PortTaken(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""Run a process until a signal, and return unused memory after start-up."""
+"""Start a process, run it until a signal, and return unused memory after start-up."""
 
 from __future__ import annotations
 
@@ -14,10 +14,42 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from textmatch.errors import TextMatchError
+from textmatch.runtime.logs import set_up_logs
+from textmatch.runtime.settings import ProcessSettings, describe, load
+from textmatch.runtime.tracing import set_up_tracing
+
 Result = TypeVar("Result")
+Settings = TypeVar("Settings", bound=ProcessSettings)
+
+_log = logging.getLogger(__name__)
 
 # Threads that `call_in_thread` started and that still run.
 _running: set[threading.Thread] = set()
+
+
+class PortTaken(TextMatchError):
+    """Another process already listens on the address."""
+
+
+def run_service(
+    name: str, settings_class: type[Settings], serve: Callable[[Settings], Coroutine[Any, Any, None]]
+) -> int:
+    """Read the settings, set up logs and traces, and run `serve`.
+
+    Returns:
+        The exit status. An error that ends the process is printed in one line.
+    """
+    try:
+        settings = load(settings_class)
+        set_up_logs(name, settings.log_level, settings.log_style)
+        set_up_tracing(name, settings.otlp_endpoint, settings.trace_sample_ratio)
+        _log.info("starting", extra={"settings": describe(settings)})
+        asyncio.run(serve(settings))
+    except (TextMatchError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 async def run_until_stopped(*parts: Coroutine[Any, Any, None]) -> None:

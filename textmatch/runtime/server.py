@@ -12,10 +12,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from textmatch.circuit_breaker import DependencyGuard
-from textmatch.errors import TextMatchError
 from textmatch.runtime.auth import ApiKeys, AuthInterceptor, RateLimits
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.interceptors import CallInterceptor, RequestInterceptor
+from textmatch.runtime.process import PortTaken
 from textmatch.runtime.request_limits import RequestLimits
 from textmatch.runtime.tls import ServerTls
 
@@ -24,10 +24,6 @@ _log = logging.getLogger(__name__)
 # gRPC itself refuses calls above the limit and this many more: without details, and health checks too.
 _SPARE_CALLS = 1_000
 _DEPENDENCY_SECONDS = 0.5
-
-
-class PortTaken(TextMatchError):
-    """Another process already listens on the address."""
 
 
 class GrpcServer:

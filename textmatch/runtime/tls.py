@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import grpc
 
@@ -15,6 +17,8 @@ from textmatch.runtime.file_watch import FileWatch
 _log = logging.getLogger(__name__)
 
 SYSTEM_CA = "system"
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class ServerTls:
         Raises:
             InvalidInput: a file cannot be read, or key and certificate do not match.
         """
-        latest = _LatestCertificates(self)
+        latest = LatestCertificates(self, _configuration)
         return grpc.dynamic_ssl_server_credentials(
             latest.first,
             latest.if_changed,  # type: ignore[arg-type]  # None: no change, says its documentation
@@ -90,23 +94,36 @@ class ClientTls:
         return tuple(Path(name) for name in (self.ca, self.cert, self.key) if name not in ("", SYSTEM_CA))
 
 
-class _LatestCertificates:
-    def __init__(self, tls: ServerTls) -> None:
-        self._tls = tls
-        self._watch = FileWatch(tls.files())
-        self.first = _configuration(tls)
+class LatestCertificates(Generic[Loaded]):
+    """What a server makes of its files, at the start and again each time that they are replaced.
 
-    def if_changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Called by gRPC before each handshake, in its own thread."""
+    Args:
+        load: reads the files.
+
+    Raises:
+        InvalidInput: a file cannot be used.
+    """
+
+    def __init__(self, tls: ServerTls, load: Callable[[ServerTls], Loaded]) -> None:
+        self._tls = tls
+        self._load = load
+        self._watch = FileWatch(tls.files())
+        self.first = load(tls)
+
+    def if_changed(self) -> Loaded | None:
+        """Load again if a file was replaced. None: none was, or the new ones cannot be used.
+
+        gRPC calls it before each handshake, in its own thread.
+        """
         if not self._watch.has_changed():
             return None
         try:
-            configuration = _configuration(self._tls)
-        except InvalidInput as error:
+            loaded = self._load(self._tls)
+        except (InvalidInput, OSError) as error:
             _log.error("certificate not reloaded, the old one stays in use", extra={"error": str(error)})
             return None
         _log.info("certificate reloaded", extra={"file": str(self._tls.cert)})
-        return configuration
+        return loaded
 
 
 def _configuration(tls: ServerTls) -> grpc.ServerCertificateConfiguration:

@@ -989,8 +989,8 @@ class DeleteDocumentsRequest(_message.Message):
     DRY_RUN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Documents newer than this version are kept. Absent: all that was accepted before the delete goes, whatever its
-    version, and of ids also what comes later with a version that is not newer than the deleted one.
+    """Documents newer than this version are kept. Absent: every version that was accepted before the delete is deleted,
+    and of ids also what comes later with a version that is not newer than the deleted one.
     """
     collection: _builtins.str
     """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""

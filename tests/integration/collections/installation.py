@@ -59,7 +59,6 @@ class Installation:
         # A matcher and a worker have a store each.
         self.store = CollectionStore(self.redis, self.qdrant, self.keys)
         self.worker_store = CollectionStore(self.redis, self.qdrant, self.keys)
-        self._keys_file = keys_file
         self._server = GrpcServer(
             "127.0.0.1",
             0,

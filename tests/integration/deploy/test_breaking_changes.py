@@ -36,7 +36,7 @@ def commit(folder: Path) -> None:
 
 
 def check_breaking(folder: Path) -> subprocess.CompletedProcess[str]:
-    # This repository has no package.json, from which make would install buf anew.
+    # This repository has no package.json, from which make would install buf again.
     command = ["make", "--silent", "check-breaking", f"BUF={buf()}", f"--old-file={buf()}"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 

@@ -15,7 +15,6 @@ from tests.integration.encoder.conftest import model_directories, models
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.support.encoder_server import serve_encoder
 from tests.support.gateway import serve_gateway
-from tests.support.qdrant import qdrant_url
 from tests.support.redis import own_redis_server, redis_client, redis_server, shared_redis_server
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "model_directories",
     "models",
     "own_redis_server",
-    "qdrant_url",
     "redis_client",
     "redis_server",
     "shared_redis_server",

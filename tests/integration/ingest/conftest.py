@@ -19,6 +19,8 @@ from tests.integration.ingest.indexing import (
 )
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.worker_process import WorkerProcess
+from tests.support.collections import register
+from tests.support.grpc_proxy import GrpcProxy
 from tests.support.redis import (
     RedisServer,
     own_redis_server,
@@ -29,6 +31,7 @@ from tests.support.redis import (
 from textmatch.collection_config import CollectionConfig
 from textmatch.encoder_client import EncoderClient
 from textmatch.index.index import Index
+from textmatch.queue.redis_client import connect
 from workers.indexer import IndexerDependencies
 
 __all__ = [
@@ -59,6 +62,29 @@ async def deps(index: Index, redis: Redis, encoder: ScriptedEncoder) -> AsyncIte
 @pytest.fixture
 def state(redis: Redis, index: Index) -> IngestState:
     return make_ingest_state(redis, index)
+
+
+@pytest.fixture
+async def own_redis(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client of a Redis of the test's own, which knows the collection."""
+    client = connect(own_redis_server.url)
+    await register(client)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def own_state(own_redis: Redis, index: Index) -> IngestState:
+    return make_ingest_state(own_redis, index)
+
+
+@pytest.fixture
+async def proxy(qdrant_url: str, collection: CollectionConfig) -> AsyncIterator[GrpcProxy]:
+    """Before the shared Qdrant: refuses, holds or resets calls."""
+    proxy = GrpcProxy(int(qdrant_url.rpartition(":")[2]))
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
 
 
 @pytest.fixture

@@ -58,17 +58,19 @@ async def test_queued_documents_are_deleted_once_they_are_written(
     assert status.queued_count == 0
 
 
-async def deliver(state: IngestState, deps: IndexerDependencies, *documents: Document) -> None:
+async def deliver(deps: IndexerDependencies, *documents: Document) -> list[DocumentOutcome]:
     """Each in a batch of its own, as if accepted before all deletes."""
-    for one in documents:
-        await index_documents([replace(one, accepted_us=1)], deps)
+    return [
+        outcome
+        for document in documents
+        for outcome in await index_documents([replace(document, accepted_us=1)], deps)
+    ]
 
 
 @pytest.mark.parametrize("version", [10, None])
 @pytest.mark.parametrize("order", [(3, 5), (5, 3), (3, 5, 3), (5, 3, 5)])
 async def test_what_is_deleted_depends_on_the_newest_version_only(
     handler: DocumentCalls,
-    state: IngestState,
     deps: IndexerDependencies,
     order: tuple[int, ...],
     version: int | None,
@@ -76,17 +78,17 @@ async def test_what_is_deleted_depends_on_the_newest_version_only(
     newest_is_chinese = {3: document("en", 3), 5: document("zh", 5)}
     await index_documents([document("fr", 1)], deps)
     await delete(handler, version)
-    await deliver(state, deps, *(newest_is_chinese[version] for version in order))
+    await deliver(deps, *(newest_is_chinese[version] for version in order))
     assert await stored_version(deps) is None
 
 
 @pytest.mark.parametrize("version", [10, None])
 async def test_a_queued_version_that_does_not_fit_survives(
-    handler: DocumentCalls, state: IngestState, deps: IndexerDependencies, version: int | None
+    handler: DocumentCalls, deps: IndexerDependencies, version: int | None
 ):
     await index_documents([document("zh", 3)], deps)
     assert await delete(handler, version) == 1
-    await deliver(state, deps, document("en", 5), document("zh", 3))
+    assert await deliver(deps, document("en", 5), document("zh", 3)) == [INDEXED, DELETED]
     assert await stored_version(deps) == 5
 
 
@@ -129,7 +131,7 @@ async def test_a_filter_without_conditions_deletes_nothing(
 
 
 @pytest.mark.parametrize("version", [10, None])
-async def test_documents_that_come_after_the_delete_stay_whatever_their_version(
+async def test_documents_of_any_version_that_come_after_the_delete_stay(
     handler: DocumentCalls,
     state: IngestState,
     deps: IndexerDependencies,
@@ -207,7 +209,7 @@ async def test_what_a_running_delete_removes_before_its_worker_looks_stays_delet
         await index_documents([newest], deps)
     monkeypatch.undo()
     assert await index_documents([newest], deps) == [DELETED]
-    await deliver(state, deps, document("en", 3))
+    await deliver(deps, document("en", 3))
     assert await stored_version(deps) is None
 
 

@@ -9,34 +9,20 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.integration.ingest.document_calls import DocumentCalls
-from tests.integration.ingest.indexing import IngestState, make_ingest_state
+from tests.integration.ingest.indexing import IngestState
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
-from tests.support.collections import CONFIG, KEYS, register
+from tests.support.collections import CONFIG, KEYS
 from tests.support.redis import RedisServer
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable
 from textmatch.index.index import Index
 from textmatch.queue import depth
 from textmatch.queue.depth import QueueGauges
-from textmatch.queue.redis_client import connect
 from textmatch.v1 import matcher_service_pb2 as pb
 
 StartWorker = Callable[..., WorkerProcess]
-
-
-@pytest.fixture
-async def own_redis(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
-    client = connect(own_redis_server.url)
-    await register(client)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def own_state(own_redis: Redis, index: Index) -> IngestState:
-    return make_ingest_state(own_redis, index)
 
 
 def documents(count: int) -> list[Document]:

@@ -18,7 +18,6 @@ from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
 from tests.support.collections import CONFIG, KEYS, FixedStore, close_index, make_collection, make_index
 from tests.support.grpc_proxy import REFUSALS, STRICT_LIMIT, WRONG_KEY, GrpcProxy, Refusal
-from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
 from textmatch.errors import StoreAccessDenied
 from textmatch.index.index import Index
@@ -32,14 +31,6 @@ from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 
 StartWorker = Callable[..., WorkerProcess]
 DOCUMENTS = [Document(f"文档🙂{number}", f"text {number}", version=1) for number in range(32)]
-
-
-@pytest.fixture
-async def proxy(qdrant_url: str, collection: CollectionConfig) -> AsyncIterator[GrpcProxy]:
-    proxy = GrpcProxy(int(qdrant_url.rpartition(":")[2]))
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
 
 
 async def enqueue_one_by_one(state: IngestState) -> None:
@@ -110,9 +101,8 @@ async def test_a_limit_of_strict_mode_makes_batches_smaller(
 class Door:
     """A matcher behind real gRPC whose Qdrant is the proxy."""
 
-    def __init__(self, stub: pb_grpc.MatcherServiceAsyncStub, index: Index) -> None:
+    def __init__(self, stub: pb_grpc.MatcherServiceAsyncStub) -> None:
         self.stub = stub
-        self.index = index
 
     async def ingest(self, document_id: str) -> pb.IngestResult:
         async def requests() -> AsyncIterator[pb.IngestDocumentsRequest]:
@@ -147,7 +137,7 @@ async def door(proxy: GrpcProxy, redis: Redis) -> AsyncIterator[Door]:
     server = GrpcServer("127.0.0.1", 0, MAX_REQUEST_BYTES, method_limits=METHOD_LIMITS)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     channel = open_aio_channel(await server.start())
-    yield Door(pb_grpc.MatcherServiceStub(channel), index)
+    yield Door(pb_grpc.MatcherServiceStub(channel))
     await channel.close()
     await server.drain(1)
     await close_index(index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 import redis as blocking_redis
@@ -13,7 +13,7 @@ from tests.integration.ingest.indexing import IngestState, make_ingest_state
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.waiting import eventually
 from tests.integration.ingest.worker_process import WorkerProcess
-from tests.support.collections import CONFIG, register
+from tests.support.collections import CONFIG
 from tests.support.redis import RedisServer, free_port
 from textmatch.documents import Document
 from textmatch.errors import DependencyUnavailable, StoreAccessDenied
@@ -55,19 +55,6 @@ REFUSALS = {
     "READONLY": (become_a_replica, become_the_master),
     "MASTERDOWN": (become_a_silent_replica, become_the_master_again),
 }
-
-
-@pytest.fixture
-async def own_redis(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
-    client = connect(own_redis_server.url)
-    await register(client)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def own_state(own_redis: Redis, index: Index) -> IngestState:
-    return make_ingest_state(own_redis, index)
 
 
 def documents(count: int, first: int = 0) -> list[Document]:

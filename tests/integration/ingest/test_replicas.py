@@ -43,7 +43,7 @@ class Pair:
     def fail_over(self) -> None:
         """The master is lost, and the replica takes its place with what it has.
 
-        It starts again, because a replica that was paused still finds in its socket what came meanwhile.
+        It starts again, because a replica that was paused still reads what came in by its socket.
         """
         self.master.kill()
         self.replica.restart()

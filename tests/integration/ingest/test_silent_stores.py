@@ -14,19 +14,10 @@ from tests.integration.ingest.indexing import IngestState, make_ingest_state
 from tests.integration.ingest.waiting import eventually
 from tests.support.collections import client_of, close_index, make_index
 from tests.support.grpc_proxy import GrpcProxy
-from textmatch.collection_config import CollectionConfig
 from textmatch.errors import DependencyUnavailable
 from textmatch.index.client import Qdrant
 from textmatch.index.index import Index
 from textmatch.v1 import matcher_service_pb2 as pb
-
-
-@pytest.fixture
-async def proxy(qdrant_url: str, collection: CollectionConfig) -> AsyncIterator[GrpcProxy]:
-    proxy = GrpcProxy(int(qdrant_url.rpartition(":")[2]))
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
 
 
 @pytest.fixture

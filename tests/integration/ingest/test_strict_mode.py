@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
 
 from tests.integration.ingest.document_calls import DocumentCalls
-from tests.integration.ingest.indexing import IngestState, make_ingest_state
+from tests.integration.ingest.indexing import IngestState
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.qdrant.edge_process import EdgeProcess
-from tests.support.collections import CONFIG, client_of, close_index, empty_qdrant, make_index, register
+from tests.support.collections import CONFIG, client_of, empty_qdrant, register
 from tests.support.queue import take_queued
 from textmatch.collection_config import CollectionConfig, PayloadIndex
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
-from textmatch.index.index import Index
 from textmatch.v1 import matcher_service_pb2 as pb
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
@@ -44,18 +43,6 @@ def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def collection(qdrant_url: str, redis: Redis) -> CollectionConfig:
     await empty_qdrant(qdrant_url)
     return await register(redis, INDEXED)
-
-
-@pytest.fixture
-async def index(qdrant_url: str, collection: CollectionConfig) -> AsyncIterator[Index]:
-    connected = make_index(qdrant_url, collection)
-    yield connected
-    await close_index(connected)
-
-
-@pytest.fixture
-def state(redis: Redis, index: Index) -> IngestState:
-    return make_ingest_state(redis, index)
 
 
 async def stored(deps: IndexerDependencies) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from safetensors.numpy import load_file
 from sentence_transformers import CrossEncoder
@@ -48,7 +49,11 @@ def test_without_a_base_the_language_chooses_one_and_the_card_names_it(
 ):
     output = tmp_path / "model"
     command = ["train", "siamese", "--train", str(scored), "--output", str(output), "--max-steps", "2"]
-    assert main([*command, "--device", "cpu", "--threads", "1"]) == 0
+    threads = torch.get_num_threads()
+    try:
+        assert main([*command, "--device", "cpu", "--threads", "1"]) == 0
+    finally:
+        torch.set_num_threads(threads)
     assert f"base: {MINI_LM}, since 100.0% of the letters are ASCII" in capsys.readouterr().err
     card = (output / "README.md").read_text(encoding="utf-8")
     assert f"--base {MINI_LM}" in card

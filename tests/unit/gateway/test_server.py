@@ -11,11 +11,12 @@ import httpx
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.server import HttpPortTaken, HttpServer
+from services.gateway.server import HttpServer
 from tests.support.certificates import Authority
 from tests.support.gateway import serve_gateway
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.errors import InvalidInput
+from textmatch.runtime.process import PortTaken
 from textmatch.runtime.tls import ServerTls
 
 MATCH = "/v1/collections/default:match"
@@ -71,10 +72,27 @@ def test_files_that_cannot_be_used_end_the_start(tmp_path: Path):
         HttpServer(None, "127.0.0.1", 0, tls=ServerTls(tmp_path / "a", tmp_path / "b"))  # type: ignore[arg-type]
 
 
+async def test_a_client_ca_that_cannot_be_used_leaves_the_old_files_in_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    authority = Authority(tmp_path)
+    clients = tmp_path / "clients.pem"
+    clients.write_bytes(authority.file.read_bytes())
+    tls = authority.server(authority.issue("server"), client_ca=clients)
+    server = HttpServer(None, "127.0.0.1", 0, tls=tls)  # type: ignore[arg-type]
+    watching = asyncio.create_task(server.watch_certificates())
+    clients.write_text("this is not PEM")
+    async with asyncio.timeout(20):
+        while "certificate not reloaded" not in caplog.text and not watching.done():  # noqa: ASYNC110 -- a log
+            await asyncio.sleep(0.1)
+    assert not watching.done()
+    watching.cancel()
+
+
 async def test_a_taken_port_is_one_clear_error():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(HttpPortTaken, match=f"cannot listen on 127.0.0.1:{port}; is the port in use"):
+        with pytest.raises(PortTaken, match=f"cannot listen on 127.0.0.1:{port}; is the port in use"):
             await HttpServer(None, "127.0.0.1", port).start()  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The size and the age of the queue, whoever has produced what is in it."""
+"""The size and the age of the queue, for messages of all producers."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ async def test_what_a_dead_worker_holds_belongs_to_the_backlog(redis: Redis):
     assert (depth.documents, depth.backlog) == (0, 1)
 
 
-@pytest.mark.parametrize("message", ["", "\ufffd", "{}", '{"accepted_us": -5, "versions": []}'])
-async def test_what_cannot_be_read_has_no_age_and_hides_none(redis: Redis, message: str):
+@pytest.mark.parametrize("message", ["", "\ufffd", b"\xff\xfe", "{}", '{"accepted_us": -5, "versions": []}'])
+async def test_what_cannot_be_read_has_no_age_and_hides_none(redis: Redis, message: str | bytes):
     await register(redis)
     await redis.rpush(KEYS.queue, message)
     assert await QueueDepth(redis, KEYS).oldest_seconds() == 0.0

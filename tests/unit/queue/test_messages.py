@@ -245,7 +245,7 @@ def test_a_deep_entry_is_refused_alone_and_can_be_kept(depth: int, is_stamped: b
 @pytest.mark.parametrize(
     "error", [ArithmeticError("e"), RecursionError("e"), MemoryError("e"), KeyError("e")]
 )
-def test_whatever_goes_wrong_the_message_is_malformed(monkeypatch: pytest.MonkeyPatch, error: Exception):
+def test_after_any_error_the_message_is_malformed(monkeypatch: pytest.MonkeyPatch, error: Exception):
     def fail(*_: object) -> None:
         raise error
 

@@ -113,7 +113,7 @@ async def test_a_delete_up_to_a_version_spares_newer_marks_and_letters(
     assert await tombstones.get(["b"]) == {"b": Tombstone(5, 0)}
 
 
-async def test_what_was_accepted_before_is_covered_whatever_its_version(tombstones: Tombstones):
+async def test_any_version_that_was_accepted_before_is_covered(tombstones: Tombstones):
     at = await tombstones.delete(["a"], None, ttl_seconds=60)
     before, after = (
         Document("a", "t", version=9, accepted_us=at - 1),
