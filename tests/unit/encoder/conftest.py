@@ -43,3 +43,14 @@ def make_job(length_model: LengthModel) -> Callable[..., Job]:
 def scheduler() -> Scheduler:
     """With batches of 100 tokens, of which 1,000 may wait."""
     return Scheduler(BatchPolicy(100, 0.1, 10), limit_tokens=1_000)
+
+
+@pytest.fixture
+def note_speed(scheduler: Scheduler, length_model: LengthModel) -> Callable[..., None]:
+    """Record a batch of the model that `make_job` uses, in both lanes."""
+
+    def note(tokens: int, seconds: float, model: EngineModel | None = None) -> None:
+        for is_bulk in (False, True):
+            scheduler.note_speed(model or length_model.engine_model, tokens, seconds, is_bulk=is_bulk)
+
+    return note
