@@ -34,7 +34,7 @@ from textmatch.client.connection import (
     utf8_bytes,
 )
 from textmatch.client.encoder_calls import EncoderCalls
-from textmatch.client.listing import LetterCalls, documents_by_id, listed_documents
+from textmatch.client.listing import IDS_PER_CALL, LetterCalls, documents_by_id, listed_documents
 from textmatch.client.results import AsyncResults
 from textmatch.client.settings import ClientSettings
 from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig
@@ -72,7 +72,6 @@ from textmatch.wire.matching import result_from_proto
 
 DEFAULT_MATCHER = "127.0.0.1:50052"
 DEFAULT_ENCODER = "127.0.0.1:50051"
-_IDS_PER_CALL = 1_000
 _MAX_REJECTIONS = 100
 # The client gives up after this time in which the matcher answers no item, or the queue does not shrink.
 _STALL_TIMEOUT_SECONDS = 120.0
@@ -275,9 +274,8 @@ class AsyncTextMatchClient:
             omit_text=arguments.to_flag("omit_text", omit_text),
             omit_attributes=arguments.to_flag("omit_attributes", omit_attributes),
         )
-        most = arguments.to_limit(limit)
-        documents = listed_documents(self._matcher, request, most, self._bulk(timeout_seconds))
-        return AsyncResults(documents, "list_documents")
+        most, seconds = arguments.to_limit(limit), self._bulk(timeout_seconds)
+        return AsyncResults(listed_documents(self._matcher, request, most, seconds), "list_documents")
 
     async def count_documents(
         self, where: Condition | str | None = None, *, timeout_seconds: float | None = None
@@ -301,7 +299,7 @@ class AsyncTextMatchClient:
         checked, cut = arguments.to_ids("ids", ids), arguments.to_version(version)
         only_count = arguments.to_flag("dry_run", dry_run)
         deleted_count = 0
-        for _, chunk in chunks(checked, utf8_bytes, _IDS_PER_CALL):
+        for _, chunk in chunks(checked, utf8_bytes, IDS_PER_CALL):
             request = matcher_pb.DeleteDocumentsRequest(
                 ids=chunk, version=cut, dry_run=only_count, collection=self._collection
             )

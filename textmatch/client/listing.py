@@ -24,7 +24,7 @@ from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.wire.documents import from_proto
 from textmatch.wire.listing import MAX_PAGE_SIZE, found_documents, letter_from_proto
 
-_IDS_PER_CALL = 1_000
+IDS_PER_CALL = 1_000
 
 
 async def listed_documents(
@@ -54,7 +54,7 @@ async def documents_by_id(
 ) -> FoundDocuments:
     """Those of the documents that are stored, in order. A call answers as many ids as fit into its answer."""
     responses: list[pb.GetDocumentsResponse] = []
-    for _, chunk in chunks(ids, utf8_bytes, _IDS_PER_CALL):
+    for _, chunk in chunks(ids, utf8_bytes, IDS_PER_CALL):
         left = chunk
         while left:
             request = pb.GetDocumentsRequest(ids=left, collection=collection)
@@ -94,7 +94,7 @@ class LetterCalls:
     async def replay(self, ids: Sequence[str]) -> int:
         """Queue letters again; returns how many there were."""
         count = 0
-        for _, some in chunks(ids, utf8_bytes, _IDS_PER_CALL):
+        for _, some in chunks(ids, utf8_bytes, IDS_PER_CALL):
             request = pb.ReplayDeadLettersRequest(
                 ids=some, collection=self.collection, unreadable=self.unreadable
             )
@@ -105,7 +105,7 @@ class LetterCalls:
     async def drop(self, ids: Sequence[str]) -> int:
         """Delete letters; returns how many there were."""
         count = 0
-        for _, some in chunks(ids, utf8_bytes, _IDS_PER_CALL):
+        for _, some in chunks(ids, utf8_bytes, IDS_PER_CALL):
             request = pb.DropDeadLettersRequest(
                 ids=some, collection=self.collection, unreadable=self.unreadable
             )
