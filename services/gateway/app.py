@@ -15,7 +15,7 @@ from services.gateway.boundary import Boundary
 from services.gateway.caller import Gateway
 from services.gateway.collections import BatchMatchLine
 from services.gateway.dead_letters import DeadLetterLine
-from services.gateway.documents import DocumentBody, DocumentLine
+from services.gateway.documents import DocumentLine
 from services.gateway.pages import console_routes, docs_page
 from services.gateway.problems import MEDIA_TYPE, ProblemDetails, exception_handlers
 
@@ -28,7 +28,7 @@ _RETRY_AFTER = {
     "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until a retry may succeed."}
 }
 # Models that only streams refer to.
-_STREAMED = (ProblemDetails, DocumentLine, DocumentBody, DeadLetterLine, BatchMatchLine)
+_STREAMED = (ProblemDetails, DocumentLine, DeadLetterLine, BatchMatchLine)
 
 
 def _problem(description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:

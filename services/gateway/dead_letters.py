@@ -2,7 +2,7 @@
 
     curl localhost:8080/v1/collections/default/deadLetters
 
-answers a line for each: `{"id": "rm", "reason": "TEXT_FAILED", "error": "…", "failed_at": "2026-…", "text": "…"}`.
+answers a line for each: `{"id": "rm", "reason": "TEXT_FAILED", "error": "…", "failed_at": "…", "text": "…"}`.
 """
 
 from __future__ import annotations

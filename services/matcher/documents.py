@@ -118,6 +118,8 @@ class DocumentsHandler:
 
     async def count(self, collection: Collection, where: Filter) -> int:
         """How many stored documents match."""
+        if where.is_empty:
+            return await collection.index.count()
         return await collection.index.count_matching(DeleteCondition(where))
 
     async def letters_after(

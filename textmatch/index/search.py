@@ -130,7 +130,7 @@ async def read_documents_after(
     """
     message = grpc.ScrollPoints(
         collection_name=collection,
-        filter=RestToGrpc.convert_filter(to_qdrant(condition)),
+        filter=None if condition.is_empty else RestToGrpc.convert_filter(to_qdrant(condition)),
         # The document of the offset comes first, if it is stored and matches.
         limit=count + bool(after),
         offset=grpc.PointId(uuid=point_id(after)) if after else None,
