@@ -70,6 +70,8 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         # At most so many items of a page, or documents by their ids, are in an answer.
         self.page_limit = 1_000
         self.list_requests: list[pb.ListDocumentsRequest] = []
+        # By the number of the page.
+        self.list_errors: dict[int, TextMatchError] = {}
         self.dead_letters: dict[str, pb.DeadLetter] = {}
         self.unreadable: dict[str, pb.DeadLetter] = {}
         self.replayed: list[str] = []
@@ -128,6 +130,8 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
 
     async def ListDocuments(self, request: pb.ListDocumentsRequest, context: Any) -> pb.ListDocumentsResponse:
         self._fail_if_told()
+        if error := self.list_errors.pop(len(self.list_requests), None):
+            raise error
         self.list_requests.append(request)
         left = sorted(one for one in self.documents if one > request.page_token)
         size = min(request.page_size, self.page_limit)
