@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
 
@@ -231,10 +231,10 @@ class DeadLetters:
         offset = 0
         with translated_errors():
             while len(found) < limit:
-                members = await self._redis.zrange(
+                members: list[Any] = await self._redis.zrange(
                     self._times,
-                    repr(after.failed_at),  # type: ignore[arg-type]
-                    "+inf",  # type: ignore[arg-type]
+                    repr(after.failed_at),
+                    "+inf",
                     byscore=True,
                     withscores=True,
                     offset=offset,
