@@ -30,6 +30,7 @@ from textmatch.filters import Filter, HasId
 from textmatch.index.index import DeleteCondition
 from textmatch.queue.clock import Request
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters, LetterPosition
+from textmatch.time_slices import in_slices
 from textmatch.types import DocumentState, IngestStatus, LetterInfo, Problem
 
 MAX_IDS = 1_000
@@ -95,7 +96,7 @@ class DocumentsHandler:
             found = {}
             if model_id:
                 found = await collection.index.documents(list(points.values()), model_id=model_id)
-            for one in ids[start : start + _READ_AT_ONCE]:
+            async for one in in_slices(ids[start : start + _READ_AT_ONCE]):
                 yield one, found.get(points[one])
 
     async def list_after(
@@ -110,7 +111,8 @@ class DocumentsHandler:
         raise_violations([id_violation("page_token", after)] if after else [])
         while True:
             some = await collection.index.documents_after(where, after, _READ_AT_ONCE, fields)
-            for one in some:
+            # The caller converts each of them.
+            async for one in in_slices(some):
                 yield one
             if len(some) < _READ_AT_ONCE:
                 return

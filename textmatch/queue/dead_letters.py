@@ -28,6 +28,7 @@ from textmatch.errors import InvalidInput
 from textmatch.queue.keys import LetterKeys
 from textmatch.queue.messages import Stamp, document_as_json, document_from_json, stamp_from_fields
 from textmatch.queue.redis_client import flattened, translated_errors
+from textmatch.time_slices import in_slices
 
 if TYPE_CHECKING:
     from textmatch.queue.producer import Producer
@@ -240,7 +241,7 @@ class DeadLetters:
                     offset=offset,
                     num=limit,
                 )
-                positions = [LetterPosition(float(time), str(key)) for key, time in members]
+                positions = [LetterPosition(float(at), str(key)) for key, at in members]
                 found += [one for one in positions if one > after]
                 offset += len(members)
                 if len(members) < limit:
@@ -252,7 +253,7 @@ class DeadLetters:
             texts = await self._redis.hmget(self._letters, [one.key for one in chosen])
         return [
             (one, None if text is None else DeadLetter.from_json(one.key, str(text)))
-            for one, text in zip(chosen, texts, strict=True)
+            async for one, text in in_slices(zip(chosen, texts, strict=True))
         ]
 
     async def drop(self, letter_keys: Iterable[str]) -> int:
