@@ -134,7 +134,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
             raise error
         self.list_requests.append(request)
         left = sorted(one for one in self.documents if one > request.page_token)
-        size = min(request.page_size, self.page_limit)
+        size = min(request.page_size or 100, self.page_limit)
         page = [pb.Document() for _ in left[:size]]
         for message, one in zip(page, left, strict=False):
             message.CopyFrom(self.documents[one])
@@ -157,7 +157,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
     ) -> pb.ListDeadLettersResponse:
         letters = self.unreadable if request.unreadable else self.dead_letters
         left = sorted(one for one in letters if one > request.page_token)
-        size = min(request.page_size, self.page_limit)
+        size = min(request.page_size or 100, self.page_limit)
         return pb.ListDeadLettersResponse(
             dead_letters=[letters[one] for one in left[:size]],
             next_page_token=left[size - 1] if len(left) > size else "",
