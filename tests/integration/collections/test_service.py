@@ -299,7 +299,10 @@ async def test_another_installations_collection_is_refused_at_every_door(
         await beta.create("faq")
     assert await beta.store.registry.all() == []
     for name, door in doors(beta).items():
-        if name not in ("DeleteCollection", "AdoptCollection"):
+        if name.endswith("DeadLetters"):
+            # They are beta's own, in its Redis, and must be there while Qdrant is away.
+            await door("")
+        elif name not in ("DeleteCollection", "AdoptCollection"):
             with pytest.raises(CollectionNotOwned, match="adopt default"):
                 await door("")
     with pytest.raises(CollectionNotFound):

@@ -207,7 +207,10 @@ async def test_a_dead_letter_is_replayed_or_dropped(
     assert list((await handler.list_letters(pb.ListDeadLettersRequest())).dead_letters) == []
 
 
-async def test_a_delete_takes_the_dead_letter_from_the_list(handler: DocumentCalls, state: IngestState):
+async def test_a_delete_takes_the_dead_letter_from_the_list(
+    handler: DocumentCalls, state: IngestState, redis: Redis
+):
     await state.dead_letters.add([of_document(Document("a", "text", version=7), "TEXT_FAILED", "e")])
     await handler.delete(pb.DeleteDocumentsRequest(ids=["a"]))
     assert list((await handler.list_letters(pb.ListDeadLettersRequest())).dead_letters) == []
+    assert await redis.keys("*dead-letter*") == []
