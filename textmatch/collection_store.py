@@ -79,6 +79,10 @@ class CollectionStore:
 
     Args:
         replicas: how many replicas of Redis must have a delete before it is accepted.
+
+    Attributes:
+        registry: which collections there are.
+        unreadable: messages in the queue that could not be read, and so belong to no collection.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class CollectionStore:
         self._qdrant = qdrant
         self._max_open = max_open
         self.registry = Registry(redis, keys)
+        self.unreadable = DeadLetters(redis, keys.letters)
         self._physical = PhysicalCollections(qdrant)
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 

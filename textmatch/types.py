@@ -263,6 +263,36 @@ class IngestStatus:
 
 
 @dataclass(frozen=True)
+class FoundDocuments:
+    """The documents that are stored, in the order of their ids in the request, and the ids of the others."""
+
+    documents: tuple[Document, ...]
+    missing_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LetterInfo:
+    """A document that could not be indexed, or a message in the queue that could not be read.
+
+    Args:
+        id: of the document, or one that the server made for a message.
+        reason: an error reason without prefix, such as "TEXT_TOO_LARGE", or "MALFORMED".
+        failed_at: seconds since 1970.
+        text: of the document, cut to 32 KiB; None for a message.
+        version: of the document; 0 for a message.
+        raw: the message, cut to 32 KiB; None for a document.
+    """
+
+    id: str
+    reason: str
+    error: str
+    failed_at: float
+    text: str | None
+    version: int
+    raw: str | None
+
+
+@dataclass(frozen=True)
 class CollectionSummary:
     """A collection. `config` has its name and settings."""
 

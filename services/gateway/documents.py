@@ -12,9 +12,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from services.gateway.boundary import without_body_limit
@@ -29,11 +29,13 @@ from services.gateway.ndjson import (
     ndjson_content,
 )
 from services.gateway.problems import ItemError, item_error, renamed_fields
-from textmatch.client import AsyncTextMatchClient, DocumentResult
+from textmatch.client import AsyncTextMatchClient, Document, DocumentResult
 from textmatch.documents import MAX_VERSION, check_item_count
 from textmatch.errors import DeadlinePassed, InvalidInput, TextMatchError
 
 MAX_IDS = 10_000
+# Their documents are in memory at the same time.
+MAX_READ_IDS = 1_000
 
 router = APIRouter(tags=["Documents"])
 
@@ -74,6 +76,32 @@ class DocumentBody(BaseModel):
     text: str
     attributes: dict[str, Any]
     version: int
+
+
+class DocumentIdsBody(StrictBody):
+    """Which documents."""
+
+    ids: list[str]
+
+
+class FoundDocumentsBody(BaseModel):
+    """Stored documents in the order of the ids, and the ids of those that are not stored."""
+
+    documents: list[DocumentBody]
+    missing_ids: list[str]
+
+
+class CountBody(StrictBody):
+    """A filter in one of its two forms; without one, all documents."""
+
+    where: str | None = None
+    filter: FilterBody | None = None
+
+
+class CountedBody(BaseModel):
+    """How many stored documents match."""
+
+    document_count: int
 
 
 class DocumentResultBody(BaseModel):
@@ -128,14 +156,64 @@ async def ingest(collection: str, request: Request, caller: FromRequest) -> Resp
     return await NdjsonResponse.started(run.results())
 
 
+@router.get(
+    "/v1/collections/{collection}/documents",
+    response_class=NdjsonResponse,
+    responses={
+        200: {
+            "description": "One line for each document, in an order that never changes.",
+            "content": ndjson_content(DocumentBody),
+        }
+    },
+)
+async def list_documents(
+    collection: str,
+    caller: FromRequest,
+    where: Annotated[str | None, Query(description="A filter; all documents without one.")] = None,
+    after: Annotated[str, Query(description="Id of a document: only those after it.")] = "",
+    limit: Annotated[int | None, Query(ge=1, description="At most so many.")] = None,
+    omit_text: bool = False,
+    omit_attributes: bool = False,
+) -> Response:
+    """Stored documents. What it answers can be uploaded again, with the versions."""
+    documents = caller.collection(collection).list_documents(
+        where,
+        after=after,
+        limit=limit,
+        omit_text=omit_text,
+        omit_attributes=omit_attributes,
+        timeout_seconds=caller.timeout_seconds,
+    )
+    return await NdjsonResponse.started(_document_bodies(documents))
+
+
+@router.post("/v1/collections/{collection}/documents:get")
+async def get_documents(collection: str, body: DocumentIdsBody, caller: FromRequest) -> FoundDocumentsBody:
+    """Many stored documents by their ids."""
+    check_item_count("ids", len(body.ids), MAX_READ_IDS)
+    found = await caller.collection(collection).get_documents(
+        body.ids, timeout_seconds=caller.timeout_seconds
+    )
+    return FoundDocumentsBody(
+        documents=[_document_body(one) for one in found.documents], missing_ids=list(found.missing_ids)
+    )
+
+
+@router.post("/v1/collections/{collection}/documents:count")
+async def count_documents(collection: str, body: CountBody, caller: FromRequest) -> CountedBody:
+    """Count stored documents."""
+    count = await caller.collection(collection).count_documents(
+        to_where(body.where, body.filter), timeout_seconds=caller.timeout_seconds
+    )
+    return CountedBody(document_count=count)
+
+
 @router.get("/v1/collections/{collection}/documents/{document_id:path}")
 async def get_document(collection: str, document_id: str, caller: FromRequest) -> DocumentBody:
     """A stored document. 404 while it is only queued."""
     client = caller.collection(collection)
     found = await client.get_document(document_id, timeout_seconds=caller.timeout_seconds)
-    return DocumentBody(
-        id=found.id, text=found.text, attributes=dict(found.attributes), version=found.version
-    )
+    return _document_body(found)
 
 
 @router.put("/v1/collections/{collection}/documents/{document_id:path}")
@@ -182,6 +260,20 @@ async def delete_documents(collection: str, body: DeleteBody, caller: FromReques
         return DeletedBody(deleted_count=await client.delete_where(where, **options))
     check_item_count("ids", len(body.ids or ()), MAX_IDS)
     return DeletedBody(deleted_count=await client.delete(body.ids or (), **options))
+
+
+def _document_body(document: Document) -> DocumentBody:
+    return DocumentBody(
+        id=document.id,
+        text=document.text,
+        attributes=dict(document.attributes),
+        version=document.version,
+    )
+
+
+async def _document_bodies(documents: AsyncIterator[Document]) -> AsyncIterator[DocumentBody]:
+    async for one in documents:
+        yield _document_body(one)
 
 
 class DocumentUpload:

@@ -1,16 +1,21 @@
-"""The document methods of MatcherService: reading, deleting and status. ingest.py accepts documents."""
+"""The document methods of MatcherService: reading, deleting, status, dead letters.
+
+ingest.py accepts documents.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from services.matcher.ingest import IngestDependencies, remembered
 from textmatch.collection_store import Collection
 from textmatch.documents import (
+    MAX_TEXT_BYTES,
     Document,
     check_item_count,
     id_violation,
+    point_id,
     request_id_violation,
     version_violation,
 )
@@ -24,9 +29,17 @@ from textmatch.errors import (
 from textmatch.filters import Filter, HasId
 from textmatch.index.index import DeleteCondition
 from textmatch.queue.clock import Request
-from textmatch.types import DocumentState, IngestStatus, Problem
+from textmatch.queue.dead_letters import DeadLetter, DeadLetters, LetterPosition
+from textmatch.time_slices import in_slices
+from textmatch.types import DocumentState, IngestStatus, LetterInfo, Problem
 
-MAX_DELETED_IDS = 1_000
+MAX_IDS = 1_000
+# Of up to 100 KB each. Reading more at once would delay other calls.
+_READ_AT_ONCE = 100
+# A message that could not be read may be large.
+_LETTERS_AT_ONCE = 50
+# Of the error of a dead letter.
+_MAX_ERROR_BYTES = 4 * 1024
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,73 @@ class DocumentsHandler:
             raise DocumentNotFound(document_id)
         return stored[document_id].document
 
+    async def get_many(
+        self, collection: Collection, ids: Sequence[str]
+    ) -> AsyncIterator[tuple[str, Document | None]]:
+        """Each id, in order, with its document if that is stored. They are read as far as the caller goes."""
+        check_item_count("ids", len(ids), MAX_IDS)
+        raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
+        model_id = await collection.index.model_in_use()
+        for start in range(0, len(ids), _READ_AT_ONCE):
+            points = {one: point_id(one) for one in ids[start : start + _READ_AT_ONCE]}
+            found = {}
+            if model_id:
+                found = await collection.index.documents(list(points.values()), model_id=model_id)
+            async for one in in_slices(ids[start : start + _READ_AT_ONCE]):
+                yield one, found.get(points[one])
+
+    async def list_after(
+        self, collection: Collection, where: Filter, after: str, fields: Sequence[str]
+    ) -> AsyncIterator[Document]:
+        """The stored documents that match, in a fixed order. They are read as far as the caller goes.
+
+        Args:
+            after: the id of a document, stored or not; those after it come. "": all.
+            fields: what is read of each document.
+        """
+        raise_violations([id_violation("page_token", after)] if after else [])
+        while True:
+            some = await collection.index.documents_after(where, after, _READ_AT_ONCE, fields)
+            # The caller converts each of them.
+            async for one in in_slices(some):
+                yield one
+            if len(some) < _READ_AT_ONCE:
+                return
+            after = some[-1].id
+
+    async def count(self, collection: Collection, where: Filter) -> int:
+        """How many stored documents match."""
+        if where.is_empty:
+            return await collection.index.count()
+        return await collection.index.count_matching(DeleteCondition(where))
+
+    async def letters_after(
+        self, letters: DeadLetters, page_token: str
+    ) -> AsyncIterator[tuple[str, LetterInfo]]:
+        """The dead letters after a page, oldest failure first, each with the token of the page after it.
+
+        They are read as far as the caller goes.
+        """
+        after = LetterPosition.from_token(page_token)
+        while True:
+            some = await letters.page(after, _LETTERS_AT_ONCE)
+            for position, letter in some:
+                if letter is not None:
+                    yield position.to_token(), _letter_info(letter)
+            if len(some) < _LETTERS_AT_ONCE:
+                return
+            after = some[-1][0]
+
+    async def replay(self, collection: Collection, letters: DeadLetters, ids: Sequence[str]) -> int:
+        """Queue dead letters again; returns how many of them there were."""
+        check_item_count("ids", len(ids), MAX_IDS)
+        return await letters.replay(dict.fromkeys(ids), self._dependencies.producer, collection.config)
+
+    async def drop(self, letters: DeadLetters, ids: Sequence[str]) -> int:
+        """Delete dead letters for good; returns how many of them there were."""
+        check_item_count("ids", len(ids), MAX_IDS)
+        return await letters.drop(ids)
+
     async def delete(
         self, collection: Collection, ids: Sequence[str], scope: DeleteScope, *, is_dry_run: bool = False
     ) -> int:
@@ -79,7 +159,7 @@ class DocumentsHandler:
         Args:
             is_dry_run: delete nothing, only count.
         """
-        check_item_count("ids", len(ids), MAX_DELETED_IDS)
+        check_item_count("ids", len(ids), MAX_IDS)
         raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
         request, where = scope.request(), Filter(must=(HasId(tuple(ids)),))
         if is_dry_run:
@@ -172,6 +252,24 @@ class DocumentsHandler:
         if await collection.tombstones.get([document_id]):
             return DocumentState.DELETED
         return DocumentState.UNKNOWN
+
+
+def _letter_info(letter: DeadLetter) -> LetterInfo:
+    """What callers see of a dead letter. What is in the queue may be large, and no Unicode."""
+
+    def cut(text: str, max_bytes: int) -> str:
+        return text.encode(errors="replace")[:max_bytes].decode(errors="ignore")
+
+    document = letter.document
+    return LetterInfo(
+        id=letter.key,
+        reason=letter.reason,
+        error=cut(letter.error, _MAX_ERROR_BYTES),
+        failed_at=letter.failed_at,
+        text=None if document is None else cut(document.text, MAX_TEXT_BYTES),
+        version=0 if document is None else document.version,
+        raw=None if letter.raw is None else cut(letter.raw, MAX_TEXT_BYTES),
+    )
 
 
 async def _count(collection: Collection, where: Filter, scope: DeleteScope) -> int:

@@ -16,8 +16,9 @@ from services.matcher.matching import Matcher
 from textmatch.collection_store import Collection, CollectionStore
 from textmatch.documents import check_item_count, text_violation
 from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
+from textmatch.queue.dead_letters import DeadLetters
 from textmatch.runtime import logs
-from textmatch.runtime.auth import charge_match
+from textmatch.runtime.auth import charge_count, charge_items, charge_match
 from textmatch.runtime.request_limits import RequestLimits
 from textmatch.runtime.tracing import note_collection
 from textmatch.time_slices import in_slices
@@ -32,10 +33,21 @@ from textmatch.wire.documents import (
     to_proto,
 )
 from textmatch.wire.filters import MAX_FILTER_BYTES, filter_from_proto
+from textmatch.wire.listing import (
+    documents_by_id_to_proto,
+    documents_page_to_proto,
+    fields_to_read,
+    letters_page_to_proto,
+    page_size,
+)
 from textmatch.wire.matching import batch_result_to_proto, options_from_proto, result_to_proto
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
+
+DeadLettersRequest: TypeAlias = (
+    pb.ListDeadLettersRequest | pb.ReplayDeadLettersRequest | pb.DropDeadLettersRequest
+)
 
 MAX_QUERIES = 1_000
 # A filter, and all other options.
@@ -60,6 +72,18 @@ METHOD_LIMITS = {
             ),
             "IngestDocuments": RequestLimits(8 * 1024**2, parse=IngestRequest),
             "GetDocument": RequestLimits(16 * 1024),
+            "GetDocuments": RequestLimits(1024**2),
+            "ListDocuments": RequestLimits(
+                _OPTIONS_BYTES + 4 * 1024,
+                part_bytes={pb.ListDocumentsRequest.FILTER_FIELD_NUMBER: _OPTIONS_BYTES},
+            ),
+            "CountDocuments": RequestLimits(
+                _OPTIONS_BYTES + 4 * 1024,
+                part_bytes={pb.CountDocumentsRequest.FILTER_FIELD_NUMBER: _OPTIONS_BYTES},
+            ),
+            "ListDeadLetters": RequestLimits(4 * 1024),
+            "ReplayDeadLetters": RequestLimits(1024**2),
+            "DropDeadLetters": RequestLimits(1024**2),
             "DeleteDocuments": RequestLimits(
                 1024**2, part_bytes={pb.DeleteDocumentsRequest.FILTER_FIELD_NUMBER: _OPTIONS_BYTES}
             ),
@@ -158,6 +182,62 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         document = await self._documents.get(collection, request.id)
         return pb.GetDocumentResponse(document=to_proto(document))
 
+    async def GetDocuments(
+        self, request: pb.GetDocumentsRequest, context: Context
+    ) -> pb.GetDocumentsResponse:
+        collection = noted(await self._store.get(request.collection))
+        response = await documents_by_id_to_proto(self._documents.get_many(collection, request.ids))
+        charge_items(response.answered_count)
+        return response
+
+    async def ListDocuments(
+        self, request: pb.ListDocumentsRequest, context: Context
+    ) -> pb.ListDocumentsResponse:
+        size = page_size(request.page_size)
+        where = filter_from_proto(request.filter, "filter")
+        collection = noted(await self._store.get(request.collection))
+        fields = fields_to_read(request)
+        response = await documents_page_to_proto(
+            self._documents.list_after(collection, where, request.page_token, fields), size
+        )
+        charge_items(len(response.documents))
+        return response
+
+    async def CountDocuments(
+        self, request: pb.CountDocumentsRequest, context: Context
+    ) -> pb.CountDocumentsResponse:
+        where = filter_from_proto(request.filter, "filter")
+        collection = noted(await self._store.get(request.collection))
+        charge_count()
+        return pb.CountDocumentsResponse(document_count=await self._documents.count(collection, where))
+
+    async def ListDeadLetters(
+        self, request: pb.ListDeadLettersRequest, context: Context
+    ) -> pb.ListDeadLettersResponse:
+        size = page_size(request.page_size)
+        _, letters = await self._dead_letters(request)
+        response = await letters_page_to_proto(
+            self._documents.letters_after(letters, request.page_token), size
+        )
+        charge_items(len(response.dead_letters))
+        return response
+
+    async def ReplayDeadLetters(
+        self, request: pb.ReplayDeadLettersRequest, context: Context
+    ) -> pb.ReplayDeadLettersResponse:
+        collection, letters = await self._dead_letters(request)
+        replayed_count = await self._documents.replay(collection, letters, request.ids)
+        charge_items(replayed_count)
+        return pb.ReplayDeadLettersResponse(replayed_count=replayed_count)
+
+    async def DropDeadLetters(
+        self, request: pb.DropDeadLettersRequest, context: Context
+    ) -> pb.DropDeadLettersResponse:
+        _, letters = await self._dead_letters(request)
+        dropped_count = await self._documents.drop(letters, request.ids)
+        charge_items(dropped_count)
+        return pb.DropDeadLettersResponse(dropped_count=dropped_count)
+
     async def DeleteDocuments(
         self, request: pb.DeleteDocumentsRequest, context: Context
     ) -> pb.DeleteDocumentsResponse:
@@ -188,6 +268,11 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         sources = {problem.source for problem in known}
         new = [problem for problem in status.problems if problem.source not in sources]
         return ingest_status_to_proto(replace(status, problems=(*known, *new)))
+
+    async def _dead_letters(self, request: DeadLettersRequest) -> tuple[Collection, DeadLetters]:
+        """The collection of a request as it is now, and the letters that the request is about."""
+        collection = noted(await self._store.current(request.collection))
+        return collection, self._store.unreadable if request.unreadable else collection.dead_letters
 
     async def _answer(
         self, collection: Collection, query: str, options: MatchOptions, deadline: float

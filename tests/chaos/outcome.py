@@ -84,6 +84,7 @@ def left_in_redis(client: redis.Redis) -> dict[str, int]:
         "pending-versions": client.hlen(state.pending_versions),
         "dead-letters": client.hlen(state.letters.dead_letters),
         "dead-letter-versions": client.hlen(state.letters.dead_letter_versions),
+        "dead-letter-times": client.zcard(state.letters.dead_letter_times),
     }
 
 

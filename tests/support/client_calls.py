@@ -11,6 +11,7 @@ from textmatch.filters import FieldMatch
 from textmatch.types import (
     CollectionSummary,
     EncodeResult,
+    FoundDocuments,
     IngestStatus,
     IngestSummary,
     MatchResult,
@@ -24,9 +25,15 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "ingest_all": ([{"id": "a", "text": "the cat"}],),
     "wait_until_searchable": (),
     "get_document": ("a",),
+    "get_documents": (["a"],),
+    "list_documents": (),
+    "count_documents": (),
     "delete": (["a"],),
     "delete_where": (FieldMatch("colour", ("red",)),),
     "ingest_status": (),
+    "list_dead_letters": (),
+    "replay_dead_letters": (["a"],),
+    "drop_dead_letters": (["a"],),
     "create_collection": (CollectionConfig("faq"),),
     "get_collection": ("faq",),
     "list_collections": (),
@@ -45,9 +52,15 @@ ANSWERS: dict[str, type] = {
     "ingest_all": IngestSummary,
     "wait_until_searchable": NoneType,
     "get_document": Document,
+    "get_documents": FoundDocuments,
+    "list_documents": list,
+    "count_documents": int,
     "delete": int,
     "delete_where": int,
     "ingest_status": IngestStatus,
+    "list_dead_letters": list,
+    "replay_dead_letters": int,
+    "drop_dead_letters": int,
     "create_collection": CollectionSummary,
     "get_collection": CollectionSummary,
     "list_collections": list,
@@ -60,7 +73,7 @@ ANSWERS: dict[str, type] = {
     "health": tuple,
 }
 # Methods that send nothing until their results are read.
-STREAMS = ("batch_match", "ingest")
+STREAMS = ("batch_match", "ingest", "list_documents", "list_dead_letters")
 
 
 def call(client: Any, method: str, **options: Any) -> Any:

@@ -82,5 +82,8 @@ class FixedStore:
     async def get(self, name: str) -> Any:
         return self._collection
 
+    async def current(self, name: str) -> Any:
+        return self._collection
+
     async def for_write(self, name: str) -> Any:
         return self._collection

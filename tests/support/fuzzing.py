@@ -58,6 +58,12 @@ _GOOD: list[Message] = [
     matcher_pb.BatchMatchRequest(queries=["the cat", "a dog"], options={"top_k": 3}),
     matcher_pb.IngestDocumentsRequest(documents=[_DOCUMENT, {"id": "id-2", "text": "a dog runs"}]),
     matcher_pb.GetDocumentRequest(id="id-1"),
+    matcher_pb.GetDocumentsRequest(ids=["id-1", "id-9"]),
+    matcher_pb.ListDocumentsRequest(filter=_FILTER, page_size=2, page_token="id-1"),  # noqa: S106 -- an id
+    matcher_pb.CountDocumentsRequest(filter=_FILTER),
+    matcher_pb.ListDeadLettersRequest(page_size=3, page_token="1764495000.5:a"),  # noqa: S106 -- a place
+    matcher_pb.ReplayDeadLettersRequest(ids=["id-1"]),
+    matcher_pb.DropDeadLettersRequest(ids=["id-1"], unreadable=True),
     matcher_pb.DeleteDocumentsRequest(ids=["id-3"], version=7),
     matcher_pb.DeleteDocumentsRequest(filter=_FILTER),
     matcher_pb.GetIngestStatusRequest(document_id="id-1"),
@@ -70,6 +76,8 @@ _GOOD: list[Message] = [
     collection_pb.AdoptCollectionRequest(name="faq"),
     *(matcher_pb.MatchRequest(query="the cat", options={"filter": one}) for one in _OTHER_FILTERS),
     *(matcher_pb.DeleteDocumentsRequest(filter=one, dry_run=True) for one in _OTHER_FILTERS),
+    *(matcher_pb.ListDocumentsRequest(filter=one) for one in _OTHER_FILTERS),
+    *(matcher_pb.CountDocumentsRequest(filter=one) for one in _OTHER_FILTERS),
 ]
 
 
@@ -107,6 +115,8 @@ def _deep(depth: int) -> list[tuple[Descriptor, bytes]]:
             for one in options
         ),
         (matcher_pb.DeleteDocumentsRequest.DESCRIPTOR, length_delimited(2, where) + b"\x28\x01"),
+        (matcher_pb.ListDocumentsRequest.DESCRIPTOR, length_delimited(1, where)),
+        (matcher_pb.CountDocumentsRequest.DESCRIPTOR, length_delimited(1, where)),
         *(
             (
                 matcher_pb.IngestDocumentsRequest.DESCRIPTOR,

@@ -67,6 +67,14 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         self.matching_count = 0  # of a filter, in a dry run
         self.filter_warnings: list[str] = []
         self.fail_after_batches = -1
+        # At most so many items of a page, or documents by their ids, are in an answer.
+        self.page_limit = 1_000
+        self.list_requests: list[pb.ListDocumentsRequest] = []
+        # By the number of the page.
+        self.list_errors: dict[int, TextMatchError] = {}
+        self.dead_letters: dict[str, pb.DeadLetter] = {}
+        self.unreadable: dict[str, pb.DeadLetter] = {}
+        self.replayed: list[str] = []
         self.queued: deque[tuple[int, float]] = deque()
 
     async def Match(self, request: pb.MatchRequest, context: Any) -> pb.MatchResponse:
@@ -111,6 +119,62 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
             raise DocumentNotFound(request.id)
         return pb.GetDocumentResponse(document=self.documents[request.id])
 
+    async def GetDocuments(self, request: pb.GetDocumentsRequest, context: Any) -> pb.GetDocumentsResponse:
+        self.batch_sizes.append(len(request.ids))
+        some = request.ids[: self.page_limit]
+        return pb.GetDocumentsResponse(
+            documents=[self.documents[one] for one in some if one in self.documents],
+            missing_ids=[one for one in some if one not in self.documents],
+            answered_count=len(some),
+        )
+
+    async def ListDocuments(self, request: pb.ListDocumentsRequest, context: Any) -> pb.ListDocumentsResponse:
+        self._fail_if_told()
+        if error := self.list_errors.pop(len(self.list_requests), None):
+            raise error
+        self.list_requests.append(request)
+        left = sorted(one for one in self.documents if one > request.page_token)
+        size = min(request.page_size or 100, self.page_limit)
+        page = [pb.Document() for _ in left[:size]]
+        for message, one in zip(page, left, strict=False):
+            message.CopyFrom(self.documents[one])
+            for name in ("text", "attributes"):
+                if getattr(request, f"omit_{name}"):
+                    message.ClearField(name)
+        token = left[size - 1] if len(left) > size else ""
+        return pb.ListDocumentsResponse(documents=page, next_page_token=token)
+
+    async def CountDocuments(
+        self, request: pb.CountDocumentsRequest, context: Any
+    ) -> pb.CountDocumentsResponse:
+        has_filter = bool(request.filter.ByteSize())
+        return pb.CountDocumentsResponse(
+            document_count=self.matching_count if has_filter else len(self.documents)
+        )
+
+    async def ListDeadLetters(
+        self, request: pb.ListDeadLettersRequest, context: Any
+    ) -> pb.ListDeadLettersResponse:
+        letters = self.unreadable if request.unreadable else self.dead_letters
+        left = sorted(one for one in letters if one > request.page_token)
+        size = min(request.page_size or 100, self.page_limit)
+        return pb.ListDeadLettersResponse(
+            dead_letters=[letters[one] for one in left[:size]],
+            next_page_token=left[size - 1] if len(left) > size else "",
+        )
+
+    async def ReplayDeadLetters(
+        self, request: pb.ReplayDeadLettersRequest, context: Any
+    ) -> pb.ReplayDeadLettersResponse:
+        taken = self._take_letters(request)
+        self.replayed += taken
+        return pb.ReplayDeadLettersResponse(replayed_count=len(taken))
+
+    async def DropDeadLetters(
+        self, request: pb.DropDeadLettersRequest, context: Any
+    ) -> pb.DropDeadLettersResponse:
+        return pb.DropDeadLettersResponse(dropped_count=len(self._take_letters(request)))
+
     async def DeleteDocuments(
         self, request: pb.DeleteDocumentsRequest, context: Any
     ) -> pb.DeleteDocumentsResponse:
@@ -147,6 +211,11 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
                 for message in self.problems
             ],
         )
+
+    def _take_letters(self, request: pb.ReplayDeadLettersRequest | pb.DropDeadLettersRequest) -> list[str]:
+        self.batch_sizes.append(len(request.ids))
+        letters = self.unreadable if request.unreadable else self.dead_letters
+        return [one for one in request.ids if letters.pop(one, None)]
 
     def _fail_if_told(self) -> None:
         if self.call_errors:

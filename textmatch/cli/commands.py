@@ -32,11 +32,15 @@ _BUILT_IN = {
     "score": "textmatch.cli.score:score",
     "status": "textmatch.cli.status:status",
     "delete": "textmatch.cli.delete:delete",
+    "list": "textmatch.cli.documents:list_documents",
+    "get": "textmatch.cli.documents:get",
+    "count": "textmatch.cli.documents:count",
+    "export": "textmatch.cli.documents:export",
     "collections": "textmatch.cli.collections:app",
     "reindex": "textmatch.cli.reindex:reindex [matcher]",
     "tune": "textmatch.cli.tune:tune [matcher]",
     "mcp": "textmatch.cli.mcp:mcp [mcp]",
-    "dead-letters": "textmatch.cli.dead_letters:app [queue]",
+    "dead-letters": "textmatch.cli.dead_letters:app",
 }
 
 

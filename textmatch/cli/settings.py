@@ -24,7 +24,7 @@ class CliSettings(ClientSettings, ClientTlsSettings):
     redis_url: str = setting(
         "TEXTMATCH_REDIS_URL",
         "",
-        f"URL of Redis, for `reindex`, `tune` and `dead-letters`. {_DEFAULT} redis://127.0.0.1:6379/0.",
+        f"URL of Redis, for `reindex` and `tune`. {_DEFAULT} redis://127.0.0.1:6379/0.",
         is_secret=True,
     )
     qdrant_url: str = setting(

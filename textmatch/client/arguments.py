@@ -215,6 +215,21 @@ def to_condition(name: str, value: Any) -> Filter:
     return value if isinstance(value, Filter) else Filter(must=(value,))
 
 
+def to_filter(value: Any) -> pb.Filter | None:
+    """A filter of stored documents; None means all."""
+    return None if value is None else filter_to_proto(to_condition("where", value), "where")
+
+
+def to_limit(value: Any) -> int | None:
+    """The most items of a list; None means all."""
+    if value is None:
+        return None
+    limit = to_whole_number("limit", value)
+    if limit < 1:
+        raise InvalidInput.of_field("limit", f"is {limit}; it must be at least 1")
+    return limit
+
+
 def to_delete_filter(value: Any) -> pb.Filter:
     """A filter that does not select everything."""
     condition = to_condition("where", value)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Self, TypeVar, Unpack
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import ClassVar, Self, Unpack
 
 from grpc_health.v1 import health_pb2
 from tenacity import AsyncRetrying, retry_if_result, wait_exponential
@@ -20,23 +19,22 @@ from textmatch.client.batches import DocumentStream, QueryStream, WatchedQueue, 
 from textmatch.client.connection import (
     ADOPT_COLLECTION,
     CHECK_HEALTH,
+    COUNT_DOCUMENTS,
     CREATE_COLLECTION,
     DELETE_COLLECTION,
     DELETE_DOCUMENTS,
-    ENCODE,
     GET_COLLECTION,
     GET_DOCUMENT,
     GET_INGEST_STATUS,
-    GET_MODELS,
     LIST_COLLECTIONS,
     MATCH,
-    SCORE,
     AioConnection,
     Connection,
-    Method,
     chunks,
     utf8_bytes,
 )
+from textmatch.client.encoder_calls import EncoderCalls
+from textmatch.client.listing import IDS_PER_CALL, LetterCalls, documents_by_id, listed_documents
 from textmatch.client.results import AsyncResults
 from textmatch.client.settings import ClientSettings
 from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig
@@ -50,10 +48,12 @@ from textmatch.types import (
     CollectionSummary,
     DocumentResult,
     EncodeResult,
+    FoundDocuments,
     HealthState,
     IngestOutcome,
     IngestStatus,
     IngestSummary,
+    LetterInfo,
     MatchKeywords,
     MatchResult,
     ModelInfo,
@@ -67,18 +67,11 @@ from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import matcher_service_pb2 as matcher_pb
 from textmatch.wire.collections import settings_to_proto, summary_from_proto
 from textmatch.wire.documents import DocumentLike, from_proto, ingest_status_from_proto
-from textmatch.wire.encoding import ROLES, SCORERS, encode_result, model_info, priority, score_result
+from textmatch.wire.encoding import ROLES, SCORERS, model_info
 from textmatch.wire.matching import result_from_proto
-
-Item = TypeVar("Item", str, TextPair)
-EncoderRequest = TypeVar("EncoderRequest", encoder_pb.EncodeRequest, encoder_pb.ScoreRequest)
-Response = TypeVar("Response")
 
 DEFAULT_MATCHER = "127.0.0.1:50052"
 DEFAULT_ENCODER = "127.0.0.1:50051"
-# More texts than this go in the bulk lane.
-_MAX_INTERACTIVE_TEXTS = 64
-_IDS_PER_CALL = 1_000
 _MAX_REJECTIONS = 100
 # The client gives up after this time in which the matcher answers no item, or the queue does not shrink.
 _STALL_TIMEOUT_SECONDS = 120.0
@@ -121,9 +114,9 @@ class AsyncTextMatchClient:
         self._api_key = key
         self._request_id = ""
         self._matcher = self._connection("matcher", arguments.to_name("matcher", matcher), key, tls)
-        self._encoder = self._connection("encoder", arguments.to_name("encoder", encoder), key, tls)
+        encoder_connection = self._connection("encoder", arguments.to_name("encoder", encoder), key, tls)
+        self._encoder = EncoderCalls(encoder_connection)
         self._collection = arguments.to_name("collection", collection)
-        self._limits_of_encoder = _LimitsOfEncoder()
 
     async def __aenter__(self) -> Self:
         return self
@@ -148,7 +141,7 @@ class AsyncTextMatchClient:
     async def close(self) -> None:
         """Close the connections; running calls are cancelled."""
         await self._matcher.close()
-        await self._encoder.close()
+        await self._encoder.connection.close()
 
     async def match(
         self, query: str, *, timeout_seconds: float | None = None, **options: Unpack[MatchKeywords]
@@ -256,6 +249,44 @@ class AsyncTextMatchClient:
         response = await self._matcher.call(GET_DOCUMENT, request, self._interactive(timeout_seconds))
         return from_proto(response.document)
 
+    async def get_documents(
+        self, ids: str | Iterable[str], *, timeout_seconds: float | None = None
+    ) -> FoundDocuments:
+        """As `TextMatchClient.get_documents`."""
+        checked = arguments.to_ids("ids", ids)
+        return await documents_by_id(self._matcher, checked, self._collection, self._bulk(timeout_seconds))
+
+    def list_documents(
+        self,
+        where: Condition | str | None = None,
+        *,
+        after: str = "",
+        limit: int | None = None,
+        omit_text: bool = False,
+        omit_attributes: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> AsyncResults[Document]:
+        """As `TextMatchClient.list_documents`; to be read by `async for`."""
+        request = matcher_pb.ListDocumentsRequest(
+            filter=arguments.to_filter(where),
+            collection=self._collection,
+            page_token=arguments.to_name("after", after) and arguments.to_id("after", after),
+            omit_text=arguments.to_flag("omit_text", omit_text),
+            omit_attributes=arguments.to_flag("omit_attributes", omit_attributes),
+        )
+        most, seconds = arguments.to_limit(limit), self._bulk(timeout_seconds)
+        return AsyncResults(listed_documents(self._matcher, request, most, seconds), "list_documents")
+
+    async def count_documents(
+        self, where: Condition | str | None = None, *, timeout_seconds: float | None = None
+    ) -> int:
+        """As `TextMatchClient.count_documents`."""
+        request = matcher_pb.CountDocumentsRequest(
+            filter=arguments.to_filter(where), collection=self._collection
+        )
+        response = await self._matcher.call(COUNT_DOCUMENTS, request, self._bulk(timeout_seconds))
+        return response.document_count
+
     async def delete(
         self,
         ids: str | Iterable[str],
@@ -268,7 +299,7 @@ class AsyncTextMatchClient:
         checked, cut = arguments.to_ids("ids", ids), arguments.to_version(version)
         only_count = arguments.to_flag("dry_run", dry_run)
         deleted_count = 0
-        for _, chunk in chunks(checked, utf8_bytes, _IDS_PER_CALL):
+        for _, chunk in chunks(checked, utf8_bytes, IDS_PER_CALL):
             request = matcher_pb.DeleteDocumentsRequest(
                 ids=chunk, version=cut, dry_run=only_count, collection=self._collection
             )
@@ -301,6 +332,29 @@ class AsyncTextMatchClient:
         request = matcher_pb.GetIngestStatusRequest(document_id=one, collection=name)
         response = await self._matcher.call(GET_INGEST_STATUS, request, self._interactive(timeout_seconds))
         return ingest_status_from_proto(response)
+
+    def list_dead_letters(
+        self,
+        *,
+        limit: int | None = None,
+        unreadable: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> AsyncResults[LetterInfo]:
+        """As `TextMatchClient.list_dead_letters`; to be read by `async for`."""
+        calls = self._letters(unreadable, timeout_seconds)
+        return AsyncResults(calls.listed(arguments.to_limit(limit)), "list_dead_letters")
+
+    async def replay_dead_letters(
+        self, ids: str | Iterable[str], *, unreadable: bool = False, timeout_seconds: float | None = None
+    ) -> int:
+        """As `TextMatchClient.replay_dead_letters`."""
+        return await self._letters(unreadable, timeout_seconds).replay(arguments.to_ids("ids", ids))
+
+    async def drop_dead_letters(
+        self, ids: str | Iterable[str], *, unreadable: bool = False, timeout_seconds: float | None = None
+    ) -> int:
+        """As `TextMatchClient.drop_dead_letters`."""
+        return await self._letters(unreadable, timeout_seconds).drop(arguments.to_ids("ids", ids))
 
     async def create_collection(
         self, settings: CollectionConfig, *, timeout_seconds: float | None = None
@@ -362,7 +416,7 @@ class AsyncTextMatchClient:
         def request(chunk: list[str]) -> encoder_pb.EncodeRequest:
             return encoder_pb.EncodeRequest(texts=chunk, role=as_role, dimension=cut, model=name)
 
-        return encode_result(await self._call_encoder(ENCODE, "texts", given, request, timeout_seconds))
+        return await self._encoder.encode(given, request, self._either(timeout_seconds))
 
     async def score(
         self,
@@ -381,7 +435,7 @@ class AsyncTextMatchClient:
         def request(chunk: list[str]) -> encoder_pb.ScoreRequest:
             return encoder_pb.ScoreRequest(query=first, texts=chunk, scorer=by, model=name)
 
-        return score_result(await self._call_encoder(SCORE, "texts", given, request, timeout_seconds))
+        return await self._encoder.score("texts", given, request, self._either(timeout_seconds))
 
     async def score_pairs(
         self,
@@ -400,17 +454,17 @@ class AsyncTextMatchClient:
             messages = [encoder_pb.TextPair(first=first, second=second) for first, second in chunk]
             return encoder_pb.ScoreRequest(pairs=messages, scorer=by, model=name)
 
-        return score_result(await self._call_encoder(SCORE, "pairs", given, request, timeout_seconds))
+        return await self._encoder.score("pairs", given, request, self._either(timeout_seconds))
 
     async def models(self, *, timeout_seconds: float | None = None) -> tuple[ModelInfo, ...]:
         """As `TextMatchClient.models`."""
-        response = await self._get_models(self._interactive(timeout_seconds))
+        response = await self._encoder.get_models(self._interactive(timeout_seconds))
         return tuple(model_info(message) for message in response.models)
 
     async def health(self, *, timeout_seconds: float | None = None) -> tuple[ServerHealth, ...]:
         """As `TextMatchClient.health`."""
         seconds = to_seconds(timeout_seconds, _HEALTH_TIMEOUT_SECONDS)
-        return await _health(self._encoder, seconds), await _health(self._matcher, seconds)
+        return await _health(self._encoder.connection, seconds), await _health(self._matcher, seconds)
 
     def _call_as_caller(self) -> None:
         self._matcher = self._matcher.of_caller(self._api_key, self._request_id)
@@ -422,52 +476,17 @@ class AsyncTextMatchClient:
     def _bulk(self, timeout_seconds: float | None) -> float:
         return to_seconds(timeout_seconds, self._bulk_timeout_seconds)
 
+    def _either(self, timeout_seconds: float | None) -> tuple[float, float]:
+        return self._interactive(timeout_seconds), self._bulk(timeout_seconds)
+
+    def _letters(self, unreadable: bool, timeout_seconds: float | None) -> LetterCalls:
+        is_unreadable = arguments.to_flag("unreadable", unreadable)
+        return LetterCalls(self._matcher, self._collection, is_unreadable, self._bulk(timeout_seconds))
+
     async def _delete(self, request: matcher_pb.DeleteDocumentsRequest, timeout_seconds: float | None) -> int:
         request.request_id = new_request_id()
         response = await self._matcher.call(DELETE_DOCUMENTS, request, self._bulk(timeout_seconds))
         return response.deleted_count
-
-    async def _call_encoder(
-        self,
-        method: Method[EncoderRequest, Response],
-        field: str,
-        items: list[Item],
-        to_request: Callable[[list[Item]], EncoderRequest],
-        timeout_seconds: float | None,
-    ) -> list[Response]:
-        """Call the method with each chunk of texts or pairs, in the bulk lane if there are many."""
-        is_bulk = len(items) > _MAX_INTERACTIVE_TEXTS
-        seconds = self._bulk(timeout_seconds) if is_bulk else self._interactive(timeout_seconds)
-        limits = await self._limits(self._interactive(timeout_seconds))
-        arguments.check_texts(field, items, limits.max_text_bytes)
-
-        def requests() -> Iterator[tuple[int, EncoderRequest]]:
-            for start, chunk in chunks(items, _size_bytes, limits.max_texts):
-                request = to_request(chunk)
-                request.priority = priority(is_bulk=is_bulk)
-                yield start, request
-
-        return [response async for response in self._encoder.call_each(method, requests(), seconds)]
-
-    async def _limits(self, timeout_seconds: float) -> encoder_pb.Limits:
-        known = self._limits_of_encoder
-        if known.limits is None:
-            known.limits = (await self._get_models(timeout_seconds)).limits
-        return known.limits
-
-    async def _get_models(self, timeout_seconds: float) -> encoder_pb.GetModelsResponse:
-        return await self._encoder.call(GET_MODELS, encoder_pb.GetModelsRequest(), timeout_seconds)
-
-
-@dataclass
-class _LimitsOfEncoder:
-    """What the encoder has said about its limits, for all clients that share a connection to it."""
-
-    limits: encoder_pb.Limits | None = None
-
-
-def _size_bytes(item: str | TextPair) -> int:
-    return utf8_bytes(item) if isinstance(item, str) else sum(map(utf8_bytes, item))
 
 
 async def _health(server: Connection, timeout_seconds: float) -> ServerHealth:

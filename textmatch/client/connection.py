@@ -67,6 +67,24 @@ DELETE_DOCUMENTS: Method[matcher_pb.DeleteDocumentsRequest, matcher_pb.DeleteDoc
 GET_INGEST_STATUS: Method[matcher_pb.GetIngestStatusRequest, matcher_pb.GetIngestStatusResponse] = Method(
     "GetIngestStatus"
 )
+GET_DOCUMENTS: Method[matcher_pb.GetDocumentsRequest, matcher_pb.GetDocumentsResponse] = Method(
+    "GetDocuments"
+)
+LIST_DOCUMENTS: Method[matcher_pb.ListDocumentsRequest, matcher_pb.ListDocumentsResponse] = Method(
+    "ListDocuments"
+)
+COUNT_DOCUMENTS: Method[matcher_pb.CountDocumentsRequest, matcher_pb.CountDocumentsResponse] = Method(
+    "CountDocuments"
+)
+LIST_DEAD_LETTERS: Method[matcher_pb.ListDeadLettersRequest, matcher_pb.ListDeadLettersResponse] = Method(
+    "ListDeadLetters"
+)
+REPLAY_DEAD_LETTERS: Method[matcher_pb.ReplayDeadLettersRequest, matcher_pb.ReplayDeadLettersResponse] = (
+    Method("ReplayDeadLetters")
+)
+DROP_DEAD_LETTERS: Method[matcher_pb.DropDeadLettersRequest, matcher_pb.DropDeadLettersResponse] = Method(
+    "DropDeadLetters"
+)
 ENCODE: Method[encoder_pb.EncodeRequest, encoder_pb.EncodeResponse] = Method("Encode")
 SCORE: Method[encoder_pb.ScoreRequest, encoder_pb.ScoreResponse] = Method("Score")
 GET_MODELS: Method[encoder_pb.GetModelsRequest, encoder_pb.GetModelsResponse] = Method("GetModels")

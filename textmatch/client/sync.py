@@ -22,8 +22,10 @@ from textmatch.types import (
     CollectionSummary,
     DocumentResult,
     EncodeResult,
+    FoundDocuments,
     IngestStatus,
     IngestSummary,
+    LetterInfo,
     MatchKeywords,
     MatchResult,
     ModelInfo,
@@ -225,6 +227,55 @@ class TextMatchClient:
         """
         return run(self._methods.get_document(document_id, timeout_seconds=timeout_seconds))
 
+    def get_documents(
+        self, ids: str | Iterable[str], *, timeout_seconds: float | None = None
+    ) -> FoundDocuments:
+        """Stored documents in the order of the ids, and the ids of those that are not stored.
+
+        Args:
+            ids: any number of ids, or a single one.
+        """
+        return run(self._methods.get_documents(ids, timeout_seconds=timeout_seconds))
+
+    def list_documents(
+        self,
+        where: Condition | str | None = None,
+        *,
+        after: str = "",
+        limit: int | None = None,
+        omit_text: bool = False,
+        omit_attributes: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> Results[Document]:
+        """Stored documents, in an order that never changes: that of a hash of their ids.
+
+        Nothing is sent until you iterate. Pages are read as far as you do. Every document that is stored the
+        whole time comes once.
+
+        Args:
+            where: as for `match`.
+            after: the id of a document, stored or not; only those after it come. Continues a list.
+            limit: at most so many documents; None: all.
+            omit_text: leave the text out.
+            omit_attributes: leave the attributes out.
+        """
+        return Results(
+            self._methods.list_documents(
+                where,
+                after=after,
+                limit=limit,
+                omit_text=omit_text,
+                omit_attributes=omit_attributes,
+                timeout_seconds=timeout_seconds,
+            )
+        )
+
+    def count_documents(
+        self, where: Condition | str | None = None, *, timeout_seconds: float | None = None
+    ) -> int:
+        """How many stored documents match a filter, as for `match`; None: how many there are."""
+        return run(self._methods.count_documents(where, timeout_seconds=timeout_seconds))
+
     def delete(
         self,
         ids: str | Iterable[str],
@@ -277,6 +328,42 @@ class TextMatchClient:
         """
         return run(
             self._methods.ingest_status(document_id, collection=collection, timeout_seconds=timeout_seconds)
+        )
+
+    def list_dead_letters(
+        self,
+        *,
+        limit: int | None = None,
+        unreadable: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> Results[LetterInfo]:
+        """Documents that could not be indexed, the oldest failure first. Nothing is sent until you iterate.
+
+        Args:
+            limit: at most so many; None: all.
+            unreadable: instead, the messages in the queue that could not be read. They belong to no
+                collection; their list needs the scope admin.
+        """
+        return Results(
+            self._methods.list_dead_letters(
+                limit=limit, unreadable=unreadable, timeout_seconds=timeout_seconds
+            )
+        )
+
+    def replay_dead_letters(
+        self, ids: str | Iterable[str], *, unreadable: bool = False, timeout_seconds: float | None = None
+    ) -> int:
+        """Queue dead letters again, after the cause is fixed; returns how many of them there were."""
+        return run(
+            self._methods.replay_dead_letters(ids, unreadable=unreadable, timeout_seconds=timeout_seconds)
+        )
+
+    def drop_dead_letters(
+        self, ids: str | Iterable[str], *, unreadable: bool = False, timeout_seconds: float | None = None
+    ) -> int:
+        """Delete dead letters for good; returns how many of them there were."""
+        return run(
+            self._methods.drop_dead_letters(ids, unreadable=unreadable, timeout_seconds=timeout_seconds)
         )
 
     def create_collection(

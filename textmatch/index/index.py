@@ -24,6 +24,7 @@ from textmatch.index.filter_warnings import SAMPLE_DOCUMENTS, filter_fields, fil
 from textmatch.index.schema import (
     ACCEPTED_FIELD,
     DENSE_VECTOR,
+    DOCUMENT_FIELDS,
     VERSION_FIELD,
     StoredDocument,
     payload_selector,
@@ -35,6 +36,7 @@ from textmatch.index.search import (
     Hit,
     SearchQuery,
     read_documents,
+    read_documents_after,
     read_embeddings,
     read_term_statistics,
     search,
@@ -380,6 +382,16 @@ class Index:
         await self.collections.ensure_payload_indexes(model_id)
         async with self._using(model_id) as physical:
             return (await self._client.count(physical, condition.to_qdrant(), exact=True)).count
+
+    async def documents_after(
+        self, condition: Filter, after: str, count: int, fields: Sequence[str] = DOCUMENT_FIELDS
+    ) -> list[Document]:
+        """Some of the documents that match; `read_documents_after` explains the arguments."""
+        model_id = await self.model_in_use()
+        if not model_id:
+            return []
+        async with self._using(model_id) as physical:
+            return await read_documents_after(self._client, physical, condition, after, count, fields)
 
     async def search(self, query: SearchQuery, *, model_id: str) -> list[Hit]:
         """The hits of a query, in no particular order."""

@@ -16,7 +16,7 @@ from qdrant_client import AsyncQdrantClient, grpc
 from qdrant_client.conversions.common_types import PointId
 from qdrant_client.conversions.conversion import RestToGrpc, grpc_to_payload
 
-from textmatch.documents import Document
+from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.bm25 import QueryVector
 from textmatch.index.schema import (
@@ -112,6 +112,35 @@ async def read_documents(
         answer = await client.grpc_points.Get(message, timeout=_TIMEOUT_SECONDS)
         documents |= {record.id.uuid: _document(record) async for record in in_slices(answer.result)}
     return documents
+
+
+async def read_documents_after(
+    client: AsyncQdrantClient,
+    collection: str,
+    condition: Filter,
+    after: str,
+    count: int,
+    fields: Sequence[str] = DOCUMENT_FIELDS,
+) -> list[Document]:
+    """Up to `count` documents that match, in the order of their point ids; fewer at the end only.
+
+    Args:
+        after: the id of a document, stored or not; those after it are read. "": from the first one on.
+        fields: which of DOCUMENT_FIELDS to read; the others are empty.
+    """
+    message = grpc.ScrollPoints(
+        collection_name=collection,
+        filter=None if condition.is_empty else RestToGrpc.convert_filter(to_qdrant(condition)),
+        # The document of the offset comes first, if it is stored and matches.
+        limit=count + bool(after),
+        offset=grpc.PointId(uuid=point_id(after)) if after else None,
+        with_payload=grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=fields)),
+    )
+    answer = await client.grpc_points.Scroll(message, timeout=_TIMEOUT_SECONDS)
+    empty = {"text": "", "attributes": {}}
+    payloads = [grpc_to_payload(record.payload) async for record in in_slices(answer.result)]
+    found = [to_document(empty | payload) for payload in payloads]
+    return [one for one in found if one.id != after][:count]
 
 
 async def read_embeddings(

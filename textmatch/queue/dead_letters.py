@@ -6,38 +6,45 @@ A Redis hash by document id, or by a generated id for an unreadable message, of 
      "is_argument": whether `raw` is only the argument of a task, "stamp": of that task or null,
      "reason": "TEXT_TOO_LARGE", "error": a description for people, "failed_at": seconds since 1970}
 
-A second hash has the documents' versions, because scripts must not parse JSON from unknown senders.
+A second hash has the documents' versions, and a sorted set the times of all failures, because scripts must
+not parse JSON from unknown senders.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
 
 from textmatch.collection_config import CollectionConfig
 from textmatch.documents import Document
+from textmatch.errors import InvalidInput
 from textmatch.queue.keys import LetterKeys
 from textmatch.queue.messages import Stamp, document_as_json, document_from_json, stamp_from_fields
 from textmatch.queue.redis_client import flattened, translated_errors
+from textmatch.time_slices import in_slices
 
 if TYPE_CHECKING:
     from textmatch.queue.producer import Producer
 
 MALFORMED = "MALFORMED"
 
+_NUMBER = re.compile(r"\d{1,15}(\.\d{1,20})?(e[+-]\d{1,3})?", re.ASCII)
+
 # A letter never replaces one of a newer version of the document.
-# KEYS of all scripts: letters, versions. ARGV: keys, versions (0 for no document) and letters.
+# KEYS of all scripts: letters, versions, times. ARGV: keys, versions (0 for no document), times and letters.
 _ADD = """
-for i = 1, #ARGV, 3 do
+for i = 1, #ARGV, 4 do
   local key, version = ARGV[i], ARGV[i + 1]
   if tonumber(redis.call('HGET', KEYS[2], key) or 0) <= tonumber(version) then
-    redis.call('HSET', KEYS[1], key, ARGV[i + 2])
+    redis.call('ZADD', KEYS[3], ARGV[i + 2], key)
+    redis.call('HSET', KEYS[1], key, ARGV[i + 3])
     if version ~= '0' then
       redis.call('HSET', KEYS[2], key, version)
     end
@@ -52,6 +59,7 @@ for i = 1, #ARGV, 2 do
   local known = redis.call('HGET', KEYS[2], ARGV[i])
   if known and tonumber(known) <= tonumber(ARGV[i + 1]) then
     redis.call('HDEL', KEYS[2], ARGV[i])
+    redis.call('ZREM', KEYS[3], ARGV[i])
     cleared = cleared + redis.call('HDEL', KEYS[1], ARGV[i])
   end
 end
@@ -63,6 +71,7 @@ _DROP = """
 local dropped = 0
 for _, key in ipairs(ARGV) do
   redis.call('HDEL', KEYS[2], key)
+  redis.call('ZREM', KEYS[3], key)
   dropped = dropped + redis.call('HDEL', KEYS[1], key)
 end
 return dropped
@@ -73,10 +82,9 @@ _DROP_IF_SAME = """
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
   redis.call('HDEL', KEYS[1], ARGV[1])
   redis.call('HDEL', KEYS[2], ARGV[1])
+  redis.call('ZREM', KEYS[3], ARGV[1])
 end
 """
-
-_SCAN_PAGE = 200
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,33 @@ def of_argument(argument: str, stamp: Stamp | None, error: str) -> DeadLetter:
     return replace(of_raw(argument, error), is_argument=True, stamp=stamp)
 
 
+@dataclass(frozen=True, order=True)
+class LetterPosition:
+    """A place in the list of letters: the oldest failure comes first, and keys decide between equal times."""
+
+    failed_at: float
+    key: str
+
+    def to_token(self) -> str:
+        """The place as a page token: "1764495000.25:some id"."""
+        return f"{self.failed_at!r}:{self.key}"
+
+    @classmethod
+    def from_token(cls, token: str) -> LetterPosition:
+        """The reverse; "" is before the first letter.
+
+        Raises:
+            InvalidInput: it is no such token.
+        """
+        if not token:
+            return cls(0.0, "")
+        failed_at, _, key = token.partition(":")
+        # Numbers of Python may have spaces, underscores and other digits than 0 to 9.
+        if not _NUMBER.fullmatch(failed_at):
+            raise InvalidInput.of_field("page_token", "is not one that a page has returned")
+        return cls(float(failed_at), key)
+
+
 class DeadLetters:
     """The letters of one collection, or the unreadable messages of the installation.
 
@@ -149,7 +184,8 @@ class DeadLetters:
     def __init__(self, redis: Redis, keys: LetterKeys) -> None:
         self._redis = redis
         self._letters = keys.dead_letters
-        self._keys = [keys.dead_letters, keys.dead_letter_versions]
+        self._times = keys.dead_letter_times
+        self._keys = [keys.dead_letters, keys.dead_letter_versions, keys.dead_letter_times]
         self._add = redis.register_script(_ADD)
         self._clear = redis.register_script(_CLEAR)
         self._drop = redis.register_script(_DROP)
@@ -159,7 +195,10 @@ class DeadLetters:
         """Add letters; the newest version of a document stays."""
         if not letters:
             return
-        entries = [(one.key, one.document.version if one.document else 0, one.to_json()) for one in letters]
+        entries = [
+            (one.key, one.document.version if one.document else 0, repr(one.failed_at), one.to_json())
+            for one in letters
+        ]
         with translated_errors():
             await self._add(keys=self._keys, args=flattened(entries))
 
@@ -181,13 +220,41 @@ class DeadLetters:
 
     async def entries(self, limit: int) -> list[DeadLetter]:
         """Up to `limit` letters, oldest failure first."""
-        found: dict[str, DeadLetter] = {}
+        page = await self.page(LetterPosition(0.0, ""), limit)
+        return [letter for _, letter in page if letter is not None]
+
+    async def page(self, after: LetterPosition, limit: int) -> list[tuple[LetterPosition, DeadLetter | None]]:
+        """Up to `limit` letters after a place, in the order of their places; fewer at the end only.
+
+        None stands for a letter that was removed at the same time.
+        """
+        found: list[LetterPosition] = []
+        offset = 0
         with translated_errors():
-            async for key, text in self._redis.hscan_iter(self._letters, count=_SCAN_PAGE):
-                found[key] = DeadLetter.from_json(key, text)
-                if len(found) == limit:
+            while len(found) < limit:
+                members: list[Any] = await self._redis.zrange(
+                    self._times,
+                    repr(after.failed_at),
+                    "+inf",
+                    byscore=True,
+                    withscores=True,
+                    offset=offset,
+                    num=limit,
+                )
+                positions = [LetterPosition(float(at), str(key)) for key, at in members]
+                found += [one for one in positions if one > after]
+                offset += len(members)
+                if len(members) < limit:
                     break
-        return sorted(found.values(), key=lambda letter: letter.failed_at)
+            if not found:
+                return []
+            # Redis sorts keys of equal times by their bytes, as Python sorts strings: by code points.
+            chosen = found[:limit]
+            texts = await self._redis.hmget(self._letters, [one.key for one in chosen])
+        return [
+            (one, None if text is None else DeadLetter.from_json(one.key, str(text)))
+            async for one, text in in_slices(zip(chosen, texts, strict=True))
+        ]
 
     async def drop(self, letter_keys: Iterable[str]) -> int:
         """Delete letters; returns how many there were."""

@@ -76,7 +76,7 @@ end
 local tombstones, letters, entries = 0, size(KEYS[2]), redis.call('HGETALL', KEYS[1])
 for i = 1, #entries, 2 do
   local prefix = ARGV[1] .. ':' .. entries[i] .. ':' .. cjson.decode(entries[i + 1]).generation
-  letters = letters + size(prefix .. ':dead-letters')
+  letters = letters + size(prefix .. ':dead-letters') + size(prefix .. ':dead-letter-times')
   tombstones = tombstones + size(prefix .. ':filter-tombstones') + size(prefix .. ':filter-tombstone-ends')
   for _, day in ipairs(redis.call('ZRANGE', prefix .. ':tombstones', 0, -1)) do
     tombstones = tombstones + size(prefix .. ':tombstones:' .. day)

@@ -20,15 +20,18 @@ class LetterKeys:
     Attributes:
         dead_letters: hash: document id, or a generated id for unreadable messages -> JSON.
         dead_letter_versions: hash: document id -> version of the document in the dead letters.
+        dead_letter_times: sorted set: key in `dead_letters` -> when it failed, in seconds since 1970.
     """
 
     dead_letters: str
     dead_letter_versions: str
+    dead_letter_times: str
 
     @classmethod
     def under(cls, prefix: str) -> LetterKeys:
         """The keys with a prefix."""
-        return cls(f"{prefix}:dead-letters", f"{prefix}:dead-letter-versions")
+        names = ("dead-letters", "dead-letter-versions", "dead-letter-times")
+        return cls(*(f"{prefix}:{name}" for name in names))
 
 
 @dataclass(frozen=True)

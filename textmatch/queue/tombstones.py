@@ -87,8 +87,8 @@ end
 # The tombstones, and everything else that belongs to deleted documents, in one step: a write that is
 # accepted after it has a later time. A later try of the same request changes nothing, because this would
 # cover what came in between. KEYS: clock, request, tombstones, pending, pending-versions, letters,
-# letter-versions. ARGV: how long to remember the request, how long to keep tombstones, the version (0:
-# none), ids.
+# letter-versions, letter-times. ARGV: how long to remember the request, how long to keep tombstones, the
+# version (0: none), ids.
 _DELETE = (
     _ACCEPT
     + _BURY
@@ -114,6 +114,7 @@ for i, id in ipairs(ids) do
   if failed[i] and tonumber(failed[i]) <= versions[i] then
     redis.call('HDEL', KEYS[6], id)
     redis.call('HDEL', KEYS[7], id)
+    redis.call('ZREM', KEYS[8], id)
   end
 end
 bury(KEYS[3], tonumber(ARGV[2]), ids, versions, times)
@@ -237,7 +238,7 @@ class Tombstones:
             state.pending,
             state.pending_versions,
         ]
-        keys += [letters.dead_letters, letters.dead_letter_versions]
+        keys += [letters.dead_letters, letters.dead_letter_versions, letters.dead_letter_times]
         arguments: list[str | int] = [
             request.ttl_seconds,
             ttl_seconds,

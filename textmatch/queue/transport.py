@@ -205,12 +205,13 @@ PUT_BACK = LuaScript(
     """,
 )
 
-# ARGV: an unreadable message, the key and the dead letter.
+# ARGV: an unreadable message, the key of the dead letter, the letter, and when it failed.
 REFUSE = LuaScript(
-    ("taken", "letters.dead_letters"),
+    ("taken", "letters.dead_letters", "letters.dead_letter_times"),
     """
     redis.call('LREM', KEYS[1], 1, ARGV[1])
     redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+    redis.call('ZADD', KEYS[3], ARGV[4], ARGV[2])
     """,
 )
 
@@ -394,7 +395,7 @@ class Channel(kombu_redis.Channel):
         except MalformedMessage as error:
             letter = of_raw(raw.decode(errors="backslashreplace"), str(error))
             with self.conn_or_acquire() as client:
-                REFUSE(client, self.keys, raw, letter.key, letter.to_json())
+                REFUSE(client, self.keys, raw, letter.key, letter.to_json(), letter.failed_at)
             return None
 
 

@@ -57,6 +57,10 @@ _TOKENS_PER_CANDIDATE = 1
 _TOKENS_PER_PAIR = 50
 # What a collection in a list costs: it is looked up in Qdrant.
 _TOKENS_PER_COLLECTION = 50
+# What a document or dead letter in a page costs, and one that is queued again.
+_TOKENS_PER_ITEM = 1
+# Of documents that match a filter.
+_TOKENS_PER_COUNT = 50
 _BURST_SECONDS = 10.0
 
 _COLLECTIONS_WORD = "collections="
@@ -85,7 +89,14 @@ SCOPES: Mapping[str, Scope] = {
     "/textmatch.v1.MatcherService/Match": Scope.READ,
     "/textmatch.v1.MatcherService/BatchMatch": Scope.READ,
     "/textmatch.v1.MatcherService/GetDocument": Scope.READ,
+    "/textmatch.v1.MatcherService/GetDocuments": Scope.READ,
+    "/textmatch.v1.MatcherService/ListDocuments": Scope.READ,
+    "/textmatch.v1.MatcherService/CountDocuments": Scope.READ,
     "/textmatch.v1.MatcherService/GetIngestStatus": Scope.READ,
+    # Those of a collection. The unreadable messages of the installation need admin.
+    "/textmatch.v1.MatcherService/ListDeadLetters": Scope.READ,
+    "/textmatch.v1.MatcherService/ReplayDeadLetters": Scope.WRITE,
+    "/textmatch.v1.MatcherService/DropDeadLetters": Scope.WRITE,
     "/textmatch.v1.MatcherService/IngestDocuments": Scope.WRITE,
     # By ids. A delete by a filter needs admin, because one call can empty the index.
     "/textmatch.v1.MatcherService/DeleteDocuments": Scope.WRITE,
@@ -294,6 +305,16 @@ def charge_collections(count: int) -> None:
     _charge(count * _TOKENS_PER_COLLECTION)
 
 
+def charge_items(count: int) -> None:
+    """Charge the key of the running call for so many documents or dead letters that it read or changed."""
+    _charge(count * _TOKENS_PER_ITEM)
+
+
+def charge_count() -> None:
+    """Charge the key of the running call for a count of documents."""
+    _charge(_TOKENS_PER_COUNT)
+
+
 def _charge(tokens: float) -> None:
     if charge := _charge_work.get():
         charge(tokens)
@@ -318,6 +339,9 @@ class AuthInterceptor(Interceptor):
             _require_collection(key, request, method)
             if request.DESCRIPTOR.name == "DeleteDocumentsRequest" and request.HasField("filter"):
                 _require(key, Scope.ADMIN, method)
+            if getattr(request, "unreadable", False):
+                _require(key, Scope.ADMIN, method)
+                _require_all_collections(key)
             self._limits.charge(key, _size_bytes(request))
             return request
 
@@ -354,6 +378,12 @@ def _require_collection(key: ApiKey, request: Any, method: str) -> None:
         return
     _log.warning("collection not allowed", extra={"key": key.name, "method": method, "collection": name})
     raise CollectionDenied(f"the API key {key.name} must not use this collection")
+
+
+def _require_all_collections(key: ApiKey) -> None:
+    """Unreadable messages may have been meant for any collection."""
+    if key.collections is not None:
+        raise CollectionDenied(f"the API key {key.name} must not use all collections")
 
 
 def _presented(metadata: Any) -> str:

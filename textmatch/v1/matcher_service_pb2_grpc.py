@@ -56,6 +56,21 @@ class MatcherServiceStub(object):
                 request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentRequest.SerializeToString,
                 response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentResponse.FromString,
                 _registered_method=True)
+        self.GetDocuments = channel.unary_unary(
+                '/textmatch.v1.MatcherService/GetDocuments',
+                request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentsRequest.SerializeToString,
+                response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentsResponse.FromString,
+                _registered_method=True)
+        self.ListDocuments = channel.unary_unary(
+                '/textmatch.v1.MatcherService/ListDocuments',
+                request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.ListDocumentsRequest.SerializeToString,
+                response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.ListDocumentsResponse.FromString,
+                _registered_method=True)
+        self.CountDocuments = channel.unary_unary(
+                '/textmatch.v1.MatcherService/CountDocuments',
+                request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.CountDocumentsRequest.SerializeToString,
+                response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.CountDocumentsResponse.FromString,
+                _registered_method=True)
         self.DeleteDocuments = channel.unary_unary(
                 '/textmatch.v1.MatcherService/DeleteDocuments',
                 request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.DeleteDocumentsRequest.SerializeToString,
@@ -65,6 +80,21 @@ class MatcherServiceStub(object):
                 '/textmatch.v1.MatcherService/GetIngestStatus',
                 request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.GetIngestStatusRequest.SerializeToString,
                 response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.GetIngestStatusResponse.FromString,
+                _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/textmatch.v1.MatcherService/ListDeadLetters',
+                request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.ReplayDeadLetters = channel.unary_unary(
+                '/textmatch.v1.MatcherService/ReplayDeadLetters',
+                request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.ReplayDeadLettersRequest.SerializeToString,
+                response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.ReplayDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.DropDeadLetters = channel.unary_unary(
+                '/textmatch.v1.MatcherService/DropDeadLetters',
+                request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.DropDeadLettersRequest.SerializeToString,
+                response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.DropDeadLettersResponse.FromString,
                 _registered_method=True)
 
 
@@ -110,6 +140,28 @@ class MatcherServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDocuments(self, request, context):
+        """GetDocuments returns many stored documents, and the ids of those that are not stored. As many as fit into 4 MB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDocuments(self, request, context):
+        """ListDocuments returns stored documents in pages of at most 4 MB. The order is that of a hash of their ids; it never
+        changes. Reading all pages finds every document that is stored the whole time, once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountDocuments(self, request, context):
+        """CountDocuments counts stored documents.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteDocuments(self, request, context):
         """DeleteDocuments removes documents. Older writes that are still queued do not restore them. Returns after the
         index has confirmed the delete. Deleting a missing document succeeds.
@@ -120,6 +172,29 @@ class MatcherServiceServicer(object):
 
     def GetIngestStatus(self, request, context):
         """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """ListDeadLetters returns the documents that could not be indexed, with the reason, in pages, the oldest failure first.
+        What fails again during that goes to the end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayDeadLetters(self, request, context):
+        """ReplayDeadLetters queues them again, with the versions that they have, after the cause is fixed. What fails again
+        comes back with its new reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropDeadLetters(self, request, context):
+        """DropDeadLetters removes them for good.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,6 +223,21 @@ def add_MatcherServiceServicer_to_server(servicer, server):
                     request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentRequest.FromString,
                     response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentResponse.SerializeToString,
             ),
+            'GetDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDocuments,
+                    request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentsRequest.FromString,
+                    response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentsResponse.SerializeToString,
+            ),
+            'ListDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDocuments,
+                    request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.ListDocumentsRequest.FromString,
+                    response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.ListDocumentsResponse.SerializeToString,
+            ),
+            'CountDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountDocuments,
+                    request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.CountDocumentsRequest.FromString,
+                    response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.CountDocumentsResponse.SerializeToString,
+            ),
             'DeleteDocuments': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDocuments,
                     request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.DeleteDocumentsRequest.FromString,
@@ -157,6 +247,21 @@ def add_MatcherServiceServicer_to_server(servicer, server):
                     servicer.GetIngestStatus,
                     request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.GetIngestStatusRequest.FromString,
                     response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.GetIngestStatusResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'ReplayDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayDeadLetters,
+                    request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.ReplayDeadLettersRequest.FromString,
+                    response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.ReplayDeadLettersResponse.SerializeToString,
+            ),
+            'DropDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropDeadLetters,
+                    request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.DropDeadLettersRequest.FromString,
+                    response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.DropDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -280,6 +385,87 @@ class MatcherService(object):
             _registered_method=True)
 
     @staticmethod
+    def GetDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmatch.v1.MatcherService/GetDocuments',
+            textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentsRequest.SerializeToString,
+            textmatch_dot_v1_dot_matcher__service__pb2.GetDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmatch.v1.MatcherService/ListDocuments',
+            textmatch_dot_v1_dot_matcher__service__pb2.ListDocumentsRequest.SerializeToString,
+            textmatch_dot_v1_dot_matcher__service__pb2.ListDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmatch.v1.MatcherService/CountDocuments',
+            textmatch_dot_v1_dot_matcher__service__pb2.CountDocumentsRequest.SerializeToString,
+            textmatch_dot_v1_dot_matcher__service__pb2.CountDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteDocuments(request,
             target,
             options=(),
@@ -323,6 +509,87 @@ class MatcherService(object):
             '/textmatch.v1.MatcherService/GetIngestStatus',
             textmatch_dot_v1_dot_matcher__service__pb2.GetIngestStatusRequest.SerializeToString,
             textmatch_dot_v1_dot_matcher__service__pb2.GetIngestStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmatch.v1.MatcherService/ListDeadLetters',
+            textmatch_dot_v1_dot_matcher__service__pb2.ListDeadLettersRequest.SerializeToString,
+            textmatch_dot_v1_dot_matcher__service__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmatch.v1.MatcherService/ReplayDeadLetters',
+            textmatch_dot_v1_dot_matcher__service__pb2.ReplayDeadLettersRequest.SerializeToString,
+            textmatch_dot_v1_dot_matcher__service__pb2.ReplayDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmatch.v1.MatcherService/DropDeadLetters',
+            textmatch_dot_v1_dot_matcher__service__pb2.DropDeadLettersRequest.SerializeToString,
+            textmatch_dot_v1_dot_matcher__service__pb2.DropDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,12 +55,30 @@ class MatcherServiceStub:
     """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]
     """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
+    GetDocuments: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentsRequest, _matcher_service_pb2.GetDocumentsResponse]
+    """GetDocuments returns many stored documents, and the ids of those that are not stored. As many as fit into 4 MB."""
+    ListDocuments: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.ListDocumentsRequest, _matcher_service_pb2.ListDocumentsResponse]
+    """ListDocuments returns stored documents in pages of at most 4 MB. The order is that of a hash of their ids; it never
+    changes. Reading all pages finds every document that is stored the whole time, once.
+    """
+    CountDocuments: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.CountDocumentsRequest, _matcher_service_pb2.CountDocumentsResponse]
+    """CountDocuments counts stored documents."""
     DeleteDocuments: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.DeleteDocumentsRequest, _matcher_service_pb2.DeleteDocumentsResponse]
     """DeleteDocuments removes documents. Older writes that are still queued do not restore them. Returns after the
     index has confirmed the delete. Deleting a missing document succeeds.
     """
     GetIngestStatus: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetIngestStatusRequest, _matcher_service_pb2.GetIngestStatusResponse]
     """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.ListDeadLettersRequest, _matcher_service_pb2.ListDeadLettersResponse]
+    """ListDeadLetters returns the documents that could not be indexed, with the reason, in pages, the oldest failure first.
+    What fails again during that goes to the end.
+    """
+    ReplayDeadLetters: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.ReplayDeadLettersRequest, _matcher_service_pb2.ReplayDeadLettersResponse]
+    """ReplayDeadLetters queues them again, with the versions that they have, after the cause is fixed. What fails again
+    comes back with its new reason.
+    """
+    DropDeadLetters: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.DropDeadLettersRequest, _matcher_service_pb2.DropDeadLettersResponse]
+    """DropDeadLetters removes them for good."""
 
 @_typing.type_check_only
 class MatcherServiceAsyncStub(MatcherServiceStub):
@@ -89,12 +107,30 @@ class MatcherServiceAsyncStub(MatcherServiceStub):
     """
     GetDocument: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]  # type: ignore[assignment]
     """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
+    GetDocuments: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentsRequest, _matcher_service_pb2.GetDocumentsResponse]  # type: ignore[assignment]
+    """GetDocuments returns many stored documents, and the ids of those that are not stored. As many as fit into 4 MB."""
+    ListDocuments: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.ListDocumentsRequest, _matcher_service_pb2.ListDocumentsResponse]  # type: ignore[assignment]
+    """ListDocuments returns stored documents in pages of at most 4 MB. The order is that of a hash of their ids; it never
+    changes. Reading all pages finds every document that is stored the whole time, once.
+    """
+    CountDocuments: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.CountDocumentsRequest, _matcher_service_pb2.CountDocumentsResponse]  # type: ignore[assignment]
+    """CountDocuments counts stored documents."""
     DeleteDocuments: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.DeleteDocumentsRequest, _matcher_service_pb2.DeleteDocumentsResponse]  # type: ignore[assignment]
     """DeleteDocuments removes documents. Older writes that are still queued do not restore them. Returns after the
     index has confirmed the delete. Deleting a missing document succeeds.
     """
     GetIngestStatus: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetIngestStatusRequest, _matcher_service_pb2.GetIngestStatusResponse]  # type: ignore[assignment]
     """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.ListDeadLettersRequest, _matcher_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    """ListDeadLetters returns the documents that could not be indexed, with the reason, in pages, the oldest failure first.
+    What fails again during that goes to the end.
+    """
+    ReplayDeadLetters: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.ReplayDeadLettersRequest, _matcher_service_pb2.ReplayDeadLettersResponse]  # type: ignore[assignment]
+    """ReplayDeadLetters queues them again, with the versions that they have, after the cause is fixed. What fails again
+    comes back with its new reason.
+    """
+    DropDeadLetters: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.DropDeadLettersRequest, _matcher_service_pb2.DropDeadLettersResponse]  # type: ignore[assignment]
+    """DropDeadLetters removes them for good."""
 
 class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
     """MatcherService finds the stored texts that mean the same as a query, with a score in 0..1, and ingests documents. Each
@@ -146,6 +182,32 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
 
     @_abc_1.abstractmethod
+    def GetDocuments(
+        self,
+        request: _matcher_service_pb2.GetDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_matcher_service_pb2.GetDocumentsResponse, _abc.Awaitable[_matcher_service_pb2.GetDocumentsResponse]]:
+        """GetDocuments returns many stored documents, and the ids of those that are not stored. As many as fit into 4 MB."""
+
+    @_abc_1.abstractmethod
+    def ListDocuments(
+        self,
+        request: _matcher_service_pb2.ListDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_matcher_service_pb2.ListDocumentsResponse, _abc.Awaitable[_matcher_service_pb2.ListDocumentsResponse]]:
+        """ListDocuments returns stored documents in pages of at most 4 MB. The order is that of a hash of their ids; it never
+        changes. Reading all pages finds every document that is stored the whole time, once.
+        """
+
+    @_abc_1.abstractmethod
+    def CountDocuments(
+        self,
+        request: _matcher_service_pb2.CountDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_matcher_service_pb2.CountDocumentsResponse, _abc.Awaitable[_matcher_service_pb2.CountDocumentsResponse]]:
+        """CountDocuments counts stored documents."""
+
+    @_abc_1.abstractmethod
     def DeleteDocuments(
         self,
         request: _matcher_service_pb2.DeleteDocumentsRequest,
@@ -162,5 +224,33 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_matcher_service_pb2.GetIngestStatusResponse, _abc.Awaitable[_matcher_service_pb2.GetIngestStatusResponse]]:
         """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _matcher_service_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_matcher_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_matcher_service_pb2.ListDeadLettersResponse]]:
+        """ListDeadLetters returns the documents that could not be indexed, with the reason, in pages, the oldest failure first.
+        What fails again during that goes to the end.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayDeadLetters(
+        self,
+        request: _matcher_service_pb2.ReplayDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_matcher_service_pb2.ReplayDeadLettersResponse, _abc.Awaitable[_matcher_service_pb2.ReplayDeadLettersResponse]]:
+        """ReplayDeadLetters queues them again, with the versions that they have, after the cause is fixed. What fails again
+        comes back with its new reason.
+        """
+
+    @_abc_1.abstractmethod
+    def DropDeadLetters(
+        self,
+        request: _matcher_service_pb2.DropDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_matcher_service_pb2.DropDeadLettersResponse, _abc.Awaitable[_matcher_service_pb2.DropDeadLettersResponse]]:
+        """DropDeadLetters removes them for good."""
 
 def add_MatcherServiceServicer_to_server(servicer: MatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

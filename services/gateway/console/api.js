@@ -28,6 +28,12 @@ export async function call(path, body) {
   return answer.json();
 }
 
+/** The answer of JSON lines to a GET. */
+export async function lines(path) {
+  const text = await (await send(path, {})).text();
+  return text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+}
+
 /** The path of a collection, with something after it. */
 export function ofCollection(name, rest = "") {
   return `/v1/collections/${encodeURIComponent(name)}${rest}`;

@@ -1,6 +1,6 @@
 // The page: reads the form, calls the gateway, shows the answer. Texts are only ever set as text, never as HTML.
 
-import { CallFailed, call, ofCollection, upload, useKey } from "./api.js";
+import { CallFailed, call, lines, ofCollection, upload, useKey } from "./api.js";
 import { translate } from "./strings.js";
 import { jsonArrayLines, markedParts, rate, readerOf, scoreParts, timingParts } from "./text.js";
 
@@ -209,7 +209,30 @@ async function showQueue() {
     `${600 - (600 * (seconds - one.seconds)) / CHART_SECONDS},${118 - (114 * one.queued) / most}`);
   $("queue-chart").firstElementChild.setAttribute("points", points.join(" "));
   const problems = status.problems.map(({ message }) => make("span", { className: "warning" }, `${message} `));
-  $("dead-letters").replaceChildren(...problems, status.dead_letter_count ? t("deadLetterHelp") : "");
+  $("queue-problems").replaceChildren(...problems);
+  $("dead-letters").hidden = !status.dead_letter_count;
+}
+
+/** The oldest dead letters, each with a button that sends it again. */
+async function showLetters() {
+  const collection = $("collection").value;
+  const letters = await lines(ofCollection(collection, `/deadLetters?limit=${MAX_SHOWN_ERRORS}`));
+  const replay = (ids) => attempt(async () => {
+    const answer = await call(ofCollection(collection, "/deadLetters:replay"), { ids });
+    await showLetters();
+    $("letter-result").textContent = t("replayed", { count: number(answer.replayed_count, 1) });
+  });
+  const button = (ids, label) => {
+    const made = make("button", { type: "button" }, label);
+    made.addEventListener("click", () => replay(ids));
+    return made;
+  };
+  $("letter-result").textContent = "";
+  if (!letters.length) return $("letter-table").replaceChildren();
+  return $("letter-table").replaceChildren(
+    button(letters.map(({ id }) => id), t("replayShown", { count: number(letters.length, 1) })),
+    table(["documentId", "reason", "error", "text", ""].map((key) => (key ? t(key) : "")), letters.map((one) =>
+      [one.id, one.reason, one.error, one.text ?? one.raw, button([one.id], t("replay"))])));
 }
 
 async function showState(form) {
@@ -350,6 +373,7 @@ function start() {
   onSubmit("pair-form", scorePair);
   onSubmit("state-form", showState);
   onSubmit("upload-form", startUpload);
+  $("show-letters").addEventListener("click", () => attempt(showLetters));
   $("stop").addEventListener("click", () => running?.abort());
   $("language").addEventListener("click", () => setLanguage(language === "zh" ? "en" : "zh"));
   $("compare").addEventListener("change", ({ target }) => (target.checked ? addColumn() : $("columns").lastElementChild.remove()));
@@ -357,6 +381,8 @@ function start() {
   $("key").addEventListener("change", () => attempt(loadCollections));
   $("collection").addEventListener("change", () => {
     samples = [];
+    $("letter-table").replaceChildren();
+    $("letter-result").textContent = "";
     if (!$("queue").hidden) attempt(showQueue);
   });
   setInterval(() => {

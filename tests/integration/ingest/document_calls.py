@@ -54,6 +54,24 @@ class DocumentCalls:
     async def get(self, request: pb.GetDocumentRequest) -> pb.GetDocumentResponse:
         return await self._servicer.GetDocument(request, Call(None))
 
+    async def get_many(self, request: pb.GetDocumentsRequest) -> pb.GetDocumentsResponse:
+        return await self._servicer.GetDocuments(request, Call(None))
+
+    async def list(self, request: pb.ListDocumentsRequest) -> pb.ListDocumentsResponse:
+        return await self._servicer.ListDocuments(request, Call(None))
+
+    async def count(self, request: pb.CountDocumentsRequest) -> pb.CountDocumentsResponse:
+        return await self._servicer.CountDocuments(request, Call(None))
+
+    async def list_letters(self, request: pb.ListDeadLettersRequest) -> pb.ListDeadLettersResponse:
+        return await self._servicer.ListDeadLetters(request, Call(None))
+
+    async def replay(self, request: pb.ReplayDeadLettersRequest) -> pb.ReplayDeadLettersResponse:
+        return await self._servicer.ReplayDeadLetters(request, Call(None))
+
+    async def drop(self, request: pb.DropDeadLettersRequest) -> pb.DropDeadLettersResponse:
+        return await self._servicer.DropDeadLetters(request, Call(None))
+
     async def delete(self, request: pb.DeleteDocumentsRequest) -> pb.DeleteDocumentsResponse:
         return await self._servicer.DeleteDocuments(request, Call(None))
 

@@ -335,6 +335,45 @@ REQUESTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         ).SerializeToString(),
         "OK",
     ),
+    "a page of many documents": (
+        "ListDocuments",
+        lambda: pb.ListDocumentsRequest(page_size=1_000).SerializeToString(),
+        "OK",
+    ),
+    "a list by the largest filter": (
+        "ListDocuments",
+        lambda: pb.ListDocumentsRequest(filter=LARGEST_FILTER).SerializeToString(),
+        "OK",
+    ),
+    "a count by the largest filter": (
+        "CountDocuments",
+        lambda: pb.CountDocumentsRequest(filter=LARGEST_FILTER).SerializeToString(),
+        "OK",
+    ),
+    "a list by a filter that is too large": (
+        "ListDocuments",
+        lambda: pb.ListDocumentsRequest(
+            filter={"must": [condition(field="a", values=[{"number_value": 1}] * 400_000)]}
+        ).SerializeToString(),
+        "INVALID_ARGUMENT request: has ",
+    ),
+    "many documents by id": (
+        "GetDocuments",
+        lambda: pb.GetDocumentsRequest(ids=[one.id for one in STORED[-1_000:]]).SerializeToString(),
+        "OK",
+    ),
+    "many missing documents by id": (
+        "GetDocuments",
+        lambda: pb.GetDocumentsRequest(ids=[f"{n} " + "x" * 500 for n in range(1_000)]).SerializeToString(),
+        "OK",
+    ),
+    "many dead letters to drop": (
+        "DropDeadLetters",
+        lambda: pb.DropDeadLettersRequest(
+            ids=[f"{n} " + "x" * 500 for n in range(1_000)]
+        ).SerializeToString(),
+        "OK",
+    ),
     "a delete by the largest filter": (
         "DeleteDocuments",
         lambda: pb.DeleteDocumentsRequest(filter=LARGEST_FILTER, dry_run=True).SerializeToString(),

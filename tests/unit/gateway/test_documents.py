@@ -203,3 +203,68 @@ async def test_a_document_that_is_not_stored_in_time_is_504(
     matcher.document_errors["a"] = deque([Overloaded("full", retry_delay_seconds=0.01)] * 1_000)
     answer = await http.put(f"{DOCUMENTS}/a", json={"text": "a"}, headers={"request-timeout": "1"})
     assert (answer.status_code, answer.json()["reason"]) == (504, "DEADLINE_EXCEEDED")
+
+
+async def test_a_list_is_lines_that_can_be_uploaded_again(http: httpx.AsyncClient, matcher: ScriptedMatcher):
+    documents = [
+        {"id": f"{n}", "text": f"text\n{n}", "attributes": {"n": n}, "version": n + 1} for n in range(5)
+    ]
+    await upload(http, *map(json.dumps, documents))
+    matcher.page_limit = 2
+    answer = await http.get(DOCUMENTS)
+    assert answer.headers["content-type"].startswith("application/x-ndjson")
+    assert [json.loads(line) for line in answer.text.splitlines()] == documents
+    stored = dict(matcher.documents)
+    matcher.documents.clear()
+    results = lines_of(await http.post(DOCUMENTS, content=answer.content, headers=NDJSON))
+    assert [line["outcome"] for line in results] == ["ACCEPTED"] * 5
+    assert matcher.documents == stored
+
+
+async def test_a_list_has_a_filter_a_start_and_a_limit(http: httpx.AsyncClient, matcher: ScriptedMatcher):
+    await upload(http, *(json.dumps({"id": f"{n}", "text": "x"}) for n in range(5)))
+    options = {"where": "n = 1", "after": "1", "limit": 2, "omit_text": True}
+    answer = await http.get(DOCUMENTS, params=options)
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert [(line["id"], line["text"]) for line in lines] == [("2", ""), ("3", "")]
+    [request] = matcher.list_requests
+    assert (request.collection, request.filter.must[0].match.field) == ("faq", "n")
+    empty = await http.get(DOCUMENTS, params={"after": "9"})
+    assert (empty.status_code, empty.text) == (200, "")
+    for bad in ({"limit": 0}, {"where": "n ="}, {"after": "x" * 513}):
+        assert (await http.get(DOCUMENTS, params=bad)).status_code == 400
+
+
+async def test_a_list_that_fails_at_once_has_the_status_of_its_error(
+    http: httpx.AsyncClient, matcher: ScriptedMatcher
+):
+    matcher.call_errors.append(PermissionDenied("lacks the scope read"))
+    assert (await http.get(DOCUMENTS)).status_code == 403
+
+
+async def test_a_list_that_fails_in_the_middle_is_cut_off(http: httpx.AsyncClient, matcher: ScriptedMatcher):
+    """A list that looks whole must be whole."""
+    await upload(http, *(json.dumps({"id": f"{n}", "text": "x"}) for n in range(5)))
+    matcher.page_limit = 2
+    matcher.list_errors[1] = Overloaded("later", retry_delay_seconds=1.0)
+    with pytest.raises(httpx.RemoteProtocolError):
+        await http.get(DOCUMENTS)
+
+
+async def test_many_documents_are_read_and_counted(http: httpx.AsyncClient, matcher: ScriptedMatcher):
+    await upload(http, '{"id": "a", "text": "x", "version": 2}', '{"id": "b", "text": "y", "version": 3}')
+    answer = await http.post(f"{DOCUMENTS}:get", json={"ids": ["b", "z", "a"]})
+    assert answer.json() == {
+        "documents": [
+            {"id": "b", "text": "y", "attributes": {}, "version": 3},
+            {"id": "a", "text": "x", "attributes": {}, "version": 2},
+        ],
+        "missing_ids": ["z"],
+    }
+    assert (await http.post(f"{DOCUMENTS}:count", json={})).json() == {"document_count": 2}
+    matcher.matching_count = 7
+    by_filter = {"filter": {"must": [{"match": {"field": "n", "values": [1]}}]}}
+    for body in ({"where": "n = 1"}, by_filter):
+        assert (await http.post(f"{DOCUMENTS}:count", json=body)).json() == {"document_count": 7}
+    for ids in ([], ["a"] * 1_001):
+        assert (await http.post(f"{DOCUMENTS}:get", json={"ids": ids})).status_code == 400

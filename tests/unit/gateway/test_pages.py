@@ -17,6 +17,7 @@ from tests.support.gateway import serve_gateway
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.runtime.auth import ApiKeys
 from textmatch.score_fusion import ScoreComponents, ScoreModel
+from textmatch.v1 import matcher_service_pb2 as pb
 
 CONSOLE = Path(__file__).parents[3] / "services" / "gateway" / "console"
 DOM = Path(__file__).parents[2] / "support" / "dom.mjs"
@@ -185,6 +186,8 @@ process.exit(0);
 async def test_a_visit(http: httpx.AsyncClient, gateway_url: str, tmp_path: Path, matcher: ScriptedMatcher):
     """The scripts run over a small document object model, against a real gateway."""
     await http.put("/v1/collections/faq", json={})
+    for one in ("x", "y"):
+        matcher.dead_letters[one] = pb.DeadLetter(id=one, reason="TEXT_FAILED", error="<b>no</b>", text="t")
     steps = """
     const seen = {title: $("tab-search").textContent};
     seen.collections = $("collection").children.map((one) => one.value);
@@ -211,6 +214,13 @@ async def test_a_visit(http: httpx.AsyncClient, gateway_url: str, tmp_path: Path
     $("tab-queue").dispatch("click");
     await settled();
     seen.queue = $("queue-numbers").textContent;
+    $("show-letters").dispatch("click");
+    await settled();
+    seen.letters = $("letter-table").textContent;
+    $("letter-table").querySelectorAll("button")[0].dispatch("click");
+    await settled();
+    seen.replayed = $("letter-result").textContent;
+    seen.left = $("letter-table").textContent;
     await submit($("state-form"), {id: "a"});
     seen.state = $("state-result").textContent;
     await submit(column.querySelector("form"), {query: "the cat", where: "year ="});
@@ -232,6 +242,10 @@ async def test_a_visit(http: httpx.AsyncClient, gateway_url: str, tmp_path: Path
     assert "faq" in seen["table"]
     assert "tiny" in seen["models"]
     assert "Queued0" in seen["queue"]
+    assert seen["letters"].startswith("Send these 2 again")
+    assert "<b>no</b>" in seen["letters"]
+    assert (seen["replayed"], seen["left"]) == ("2 queued again.", "")
+    assert matcher.replayed == ["x", "y"]
     assert "INDEXED" in seen["state"]
     assert "where: is invalid" in seen["problem"]
 

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 
 from tests.support.collections import CONFIG, KEYS, STATE, register
 from textmatch.documents import Document
-from textmatch.queue.dead_letters import DeadLetters, of_argument, of_document, of_raw
+from textmatch.errors import InvalidInput
+from textmatch.queue.dead_letters import DeadLetters, LetterPosition, of_argument, of_document, of_raw
 from textmatch.queue.messages import Stamp, unpack
 from textmatch.queue.pending import Pending
 from textmatch.queue.producer import Producer
@@ -60,6 +61,57 @@ async def test_of_one_document_the_newest_failure_is_kept(dead_letters: DeadLett
     kept = await dead_letters.get("文档🙂")
     assert kept is not None
     assert kept.error == "the same again"
+
+
+async def test_pages_have_every_letter_once_though_many_failed_at_the_same_time(dead_letters: DeadLetters):
+    """The places of two letters differ in their keys then."""
+    letters = [
+        replace(of_document(document(f"{'é' if n % 2 else 'z'}{n}"), "A", "e"), failed_at=100.25 + n // 5)
+        for n in range(12)
+    ]
+    await dead_letters.add(letters)
+    expected = sorted((one.failed_at, one.key) for one in letters)
+    for size in (1, 2, 3, 12, 50):
+        found: list[tuple[float, str]] = []
+        token = ""
+        while page := await dead_letters.page(LetterPosition.from_token(token), size):
+            found += [(letter.failed_at, letter.key) for _, letter in page if letter]
+            token = page[-1][0].to_token()
+        assert found == expected
+
+
+async def test_pages_go_on_after_a_letter_that_is_gone_or_has_failed_again(dead_letters: DeadLetters):
+    first, second, third = (
+        replace(of_document(document(one), "A", "e"), failed_at=at)
+        for one, at in (("a", 1.5), ("b", 2.5), ("c", 3.5))
+    )
+    await dead_letters.add([third, first, second])
+    [(position, letter)] = await dead_letters.page(LetterPosition.from_token(""), 1)
+    assert letter == first
+    await dead_letters.drop(["a"])
+    await dead_letters.add([replace(second, failed_at=4.5, error="again")])
+    rest = await dead_letters.page(LetterPosition.from_token(position.to_token()), 10)
+    assert [(one.key, one.error) for _, one in rest if one] == [("c", "e"), ("b", "again")]
+
+
+@pytest.mark.parametrize("how", ["drop", "clear", "replay"])
+async def test_nothing_of_a_letter_is_left(
+    dead_letters: DeadLetters, producer: Producer, redis: Redis, how: str
+):
+    await dead_letters.add([of_document(document("a"), "A", "e")])
+    if how == "drop":
+        await dead_letters.drop(["a"])
+    elif how == "clear":
+        await dead_letters.clear({"a": 5})
+    else:
+        await dead_letters.replay(["a"], producer, CONFIG)
+    assert await redis.keys("*dead-letter*") == []
+
+
+@pytest.mark.parametrize("token", ["a", ":", "nan:a", "inf:a", "1_0:a", " 1:a", "-1:a", "1e9999:a", "٣:a"])
+def test_what_is_no_page_token_is_told(token: str):
+    with pytest.raises(InvalidInput, match="page_token: is not one that a page has returned"):
+        LetterPosition.from_token(token)
 
 
 async def test_clear_takes_failures_that_no_longer_matter(dead_letters: DeadLetters):
