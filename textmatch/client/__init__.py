@@ -54,6 +54,7 @@ from textmatch.types import (
     ScoreResult,
     ServerHealth,
     StageTimings,
+    Truncation,
 )
 from textmatch.wire.documents import DocumentLike, to_document
 
@@ -105,6 +106,7 @@ __all__ = [
     "StageTimings",
     "TextMatchClient",
     "TextPair",
+    "Truncation",
     "parse_time",
     "to_document",
 ]

@@ -61,13 +61,22 @@ from textmatch.types import (
     Scorer,
     ScoreResult,
     ServerHealth,
+    Truncation,
 )
 from textmatch.v1 import collection_service_pb2 as collection_pb
 from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import matcher_service_pb2 as matcher_pb
 from textmatch.wire.collections import settings_to_proto, summary_from_proto
 from textmatch.wire.documents import DocumentLike, from_proto, ingest_status_from_proto
-from textmatch.wire.encoding import ROLES, SCORERS, encode_result, model_info, priority, score_result
+from textmatch.wire.encoding import (
+    ROLES,
+    SCORERS,
+    TRUNCATIONS,
+    encode_result,
+    model_info,
+    priority,
+    score_result,
+)
 from textmatch.wire.matching import result_from_proto
 
 Item = TypeVar("Item", str, TextPair)
@@ -351,16 +360,26 @@ class AsyncTextMatchClient:
         role: Role = Role.DOCUMENT,
         dimension: int | None = None,
         model: str = "",
+        normalize: bool = True,
+        truncate: Truncation | None = None,
         timeout_seconds: float | None = None,
     ) -> EncodeResult:
         """As `TextMatchClient.encode`."""
         as_role = ROLES[arguments.to_choice("role", role, Role)]
         cut = None if dimension is None else arguments.to_whole_number("dimension", dimension)
-        name = arguments.to_name("model", model)
+        name, has_unit_rows = arguments.to_name("model", model), arguments.to_flag("normalize", normalize)
+        too_long = _to_truncation(truncate)
         given = arguments.to_texts("texts", texts)
 
         def request(chunk: list[str]) -> encoder_pb.EncodeRequest:
-            return encoder_pb.EncodeRequest(texts=chunk, role=as_role, dimension=cut, model=name)
+            return encoder_pb.EncodeRequest(
+                texts=chunk,
+                role=as_role,
+                dimension=cut,
+                model=name,
+                normalize=has_unit_rows,
+                truncate=too_long,
+            )
 
         return encode_result(await self._call_encoder(ENCODE, "texts", given, request, timeout_seconds))
 
@@ -371,15 +390,17 @@ class AsyncTextMatchClient:
         *,
         scorer: Scorer = Scorer.CROSS_ENCODER,
         model: str = "",
+        truncate: Truncation | None = None,
         timeout_seconds: float | None = None,
     ) -> ScoreResult:
         """As `TextMatchClient.score`."""
         first, name = arguments.to_text("query", query), arguments.to_name("model", model)
         by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
+        too_long = _to_truncation(truncate)
         given = arguments.to_texts("texts", texts)
 
         def request(chunk: list[str]) -> encoder_pb.ScoreRequest:
-            return encoder_pb.ScoreRequest(query=first, texts=chunk, scorer=by, model=name)
+            return encoder_pb.ScoreRequest(query=first, texts=chunk, scorer=by, model=name, truncate=too_long)
 
         return score_result(await self._call_encoder(SCORE, "texts", given, request, timeout_seconds))
 
@@ -389,16 +410,18 @@ class AsyncTextMatchClient:
         *,
         scorer: Scorer = Scorer.CROSS_ENCODER,
         model: str = "",
+        truncate: Truncation | None = None,
         timeout_seconds: float | None = None,
     ) -> ScoreResult:
         """As `TextMatchClient.score_pairs`."""
         by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
         name = arguments.to_name("model", model)
+        too_long = _to_truncation(truncate)
         given = arguments.to_pairs("pairs", pairs)
 
         def request(chunk: list[TextPair]) -> encoder_pb.ScoreRequest:
             messages = [encoder_pb.TextPair(first=first, second=second) for first, second in chunk]
-            return encoder_pb.ScoreRequest(pairs=messages, scorer=by, model=name)
+            return encoder_pb.ScoreRequest(pairs=messages, scorer=by, model=name, truncate=too_long)
 
         return score_result(await self._call_encoder(SCORE, "pairs", given, request, timeout_seconds))
 
@@ -464,6 +487,12 @@ class _LimitsOfEncoder:
     """What the encoder has said about its limits, for all clients that share a connection to it."""
 
     limits: encoder_pb.Limits | None = None
+
+
+def _to_truncation(value: Truncation | None) -> encoder_pb.Truncation.ValueType:
+    if value is None:
+        return encoder_pb.TRUNCATION_UNSPECIFIED
+    return TRUNCATIONS[arguments.to_choice("truncate", value, Truncation)]
 
 
 def _size_bytes(item: str | TextPair) -> int:
