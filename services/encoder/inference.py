@@ -168,8 +168,8 @@ class Pipeline:
             Overloaded: too much is queued already.
             DeadlineTooShort: the answer would be late.
             DeadlinePassed: the deadline passed while the texts were queued.
-            InvalidInput: naming the texts that the model failed on, or that are refused because the model does
-                not read all of them; or the call has too many bytes of text.
+            InvalidInput: naming the texts that the model failed on, or that have more tokens than it reads
+                and are to be refused; or the call has too many bytes of text.
             NotReady: the encoder is shutting down.
         """
         text_bytes = sum(request.row_bytes)
@@ -216,7 +216,7 @@ class Pipeline:
     async def embed(
         self, entry: RegistryEntry[ServedBiEncoder], wanted: EncodeInput, call: CallContext
     ) -> InferenceResult:
-        """The model's own outputs, which `wanted` brings into the wanted form. Raises the errors of `compute`."""
+        """The model's own outputs, before `EncodeInput.shaped`. Raises the errors of `compute`."""
         model, texts = entry.model, wanted.texts
         request = InferenceRequest(
             model=entry.engine_model,
@@ -328,7 +328,7 @@ def _refuse_long(request: InferenceRequest, rows: range, texts: Sequence[Tokeniz
         Violation(
             request.name_item(row),
             reason,
-            f"has {text.whole_count} tokens; the model reads {text.token_count}",
+            f"has {text.whole_count:,} tokens; the model reads {text.token_count:,}",
         )
         if text.whole_count is not None
         else None

@@ -205,7 +205,7 @@ Truncate = Annotated[
     Truncation | None,
     typer.Option(
         "--truncate",
-        help="What is not read of a text that is too long for the model; error: refuse it. Default: as the model.",
+        help="Part of a text too long for the model that is not read; error: refuse it. Default: the model's.",
     ),
 ]
 Where = Annotated[

@@ -144,15 +144,16 @@ def softmax(logits: Scores) -> Scores:
 def class_scores(outputs: Scores, labels: Sequence[str]) -> tuple[Scores, Scores]:
     """What a cross-encoder's outputs say of a pair.
 
-        class_scores([[1.0, 3.0, 2.0]], ["contradiction", "entailment", "neutral"])  # [1.69], [[0.09, 0.67, 0.24]]
+        class_scores([[1.0, 3.0, 2.0]], ["contradiction", "entailment", "neutral"])
+        # [0.69], [[0.09, 0.67, 0.24]]
 
     Args:
         outputs: (count, outputs), logits if there are several.
         labels: the names of the outputs; none if there is one.
 
     Returns:
-        The raw score, (count,): the only output, or the logit of the class "entailment" against all others. If
-        no class has this name, the last one is taken, as 1 of 0 and 1. And (count, labels): the probabilities.
+        The raw score, (count,): the only output, or the logit of the class "entailment" against all others.
+        If no class has this name, the last one is taken: 1 of 0 and 1. And the probabilities, (count, labels).
     """
     if not labels:
         return outputs[:, 0], outputs[:, :0]
