@@ -70,10 +70,8 @@ def make_tiny_cross_encoder(
     from transformers import BertForSequenceClassification
 
     backbone = path.with_name(f"{path.name}-backbone")
-    named: dict[str, object] = (
-        {"id2label": dict(enumerate(labels))} if labels else {"num_labels": label_count}
-    )
-    _save_backbone(backbone, BertForSequenceClassification, **named)
+    classes = list(labels) or [f"LABEL_{number}" for number in range(label_count)]
+    _save_backbone(backbone, BertForSequenceClassification, id2label=dict(enumerate(classes)))
     model = CrossEncoder(str(backbone), device="cpu", activation_fn=getattr(torch.nn, activation)())
     model.save(str(path))
     return path

@@ -249,7 +249,7 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
         self.batch_sizes: list[int] = []
         self.priorities: set[int] = set()
         self.model_ids: deque[str] = deque()
-        # Of the pairs: of three, the first one's share is the score.
+        # Classes of pairs: the first has the score as its probability, the others share the rest.
         self.labels: tuple[str, ...] = ()
         self.truncations: list[int] = []
 

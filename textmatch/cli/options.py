@@ -205,7 +205,7 @@ Truncate = Annotated[
     Truncation | None,
     typer.Option(
         "--truncate",
-        help="Part of a text too long for the model that is not read; error: refuse it. Default: the model's.",
+        help="The part of a long text that is not read; error: refuse it. Default: as the model does.",
     ),
 ]
 Where = Annotated[

@@ -68,15 +68,7 @@ from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import matcher_service_pb2 as matcher_pb
 from textmatch.wire.collections import settings_to_proto, summary_from_proto
 from textmatch.wire.documents import DocumentLike, from_proto, ingest_status_from_proto
-from textmatch.wire.encoding import (
-    ROLES,
-    SCORERS,
-    TRUNCATIONS,
-    encode_result,
-    model_info,
-    priority,
-    score_result,
-)
+from textmatch.wire.encoding import ROLES, SCORERS, encode_result, model_info, priority, score_result
 from textmatch.wire.matching import result_from_proto
 
 Item = TypeVar("Item", str, TextPair)
@@ -367,19 +359,19 @@ class AsyncTextMatchClient:
         """As `TextMatchClient.encode`."""
         as_role = ROLES[arguments.to_choice("role", role, Role)]
         cut = None if dimension is None else arguments.to_whole_number("dimension", dimension)
-        name, has_unit_rows = arguments.to_name("model", model), arguments.to_flag("normalize", normalize)
-        too_long = _to_truncation(truncate)
+        common = encoder_pb.EncodeRequest(
+            role=as_role,
+            dimension=cut,
+            model=arguments.to_name("model", model),
+            normalize=arguments.to_flag("normalize", normalize),
+            truncate=arguments.to_truncation("truncate", truncate),
+        )
         given = arguments.to_texts("texts", texts)
 
         def request(chunk: list[str]) -> encoder_pb.EncodeRequest:
-            return encoder_pb.EncodeRequest(
-                texts=chunk,
-                role=as_role,
-                dimension=cut,
-                model=name,
-                normalize=has_unit_rows,
-                truncate=too_long,
-            )
+            message = encoder_pb.EncodeRequest(texts=chunk)
+            message.MergeFrom(common)
+            return message
 
         return encode_result(await self._call_encoder(ENCODE, "texts", given, request, timeout_seconds))
 
@@ -396,7 +388,7 @@ class AsyncTextMatchClient:
         """As `TextMatchClient.score`."""
         first, name = arguments.to_text("query", query), arguments.to_name("model", model)
         by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
-        too_long = _to_truncation(truncate)
+        too_long = arguments.to_truncation("truncate", truncate)
         given = arguments.to_texts("texts", texts)
 
         def request(chunk: list[str]) -> encoder_pb.ScoreRequest:
@@ -416,7 +408,7 @@ class AsyncTextMatchClient:
         """As `TextMatchClient.score_pairs`."""
         by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
         name = arguments.to_name("model", model)
-        too_long = _to_truncation(truncate)
+        too_long = arguments.to_truncation("truncate", truncate)
         given = arguments.to_pairs("pairs", pairs)
 
         def request(chunk: list[TextPair]) -> encoder_pb.ScoreRequest:
@@ -487,12 +479,6 @@ class _LimitsOfEncoder:
     """What the encoder has said about its limits, for all clients that share a connection to it."""
 
     limits: encoder_pb.Limits | None = None
-
-
-def _to_truncation(value: Truncation | None) -> encoder_pb.Truncation.ValueType:
-    if value is None:
-        return encoder_pb.TRUNCATION_UNSPECIFIED
-    return TRUNCATIONS[arguments.to_choice("truncate", value, Truncation)]
 
 
 def _size_bytes(item: str | TextPair) -> int:

@@ -153,7 +153,7 @@ def class_scores(outputs: Scores, labels: Sequence[str]) -> tuple[Scores, Scores
 
     Returns:
         The raw score, (count,): the only output, or the logit of the class "entailment" against all others.
-        If no class has this name, the last one is taken: 1 of 0 and 1. And the probabilities, (count, labels).
+        If no class has this name, the last one is taken: 1 of 0 and 1. And (count, labels): probabilities.
     """
     if not labels:
         return outputs[:, 0], outputs[:, :0]

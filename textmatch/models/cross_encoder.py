@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -215,7 +215,7 @@ def _labels(model: sentence_transformers.CrossEncoder, name: str) -> tuple[str, 
     is_softmax = isinstance(model.activation_fn, nn.Identity | nn.Softmax)
     if count < 1 or not is_softmax or getattr(config, "problem_type", None) in _NOT_CLASSES:
         raise UnusableModel(f'"{name}" has {count} outputs that are not the classes of a softmax')
-    named: dict[int, str] = config.id2label or {}
+    named: Mapping[Any, str] = config.id2label or {}
     return tuple(str(named.get(position, f"LABEL_{position}")) for position in range(count))
 
 

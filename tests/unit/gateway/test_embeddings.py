@@ -144,9 +144,8 @@ async def test_embed_refuses_texts_that_are_too_long_if_asked(
     ]
     assert isinstance(long.json()["error"], str)
     for direction in ("left", "Left", "right"):
-        assert (
-            await http.post("/embed", json={"inputs": inputs, "truncation_direction": direction})
-        ).is_success
+        body = {"inputs": inputs, "truncation_direction": direction}
+        assert (await http.post("/embed", json=body)).is_success
     assert encoder.truncations[1:] == [
         encoder_pb.TRUNCATION_START,
         encoder_pb.TRUNCATION_START,
