@@ -38,6 +38,14 @@ class Scorer(StrEnum):
     COSINE = "cosine"  # of the two embeddings, cut to 0..1
 
 
+class Truncation(StrEnum):
+    """What is done with a text that has more tokens than the model reads."""
+
+    END = "end"  # the end is not read
+    START = "start"  # the beginning is not read
+    ERROR = "error"  # the call is refused, with the names and token counts of all such texts
+
+
 class ModelKind(StrEnum):
     """What a model does."""
 
@@ -303,11 +311,14 @@ class CollectionSummary:
 
 @dataclass(frozen=True, eq=False)
 class EncodeResult:
-    """`embeddings` is (count, dimension) float32 with rows of length 1, in the order of the texts."""
+    """`embeddings` is (count, dimension) float32, in the order of the texts.
+
+    Rows have length 1, unless the model's own lengths were asked for.
+    """
 
     embeddings: Embeddings
     token_counts: tuple[int, ...]
-    truncated: tuple[bool, ...]  # the model did not read the end of the text
+    truncated: tuple[bool, ...]  # the model did not read all of the text
     model_id: str
 
 
@@ -317,8 +328,10 @@ class ScoreResult:
 
     scores: Scores
     raw_scores: Scores  # before the mapping to 0..1: a logit, or a cosine in -1..1
-    truncated: tuple[bool, ...]  # the model did not read the end of one of the two texts
+    truncated: tuple[bool, ...]  # the model did not read all of the two texts
     model_id: str
+    labels: tuple[str, ...] = ()  # the classes of a cross-encoder that has several
+    class_scores: Scores | None = None  # (count, labels): their probabilities; None without labels
 
 
 @dataclass(frozen=True)
@@ -334,6 +347,7 @@ class ModelInfo:
     device: str
     has_pair_classifier: bool
     is_default: bool
+    labels: tuple[str, ...] = ()  # the classes of a cross-encoder that has several
 
 
 @dataclass(frozen=True)

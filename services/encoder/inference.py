@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -22,11 +23,12 @@ from services.encoder.model_registry import (
 )
 from services.encoder.scheduler import CallSize, Scheduler
 from services.encoder.tokenizer_pool import TokenizerPool
-from services.encoder.validation import ScoreInput
-from textmatch.errors import InvalidInput, Violation
+from services.encoder.validation import EncodeInput, ScoreInput
+from textmatch.errors import InvalidInput, Violation, raise_violations
 from textmatch.models.calibration import Scores
 from textmatch.models.fast_tokenizer import TokenizedText
-from textmatch.vectors import Embeddings
+from textmatch.v1 import error_reason_pb2
+from textmatch.vectors import Embeddings, normalise
 
 # Each lane has one. A GPU needs more to be busy.
 _MIN_TOKENIZER_THREADS = 2
@@ -91,12 +93,17 @@ class InferenceResult:
 
 @dataclass(frozen=True)
 class PairScores:
-    """For each pair the calibrated score in 0..1, and the raw score that the model returned."""
+    """For each pair the calibrated score in 0..1, and the raw score that the model returned.
+
+    `class_scores` is (count, labels), the probabilities of a cross-encoder's classes; None without classes.
+    """
 
     scores: Scores
     raw_scores: Scores
     truncated: Sequence[bool]
     model_id: str
+    labels: Sequence[str] = ()
+    class_scores: Scores | None = None
 
 
 class UnknownTokens:
@@ -161,7 +168,8 @@ class Pipeline:
             Overloaded: too much is queued already.
             DeadlineTooShort: the answer would be late.
             DeadlinePassed: the deadline passed while the texts were queued.
-            InvalidInput: naming the texts that the model failed on; or the call has too many bytes of text.
+            InvalidInput: naming the texts that the model failed on, or that have more tokens than it reads
+                and are to be refused; or the call has too many bytes of text.
             NotReady: the encoder is shutting down.
         """
         text_bytes = sum(request.row_bytes)
@@ -205,6 +213,22 @@ class Pipeline:
             self._scheduler.discard(job)
             raise
 
+    async def embed(
+        self, entry: RegistryEntry[ServedBiEncoder], wanted: EncodeInput, call: CallContext
+    ) -> InferenceResult:
+        """The model's own outputs, before `EncodeInput.shaped`. Raises the errors of `compute`."""
+        model, texts = entry.model, wanted.texts
+        request = InferenceRequest(
+            model=entry.engine_model,
+            row_bytes=[utf8_bytes(text) for text in texts],
+            max_tokens=model.max_tokens,
+            tokenize=lambda start, stop: model.tokenize(
+                texts[start:stop], is_query=wanted.is_query, truncation=wanted.truncation
+            ),
+            name_item="texts[{}]".format,
+        )
+        return await self.compute(request, call)
+
     async def score_by_cross_encoder(
         self, entry: RegistryEntry[ServedCrossEncoder], wanted: ScoreInput, call: CallContext
     ) -> PairScores:
@@ -216,12 +240,22 @@ class Pipeline:
             model=entry.engine_model,
             row_bytes=[utf8_bytes(first) + utf8_bytes(second) for first, second in pairs],
             max_tokens=entry.model.max_tokens,
-            tokenize=lambda start, stop: entry.model.tokenize_pairs(pairs[start:stop]),
+            tokenize=lambda start, stop: entry.model.tokenize_pairs(
+                pairs[start:stop], truncation=wanted.truncation
+            ),
             name_item=wanted.name_pair,
         )
         result = await self.compute(request, call)
         truncated = [text.truncated for text in result.texts]
-        return PairScores(result.rows[:, 0], result.rows[:, 1], truncated, entry.model.model_id)
+        labels = entry.model.labels
+        return PairScores(
+            scores=result.rows[:, 0],
+            raw_scores=result.rows[:, 1],
+            truncated=truncated,
+            model_id=entry.model.model_id,
+            labels=labels,
+            class_scores=result.rows[:, 2:] if labels else None,
+        )
 
     async def score_by_embeddings(
         self,
@@ -242,13 +276,14 @@ class Pipeline:
         """
         model = entry.model
         first_count = len(wanted.firsts)
+        tokenize_texts = partial(model.tokenize, truncation=wanted.truncation)
 
         def tokenize(start: int, stop: int) -> list[TokenizedText]:
             firsts = wanted.firsts[start:stop]
             seconds = wanted.seconds[max(0, start - first_count) : max(0, stop - first_count)]
             return [
-                *(model.tokenize(firsts, is_query=True) if firsts else ()),
-                *(model.tokenize(seconds, is_query=False) if seconds else ()),
+                *(tokenize_texts(firsts, is_query=True) if firsts else ()),
+                *(tokenize_texts(seconds, is_query=False) if seconds else ()),
             ]
 
         def name_item(position: int) -> str:
@@ -259,8 +294,9 @@ class Pipeline:
         row_bytes = [utf8_bytes(text) for text in (*wanted.firsts, *wanted.seconds)]
         request = InferenceRequest(entry.engine_model, row_bytes, model.max_tokens, tokenize, name_item)
         result = await self.compute(request, call)
-        second = result.rows[first_count:] if stored is None else stored
-        scores, raw_scores = scorer.score(result.rows[:first_count], second)
+        embeddings = normalise(result.rows)
+        second = embeddings[first_count:] if stored is None else stored
+        scores, raw_scores = scorer.score(embeddings[:first_count], second)
         first_cut = np.array([text.truncated for text in result.texts[:first_count]])
         second_cut = np.array([text.truncated for text in result.texts[first_count:]] or [False])
         truncated = np.broadcast_to(first_cut | second_cut, len(second)).tolist()
@@ -276,9 +312,25 @@ class Pipeline:
         started = time.perf_counter()
         texts = await self._tokenizers.tokenize(request.tokenize, rows, request.row_bytes, call)
         metrics.STAGE_SECONDS.labels("tokenise").observe(time.perf_counter() - started)
+        _refuse_long(request, rows, texts)
         metrics.TRUNCATED_TOTAL.inc(sum(text.truncated for text in texts))
         model_id = request.model.model_id
         if model_id not in self._unknown_tokens:
             self._unknown_tokens[model_id] = UnknownTokens(model_id)
         self._unknown_tokens[model_id].count(texts)
         return texts
+
+
+def _refuse_long(request: InferenceRequest, rows: range, texts: Sequence[TokenizedText]) -> None:
+    """Refuse the texts that were tokenized to be refused."""
+    reason = error_reason_pb2.ERROR_REASON_TEXT_TOO_LARGE
+    raise_violations(
+        Violation(
+            request.name_item(row),
+            reason,
+            f"has {text.whole_count:,} tokens; the model reads {text.token_count:,}",
+        )
+        if text.whole_count is not None
+        else None
+        for row, text in zip(rows, texts, strict=True)
+    )

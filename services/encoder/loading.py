@@ -17,7 +17,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from services.encoder import metrics
@@ -106,8 +105,8 @@ def find_models(settings: EncoderSettings) -> FoundModels:
         UnusableModel: a model has no weights in safetensors, cannot be unpacked, or has no revision.
         BadPrompts: the setting of the prompts is not JSON, or names a model that is not loaded.
     """
-    names = [name.strip() for name in settings.bi_encoder.split(",")]
-    cross_names = [] if settings.cross_encoder == NO_MODEL else [settings.cross_encoder]
+    names = _names(settings.bi_encoder)
+    cross_names = [] if settings.cross_encoder == NO_MODEL else _names(settings.cross_encoder)
     prompts = parse_prompts(settings.prompts)
     if unused := prompts.keys() - set(names):
         raise BadPrompts(f"TEXTMATCH_PROMPTS names models that are not loaded: {', '.join(sorted(unused))}")
@@ -121,6 +120,10 @@ def find_models(settings: EncoderSettings) -> FoundModels:
         [found(name, BI_ENCODER_ORGANISATION) for name in names],
         [found(name, CROSS_ENCODER_ORGANISATION) for name in cross_names],
     )
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",")]
 
 
 def load_models(settings: EncoderSettings, run_pass: RunPass = run_inline) -> LoadedModels:
@@ -220,7 +223,8 @@ class _Loader:
                 model = self._from_cache(NativeBiEncoder, found, found.prompts) or model
         _log_loaded(model, "bi-encoder")
         sample = model.tokenize([_SAMPLE], is_query=False)[0]
-        return RegistryEntry(model, EngineModel(model.model_id, model.embed, sample, model.is_packed))
+        # Its own lengths, so that callers who want length 1 and others share batches.
+        return RegistryEntry(model, EngineModel(model.model_id, model.outputs, sample, model.is_packed))
 
     def _cross_encoder(self, found: FoundModel) -> RegistryEntry[ServedCrossEncoder]:
         with _unusable(f'cannot load "{found.name}"'):
@@ -231,12 +235,8 @@ class _Loader:
                 model = self._from_cache(NativeCrossEncoder, found) or model
         _log_loaded(model, "cross-encoder")
 
-        def forward(batch: Sequence[TokenizedText]) -> Rows:
-            rows: Rows = np.column_stack(model.score(batch))  # (count, 2): score and raw score
-            return rows
-
         sample = model.tokenize_pairs([(_SAMPLE, _SAMPLE)])[0]
-        return RegistryEntry(model, EngineModel(model.model_id, forward, sample, model.is_packed))
+        return RegistryEntry(model, EngineModel(model.model_id, model.outputs, sample, model.is_packed))
 
     def _from_cache(
         self, model_class: Callable[..., Model], found: FoundModel, *options: Prompts | None

@@ -13,11 +13,18 @@ import grpc
 
 from services.encoder import metrics
 from services.encoder.batching import CallContext
-from services.encoder.inference import InferenceRequest, PairScores, Pipeline, utf8_bytes
+from services.encoder.inference import PairScores, Pipeline
 from services.encoder.model_registry import ModelRegistry, ServedModel
-from services.encoder.validation import check_dimension, check_enum, score_input, stored_embeddings
+from services.encoder.validation import (
+    check_dimension,
+    check_enum,
+    encode_input,
+    score_input,
+    stored_embeddings,
+    truncation,
+)
 from textmatch import vectors
-from textmatch.documents import MAX_TEXT_BYTES, check_texts
+from textmatch.documents import MAX_TEXT_BYTES
 from textmatch.errors import InternalError, InvalidInput, NotReady, TextMatchError
 from textmatch.runtime import logs
 from textmatch.runtime.grpc_errors import to_status
@@ -111,6 +118,7 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
             pairs=[(pair.first, pair.second) for pair in request.pairs],
             has_embeddings=bool(request.embeddings),
             max_texts=self._max_texts,
+            truncation=truncation("truncate", request.truncate),
         )
         call = _call_context(request.priority, context)
         if request.scorer in (pb.SCORER_UNSPECIFIED, pb.SCORER_CROSS_ENCODER):
@@ -141,7 +149,12 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
             for position, entry in enumerate(models.bi_encoders)
         ]
         messages += [
-            _model_message(entry.model, kind=pb.MODEL_KIND_CROSS_ENCODER, is_default=position == 0)
+            _model_message(
+                entry.model,
+                kind=pb.MODEL_KIND_CROSS_ENCODER,
+                labels=entry.model.labels,
+                is_default=position == 0,
+            )
             for position, entry in enumerate(models.cross_encoders)
         ]
         limits = pb.Limits(max_texts=self._max_texts, max_text_bytes=MAX_TEXT_BYTES)
@@ -149,30 +162,17 @@ class EncoderServicer(pb_grpc.EncoderServiceServicer):
 
     async def _encode(self, request: pb.EncodeRequest, call: CallContext) -> pb.EncodeResponse:
         service = self._opened()
-        check_enum("role", request.role, pb.Role.values())
-        check_enum("priority", request.priority, pb.Priority.values())
-        # Once: each access to the field makes new strings, of up to 32 MB.
-        texts, is_query = list(request.texts), request.role == pb.ROLE_QUERY
-        check_texts("texts", texts, self._max_texts)
+        wanted = encode_input(request, self._max_texts)
         entry = service.models.bi_encoder(request.model)
         model = entry.model
-        dimension = request.dimension if request.HasField("dimension") else model.dimension
-        check_dimension(dimension, model.dimension)
-        wanted = InferenceRequest(
-            model=entry.engine_model,
-            row_bytes=[utf8_bytes(text) for text in texts],
-            max_tokens=model.max_tokens,
-            tokenize=lambda start, stop: model.tokenize(texts[start:stop], is_query=is_query),
-            name_item="texts[{}]".format,
-        )
-        result = await service.pipeline.compute(wanted, call)
+        if wanted.dimension is not None:
+            check_dimension(wanted.dimension, model.dimension)
+        result = await service.pipeline.embed(entry, wanted, call)
         started = time.perf_counter()
-        embeddings = result.rows
-        if dimension < model.dimension:
-            embeddings = vectors.normalise(embeddings[:, :dimension])
+        embeddings = wanted.shaped(result.rows)
         response = pb.EncodeResponse(
             embeddings=vectors.pack(embeddings),
-            dimension=dimension,
+            dimension=embeddings.shape[1],
             token_counts=[text.token_count for text in result.texts],
             truncated=[text.truncated for text in result.texts],
             model_id=model.model_id,
@@ -228,6 +228,8 @@ def _to_proto(scored: PairScores) -> pb.ScoreResponse:
         raw_scores=scored.raw_scores.tolist(),
         truncated=scored.truncated,
         model_id=scored.model_id,
+        labels=scored.labels,
+        class_scores=scored.class_scores.ravel().tolist() if scored.class_scores is not None else (),
     )
     metrics.STAGE_SECONDS.labels("serialise").observe(time.perf_counter() - started)
     return response

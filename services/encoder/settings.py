@@ -28,7 +28,8 @@ class EncoderSettings(ProcessSettings, ServerSettings):
     cross_encoder: str = setting(
         "TEXTMATCH_CROSS_ENCODER",
         "textmatch-cross-encoder",
-        "Cross-encoder by name, hub name with `@revision`, or path; `none` loads none.",
+        "Cross-encoders by name, hub name with `@revision`, or path, separated by commas; the first is the"
+        " default. `none` loads none.",
     )
     prompts: str = setting(
         "TEXTMATCH_PROMPTS",

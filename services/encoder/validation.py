@@ -9,14 +9,18 @@ from typing import TypeVar
 import numpy as np
 
 from textmatch import vectors
-from textmatch.documents import MAX_TEXT_BYTES, check_item_count, text_violation
+from textmatch.documents import MAX_TEXT_BYTES, check_item_count, check_texts, text_violation
 from textmatch.errors import InvalidInput
 from textmatch.models.fast_tokenizer import Pair
 from textmatch.runtime.request_limits import RequestLimits, raw_fields
+from textmatch.types import Truncation
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.vectors import Embeddings
+from textmatch.wire.encoding import TRUNCATIONS
 
 EnumValue = TypeVar("EnumValue", bound=int)
+
+_TRUNCATIONS = {value: truncation for truncation, value in TRUNCATIONS.items()}
 
 # The size of a message in addition to its texts: field tags, lengths, ids.
 _OVERHEAD_BYTES = 1024 * 1024
@@ -24,6 +28,24 @@ _OVERHEAD_BYTES_PER_TEXT = 16
 _LARGEST_GRPC_LIMIT_BYTES = 2**31 - 1
 # Fewer texts are parsed and counted, so that the error says how many there are.
 _MIN_PARSED_TEXTS = 10_000
+
+
+@dataclass(frozen=True)
+class EncodeInput:
+    """The texts to embed, and the form of their embeddings."""
+
+    texts: Sequence[str]
+    is_query: bool
+    # Components that are kept, the first ones; None: all.
+    dimension: int | None
+    # Whether rows get length 1; otherwise they are as long as the model makes them.
+    normalize: bool
+    truncation: Truncation | None
+
+    def shaped(self, rows: Embeddings) -> Embeddings:
+        """The model's outputs, (count, all components), in the wanted form: (count, dimension)."""
+        kept = rows[:, : self.dimension]
+        return vectors.normalise(kept) if self.normalize else kept
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,7 @@ class ScoreInput:
     name_first: Callable[[int], str]
     name_second: Callable[[int], str]
     name_pair: Callable[[int], str]
+    truncation: Truncation | None = None
 
 
 def max_message_bytes(max_texts: int) -> int:
@@ -73,6 +96,36 @@ def check_enum(field: str, value: EnumValue, known: Sequence[EnumValue]) -> None
         raise InvalidInput.of_field(field, f"has the unknown value {value}")
 
 
+def encode_input(request: pb.EncodeRequest, max_texts: int) -> EncodeInput:
+    """Check the fields of an Encode request that do not depend on the model.
+
+    Raises:
+        InvalidInput: naming the bad fields or texts.
+    """
+    check_enum("role", request.role, pb.Role.values())
+    check_enum("priority", request.priority, pb.Priority.values())
+    # Once: each access to the field makes new strings, of up to 32 MB.
+    texts = list(request.texts)
+    check_texts("texts", texts, max_texts)
+    return EncodeInput(
+        texts,
+        is_query=request.role == pb.ROLE_QUERY,
+        dimension=request.dimension if request.HasField("dimension") else None,
+        normalize=request.normalize if request.HasField("normalize") else True,
+        truncation=truncation("truncate", request.truncate),
+    )
+
+
+def truncation(field: str, value: pb.Truncation.ValueType) -> Truncation | None:
+    """What is done with long texts; None: what the model does.
+
+    Raises:
+        InvalidInput: the value is not known.
+    """
+    check_enum(field, value, pb.Truncation.values())
+    return _TRUNCATIONS.get(value)
+
+
 def check_dimension(dimension: int, model_dimension: int) -> None:
     """Check the number of components that a caller asks for.
 
@@ -84,7 +137,13 @@ def check_dimension(dimension: int, model_dimension: int) -> None:
 
 
 def score_input(
-    *, query: str, texts: Sequence[str], pairs: Sequence[Pair], has_embeddings: bool, max_texts: int
+    *,
+    query: str,
+    texts: Sequence[str],
+    pairs: Sequence[Pair],
+    has_embeddings: bool,
+    max_texts: int,
+    truncation: Truncation | None = None,
 ) -> ScoreInput:
     """Check the fields of a Score request, of which callers set `pairs`, or `query` and one of the others.
 
@@ -103,7 +162,7 @@ def score_input(
             check_item_count("texts", len(texts), max_texts)
         name_text = "texts[{}]".format
         _check([("query", query), *((name_text(position), text) for position, text in enumerate(texts))])
-        return ScoreInput([query], texts, lambda _: "query", name_text, name_text)
+        return ScoreInput([query], texts, lambda _: "query", name_text, name_text, truncation)
     if query:
         raise InvalidInput.of_field("query", "must be empty if pairs are given")
     check_item_count("pairs", len(pairs), max_texts)
@@ -113,7 +172,7 @@ def score_input(
         named += [(name_first(position), first), (name_second(position), second)]
     _check(named)
     firsts, seconds = [first for first, _ in pairs], [second for _, second in pairs]
-    return ScoreInput(firsts, seconds, name_first, name_second, "pairs[{}]".format)
+    return ScoreInput(firsts, seconds, name_first, name_second, "pairs[{}]".format, truncation)
 
 
 def stored_embeddings(block: bytes, dimension: int, max_texts: int) -> Embeddings:

@@ -16,10 +16,9 @@ from pydantic_core import to_json
 
 from services.gateway.caller import Caller, FromRequest, StrictBody
 from services.gateway.problems import renamed_fields
-from textmatch.client import EncodeResult, HealthState, ModelInfo, ModelKind, Role
+from textmatch.client import EncodeResult, HealthState, ModelInfo, ModelKind, Role, Truncation
 from textmatch.documents import check_item_count
-from textmatch.errors import ModelNotFound, NotReady, Violation, raise_violations
-from textmatch.v1 import error_reason_pb2
+from textmatch.errors import ModelNotFound, NotReady
 from textmatch.vectors import Embeddings
 
 MAX_TEXTS = 2_048
@@ -33,6 +32,8 @@ _ROLES = {
     "passage": Role.DOCUMENT,
     "search_document": Role.DOCUMENT,
 }
+# As Cohere and NVIDIA have them.
+_TRUNCATIONS = {"END": Truncation.END, "START": Truncation.START, "NONE": Truncation.ERROR}
 InputType: TypeAlias = Literal["query", "search_query", "document", "passage", "search_document"]
 
 
@@ -59,6 +60,20 @@ Texts = Annotated[
 ]
 
 
+# As text-embeddings-inference has them.
+TeiDirection: TypeAlias = Literal["right", "Right", "left", "Left"]
+TeiTruncate: TypeAlias = Annotated[
+    bool, Field(description="False: a text that is too long for the model is an error.")
+]
+
+
+def to_truncation(*, truncate: bool, direction: TeiDirection) -> Truncation | None:
+    """What is done with long texts; None: what the model does, to the right for nearly all models."""
+    if not truncate:
+        return Truncation.ERROR
+    return Truncation.START if direction.lower() == "left" else None
+
+
 class EmbeddingsRequest(StrictBody):
     """As OpenAI's `embeddings.create`, with `input_type`."""
 
@@ -67,6 +82,11 @@ class EmbeddingsRequest(StrictBody):
     dimensions: int | None = Field(None, ge=1, le=65_536, description="For Matryoshka models.")
     encoding_format: Literal["float", "base64"] = "float"
     input_type: InputType = Field("document", description="What the texts are used for.")
+    normalize: bool = Field(True, description="False: embeddings are as long as the model makes them.")
+    truncate: Literal["END", "START", "NONE"] | None = Field(
+        None,
+        description="The part of a long text that is not read; NONE: it is an error. Default: as the model.",
+    )
     user: str | None = Field(None, description="Ignored.")
 
 
@@ -76,7 +96,7 @@ class EmbeddingItem(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
-    truncated: bool = Field(False, description="The model did not read the end of the text.")
+    truncated: bool = Field(False, description="The model did not read all of the text.")
 
 
 class EmbeddingUsage(BaseModel):
@@ -121,10 +141,10 @@ class EmbedRequest(StrictBody):
 
     inputs: Texts
     dimensions: int | None = Field(None, ge=1, le=65_536)
-    normalize: Literal[True] = Field(True, description="Embeddings always have length 1.")
+    normalize: bool = Field(True, description="False: embeddings are as long as the model makes them.")
     prompt_name: InputType = "document"
-    truncate: bool = Field(True, description="False: a text that is too long for the model is an error.")
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncate: TeiTruncate = True
+    truncation_direction: TeiDirection = "right"
 
 
 class InfoResponse(BaseModel):
@@ -142,8 +162,16 @@ class InfoResponse(BaseModel):
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse, tags=["OpenAI"])
 async def embeddings(body: EmbeddingsRequest, caller: FromRequest) -> Response:
     """Embed texts. The official clients of OpenAI can call it."""
-    model = caller.gateway.model(body.model)
-    result = await _encode(caller, "input", body.input, body.input_type, body.dimensions, model)
+    result = await _encode(
+        caller,
+        "input",
+        body.input,
+        role=_ROLES[body.input_type],
+        dimension=body.dimensions,
+        model=caller.gateway.model(body.model),
+        normalize=body.normalize,
+        truncate=_TRUNCATIONS.get(body.truncate or ""),
+    )
     is_base64 = body.encoding_format == "base64"
     rows = _to_base64(result.embeddings) if is_base64 else result.embeddings.tolist()
     token_count = sum(result.token_counts)
@@ -180,9 +208,15 @@ async def get_model(model: str, caller: FromRequest) -> ModelItem:
 @router.post("/embed", response_model=list[list[float]], tags=["text-embeddings-inference"])
 async def embed(body: EmbedRequest, caller: FromRequest) -> Response:
     """Embed texts by the default bi-encoder."""
-    result = await _encode(caller, "inputs", body.inputs, body.prompt_name, body.dimensions)
-    if not body.truncate:
-        _refuse_truncated(result)
+    result = await _encode(
+        caller,
+        "inputs",
+        body.inputs,
+        role=_ROLES[body.prompt_name],
+        dimension=body.dimensions,
+        normalize=body.normalize,
+        truncate=to_truncation(truncate=body.truncate, direction=body.truncation_direction),
+    )
     return _json(result.embeddings.tolist())
 
 
@@ -211,24 +245,11 @@ async def health(caller: FromRequest) -> dict[str, HealthState]:
     return states
 
 
-async def _encode(
-    caller: Caller,
-    field: str,
-    texts: list[str],
-    input_type: InputType,
-    dimensions: int | None,
-    model: str = "",
-) -> EncodeResult:
+async def _encode(caller: Caller, field: str, texts: list[str], **options: Any) -> EncodeResult:
     """The embeddings of the texts in this field of the body, by which errors name them."""
     check_item_count(field, len(texts), MAX_TEXTS)
     with renamed_fields({"texts": field, "dimension": "dimensions"}):
-        return await caller.client.encode(
-            texts,
-            role=_ROLES[input_type],
-            dimension=dimensions,
-            model=model,
-            timeout_seconds=caller.timeout_seconds,
-        )
+        return await caller.client.encode(texts, timeout_seconds=caller.timeout_seconds, **options)
 
 
 def _to_base64(vectors: Embeddings) -> list[str]:
@@ -254,13 +275,3 @@ def _model_item(model: ModelInfo) -> ModelItem:
 
 def _is_default_bi_encoder(model: ModelInfo) -> bool:
     return model.is_default and model.kind is ModelKind.BI_ENCODER
-
-
-def _refuse_truncated(result: EncodeResult) -> None:
-    reason = error_reason_pb2.ERROR_REASON_TEXT_TOO_LARGE
-    raise_violations(
-        Violation(f"inputs[{position}]", reason, f"has more tokens than the {count} that the model reads")
-        if truncated
-        else None
-        for position, (truncated, count) in enumerate(zip(result.truncated, result.token_counts, strict=True))
-    )

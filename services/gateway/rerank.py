@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from services.gateway.caller import Caller, FromRequest, StrictBody
-from services.gateway.embeddings import MAX_TEXTS, Texts
+from services.gateway.embeddings import MAX_TEXTS, TeiDirection, TeiTruncate, Texts, to_truncation
 from services.gateway.problems import renamed_fields
 from textmatch.client import ScoreResult
 from textmatch.documents import check_item_count
@@ -78,8 +78,8 @@ class TeiRerankRequest(StrictBody):
     texts: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
     raw_scores: bool = False
     return_text: bool = False
-    truncate: Literal[True] = Field(True, description="Texts that are too long for the model are cut.")
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncate: TeiTruncate = True
+    truncation_direction: TeiDirection = "right"
 
 
 class TeiRank(BaseModel):
@@ -130,7 +130,12 @@ async def rerank_v2(body: RerankRequest, caller: FromRequest) -> RerankResponse:
 @router.post("/rerank", response_model_exclude_none=True, tags=["text-embeddings-inference"])
 async def rerank(body: TeiRerankRequest, caller: FromRequest) -> list[TeiRank]:
     """Sort texts by the default cross-encoder."""
-    result = await caller.client.score(body.query, body.texts, timeout_seconds=caller.timeout_seconds)
+    result = await caller.client.score(
+        body.query,
+        body.texts,
+        truncate=to_truncation(truncate=body.truncate, direction=body.truncation_direction),
+        timeout_seconds=caller.timeout_seconds,
+    )
     scores = result.raw_scores if body.raw_scores else result.scores
     return [
         TeiRank(index=index, score=float(scores[index]), text=body.texts[index] if body.return_text else None)

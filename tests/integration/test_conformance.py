@@ -20,8 +20,10 @@ from tests.support.tiny_models import BI_ENCODERS, CROSS_ENCODERS, WINDOW_TOKENS
 from textmatch.models.bi_encoder import TorchBiEncoder, feed_lstm
 from textmatch.models.cross_encoder import TorchCrossEncoder
 from textmatch.models.engines import EngineConfig, decide_engine
+from textmatch.models.fast_tokenizer import TokenizedText
 from textmatch.models.model_resolver import UnusableModel
 from textmatch.models.native import kernel
+from textmatch.types import Truncation
 
 ENGINES = ("sentence-transformers", "torch", "openvino", "native")
 WORDS = ("the", "old", "cat", "sits", "under", "a", "blue", "tree", "where", "birds", "sing", "river", "runs")
@@ -101,13 +103,25 @@ def pair_reference(directory: Path, max_tokens: int, dtype: str = "float32") -> 
     return model
 
 
-def raw_scores(model: CrossEncoder, wanted: list[tuple[str, str]]) -> np.ndarray:
-    """Those of each pair alone."""
-    return np.concatenate([model.predict([pair], activation_fn=torch.nn.Identity()) for pair in wanted])
+def library_outputs(model: CrossEncoder, wanted: list[tuple[str, str]]) -> np.ndarray:
+    """Of each pair alone: (pairs, 1), or the probabilities of classes, (pairs, classes)."""
+    rows = [model.predict([pair], activation_fn=torch.nn.Identity(), apply_softmax=True) for pair in wanted]
+    return np.concatenate(rows).reshape(len(wanted), -1)
+
+
+def own_outputs(model: TorchCrossEncoder, tokens: Sequence[TokenizedText]) -> np.ndarray:
+    """The same: the raw score, or the probabilities of classes."""
+    rows = model.outputs(tokens)
+    return rows[:, 2:] if model.labels else rows[:, 1:]
+
+
+def distances(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Of each row, in relation to the expected length: (count,)."""
+    # A text of no known word may have the vector 0.
+    return np.linalg.norm(found - expected, axis=1) / np.maximum(np.linalg.norm(expected, axis=1), 1e-12)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    # A text of no known word may have the vector 0.
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
@@ -128,16 +142,56 @@ def test_bi_encoders(name: str, engine: str, directories: dict[str, Path], tmp_p
     rounded = library if model.dtype == "float32" else reference(directory, model.max_tokens, model.dtype)
     wanted = texts(min(model.max_tokens, 100))
     for is_query, method in ((True, "encode_query"), (False, "encode_document")):
-        expected = unit(np.concatenate([getattr(library, method)([text]) for text in wanted]))
+        expected = np.concatenate([getattr(library, method)([text]) for text in wanted])
         tolerance = TOLERANCES[model.dtype]
         if rounded is not library:
-            by_library = unit(np.concatenate([getattr(rounded, method)([text]) for text in wanted]))
-            tolerance = max(tolerance, 2 * np.linalg.norm(by_library - expected, axis=1).max())
+            by_library = np.concatenate([getattr(rounded, method)([text]) for text in wanted])
+            tolerance = max(tolerance, 2 * distances(by_library, expected).max())
         tokens = model.tokenize(wanted, is_query=is_query)
         assert max(text.token_count for text in tokens) <= model.max_tokens
-        check_rows(name, model.embed(tokens), expected, tolerance)
-        alone = np.concatenate([model.embed([text]) for text in tokens])
+        together = model.outputs(tokens)
+        check_rows(name, together, expected, tolerance)
+        alone = np.concatenate([model.outputs([text]) for text in tokens])
         check_rows(name, alone, expected, tolerance)
+        assert model.embed(tokens) == pytest.approx(unit(together), abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES[:2])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3-last-token", "qwen3-chat"])
+def test_texts_cut_at_their_start(name: str, engine: str, directories: dict[str, Path], tmp_path: Path):
+    directory = made(directories, "bi", name, BI_ENCODERS[name])
+    model = TorchBiEncoder.load(directory, name, config_of(engine, tmp_path))
+    library = reference(directory, model.max_tokens)
+    library.tokenizer.truncation_side = "left"
+    wanted = texts(min(model.max_tokens, 100))
+    for is_query, method in ((True, "encode_query"), (False, "encode_document")):
+        expected = np.concatenate([getattr(library, method)([text]) for text in wanted])
+        tokens = model.tokenize(wanted, is_query=is_query, truncation=Truncation.START)
+        check_rows(name, model.outputs(tokens), expected, TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta-nli", "modernbert", "qwen3-chat-reranker"])
+def test_pairs_cut_at_their_start(name: str, directories: dict[str, Path], tmp_path: Path):
+    directory = made(directories, "cross", name, CROSS_ENCODERS[name])
+    model = TorchCrossEncoder.load(directory, name, config_of("torch", tmp_path))
+    library = pair_reference(directory, model.max_tokens)
+    library.tokenizer.truncation_side = "left"
+    wanted = pairs(min(model.max_tokens, 100))
+    expected = library_outputs(library, wanted)
+    found = own_outputs(model, model.tokenize_pairs(wanted, truncation=Truncation.START))
+    assert np.abs(found - expected).max() < TOLERANCES["float32"] * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3-last-token", "qwen3-chat", "static", "words-lstm"])
+def test_texts_to_be_refused_are_counted_whole(name: str, directories: dict[str, Path], tmp_path: Path):
+    directory = made(directories, "bi", name, BI_ENCODERS[name])
+    model = TorchBiEncoder.load(directory, name, config_of("torch", tmp_path), max_tokens=9)
+    larger = TorchBiEncoder.load(directory, name, config_of("torch", tmp_path))
+    wanted = [words(count) for count in (2, 6, 15)]
+    counts = [text.token_count for text in larger.tokenize(wanted, is_query=False)]
+    assert 9 < max(counts) < larger.max_tokens
+    found = model.tokenize(wanted, is_query=False, truncation=Truncation.ERROR)
+    assert [text.whole_count for text in found] == [count if count > 9 else None for count in counts]
 
 
 @pytest.mark.parametrize("engine", ENGINES[:2])
@@ -168,22 +222,27 @@ def test_cross_encoders(name: str, engine: str, directories: dict[str, Path], tm
     check_engine(model.engine, engine, tiny)
     library, tolerance = pair_reference(directory, model.max_tokens), TOLERANCES[model.dtype]
     wanted = pairs(min(model.max_tokens, 100))
-    expected = raw_scores(library, wanted)
+    expected = library_outputs(library, wanted)
     if model.dtype != "float32":
-        by_library = raw_scores(pair_reference(directory, model.max_tokens, model.dtype), wanted)
+        by_library = library_outputs(pair_reference(directory, model.max_tokens, model.dtype), wanted)
         tolerance = max(tolerance, 2 * np.abs(by_library - expected).max() / max(1.0, np.abs(expected).max()))
     tokens = model.tokenize_pairs(wanted)
     scores, raw = model.score(tokens)
-    assert np.abs(raw - expected).max() < tolerance * max(1.0, np.abs(expected).max())
-    alone = np.concatenate([model.score([pair])[1] for pair in tokens])
+    assert np.abs(own_outputs(model, tokens) - expected).max() < tolerance * max(1.0, np.abs(expected).max())
+    alone = np.concatenate([own_outputs(model, [pair]) for pair in tokens])
     assert np.abs(alone - expected).max() < tolerance * max(1.0, np.abs(expected).max())
+    if model.labels:
+        assert model.labels == tuple(library[0].model.config.id2label.values())
+        position = 0 if "entailment" in model.labels else -1
+        assert scores == pytest.approx(own_outputs(model, tokens)[:, position], abs=1e-5)
+        assert 1 / (1 + np.exp(-raw)) == pytest.approx(scores, abs=1e-5)
     activated = expected if name.endswith("sigmoid") else None
     if activated is not None:
         assert np.abs(scores - library.predict(wanted)).max() < tolerance
 
 
 def check_rows(name: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
-    errors = np.linalg.norm(found - expected, axis=1)
+    errors = distances(found, expected)
     assert errors.max() < tolerance, f"{name}: {errors.round(4)}"
 
 

@@ -133,9 +133,9 @@ def test_the_default_one_reads_chinese_and_scores_the_same_each_time_it_is_loade
     assert raw[0] != raw[1]
 
 
-def test_several_outputs_are_refused(tmp_path: Path):
-    directory = make_tiny_cross_encoder(tmp_path / "classes", label_count=3)
-    with pytest.raises(UnusableModel, match="has 3 outputs"):
+def test_outputs_that_are_not_classes_are_refused(tmp_path: Path):
+    directory = make_tiny_cross_encoder(tmp_path / "sigmoids", label_count=3)
+    with pytest.raises(UnusableModel, match="has 3 outputs that are not the classes of a softmax"):
         _load(directory)
 
 

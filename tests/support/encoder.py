@@ -34,6 +34,7 @@ def make_tiny_bi_encoder(
     *,
     prompts: dict[str, str] | None = None,
     pools_prompt: bool = True,
+    normalizes: bool = True,
     extra_modules: list[Module] | None = None,
     max_tokens: int = 64,
     seed: int = 11,
@@ -50,21 +51,27 @@ def make_tiny_bi_encoder(
         Transformer(str(backbone), max_seq_length=max_tokens),
         *(extra_modules or []),
         Pooling(32, "mean", include_prompt=pools_prompt),
-        Normalize(),
+        *([Normalize()] if normalizes else []),
     ]
     model = SentenceTransformer(modules=modules, prompts=prompts, device="cpu")
     model.save(str(path), create_model_card=False)
     return path
 
 
-def make_tiny_cross_encoder(path: Path, *, activation: str = "Sigmoid", label_count: int = 1) -> Path:
-    """A BERT of 2 layers and 32 dimensions with a random scoring head, saved by sentence-transformers."""
+def make_tiny_cross_encoder(
+    path: Path, *, activation: str = "Sigmoid", label_count: int = 1, labels: Sequence[str] = ()
+) -> Path:
+    """A BERT of 2 layers and 32 dimensions with a random scoring head, saved by sentence-transformers.
+
+    `labels` are the names of classes, which replace `label_count`.
+    """
     import torch
     from sentence_transformers import CrossEncoder
     from transformers import BertForSequenceClassification
 
     backbone = path.with_name(f"{path.name}-backbone")
-    _save_backbone(backbone, BertForSequenceClassification, num_labels=label_count)
+    classes = list(labels) or [f"LABEL_{number}" for number in range(label_count)]
+    _save_backbone(backbone, BertForSequenceClassification, id2label=dict(enumerate(classes)))
     model = CrossEncoder(str(backbone), device="cpu", activation_fn=getattr(torch.nn, activation)())
     model.save(str(path))
     return path

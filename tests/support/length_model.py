@@ -12,6 +12,7 @@ from services.encoder.batching import BatchPolicy, EngineModel, Rows
 from services.encoder.model_registry import ModelRegistry, RegistryEntry
 from textmatch.models.calibration import CosineScorer
 from textmatch.models.fast_tokenizer import TokenizedText
+from textmatch.types import Truncation
 
 SAMPLE = TokenizedText(ids=[1], type_ids=None, truncated=False, is_query=False)
 _BREAKING, _SLOW = "break", "slow"
@@ -37,7 +38,9 @@ class LengthModel:
         self.engine_model = EngineModel(model_id, self.forward, SAMPLE)
         self._is_broken = False
 
-    def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], *, is_query: bool, truncation: Truncation | None = None
+    ) -> list[TokenizedText]:
         return [
             TokenizedText([ord(character) for character in text], None, False, is_query) for text in texts
         ]

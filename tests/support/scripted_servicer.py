@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ from textmatch.errors import (
     TextMatchError,
     Unauthenticated,
     Violation,
+    raise_violations,
 )
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.grpc_errors import to_status
@@ -317,6 +318,9 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
         self.batch_sizes: list[int] = []
         self.priorities: set[int] = set()
         self.model_ids: deque[str] = deque()
+        # Classes of pairs: the first has the score as its probability, the others share the rest.
+        self.labels: tuple[str, ...] = ()
+        self.truncations: list[int] = []
 
     async def Encode(self, request: encoder_pb.EncodeRequest, context: Any) -> encoder_pb.EncodeResponse:
         self._take(len(request.texts), request.priority)
@@ -324,7 +328,10 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
             field = f"texts[{list(request.texts).index('poison')}]"
             failed = error_reason_pb2.ERROR_REASON_TEXT_FAILED
             raise InvalidInput([Violation(field, failed, "the model failed on it")])
+        self._refuse_long(request.truncate, request.texts)
         lengths = np.array([[len(text) * self.scale] * DIMENSION for text in request.texts], np.float32)
+        if request.HasField("normalize") and not request.normalize:
+            lengths *= -1
         return encoder_pb.EncodeResponse(
             embeddings=vectors.pack(lengths),
             dimension=DIMENSION,
@@ -337,12 +344,20 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
         pairs = [(pair.first, pair.second) for pair in request.pairs]
         pairs = pairs or [(request.query, text) for text in request.texts]
         self._take(len(pairs), request.priority)
+        self._refuse_long(request.truncate, request.texts)
         scores = [min(len(a), len(b)) / max(len(a), len(b)) for a, b in pairs]
+        others = len(self.labels) - 1
         return encoder_pb.ScoreResponse(
             scores=scores,
             raw_scores=[2 * score for score in scores],
             truncated=[False] * len(scores),
             model_id="pair-0123456789ab",
+            labels=self.labels,
+            class_scores=[
+                score if position == 0 else (1 - score) / others
+                for score in scores
+                for position in range(len(self.labels))
+            ],
         )
 
     async def GetModels(
@@ -360,6 +375,17 @@ class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
         )
         limits = encoder_pb.Limits(max_texts=self.max_texts, max_text_bytes=1_000)
         return encoder_pb.GetModelsResponse(models=[model], limits=limits)
+
+    def _refuse_long(self, truncation: int, texts: Iterable[str]) -> None:
+        self.truncations.append(truncation)
+        if truncation == encoder_pb.TRUNCATION_ERROR:
+            too_large = error_reason_pb2.ERROR_REASON_TEXT_TOO_LARGE
+            raise_violations(
+                Violation(f"texts[{at}]", too_large, f"has {len(text)} tokens; the model reads 100")
+                if len(text) > 100
+                else None
+                for at, text in enumerate(texts)
+            )
 
     def _take(self, count: int, priority: int) -> None:
         self.batch_sizes.append(count)

@@ -8,7 +8,7 @@ Random weights are large (`initializer_range` 0.2 and more): a wrong mask or pos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from tests.support.tiny_tokenizers import WORDS, bert_tokenizer, decoder_tokeniz
 LIMIT_TOKENS = 48
 WINDOW_TOKENS = 16
 _SEED = 7
+_NLI = ("entailment", "neutral", "contradiction")
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 _WIDE = {"initializer_range": 0.25}
@@ -126,14 +127,17 @@ def _cross(
     config: Callable[[int], Any],
     *,
     tokenizer: Callable[[], PreTrainedTokenizerFast] = bert_tokenizer,
-    labels: int = 1,
+    labels: int | Sequence[str] = 1,
     activation: str = "Identity",
     limit: int | None = LIMIT_TOKENS,
 ) -> Callable[[Path], object]:
     def make(directory: Path) -> None:
         made = tokenizer()
         wanted = config(len(made))
-        wanted.num_labels = labels
+        if isinstance(labels, int):
+            wanted.num_labels = labels
+        else:
+            wanted.id2label = dict(enumerate(labels))
         folder = _backbone(directory, wanted, made, transformers.AutoModelForSequenceClassification)
         model = CrossEncoder(
             str(folder), device="cpu", max_length=limit, activation_fn=getattr(torch.nn, activation)()
@@ -413,8 +417,20 @@ BI_ENCODERS: Mapping[str, TinyModel] = {
 CROSS_ENCODERS: Mapping[str, TinyModel] = {
     "bert": TinyModel(_cross(_bert), native=True),
     "bert-sigmoid": TinyModel(_cross(_bert, activation="Sigmoid"), native=True),
-    "bert-two-labels": TinyModel(_cross(_bert, labels=2), refused="2 outputs"),
-    "bert-three-labels": TinyModel(_cross(_bert, labels=3), refused="3 outputs"),
+    "bert-two-labels": TinyModel(_cross(_bert, labels=2), native=True),
+    "bert-three-labels": TinyModel(_cross(_bert, labels=3), native=True),
+    "bert-two-sigmoids": TinyModel(_cross(_bert, labels=2, activation="Sigmoid"), refused="2 outputs"),
+    "roberta-nli": TinyModel(_cross(_roberta, tokenizer=roberta_tokenizer, labels=_NLI), native=True),
+    "deberta-nli": TinyModel(_cross(_deberta, labels=_NLI), packs=False),
+    "modernbert-nli": TinyModel(
+        _cross(
+            lambda size: _modernbert(size, classifier_pooling="mean"),
+            tokenizer=lambda: bert_tokenizer(type_ids=False),
+            limit=96,
+            labels=_NLI,
+        ),
+        window=WINDOW_TOKENS,
+    ),
     "roberta": TinyModel(_cross(_roberta, tokenizer=roberta_tokenizer), native=True),
     "roberta-all-positions": TinyModel(_cross(_roberta, tokenizer=roberta_tokenizer, **_WHOLE), native=True),
     "xlm-roberta": TinyModel(_cross(_xlm_roberta, tokenizer=roberta_tokenizer), native=True),

@@ -15,6 +15,10 @@ from textmatch.console import cell, print_json, print_line, print_table
 Texts = Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts, each in quotes.")]
 RoleOption = Annotated[Role, typer.Option("--role", help="How the texts are used.")]
 Model = Annotated[str, typer.Option("--model", help="Name or id of a loaded bi-encoder.")]
+Normalize = Annotated[
+    bool,
+    typer.Option("--normalize/--no-normalize", help="Length 1, or as long as the model makes embeddings."),
+]
 
 _SHOWN_COMPONENTS = 4
 
@@ -23,16 +27,18 @@ def encode(
     texts: Texts,
     role: RoleOption = Role.DOCUMENT,
     model: Model = "",
+    normalize: Normalize = True,
+    truncate: options.Truncate = None,
     as_json: options.Json = False,
     encoder: options.Encoder = "",
     data_dir: options.DataDir = None,
 ) -> None:
-    """Compute embeddings of length 1.
+    """Compute embeddings.
 
     --json prints one line per text: {"text", "embedding", "model_id", "truncated"}.
     """
     with find_addresses(data_dir, encoder=encoder).client() as client:
-        result = client.encode(texts, role=role, model=model)
+        result = client.encode(texts, role=role, model=model, normalize=normalize, truncate=truncate)
     if as_json:
         _print_json(texts, result)
     else:

@@ -14,7 +14,14 @@ import typer
 
 from textmatch.cli.errors import CommandFailed
 from textmatch.cli.settings import CliSettings
-from textmatch.client import DEFAULT_ENCODER, DEFAULT_MATCHER, ClientTls, Filter, TextMatchClient
+from textmatch.client import (
+    DEFAULT_ENCODER,
+    DEFAULT_MATCHER,
+    ClientTls,
+    Filter,
+    TextMatchClient,
+    Truncation,
+)
 from textmatch.errors import InvalidInput
 from textmatch.filter_syntax import parse
 from textmatch.runtime.settings import DEFAULT_INSTALLATION, load
@@ -194,6 +201,13 @@ CollectionName = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Delete without asking.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+Truncate = Annotated[
+    Truncation | None,
+    typer.Option(
+        "--truncate",
+        help="The part of a long text that is not read; error: refuse it. Default: as the model does.",
+    ),
+]
 Where = Annotated[
     str | None,
     typer.Option(

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from textmatch.cli import options
 from textmatch.cli.options import find_addresses
-from textmatch.client import Scorer, TextPair
+from textmatch.client import Scorer, ScoreResult, TextPair
 from textmatch.console import one_line, print_json, print_line
 from textmatch.documents import text_violation
 from textmatch.io.columns import ANY_LABEL, PAIR
@@ -61,6 +61,7 @@ def score(
     columns: ColumnsOption = "",
     scorer: ScorerOption = Scorer.CROSS_ENCODER,
     model: Model = "",
+    truncate: options.Truncate = None,
     as_json: options.Json = False,
     encoder: options.Encoder = "",
     data_dir: options.DataDir = None,
@@ -68,21 +69,36 @@ def score(
     """Score how similar two texts are in meaning, from 0 (not at all) to 1 (the same).
 
     --json prints one line per pair, in order: {"score", "raw", "model_id", "truncated"}. A label of the file
-    is passed through as "label".
+    is passed through as "label". A cross-encoder with several classes adds "classes", their probabilities.
     """
     pairs = _pairs(texts or [], file, FileFormat.of_options(header, columns))
     with find_addresses(data_dir, encoder=encoder).client() as client:
         while chunk := list(islice(pairs, _PAIRS_PER_CALL)):
-            result = client.score_pairs([pair.texts for pair in chunk], scorer=scorer, model=model)
-            for pair, value, raw, truncated in zip(
-                chunk, result.scores.tolist(), result.raw_scores.tolist(), result.truncated, strict=True
-            ):
+            result = client.score_pairs(
+                [pair.texts for pair in chunk], scorer=scorer, model=model, truncate=truncate
+            )
+            for position, pair in enumerate(chunk):
                 if as_json:
-                    score = {"score": value, "raw": raw, "model_id": result.model_id, "truncated": truncated}
-                    print_json(score if pair.label is None else score | {"label": pair.label})
+                    print_json(_score_fields(result, position) | _label_field(pair))
                 else:
                     cells = pair.texts if pair.label is None else (*pair.texts, pair.label)
-                    print_line("\t".join([f"{value:.3f}", *map(one_line, cells)]))
+                    print_line("\t".join([f"{result.scores[position]:.3f}", *map(one_line, cells)]))
+
+
+def _score_fields(result: ScoreResult, position: int) -> dict[str, Any]:
+    fields = {
+        "score": float(result.scores[position]),
+        "raw": float(result.raw_scores[position]),
+        "model_id": result.model_id,
+        "truncated": result.truncated[position],
+    }
+    if result.class_scores is not None:
+        fields["classes"] = dict(zip(result.labels, result.class_scores[position].tolist(), strict=True))
+    return fields
+
+
+def _label_field(pair: _Pair) -> dict[str, Any]:
+    return {} if pair.label is None else {"label": pair.label}
 
 
 def _pairs(texts: list[str], file: str, file_format: FileFormat) -> Iterator[_Pair]:

@@ -56,6 +56,7 @@ from textmatch.types import (
     ScoreResult,
     ServerHealth,
     StageTimings,
+    Truncation,
 )
 from textmatch.wire.documents import DocumentLike, to_document
 
@@ -109,6 +110,7 @@ __all__ = [
     "StageTimings",
     "TextMatchClient",
     "TextPair",
+    "Truncation",
     "parse_time",
     "to_document",
 ]

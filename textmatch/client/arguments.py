@@ -21,8 +21,10 @@ from textmatch.documents import Document, id_violation, text_violation, version_
 from textmatch.errors import InvalidInput, raise_violations
 from textmatch.filter_syntax import parse
 from textmatch.filters import Condition, FieldMatch, FieldTimeRange, Filter, HasId
-from textmatch.types import MatchKeywords, MatchOptions, Recall, Rerank
+from textmatch.types import MatchKeywords, MatchOptions, Recall, Rerank, Truncation
+from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.wire.encoding import TRUNCATIONS
 from textmatch.wire.filters import filter_to_proto
 from textmatch.wire.matching import default_candidate_count, options_to_proto
 
@@ -130,6 +132,13 @@ def to_choice(name: str, value: Any, choices: type[Choice]) -> Choice:
         return choices(value)
     except ValueError:
         raise InvalidInput.of_field(name, f"is {value!r}; it must be one of {', '.join(choices)}") from None
+
+
+def to_truncation(name: str, value: Any) -> encoder_pb.Truncation.ValueType:
+    """What is done with long texts; None leaves it to the model."""
+    if value is None:
+        return encoder_pb.TRUNCATION_UNSPECIFIED
+    return TRUNCATIONS[to_choice(name, value, Truncation)]
 
 
 def to_name(name: str, value: Any) -> str:

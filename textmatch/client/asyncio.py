@@ -61,6 +61,7 @@ from textmatch.types import (
     Scorer,
     ScoreResult,
     ServerHealth,
+    Truncation,
 )
 from textmatch.v1 import collection_service_pb2 as collection_pb
 from textmatch.v1 import encoder_service_pb2 as encoder_pb
@@ -405,16 +406,26 @@ class AsyncTextMatchClient:
         role: Role = Role.DOCUMENT,
         dimension: int | None = None,
         model: str = "",
+        normalize: bool = True,
+        truncate: Truncation | None = None,
         timeout_seconds: float | None = None,
     ) -> EncodeResult:
         """As `TextMatchClient.encode`."""
         as_role = ROLES[arguments.to_choice("role", role, Role)]
         cut = None if dimension is None else arguments.to_whole_number("dimension", dimension)
-        name = arguments.to_name("model", model)
+        common = encoder_pb.EncodeRequest(
+            role=as_role,
+            dimension=cut,
+            model=arguments.to_name("model", model),
+            normalize=arguments.to_flag("normalize", normalize),
+            truncate=arguments.to_truncation("truncate", truncate),
+        )
         given = arguments.to_texts("texts", texts)
 
         def request(chunk: list[str]) -> encoder_pb.EncodeRequest:
-            return encoder_pb.EncodeRequest(texts=chunk, role=as_role, dimension=cut, model=name)
+            message = encoder_pb.EncodeRequest(texts=chunk)
+            message.MergeFrom(common)
+            return message
 
         return await self._encoder.encode(given, request, self._either(timeout_seconds))
 
@@ -425,15 +436,17 @@ class AsyncTextMatchClient:
         *,
         scorer: Scorer = Scorer.CROSS_ENCODER,
         model: str = "",
+        truncate: Truncation | None = None,
         timeout_seconds: float | None = None,
     ) -> ScoreResult:
         """As `TextMatchClient.score`."""
         first, name = arguments.to_text("query", query), arguments.to_name("model", model)
         by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
+        too_long = arguments.to_truncation("truncate", truncate)
         given = arguments.to_texts("texts", texts)
 
         def request(chunk: list[str]) -> encoder_pb.ScoreRequest:
-            return encoder_pb.ScoreRequest(query=first, texts=chunk, scorer=by, model=name)
+            return encoder_pb.ScoreRequest(query=first, texts=chunk, scorer=by, model=name, truncate=too_long)
 
         return await self._encoder.score("texts", given, request, self._either(timeout_seconds))
 
@@ -443,16 +456,18 @@ class AsyncTextMatchClient:
         *,
         scorer: Scorer = Scorer.CROSS_ENCODER,
         model: str = "",
+        truncate: Truncation | None = None,
         timeout_seconds: float | None = None,
     ) -> ScoreResult:
         """As `TextMatchClient.score_pairs`."""
         by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
         name = arguments.to_name("model", model)
+        too_long = arguments.to_truncation("truncate", truncate)
         given = arguments.to_pairs("pairs", pairs)
 
         def request(chunk: list[TextPair]) -> encoder_pb.ScoreRequest:
             messages = [encoder_pb.TextPair(first=first, second=second) for first, second in chunk]
-            return encoder_pb.ScoreRequest(pairs=messages, scorer=by, model=name)
+            return encoder_pb.ScoreRequest(pairs=messages, scorer=by, model=name, truncate=too_long)
 
         return await self._encoder.score("pairs", given, request, self._either(timeout_seconds))
 

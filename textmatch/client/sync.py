@@ -33,6 +33,7 @@ from textmatch.types import (
     Scorer,
     ScoreResult,
     ServerHealth,
+    Truncation,
 )
 from textmatch.wire.documents import DocumentLike
 
@@ -405,6 +406,8 @@ class TextMatchClient:
         role: Role = Role.DOCUMENT,
         dimension: int | None = None,
         model: str = "",
+        normalize: bool = True,
+        truncate: Truncation | None = None,
         timeout_seconds: float | None = None,
     ) -> EncodeResult:
         """Embed any number of texts: (count, dimension) float32 with rows of length 1.
@@ -414,10 +417,23 @@ class TextMatchClient:
             role: what the texts are used for.
             dimension: cuts the embeddings of a Matryoshka model to this many components.
             model: name or model id of a loaded bi-encoder; empty means the default one.
+            normalize: False leaves the rows as long as the model makes them. That is 1 too if the model ends
+                with a normalization.
+            truncate: what is done with texts that have more tokens than the model reads. None: as the model's
+                own tokenizer does, `Truncation.END` for nearly all models.
+
+        Raises:
+            InvalidInput: with `Truncation.ERROR`, naming the texts that are too long.
         """
         return run(
             self._methods.encode(
-                texts, role=role, dimension=dimension, model=model, timeout_seconds=timeout_seconds
+                texts,
+                role=role,
+                dimension=dimension,
+                model=model,
+                normalize=normalize,
+                truncate=truncate,
+                timeout_seconds=timeout_seconds,
             )
         )
 
@@ -428,18 +444,30 @@ class TextMatchClient:
         *,
         scorer: Scorer = Scorer.CROSS_ENCODER,
         model: str = "",
+        truncate: Truncation | None = None,
         timeout_seconds: float | None = None,
     ) -> ScoreResult:
         """Score how similar in meaning the query is to each text, 0 to 1.
+
+        Of a cross-encoder with several classes, the score is the probability of the class "entailment", or of
+        the last class. `class_scores` has the probabilities of all `labels`.
 
         Args:
             query: the text that each of the others is compared with.
             texts: a list of any length, or a single text.
             scorer: which kind of model scores.
             model: name or model id of a loaded model of that kind; empty means the default one.
+            truncate: as for `encode`; of a pair, the longer text is truncated first.
         """
         return run(
-            self._methods.score(query, texts, scorer=scorer, model=model, timeout_seconds=timeout_seconds)
+            self._methods.score(
+                query,
+                texts,
+                scorer=scorer,
+                model=model,
+                truncate=truncate,
+                timeout_seconds=timeout_seconds,
+            )
         )
 
     def score_pairs(
@@ -448,11 +476,14 @@ class TextMatchClient:
         *,
         scorer: Scorer = Scorer.CROSS_ENCODER,
         model: str = "",
+        truncate: Truncation | None = None,
         timeout_seconds: float | None = None,
     ) -> ScoreResult:
         """Score how similar the two texts of each pair are; otherwise as `score`."""
         return run(
-            self._methods.score_pairs(pairs, scorer=scorer, model=model, timeout_seconds=timeout_seconds)
+            self._methods.score_pairs(
+                pairs, scorer=scorer, model=model, truncate=truncate, timeout_seconds=timeout_seconds
+            )
         )
 
     def models(self, *, timeout_seconds: float | None = None) -> tuple[ModelInfo, ...]:

@@ -43,7 +43,8 @@ from textmatch.models.torch_tokenizers import (
     gives_last_states,
     input_tokenizer,
 )
-from textmatch.vectors import Embeddings
+from textmatch.types import Truncation
+from textmatch.vectors import Embeddings, normalise
 
 _log = logging.getLogger(__name__)
 
@@ -185,31 +186,40 @@ class TorchBiEncoder:
             return None
         if not isinstance(tokenizer, TransformerTokenizer):
             return None
-        return BiEncoderDescription(tokenizer.describe(), pooling, self._query.prompt, self._document.prompt)
+        normalizes = self._packed is not None and self._packed.normalizes
+        return BiEncoderDescription(
+            tokenizer.describe(), pooling, normalizes, self._query.prompt, self._document.prompt
+        )
 
-    def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], *, is_query: bool, truncation: Truncation | None = None
+    ) -> list[TokenizedText]:
         """Prepend the role's prompt to each text and tokenize it."""
         role = self._query if is_query else self._document
-        return role.tokenizer.tokenize(texts, is_query=is_query, prompt=role.prompt)
+        return role.tokenizer.tokenize(texts, is_query=is_query, prompt=role.prompt, truncation=truncation)
 
     def embed(self, batch: Sequence[TokenizedText]) -> Embeddings:
+        """`outputs` with rows of length 1."""
+        return normalise(self.outputs(batch))
+
+    def outputs(self, batch: Sequence[TokenizedText]) -> Embeddings:
         """One forward pass, or two for a model that treats queries and documents differently.
 
         Returns:
-            (count, dimension) float32, rows of length 1, in the order of the batch.
+            (count, dimension) float32, as long as the model makes them, in the order of the batch.
 
         Raises:
             ValueError: an embedding is not finite.
         """
         if self._tells_roles_apart:
-            embeddings = self._embed_by_role(batch)
+            embeddings = self._outputs_by_role(batch)
         else:
             embeddings = self._forward(batch, self._query if batch[0].is_query else self._document)
         if not np.isfinite(embeddings).all():
             raise ValueError(f"{self.model_id} returned an embedding that is not finite")
         return embeddings
 
-    def _embed_by_role(self, batch: Sequence[TokenizedText]) -> Embeddings:
+    def _outputs_by_role(self, batch: Sequence[TokenizedText]) -> Embeddings:
         positions: list[int] = []
         parts: list[Embeddings] = []
         for role, is_query in ((self._query, True), (self._document, False)):
@@ -227,8 +237,7 @@ class TorchBiEncoder:
             output = self._packed.embed(batch, role.prompt_tokens)
         else:
             output = self._library_output(batch, role)
-        normalised = nn.functional.normalize(output.float(), dim=1)  # (count, dimension)
-        embeddings: Embeddings = normalised.cpu().numpy()
+        embeddings: Embeddings = output.float().cpu().numpy()  # (count, dimension)
         return embeddings
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ writes it into the model's directory. It never changes the order of scores. Does
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -25,6 +26,7 @@ CLASSIFIER_DIRECTORY = "pair_classifier"
 _CLASSIFIER_CONFIG = "config.json"
 _CLASSIFIER_WEIGHTS = "model.safetensors"
 _MAX_BYTES = 1_000_000
+_ENTAILMENT = "entailment"
 
 Scores = NDArray[np.float32]
 # float32 distinguishes this from 0, and 1 minus this from 1. The logits of 0 and 1 are infinite.
@@ -132,6 +134,37 @@ def calibrated(scores: Scores, calibration: Calibration | None) -> Scores:
     return calibration.apply(scores) if calibration else scores
 
 
+def softmax(logits: Scores) -> Scores:
+    """(count, classes) to probabilities: rows that sum to 1."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Scores = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def class_scores(outputs: Scores, labels: Sequence[str]) -> tuple[Scores, Scores]:
+    """What a cross-encoder's outputs say of a pair.
+
+        class_scores([[1.0, 3.0, 2.0]], ["contradiction", "entailment", "neutral"])
+        # [0.69], [[0.09, 0.67, 0.24]]
+
+    Args:
+        outputs: (count, outputs), logits if there are several.
+        labels: the names of the outputs; none if there is one.
+
+    Returns:
+        The raw score, (count,): the only output, or the logit of the class "entailment" against all others.
+        If no class has this name, the last one is taken: 1 of 0 and 1. And (count, labels): probabilities.
+    """
+    if not labels:
+        return outputs[:, 0], outputs[:, :0]
+    names = [label.lower() for label in labels]
+    position = names.index(_ENTAILMENT) if _ENTAILMENT in names else len(names) - 1
+    others = np.delete(outputs, position, axis=1)
+    highest = others.max(axis=1)
+    raw: Scores = outputs[:, position] - highest - np.log(np.exp(others - highest[:, None]).sum(axis=1))
+    return raw, softmax(outputs)
+
+
 def logit(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """The inverse of the sigmoid, of scores clipped away from 0 and 1 to keep it finite."""
     inside = np.clip(scores, _LEAST_SCORE, 1.0 - _LEAST_SCORE)
@@ -224,10 +257,8 @@ class PairClassifier:
             and the sum of `class_scores` weighted by the logits. Both are (count,).
         """
         logits = self.logits(first, second)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
         worth = np.asarray(self.class_scores, dtype=np.float32)
-        scores: Scores = np.clip(probabilities @ worth, 0.0, 1.0)
+        scores: Scores = np.clip(softmax(logits) @ worth, 0.0, 1.0)
         raw: Scores = logits @ worth
         return calibrated(scores, self.calibration), raw
 

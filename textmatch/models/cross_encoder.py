@@ -1,10 +1,13 @@
-"""Scores of pairs with torch, from any sentence-transformers cross-encoder with one output."""
+"""Scores of pairs with torch, from any sentence-transformers cross-encoder with one output, or with classes.
+
+A classifier of pairs has several outputs and names for them, such as contradiction, entailment and neutral.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -15,7 +18,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textmatch.models.calibration import Calibration, Scores, calibrated
+from textmatch.models.calibration import Calibration, Scores, calibrated, class_scores
 from textmatch.models.engines import NATIVE, REFERENCE, Engine, EngineConfig, start_engine
 from textmatch.models.fast_tokenizer import Pair, TokenizedText
 from textmatch.models.lora import MODEL_OPTIONS, load_cross_encoder_directory, set_normalization
@@ -43,9 +46,12 @@ from textmatch.models.torch_tokenizers import (
     gives_last_states,
     input_tokenizer,
 )
+from textmatch.types import Truncation
 
 _log = logging.getLogger(__name__)
 
+# As transformers names the problems whose outputs are not the classes of a softmax.
+_NOT_CLASSES = ("regression", "multi_label_classification")
 # Model type -> layers over the first token's state, each with its activation.
 _ROBERTA_HEAD = (("classifier.dense", "tanh"), ("classifier.out_proj", ""))
 _HEADS = {
@@ -68,15 +74,15 @@ class TorchCrossEncoder:
         config: EngineConfig,
         max_tokens: int | None,
     ) -> None:
-        if model.num_labels != 1:
-            raise UnusableModel(f'"{name}" has {model.num_labels} outputs; a cross-encoder must have one')
+        self.labels = _labels(model, name)
         self.name = name
         self.model_id = model_id(name, directory, config.cache_directory)
         self._model = model
         self._tokenizer = input_tokenizer(model[0], max_tokens, reads_pairs=True)
         self._prompt = model.prompts.get(model.default_prompt_name or "") or ""
         self._score_range = _score_range(model, directory)
-        self._to_score = _score_function(model.activation_fn, self._score_range)
+        # The softmax of a classifier is that of `class_scores`.
+        self._to_score = _score_function(None if self.labels else model.activation_fn, self._score_range)
         self._calibration = Calibration.load(directory)
         self.max_tokens = self._tokenizer.max_tokens
         self.dtype = config.dtype
@@ -94,17 +100,17 @@ class TorchCrossEncoder:
         """
         probe = self.tokenize_pairs(probe_pairs(self.max_tokens))
         try:
-            alone = [_raw_scores(self._model, self._tokenizer.collate([pair])) for pair in probe]
+            alone = [_model_outputs(self._model, self._tokenizer.collate([pair])) for pair in probe]
         except Exception as error:  # models fail in any way
             raise UnusableModel(f'its own library cannot run "{self.name}": {error!r}') from error
-        expected = torch.stack(alone).numpy()  # (pairs, 1)
+        expected = torch.cat(alone).numpy()  # (pairs, outputs)
         self._packed = _packed(self._model, self._tokenizer, probe, expected, config, self.model_id)
         if self._packed is not None:
             return
         _convert(self._model.to(config.device), getattr(torch, config.dtype))
         try:
-            together = _raw_scores(self._model, self._tokenizer.collate(probe)).cpu().numpy()
-            check_agreement(together[:, None], expected, config.dtype, are_vectors=False)
+            together = _model_outputs(self._model, self._tokenizer.collate(probe)).cpu().numpy()
+            check_agreement(together, expected, config.dtype, are_vectors=False)
         except Disagreement as error:
             reason = f"{error}, or depend on the pairs that share a batch"
             raise UnusableModel(f'cannot serve "{self.name}": {reason}') from error
@@ -127,7 +133,8 @@ class TorchCrossEncoder:
             max_tokens: truncate pairs to this if the model itself reads more.
 
         Raises:
-            UnusableModel: it is not a cross-encoder with one output, or its files contradict each other.
+            UnusableModel: it is not a cross-encoder, has several outputs that are not classes, or its files
+                contradict each other.
             ModelNotFound: the base model of an adapter is missing.
         """
         try:
@@ -141,41 +148,48 @@ class TorchCrossEncoder:
         reads_first = isinstance(self._packed, _PackedHead) and self._packed.states.reads == FIRST_TOKEN
         is_native = self.engine == NATIVE and reads_first
         head = _dense_head(cast("Transformer", self._model[0]).model) if is_native else None
-        is_known = isinstance(self._model.activation_fn, nn.Sigmoid | nn.Identity)
+        is_known = bool(self.labels) or isinstance(self._model.activation_fn, nn.Sigmoid | nn.Identity)
         if head is None or not is_known or not isinstance(self._tokenizer, TransformerTokenizer):
             return None
-        return CrossEncoderDescription(self._tokenizer.describe(), self._prompt, head, self._score_range)
+        return CrossEncoderDescription(
+            self._tokenizer.describe(), self._prompt, head, self._score_range, self.labels
+        )
 
-    def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]:
+    def tokenize_pairs(
+        self, pairs: Sequence[Pair], *, truncation: Truncation | None = None
+    ) -> list[TokenizedText]:
         """Tokenize each pair; in a pair that is too long, the longer text is truncated first."""
-        return self._tokenizer.tokenize(pairs, is_query=False, prompt=self._prompt)
+        return self._tokenizer.tokenize(pairs, is_query=False, prompt=self._prompt, truncation=truncation)
+
+    def score(self, batch: Sequence[TokenizedText]) -> tuple[Scores, Scores]:
+        """The scores and raw scores of `outputs`, both (count,)."""
+        rows = self.outputs(batch)
+        return rows[:, 0], rows[:, 1]
 
     @torch.inference_mode()
-    def score(self, batch: Sequence[TokenizedText]) -> tuple[Scores, Scores]:
+    def outputs(self, batch: Sequence[TokenizedText]) -> Scores:
         """One forward pass.
 
         Returns:
-            Scores in 0..1, calibrated if the model has a calibration, and the model's raw outputs: both
-            (count,) float32, in the order of the batch.
+            (count, 2 + labels) float32, in the order of the batch: the score in 0..1, calibrated if the model
+            has a calibration; the raw score; the probability of each class, if there are several.
 
         Raises:
             ValueError: a score is not finite.
         """
         if self._packed:
-            raw = self._packed.raw_scores(batch)
+            found = self._packed.outputs(batch)
         else:
-            raw = _raw_scores(self._model, self._tokenizer.collate(batch))
-        if not raw.isfinite().all():
+            found = _model_outputs(self._model, self._tokenizer.collate(batch))
+        if not found.isfinite().all():
             raise ValueError(f"{self.model_id} returned a score that is not finite")
-        scores = self._uncalibrated(raw)
-        return calibrated(scores, self._calibration), raw.cpu().numpy()
+        raw, probabilities = class_scores(found.cpu().numpy(), self.labels)
+        scores = calibrated(self.uncalibrated(raw), self._calibration)
+        return np.column_stack((scores, raw, probabilities))
 
     def uncalibrated(self, raw_scores: Scores) -> Scores:
         """The scores that `score` would return for these raw scores without a calibration: (count,)."""
-        return self._uncalibrated(torch.from_numpy(raw_scores))
-
-    def _uncalibrated(self, raw: Tensor) -> Scores:
-        scores: Scores = self._to_score(raw).clamp(0.0, 1.0).cpu().numpy()
+        scores: Scores = self._to_score(torch.from_numpy(raw_scores)).clamp(0.0, 1.0).numpy()
         return scores
 
 
@@ -192,14 +206,27 @@ def _load(directory: Path, cache_directory: Path) -> sentence_transformers.Cross
     return model
 
 
-def _raw_scores(model: sentence_transformers.CrossEncoder, features: dict[str, Any]) -> Tensor:
-    """(count,) float32: the model's outputs without its activation."""
+def _labels(model: sentence_transformers.CrossEncoder, name: str) -> tuple[str, ...]:
+    """The names of the classes of a model with several outputs; none for a model with one."""
+    count = model.num_labels
+    if count == 1:
+        return ()
+    config = cast("Transformer", model[0]).model.config
+    is_softmax = isinstance(model.activation_fn, nn.Identity | nn.Softmax)
+    if count < 1 or not is_softmax or getattr(config, "problem_type", None) in _NOT_CLASSES:
+        raise UnusableModel(f'"{name}" has {count} outputs that are not the classes of a softmax')
+    named: Mapping[Any, str] = config.id2label or {}
+    return tuple(str(named.get(position, f"LABEL_{position}")) for position in range(count))
+
+
+def _model_outputs(model: sentence_transformers.CrossEncoder, features: dict[str, Any]) -> Tensor:
+    """(count, outputs) float32: the model's outputs without its activation."""
     on_device = {
         name: value.to(model.device) if isinstance(value, Tensor) else value
         for name, value in features.items()
     }
     raw: Tensor = model(on_device)["scores"]
-    return raw.float().reshape(-1)
+    return raw.float().reshape(raw.shape[0], -1)
 
 
 class _Packed(Protocol):
@@ -207,8 +234,8 @@ class _Packed(Protocol):
 
     engine_name: str
 
-    def raw_scores(self, batch: Sequence[TokenizedText]) -> Tensor:
-        """(count,) float32."""
+    def outputs(self, batch: Sequence[TokenizedText]) -> Tensor:
+        """(count, outputs) float32."""
         ...
 
 
@@ -226,8 +253,8 @@ class _PackedHead:
         self.states = PackedCrossEncoder(engine, transformer, pad_id)
         self._model = model
 
-    def raw_scores(self, batch: Sequence[TokenizedText]) -> Tensor:
-        return _raw_scores(self._model, self.states.features(batch))
+    def outputs(self, batch: Sequence[TokenizedText]) -> Tensor:
+        return _model_outputs(self._model, self.states.features(batch))
 
 
 class _PackedModules:
@@ -237,8 +264,8 @@ class _PackedModules:
         self.engine_name = engine.name
         self._packed = PackedBiEncoder(engine, modules, pad_id, output="scores")
 
-    def raw_scores(self, batch: Sequence[TokenizedText]) -> Tensor:
-        return self._packed.embed(batch).float().reshape(-1)
+    def outputs(self, batch: Sequence[TokenizedText]) -> Tensor:
+        return self._packed.embed(batch).float().reshape(len(batch), -1)
 
 
 def _packed(
@@ -280,8 +307,8 @@ def _agrees(
     packed: _Packed, probe: Sequence[TokenizedText], expected: Outputs, config: EngineConfig, model_id: str
 ) -> bool:
     try:
-        found = packed.raw_scores(probe).cpu().numpy()
-        check_agreement(found[:, None], expected, config.dtype, are_vectors=False)
+        found = packed.outputs(probe).cpu().numpy()
+        check_agreement(found, expected, config.dtype, are_vectors=False)
     except (Disagreement, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
         _log.info("a way to pack %s fails: %s", model_id, error)
         return False

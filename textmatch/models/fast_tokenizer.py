@@ -18,6 +18,8 @@ from weakref import WeakValueDictionary
 
 from tokenizers import Encoding, Tokenizer
 
+from textmatch.types import Truncation
+
 Pair: TypeAlias = tuple[str, str]
 
 # Most tokens have 3 to 5 bytes of UTF-8, in Chinese and in English.
@@ -26,6 +28,8 @@ _FIRST_CUT_BYTES_PER_TOKEN = 6
 _LONGER_CUT = 4
 # A boundary is searched for in this many characters before the wanted place.
 _BOUNDARY_SEARCH_CHARACTERS = 256
+
+_LEFT, _RIGHT = "left", "right"
 
 _SPACES = (" ", "\n")
 _FIRST_IDEOGRAPH, _LAST_IDEOGRAPH = "\u4e00", "\u9fff"
@@ -54,11 +58,23 @@ class TokenizedText:
     is_query: bool
     # Tokens that stand for text that the model does not know; of most models, one for each unknown word.
     unknown_count: int = 0
+    # Tokens of the whole text, which must be refused because it has too many. None: it is not refused.
+    whole_count: int | None = None
 
     @property
     def token_count(self) -> int:
         """Tokens that the model reads."""
         return len(self.ids)
+
+
+def truncation_side(truncation: Truncation | None, own_side: str) -> str:
+    """The side of a long text that is cut, "left" or "right".
+
+    None: the side that the model's own tokenizer cuts. Of a text that is refused, the tokens do not matter.
+    """
+    if truncation is None:
+        return own_side
+    return _LEFT if truncation is Truncation.START else _RIGHT
 
 
 class _Boundaries:
@@ -177,38 +193,56 @@ class FastTokenizer:
         reads_type_ids: bool,
     ) -> None:
         self.max_tokens = max_tokens
-        self._tokenizer = tokenizer
+        self._own_side = truncation_side
         self._unknown_id = unknown_id
         self._reads_type_ids = reads_type_ids
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens, strategy="longest_first", direction=truncation_side)
-        self._boundaries = _Boundaries(tokenizer) if truncation_side == "right" else None
+        tokenizer.no_padding()
+        self._whole = _with_same_vocabulary(tokenizer)
+        other_side = _LEFT if truncation_side == _RIGHT else _RIGHT
+        self._by_side = {truncation_side: tokenizer, other_side: _with_same_vocabulary(tokenizer)}
+        for side, of_side in self._by_side.items():
+            of_side.enable_truncation(max_tokens, strategy="longest_first", direction=side)
+        self._boundaries = _Boundaries(tokenizer)
 
     def tokenize(
-        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+        self,
+        texts: Sequence[str] | Sequence[Pair],
+        *,
+        is_query: bool,
+        prompt: str = "",
+        truncation: Truncation | None = None,
     ) -> list[TokenizedText]:
         """Tokenize each text or pair after a prompt; of a pair, the longer text is truncated first."""
         has_types = self._reads_type_ids and bool(texts) and not isinstance(texts[0], str)
         prompted = [_after(prompt, text) for text in texts] if prompt else texts
+        side = truncation_side(truncation, self._own_side)
         return [
             TokenizedText(
                 ids=(ids := encoding.ids),
                 type_ids=encoding.type_ids if has_types else None,
-                truncated=bool(encoding.overflowing),
+                truncated=(is_truncated := bool(encoding.overflowing)),
                 is_query=is_query,
                 unknown_count=0 if self._unknown_id is None else ids.count(self._unknown_id),
+                whole_count=self._count(text) if is_truncated and truncation is Truncation.ERROR else None,
             )
-            for encoding in self._encode(prompted)
+            for text, encoding in zip(prompted, self._encode(prompted, side), strict=True)
         ]
 
-    def _encode(self, texts: Sequence[str | Pair]) -> list[Encoding]:
+    def _count(self, text: str | Pair) -> int:
+        """The tokens of a whole text or pair."""
+        (encoding,) = self._whole.encode_batch_fast([text])
+        return len(encoding)
+
+    def _encode(self, texts: Sequence[str | Pair], side: str) -> list[Encoding]:
         """Encode as much of each text as it takes to know the tokens of the whole text."""
+        if side == _LEFT:
+            return self._by_side[side].encode_batch_fast(texts)
         encoded: dict[int, Encoding] = {}
         pending: Sequence[int] = range(len(texts))
         size_bytes = _FIRST_CUT_BYTES_PER_TOKEN * self.max_tokens
         while pending:
             shortened = [self._shortened(texts[position], size_bytes) for position in pending]
-            encodings = self._tokenizer.encode_batch_fast(shortened)
+            encodings = self._by_side[side].encode_batch_fast(shortened)
             encoded |= {
                 position: encoding
                 for position, given, encoding in zip(pending, shortened, encodings, strict=True)
@@ -234,6 +268,23 @@ class FastTokenizer:
         if end >= len(text):
             return text
         return text[: self._boundaries.last(text, end)]
+
+
+def _with_same_vocabulary(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer with truncation of its own. Both share the vocabulary, which takes hundreds of MB."""
+    other = Tokenizer(tokenizer.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (of_tokenizer := getattr(tokenizer, part)) is not None:
+            setattr(other, part, of_tokenizer)
+    for _, added in sorted(tokenizer.get_added_tokens_decoder().items()):
+        add = other.add_special_tokens if added.special else other.add_tokens
+        add([added])
+    if other.get_added_tokens_decoder() == tokenizer.get_added_tokens_decoder():
+        return other
+    # The ids of added tokens have gaps.
+    whole = Tokenizer.from_str(tokenizer.to_str())
+    whole.no_truncation()
+    return whole
 
 
 def _is_settled(text: str | Pair, given: str | Pair, encoding: Encoding) -> bool:

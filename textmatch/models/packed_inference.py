@@ -71,9 +71,14 @@ class PackedBiEncoder:
 
     @property
     def plain_pooling(self) -> str | None:
-        """ "mean" or "cls", if nothing else follows that changes an embedding's direction."""
+        """ "mean" or "cls", if nothing else follows but a normalization."""
         is_plain = all(isinstance(module, Normalize) for module in self._modules[1:])
         return self._pooling if is_plain and self._pooling in ("mean", "cls") else None
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the last module gives embeddings length 1."""
+        return bool(self._modules) and isinstance(self._modules[-1], Normalize)
 
     @torch.inference_mode()
     def embed(self, batch: Sequence[TokenizedText], prompt_tokens: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from textmatch.models.fast_tokenizer import Pair
 
-# Of unit vectors and of logits. Rounding to 16 bits changes them by less; other tokens or heads by far more.
+# Relative, of vectors and of logits. Rounding to 16 bits changes them by less; other tokens, by far more.
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 # More words take seconds on a CPU. `PackingCheck` covers windows and positions beyond them.
 _LONGEST_WORDS = 128
@@ -46,7 +46,7 @@ def check_agreement(found: Outputs, expected: Outputs, dtype: str, *, are_vector
         found: computed in company.
         expected: computed in float32, each text alone.
         dtype: the precision of `found`.
-        are_vectors: whether rows are compared as unit vectors instead of numbers.
+        are_vectors: whether rows are compared as vectors, in relation to their length, instead of numbers.
 
     Raises:
         Disagreement: they differ by more than the precision explains.
@@ -56,18 +56,12 @@ def check_agreement(found: Outputs, expected: Outputs, dtype: str, *, are_vector
     if not np.isfinite(found).all():
         raise Disagreement("its outputs are not finite")
     if are_vectors:
-        found, expected = map(_unit, (found, expected))
-        errors = np.linalg.norm(found - expected, axis=1)
+        # A text of no known word may have the vector 0.
+        lengths = np.maximum(np.linalg.norm(expected, axis=1), np.finfo(np.float32).tiny)
+        errors = np.linalg.norm(found - expected, axis=1) / lengths
     else:
         errors = np.abs(found - expected).max(axis=1) / np.maximum(1.0, np.abs(expected).max(axis=1))
     if not errors.max() <= _TOLERANCES[dtype]:
         raise Disagreement(
             f"its outputs differ by {errors.max():.4f} from those of sentence-transformers in float32"
         )
-
-
-def _unit(rows: Outputs) -> Outputs:
-    # A text of no known word may have the vector 0.
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)  # (count, 1)
-    unit: Outputs = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return unit

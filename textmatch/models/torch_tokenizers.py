@@ -25,9 +25,16 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from textmatch.models.fast_tokenizer import FastTokenizer, Pair, TokenizedText, TokenizerDescription
+from textmatch.models.fast_tokenizer import (
+    FastTokenizer,
+    Pair,
+    TokenizedText,
+    TokenizerDescription,
+    truncation_side,
+)
 from textmatch.models.model_resolver import UnusableModel
 from textmatch.models.packing import position_limit
+from textmatch.types import Truncation
 
 # For models without a limit. A text of the largest size allowed has fewer tokens.
 _NO_LIMIT_TOKENS = 32_768
@@ -43,9 +50,17 @@ class InputTokenizer(Protocol):
     max_tokens: int
 
     def tokenize(
-        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+        self,
+        texts: Sequence[str] | Sequence[Pair],
+        *,
+        is_query: bool,
+        prompt: str = "",
+        truncation: Truncation | None = None,
     ) -> list[TokenizedText]:
-        """Tokenize each text or pair, after a prompt, truncated to `max_tokens`."""
+        """Tokenize each text or pair, after a prompt, truncated to `max_tokens`.
+
+        `truncation` None truncates as the model's own tokenizer does.
+        """
         ...
 
     def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
@@ -137,23 +152,33 @@ class LibraryTokenizer:
         self.pads_left = tokenizer.padding_side == "left"
         self.reads_type_ids = "token_type_ids" in tokenizer.model_input_names
         self.unknown_id: int | None = tokenizer.unk_token_id
+        self.own_side: str = tokenizer.truncation_side
         # Tokenizers of transformers change their own settings in each call.
         self._lock = threading.Lock()
         # What the module reads in addition to tokens: the modality, and which logits are wanted.
         self.constants: dict[str, Any] = {}
 
     def tokenize(
-        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+        self,
+        texts: Sequence[str] | Sequence[Pair],
+        *,
+        is_query: bool,
+        prompt: str = "",
+        truncation: Truncation | None = None,
     ) -> list[TokenizedText]:
         if not texts:
             return []
-        rows = self._rows(texts, prompt, {"max_length": self.max_tokens})
+        rows = self._rows(texts, prompt, {"max_length": self.max_tokens}, truncation)
         # Only without truncation is it known whether a text of the largest length was truncated.
         full = [place for place, (ids, _) in enumerate(rows) if len(ids) >= self.max_tokens]
         whole = self._rows([texts[place] for place in full], prompt, {"truncation": False}) if full else []
-        truncated = {place for place, (ids, _) in zip(full, whole, strict=True) if len(ids) > self.max_tokens}
+        counts = {place: len(ids) for place, (ids, _) in zip(full, whole, strict=True)}
+        too_long = {place: count for place, count in counts.items() if count > self.max_tokens}
+        refused = too_long if truncation is Truncation.ERROR else {}
         return [
-            TokenizedText(ids, type_ids, place in truncated, is_query, self._count_unknown(ids))
+            TokenizedText(
+                ids, type_ids, place in too_long, is_query, self._count_unknown(ids), refused.get(place)
+            )
             for place, (ids, type_ids) in enumerate(rows)
         ]
 
@@ -186,11 +211,13 @@ class LibraryTokenizer:
         return len(ids) - 1 if ids[-1] in tokenizer.all_special_ids else len(ids)
 
     def _rows(
-        self, texts: Sequence[Any], prompt: str, options: dict[str, Any]
+        self, texts: Sequence[Any], prompt: str, options: dict[str, Any], truncation: Truncation | None = None
     ) -> list[tuple[list[int], list[int] | None]]:
         """Ids and type ids of each text, without padding."""
         task = {"task": self._task} if self._task else {}
+        tokenizer: Any = self._module.tokenizer
         with self._lock:
+            tokenizer.truncation_side = truncation_side(truncation, self.own_side)
             features = self._module.preprocess(
                 list(texts), prompt=prompt or None, processing_kwargs={"text": options}, **task
             )
@@ -222,7 +249,7 @@ class TransformerTokenizer:
         self._special_ids = frozenset(tokenizer.all_special_ids)
         self._description = TokenizerDescription(
             content="",
-            truncation_side=tokenizer.truncation_side,
+            truncation_side=library.own_side,
             max_tokens=library.own_tokens,
             unknown_id=library.unknown_id,
             reads_type_ids=library.reads_type_ids,
@@ -231,15 +258,20 @@ class TransformerTokenizer:
         self._fast = FastTokenizer(
             self._backend,
             library.max_tokens,
-            tokenizer.truncation_side,
+            library.own_side,
             library.unknown_id,
             reads_type_ids=library.reads_type_ids,
         )
 
     def tokenize(
-        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+        self,
+        texts: Sequence[str] | Sequence[Pair],
+        *,
+        is_query: bool,
+        prompt: str = "",
+        truncation: Truncation | None = None,
     ) -> list[TokenizedText]:
-        return self._fast.tokenize(texts, is_query=is_query, prompt=prompt)
+        return self._fast.tokenize(texts, is_query=is_query, prompt=prompt, truncation=truncation)
 
     def describe(self) -> TokenizerDescription:
         """The tokenizer for use without torch."""
@@ -261,10 +293,15 @@ class WordTokenizer:
         self._tokenizer = tokenizer
 
     def tokenize(
-        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+        self,
+        texts: Sequence[str] | Sequence[Pair],
+        *,
+        is_query: bool,
+        prompt: str = "",
+        truncation: Truncation | None = None,
     ) -> list[TokenizedText]:
         ids_of_texts = (self._tokenizer.tokenize(prompt + str(text)) for text in texts)
-        return [_cut(ids, self.max_tokens, is_query) for ids in ids_of_texts]
+        return [_cut(ids, self.max_tokens, is_query, truncation) for ids in ids_of_texts]
 
     def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
         shape = (len(batch), max(1, *(text.token_count for text in batch)))
@@ -286,11 +323,16 @@ class BagTokenizer:
         self._tokenizer = tokenizer
 
     def tokenize(
-        self, texts: Sequence[str] | Sequence[Pair], *, is_query: bool, prompt: str = ""
+        self,
+        texts: Sequence[str] | Sequence[Pair],
+        *,
+        is_query: bool,
+        prompt: str = "",
+        truncation: Truncation | None = None,
     ) -> list[TokenizedText]:
         prompted = [prompt + str(text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(prompted, add_special_tokens=False)
-        return [_cut(encoding.ids, self.max_tokens, is_query) for encoding in encodings]
+        return [_cut(encoding.ids, self.max_tokens, is_query, truncation) for encoding in encodings]
 
     def collate(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
         ends: NDArray[np.int64] = np.cumsum([text.token_count for text in batch], dtype=np.int64)
@@ -302,8 +344,11 @@ class BagTokenizer:
         return len(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
 
 
-def _cut(ids: Sequence[int], max_tokens: int, is_query: bool) -> TokenizedText:
-    return TokenizedText(ids[:max_tokens], None, len(ids) > max_tokens, is_query)
+def _cut(ids: Sequence[int], max_tokens: int, is_query: bool, truncation: Truncation | None) -> TokenizedText:
+    is_truncated = len(ids) > max_tokens
+    kept = ids[-max_tokens:] if truncation is Truncation.START else ids[:max_tokens]
+    whole_count = len(ids) if is_truncated and truncation is Truncation.ERROR else None
+    return TokenizedText(kept, None, is_truncated, is_query, whole_count=whole_count)
 
 
 def _limit(own_tokens: float | None, max_tokens: int | None) -> int:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"textmatch/v1/encoder_service.proto\x12\x0ctextmatch.v1\x1a\x17google/rpc/status.proto\"\x9f\x01\n\rEncodeRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.textmatch.v1.Role\x12(\n\x08priority\x18\x03 \x01(\x0e\x32\x16.textmatch.v1.Priority\x12\x16\n\tdimension\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05model\x18\x05 \x01(\tB\x0c\n\n_dimension\"r\n\x0e\x45ncodeResponse\x12\x12\n\nembeddings\x18\x01 \x01(\x0c\x12\x11\n\tdimension\x18\x02 \x01(\x05\x12\x14\n\x0ctoken_counts\x18\x03 \x03(\x05\x12\x11\n\ttruncated\x18\x04 \x03(\x08\x12\x10\n\x08model_id\x18\x05 \x01(\t\"C\n\x13\x45ncodeStreamRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.textmatch.v1.EncodeRequest\"w\n\x14\x45ncodeStreamResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.textmatch.v1.EncodeResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\")\n\x08TextPair\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\"\xc6\x01\n\x0cScoreRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12%\n\x05pairs\x18\x03 \x03(\x0b\x32\x16.textmatch.v1.TextPair\x12\x12\n\nembeddings\x18\x04 \x01(\x0c\x12$\n\x06scorer\x18\x05 \x01(\x0e\x32\x14.textmatch.v1.Scorer\x12(\n\x08priority\x18\x06 \x01(\x0e\x32\x16.textmatch.v1.Priority\x12\r\n\x05model\x18\x07 \x01(\t\"X\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\x12\n\nraw_scores\x18\x02 \x03(\x02\x12\x11\n\ttruncated\x18\x03 \x03(\x08\x12\x10\n\x08model_id\x18\x04 \x01(\t\"\x12\n\x10GetModelsRequest\"^\n\x11GetModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.textmatch.v1.Model\x12$\n\x06limits\x18\x02 \x01(\x0b\x32\x14.textmatch.v1.Limits\"\xc5\x01\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.textmatch.v1.ModelKind\x12\x11\n\tdimension\x18\x04 \x01(\x05\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x1b\n\x13has_pair_classifier\x18\x08 \x01(\x08\x12\x12\n\nis_default\x18\t \x01(\x08\"3\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\x05\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\x05*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x11\n\rROLE_DOCUMENT\x10\x02*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*i\n\x06Scorer\x12\x16\n\x12SCORER_UNSPECIFIED\x10\x00\x12\x18\n\x14SCORER_CROSS_ENCODER\x10\x01\x12\x1a\n\x16SCORER_PAIR_CLASSIFIER\x10\x02\x12\x11\n\rSCORER_COSINE\x10\x03*`\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_KIND_BI_ENCODER\x10\x01\x12\x1c\n\x18MODEL_KIND_CROSS_ENCODER\x10\x02\x32\xc0\x02\n\x0e\x45ncoderService\x12\x43\n\x06\x45ncode\x12\x1b.textmatch.v1.EncodeRequest\x1a\x1c.textmatch.v1.EncodeResponse\x12Y\n\x0c\x45ncodeStream\x12!.textmatch.v1.EncodeStreamRequest\x1a\".textmatch.v1.EncodeStreamResponse(\x01\x30\x01\x12@\n\x05Score\x12\x1a.textmatch.v1.ScoreRequest\x1a\x1b.textmatch.v1.ScoreResponse\x12L\n\tGetModels\x12\x1e.textmatch.v1.GetModelsRequest\x1a\x1f.textmatch.v1.GetModelsResponseBc\n\x10\x64\x65v.textmatch.v1B\x13\x45ncoderServiceProtoP\x01Z)textmatch.dev/go/textmatch/v1;textmatchv1\xaa\x02\x0cTextMatch.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"textmatch/v1/encoder_service.proto\x12\x0ctextmatch.v1\x1a\x17google/rpc/status.proto\"\xf1\x01\n\rEncodeRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.textmatch.v1.Role\x12(\n\x08priority\x18\x03 \x01(\x0e\x32\x16.textmatch.v1.Priority\x12\x16\n\tdimension\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05model\x18\x05 \x01(\t\x12\x16\n\tnormalize\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12*\n\x08truncate\x18\x07 \x01(\x0e\x32\x18.textmatch.v1.TruncationB\x0c\n\n_dimensionB\x0c\n\n_normalize\"r\n\x0e\x45ncodeResponse\x12\x12\n\nembeddings\x18\x01 \x01(\x0c\x12\x11\n\tdimension\x18\x02 \x01(\x05\x12\x14\n\x0ctoken_counts\x18\x03 \x03(\x05\x12\x11\n\ttruncated\x18\x04 \x03(\x08\x12\x10\n\x08model_id\x18\x05 \x01(\t\"C\n\x13\x45ncodeStreamRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.textmatch.v1.EncodeRequest\"w\n\x14\x45ncodeStreamResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.textmatch.v1.EncodeResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\")\n\x08TextPair\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\"\xf2\x01\n\x0cScoreRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12%\n\x05pairs\x18\x03 \x03(\x0b\x32\x16.textmatch.v1.TextPair\x12\x12\n\nembeddings\x18\x04 \x01(\x0c\x12$\n\x06scorer\x18\x05 \x01(\x0e\x32\x14.textmatch.v1.Scorer\x12(\n\x08priority\x18\x06 \x01(\x0e\x32\x16.textmatch.v1.Priority\x12\r\n\x05model\x18\x07 \x01(\t\x12*\n\x08truncate\x18\x08 \x01(\x0e\x32\x18.textmatch.v1.Truncation\"~\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\x12\n\nraw_scores\x18\x02 \x03(\x02\x12\x11\n\ttruncated\x18\x03 \x03(\x08\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x14\n\x0c\x63lass_scores\x18\x06 \x03(\x02\"\x12\n\x10GetModelsRequest\"^\n\x11GetModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.textmatch.v1.Model\x12$\n\x06limits\x18\x02 \x01(\x0b\x32\x14.textmatch.v1.Limits\"\xd5\x01\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.textmatch.v1.ModelKind\x12\x11\n\tdimension\x18\x04 \x01(\x05\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x1b\n\x13has_pair_classifier\x18\x08 \x01(\x08\x12\x12\n\nis_default\x18\t \x01(\x08\x12\x0e\n\x06labels\x18\n \x03(\t\"3\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\x05\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\x05*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x11\n\rROLE_DOCUMENT\x10\x02*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*i\n\x06Scorer\x12\x16\n\x12SCORER_UNSPECIFIED\x10\x00\x12\x18\n\x14SCORER_CROSS_ENCODER\x10\x01\x12\x1a\n\x16SCORER_PAIR_CLASSIFIER\x10\x02\x12\x11\n\rSCORER_COSINE\x10\x03*h\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRUNCATION_END\x10\x01\x12\x14\n\x10TRUNCATION_START\x10\x02\x12\x14\n\x10TRUNCATION_ERROR\x10\x03*`\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_KIND_BI_ENCODER\x10\x01\x12\x1c\n\x18MODEL_KIND_CROSS_ENCODER\x10\x02\x32\xc0\x02\n\x0e\x45ncoderService\x12\x43\n\x06\x45ncode\x12\x1b.textmatch.v1.EncodeRequest\x1a\x1c.textmatch.v1.EncodeResponse\x12Y\n\x0c\x45ncodeStream\x12!.textmatch.v1.EncodeStreamRequest\x1a\".textmatch.v1.EncodeStreamResponse(\x01\x30\x01\x12@\n\x05Score\x12\x1a.textmatch.v1.ScoreRequest\x1a\x1b.textmatch.v1.ScoreResponse\x12L\n\tGetModels\x12\x1e.textmatch.v1.GetModelsRequest\x1a\x1f.textmatch.v1.GetModelsResponseBc\n\x10\x64\x65v.textmatch.v1B\x13\x45ncoderServiceProtoP\x01Z)textmatch.dev/go/textmatch/v1;textmatchv1\xaa\x02\x0cTextMatch.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,36 +33,38 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'textmatch.v1.encoder_servic
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020dev.textmatch.v1B\023EncoderServiceProtoP\001Z)textmatch.dev/go/textmatch/v1;textmatchv1\252\002\014TextMatch.V1'
-  _globals['_ROLE']._serialized_start=1248
-  _globals['_ROLE']._serialized_end=1311
-  _globals['_PRIORITY']._serialized_start=1313
-  _globals['_PRIORITY']._serialized_end=1394
-  _globals['_SCORER']._serialized_start=1396
-  _globals['_SCORER']._serialized_end=1501
-  _globals['_MODELKIND']._serialized_start=1503
-  _globals['_MODELKIND']._serialized_end=1599
+  _globals['_ROLE']._serialized_start=1428
+  _globals['_ROLE']._serialized_end=1491
+  _globals['_PRIORITY']._serialized_start=1493
+  _globals['_PRIORITY']._serialized_end=1574
+  _globals['_SCORER']._serialized_start=1576
+  _globals['_SCORER']._serialized_end=1681
+  _globals['_TRUNCATION']._serialized_start=1683
+  _globals['_TRUNCATION']._serialized_end=1787
+  _globals['_MODELKIND']._serialized_start=1789
+  _globals['_MODELKIND']._serialized_end=1885
   _globals['_ENCODEREQUEST']._serialized_start=78
-  _globals['_ENCODEREQUEST']._serialized_end=237
-  _globals['_ENCODERESPONSE']._serialized_start=239
-  _globals['_ENCODERESPONSE']._serialized_end=353
-  _globals['_ENCODESTREAMREQUEST']._serialized_start=355
-  _globals['_ENCODESTREAMREQUEST']._serialized_end=422
-  _globals['_ENCODESTREAMRESPONSE']._serialized_start=424
-  _globals['_ENCODESTREAMRESPONSE']._serialized_end=543
-  _globals['_TEXTPAIR']._serialized_start=545
-  _globals['_TEXTPAIR']._serialized_end=586
-  _globals['_SCOREREQUEST']._serialized_start=589
-  _globals['_SCOREREQUEST']._serialized_end=787
-  _globals['_SCORERESPONSE']._serialized_start=789
-  _globals['_SCORERESPONSE']._serialized_end=877
-  _globals['_GETMODELSREQUEST']._serialized_start=879
-  _globals['_GETMODELSREQUEST']._serialized_end=897
-  _globals['_GETMODELSRESPONSE']._serialized_start=899
-  _globals['_GETMODELSRESPONSE']._serialized_end=993
-  _globals['_MODEL']._serialized_start=996
-  _globals['_MODEL']._serialized_end=1193
-  _globals['_LIMITS']._serialized_start=1195
-  _globals['_LIMITS']._serialized_end=1246
-  _globals['_ENCODERSERVICE']._serialized_start=1602
-  _globals['_ENCODERSERVICE']._serialized_end=1922
+  _globals['_ENCODEREQUEST']._serialized_end=319
+  _globals['_ENCODERESPONSE']._serialized_start=321
+  _globals['_ENCODERESPONSE']._serialized_end=435
+  _globals['_ENCODESTREAMREQUEST']._serialized_start=437
+  _globals['_ENCODESTREAMREQUEST']._serialized_end=504
+  _globals['_ENCODESTREAMRESPONSE']._serialized_start=506
+  _globals['_ENCODESTREAMRESPONSE']._serialized_end=625
+  _globals['_TEXTPAIR']._serialized_start=627
+  _globals['_TEXTPAIR']._serialized_end=668
+  _globals['_SCOREREQUEST']._serialized_start=671
+  _globals['_SCOREREQUEST']._serialized_end=913
+  _globals['_SCORERESPONSE']._serialized_start=915
+  _globals['_SCORERESPONSE']._serialized_end=1041
+  _globals['_GETMODELSREQUEST']._serialized_start=1043
+  _globals['_GETMODELSREQUEST']._serialized_end=1061
+  _globals['_GETMODELSRESPONSE']._serialized_start=1063
+  _globals['_GETMODELSRESPONSE']._serialized_end=1157
+  _globals['_MODEL']._serialized_start=1160
+  _globals['_MODEL']._serialized_end=1373
+  _globals['_LIMITS']._serialized_start=1375
+  _globals['_LIMITS']._serialized_end=1426
+  _globals['_ENCODERSERVICE']._serialized_start=1888
+  _globals['_ENCODERSERVICE']._serialized_end=2208
 # @@protoc_insertion_point(module_scope)

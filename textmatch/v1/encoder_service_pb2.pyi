@@ -88,6 +88,34 @@ SCORER_COSINE: Scorer.ValueType  # 3
 """Cosine of the two embeddings, clipped to 0..1."""
 Global___Scorer: _TypeAlias = Scorer  # noqa: Y015
 
+class _Truncation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TruncationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truncation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUNCATION_UNSPECIFIED: _Truncation.ValueType  # 0
+    """As the model's own tokenizer does: TRUNCATION_END for nearly all models."""
+    TRUNCATION_END: _Truncation.ValueType  # 1
+    """The end is not read."""
+    TRUNCATION_START: _Truncation.ValueType  # 2
+    """The beginning is not read: first a prompt, if the model has one."""
+    TRUNCATION_ERROR: _Truncation.ValueType  # 3
+    """The call fails with INVALID_ARGUMENT and names all such texts, with their numbers of tokens."""
+
+class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper):
+    """What is done with a text that has more tokens than the model reads."""
+
+TRUNCATION_UNSPECIFIED: Truncation.ValueType  # 0
+"""As the model's own tokenizer does: TRUNCATION_END for nearly all models."""
+TRUNCATION_END: Truncation.ValueType  # 1
+"""The end is not read."""
+TRUNCATION_START: Truncation.ValueType  # 2
+"""The beginning is not read: first a prompt, if the model has one."""
+TRUNCATION_ERROR: Truncation.ValueType  # 3
+"""The call fails with INVALID_ARGUMENT and names all such texts, with their numbers of tokens."""
+Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
+
 class _ModelKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -114,12 +142,19 @@ class EncodeRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     DIMENSION_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    NORMALIZE_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     priority: Global___Priority.ValueType
     dimension: _builtins.int
     """Truncates the embeddings of a Matryoshka model to this many components and normalises them again. Absent: all."""
     model: _builtins.str
     """Name or model id of a loaded bi-encoder. Empty: the default one."""
+    normalize: _builtins.bool
+    """Whether rows have length 1. Absent: true. False: as long as the model makes them, which is also 1 for models that
+    end with a normalization.
+    """
+    truncate: Global___Truncation.ValueType
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to `Limits.max_texts` non-empty texts, each at most `Limits.max_text_bytes` of UTF-8."""
@@ -132,14 +167,21 @@ class EncodeRequest(_message.Message):
         priority: Global___Priority.ValueType = ...,
         dimension: _builtins.int | None = ...,
         model: _builtins.str = ...,
+        normalize: _builtins.bool | None = ...,
+        truncate: Global___Truncation.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "dimension", b"dimension"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "_normalize", b"_normalize", "dimension", b"dimension", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "dimension", b"dimension", "model", b"model", "priority", b"priority", "role", b"role", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimension", b"_dimension", "_normalize", b"_normalize", "dimension", b"dimension", "model", b"model", "normalize", b"normalize", "priority", b"priority", "role", b"role", "texts", b"texts", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimension: _TypeAlias = _typing.Literal["dimension"]  # noqa: Y015
     _WhichOneofArgType__dimension: _TypeAlias = _typing.Literal["_dimension", b"_dimension"]  # noqa: Y015
+    _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
+    _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dimension) -> _WhichOneofReturnType__dimension | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__normalize) -> _WhichOneofReturnType__normalize | None: ...
 
 Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
@@ -153,7 +195,9 @@ class EncodeResponse(_message.Message):
     TRUNCATED_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     embeddings: _builtins.bytes
-    """Row-major little-endian float32, count x dimension, rows L2-normalised, in the order of the texts."""
+    """Row-major little-endian float32, count x dimension, in the order of the texts. Rows are L2-normalised, unless the
+    request says otherwise.
+    """
     dimension: _builtins.int
     model_id: _builtins.str
     """Name and content hash of the model's files. Embeddings of different model ids must not be compared."""
@@ -261,6 +305,7 @@ class ScoreRequest(_message.Message):
     SCORER_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     """The text that is compared with each of `texts` or `embeddings`. Not used with `pairs`."""
     embeddings: _builtins.bytes
@@ -269,6 +314,8 @@ class ScoreRequest(_message.Message):
     priority: Global___Priority.ValueType
     model: _builtins.str
     """Name or model id of a loaded model of the kind that the scorer needs. Empty: the default one."""
+    truncate: Global___Truncation.ValueType
+    """Of a pair, the longer text is truncated first. A scorer that works on embeddings truncates each text alone."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Exactly one of `texts`, `pairs` and `embeddings` must be given, with at most `Limits.max_texts` items."""
@@ -285,10 +332,11 @@ class ScoreRequest(_message.Message):
         scorer: Global___Scorer.ValueType = ...,
         priority: Global___Priority.ValueType = ...,
         model: _builtins.str = ...,
+        truncate: Global___Truncation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "model", b"model", "pairs", b"pairs", "priority", b"priority", "query", b"query", "scorer", b"scorer", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "model", b"model", "pairs", b"pairs", "priority", b"priority", "query", b"query", "scorer", b"scorer", "texts", b"texts", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,18 +350,32 @@ class ScoreResponse(_message.Message):
     RAW_SCORES_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    CLASS_SCORES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """0..1, in the order of the input."""
+        """0..1, in the order of the input. Of a cross-encoder with several classes: the probability of the class
+        "entailment", or of the last class if none has this name.
+        """
 
     @_builtins.property
     def raw_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Output of the model before it is mapped to 0..1: a logit, or a cosine in -1..1."""
+        """Output of the model before it is mapped to 0..1: a logit, or a cosine in -1..1. Of several classes: the logit of
+        that class against all others.
+        """
 
     @_builtins.property
     def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
         """Whether a text of the pair was truncated."""
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the classes of the cross-encoder. Empty if it has one output, and for other scorers."""
+
+    @_builtins.property
+    def class_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Row-major, count x labels: the probability of each class. They are not calibrated."""
 
     def __init__(
         self,
@@ -322,10 +384,12 @@ class ScoreResponse(_message.Message):
         raw_scores: _abc.Iterable[_builtins.float] | None = ...,
         truncated: _abc.Iterable[_builtins.bool] | None = ...,
         model_id: _builtins.str = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        class_scores: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "raw_scores", b"raw_scores", "scores", b"scores", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_scores", b"class_scores", "labels", b"labels", "model_id", b"model_id", "raw_scores", b"raw_scores", "scores", b"scores", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,6 +447,7 @@ class Model(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     HAS_PAIR_CLASSIFIER_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     name: _builtins.str
     """The name under which it was loaded."""
@@ -399,6 +464,10 @@ class Model(_message.Message):
     """Whether the model supports SCORER_PAIR_CLASSIFIER."""
     is_default: _builtins.bool
     """Whether it is the default model of its kind."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the classes of a cross-encoder that has several."""
+
     def __init__(
         self,
         *,
@@ -411,10 +480,11 @@ class Model(_message.Message):
         device: _builtins.str = ...,
         has_pair_classifier: _builtins.bool = ...,
         is_default: _builtins.bool = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dimension", b"dimension", "dtype", b"dtype", "has_pair_classifier", b"has_pair_classifier", "is_default", b"is_default", "kind", b"kind", "max_tokens", b"max_tokens", "model_id", b"model_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dimension", b"dimension", "dtype", b"dtype", "has_pair_classifier", b"has_pair_classifier", "is_default", b"is_default", "kind", b"kind", "labels", b"labels", "max_tokens", b"max_tokens", "model_id", b"model_id", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,7 +31,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TEXT_EMPTY: _ErrorReason.ValueType  # 2
     """A text is empty or contains only white space."""
     ERROR_REASON_TEXT_TOO_LARGE: _ErrorReason.ValueType  # 3
-    """A text is larger than the server's limit in bytes; the limit is in the description."""
+    """A text is larger than the server's limit in bytes, or has more tokens than the model reads and the request has
+    TRUNCATION_ERROR; the limit is in the description.
+    """
     ERROR_REASON_TEXT_INVALID: _ErrorReason.ValueType  # 4
     """A text contains a NUL character or is not valid Unicode."""
     ERROR_REASON_FIELD_INVALID: _ErrorReason.ValueType  # 5
@@ -105,7 +107,9 @@ more than about fifty bad items, the first ones are named, because clients accep
 ERROR_REASON_TEXT_EMPTY: ErrorReason.ValueType  # 2
 """A text is empty or contains only white space."""
 ERROR_REASON_TEXT_TOO_LARGE: ErrorReason.ValueType  # 3
-"""A text is larger than the server's limit in bytes; the limit is in the description."""
+"""A text is larger than the server's limit in bytes, or has more tokens than the model reads and the request has
+TRUNCATION_ERROR; the limit is in the description.
+"""
 ERROR_REASON_TEXT_INVALID: ErrorReason.ValueType  # 4
 """A text contains a NUL character or is not valid Unicode."""
 ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 5

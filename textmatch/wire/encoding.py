@@ -8,7 +8,7 @@ import numpy as np
 
 from textmatch import vectors
 from textmatch.errors import NotReady
-from textmatch.types import EncodeResult, ModelInfo, ModelKind, Role, Scorer, ScoreResult
+from textmatch.types import EncodeResult, ModelInfo, ModelKind, Role, Scorer, ScoreResult, Truncation
 from textmatch.v1 import encoder_service_pb2 as pb
 
 ROLES = {Role.QUERY: pb.ROLE_QUERY, Role.DOCUMENT: pb.ROLE_DOCUMENT}
@@ -16,6 +16,11 @@ SCORERS = {
     Scorer.CROSS_ENCODER: pb.SCORER_CROSS_ENCODER,
     Scorer.PAIR_CLASSIFIER: pb.SCORER_PAIR_CLASSIFIER,
     Scorer.COSINE: pb.SCORER_COSINE,
+}
+TRUNCATIONS = {
+    Truncation.END: pb.TRUNCATION_END,
+    Truncation.START: pb.TRUNCATION_START,
+    Truncation.ERROR: pb.TRUNCATION_ERROR,
 }
 _KINDS = {
     pb.MODEL_KIND_BI_ENCODER: ModelKind.BI_ENCODER,
@@ -50,11 +55,16 @@ def score_result(responses: Sequence[pb.ScoreResponse]) -> ScoreResult:
     Raises:
         NotReady: the chunks were scored by different models.
     """
+    model_id = _only_model_id({response.model_id for response in responses})
+    labels = tuple(responses[0].labels)
+    class_scores = np.array([score for response in responses for score in response.class_scores], np.float32)
     return ScoreResult(
         scores=np.array([score for response in responses for score in response.scores], np.float32),
         raw_scores=np.array([score for response in responses for score in response.raw_scores], np.float32),
         truncated=tuple(flag for response in responses for flag in response.truncated),
-        model_id=_only_model_id({response.model_id for response in responses}),
+        model_id=model_id,
+        labels=labels,
+        class_scores=class_scores.reshape(-1, len(labels)) if labels else None,
     )
 
 
@@ -70,6 +80,7 @@ def model_info(message: pb.Model) -> ModelInfo:
         device=message.device,
         has_pair_classifier=message.has_pair_classifier,
         is_default=message.is_default,
+        labels=tuple(message.labels),
     )
 
 

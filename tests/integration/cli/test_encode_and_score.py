@@ -134,3 +134,28 @@ def test_a_line_that_is_no_pair_is_named(
     captured = capsys.readouterr()
     assert captured.err == f"textmatch: {file} {message}\n"
     assert captured.out == ""
+
+
+def test_embeddings_of_the_models_own_length(
+    encoder_server: RunningServer, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["encode", "ab", "--no-normalize", "--json", "--encoder", encoder_server.address]
+    code, [answer], _ = run(arguments, capsys)
+    assert (code, answer["embedding"]) == (0, [-2.0] * DIMENSION)
+
+
+def test_texts_that_are_too_long_are_refused_if_asked(
+    encoder_server: RunningServer, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["encode", "ab", "x" * 101, "--truncate", "error", "--encoder", encoder_server.address]
+    assert main(arguments) == 1
+    assert "has 101 tokens; the model reads 100" in capsys.readouterr().err
+
+
+def test_the_classes_of_a_pair(
+    encoder_server: RunningServer, encoder: ScriptedEncoder, capsys: pytest.CaptureFixture[str]
+):
+    encoder.labels = ("entailment", "neutral", "contradiction")
+    code, [answer], _ = run(["score", "ab", "abcd", "--json", "--encoder", encoder_server.address], capsys)
+    assert code == 0
+    assert answer["classes"] == {"entailment": 0.5, "neutral": 0.25, "contradiction": 0.25}

@@ -9,9 +9,13 @@ import grpc
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
+from sentence_transformers import SentenceTransformer
 
 from services.encoder import metrics
+from services.encoder.loading import load_models
 from services.encoder.model_registry import ModelRegistry
+from services.encoder.settings import EncoderSettings
+from tests.support.encoder import make_tiny_bi_encoder
 from tests.support.encoder_server import EncoderServer, serve_encoder
 from tests.support.grpc_failures import failure_of
 from textmatch import vectors
@@ -117,6 +121,7 @@ async def test_a_text_of_the_largest_size_is_taken(encoder: EncoderServer):
         ({"texts": ["x"] * 1025}, "texts", "TOO_MANY_ITEMS"),
         ({"texts": ["x"], "role": 7}, "role", "FIELD_INVALID"),
         ({"texts": ["x"], "priority": -1}, "priority", "FIELD_INVALID"),
+        ({"texts": ["x"], "truncate": 9}, "truncate", "FIELD_INVALID"),
     ],
 )
 async def test_bad_fields_are_named(
@@ -181,3 +186,64 @@ async def test_a_deadline_that_has_passed_ends_the_call(encoder: EncoderServer):
 
 def _count(histogram: object) -> float:
     return sum(bucket.get() for bucket in histogram._buckets)
+
+
+@pytest.fixture(scope="module")
+def unnormalised(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
+    """A model whose embeddings have different lengths."""
+    directory = make_tiny_bi_encoder(tmp_path_factory.mktemp("models") / "long", normalizes=False)
+    settings = EncoderSettings(
+        bi_encoder=str(directory), cross_encoder="none", device="cpu", dtype="float32", threads=1
+    )
+    return load_models(settings).models
+
+
+async def test_callers_who_want_length_1_and_others_share_batches(unnormalised: ModelRegistry):
+    model = unnormalised.bi_encoders[0].model
+    library = SentenceTransformer(model.name, device="cpu")
+    expected = library.encode(TEXTS)
+    assert np.ptp(np.linalg.norm(expected, axis=1)) > 0.1
+    async with serve_encoder(unnormalised) as encoder:
+        requests = [
+            pb.EncodeRequest(texts=TEXTS, normalize=normalize, dimension=dimension)
+            for normalize in (True, False, None)
+            for dimension in (None, 8)
+            for _ in range(4)
+        ]
+        responses = await asyncio.gather(*map(encoder.stub.Encode, requests))
+    for request, response in zip(requests, responses, strict=True):
+        cut = expected[:, :8] if request.HasField("dimension") else expected
+        has_own_lengths = request.HasField("normalize") and not request.normalize
+        wanted = cut if has_own_lengths else vectors.normalise(cut)
+        assert _rows(response) == pytest.approx(wanted, abs=1e-4)
+
+
+async def test_a_model_that_normalises_has_length_1_anyway(encoder: EncoderServer):
+    response = await encoder.stub.Encode(pb.EncodeRequest(texts=TEXTS, normalize=False))
+    assert np.linalg.norm(_rows(response), axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
+
+
+async def test_the_start_of_a_text_is_cut_if_asked(encoder: EncoderServer):
+    # 62 words and two special tokens are read.
+    texts = ["the dog " * 40 + "cat " * 62, "cat " * 62, "cat " * 62 + "the dog " * 40]
+    start, end = (
+        _rows(await encoder.stub.Encode(pb.EncodeRequest(texts=texts, truncate=truncate)))
+        for truncate in (pb.TRUNCATION_START, pb.TRUNCATION_END)
+    )
+    assert start[0] == pytest.approx(start[1], abs=1e-5)
+    assert end[2] == pytest.approx(end[1], abs=1e-5)
+    assert np.abs(start[2] - start[1]).max() > 1e-3
+
+
+async def test_all_texts_that_are_too_long_are_refused_if_asked(encoder: EncoderServer):
+    texts = ["cat", "cat " * 62, "cat " * 63, "cat " * 8_000 + "x", "dog"]
+    request = pb.EncodeRequest(texts=texts, truncate=pb.TRUNCATION_ERROR)
+    failure = await failure_of(encoder.stub.Encode(request))
+    assert (failure.code, failure.reason) == (INVALID, "INVALID_INPUT")
+    assert failure.fields == [("texts[2]", "TEXT_TOO_LARGE"), ("texts[3]", "TEXT_TOO_LARGE")]
+    assert failure.descriptions == [
+        "has 65 tokens; the model reads 64",
+        "has 8,003 tokens; the model reads 64",
+    ]
+    fitting = await encoder.stub.Encode(pb.EncodeRequest(texts=texts[:2], truncate=pb.TRUNCATION_ERROR))
+    assert list(fitting.truncated) == [False, False]

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -198,11 +199,11 @@ async def test_an_interactive_call_is_answered_while_bulk_texts_are_tokenized(mo
         def __getattr__(self, name: str) -> object:
             return getattr(entry.model, name)
 
-        def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
+        def tokenize(self, texts: Sequence[str], **options: Any) -> list[TokenizedText]:
             if texts[0].startswith("bulk"):
                 entered.set()
                 assert opened.wait(30)
-            return entry.model.tokenize(texts, is_query=is_query)
+            return entry.model.tokenize(texts, **options)
 
     held = ModelRegistry([replace(entry, model=Held())], [])
     bulk_texts = ["bulk " + "the cat sits " * 2_500] * 32

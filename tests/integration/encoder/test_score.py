@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from sentence_transformers import CrossEncoder
 
+from services.encoder.loading import load_models
 from services.encoder.model_registry import ModelRegistry
+from services.encoder.settings import EncoderSettings
+from tests.support.encoder import make_tiny_cross_encoder
 from tests.support.encoder_server import EncoderServer, serve_encoder
 from tests.support.grpc_failures import failure_of
 from textmatch import vectors
@@ -89,6 +94,7 @@ async def test_equal_texts_have_the_cosine_1(encoder: EncoderServer):
         ({"pairs": PAIRS * 400}, [("pairs", "TOO_MANY_ITEMS")]),
         ({"query": "x", "texts": ["y"], "scorer": 9}, [("scorer", "FIELD_INVALID")]),
         ({"query": "x", "texts": ["y"], "priority": 9}, [("priority", "FIELD_INVALID")]),
+        ({"query": "x", "texts": ["y"], "truncate": 9}, [("truncate", "FIELD_INVALID")]),
         ({"query": "x", "embeddings": b"12"}, [("embeddings", "FIELD_INVALID")]),
         ({"query": "x", "embeddings": bytes(128), "scorer": 1}, [("embeddings", "FIELD_INVALID")]),
         ({"query": "x", "embeddings": bytes(100), "scorer": 3}, [("embeddings", "FIELD_INVALID")]),
@@ -144,3 +150,49 @@ async def test_get_models_lists_what_is_loaded(encoder: EncoderServer, models: M
     assert {(model.dtype, model.device) for model in response.models} == {("float32", "cpu")}
     assert response.models[0].model_id == models.bi_encoders[0].model.model_id
     assert (response.limits.max_texts, response.limits.max_text_bytes) == (1024, 32_768)
+
+
+LABELS = ("contradiction", "entailment", "neutral")
+
+
+async def test_a_classifier_gives_the_probability_of_each_class(
+    tmp_path: Path, model_directories: dict[str, Path]
+):
+    directory = make_tiny_cross_encoder(tmp_path / "nli", activation="Identity", labels=LABELS)
+    settings = EncoderSettings(
+        bi_encoder=str(model_directories["plain"]),
+        cross_encoder=f"{model_directories['pairs']}, {directory}",
+        device="cpu",
+        dtype="float32",
+        threads=1,
+    )
+    pairs = [(QUERY, text) for text in TEXTS]
+    expected = CrossEncoder(str(directory), device="cpu").predict(pairs, apply_softmax=True)
+    async with serve_encoder(load_models(settings).models) as encoder:
+        listed = (await encoder.stub.GetModels(pb.GetModelsRequest())).models
+        response = await encoder.stub.Score(pb.ScoreRequest(query=QUERY, texts=TEXTS, model=str(directory)))
+        plain = await encoder.stub.Score(pb.ScoreRequest(query=QUERY, texts=TEXTS))
+    assert [(tuple(model.labels), model.is_default) for model in listed[1:]] == [((), True), (LABELS, False)]
+    assert tuple(response.labels) == LABELS
+    found = np.array(response.class_scores).reshape(len(TEXTS), 3)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert list(response.scores) == pytest.approx(expected[:, 1], abs=1e-4)
+    assert 1 / (1 + np.exp(-np.array(response.raw_scores))) == pytest.approx(expected[:, 1], abs=1e-4)
+    assert (list(plain.labels), list(plain.class_scores)) == ([], [])
+
+
+@pytest.mark.parametrize("scorer", pb.Scorer.values())
+async def test_what_is_too_long_is_refused_if_asked(encoder: EncoderServer, scorer: int):
+    texts = ["the cat", "cat " * 200]
+    request = pb.ScoreRequest(query=QUERY, texts=texts, scorer=scorer, truncate=pb.TRUNCATION_ERROR)
+    failure = await failure_of(encoder.stub.Score(request))
+    assert (failure.code, failure.fields) == (INVALID, [("texts[1]", "TEXT_TOO_LARGE")])
+    assert failure.descriptions[0].endswith(("the model reads 64", "the model reads 128"))
+
+
+@pytest.mark.parametrize("scorer", pb.Scorer.values())
+async def test_the_start_of_a_text_is_cut_if_asked(encoder: EncoderServer, scorer: int):
+    texts = ["the dog " * 80 + "cat " * 200, "cat " * 200]
+    request = pb.ScoreRequest(query=QUERY, texts=texts, scorer=scorer, truncate=pb.TRUNCATION_START)
+    first, second = (await encoder.stub.Score(request)).scores
+    assert first == pytest.approx(second, abs=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.scripted_servicer import DIMENSION, RunningServer, ScriptedEncoder
-from textmatch.client import HealthState, ModelKind, Scorer, TextMatchClient
+from textmatch.client import HealthState, ModelKind, Scorer, TextMatchClient, Truncation
 from textmatch.errors import InvalidInput, NotReady
 from textmatch.v1 import encoder_service_pb2 as pb
 
@@ -103,3 +103,54 @@ def test_health_tells_serving_from_not_serving_from_gone(
             ("encoder", HealthState.UNREACHABLE),
             ("matcher", HealthState.UNREACHABLE),
         ]
+
+
+def test_embeddings_may_keep_the_models_own_lengths(client: TextMatchClient):
+    assert client.encode("abc").embeddings[0, 0] == 3.0
+    assert client.encode("abc", normalize=False).embeddings[0, 0] == -3.0
+    with pytest.raises(InvalidInput, match="normalize"):
+        client.encode("abc", normalize="no")
+
+
+def test_texts_that_are_too_long_are_refused_if_asked(client: TextMatchClient):
+    texts = ["good"] * 20
+    texts[18] = "x" * 101
+    with pytest.raises(InvalidInput, match=r"^texts\[18\]: has 101 tokens; the model reads 100$"):
+        client.encode(texts, truncate=Truncation.ERROR)
+    with pytest.raises(InvalidInput, match=r"^texts\[18\]: has 101 tokens"):
+        client.score("good", texts, truncate=Truncation.ERROR)
+    assert client.encode(texts).truncated[18]
+
+
+@pytest.mark.parametrize(
+    ("truncate", "sent"),
+    [
+        (None, pb.TRUNCATION_UNSPECIFIED),
+        (Truncation.END, pb.TRUNCATION_END),
+        (Truncation.START, pb.TRUNCATION_START),
+        (Truncation.ERROR, pb.TRUNCATION_ERROR),
+    ],
+)
+def test_every_truncation_is_sent(
+    client: TextMatchClient, encoder: ScriptedEncoder, truncate: Truncation | None, sent: int
+):
+    client.encode("a", truncate=truncate)
+    client.score("a", "b", truncate=truncate)
+    client.score_pairs([("a", "b")], truncate=truncate)
+    assert encoder.truncations == [sent] * 3
+
+
+def test_a_truncation_that_does_not_exist_is_named(client: TextMatchClient):
+    with pytest.raises(InvalidInput, match="truncate"):
+        client.encode("a", truncate="middle")
+
+
+def test_the_scores_of_all_classes(client: TextMatchClient, encoder: ScriptedEncoder):
+    plain = client.score("abcd", "ab")
+    assert (plain.labels, plain.class_scores) == ((), None)
+    encoder.labels = ("entailment", "neutral", "contradiction")
+    result = client.score("abcd", ["ab", "abcd"] * 10)
+    assert result.labels == encoder.labels
+    assert result.class_scores is not None
+    assert result.class_scores.shape == (20, 3)
+    assert result.class_scores[:2].tolist() == [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]

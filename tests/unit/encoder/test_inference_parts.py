@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,27 @@ async def test_the_bad_texts_of_all_parts_are_named(running: Running):
     with pytest.raises(InvalidInput) as caught:
         await asyncio.wait_for(running.pipeline.compute(running.request(counts), _CALL), 60)
     assert [one.field for one in caught.value.violations] == ["texts[3]", "texts[170]", "texts[299]"]
+
+
+async def test_the_texts_to_be_refused_of_all_parts_are_named_and_not_computed(running: Running):
+    counts = [12] * 300
+    too_long = {3: 90, 170: 65, 299: 1_000}
+
+    def tokenize(start: int, stop: int) -> list[TokenizedText]:
+        return [
+            replace(text, whole_count=too_long.get(start + at))
+            for at, text in enumerate(texts_of(*counts[start:stop]))
+        ]
+
+    request = replace(running.request(counts), tokenize=tokenize)
+    with pytest.raises(InvalidInput) as caught:
+        await asyncio.wait_for(running.pipeline.compute(request, _CALL), 60)
+    assert [(one.field, one.description) for one in caught.value.violations] == [
+        ("texts[3]", "has 90 tokens; the model reads 12"),
+        ("texts[170]", "has 65 tokens; the model reads 12"),
+        ("texts[299]", "has 1,000 tokens; the model reads 12"),
+    ]
+    _check_empty(running)
 
 
 async def test_all_parts_count_for_the_deadline(running: Running):

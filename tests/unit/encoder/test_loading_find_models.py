@@ -54,6 +54,12 @@ def test_several_bi_encoders_and_no_cross_encoder(tmp_path: Path):
     assert found.cross_encoders == []
 
 
+def test_several_cross_encoders(tmp_path: Path):
+    (tmp_path / "model.safetensors").touch()
+    found = find_models(EncoderSettings(cross_encoder=f"{DEFAULT_CROSS_ENCODER}, {tmp_path}"))
+    assert [model.name for model in found.cross_encoders] == [DEFAULT_CROSS_ENCODER, str(tmp_path)]
+
+
 def test_a_model_from_the_hub_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     snapshot = tmp_path / "0123456789abcdef0123456789abcdef01234567"
     snapshot.mkdir()

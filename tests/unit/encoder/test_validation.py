@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from services.encoder.validation import max_message_bytes, method_limits
+from services.encoder.validation import encode_input, max_message_bytes, method_limits
 from textmatch.documents import MAX_TEXT_BYTES
 from textmatch.errors import InvalidInput
 from textmatch.runtime.request_limits import RequestLimits
+from textmatch.types import Truncation
 from textmatch.v1 import encoder_service_pb2 as pb
 
 
@@ -45,3 +47,31 @@ def test_what_a_call_may_have_is_parsed():
     sent = pb.EncodeStreamRequest(request=request)
     stream = limits["/textmatch.v1.EncoderService/EncodeStream"]
     assert received(stream, sent.SerializeToString()) == sent
+
+
+ROWS = np.array([[3.0, 4.0, 12.0]], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "shaped"),
+    [
+        ({}, [3 / 13, 4 / 13, 12 / 13]),
+        ({"normalize": True, "dimension": 2}, [0.6, 0.8]),
+        ({"normalize": False}, [3.0, 4.0, 12.0]),
+        ({"normalize": False, "dimension": 2}, [3.0, 4.0]),
+    ],
+)
+def test_embeddings_get_the_form_that_the_request_asks_for(fields: dict[str, object], shaped: list[float]):
+    wanted = encode_input(pb.EncodeRequest(texts=["x"], **fields), 10)
+    assert wanted.shaped(ROWS)[0] == pytest.approx(shaped)
+
+
+def test_without_a_truncation_the_model_decides():
+    assert encode_input(pb.EncodeRequest(texts=["x"]), 10).truncation is None
+    request = pb.EncodeRequest(texts=["x"], truncate=pb.TRUNCATION_START)
+    assert encode_input(request, 10).truncation is Truncation.START
+
+
+def test_an_unknown_truncation_is_named():
+    with pytest.raises(InvalidInput, match="truncate: has the unknown value 9"):
+        encode_input(pb.EncodeRequest(texts=["x"], truncate=9), 10)

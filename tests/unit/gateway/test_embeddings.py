@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.gateway import serve_gateway
 from tests.support.scripted_servicer import DIMENSION, RunningServer, ScriptedEncoder
+from textmatch.v1 import encoder_service_pb2 as encoder_pb
 
 
 async def test_a_single_text_is_embedded(http: httpx.AsyncClient):
@@ -51,6 +52,7 @@ async def test_token_ids_are_refused_clearly(http: httpx.AsyncClient, given: lis
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ({"input": "a", "inputtype": "query"}, "inputtype"),
+        ({"input": "a", "truncate": "MIDDLE"}, "truncate"),
     ],
 )
 async def test_a_bad_request_names_its_item(http: httpx.AsyncClient, body: dict[str, Any], field: str):
@@ -126,12 +128,45 @@ async def test_embed_of_text_embeddings_inference(http: httpx.AsyncClient):
     assert both.json() == [[1.0] * DIMENSION, [2.0] * DIMENSION]
 
 
-async def test_embed_refuses_what_it_cannot_do(http: httpx.AsyncClient):
-    long = await http.post("/embed", json={"inputs": ["a", "a" * 101], "truncate": False})
-    assert (long.status_code, long.json()["items"][0]["field"]) == (400, "inputs[1]")
+async def test_embed_keeps_the_models_own_lengths_if_asked(http: httpx.AsyncClient):
+    answer = await http.post("/embed", json={"inputs": "a", "normalize": False})
+    assert answer.json() == [[-1.0] * DIMENSION]
+
+
+async def test_embed_refuses_texts_that_are_too_long_if_asked(
+    http: httpx.AsyncClient, encoder: ScriptedEncoder
+):
+    inputs = ["a", "a" * 101]
+    long = await http.post("/embed", json={"inputs": inputs, "truncate": False})
+    assert long.status_code == 400
+    assert [(item["field"], item["reason"]) for item in long.json()["items"]] == [
+        ("inputs[1]", "TEXT_TOO_LARGE")
+    ]
     assert isinstance(long.json()["error"], str)
-    raw = await http.post("/embed", json={"inputs": "a", "normalize": False})
-    assert (raw.status_code, raw.json()["items"][0]["field"]) == (400, "normalize")
+    for direction in ("left", "Left", "right"):
+        body = {"inputs": inputs, "truncation_direction": direction}
+        assert (await http.post("/embed", json=body)).is_success
+    assert encoder.truncations[1:] == [
+        encoder_pb.TRUNCATION_START,
+        encoder_pb.TRUNCATION_START,
+        encoder_pb.TRUNCATION_UNSPECIFIED,
+    ]
+
+
+async def test_embeddings_have_the_options_of_similar_servers(
+    http: httpx.AsyncClient, encoder: ScriptedEncoder
+):
+    raw = await http.post("/v1/embeddings", json={"input": "four", "normalize": False})
+    assert raw.json()["data"][0]["embedding"] == [-4.0] * DIMENSION
+    for truncate in ("END", "START", "NONE"):
+        assert (await http.post("/v1/embeddings", json={"input": "a", "truncate": truncate})).is_success
+    assert encoder.truncations[1:] == [
+        encoder_pb.TRUNCATION_END,
+        encoder_pb.TRUNCATION_START,
+        encoder_pb.TRUNCATION_ERROR,
+    ]
+    long = await http.post("/v1/embeddings", json={"input": ["a", "a" * 101], "truncate": "NONE"})
+    assert (long.status_code, long.json()["items"][0]["field"]) == (400, "input[1]")
 
 
 async def test_info_names_the_default_model(http: httpx.AsyncClient):

@@ -57,6 +57,8 @@ async def test_rerank_of_text_embeddings_inference(http: httpx.AsyncClient):
     ]
     raw = await http.post("/rerank", json={"query": "four", "texts": ["fo"], "raw_scores": True})
     assert raw.json() == [{"index": 0, "score": 1.0}]
+    long = await http.post("/rerank", json={"query": "a", "texts": ["a", "a" * 101], "truncate": False})
+    assert (long.status_code, long.json()["items"][0]["field"]) == (400, "texts[1]")
 
 
 @pytest.mark.parametrize(

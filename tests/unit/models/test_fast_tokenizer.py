@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 
 from textmatch.documents import MAX_TEXT_BYTES
 from textmatch.models.fast_tokenizer import FastTokenizer, Pair
+from textmatch.types import Truncation
 
 _UNKNOWN = "<unk>"
 _CORPUS = [
@@ -210,7 +211,7 @@ def test_long_texts_of_one_kind_have_the_tokens_of_the_whole_text(kind: str, tex
 def test_only_a_small_part_of_a_long_text_is_tokenized(kind: str, text: str):
     long = text * (MAX_TEXT_BYTES // len(text.encode()))
     fast = _fast(kind, 64)
-    recorded = fast._tokenizer = Recorded(fast._tokenizer)
+    recorded = fast._by_side["right"] = Recorded(fast._by_side["right"])
     (tokenized,) = fast.tokenize([long], is_query=False)
     assert (tokenized.token_count, tokenized.truncated) == (64, True)
     assert recorded.characters < len(long) / 10
@@ -220,7 +221,7 @@ def test_of_a_text_with_few_tokens_for_its_length_more_is_tokenized():
     # Longer words than the model knows are one token each.
     text = "the cat" + (" " + "x" * 110) * 280
     fast = _fast("word pieces", 64)
-    recorded = fast._tokenizer = Recorded(fast._tokenizer)
+    recorded = fast._by_side["right"] = Recorded(fast._by_side["right"])
     (tokenized,) = fast.tokenize([text], is_query=False)
     assert tokenized.truncated
     assert len(text) / 4 < recorded.characters < 2 * len(text)
@@ -244,6 +245,48 @@ def test_a_text_truncated_at_its_start_is_read_whole():
     _check("word pieces", [text], 16, side="left")
 
 
+_TOO_LONG = ("the cat sits on the mat " * 40 + "a dog", ("the cat", "the mat sits " * 40 + "a dog"))
+
+
+@pytest.mark.parametrize("own_side", ["left", "right"])
+@pytest.mark.parametrize("given", ["the cat", *_TOO_LONG])
+@pytest.mark.parametrize("kind", _KINDS)
+def test_a_caller_chooses_the_side_whatever_the_models_own_is(kind: str, given: str | Pair, own_side: str):
+    fast, _ = _compared(kind, 16, own_side)
+    for truncation, side in ((Truncation.START, "left"), (Truncation.END, "right"), (None, own_side)):
+        _, whole = _compared(kind, 16, side)
+        (found,) = fast.tokenize([given], is_query=False, truncation=truncation)
+        (expected,) = whole.encode_batch_fast([given])
+        assert list(found.ids) == expected.ids
+        assert (found.truncated, found.whole_count) == (bool(expected.overflowing), None)
+
+
+@pytest.mark.parametrize("given", _TOO_LONG)
+@pytest.mark.parametrize("kind", _KINDS)
+def test_the_tokens_of_a_text_to_be_refused_are_counted(kind: str, given: str | Pair):
+    fast, _ = _compared(kind, 16, "right")
+    whole = _copy(kind)
+    whole.no_truncation()
+    (counted,) = fast.tokenize([given], is_query=False, truncation=Truncation.ERROR)
+    (expected,) = whole.encode_batch_fast([given])
+    assert (counted.whole_count, counted.token_count) == (len(expected.ids), 16)
+    short = "the cat" if isinstance(given, str) else ("the cat", "the dog")
+    (fits,) = fast.tokenize([short], is_query=False, truncation=Truncation.ERROR)
+    assert (fits.whole_count, fits.truncated) == (None, False)
+
+
+def test_added_tokens_are_the_same_on_both_sides():
+    tokenizer = _copy("word pieces")
+    tokenizer.add_special_tokens(["<one>", "<two>"])
+    tokenizer.add_tokens(["catdog"])
+    fast = FastTokenizer(tokenizer, 16, "right", unknown_id=None, reads_type_ids=True)
+    given = ["the catdog <two> sits"]
+    (right,), (left,) = (
+        fast.tokenize(given, is_query=False, truncation=one) for one in (Truncation.END, Truncation.START)
+    )
+    assert list(left.ids) == list(right.ids)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -257,7 +300,7 @@ def test_a_tokenizer_that_may_look_ahead_gets_whole_texts(change: Callable[[Toke
     tokenizer = _copy("word pieces")
     change(tokenizer)
     fast = FastTokenizer(tokenizer, 16, "right", unknown_id=None, reads_type_ids=True)
-    recorded = fast._tokenizer = Recorded(fast._tokenizer)
+    recorded = fast._by_side["right"] = Recorded(fast._by_side["right"])
     text = "the cat sits dog " * 500
     fast.tokenize([text], is_query=False)
     assert recorded.characters == len(text)

@@ -16,16 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textmatch.models.calibration import Calibration, CosineScorer, PairClassifier, Scores, calibrated
+from textmatch.models.calibration import (
+    Calibration,
+    CosineScorer,
+    PairClassifier,
+    Scores,
+    calibrated,
+    class_scores,
+)
 from textmatch.models.engines import NATIVE, EngineConfig
 from textmatch.models.fast_tokenizer import Pair, TokenizedText, TokenizerDescription
 from textmatch.models.model_resolver import model_id
 from textmatch.models.native.kernel import Kernel, States, read_cache, weights_path, write_cache
 from textmatch.models.prompts import Prompts
+from textmatch.types import Truncation
 from textmatch.vectors import Embeddings, normalise
 
 # Incremented when the format of the descriptions changes.
-_FORM = 3
+_FORM = 4
 _BI_ENCODER, _CROSS_ENCODER = "bi-encoder", "cross-encoder"
 
 
@@ -47,10 +55,14 @@ class Dense:
 
 @dataclass(frozen=True)
 class BiEncoderDescription:
-    """The parts of a bi-encoder outside the kernel; `pooling` is "mean" or "cls"."""
+    """The parts of a bi-encoder outside the kernel.
+
+    `pooling` is "mean" or "cls". `normalizes` is whether the model's own embeddings have length 1.
+    """
 
     tokenizer: TokenizerDescription
     pooling: str
+    normalizes: bool
     query_prompt: str
     document_prompt: str
 
@@ -64,13 +76,14 @@ class CrossEncoderDescription:
     """The parts of a cross-encoder outside the kernel.
 
     `head` runs on the state of the first token. `score_range` is the lowest and highest output; without it,
-    outputs are logits.
+    outputs are logits. `labels` are the names of the classes, if there are several.
     """
 
     tokenizer: TokenizerDescription
     prompt: str
     head: tuple[Dense, ...]
     score_range: tuple[float, float] | None
+    labels: tuple[str, ...] = ()
 
     def save(self, cache_directory: Path, model_id: str) -> None:
         """Write it into the cache for `NativeCrossEncoder.load`."""
@@ -79,6 +92,7 @@ class CrossEncoderDescription:
             "prompt": self.prompt,
             "activations": [layer.activation for layer in self.head],
             "score_range": self.score_range,
+            "labels": self.labels,
         }
         arrays = {f"{number}.weight": layer.weight for number, layer in enumerate(self.head)}
         arrays |= {f"{number}.bias": layer.bias for number, layer in enumerate(self.head)}
@@ -152,19 +166,26 @@ class NativeBiEncoder(_NativeModel):
         self.pair_classifier = PairClassifier.load(directory)
         self.dimension = self._kernel.shape.hidden
         self._pooling: str = content["pooling"]
+        self._normalizes: bool = content["normalizes"]
         self._query_prompt: str = content["query_prompt"]
         self._document_prompt: str = content["document_prompt"]
 
-    def tokenize(self, texts: Sequence[str], *, is_query: bool) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], *, is_query: bool, truncation: Truncation | None = None
+    ) -> list[TokenizedText]:
         """Prepend the role's prompt to each text and tokenize it."""
         prompt = self._query_prompt if is_query else self._document_prompt
-        return self._tokenizer.tokenize(texts, is_query=is_query, prompt=prompt)
+        return self._tokenizer.tokenize(texts, is_query=is_query, prompt=prompt, truncation=truncation)
 
     def embed(self, batch: Sequence[TokenizedText]) -> Embeddings:
+        """`outputs` with rows of length 1."""
+        return normalise(self.outputs(batch))
+
+    def outputs(self, batch: Sequence[TokenizedText]) -> Embeddings:
         """One forward pass.
 
         Returns:
-            (count, dimension) float32, rows of length 1, in the order of the batch.
+            (count, dimension) float32, as long as the model makes them, in the order of the batch.
 
         Raises:
             ValueError: an embedding is not finite.
@@ -177,7 +198,7 @@ class NativeBiEncoder(_NativeModel):
             pooled /= lengths[:, None]
         if not np.isfinite(pooled).all():
             raise ValueError(f"{self.model_id} returned an embedding that is not finite")
-        return normalise(pooled)
+        return normalise(pooled) if self._normalizes else pooled
 
 
 class NativeCrossEncoder(_NativeModel):
@@ -193,21 +214,29 @@ class NativeCrossEncoder(_NativeModel):
         self._calibration = Calibration.load(directory)
         self._prompt: str = content["prompt"]
         self._score_range: tuple[float, float] | None = content["score_range"]
+        self.labels: tuple[str, ...] = tuple(content["labels"])
         self._head = [
             Dense(arrays[f"{number}.weight"], arrays[f"{number}.bias"], activation)
             for number, activation in enumerate(content["activations"])
         ]
 
-    def tokenize_pairs(self, pairs: Sequence[Pair]) -> list[TokenizedText]:
+    def tokenize_pairs(
+        self, pairs: Sequence[Pair], *, truncation: Truncation | None = None
+    ) -> list[TokenizedText]:
         """Tokenize each pair; in a pair that is too long, the longer text is truncated first."""
-        return self._tokenizer.tokenize(pairs, is_query=False, prompt=self._prompt)
+        return self._tokenizer.tokenize(pairs, is_query=False, prompt=self._prompt, truncation=truncation)
 
     def score(self, batch: Sequence[TokenizedText]) -> tuple[Scores, Scores]:
+        """The scores and raw scores of `outputs`, both (count,)."""
+        rows = self.outputs(batch)
+        return rows[:, 0], rows[:, 1]
+
+    def outputs(self, batch: Sequence[TokenizedText]) -> Scores:
         """One forward pass.
 
         Returns:
-            Scores in 0..1, calibrated if the model has a calibration, and the model's raw outputs: both
-            (count,) float32, in the order of the batch.
+            (count, 2 + labels) float32, in the order of the batch: the score in 0..1, calibrated if the model
+            has a calibration; the raw score; the probability of each class, if there are several.
 
         Raises:
             ValueError: a score is not finite.
@@ -216,10 +245,11 @@ class NativeCrossEncoder(_NativeModel):
         outputs = states[starts]  # (count, hidden)
         for layer in self._head:
             outputs = layer(outputs)
-        raw: Scores = outputs[:, 0]
-        if not np.isfinite(raw).all():
+        if not np.isfinite(outputs).all():
             raise ValueError(f"{self.model_id} returned a score that is not finite")
-        return calibrated(np.clip(self._to_score(raw), 0.0, 1.0), self._calibration), raw
+        raw, probabilities = class_scores(outputs, self.labels)
+        scores = calibrated(np.clip(self._to_score(raw), 0.0, 1.0), self._calibration)
+        return np.column_stack((scores, raw, probabilities))
 
     def _to_score(self, raw: Scores) -> Scores:
         if self._score_range is None:
