@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,11 +111,11 @@ def export(
     addresses = find_addresses(data_dir, matcher=matcher, collection=collection)
     with addresses.client() as client, ProgressBars(is_shown=file != STDIN) as bars:
         bars.stage("export", client.count_documents(condition), unit="documents")
-        documents = client.list_documents(condition)
-        if file == STDIN:
-            exported = _write(documents, sys.stdout, bars)
-        else:
-            exported = _replace(Path(file), documents, bars)
+        with closing(client.list_documents(condition)) as documents:
+            if file == STDIN:
+                exported = _write(documents, sys.stdout, bars)
+            else:
+                exported = _replace(Path(file), documents, bars)
     if file != STDIN:
         line = f"exported {exported:,} documents to {file}"
         print_result({"exported": exported}, line, as_json=as_json)

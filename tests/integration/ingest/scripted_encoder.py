@@ -16,6 +16,7 @@ import numpy as np
 from textmatch import vectors
 from textmatch.documents import check_texts
 from textmatch.errors import InvalidInput, ModelNotFound, TextMatchError, Violation
+from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.grpc_errors import status_code, to_status, trailing_metadata
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
@@ -46,7 +47,9 @@ class ScriptedEncoder(pb_grpc.EncoderServiceServicer):
         # Calls wait until it is set.
         self.may_answer = threading.Event()
         self.may_answer.set()
-        self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+        # A request has up to the bytes that a client takes in an answer.
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+        self._server = grpc.server(ThreadPoolExecutor(8), options=options)
 
     def start(self, port: int = 0) -> None:
         pb_grpc.add_EncoderServiceServicer_to_server(self, self._server)
