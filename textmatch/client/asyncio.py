@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from tenacity import AsyncRetrying, retry_if_result, wait_exponential
 
 from textmatch.client import arguments
-from textmatch.client.arguments import TextPair, to_seconds, with_checked_options
+from textmatch.client.arguments import to_seconds, with_checked_options
 from textmatch.client.batches import DocumentStream, QueryStream, WatchedQueue, in_order, new_request_id
 from textmatch.client.connection import (
     ADOPT_COLLECTION,
@@ -34,6 +34,7 @@ from textmatch.client.connection import (
     utf8_bytes,
 )
 from textmatch.client.encoder_calls import EncoderCalls
+from textmatch.client.encoder_methods import AsyncEncoderMethods
 from textmatch.client.listing import IDS_PER_CALL, LetterCalls, documents_by_id, listed_documents
 from textmatch.client.results import AsyncResults
 from textmatch.client.settings import ClientSettings
@@ -47,7 +48,6 @@ from textmatch.types import (
     BatchMatchResult,
     CollectionSummary,
     DocumentResult,
-    EncodeResult,
     FoundDocuments,
     HealthState,
     IngestOutcome,
@@ -56,19 +56,12 @@ from textmatch.types import (
     LetterInfo,
     MatchKeywords,
     MatchResult,
-    ModelInfo,
-    Role,
-    Scorer,
-    ScoreResult,
     ServerHealth,
-    Truncation,
 )
 from textmatch.v1 import collection_service_pb2 as collection_pb
-from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import matcher_service_pb2 as matcher_pb
 from textmatch.wire.collections import settings_to_proto, summary_from_proto
 from textmatch.wire.documents import DocumentLike, from_proto, ingest_status_from_proto
-from textmatch.wire.encoding import ROLES, SCORERS, model_info
 from textmatch.wire.matching import result_from_proto
 
 DEFAULT_MATCHER = "127.0.0.1:50052"
@@ -82,7 +75,7 @@ _HEALTH_TIMEOUT_SECONDS = 2.0
 
 
 @with_checked_options
-class AsyncTextMatchClient:
+class AsyncTextMatchClient(AsyncEncoderMethods):
     """Talks to a matcher and an encoder by asyncio.
 
         async with AsyncTextMatchClient() as client:
@@ -399,83 +392,6 @@ class AsyncTextMatchClient:
         response = await self._matcher.call(ADOPT_COLLECTION, request, self._bulk(timeout_seconds))
         return summary_from_proto(response.collection)
 
-    async def encode(
-        self,
-        texts: str | Iterable[str],
-        *,
-        role: Role = Role.DOCUMENT,
-        dimension: int | None = None,
-        model: str = "",
-        normalize: bool = True,
-        truncate: Truncation | None = None,
-        timeout_seconds: float | None = None,
-    ) -> EncodeResult:
-        """As `TextMatchClient.encode`."""
-        as_role = ROLES[arguments.to_choice("role", role, Role)]
-        cut = None if dimension is None else arguments.to_whole_number("dimension", dimension)
-        common = encoder_pb.EncodeRequest(
-            role=as_role,
-            dimension=cut,
-            model=arguments.to_name("model", model),
-            normalize=arguments.to_flag("normalize", normalize),
-            truncate=arguments.to_truncation("truncate", truncate),
-        )
-        given = arguments.to_texts("texts", texts)
-
-        def request(chunk: list[str]) -> encoder_pb.EncodeRequest:
-            message = encoder_pb.EncodeRequest(texts=chunk)
-            message.MergeFrom(common)
-            return message
-
-        return await self._encoder.encode(given, request, self._either(timeout_seconds))
-
-    async def score(
-        self,
-        query: str,
-        texts: str | Iterable[str],
-        *,
-        scorer: Scorer = Scorer.CROSS_ENCODER,
-        model: str = "",
-        truncate: Truncation | None = None,
-        timeout_seconds: float | None = None,
-    ) -> ScoreResult:
-        """As `TextMatchClient.score`."""
-        first, name = arguments.to_text("query", query), arguments.to_name("model", model)
-        by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
-        too_long = arguments.to_truncation("truncate", truncate)
-        given = arguments.to_texts("texts", texts)
-
-        def request(chunk: list[str]) -> encoder_pb.ScoreRequest:
-            return encoder_pb.ScoreRequest(query=first, texts=chunk, scorer=by, model=name, truncate=too_long)
-
-        return await self._encoder.score("texts", given, request, self._either(timeout_seconds))
-
-    async def score_pairs(
-        self,
-        pairs: Iterable[TextPair],
-        *,
-        scorer: Scorer = Scorer.CROSS_ENCODER,
-        model: str = "",
-        truncate: Truncation | None = None,
-        timeout_seconds: float | None = None,
-    ) -> ScoreResult:
-        """As `TextMatchClient.score_pairs`."""
-        by = SCORERS[arguments.to_choice("scorer", scorer, Scorer)]
-        name = arguments.to_name("model", model)
-        too_long = arguments.to_truncation("truncate", truncate)
-        given = arguments.to_pairs("pairs", pairs)
-
-        def request(chunk: list[TextPair]) -> encoder_pb.ScoreRequest:
-            messages = [encoder_pb.TextPair(first=first, second=second) for first, second in chunk]
-            return encoder_pb.ScoreRequest(pairs=messages, scorer=by, model=name, truncate=too_long)
-
-        return await self._encoder.score("pairs", given, request, self._either(timeout_seconds))
-
-    async def models(self, *, timeout_seconds: float | None = None) -> tuple[ModelInfo, ...]:
-        """As `TextMatchClient.models`."""
-        response = await self._encoder.get_models(self._interactive(timeout_seconds))
-        return tuple(model_info(message) for message in response.models)
-
     async def health(self, *, timeout_seconds: float | None = None) -> tuple[ServerHealth, ...]:
         """As `TextMatchClient.health`."""
         seconds = to_seconds(timeout_seconds, _HEALTH_TIMEOUT_SECONDS)
@@ -484,15 +400,6 @@ class AsyncTextMatchClient:
     def _call_as_caller(self) -> None:
         self._matcher = self._matcher.of_caller(self._api_key, self._request_id)
         self._encoder = self._encoder.of_caller(self._api_key, self._request_id)
-
-    def _interactive(self, timeout_seconds: float | None) -> float:
-        return to_seconds(timeout_seconds, self._timeout_seconds)
-
-    def _bulk(self, timeout_seconds: float | None) -> float:
-        return to_seconds(timeout_seconds, self._bulk_timeout_seconds)
-
-    def _either(self, timeout_seconds: float | None) -> tuple[float, float]:
-        return self._interactive(timeout_seconds), self._bulk(timeout_seconds)
 
     def _letters(self, unreadable: bool, timeout_seconds: float | None) -> LetterCalls:
         is_unreadable = arguments.to_flag("unreadable", unreadable)

@@ -9,9 +9,10 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Self, Unpack
 
-from textmatch.client.arguments import TextPair, with_checked_options
+from textmatch.client.arguments import with_checked_options
 from textmatch.client.asyncio import DEFAULT_ENCODER, DEFAULT_MATCHER, AsyncTextMatchClient
 from textmatch.client.connection import BlockingConnection, run
+from textmatch.client.encoder_methods import EncoderMethods
 from textmatch.client.results import Results
 from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig
 from textmatch.documents import Document
@@ -21,19 +22,13 @@ from textmatch.types import (
     BatchMatchResult,
     CollectionSummary,
     DocumentResult,
-    EncodeResult,
     FoundDocuments,
     IngestStatus,
     IngestSummary,
     LetterInfo,
     MatchKeywords,
     MatchResult,
-    ModelInfo,
-    Role,
-    Scorer,
-    ScoreResult,
     ServerHealth,
-    Truncation,
 )
 from textmatch.wire.documents import DocumentLike
 
@@ -45,7 +40,7 @@ class _BlockingMethods(AsyncTextMatchClient):
 
 
 @with_checked_options
-class TextMatchClient:
+class TextMatchClient(EncoderMethods):
     """Talks to a matcher and an encoder.
 
         with TextMatchClient() as client:
@@ -81,6 +76,8 @@ class TextMatchClient:
     Raises:
         InvalidInput: an argument is not valid, or a file of `tls` cannot be read.
     """
+
+    _methods: _BlockingMethods
 
     def __init__(
         self,
@@ -398,97 +395,6 @@ class TextMatchClient:
     def adopt_collection(self, name: str, *, timeout_seconds: float | None = None) -> CollectionSummary:
         """Take over a collection that another installation made in the same Qdrant."""
         return run(self._methods.adopt_collection(name, timeout_seconds=timeout_seconds))
-
-    def encode(
-        self,
-        texts: str | Iterable[str],
-        *,
-        role: Role = Role.DOCUMENT,
-        dimension: int | None = None,
-        model: str = "",
-        normalize: bool = True,
-        truncate: Truncation | None = None,
-        timeout_seconds: float | None = None,
-    ) -> EncodeResult:
-        """Embed any number of texts: (count, dimension) float32 with rows of length 1.
-
-        Args:
-            texts: a list, or a single text.
-            role: what the texts are used for.
-            dimension: cuts the embeddings of a Matryoshka model to this many components.
-            model: name or model id of a loaded bi-encoder; empty means the default one.
-            normalize: False leaves the rows as long as the model makes them. That is 1 too if the model ends
-                with a normalization.
-            truncate: what is done with texts that have more tokens than the model reads. None: as the model's
-                own tokenizer does, `Truncation.END` for nearly all models.
-
-        Raises:
-            InvalidInput: with `Truncation.ERROR`, naming the texts that are too long.
-        """
-        return run(
-            self._methods.encode(
-                texts,
-                role=role,
-                dimension=dimension,
-                model=model,
-                normalize=normalize,
-                truncate=truncate,
-                timeout_seconds=timeout_seconds,
-            )
-        )
-
-    def score(
-        self,
-        query: str,
-        texts: str | Iterable[str],
-        *,
-        scorer: Scorer = Scorer.CROSS_ENCODER,
-        model: str = "",
-        truncate: Truncation | None = None,
-        timeout_seconds: float | None = None,
-    ) -> ScoreResult:
-        """Score how similar in meaning the query is to each text, 0 to 1.
-
-        Of a cross-encoder with several classes, the score is the probability of the class "entailment", or of
-        the last class. `class_scores` has the probabilities of all `labels`.
-
-        Args:
-            query: the text that each of the others is compared with.
-            texts: a list of any length, or a single text.
-            scorer: which kind of model scores.
-            model: name or model id of a loaded model of that kind; empty means the default one.
-            truncate: as for `encode`; of a pair, the longer text is truncated first.
-        """
-        return run(
-            self._methods.score(
-                query,
-                texts,
-                scorer=scorer,
-                model=model,
-                truncate=truncate,
-                timeout_seconds=timeout_seconds,
-            )
-        )
-
-    def score_pairs(
-        self,
-        pairs: Iterable[TextPair],
-        *,
-        scorer: Scorer = Scorer.CROSS_ENCODER,
-        model: str = "",
-        truncate: Truncation | None = None,
-        timeout_seconds: float | None = None,
-    ) -> ScoreResult:
-        """Score how similar the two texts of each pair are; otherwise as `score`."""
-        return run(
-            self._methods.score_pairs(
-                pairs, scorer=scorer, model=model, truncate=truncate, timeout_seconds=timeout_seconds
-            )
-        )
-
-    def models(self, *, timeout_seconds: float | None = None) -> tuple[ModelInfo, ...]:
-        """The models that the encoder has loaded."""
-        return run(self._methods.models(timeout_seconds=timeout_seconds))
 
     def health(self, *, timeout_seconds: float | None = None) -> tuple[ServerHealth, ...]:
         """The health of both servers, by the gRPC health protocol. Does not raise if one is unreachable."""

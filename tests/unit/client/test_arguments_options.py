@@ -20,7 +20,11 @@ from textmatch.types import HealthState, MatchKeywords, MatchOptions
 
 
 def methods_of(client_class: type) -> dict[str, Callable[..., Any]]:
-    return {name: method for name, method in vars(client_class).items() if not name.startswith("_")}
+    return {
+        name: method
+        for name, method in inspect.getmembers(client_class, inspect.isfunction)
+        if not name.startswith("_")
+    }
 
 
 def parameters_of(name: str) -> dict[str, inspect.Parameter]:
