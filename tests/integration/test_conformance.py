@@ -157,7 +157,7 @@ def test_bi_encoders(name: str, engine: str, directories: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize("engine", ENGINES[:2])
-@pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3-last-token", "qwen3-chat"])
+@pytest.mark.parametrize("name", ["bert-mean", "modernbert", "qwen3-last-token", "qwen3-chat"])
 def test_texts_cut_at_their_start(name: str, engine: str, directories: dict[str, Path], tmp_path: Path):
     directory = made(directories, "bi", name, BI_ENCODERS[name])
     model = TorchBiEncoder.load(directory, name, config_of(engine, tmp_path))
@@ -182,7 +182,7 @@ def test_pairs_cut_at_their_start(name: str, directories: dict[str, Path], tmp_p
     assert np.abs(found - expected).max() < TOLERANCES["float32"] * max(1.0, np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["bert", "qwen3-last-token", "qwen3-chat", "static", "words-lstm"])
+@pytest.mark.parametrize("name", ["bert-mean", "qwen3-last-token", "qwen3-chat", "static", "words-lstm"])
 def test_texts_to_be_refused_are_counted_whole(name: str, directories: dict[str, Path], tmp_path: Path):
     directory = made(directories, "bi", name, BI_ENCODERS[name])
     model = TorchBiEncoder.load(directory, name, config_of("torch", tmp_path), max_tokens=9)

@@ -226,10 +226,10 @@ async def test_a_model_that_normalises_has_length_1_anyway(encoder: EncoderServe
 async def test_the_start_of_a_text_is_cut_if_asked(encoder: EncoderServer):
     # 62 words and two special tokens are read.
     texts = ["the dog " * 40 + "cat " * 62, "cat " * 62, "cat " * 62 + "the dog " * 40]
-    start, end = (
+    start, end = [
         _rows(await encoder.stub.Encode(pb.EncodeRequest(texts=texts, truncate=truncate)))
         for truncate in (pb.TRUNCATION_START, pb.TRUNCATION_END)
-    )
+    ]
     assert start[0] == pytest.approx(start[1], abs=1e-5)
     assert end[2] == pytest.approx(end[1], abs=1e-5)
     assert np.abs(start[2] - start[1]).max() > 1e-3
