@@ -11,6 +11,8 @@ import pytest
 # Before anything imports a library that reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads of torch sleep while they wait. Otherwise they take a third of the time from tests beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A shell starts background jobs with SIGINT ignored, and every process started here would inherit that:
 # the tests of Ctrl-C would wait forever for what never arrives.

@@ -38,6 +38,7 @@ def terminal(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_stores_of_somebody_else_are_waited_for_used_and_never_stopped(
     tmp_path: Path, own_redis_server: RedisServer
 ):

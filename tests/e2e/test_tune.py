@@ -117,6 +117,7 @@ def noted(stack: Stack, collection: str) -> Any:
         return (qdrant.get_collection(collection).config.metadata or {}).get(FUSION_NOTE)
 
 
+@pytest.mark.slow
 def test_tuned_weights_are_stored_used_measured_and_taken_back(stack: Stack, judged: Path):
     shown = tune(stack, judged, "--dry-run")
     assert (shown["queries"], shown["left_out"], shown["stored"]) == (TOPICS, 1, False)

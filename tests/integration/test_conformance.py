@@ -6,6 +6,7 @@ reads, longer, and longer than its attention windows; each is computed alone and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,19 +88,29 @@ def check_engine(found: str, engine: str, model: TinyModel) -> None:
         assert found == engine
 
 
-def reference(directory: Path, max_tokens: int, dtype: str = "float32") -> SentenceTransformer:
+@functools.cache
+def reference(
+    directory: Path, max_tokens: int, dtype: str = "float32", truncation_side: str = "right"
+) -> SentenceTransformer:
     options = {"dtype": dtype}
     model = SentenceTransformer(str(directory), device="cpu", local_files_only=True, model_kwargs=options)
     if isinstance(model[0], Transformer) and max_tokens < model.max_seq_length:
         model.max_seq_length = max_tokens
     feed_lstm(model)
+    if truncation_side != "right":
+        model.tokenizer.truncation_side = truncation_side
     return model
 
 
-def pair_reference(directory: Path, max_tokens: int, dtype: str = "float32") -> CrossEncoder:
+@functools.cache
+def pair_reference(
+    directory: Path, max_tokens: int, dtype: str = "float32", truncation_side: str = "right"
+) -> CrossEncoder:
     options = {"dtype": dtype}
     model = CrossEncoder(str(directory), device="cpu", local_files_only=True, model_kwargs=options)
     model.max_seq_length = min(max_tokens, model.max_seq_length)
+    if truncation_side != "right":
+        model.tokenizer.truncation_side = truncation_side
     return model
 
 
@@ -161,8 +172,7 @@ def test_bi_encoders(name: str, engine: str, directories: dict[str, Path], tmp_p
 def test_texts_cut_at_their_start(name: str, engine: str, directories: dict[str, Path], tmp_path: Path):
     directory = made(directories, "bi", name, BI_ENCODERS[name])
     model = TorchBiEncoder.load(directory, name, config_of(engine, tmp_path))
-    library = reference(directory, model.max_tokens)
-    library.tokenizer.truncation_side = "left"
+    library = reference(directory, model.max_tokens, truncation_side="left")
     wanted = texts(min(model.max_tokens, 100))
     for is_query, method in ((True, "encode_query"), (False, "encode_document")):
         expected = np.concatenate([getattr(library, method)([text]) for text in wanted])
@@ -174,8 +184,7 @@ def test_texts_cut_at_their_start(name: str, engine: str, directories: dict[str,
 def test_pairs_cut_at_their_start(name: str, directories: dict[str, Path], tmp_path: Path):
     directory = made(directories, "cross", name, CROSS_ENCODERS[name])
     model = TorchCrossEncoder.load(directory, name, config_of("torch", tmp_path))
-    library = pair_reference(directory, model.max_tokens)
-    library.tokenizer.truncation_side = "left"
+    library = pair_reference(directory, model.max_tokens, truncation_side="left")
     wanted = pairs(min(model.max_tokens, 100))
     expected = library_outputs(library, wanted)
     found = own_outputs(model, model.tokenize_pairs(wanted, truncation=Truncation.START))

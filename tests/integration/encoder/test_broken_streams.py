@@ -18,6 +18,8 @@ from tests.support.redis import free_port
 from textmatch.v1 import encoder_service_pb2 as pb
 from textmatch.v1 import encoder_service_pb2_grpc as pb_grpc
 
+pytestmark = pytest.mark.slow
+
 STREAMS = 1_000
 AT_ONCE = 25
 TEXTS = [f"how do I sort a list of {number} numbers" for number in range(64)]

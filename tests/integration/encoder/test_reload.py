@@ -199,6 +199,7 @@ async def test_models_change_under_load_without_a_failed_call(encoder: RunningEn
     assert encoder.lines("", "ERROR") == encoder.lines("", "WARNING") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["openvino"], indirect=True)
 async def test_a_model_to_convert_is_converted_by_another_process(encoder: RunningEncoder, tmp_path: Path):
     pytest.importorskip("openvino")
