@@ -109,6 +109,14 @@ class EncoderClient:
         request = pb.ScoreRequest(query=query, texts=texts, scorer=SCORERS[Scorer.CROSS_ENCODER], model=model)
         return await self._score(request, is_bulk, timeout_seconds)
 
+    async def score_pairs(
+        self, pairs: Sequence[tuple[str, str]], *, is_bulk: bool, timeout_seconds: float, model: str = ""
+    ) -> ScoreResult:
+        """Score the two texts of each pair; otherwise as `score`."""
+        messages = [pb.TextPair(first=first, second=second) for first, second in pairs]
+        request = pb.ScoreRequest(pairs=messages, scorer=SCORERS[Scorer.CROSS_ENCODER], model=model)
+        return await self._score(request, is_bulk, timeout_seconds)
+
     async def classify(
         self, query: str, embeddings: Embeddings, *, is_bulk: bool, timeout_seconds: float, model: str
     ) -> ScoreResult:

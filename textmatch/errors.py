@@ -13,11 +13,13 @@
     │       ├── StoreAccessDenied                     the store refuses the key or password of textmatch
     │       ├── StoreFull                             its disk or a quota is used up
     │       └── StoreMisconfigured                    its settings forbid the request
+    ├── AnswerIncomplete         UNAVAILABLE          a complete answer was required
     ├── ModelMismatch            FAILED_PRECONDITION  the index was built with another model
     ├── LexicalIndexMissing      FAILED_PRECONDITION  the collection was made without BM25
     ├── CollectionNotOwned       FAILED_PRECONDITION  another installation made the collection
     ├── DocumentDeleted          FAILED_PRECONDITION  a delete covers this version of the document
     ├── VersionsExhausted        FAILED_PRECONDITION  the document has the highest possible version
+    ├── CollectionsDiffer        FAILED_PRECONDITION  different bi-encoders built them
     ├── Unauthenticated          UNAUTHENTICATED      the API key is missing or not valid
     ├── PermissionDenied         PERMISSION_DENIED
     ├── CollectionDenied         PERMISSION_DENIED    the API key is limited to other collections
@@ -210,6 +212,22 @@ class StoreMisconfigured(StoreRefuses):
     reason = error_reason_pb2.ERROR_REASON_STORE_MISCONFIGURED
 
 
+class AnswerIncomplete(TextMatchError):
+    """The answer would have been degraded, and the caller required a complete one."""
+
+    code = code_pb2.UNAVAILABLE
+    reason = error_reason_pb2.ERROR_REASON_ANSWER_INCOMPLETE
+    is_transient = True
+
+    def __init__(self, degraded: str) -> None:
+        super().__init__(f"the answer would have been incomplete: {degraded}")
+        self.degraded = degraded
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {"degraded": self.degraded}
+
+
 class ModelMismatch(TextMatchError):
     """The index was built with another model than the one served."""
 
@@ -270,6 +288,13 @@ class VersionsExhausted(TextMatchError):
     def of(cls, document_id: str) -> VersionsExhausted:
         """The error of a document without a version."""
         return cls(f'"{document_id}" has the highest possible version; delete it, and use another id')
+
+
+class CollectionsDiffer(TextMatchError):
+    """Two collections cannot be compared, because different bi-encoders built them."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = error_reason_pb2.ERROR_REASON_COLLECTIONS_DIFFER
 
 
 class Unauthenticated(TextMatchError):

@@ -5,7 +5,7 @@ Plain values, without protobuf and gRPC. `textmatch.wire` converts them to and f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypedDict
@@ -21,6 +21,9 @@ from textmatch.score_fusion import ScoreModel
 from textmatch.vectors import Embeddings
 
 Scores = NDArray[np.float32]
+
+# That one kind of search finds.
+MAX_CANDIDATES = 1_000
 
 
 class Role(StrEnum):
@@ -122,6 +125,10 @@ class MatchOptions:
         explain: also return the components of every score.
         omit_text: leave the text out of the documents returned.
         omit_attributes: leave the attributes out of the documents returned.
+        exclude_ids: documents that are not returned, at most 1,000.
+        require_complete: raise AnswerIncomplete instead of returning a degraded answer.
+        group_by: the path of an attribute: only the best of the documents with the same value is returned.
+            Documents without a value stand alone. "": no groups.
     """
 
     top_k: int = 10
@@ -134,6 +141,9 @@ class MatchOptions:
     explain: bool = False
     omit_text: bool = False
     omit_attributes: bool = False
+    exclude_ids: tuple[str, ...] = ()
+    require_complete: bool = False
+    group_by: str = ""
 
 
 class MatchKeywords(TypedDict, total=False):
@@ -141,7 +151,8 @@ class MatchKeywords(TypedDict, total=False):
 
     Without `candidate_count`, at least `top_k` documents are recalled. `rerank` may also be None for
     `Rerank.AUTO`, False for `Rerank.NONE` and True for `Rerank.CROSS_ENCODER`. `where` may also be a single
-    condition, or a string in the syntax of `--where`; None means all documents.
+    condition, or a string in the syntax of `--where`; None means all documents. `exclude_ids` may be any
+    iterable, or a single id.
     """
 
     top_k: int
@@ -154,6 +165,9 @@ class MatchKeywords(TypedDict, total=False):
     explain: bool
     omit_text: bool
     omit_attributes: bool
+    exclude_ids: str | Iterable[str]
+    require_complete: bool
+    group_by: str
 
 
 @dataclass(frozen=True)
@@ -191,7 +205,7 @@ class StageTimings:
 class MatchResult:
     """The best matches of one query, highest score first. Iterating gives the matches."""
 
-    query: str
+    query: str  # or the id of the document that was given instead
     matches: tuple[Match, ...] = ()
     degraded: DegradedReason | None = None
     timings: StageTimings = field(default_factory=StageTimings)
@@ -216,6 +230,55 @@ class BatchMatchResult:
     query_index: int
     result: MatchResult | None
     error: TextMatchError | None
+
+
+@dataclass(frozen=True)
+class DuplicateOptions:
+    """Options of a search for duplicates, with their defaults.
+
+    Args:
+        min_score: leaves out pairs with a lower score, above 0 to 1.
+        neighbors: how many nearest others a document is compared with, 1 to 100.
+        where: only pairs of documents that both match; None means all.
+        rerank: whether the cross-encoder scores the pairs.
+        omit_text: leave the texts out.
+        resume_token: of an earlier page, or the id of a document, to go on after it; "": from the first one.
+    """
+
+    min_score: float = 0.5
+    neighbors: int = 10
+    where: Filter | None = None
+    rerank: bool = True
+    omit_text: bool = False
+    resume_token: str = ""
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """Two documents, without attributes, that mean about the same. Scores are 0..1."""
+
+    first: Document
+    second: Document
+    score: float  # the probability that they mean the same
+    recall_score: float  # the same without the cross-encoder
+    rerank_score: float | None  # None if the cross-encoder did not score the pair
+
+
+@dataclass(frozen=True)
+class DuplicatePage:
+    """The pairs that were found for some documents. Iterating gives the pairs."""
+
+    pairs: tuple[DuplicatePair, ...]
+    resume_token: str  # continues after these documents
+    compared_count: int  # how many documents there were
+    scored_count: int  # how many pairs the cross-encoder scored
+    is_last: bool  # all documents were compared
+
+    def __iter__(self) -> Iterator[DuplicatePair]:
+        return iter(self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from services.gateway import collections, dead_letters, documents, embeddings, rerank
+from services.gateway import collections, dead_letters, documents, duplicates, embeddings, rerank
 from services.gateway.boundary import Boundary
 from services.gateway.caller import Gateway
 from services.gateway.collections import BatchMatchLine
 from services.gateway.dead_letters import DeadLetterLine
 from services.gateway.documents import DocumentLine
+from services.gateway.duplicates import DuplicatesLine
 from services.gateway.pages import console_routes, docs_page
 from services.gateway.problems import MEDIA_TYPE, ProblemDetails, exception_handlers
 
@@ -28,7 +29,7 @@ _RETRY_AFTER = {
     "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until a retry may succeed."}
 }
 # Models that no signature of a route has.
-_STREAMED = (ProblemDetails, DocumentLine, DeadLetterLine, BatchMatchLine)
+_STREAMED = (ProblemDetails, DocumentLine, DeadLetterLine, BatchMatchLine, DuplicatesLine)
 
 
 def _problem(description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def create_app(
         telemetry={"metrics": False, "logs": False, "operation_spans": False, "auto_configure": False},
     )
     app.state.gateway = gateway
-    for module in (collections, documents, dead_letters, embeddings, rerank):
+    for module in (collections, documents, duplicates, dead_letters, embeddings, rerank):
         app.include_router(module.router)
     _add_streamed_models(app)
     app.add_route("/docs", docs_page(app.openapi), methods=["GET"])

@@ -35,6 +35,7 @@ from textmatch.client import (
 from textmatch.errors import DeadlinePassed, TextMatchError
 
 MAX_QUERIES = 1_000
+MAX_EXCLUDED_IDS = 1_000
 
 router = APIRouter(tags=["Collections"])
 
@@ -112,6 +113,9 @@ class MatchOptionsBody(StrictBody):
     explain: bool = False
     omit_text: bool = False
     omit_attributes: bool = False
+    exclude_ids: list[str] = Field(default_factory=list, max_length=MAX_EXCLUDED_IDS)
+    require_complete: bool = Field(False, description="503 instead of a degraded answer.")
+    group_by: str = Field("", description="Path of an attribute: only the best match of each value.")
 
     def to_keywords(self) -> MatchKeywords:
         """The options for the client."""
@@ -125,6 +129,9 @@ class MatchOptionsBody(StrictBody):
             explain=self.explain,
             omit_text=self.omit_text,
             omit_attributes=self.omit_attributes,
+            exclude_ids=self.exclude_ids,
+            require_complete=self.require_complete,
+            group_by=self.group_by,
         )
         if self.candidate_count is not None:
             keywords["candidate_count"] = self.candidate_count
@@ -132,9 +139,10 @@ class MatchOptionsBody(StrictBody):
 
 
 class MatchRequestBody(MatchOptionsBody):
-    """A query with its options."""
+    """A query or the id of a stored document, with its options."""
 
-    query: str
+    query: str = ""
+    document_id: str = Field("", description="Instead of `query`: what is similar to this document.")
 
 
 class BatchMatchRequestBody(MatchOptionsBody):
@@ -177,7 +185,7 @@ class ModelsBody(BaseModel):
 class MatchResultBody(BaseModel):
     """The best matches, highest score first."""
 
-    query: str
+    query: str = Field(description="Or the id of the document that was given instead.")
     matches: list[MatchBody]
     degraded: DegradedReason | None = Field(description="Which part is missing that could have changed it.")
     candidate_count: int
@@ -254,7 +262,12 @@ async def status(
 async def match(collection: str, body: MatchRequestBody, caller: FromRequest) -> Response:
     """The stored documents that mean about the same as the query."""
     client = caller.collection(collection)
-    result = await client.match(body.query, timeout_seconds=caller.timeout_seconds, **body.to_keywords())
+    result = await client.match(
+        body.query,
+        document_id=body.document_id,
+        timeout_seconds=caller.timeout_seconds,
+        **body.to_keywords(),
+    )
     return Response(
         _result_body(result).model_dump_json(exclude_defaults=True), media_type="application/json"
     )

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from services.matcher.collection_servicer import CollectionServicer
 from services.matcher.documents import DocumentsHandler
+from services.matcher.duplicates import DuplicateFinder
 from services.matcher.ingest import Admission, IngestDependencies, IngestHandler, QueueLimits
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
@@ -82,6 +83,7 @@ async def _serve(settings: MatcherSettings) -> None:
         Matcher(Retriever(encoder, settings.embedding_cache_bytes), Reranker(encoder), settings.rerank_depth),
         IngestHandler(dependencies),
         DocumentsHandler(dependencies),
+        DuplicateFinder(encoder),
         match_timeout_seconds=settings.match_timeout_seconds,
         batch_match_concurrency=settings.batch_match_concurrency,
         problems=partial(_problems, guards, WorkerProblems(redis, keys)),

@@ -25,11 +25,12 @@ from services.matcher.ranking import (
 from services.matcher.reranker import Reranker, RerankResult
 from services.matcher.retriever import QueryPlan, Retriever, effective_recall
 from textmatch.collection_store import Collection
-from textmatch.errors import ModelMismatch, TextMatchError
-from textmatch.filters import Filter
+from textmatch.errors import DocumentNotFound, ModelMismatch, TextMatchError
+from textmatch.filters import Filter, HasId
 from textmatch.index.bm25 import query_vector
 from textmatch.index.client import CollectionGone
 from textmatch.index.collections import CollectionInfo
+from textmatch.index.schema import StoredDocument
 from textmatch.index.search import Hit
 from textmatch.score_fusion import fusion_of
 from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, StageTimings
@@ -38,6 +39,26 @@ from textmatch.vectors import Embeddings
 # Filters that match nothing, whose warnings are kept, and for how long.
 _KNOWN_WARNINGS = 100
 _WARNINGS_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class _Query:
+    """What is asked: a text, or the id of a stored document."""
+
+    text: str
+    document_id: str
+    options: MatchOptions
+    is_bulk: bool
+
+    def condition(self) -> Filter | None:
+        """Which documents can be returned; None: all."""
+        excluded = self.options.exclude_ids
+        if self.document_id:
+            excluded = (*excluded, self.document_id)
+        if not excluded:
+            return self.options.where
+        must = () if self.options.where is None else (self.options.where,)
+        return Filter(must=must, must_not=(HasId(excluded),))
 
 
 @dataclass
@@ -115,15 +136,19 @@ class Matcher:
         *,
         deadline: float,
         is_bulk: bool = False,
+        document_id: str = "",
     ) -> MatchResult:
         """Find the texts of a collection that mean the same as the query.
 
         Identical concurrent queries run once.
 
         Args:
+            query: "" if there is a `document_id`.
             deadline: when the caller stops waiting, by `time.monotonic()`.
+            document_id: of a stored document that is the query. It is not among the matches.
 
         Raises:
+            DocumentNotFound: that document is not stored.
             DependencyUnavailable: the query cannot be embedded, or Qdrant does not answer.
             ModelMismatch: the encoder does not serve the model of the collection.
             LexicalIndexMissing: hybrid recall was requested, and the collection has no BM25 index.
@@ -132,26 +157,25 @@ class Matcher:
         """
         budget = TimeBudget.until(deadline)
         # These options only change how the answer is shown.
-        options = replace(options, explain=False, omit_text=False, omit_attributes=False)
+        options = replace(
+            options, explain=False, omit_text=False, omit_attributes=False, require_complete=False
+        )
+        asked = _Query(query, document_id, options, is_bulk)
         return await self._running.run(
-            (collection, (query, options, is_bulk)),
-            budget,
-            lambda: self._match(collection, query, options, budget, is_bulk),
+            (collection, asked), budget, lambda: self._match(collection, asked, budget)
         )
 
-    async def _match(
-        self, collection: Collection, query: str, options: MatchOptions, budget: TimeBudget, is_bulk: bool
-    ) -> MatchResult:
-        result = MatchResult(query)
+    async def _match(self, collection: Collection, asked: _Query, budget: TimeBudget) -> MatchResult:
+        result = MatchResult(asked.text or asked.document_id)
         with timed(result.timings, "total"):
             try:
-                await self._answer(result, await self._plan(collection, query, options, budget, is_bulk))
+                await self._answer(result, await self._plan(collection, asked, budget))
             except (CollectionGone, ModelMismatch) as error:
                 # The alias may have been switched since it was read, and the old collection or model removed.
                 roles = await budget.within_deadline(collection.index.collections.refresh_roles())
                 if isinstance(error, ModelMismatch) and error.index_model_id == roles.in_use:
                     raise
-                await self._answer(result, await self._plan(collection, query, options, budget, is_bulk))
+                await self._answer(result, await self._plan(collection, asked, budget))
         if result.degraded:
             reason = result.degraded.removeprefix("RERANK_").lower()
             metrics.DEGRADED_TOTAL.labels(collection.name, reason).inc()
@@ -159,11 +183,13 @@ class Matcher:
             metrics.TOP_SCORE.observe(result.matches[0].score)
         return result
 
-    async def _plan(
-        self, collection: Collection, query: str, options: MatchOptions, budget: TimeBudget, is_bulk: bool
-    ) -> QueryPlan:
-        collections = collection.index.collections
+    async def _plan(self, collection: Collection, asked: _Query, budget: TimeBudget) -> QueryPlan:
+        collections, options = collection.index.collections, asked.options
         model_id = await budget.within_deadline(collections.in_use())
+        query, stored = asked.text, None
+        if asked.document_id:
+            found = await budget.within_deadline(_read_stored(collection, model_id, asked.document_id))
+            query, stored = found.document.text, found.embedding
         info, recall, terms = CollectionInfo(), Recall.DENSE, None
         if model_id:
             info = await budget.within_deadline(collections.info(model_id))
@@ -174,15 +200,17 @@ class Matcher:
             terms = query_vector(query, statistics)
         return QueryPlan(
             query=query,
-            is_bulk=is_bulk,
+            is_bulk=asked.is_bulk,
             budget=budget,
             collection=collection,
             model_id=model_id,
             recall=recall,
             terms=terms,
             candidate_count=options.candidate_count,
-            where=options.where,
+            where=asked.condition(),
+            group_by=options.group_by,
             rerank=options.rerank,
+            stored=stored,
             rule=RerankRule.of(options, self._rerank_depth, fusion_of(info.notes, model_id)),
         )
 
@@ -287,6 +315,20 @@ class Matcher:
             plan.collection.index.documents(points, model_id=plan.model_id)
         )
         return [(one, documents[one.hit.point]) for one in candidates if one.hit.point in documents]
+
+
+async def _read_stored(collection: Collection, model_id: str, document_id: str) -> StoredDocument:
+    """A document with its embedding.
+
+    Raises:
+        DocumentNotFound: it is not stored.
+    """
+    found: dict[str, StoredDocument] = {}
+    if model_id:
+        found = await collection.index.points(model_id).fetch([document_id], with_embeddings=True)
+    if document_id not in found:
+        raise DocumentNotFound(document_id)
+    return found[document_id]
 
 
 def _ranked(result: MatchResult, plan: QueryPlan, hits: Sequence[Hit]) -> list[Candidate]:

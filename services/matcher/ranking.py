@@ -26,13 +26,19 @@ _MIN_AUTO_CHUNK = 8
 class Candidate:
     """A hit with the parts of its score, and its pair classifier score if there was a classifier stage.
 
-    `is_selected` says whether the rule selects it for a pair score.
+    `is_selected` says whether the rule selects it for a pair score. Only the best of the candidates with the
+    same `group` is returned. Without groups, each has its own.
     """
 
     hit: Hit
     parts: ScoreComponents
     pair_classifier_score: float | None = None
     is_selected: bool = False
+
+    @property
+    def group(self) -> str:
+        """The value that it is grouped by as JSON, or the id of its point."""
+        return str(self.hit.point) if self.hit.group is None else self.hit.group
 
 
 # A candidate that is still stored, with its document.
@@ -47,7 +53,7 @@ class RerankRule:
         depth: the first candidates, of which it selects; 0 if no pair is scored.
         is_auto: it selects only candidates that look nearly the same as the query, or that may end on either
             side of `min_score`, and requests scores only while they can change the answer.
-        other_count: how many candidates that are not selected can be returned.
+        other_count: how many candidates that are not selected can be returned, each of another group.
     """
 
     fusion: Fusion
@@ -89,16 +95,22 @@ class RerankRule:
         return probability(self.fusion.logit(parts)) != self.min_score
 
     def shortlisted(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates that can be returned, in the same order: the selected ones, and the best others."""
-        chosen, others = list[Candidate](), self.other_count
+        """The candidates that can be returned, in the same order: the selected ones, and the best others.
+
+        Of the others, only the best of a group can be. If no others are returned, and the first candidates
+        have too few groups, the best of further groups are selected too.
+        """
+        chosen, groups, others = list[Candidate](), set[str](), set[str]()
+        has_only_selected = self.depth > 0 and self.other_count == 0
         for position, candidate in enumerate(candidates):
-            if position < self.depth and self.selects(candidate.parts):
+            is_new = candidate.group not in groups and len(groups) < self.top_k
+            is_first = position < self.depth and self.selects(candidate.parts)
+            if is_first or (has_only_selected and is_new):
                 chosen.append(replace(candidate, is_selected=True))
-            elif others > 0:
+                groups.add(candidate.group)
+            elif candidate.group not in others and len(others) < self.other_count:
                 chosen.append(candidate)
-                others -= 1
-            elif position >= self.depth:
-                break
+                others.add(candidate.group)
         return chosen
 
     def is_enough(self, logit: float) -> bool:
@@ -136,11 +148,14 @@ class Shortlist:
     def undecided(self) -> list[int]:
         """Positions of the candidates whose missing pair scores can change the answer.
 
-        Others cannot: they end below `min_score` or below `top_k` candidates, for any pair scores.
+        Others cannot: they end below `min_score` or below candidates of `top_k` groups, for any pair scores.
         """
+        best: dict[str, float] = {}
+        for (candidate, _), (lowest, _) in zip(self.found, self._bounds, strict=True):
+            best[candidate.group] = max(lowest, best.get(candidate.group, lowest))
         kth_best = float("-inf")
-        if len(self.found) >= self._rule.top_k:
-            kth_best = sorted((lowest for lowest, _ in self._bounds), reverse=True)[self._rule.top_k - 1]
+        if len(best) >= self._rule.top_k:
+            kth_best = sorted(best.values(), reverse=True)[self._rule.top_k - 1]
         return [
             position
             for position in self._unscored()
@@ -183,7 +198,7 @@ def classified(candidates: Sequence[Candidate], scores: Sequence[float]) -> list
 
 
 def combine(query: str, found: Iterable[FoundCandidate], fusion: Fusion) -> list[Match]:
-    """All candidates as matches, best first, each scored by the parts that it has.
+    """The best candidate of each group as a match, best first, scored by the parts that it has.
 
     Ties are broken by the lexical part, then in favour of a text that is identical to the query, then by id.
     """
@@ -192,7 +207,10 @@ def combine(query: str, found: Iterable[FoundCandidate], fusion: Fusion) -> list
         candidate, document = one
         return _sort_key(candidate.parts, fusion, document.id, is_different=document.text != query)
 
-    return [_match(candidate, document, fusion) for candidate, document in sorted(found, key=key)]
+    best: dict[str, FoundCandidate] = {}
+    for one in sorted(found, key=key):
+        best.setdefault(one[0].group, one)
+    return [_match(candidate, document, fusion) for candidate, document in best.values()]
 
 
 def _sort_key(parts: ScoreComponents, fusion: Fusion, one_id: str, *, is_different: bool = True) -> _SortKey:

@@ -19,12 +19,14 @@ from textmatch.index.bm25 import QueryVector
 from textmatch.index.collections import CollectionInfo
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.retry import RETRY_OVERLOADED
-from textmatch.types import Recall, Rerank
+from textmatch.types import MAX_CANDIDATES, Recall, Rerank
 from textmatch.vectors import Embeddings
 
 # The query is not embedded in time, or the encoder refuses it.
 _NOT_EMBEDDED = (DeadlinePassed, DeadlineTooShort, Overloaded)
 _TIMED_COLLECTIONS = 1_000
+# So many times as many, if there are too few groups among the candidates.
+_MORE_CANDIDATES = 4
 
 # What an entry of the cache takes next to its numbers: the key, the array, and three dictionary entries.
 _ENTRY_BYTES = 800
@@ -39,6 +41,7 @@ class QueryPlan:
         model_id: the bi-encoder in use; "" while nothing is stored.
         recall: how the collection is searched.
         terms: what BM25 searches for; None with dense recall, or if the query has no terms.
+        stored: the (dimension,) embedding of the document whose text is the query; None for other queries.
         rule: which candidates are read and which of them get pair scores.
     """
 
@@ -51,8 +54,10 @@ class QueryPlan:
     terms: QueryVector | None
     candidate_count: int
     where: Filter | None
+    group_by: str
     rerank: Rerank
     rule: RerankRule
+    stored: Embeddings | None = None
 
     @property
     def bi_encoder(self) -> str:
@@ -95,6 +100,8 @@ class Retriever:
             ModelMismatch: the encoder does not serve that model.
             DeadlinePassed, DeadlineTooShort, Overloaded: late or refused, and BM25 cannot answer instead.
         """
+        if plan.stored is not None:
+            return EmbeddedQuery(plan.model_id, plan.stored)
         embed_by = plan.budget.deadline
         if plan.supports_lexical_fallback:
             embed_by = plan.budget.fallback_at(self._search_time(plan))
@@ -110,13 +117,23 @@ class Retriever:
         return plan.budget.is_tight(self._search_time(plan))
 
     async def search(self, plan: QueryPlan, embedding: Embeddings) -> list[Hit]:
-        """The `candidate_count` best hits of each kind of search, in no particular order."""
-        return await self._search(plan, plan.candidate_count, embedding, plan.recall)
+        """The `candidate_count` best hits of each kind of search, in no particular order.
+
+        More of them, up to MAX_CANDIDATES, while they have fewer than `top_k` groups.
+        """
+        count = plan.candidate_count
+        while True:
+            hits = await self._search(plan, count, embedding, plan.recall)
+            groups = {hit.point if hit.group is None else hit.group for hit in hits}
+            if len(groups) >= plan.rule.top_k or len(hits) < count or count == MAX_CANDIDATES:
+                return hits
+            count = min(count * _MORE_CANDIDATES, MAX_CANDIDATES)
 
     async def quick_search(self, plan: QueryPlan, embedding: Embeddings | None) -> list[Hit]:
         """The `top_k` nearest embeddings, or without an embedding the best by BM25, with their documents."""
         recall = plan.recall if embedding is None else Recall.DENSE
-        return await self._search(plan, plan.rule.top_k, embedding, recall, with_documents=True)
+        count = plan.candidate_count if plan.group_by else plan.rule.top_k
+        return await self._search(plan, count, embedding, recall, with_documents=True)
 
     async def _search(
         self,
@@ -133,6 +150,7 @@ class Retriever:
             terms=None if recall is Recall.DENSE else plan.terms,
             condition=plan.where,
             with_documents=with_documents,
+            group_by=plan.group_by,
         )
         started = time.monotonic()
         try:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 
 from services.matcher.documents import DeleteScope, DocumentsHandler
+from services.matcher.duplicates import DuplicateFinder
 from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
 from textmatch.collection_store import Collection, CollectionStore
-from textmatch.documents import check_item_count, text_violation
-from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
+from textmatch.documents import MAX_ID_BYTES, check_item_count, id_violation, text_violation
+from textmatch.errors import AnswerIncomplete, InvalidInput, TextMatchError, Violation, raise_violations
 from textmatch.queue.dead_letters import DeadLetters
 from textmatch.runtime import logs
 from textmatch.runtime.auth import charge_count, charge_items, charge_match
@@ -32,6 +33,7 @@ from textmatch.wire.documents import (
     ingest_status_to_proto,
     to_proto,
 )
+from textmatch.wire.duplicates import duplicate_options, page_to_proto
 from textmatch.wire.filters import MAX_FILTER_BYTES, filter_from_proto
 from textmatch.wire.listing import (
     documents_by_id_to_proto,
@@ -40,7 +42,12 @@ from textmatch.wire.listing import (
     letters_page_to_proto,
     page_size,
 )
-from textmatch.wire.matching import batch_result_to_proto, options_from_proto, result_to_proto
+from textmatch.wire.matching import (
+    MAX_EXCLUDED_IDS,
+    batch_result_to_proto,
+    options_from_proto,
+    result_to_proto,
+)
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
@@ -50,8 +57,9 @@ DeadLettersRequest: TypeAlias = (
 )
 
 MAX_QUERIES = 1_000
-# A filter, and all other options.
-_OPTIONS_BYTES = MAX_FILTER_BYTES + 1024
+# A filter, and all other options: a thousand ids of 512 bytes.
+_FILTER_BYTES = MAX_FILTER_BYTES + 1024
+_OPTIONS_BYTES = MAX_FILTER_BYTES + MAX_EXCLUDED_IDS * (MAX_ID_BYTES + 4) + 2048
 
 
 def _of_service(service: str, limits: Mapping[str, RequestLimits]) -> dict[str, RequestLimits]:
@@ -70,22 +78,26 @@ METHOD_LIMITS = {
             "BatchMatch": RequestLimits(
                 5 * 1024**2, part_bytes={pb.BatchMatchRequest.OPTIONS_FIELD_NUMBER: _OPTIONS_BYTES}
             ),
+            "FindDuplicates": RequestLimits(
+                _FILTER_BYTES + 4 * 1024,
+                part_bytes={pb.FindDuplicatesRequest.FILTER_FIELD_NUMBER: _FILTER_BYTES},
+            ),
             "IngestDocuments": RequestLimits(8 * 1024**2, parse=IngestRequest),
             "GetDocument": RequestLimits(16 * 1024),
             "GetDocuments": RequestLimits(1024**2),
             "ListDocuments": RequestLimits(
-                _OPTIONS_BYTES + 4 * 1024,
-                part_bytes={pb.ListDocumentsRequest.FILTER_FIELD_NUMBER: _OPTIONS_BYTES},
+                _FILTER_BYTES + 4 * 1024,
+                part_bytes={pb.ListDocumentsRequest.FILTER_FIELD_NUMBER: _FILTER_BYTES},
             ),
             "CountDocuments": RequestLimits(
-                _OPTIONS_BYTES + 4 * 1024,
-                part_bytes={pb.CountDocumentsRequest.FILTER_FIELD_NUMBER: _OPTIONS_BYTES},
+                _FILTER_BYTES + 4 * 1024,
+                part_bytes={pb.CountDocumentsRequest.FILTER_FIELD_NUMBER: _FILTER_BYTES},
             ),
             "ListDeadLetters": RequestLimits(4 * 1024),
             "ReplayDeadLetters": RequestLimits(1024**2),
             "DropDeadLetters": RequestLimits(1024**2),
             "DeleteDocuments": RequestLimits(
-                1024**2, part_bytes={pb.DeleteDocumentsRequest.FILTER_FIELD_NUMBER: _OPTIONS_BYTES}
+                1024**2, part_bytes={pb.DeleteDocumentsRequest.FILTER_FIELD_NUMBER: _FILTER_BYTES}
             ),
             "GetIngestStatus": RequestLimits(16 * 1024),
         },
@@ -118,6 +130,7 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         matcher: Matcher,
         ingest: IngestHandler,
         documents: DocumentsHandler,
+        duplicates: DuplicateFinder,
         *,
         match_timeout_seconds: float,
         batch_match_concurrency: int,
@@ -127,18 +140,25 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         self._matcher = matcher
         self._ingest = ingest
         self._documents = documents
+        self._duplicates = duplicates
         self._match_timeout_seconds = match_timeout_seconds
         self._batch_match_concurrency = batch_match_concurrency
         self._problems = problems or _no_problems
 
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchResponse:
-        raise_violations([text_violation("query", request.query)])
+        if not request.document_id:
+            raise_violations([text_violation("query", request.query)])
+        elif request.query:
+            raise InvalidInput.of_field("document_id", "give either a query or a document_id")
+        else:
+            raise_violations([id_violation("document_id", request.document_id)])
         options = options_from_proto(request.options)
         deadline = self._match_deadline(context)
         collection = noted(await self._store.get(request.collection))
-        result = await self._matcher.match(collection, request.query, options, deadline=deadline)
-        charge_match(result.candidate_count, result.scored_count)
-        return await result_to_proto(result, options)
+        result = await self._matcher.match(
+            collection, request.query, options, deadline=deadline, document_id=request.document_id
+        )
+        return await result_to_proto(_charged(result, options), options)
 
     async def BatchMatch(
         self, request: pb.BatchMatchRequest, context: Context
@@ -165,6 +185,21 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def FindDuplicates(
+        self, request: pb.FindDuplicatesRequest, context: Context
+    ) -> AsyncIterator[pb.FindDuplicatesResponse]:
+        options = duplicate_options(request)
+        collection = noted(await self._store.get(request.collection))
+        against = None
+        if request.against not in ("", collection.name):
+            against = await self._store.get(request.against)
+        resume_token = options.resume_token
+        async for page in self._duplicates.find(collection, against, options, deadline=_deadline(context)):
+            charge_match(page.compared_count * options.neighbors, page.scored_count)
+            async for response in page_to_proto(page, options, resume_token):
+                yield response
+            resume_token = page.resume_token
 
     # The server parses requests by METHOD_LIMITS.
     async def IngestDocuments(  # type: ignore[override]
@@ -279,14 +314,25 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     ) -> MatchResult | TextMatchError:
         try:
             result = await self._matcher.match(collection, query, options, deadline=deadline, is_bulk=True)
+            return _charged(result, options)
         except TextMatchError as error:
             return error
-        charge_match(result.candidate_count, result.scored_count)
-        return result
 
     def _match_deadline(self, context: Context) -> float:
         deadline = _deadline(context)
         return time.monotonic() + self._match_timeout_seconds if deadline is None else deadline
+
+
+def _charged(result: MatchResult, options: MatchOptions) -> MatchResult:
+    """The result, for which the caller's key pays.
+
+    Raises:
+        AnswerIncomplete: it is degraded, and the options require a complete one.
+    """
+    charge_match(result.candidate_count, result.scored_count)
+    if result.degraded and options.require_complete:
+        raise AnswerIncomplete(result.degraded)
+    return result
 
 
 async def _no_problems() -> tuple[Problem, ...]:

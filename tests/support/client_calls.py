@@ -21,6 +21,7 @@ from textmatch.types import (
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "match": ("the cat",),
     "batch_match": (["the cat"],),
+    "find_duplicates": (),
     "ingest": ([{"id": "a", "text": "the cat"}],),
     "ingest_all": ([{"id": "a", "text": "the cat"}],),
     "wait_until_searchable": (),
@@ -48,6 +49,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
 ANSWERS: dict[str, type] = {
     "match": MatchResult,
     "batch_match": list,
+    "find_duplicates": list,
     "ingest": list,
     "ingest_all": IngestSummary,
     "wait_until_searchable": NoneType,
@@ -73,7 +75,7 @@ ANSWERS: dict[str, type] = {
     "health": tuple,
 }
 # Methods that send nothing until their results are read.
-STREAMS = ("batch_match", "ingest", "list_documents", "list_dead_letters")
+STREAMS = ("batch_match", "find_duplicates", "ingest", "list_documents", "list_dead_letters")
 
 
 def call(client: Any, method: str, **options: Any) -> Any:

@@ -56,6 +56,11 @@ _GOOD: list[Message] = [
     encoder_pb.GetModelsRequest(),
     matcher_pb.MatchRequest(query="the cat", options={"top_k": 3, "filter": _FILTER, "explain": True}),
     matcher_pb.BatchMatchRequest(queries=["the cat", "a dog"], options={"top_k": 3}),
+    matcher_pb.MatchRequest(
+        document_id="id-1", options={"exclude_ids": ["id-2"], "group_by": "colour", "require_complete": True}
+    ),
+    matcher_pb.FindDuplicatesRequest(filter=_FILTER, min_score=0.2, neighbors=3),
+    matcher_pb.FindDuplicatesRequest(against="faq", resume_token="id-1"),  # noqa: S106 -- an id
     matcher_pb.IngestDocumentsRequest(documents=[_DOCUMENT, {"id": "id-2", "text": "a dog runs"}]),
     matcher_pb.GetDocumentRequest(id="id-1"),
     matcher_pb.GetDocumentsRequest(ids=["id-1", "id-9"]),
@@ -117,6 +122,7 @@ def _deep(depth: int) -> list[tuple[Descriptor, bytes]]:
         (matcher_pb.DeleteDocumentsRequest.DESCRIPTOR, length_delimited(2, where) + b"\x28\x01"),
         (matcher_pb.ListDocumentsRequest.DESCRIPTOR, length_delimited(1, where)),
         (matcher_pb.CountDocumentsRequest.DESCRIPTOR, length_delimited(1, where)),
+        (matcher_pb.FindDuplicatesRequest.DESCRIPTOR, length_delimited(3, where)),
         *(
             (
                 matcher_pb.IngestDocumentsRequest.DESCRIPTOR,

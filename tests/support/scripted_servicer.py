@@ -77,6 +77,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         self.unreadable: dict[str, pb.DeadLetter] = {}
         self.replayed: list[str] = []
         self.queued: deque[tuple[int, float]] = deque()
+        self.duplicate_requests: list[pb.FindDuplicatesRequest] = []
 
     async def Match(self, request: pb.MatchRequest, context: Any) -> pb.MatchResponse:
         self._fail_if_told()
@@ -103,6 +104,29 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
                 continue
             response = self._answer(query, request.options)
             yield pb.BatchMatchResponse(query_index=position, response=response)
+
+    async def FindDuplicates(
+        self, request: pb.FindDuplicatesRequest, context: Any
+    ) -> AsyncIterator[pb.FindDuplicatesResponse]:
+        """Pairs of neighbors in the order of their ids: `page_limit` documents a page, two pages a call."""
+        self.duplicate_requests.append(pb.FindDuplicatesRequest.FromString(request.SerializeToString()))
+        token = request.resume_token
+        for _ in range(2):
+            self._fail_if_told()
+            left = sorted(one for one in self.documents if one > token)
+            page, is_last = left[: self.page_limit], len(left) <= self.page_limit
+            pairs = [
+                pb.DuplicatePair(first=self.documents[one], second=self.documents[other], score=0.75)
+                for one, other in zip(page, left[1:], strict=False)
+            ]
+            # In two messages.
+            yield pb.FindDuplicatesResponse(pairs=pairs[:1], resume_token=token)
+            token = page[-1] if page else token
+            yield pb.FindDuplicatesResponse(
+                pairs=pairs[1:], resume_token=token, compared_count=len(page), is_last=is_last
+            )
+            if is_last:
+                return
 
     async def IngestDocuments(
         self, request_iterator: AsyncIterator[pb.IngestDocumentsRequest], context: Any

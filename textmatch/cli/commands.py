@@ -28,6 +28,7 @@ ENTRY_POINT_GROUP = "textmatch.commands"
 _BUILT_IN = {
     "ingest": "textmatch.cli.ingest:ingest",
     "match": "textmatch.cli.match:match",
+    "duplicates": "textmatch.cli.duplicates:duplicates",
     "encode": "textmatch.cli.encode:encode",
     "score": "textmatch.cli.score:score",
     "status": "textmatch.cli.status:status",

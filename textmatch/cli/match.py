@@ -71,6 +71,20 @@ Output = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue FILE of --output after an interruption.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Show the components of each score.")]
+DocumentId = Annotated[
+    str, typer.Option("--id", metavar="ID", help="Instead of a query: what is similar to this document.")
+]
+ExcludeIds = Annotated[
+    list[str] | None,
+    typer.Option("--exclude-id", metavar="ID", help="A document that is not returned; may be repeated."),
+]
+RequireComplete = Annotated[
+    bool, typer.Option("--require-complete", help="Fail instead of giving an incomplete answer.")
+]
+GroupBy = Annotated[
+    str,
+    typer.Option("--group-by", metavar="FIELD", help="Only the best match of each value of an attribute."),
+]
 RerankOption = Annotated[
     Rerank,
     typer.Option("--rerank", help="Which candidates the cross-encoder scores. auto: those where it pays."),
@@ -80,6 +94,7 @@ RerankOption = Annotated[
 def match(
     queries: Queries = None,
     file: File = "",
+    document_id: DocumentId = "",
     output: Output = None,
     resume: Resume = False,
     top_k: TopK = 10,
@@ -88,6 +103,9 @@ def match(
     rerank: RerankOption = Rerank.AUTO,
     recall: RecallOption = None,
     where: options.Where = None,
+    exclude_id: ExcludeIds = None,
+    group_by: GroupBy = "",
+    require_complete: RequireComplete = False,
     explain: Explain = False,
     collection: options.CollectionName = "",
     as_json: options.Json = False,
@@ -98,14 +116,22 @@ def match(
 
     --json prints one line per query, in order: {"query", "matches": [{"id", "score", "recall_score",
     "rerank_score", "text", "attributes"}], "degraded", "timings_ms", "models"}. Missing values are null.
-    Matches have an "explanation" with --explain, and lines a "query_id" if the file has ids. The line of a
-    query that failed is {"query_id", "query", "error"}. An invalid line of the file fails alone.
+    With --id, "query" is the id. Matches have an "explanation" with --explain, and lines a "query_id" if the
+    file has ids. The line of a query that failed is {"query_id", "query", "error"}. An invalid line of the
+    file fails alone.
 
     While the matcher is unavailable, unanswered queries are asked again, for up to two minutes. --output
     writes the JSON lines to a file, which --resume continues after an interruption.
     """
     match_options = MatchKeywords(
-        top_k=top_k, min_score=min_score, rerank=rerank, recall=recall, explain=explain
+        top_k=top_k,
+        min_score=min_score,
+        rerank=rerank,
+        recall=recall,
+        explain=explain,
+        exclude_ids=exclude_id or [],
+        group_by=group_by,
+        require_complete=require_complete,
     )
     if candidate_count is not None:
         match_options["candidate_count"] = candidate_count
@@ -113,7 +139,7 @@ def match(
         match_options["where"] = condition
     if resume and output is None:
         raise typer.BadParameter("--resume needs --output FILE")
-    chosen = _queries(queries or [], file)
+    chosen = _queries(queries or [], file, document_id)
     counts = Counter[str]()
     warned = set[str]()
     addresses = find_addresses(data_dir, matcher=matcher, collection=collection)
@@ -127,7 +153,7 @@ def match(
         if answer_file is not None:
             show = answer_file.add
             stack.enter_context(_hint_to_resume(counts))
-        is_single = len(queries or []) == 1
+        is_single = len(queries or []) == 1 or bool(document_id)
         for query, answer in _answer(client, chosen, match_options, is_single=is_single):
             progress.advance()
             counts["failed" if isinstance(answer, str) else "answered"] += 1
@@ -171,11 +197,15 @@ def _end(counts: Counter[str], *, is_summarized: bool, as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class Query:
-    """A query with its id, which may be empty; or an invalid line, with its problem and without a text."""
+    """A query with its id, which may be empty; or an invalid line, with its problem and without a text.
+
+    `document_id` is that of a stored document which is the query.
+    """
 
     query_id: str = ""
     text: str | None = None
     problem: str = ""
+    document_id: str = ""
 
 
 # Matches, or why there are none.
@@ -276,9 +306,11 @@ def _match_to_json(match: Match) -> dict[str, Any]:
     }
 
 
-def _queries(texts: list[str], file: str) -> Iterator[Query]:
-    if bool(texts) == bool(file):
-        raise typer.BadParameter("give queries or --file")
+def _queries(texts: list[str], file: str, document_id: str) -> Iterator[Query]:
+    if bool(texts) + bool(file) + bool(document_id) != 1:
+        raise typer.BadParameter("give queries, --file or --id")
+    if document_id:
+        return iter((Query(text=document_id, document_id=document_id),))
     return _read_queries(file) if file else (Query(text=text) for text in texts)
 
 
@@ -315,7 +347,8 @@ def _answer(
     """Each query with its answer, in order. A single one goes in the interactive lane."""
     if is_single:
         for query in queries:
-            yield query, client.match(query.text or "", **match_options)
+            text = "" if query.document_id else query.text or ""
+            yield query, client.match(text, document_id=query.document_id, **match_options)
         return
     asked: deque[Query] = deque()
 

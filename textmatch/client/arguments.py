@@ -47,7 +47,7 @@ _OTHER_NAMES = {
     "timeout": "timeout_seconds",
 }
 _WHOLE_NUMBERS = ("top_k", "candidate_count", "rerank_depth")
-_FLAGS = ("explain", "omit_text", "omit_attributes")
+_FLAGS = ("explain", "omit_text", "omit_attributes", "require_complete")
 _RERANK_OF_KEYWORD = {None: Rerank.AUTO, False: Rerank.NONE, True: Rerank.CROSS_ENCODER}
 _CONDITIONS = get_args(Condition)
 _CLAUSES = ("must", "should", "must_not")
@@ -162,6 +162,16 @@ def to_id(name: str, value: Any) -> str:
     return document_id
 
 
+def to_query(query: Any, document_id: Any) -> tuple[str, str]:
+    """A text or the id of a document; the other one is empty."""
+    stored_id = to_name("document_id", document_id)
+    if not stored_id:
+        return to_text("query", query), ""
+    if to_name("query", query):
+        raise InvalidInput.of_field("document_id", "give either a query or a document_id")
+    return "", to_id("document_id", stored_id)
+
+
 def to_ids(name: str, value: Any) -> list[str]:
     """Ids of documents: a list, or a single one."""
     ids = _to_strings(name, value)
@@ -256,10 +266,11 @@ def to_match_options(keywords: MatchKeywords) -> pb.MatchOptions:
     for name in _FLAGS:
         if name in given:
             given[name] = to_flag(name, given[name])
-    if "min_score" in given:
-        given["min_score"] = to_number("min_score", given["min_score"])
+    given["min_score"] = to_number("min_score", given.get("min_score", MatchOptions.min_score))
     if given.get("where") is not None:
         given["where"] = to_condition("where", given["where"])
+    given["exclude_ids"] = tuple(to_ids("exclude_ids", given.get("exclude_ids", ())))
+    given["group_by"] = to_name("group_by", given.get("group_by", ""))
     if given.get("recall") is not None:
         given["recall"] = to_choice("recall", given["recall"], Recall)
     rerank = given.get("rerank")

@@ -33,6 +33,7 @@ from textmatch.client.connection import (
     chunks,
     utf8_bytes,
 )
+from textmatch.client.duplicates import DuplicateStream, to_request
 from textmatch.client.encoder_calls import EncoderCalls
 from textmatch.client.encoder_methods import AsyncEncoderMethods
 from textmatch.client.listing import IDS_PER_CALL, LetterCalls, documents_by_id, listed_documents
@@ -48,6 +49,8 @@ from textmatch.types import (
     BatchMatchResult,
     CollectionSummary,
     DocumentResult,
+    DuplicateOptions,
+    DuplicatePage,
     FoundDocuments,
     HealthState,
     IngestOutcome,
@@ -138,15 +141,23 @@ class AsyncTextMatchClient(AsyncEncoderMethods):
         await self._encoder.connection.close()
 
     async def match(
-        self, query: str, *, timeout_seconds: float | None = None, **options: Unpack[MatchKeywords]
+        self,
+        query: str = "",
+        *,
+        document_id: str = "",
+        timeout_seconds: float | None = None,
+        **options: Unpack[MatchKeywords],
     ) -> MatchResult:
         """As `TextMatchClient.match`."""
-        text = arguments.to_text("query", query)
+        text, stored_id = arguments.to_query(query, document_id)
         request = matcher_pb.MatchRequest(
-            query=text, options=arguments.to_match_options(options), collection=self._collection
+            query=text,
+            document_id=stored_id,
+            options=arguments.to_match_options(options),
+            collection=self._collection,
         )
         response = await self._matcher.call(MATCH, request, self._interactive(timeout_seconds))
-        return result_from_proto(text, response)
+        return result_from_proto(text or stored_id, response)
 
     def batch_match(
         self,
@@ -165,6 +176,35 @@ class AsyncTextMatchClient(AsyncEncoderMethods):
         )
         texts = arguments.to_iterable("queries", queries)
         return AsyncResults(in_order(stream.run(texts)), "batch_match")
+
+    def find_duplicates(
+        self,
+        *,
+        against: str = "",
+        min_score: float = DuplicateOptions.min_score,
+        neighbors: int = DuplicateOptions.neighbors,
+        where: Condition | str | None = None,
+        rerank: bool = True,
+        omit_text: bool = False,
+        resume_token: str = "",
+        timeout_seconds: float | None = None,
+    ) -> AsyncResults[DuplicatePage]:
+        """As `TextMatchClient.find_duplicates`; to be read by `async for`."""
+        given = {
+            "min_score": min_score,
+            "neighbors": neighbors,
+            "where": where,
+            "rerank": rerank,
+            "omit_text": omit_text,
+            "resume_token": resume_token,
+        }
+        stream = DuplicateStream(
+            self._matcher,
+            to_request(given, collection=self._collection, against=against),
+            timeout_seconds=self._bulk(timeout_seconds),
+            stall_timeout_seconds=_STALL_TIMEOUT_SECONDS,
+        )
+        return AsyncResults(stream.run(), "find_duplicates")
 
     def ingest(
         self,

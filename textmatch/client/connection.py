@@ -57,6 +57,9 @@ MATCH: Method[matcher_pb.MatchRequest, matcher_pb.MatchResponse] = Method("Match
 BATCH_MATCH: Method[matcher_pb.BatchMatchRequest, matcher_pb.BatchMatchResponse] = Method(
     "BatchMatch", gives_stream=True
 )
+FIND_DUPLICATES: Method[matcher_pb.FindDuplicatesRequest, matcher_pb.FindDuplicatesResponse] = Method(
+    "FindDuplicates", gives_stream=True
+)
 INGEST_DOCUMENTS: Method[matcher_pb.IngestDocumentsRequest, matcher_pb.IngestDocumentsResponse] = Method(
     "IngestDocuments", takes_stream=True, gives_stream=True
 )

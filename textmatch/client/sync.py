@@ -22,6 +22,8 @@ from textmatch.types import (
     BatchMatchResult,
     CollectionSummary,
     DocumentResult,
+    DuplicateOptions,
+    DuplicatePage,
     FoundDocuments,
     IngestStatus,
     IngestSummary,
@@ -128,16 +130,28 @@ class TextMatchClient(EncoderMethods):
         run(self._methods.close())
 
     def match(
-        self, query: str, *, timeout_seconds: float | None = None, **options: Unpack[MatchKeywords]
+        self,
+        query: str = "",
+        *,
+        document_id: str = "",
+        timeout_seconds: float | None = None,
+        **options: Unpack[MatchKeywords],
     ) -> MatchResult:
         """The stored documents that mean about the same as the query, the best first.
 
         Args:
             query: the text to look for.
+            document_id: instead of a query: what is similar to this stored document, without the document.
             options: `top_k`, `where`, `min_score` and others; see `MatchOptions`. `where` is a `Filter`, a
                 single condition, or a string: 'module = "os" and year > 2020'.
+
+        Raises:
+            DocumentNotFound: there is no such document.
+            AnswerIncomplete: the answer is degraded, and `require_complete` is set.
         """
-        return run(self._methods.match(query, timeout_seconds=timeout_seconds, **options))
+        return run(
+            self._methods.match(query, document_id=document_id, timeout_seconds=timeout_seconds, **options)
+        )
 
     def batch_match(
         self,
@@ -157,6 +171,52 @@ class TextMatchClient(EncoderMethods):
             queries: any iterable; it is read as far as results are.
         """
         return Results(self._methods.batch_match(queries, timeout_seconds=timeout_seconds, **options))
+
+    def find_duplicates(
+        self,
+        *,
+        against: str = "",
+        min_score: float = DuplicateOptions.min_score,
+        neighbors: int = DuplicateOptions.neighbors,
+        where: Condition | str | None = None,
+        rerank: bool = True,
+        omit_text: bool = False,
+        resume_token: str = "",
+        timeout_seconds: float | None = None,
+    ) -> Results[DuplicatePage]:
+        """Pairs of documents that mean the same, a page for each few documents. Each pair comes once.
+
+            for page in client.find_duplicates(min_score=0.8):
+                for pair in page:
+                    print(pair.score, pair.first.id, pair.second.id)
+
+        Nothing is sent until you iterate. Nothing is embedded: the stored embeddings are compared. Calls that
+        are refused for now, or not answered, are repeated, for up to two minutes without progress.
+
+        Args:
+            against: another collection, whose documents those of the client's collection are compared with.
+                "": with each other.
+            min_score: leaves out pairs with a lower score, above 0 to 1.
+            neighbors: how many nearest others a document is compared with, 1 to 100.
+            where: as for `match`; both documents of a pair match.
+            rerank: False: no pair scores of the cross-encoder.
+            omit_text: leave the texts out.
+            resume_token: of a page of an earlier search with the same options, to go on after it.
+
+        Raises:
+            CollectionsDiffer: different bi-encoders built the two collections.
+        """
+        pages = self._methods.find_duplicates(
+            against=against,
+            min_score=min_score,
+            neighbors=neighbors,
+            where=where,
+            rerank=rerank,
+            omit_text=omit_text,
+            resume_token=resume_token,
+            timeout_seconds=timeout_seconds,
+        )
+        return Results(pages)
 
     def ingest(
         self, documents: Iterable[DocumentLike], *, timeout_seconds: float | None = None

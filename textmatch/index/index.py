@@ -21,6 +21,7 @@ from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.collections import AliasSwitcher, Collections, Roles
 from textmatch.index.filter_warnings import SAMPLE_DOCUMENTS, filter_fields, filter_warnings
+from textmatch.index.neighbors import NeighborSearch
 from textmatch.index.schema import (
     ACCEPTED_FIELD,
     DENSE_VECTOR,
@@ -262,6 +263,10 @@ class Index:
     def points(self, model_id: str) -> CollectionPoints:
         """The points of one physical collection, independent of its role."""
         return CollectionPoints(self._client, self._config, model_id)
+
+    def neighbors(self, model_id: str) -> NeighborSearch:
+        """Finds the neighbors of documents of one physical collection."""
+        return NeighborSearch(self._client, self._config.physical(model_id))
 
     async def upsert(self, documents: Sequence[Document], embeddings: Embeddings, *, model_id: str) -> None:
         """Write documents with their (count, dimension) embeddings, unless the stored version is as new.

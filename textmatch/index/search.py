@@ -6,6 +6,7 @@ than the search. Errors of Qdrant are translated by the caller.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from textmatch.index.schema import (
     DOCUMENT_FIELDS,
     LEXICAL_VECTOR,
     MIN_HNSW_EF,
+    payload_selector,
     to_document,
     to_qdrant,
 )
@@ -45,6 +47,7 @@ class SearchQuery:
     Attributes:
         count: hits of each kind of search; hybrid search finds up to twice as many.
         with_documents: return the documents with the hits, which saves a second call.
+        group_by: also return the value of the attribute with this path; "": none.
     """
 
     count: int
@@ -52,6 +55,7 @@ class SearchQuery:
     terms: QueryVector | None = None
     condition: Filter | None = None
     with_documents: bool = False
+    group_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ class Hit:
         cosine: -1..1; None if the query had no embedding.
         lexical: the evidence of shared terms, 0..1; None if the query had no terms.
         document: None if documents were not requested.
+        group: the value of the attribute that was requested, as JSON; None if the document has none.
     """
 
     point: PointId
     cosine: float | None = None
     lexical: float | None = None
     document: Document | None = None
+    group: str | None = None
 
 
 async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery) -> list[Hit]:
@@ -84,7 +90,26 @@ async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery)
         documents = {point.id.uuid: _document(point) async for point in in_slices(answer.result[0].result)}
     elif query.with_documents:
         documents = await read_documents(client, collection, list(found[0]))
-    return [Hit(point, *_scores(query, point, found), documents.get(point)) for point in found[0]]
+    groups: dict[PointId, str | None] = {}
+    if query.group_by and documents:
+        groups = {point: _group(one.attributes, query.group_by) for point, one in documents.items()}
+    elif query.group_by:
+        groups = {
+            point.id.uuid: _group(grpc_to_payload(point.payload).get("attributes"), query.group_by)
+            async for point in in_slices(answer.result[0].result)
+        }
+    return [
+        Hit(point, *_scores(query, point, found), documents.get(point), groups.get(point))
+        for point in found[0]
+    ]
+
+
+def _group(attributes: Any, path: str) -> str | None:
+    """The value at a path as JSON; None if it is missing or null."""
+    value = attributes
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else json.dumps(value, sort_keys=True)
 
 
 def _scores(
@@ -190,10 +215,11 @@ def _requests(collection: str, query: SearchQuery) -> list[grpc.QueryPoints]:
         searches.append(_dense(query.embedding, query, condition))
     if query.terms is not None:
         searches.append(_lexical(query.terms, query, condition))
-    shared: dict[str, Any] = {
-        "collection_name": collection,
-        "with_payload": _DOCUMENT_PAYLOAD if query.with_documents else None,
-    }
+    payload = _DOCUMENT_PAYLOAD if query.with_documents else None
+    if query.group_by and not query.with_documents:
+        fields = [payload_selector(query.group_by)]
+        payload = grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=fields))
+    shared: dict[str, Any] = {"collection_name": collection, "with_payload": payload}
     if len(searches) < 2:
         return [
             grpc.QueryPoints(

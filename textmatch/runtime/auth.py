@@ -88,6 +88,7 @@ SCOPES: Mapping[str, Scope] = {
     "/textmatch.v1.EncoderService/GetModels": Scope.READ,
     "/textmatch.v1.MatcherService/Match": Scope.READ,
     "/textmatch.v1.MatcherService/BatchMatch": Scope.READ,
+    "/textmatch.v1.MatcherService/FindDuplicates": Scope.READ,
     "/textmatch.v1.MatcherService/GetDocument": Scope.READ,
     "/textmatch.v1.MatcherService/GetDocuments": Scope.READ,
     "/textmatch.v1.MatcherService/ListDocuments": Scope.READ,
@@ -361,23 +362,26 @@ def allows_collection(name: str) -> bool:
     return allowed is None or name in allowed
 
 
-def _collection_of(request: Any) -> str | None:
-    """The collection that a request is about; None if it is about none."""
+def _collections_of(request: Any) -> list[str]:
+    """The collections that a request is about."""
     fields = request.DESCRIPTOR.fields_by_name
     if request.DESCRIPTOR.file.name.endswith(_COLLECTION_PROTO):
         named = request.collection if "collection" in fields else request
         name: str | None = getattr(named, "name", None)
     else:
         name = request.collection if "collection" in fields else None
-    return None if name is None else name or DEFAULT_COLLECTION
+    names = [] if name is None else [name or DEFAULT_COLLECTION]
+    if "against" in fields and request.against:
+        names.append(request.against)
+    return names
 
 
 def _require_collection(key: ApiKey, request: Any, method: str) -> None:
-    name = _collection_of(request)
-    if name is None or key.collections is None or name in key.collections:
-        return
-    _log.warning("collection not allowed", extra={"key": key.name, "method": method, "collection": name})
-    raise CollectionDenied(f"the API key {key.name} must not use this collection")
+    for name in _collections_of(request):
+        if key.collections is not None and name not in key.collections:
+            values = {"key": key.name, "method": method, "collection": name}
+            _log.warning("collection not allowed", extra=values)
+            raise CollectionDenied(f"the API key {key.name} must not use this collection")
 
 
 def _require_all_collections(key: ApiKey) -> None:

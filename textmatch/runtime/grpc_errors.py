@@ -35,6 +35,7 @@ _CLASS_OF_REASON = {
         errors.PermissionDenied,
         errors.CollectionExists,
         errors.CollectionNotOwned,
+        errors.CollectionsDiffer,
         errors.CollectionDenied,
         errors.InternalError,
     )
@@ -77,6 +78,8 @@ def from_status(status: status_pb2.Status) -> TextMatchError:
     delay = retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None
     if reason == error_reason_pb2.ERROR_REASON_MODEL_MISMATCH:
         return errors.ModelMismatch(info.metadata["index_model_id"], info.metadata["encoder_model_id"])
+    if reason == error_reason_pb2.ERROR_REASON_ANSWER_INCOMPLETE:
+        return errors.AnswerIncomplete(info.metadata["degraded"])
     if bad_request.field_violations:
         return InvalidInput([_from_proto(violation) for violation in bad_request.field_violations])
     if reason == error_reason_pb2.ERROR_REASON_DOCUMENT_NOT_FOUND:

@@ -67,6 +67,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with google.rpc.RetryInfo: the disk of Qdrant or Redis is full, or a quota is used up."""
     ERROR_REASON_STORE_MISCONFIGURED: _ErrorReason.ValueType  # 34
     """UNAVAILABLE with google.rpc.RetryInfo: a setting of Qdrant or Redis forbids what textmatch needs."""
+    ERROR_REASON_ANSWER_INCOMPLETE: _ErrorReason.ValueType  # 35
+    """UNAVAILABLE: the request has `require_complete`, and the answer would have been degraded. Metadata: `degraded`, the name
+    of the DegradedReason without its prefix.
+    """
     ERROR_REASON_MODEL_MISMATCH: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION: the index was built with a model that the encoder does not serve. Metadata:
     `index_model_id`, `encoder_model_id`.
@@ -81,6 +85,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: a delete covers this version of the document. Send a higher version."""
     ERROR_REASON_VERSIONS_EXHAUSTED: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION: the document has the highest possible version, so nothing can replace it."""
+    ERROR_REASON_COLLECTIONS_DIFFER: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION: two collections cannot be compared, because different bi-encoders built them."""
     ERROR_REASON_API_KEY_MISSING: _ErrorReason.ValueType  # 50
     """UNAUTHENTICATED."""
     ERROR_REASON_API_KEY_INVALID: _ErrorReason.ValueType  # 51
@@ -143,6 +149,10 @@ ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 33
 """UNAVAILABLE with google.rpc.RetryInfo: the disk of Qdrant or Redis is full, or a quota is used up."""
 ERROR_REASON_STORE_MISCONFIGURED: ErrorReason.ValueType  # 34
 """UNAVAILABLE with google.rpc.RetryInfo: a setting of Qdrant or Redis forbids what textmatch needs."""
+ERROR_REASON_ANSWER_INCOMPLETE: ErrorReason.ValueType  # 35
+"""UNAVAILABLE: the request has `require_complete`, and the answer would have been degraded. Metadata: `degraded`, the name
+of the DegradedReason without its prefix.
+"""
 ERROR_REASON_MODEL_MISMATCH: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION: the index was built with a model that the encoder does not serve. Metadata:
 `index_model_id`, `encoder_model_id`.
@@ -157,6 +167,8 @@ ERROR_REASON_DOCUMENT_DELETED: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: a delete covers this version of the document. Send a higher version."""
 ERROR_REASON_VERSIONS_EXHAUSTED: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION: the document has the highest possible version, so nothing can replace it."""
+ERROR_REASON_COLLECTIONS_DIFFER: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION: two collections cannot be compared, because different bi-encoders built them."""
 ERROR_REASON_API_KEY_MISSING: ErrorReason.ValueType  # 50
 """UNAUTHENTICATED."""
 ERROR_REASON_API_KEY_INVALID: ErrorReason.ValueType  # 51

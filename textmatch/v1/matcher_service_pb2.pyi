@@ -516,6 +516,9 @@ class MatchOptions(_message.Message):
     OMIT_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     RERANK_DEPTH_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    EXCLUDE_IDS_FIELD_NUMBER: _builtins.int
+    REQUIRE_COMPLETE_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
     top_k: _builtins.int
     """1 to 1,000; 0 means 10."""
     candidate_count: _builtins.int
@@ -536,8 +539,19 @@ class MatchOptions(_message.Message):
     """
     explain: _builtins.bool
     """Also return the components of each score."""
+    require_complete: _builtins.bool
+    """Instead of a degraded answer, fail with UNAVAILABLE (ANSWER_INCOMPLETE)."""
+    group_by: _builtins.str
+    """A path within `attributes`, as in a Condition. Of the documents with the same value only the best is returned.
+    Documents without a value stand alone. While there are fewer than top_k groups, more documents are recalled, up to
+    1,000.
+    """
     @_builtins.property
     def filter(self) -> Global___Filter: ...
+    @_builtins.property
+    def exclude_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Documents that are not returned, at most 1,000: those that the caller has already, for example."""
+
     def __init__(
         self,
         *,
@@ -551,10 +565,13 @@ class MatchOptions(_message.Message):
         omit_attributes: _builtins.bool = ...,
         rerank_depth: _builtins.int = ...,
         explain: _builtins.bool = ...,
+        exclude_ids: _abc.Iterable[_builtins.str] | None = ...,
+        require_complete: _builtins.bool = ...,
+        group_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_count", b"candidate_count", "explain", b"explain", "filter", b"filter", "min_score", b"min_score", "omit_attributes", b"omit_attributes", "omit_text", b"omit_text", "recall", b"recall", "rerank", b"rerank", "rerank_depth", b"rerank_depth", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_count", b"candidate_count", "exclude_ids", b"exclude_ids", "explain", b"explain", "filter", b"filter", "group_by", b"group_by", "min_score", b"min_score", "omit_attributes", b"omit_attributes", "omit_text", b"omit_text", "recall", b"recall", "require_complete", b"require_complete", "rerank", b"rerank", "rerank_depth", b"rerank_depth", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -567,9 +584,14 @@ class MatchRequest(_message.Message):
     QUERY_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     COLLECTION_FIELD_NUMBER: _builtins.int
+    DOCUMENT_ID_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     collection: _builtins.str
     """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
+    document_id: _builtins.str
+    """Instead of `query`: what is similar to this stored document, which itself is not returned. Its stored embedding is
+    used, and its text for BM25 and pair scores. NOT_FOUND if it is not stored.
+    """
     @_builtins.property
     def options(self) -> Global___MatchOptions: ...
     def __init__(
@@ -578,10 +600,11 @@ class MatchRequest(_message.Message):
         query: _builtins.str = ...,
         options: Global___MatchOptions | None = ...,
         collection: _builtins.str = ...,
+        document_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "options", b"options", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_id", b"document_id", "options", b"options", "query", b"query"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -848,6 +871,140 @@ class BatchMatchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___BatchMatchResponse: _TypeAlias = BatchMatchResponse  # noqa: Y015
+
+@_typing.final
+class FindDuplicatesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    AGAINST_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
+    NEIGHBORS_FIELD_NUMBER: _builtins.int
+    OMIT_RERANK_FIELD_NUMBER: _builtins.int
+    OMIT_TEXT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
+    against: _builtins.str
+    """Compare with the documents of this collection instead. FAILED_PRECONDITION if another bi-encoder built it. Empty: with
+    those of the same collection.
+    """
+    min_score: _builtins.float
+    """Pairs with a lower score are left out. 0..1; 0 means 0.5."""
+    neighbors: _builtins.int
+    """A document is compared with so many nearest others, 1 to 100; 0 means 10."""
+    omit_rerank: _builtins.bool
+    """No pair scores: by the embeddings alone."""
+    omit_text: _builtins.bool
+    """Return documents without text."""
+    resume_token: _builtins.str
+    """`resume_token` of an earlier response, or the id of any document of `collection`, to go on after it. Empty: from the
+    first document on.
+    """
+    @_builtins.property
+    def filter(self) -> Global___Filter:
+        """Only pairs of documents that both match."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        against: _builtins.str = ...,
+        filter: Global___Filter | None = ...,
+        min_score: _builtins.float = ...,
+        neighbors: _builtins.int = ...,
+        omit_rerank: _builtins.bool = ...,
+        omit_text: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["against", b"against", "collection", b"collection", "filter", b"filter", "min_score", b"min_score", "neighbors", b"neighbors", "omit_rerank", b"omit_rerank", "omit_text", b"omit_text", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindDuplicatesRequest: _TypeAlias = FindDuplicatesRequest  # noqa: Y015
+
+@_typing.final
+class DuplicatePair(_message.Message):
+    """Two documents, without attributes. The first one is of `collection`, the second one of `against`. In one collection the
+    first one is the earlier one in the order of ListDocuments.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    RECALL_SCORE_FIELD_NUMBER: _builtins.int
+    RERANK_SCORE_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    """The probability that they mean the same, 0..1: as of a Match without BM25."""
+    recall_score: _builtins.float
+    """The same without the cross-encoder's score."""
+    rerank_score: _builtins.float
+    """Cross-encoder score, 0..1. Absent if the pair was not scored."""
+    @_builtins.property
+    def first(self) -> Global___Document: ...
+    @_builtins.property
+    def second(self) -> Global___Document: ...
+    def __init__(
+        self,
+        *,
+        first: Global___Document | None = ...,
+        second: Global___Document | None = ...,
+        score: _builtins.float = ...,
+        recall_score: _builtins.float = ...,
+        rerank_score: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "first", b"first", "rerank_score", b"rerank_score", "second", b"second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "first", b"first", "recall_score", b"recall_score", "rerank_score", b"rerank_score", "score", b"score", "second", b"second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rerank_score: _TypeAlias = _typing.Literal["rerank_score"]  # noqa: Y015
+    _WhichOneofArgType__rerank_score: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rerank_score) -> _WhichOneofReturnType__rerank_score | None: ...
+
+Global___DuplicatePair: _TypeAlias = DuplicatePair  # noqa: Y015
+
+@_typing.final
+class FindDuplicatesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIRS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    COMPARED_COUNT_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
+    SCORED_COUNT_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """All pairs of the documents up to this one have been sent, with this response. Pairs of later ones may have been sent
+    too, if the token is that of the response before.
+    """
+    compared_count: _builtins.int
+    """Documents that this response completes."""
+    is_last: _builtins.bool
+    """All documents were compared. Otherwise, after the last response, go on with its `resume_token`."""
+    scored_count: _builtins.int
+    """Pairs that the cross-encoder scored for these documents."""
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___DuplicatePair]: ...
+    def __init__(
+        self,
+        *,
+        pairs: _abc.Iterable[Global___DuplicatePair] | None = ...,
+        resume_token: _builtins.str = ...,
+        compared_count: _builtins.int = ...,
+        is_last: _builtins.bool = ...,
+        scored_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_count", b"compared_count", "is_last", b"is_last", "pairs", b"pairs", "resume_token", b"resume_token", "scored_count", b"scored_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindDuplicatesResponse: _TypeAlias = FindDuplicatesResponse  # noqa: Y015
 
 @_typing.final
 class IngestDocumentsRequest(_message.Message):

@@ -46,6 +46,11 @@ class MatcherServiceStub(object):
                 request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.BatchMatchRequest.SerializeToString,
                 response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.BatchMatchResponse.FromString,
                 _registered_method=True)
+        self.FindDuplicates = channel.unary_stream(
+                '/textmatch.v1.MatcherService/FindDuplicates',
+                request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.FindDuplicatesRequest.SerializeToString,
+                response_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.FindDuplicatesResponse.FromString,
+                _registered_method=True)
         self.IngestDocuments = channel.stream_stream(
                 '/textmatch.v1.MatcherService/IngestDocuments',
                 request_serializer=textmatch_dot_v1_dot_matcher__service__pb2.IngestDocumentsRequest.SerializeToString,
@@ -116,6 +121,15 @@ class MatcherServiceServicer(object):
     def BatchMatch(self, request, context):
         """BatchMatch answers many queries. Each result is sent as soon as it is ready, with the index of its query.
         Runs with bulk priority.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindDuplicates(self, request, context):
+        """FindDuplicates returns the pairs of documents that mean the same: of one collection, each pair once, or of two. It
+        follows the order of ListDocuments. A call compares at most 2,000 documents with all others; `resume_token` of the last
+        response continues. Nothing is embedded: neighbors are found by the stored embeddings. Runs with bulk priority.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,6 +226,11 @@ def add_MatcherServiceServicer_to_server(servicer, server):
                     servicer.BatchMatch,
                     request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.BatchMatchRequest.FromString,
                     response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.BatchMatchResponse.SerializeToString,
+            ),
+            'FindDuplicates': grpc.unary_stream_rpc_method_handler(
+                    servicer.FindDuplicates,
+                    request_deserializer=textmatch_dot_v1_dot_matcher__service__pb2.FindDuplicatesRequest.FromString,
+                    response_serializer=textmatch_dot_v1_dot_matcher__service__pb2.FindDuplicatesResponse.SerializeToString,
             ),
             'IngestDocuments': grpc.stream_stream_rpc_method_handler(
                     servicer.IngestDocuments,
@@ -320,6 +339,33 @@ class MatcherService(object):
             '/textmatch.v1.MatcherService/BatchMatch',
             textmatch_dot_v1_dot_matcher__service__pb2.BatchMatchRequest.SerializeToString,
             textmatch_dot_v1_dot_matcher__service__pb2.BatchMatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindDuplicates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/textmatch.v1.MatcherService/FindDuplicates',
+            textmatch_dot_v1_dot_matcher__service__pb2.FindDuplicatesRequest.SerializeToString,
+            textmatch_dot_v1_dot_matcher__service__pb2.FindDuplicatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

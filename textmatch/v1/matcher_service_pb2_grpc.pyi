@@ -45,6 +45,11 @@ class MatcherServiceStub:
     """BatchMatch answers many queries. Each result is sent as soon as it is ready, with the index of its query.
     Runs with bulk priority.
     """
+    FindDuplicates: _grpc.UnaryStreamMultiCallable[_matcher_service_pb2.FindDuplicatesRequest, _matcher_service_pb2.FindDuplicatesResponse]
+    """FindDuplicates returns the pairs of documents that mean the same: of one collection, each pair once, or of two. It
+    follows the order of ListDocuments. A call compares at most 2,000 documents with all others; `resume_token` of the last
+    response continues. Nothing is embedded: neighbors are found by the stored embeddings. Runs with bulk priority.
+    """
     IngestDocuments: _grpc.StreamStreamMultiCallable[_matcher_service_pb2.IngestDocumentsRequest, _matcher_service_pb2.IngestDocumentsResponse]
     """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
     While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
@@ -96,6 +101,11 @@ class MatcherServiceAsyncStub(MatcherServiceStub):
     BatchMatch: _aio.UnaryStreamMultiCallable[_matcher_service_pb2.BatchMatchRequest, _matcher_service_pb2.BatchMatchResponse]  # type: ignore[assignment]
     """BatchMatch answers many queries. Each result is sent as soon as it is ready, with the index of its query.
     Runs with bulk priority.
+    """
+    FindDuplicates: _aio.UnaryStreamMultiCallable[_matcher_service_pb2.FindDuplicatesRequest, _matcher_service_pb2.FindDuplicatesResponse]  # type: ignore[assignment]
+    """FindDuplicates returns the pairs of documents that mean the same: of one collection, each pair once, or of two. It
+    follows the order of ListDocuments. A call compares at most 2,000 documents with all others; `resume_token` of the last
+    response continues. Nothing is embedded: neighbors are found by the stored embeddings. Runs with bulk priority.
     """
     IngestDocuments: _aio.StreamStreamMultiCallable[_matcher_service_pb2.IngestDocumentsRequest, _matcher_service_pb2.IngestDocumentsResponse]  # type: ignore[assignment]
     """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
@@ -157,6 +167,17 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_matcher_service_pb2.BatchMatchResponse], _abc.AsyncIterator[_matcher_service_pb2.BatchMatchResponse]]:
         """BatchMatch answers many queries. Each result is sent as soon as it is ready, with the index of its query.
         Runs with bulk priority.
+        """
+
+    @_abc_1.abstractmethod
+    def FindDuplicates(
+        self,
+        request: _matcher_service_pb2.FindDuplicatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_matcher_service_pb2.FindDuplicatesResponse], _abc.AsyncIterator[_matcher_service_pb2.FindDuplicatesResponse]]:
+        """FindDuplicates returns the pairs of documents that mean the same: of one collection, each pair once, or of two. It
+        follows the order of ListDocuments. A call compares at most 2,000 documents with all others; `resume_token` of the last
+        response continues. Nothing is embedded: neighbors are found by the stored embeddings. Runs with bulk priority.
         """
 
     @_abc_1.abstractmethod

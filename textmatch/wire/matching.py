@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from textmatch.documents import id_violation, text_violation
 from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
+from textmatch.filters import MAX_FIELD_BYTES
 from textmatch.runtime.grpc_errors import from_status, to_status
 from textmatch.score_fusion import ScoreModel
 from textmatch.time_slices import in_slices
 from textmatch.types import (
+    MAX_CANDIDATES,
     BatchMatchResult,
     DegradedReason,
     Match,
@@ -27,7 +30,7 @@ from textmatch.wire import documents
 from textmatch.wire.filters import filter_from_proto, filter_to_proto
 
 MAX_TOP_K = 1_000
-MAX_CANDIDATES = 1_000
+MAX_EXCLUDED_IDS = 1_000
 # By default, gRPC's clients in Go, Java, C# and Node.js accept 4 MiB. The rest is for what is not a match.
 MAX_ANSWER_BYTES = 4_000_000
 
@@ -81,6 +84,9 @@ def options_to_proto(options: MatchOptions) -> pb.MatchOptions:
         explain=options.explain,
         omit_text=options.omit_text,
         omit_attributes=options.omit_attributes,
+        exclude_ids=options.exclude_ids,
+        require_complete=options.require_complete,
+        group_by=options.group_by,
     )
 
 
@@ -108,6 +114,9 @@ def options_from_proto(message: pb.MatchOptions) -> MatchOptions:
         explain=message.explain,
         omit_text=message.omit_text,
         omit_attributes=message.omit_attributes,
+        exclude_ids=tuple(message.exclude_ids),
+        require_complete=message.require_complete,
+        group_by=message.group_by,
     )
     _check_options(options, "options.")
     return options
@@ -144,7 +153,11 @@ async def result_to_proto(result: MatchResult, options: MatchOptions) -> pb.Matc
 
 
 def result_from_proto(query: str, message: pb.MatchResponse) -> MatchResult:
-    """The answer to one query."""
+    """The answer to one query.
+
+    Args:
+        query: or the id of the document that was given instead.
+    """
     timings = message.timings
     return MatchResult(
         query=query,
@@ -187,11 +200,33 @@ def _check_options(options: MatchOptions, prefix: str) -> None:
         ("rerank_depth", options.rerank_depth, 0, options.candidate_count),
         ("min_score", options.min_score, 0, 1),
     ]
-    raise_violations(
+    violations: list[Violation | None] = [
         Violation.of_field(f"{prefix}{name}", f"is {value}; it must be {lowest:,} to {highest:,}")
         for name, value, lowest, highest in limits
         if not lowest <= value <= highest
-    )
+    ]
+    if options.group_by:
+        violations.append(_path_violation(f"{prefix}group_by", options.group_by))
+    if len(options.exclude_ids) > MAX_EXCLUDED_IDS:
+        description = f"has {len(options.exclude_ids):,} ids; the limit is {MAX_EXCLUDED_IDS:,}"
+        violations.append(Violation.of_field(f"{prefix}exclude_ids", description))
+    else:
+        violations += [
+            id_violation(f"{prefix}exclude_ids[{position}]", one)
+            for position, one in enumerate(options.exclude_ids)
+        ]
+    raise_violations(violations)
+
+
+def _path_violation(name: str, path: str) -> Violation | None:
+    """What is wrong with the path of an attribute, without brackets: "author.name"; None if it is valid."""
+    if violation := text_violation(name, path, MAX_FIELD_BYTES):
+        return Violation.of_field(name, violation.description)
+    if any(not part or set(part) & set('"[]') for part in path.split(".")):
+        return Violation.of_field(
+            name, "must be parts joined by dots, none of them empty or with a double quote or a bracket"
+        )
+    return None
 
 
 def _fill_match(message: pb.Match, match: Match, options: MatchOptions) -> None:

@@ -62,7 +62,7 @@ def test_exit_codes_and_streams_of_failures():
     )
     misused = run("match")
     assert (misused.returncode, misused.stdout) == (2, b"")
-    assert misused.stderr == b"textmatch: Invalid value: give queries or --file\n"
+    assert misused.stderr == b"textmatch: Invalid value: give queries, --file or --id\n"
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])

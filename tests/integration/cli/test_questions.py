@@ -228,7 +228,7 @@ def test_a_failed_run_says_how_to_go_on(
 def test_queries_and_a_file_are_not_given_together(capsys: pytest.CaptureFixture[str]):
     for arguments in ([], ["q", "--file", "f"]):
         assert main(["match", *arguments]) == 2
-        assert "give queries or --file" in capsys.readouterr().err
+        assert "give queries, --file or --id" in capsys.readouterr().err
 
 
 def test_an_explanation_shows_every_part(

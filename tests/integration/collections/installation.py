@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from services.matcher.collection_servicer import CollectionServicer
 from services.matcher.documents import DocumentsHandler
+from services.matcher.duplicates import DuplicateFinder
 from services.matcher.ingest import Admission, IngestDependencies, IngestHandler
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
@@ -88,6 +89,7 @@ class Installation:
             Matcher(Retriever(self.encoder, 1_000_000), Reranker(self.encoder), 10),
             IngestHandler(dependencies),
             DocumentsHandler(dependencies),
+            DuplicateFinder(self.encoder),
             match_timeout_seconds=_SECONDS,
             batch_match_concurrency=4,
         )

@@ -42,6 +42,7 @@ class DocumentCalls:
             None,
             ingest,
             documents,
+            None,
             match_timeout_seconds=10,
             batch_match_concurrency=1,
         )

@@ -179,7 +179,7 @@ async def test_a_stream_is_slowed_by_flow_control(
     untouched: Any = None
     store: Any = FixedStore(state.collection)
     servicer = MatcherServicer(
-        store, untouched, handler, untouched, match_timeout_seconds=1.0, batch_match_concurrency=1
+        store, untouched, handler, untouched, untouched, match_timeout_seconds=1.0, batch_match_concurrency=1
     )
     server.add(add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
     address = await server.start()

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 
 from services.matcher.collection_servicer import CollectionServicer
 from services.matcher.documents import DocumentsHandler
+from services.matcher.duplicates import DuplicateFinder
 from services.matcher.ingest import IngestHandler
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
@@ -109,6 +110,7 @@ async def address(
         Matcher(Retriever(client, 1_000_000), Reranker(client), 40),
         IngestHandler(state.shared),
         DocumentsHandler(state.shared),
+        DuplicateFinder(client),
         match_timeout_seconds=60,
         batch_match_concurrency=8,
     )

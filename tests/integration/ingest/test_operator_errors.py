@@ -130,6 +130,7 @@ async def door(proxy: GrpcProxy, redis: Redis) -> AsyncIterator[Door]:
         None,
         IngestHandler(state.shared),
         DocumentsHandler(state.shared),
+        None,
         match_timeout_seconds=10,
         batch_match_concurrency=8,
         problems=problems,

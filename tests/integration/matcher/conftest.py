@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.integration.matcher.parts import EncoderProcess, RunningMatcher, fill, running_matcher
+from tests.integration.matcher.quick_encoder import QuickEncoder, quick
 from tests.support.collections import close_index, make_index
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
 from tests.support.qdrant import QdrantServer
 from textmatch.index.index import Index
+
+__all__ = ["quick"]
 
 
 @pytest.fixture(scope="session")
@@ -54,4 +57,12 @@ async def filled(index: Index, encoder: EncoderProcess) -> Index:
 @pytest.fixture
 async def matcher(encoder: EncoderProcess, filled: Index) -> AsyncIterator[RunningMatcher]:
     async with running_matcher(encoder, filled) as running:
+        yield running
+
+
+@pytest.fixture
+async def served(quick: QuickEncoder, index: Index) -> AsyncIterator[RunningMatcher]:
+    """A matcher with an encoder in this process."""
+    await fill(index, quick)
+    async with running_matcher(quick, index) as running:
         yield running

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
+from services.matcher.duplicates import DuplicateFinder
 from services.matcher.matching import Matcher
 from services.matcher.reranker import Reranker
 from services.matcher.retriever import Retriever
@@ -38,6 +39,12 @@ SLACK_SECONDS = 2.0
 DOCUMENTS = [
     Document(f"d{number}", f"the cat number {number} sits on the mat", version=1) for number in range(50)
 ]
+
+
+class HasTarget(Protocol):
+    """An encoder with an address."""
+
+    target: str
 
 
 class EncoderProcess:
@@ -113,9 +120,12 @@ class RunningMatcher:
         self.stub = stub
 
     async def match(self, query: str, timeout_seconds: float, **options: Any) -> Outcome:
-        """Match, and see that the answer or the error came in time. By default, pairs are always scored."""
+        """Match a text. By default, pairs are always scored."""
         options = {"rerank": pb.RERANK_MODE_CROSS_ENCODER, **options}
-        request = pb.MatchRequest(query=query, options=pb.MatchOptions(**options))
+        return await self.ask(pb.MatchRequest(query=query, options=options), timeout_seconds)
+
+    async def ask(self, request: pb.MatchRequest, timeout_seconds: float = 20.0) -> Outcome:
+        """Match, and see that the answer or the error came in time."""
         started = time.monotonic()
         result: pb.MatchResponse | TextMatchError
         try:
@@ -136,14 +146,20 @@ class RunningMatcher:
 
 
 @asynccontextmanager
-async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterator[RunningMatcher]:
+async def running_matcher(encoder: HasTarget, index: Index) -> AsyncIterator[RunningMatcher]:
     """Serve on a free loopback port."""
     client = EncoderClient(encoder.target, hide_auth_errors=True)
     matcher = Matcher(Retriever(client, 1_000_000), Reranker(client), 40)
     untouched: Any = None
     store: Any = FixedStore(Collection(CONFIG, index, untouched, untouched, untouched, untouched))
     servicer = MatcherServicer(
-        store, matcher, untouched, untouched, match_timeout_seconds=10, batch_match_concurrency=8
+        store,
+        matcher,
+        untouched,
+        untouched,
+        DuplicateFinder(client),
+        match_timeout_seconds=10,
+        batch_match_concurrency=8,
     )
     server = GrpcServer("127.0.0.1", 0, MAX_REQUEST_BYTES, method_limits=METHOD_LIMITS)
     server.add(pb_grpc.add_MatcherServiceServicer_to_server, servicer, "textmatch.v1.MatcherService")
@@ -156,13 +172,13 @@ async def running_matcher(encoder: EncoderProcess, index: Index) -> AsyncIterato
         await client.close()
 
 
-async def fill(index: Index, encoder: EncoderProcess) -> str:
+async def fill(index: Index, encoder: HasTarget, documents: Sequence[Document] = DOCUMENTS) -> str:
     """Store the documents as the encoder embeds them; returns the model's id."""
     client = EncoderClient(encoder.target)
     encoded = await client.encode(
-        [document.text for document in DOCUMENTS], is_query=False, is_bulk=True, timeout_seconds=60
+        [document.text for document in documents], is_query=False, is_bulk=True, timeout_seconds=60
     )
     await client.close()
     await index.collections.prepare(encoded.model_id, encoded.embeddings.shape[1])
-    await index.upsert(DOCUMENTS, encoded.embeddings, model_id=encoded.model_id)
+    await index.upsert(documents, encoded.embeddings, model_id=encoded.model_id)
     return encoded.model_id

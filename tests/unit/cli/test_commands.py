@@ -140,7 +140,7 @@ def test_bugs_keep_their_trace(install: Callable[[str, str], None]):
     ("arguments", "message"),
     [
         (["matsch", "q"], "textmatch: No such command 'matsch'. Did you mean 'match'?\n"),
-        (["match"], "textmatch: Invalid value: give queries or --file\n"),
+        (["match"], "textmatch: Invalid value: give queries, --file or --id\n"),
         (["match", "q", "--top-k", "0"], "textmatch: Invalid value for '--top-k': "),
         (["match", "q", "--topk", "1"], "textmatch: No such option: --topk"),
         (["encode"], "textmatch: Missing argument 'TEXT'.\n"),

@@ -185,3 +185,39 @@ def test_a_deadline_says_who_was_late_and_how_long_we_waited(
         pytest.raises(DeadlinePassed, match=r"the matcher at .* did not answer within 0\.1 seconds"),
     ):
         client.match("q")
+
+
+def test_a_document_is_the_query(client: TextMatchClient, matcher: ScriptedMatcher):
+    result = client.match(document_id="a", exclude_ids=(one for one in "bc"), group_by="author.name")
+    [request] = matcher.match_requests
+    assert (request.query, request.document_id) == ("", "a")
+    assert list(request.options.exclude_ids) == ["b", "c"]
+    assert (request.options.group_by, request.options.require_complete) == ("author.name", False)
+    assert result.query == "a"
+    client.match("q", exclude_ids="b", require_complete=True)
+    assert list(matcher.match_requests[-1].options.exclude_ids) == ["b"]
+    assert matcher.match_requests[-1].options.require_complete
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, "query: is empty"),
+        ({"query": "a", "document_id": "b"}, "document_id: give either a query or a document_id"),
+        ({"document_id": "x" * 513}, "document_id: has 513 bytes"),
+        ({"query": "a", "exclude_ids": ["b"] * 1_001}, "exclude_ids: has 1,001 ids; the limit is 1,000"),
+        ({"query": "a", "exclude_ids": ["b", ""]}, "exclude_ids[1]: is empty"),
+        ({"query": "a", "exclude_ids": [1]}, "exclude_ids[0]: is an int; it must be a string"),
+        ({"query": "a", "exclude_ids": None}, "exclude_ids: is None; it must be a list"),
+        ({"query": "a", "group_by": ["b"]}, "group_by: is a list; it must be a string"),
+        ({"query": "a", "group_by": "tags[]"}, "group_by: must be parts joined by dots"),
+        ({"query": "a", "require_complete": 1}, "require_complete: is an int; it must be True or False"),
+    ],
+)
+def test_a_query_and_its_limits(
+    client: TextMatchClient, matcher: ScriptedMatcher, options: dict[str, Any], problem: str
+):
+    with pytest.raises(InvalidInput) as raised:
+        client.match(**options)
+    assert problem in str(raised.value)
+    assert matcher.match_requests == []

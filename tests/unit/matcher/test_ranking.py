@@ -224,3 +224,68 @@ def test_the_score_of_a_match_as_min_score_keeps_the_match(fusion: Fusion, given
         for match in matches(MatchOptions(rerank=rerank)):
             kept = matches(MatchOptions(rerank=rerank, min_score=match.score))
             assert match.document.id in [one.document.id for one in kept]
+
+
+def grouped(
+    cosines: Sequence[float], groups: Sequence[str | None], fusion: Fusion = WITH_PAIRS
+) -> list[Candidate]:
+    hits = [
+        Hit(f"d{number:02}", cosine, None, group=group)
+        for number, (cosine, group) in enumerate(zip(cosines, groups, strict=True))
+    ]
+    return ranked(hits, fusion)
+
+
+def test_of_the_others_the_best_of_each_group_can_be_returned():
+    found = grouped([0.5, 0.4, 0.3, 0.2, 0.1], ["a", "a", None, None, "b"])
+    chosen = rule(rerank=Rerank.NONE, top_k=4).shortlisted(found)
+    assert [one.hit.point for one in chosen] == ["d00", "d02", "d03", "d04"]
+    assert [one.hit.point for one in rule(rerank=Rerank.NONE, top_k=2).shortlisted(found)] == ["d00", "d02"]
+
+
+def test_beyond_the_depth_the_best_of_further_groups_are_scored_until_there_are_enough():
+    found = grouped([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], ["a", "a", "a", "b", "b", "c"])
+    always = {"rerank": Rerank.CROSS_ENCODER, "rerank_depth": 2}
+    assert selected(rule(top_k=1, **always), found) == ["d00", "d01"]
+    assert selected(rule(top_k=2, **always), found) == ["d00", "d01", "d03"]
+    assert selected(rule(top_k=3, rerank=Rerank.CROSS_ENCODER, rerank_depth=3), found) == [
+        "d00",
+        "d01",
+        "d02",
+        "d03",
+        "d05",
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 1), st.sampled_from(["a", "b", "c", None]), st.floats(0, 1)), max_size=25
+    ),
+    FUSIONS,
+    st.integers(1, 5),
+    st.floats(0, 0.9),
+)
+def test_groups_are_as_if_all_selected_candidates_had_been_scored(
+    given_candidates: list[tuple[float, str | None, float]], fusion: Fusion, top_k: int, min_score: float
+):
+    cosines, groups, scores = zip(*given_candidates, strict=True) if given_candidates else ((), (), ())
+    found = grouped(cosines, groups, fusion)
+    auto = rule(fusion, top_k=top_k, min_score=min_score)
+    by_point = {f"d{number:02}": score for number, score in enumerate(scores)}
+
+    def scored(shortlist: Shortlist, *, is_lazy: bool) -> list[Match]:
+        while positions := shortlist.to_score() if is_lazy else shortlist._unscored():
+            shortlist.record(
+                positions, [by_point[str(shortlist.found[one][0].hit.point)] for one in positions]
+            )
+        return answer(auto, shortlist)
+
+    lazy = scored(listed(auto, found), is_lazy=True)
+    # All that the rule selects, and all others.
+    everything = [
+        replace(one, is_selected=position < auto.depth and auto.selects(one.parts))
+        for position, one in enumerate(found)
+    ]
+    whole = Shortlist(auto, [(one, Document(str(one.hit.point), "text")) for one in everything])
+    assert [one.document.id for one in lazy] == [one.document.id for one in scored(whole, is_lazy=False)]

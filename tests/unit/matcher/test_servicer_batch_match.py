@@ -65,6 +65,7 @@ async def served():
         scripted,
         None,
         None,
+        None,
         match_timeout_seconds=10,
         batch_match_concurrency=CONCURRENCY,
     )

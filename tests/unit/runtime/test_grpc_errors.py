@@ -29,6 +29,8 @@ EXAMPLES: list[tuple[TextMatchError, grpc.StatusCode, str]] = [
     (errors.StoreAccessDenied("x"), grpc.StatusCode.UNAVAILABLE, "STORE_ACCESS_DENIED"),
     (errors.StoreFull("x", retry_delay_seconds=5.0), grpc.StatusCode.UNAVAILABLE, "STORE_FULL"),
     (errors.StoreMisconfigured("x"), grpc.StatusCode.UNAVAILABLE, "STORE_MISCONFIGURED"),
+    (errors.AnswerIncomplete("RERANK_LATE"), grpc.StatusCode.UNAVAILABLE, "ANSWER_INCOMPLETE"),
+    (errors.CollectionsDiffer("x"), grpc.StatusCode.FAILED_PRECONDITION, "COLLECTIONS_DIFFER"),
     (errors.ModelMismatch("old", "new"), grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH"),
     (errors.LexicalIndexMissing("x"), grpc.StatusCode.FAILED_PRECONDITION, "LEXICAL_INDEX_MISSING"),
     (errors.ApiKeyMissing("x"), grpc.StatusCode.UNAUTHENTICATED, "API_KEY_MISSING"),
