@@ -60,13 +60,22 @@ def precision_and_recall(
 ) -> tuple[float, float]:
     """Of the found pairs of planted documents with at least this score.
 
-    Pairs with another document have no judgement and do not count.
+    Pairs with another document, and of two languages, have no judgement and do not count: many sentences are
+    translations of each other.
     """
     wanted = {frozenset((one.id, other.id)) for one, other in planted}
     known = {document.id for pair in planted for document in pair}
-    judged = {one.ids for one in found if one.score >= min_score and one.ids <= known}
+    judged = {
+        one.ids
+        for one in found
+        if one.score >= min_score and one.ids <= known and _are_of_one_language(one.ids)
+    }
     right = len(judged & wanted)
     return right / max(1, len(judged)), right / max(1, len(wanted))
+
+
+def _are_of_one_language(ids: frozenset[str]) -> bool:
+    return len({one.partition("-")[0] for one in ids}) == 1
 
 
 def main(
@@ -141,7 +150,8 @@ def _show(found: Sequence[FoundPair], planted: Sequence[tuple[Document, Document
     wanted = {frozenset((one.id, other.id)): (one.text, other.text) for one, other in planted}
     texts = {one.id: one.text for pair in planted for one in pair}
     enough = [one for one in found if one.score >= DuplicateOptions.min_score]
-    wrong = [one for one in enough if one.ids not in wanted and one.ids <= texts.keys()]
+    judged = [one for one in enough if one.ids <= texts.keys() and _are_of_one_language(one.ids)]
+    wrong = [one for one in judged if one.ids not in wanted]
     for one in sorted(wrong, key=lambda pair: -pair.score)[:_SHOWN]:
         typer.echo(f"wrong {one.score:.3f} {' | '.join(texts[document] for document in sorted(one.ids))}")
     missed = wanted.keys() - {one.ids for one in enough}
