@@ -56,7 +56,7 @@ Neighbors = Annotated[
 NoRerank = Annotated[
     bool, typer.Option("--no-rerank", help="Score by the embeddings alone, without the cross-encoder.")
 ]
-OutputFormat = Annotated[PairsFormat, typer.Option("--format", help="PairsFormat of the output.")]
+OutputFormat = Annotated[PairsFormat, typer.Option("--format", help="Format of the output.")]
 Clusters = Annotated[
     bool, typer.Option("--clusters", help="Print clusters of connected documents instead of pairs.")
 ]
