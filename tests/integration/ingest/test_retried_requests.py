@@ -221,6 +221,7 @@ class ForgetfulServicer(MatcherServicer):
             untouched,
             IngestHandler(state.shared),
             DocumentsHandler(state.shared),
+            untouched,
             match_timeout_seconds=10,
             batch_match_concurrency=1,
         )
