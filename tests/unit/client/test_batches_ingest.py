@@ -220,8 +220,9 @@ def test_waiting_does_not_last_for_ever(
 
 
 def test_waiting_goes_on_while_the_queue_cannot_be_read_and_says_why(
-    client: TextMatchClient, matcher: ScriptedMatcher
+    client: TextMatchClient, matcher: ScriptedMatcher, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(client_module, "_LAST_POLL_SECONDS", 0.05)
     gone = DependencyUnavailable("Qdrant does not answer", retry_delay_seconds=0.0)
     matcher.call_errors.extend([gone] * 40)
     matcher.queued.extend([(3, 9.0), (0, 0.0)])
