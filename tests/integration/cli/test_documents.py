@@ -31,7 +31,7 @@ def test_list(at: list[str], matcher: ScriptedMatcher, capsys: pytest.CaptureFix
     assert main(["list", *at]) == 0
     shown = capsys.readouterr()
     assert "the cat sits" in shown.out
-    assert '{"year": 2024, "tags": ["a"]}' in shown.out
+    assert '{"tags": ["a"], "year": 2024}' in shown.out
     assert shown.err == ""
     assert main(["list", "--limit", "1", *at]) == 0
     assert capsys.readouterr().err == "there may be more; --after 'cat' continues\n"
