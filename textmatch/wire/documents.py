@@ -278,7 +278,7 @@ def fill_struct(struct: struct_pb2.Struct, attributes: Mapping[str, Any], path: 
 def from_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
     """Struct -> JSON-like values; whole numbers come back as int.
 
-    The keys are sorted: a Struct has them in an order of its own in each process, and exports are to be equal.
+    The keys are sorted: a Struct has them in another order in each process, and exports are to be equal.
     """
     fields = struct.fields
     return {key: _from_value(fields[key]) for key in sorted(fields)}
