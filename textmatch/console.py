@@ -21,9 +21,14 @@ _MAX_CELL_CHARACTERS = 400
 _SECONDS_PER_FRAME = 0.1
 
 
+def json_line(value: Any) -> str:
+    """A JSON document on one line, with the end of the line."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def print_json(value: Any) -> None:
     """One JSON document on one line of stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json_line(value))
 
 
 def print_line(line: str) -> None:

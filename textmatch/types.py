@@ -24,6 +24,10 @@ Scores = NDArray[np.float32]
 
 # That one kind of search finds.
 MAX_CANDIDATES = 1_000
+# Of a match.
+MAX_EXCLUDED_IDS = 1_000
+# With which one document is compared in a search for duplicates.
+MAX_NEIGHBORS = 100
 
 
 class Role(StrEnum):

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from services.gateway.caller import FromRequest, StrictBody
 from services.gateway.filters import FilterBody, to_where
-from services.gateway.ndjson import NdjsonResponse, ndjson_content
+from services.gateway.ndjson import NdjsonResponse, in_time, ndjson_content
 from services.gateway.problems import ItemError, item_error
 from textmatch.client import (
     BatchMatchResult,
@@ -32,10 +31,10 @@ from textmatch.client import (
     Recall,
     Rerank,
 )
-from textmatch.errors import DeadlinePassed, TextMatchError
+from textmatch.errors import TextMatchError
+from textmatch.types import MAX_EXCLUDED_IDS
 
 MAX_QUERIES = 1_000
-MAX_EXCLUDED_IDS = 1_000
 
 router = APIRouter(tags=["Collections"])
 
@@ -296,19 +295,13 @@ async def _lines(
     Raises:
         TextMatchError: no query was answered.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_seconds if timeout_seconds is not None else None
-    for index in range(count):
-        try:
-            async with asyncio.timeout_at(deadline):
-                one = await anext(results)
-        except (TextMatchError, TimeoutError) as error:
-            failure = DeadlinePassed("the time limit passed") if isinstance(error, TimeoutError) else error
-            if index == 0:
-                raise failure from None
-            for left in range(index, count):
-                yield BatchMatchLine(query_index=left, error=item_error(failure))
+    answered_count = 0
+    async for one in in_time(results, timeout_seconds):
+        if isinstance(one, TextMatchError):
+            for left in range(answered_count, count):
+                yield BatchMatchLine(query_index=left, error=item_error(one))
             return
+        answered_count += 1
         yield BatchMatchLine(
             query_index=one.query_index,
             result=_result_body(one.result) if one.result is not None else None,

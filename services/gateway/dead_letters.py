@@ -38,7 +38,7 @@ class DeadLetterLine(BaseModel):
     failed_at: datetime
     text: str | None = Field(None, description="Of a document.")
     version: int | None = Field(None, description="Of a document.")
-    raw: str | None = Field(None, description="What is no document.")
+    raw: str | None = Field(None, description="The message that could not be read.")
 
 
 class LettersBody(StrictBody):

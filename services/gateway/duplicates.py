@@ -8,7 +8,6 @@ A line has the pairs of some documents, and the token that a later request goes 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Response
@@ -16,10 +15,11 @@ from pydantic import BaseModel, Field
 
 from services.gateway.caller import FromRequest, StrictBody
 from services.gateway.filters import FilterBody, to_where
-from services.gateway.ndjson import NdjsonResponse, ndjson_content
+from services.gateway.ndjson import NdjsonResponse, in_time, ndjson_content
 from services.gateway.problems import ItemError, item_error
 from textmatch.client import DuplicatePage, DuplicatePair
-from textmatch.errors import DeadlinePassed, TextMatchError
+from textmatch.errors import TextMatchError
+from textmatch.types import MAX_NEIGHBORS, DuplicateOptions
 
 router = APIRouter(tags=["Collections"])
 
@@ -28,8 +28,13 @@ class FindDuplicatesBody(StrictBody):
     """Options of the search. `where` and `filter` are two forms of the same."""
 
     against: str = Field("", description="Compare with the documents of this collection instead.")
-    min_score: float = Field(0.5, gt=0, le=1)
-    neighbors: int = Field(10, ge=1, le=100, description="Nearest others that a document is compared with.")
+    min_score: float = Field(DuplicateOptions.min_score, gt=0, le=1)
+    neighbors: int = Field(
+        DuplicateOptions.neighbors,
+        ge=1,
+        le=MAX_NEIGHBORS,
+        description="Nearest others that a document is compared with.",
+    )
     where: str | None = None
     filter: FilterBody | None = None
     rerank: bool = Field(True, description="Whether the cross-encoder scores the pairs.")
@@ -93,33 +98,17 @@ async def find_duplicates(collection: str, body: FindDuplicatesBody, caller: Fro
 async def _lines(
     pages: AsyncIterator[DuplicatePage], resume_token: str, timeout_seconds: float | None
 ) -> AsyncIterator[DuplicatesLine]:
-    """The pages. The time limit is that of the whole search.
-
-    Raises:
-        TextMatchError: there is no page.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_seconds if timeout_seconds is not None else None
-    is_first = True
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline):
-                page = await anext(pages, None)
-        except (TextMatchError, TimeoutError) as error:
-            failure = DeadlinePassed("the time limit passed") if isinstance(error, TimeoutError) else error
-            if is_first:
-                raise failure from None
+    async for page in in_time(pages, timeout_seconds):
+        if isinstance(page, TextMatchError):
             yield DuplicatesLine(
                 pairs=[],
                 resume_token=resume_token,
                 compared_count=0,
                 is_last=False,
-                error=item_error(failure),
+                error=item_error(page),
             )
             return
-        if page is None:
-            return
-        is_first, resume_token = False, page.resume_token
+        resume_token = page.resume_token
         yield DuplicatesLine(
             pairs=[_pair_body(one) for one in page],
             resume_token=page.resume_token,

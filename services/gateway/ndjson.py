@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -18,7 +18,10 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from textmatch.errors import DeadlinePassed, TextMatchError
 from textmatch.io.line_reader import START, Line, UnreadableLine
+
+Result = TypeVar("Result")
 
 NDJSON = "application/x-ndjson"
 MAX_LINE_BYTES = 1024 * 1024
@@ -83,6 +86,35 @@ class LineStream(AsyncIterator[InputLine]):
             await asyncio.sleep(0)
         if (line := _input_line(number + 1, rest, is_too_long)) is not None:
             yield line
+
+
+async def in_time(
+    results: AsyncIterator[Result], timeout_seconds: float | None
+) -> AsyncIterator[Result | TextMatchError]:
+    """The results of a call, within the time limit of the whole answer.
+
+    An error after the first result comes as the last item, because the answer has begun.
+
+    Raises:
+        TextMatchError: before the first result.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_seconds if timeout_seconds is not None else None
+    has_begun = False
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                result = await anext(results, None)
+        except (TextMatchError, TimeoutError) as error:
+            failure = DeadlinePassed("the time limit passed") if isinstance(error, TimeoutError) else error
+            if not has_begun:
+                raise failure from None
+            yield failure
+            return
+        if result is None:
+            return
+        has_begun = True
+        yield result
 
 
 class NdjsonResponse(StreamingResponse):

@@ -88,8 +88,7 @@ class DocumentsHandler:
         self, collection: Collection, ids: Sequence[str]
     ) -> AsyncIterator[tuple[str, Document | None]]:
         """Each id, in order, with its document if that is stored. They are read as far as the caller goes."""
-        check_item_count("ids", len(ids), MAX_IDS)
-        raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
+        _check_ids(ids)
         model_id = await collection.index.model_in_use()
         for start in range(0, len(ids), _READ_AT_ONCE):
             points = {one: point_id(one) for one in ids[start : start + _READ_AT_ONCE]}
@@ -159,8 +158,7 @@ class DocumentsHandler:
         Args:
             is_dry_run: delete nothing, only count.
         """
-        check_item_count("ids", len(ids), MAX_IDS)
-        raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
+        _check_ids(ids)
         request, where = scope.request(), Filter(must=(HasId(tuple(ids)),))
         if is_dry_run:
             return await _count(collection, where, scope)
@@ -252,6 +250,11 @@ class DocumentsHandler:
         if await collection.tombstones.get([document_id]):
             return DocumentState.DELETED
         return DocumentState.UNKNOWN
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    check_item_count("ids", len(ids), MAX_IDS)
+    raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
 
 
 def _letter_info(letter: DeadLetter) -> LetterInfo:

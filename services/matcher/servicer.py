@@ -23,7 +23,7 @@ from textmatch.runtime.auth import charge_count, charge_items, charge_match
 from textmatch.runtime.request_limits import RequestLimits
 from textmatch.runtime.tracing import note_collection
 from textmatch.time_slices import in_slices
-from textmatch.types import MatchOptions, MatchResult, Problem
+from textmatch.types import MAX_EXCLUDED_IDS, MatchOptions, MatchResult, Problem
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
 from textmatch.wire.documents import (
@@ -42,12 +42,7 @@ from textmatch.wire.listing import (
     letters_page_to_proto,
     page_size,
 )
-from textmatch.wire.matching import (
-    MAX_EXCLUDED_IDS,
-    batch_result_to_proto,
-    options_from_proto,
-    result_to_proto,
-)
+from textmatch.wire.matching import batch_result_to_proto, options_from_proto, result_to_proto
 
 if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # generic in the stubs only
@@ -60,6 +55,11 @@ MAX_QUERIES = 1_000
 # A filter, and all other options: a thousand ids of 512 bytes.
 _FILTER_BYTES = MAX_FILTER_BYTES + 1024
 _OPTIONS_BYTES = MAX_FILTER_BYTES + MAX_EXCLUDED_IDS * (MAX_ID_BYTES + 4) + 2048
+
+
+def _with_filter(field_number: int, max_bytes: int = _FILTER_BYTES + 4 * 1024) -> RequestLimits:
+    """The limits of a request that has a filter in a field."""
+    return RequestLimits(max_bytes, part_bytes={field_number: _FILTER_BYTES})
 
 
 def _of_service(service: str, limits: Mapping[str, RequestLimits]) -> dict[str, RequestLimits]:
@@ -78,27 +78,16 @@ METHOD_LIMITS = {
             "BatchMatch": RequestLimits(
                 5 * 1024**2, part_bytes={pb.BatchMatchRequest.OPTIONS_FIELD_NUMBER: _OPTIONS_BYTES}
             ),
-            "FindDuplicates": RequestLimits(
-                _FILTER_BYTES + 4 * 1024,
-                part_bytes={pb.FindDuplicatesRequest.FILTER_FIELD_NUMBER: _FILTER_BYTES},
-            ),
+            "FindDuplicates": _with_filter(pb.FindDuplicatesRequest.FILTER_FIELD_NUMBER),
             "IngestDocuments": RequestLimits(8 * 1024**2, parse=IngestRequest),
             "GetDocument": RequestLimits(16 * 1024),
             "GetDocuments": RequestLimits(1024**2),
-            "ListDocuments": RequestLimits(
-                _FILTER_BYTES + 4 * 1024,
-                part_bytes={pb.ListDocumentsRequest.FILTER_FIELD_NUMBER: _FILTER_BYTES},
-            ),
-            "CountDocuments": RequestLimits(
-                _FILTER_BYTES + 4 * 1024,
-                part_bytes={pb.CountDocumentsRequest.FILTER_FIELD_NUMBER: _FILTER_BYTES},
-            ),
+            "ListDocuments": _with_filter(pb.ListDocumentsRequest.FILTER_FIELD_NUMBER),
+            "CountDocuments": _with_filter(pb.CountDocumentsRequest.FILTER_FIELD_NUMBER),
             "ListDeadLetters": RequestLimits(4 * 1024),
             "ReplayDeadLetters": RequestLimits(1024**2),
             "DropDeadLetters": RequestLimits(1024**2),
-            "DeleteDocuments": RequestLimits(
-                1024**2, part_bytes={pb.DeleteDocumentsRequest.FILTER_FIELD_NUMBER: _FILTER_BYTES}
-            ),
+            "DeleteDocuments": _with_filter(pb.DeleteDocumentsRequest.FILTER_FIELD_NUMBER, 1024**2),
             "GetIngestStatus": RequestLimits(16 * 1024),
         },
     ),

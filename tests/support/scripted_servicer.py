@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Self
 
-import numpy as np
 import pytest
 
-from textmatch import vectors
+from tests.support.scripted_encoder_servicer import ScriptedEncoder
 from textmatch.client import TextMatchClient
 from textmatch.errors import (
     CollectionNotFound,
@@ -19,22 +18,15 @@ from textmatch.errors import (
     InvalidInput,
     TextMatchError,
     Unauthenticated,
-    Violation,
-    raise_violations,
 )
 from textmatch.runtime.channel import MAX_MESSAGE_BYTES
 from textmatch.runtime.grpc_errors import to_status
 from textmatch.runtime.server import GrpcServer
 from textmatch.v1 import collection_service_pb2 as collection_pb
 from textmatch.v1 import collection_service_pb2_grpc as collection_grpc
-from textmatch.v1 import encoder_service_pb2 as encoder_pb
 from textmatch.v1 import encoder_service_pb2_grpc as encoder_grpc
-from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.v1 import matcher_service_pb2_grpc as pb_grpc
-
-DIMENSION = 4
-
 
 _EXPLANATION = pb.ScoreExplanation(
     cosine=0.75,
@@ -331,91 +323,6 @@ class ScriptedCollections(collection_grpc.CollectionServiceServicer):
         if name not in self.collections:
             raise CollectionNotFound(name)
         return self.collections[name]
-
-
-class ScriptedEncoder(encoder_grpc.EncoderServiceServicer):
-    """Embeds a text by its length; scores a pair by its lengths."""
-
-    def __init__(self, max_texts: int = 8) -> None:
-        self.max_texts = max_texts
-        self.scale = 1.0
-        self.batch_sizes: list[int] = []
-        self.priorities: set[int] = set()
-        self.model_ids: deque[str] = deque()
-        # Classes of pairs: the first has the score as its probability, the others share the rest.
-        self.labels: tuple[str, ...] = ()
-        self.truncations: list[int] = []
-
-    async def Encode(self, request: encoder_pb.EncodeRequest, context: Any) -> encoder_pb.EncodeResponse:
-        self._take(len(request.texts), request.priority)
-        if "poison" in request.texts:
-            field = f"texts[{list(request.texts).index('poison')}]"
-            failed = error_reason_pb2.ERROR_REASON_TEXT_FAILED
-            raise InvalidInput([Violation(field, failed, "the model failed on it")])
-        self._refuse_long(request.truncate, request.texts)
-        lengths = np.array([[len(text) * self.scale] * DIMENSION for text in request.texts], np.float32)
-        if request.HasField("normalize") and not request.normalize:
-            lengths *= -1
-        return encoder_pb.EncodeResponse(
-            embeddings=vectors.pack(lengths),
-            dimension=DIMENSION,
-            token_counts=[len(text.split()) for text in request.texts],
-            truncated=[len(text) > 100 for text in request.texts],
-            model_id=self.model_ids.popleft() if self.model_ids else "tiny-0123456789ab",
-        )
-
-    async def Score(self, request: encoder_pb.ScoreRequest, context: Any) -> encoder_pb.ScoreResponse:
-        pairs = [(pair.first, pair.second) for pair in request.pairs]
-        pairs = pairs or [(request.query, text) for text in request.texts]
-        self._take(len(pairs), request.priority)
-        self._refuse_long(request.truncate, request.texts)
-        scores = [min(len(a), len(b)) / max(len(a), len(b)) for a, b in pairs]
-        others = len(self.labels) - 1
-        return encoder_pb.ScoreResponse(
-            scores=scores,
-            raw_scores=[2 * score for score in scores],
-            truncated=[False] * len(scores),
-            model_id="pair-0123456789ab",
-            labels=self.labels,
-            class_scores=[
-                score if position == 0 else (1 - score) / others
-                for score in scores
-                for position in range(len(self.labels))
-            ],
-        )
-
-    async def GetModels(
-        self, request: encoder_pb.GetModelsRequest, context: Any
-    ) -> encoder_pb.GetModelsResponse:
-        model = encoder_pb.Model(
-            model_id="tiny-0123456789ab",
-            name="tiny",
-            kind=encoder_pb.MODEL_KIND_BI_ENCODER,
-            dimension=DIMENSION,
-            max_tokens=256,
-            dtype="float32",
-            device="cpu",
-            is_default=True,
-        )
-        limits = encoder_pb.Limits(max_texts=self.max_texts, max_text_bytes=1_000)
-        return encoder_pb.GetModelsResponse(models=[model], limits=limits)
-
-    def _refuse_long(self, truncation: int, texts: Iterable[str]) -> None:
-        self.truncations.append(truncation)
-        if truncation == encoder_pb.TRUNCATION_ERROR:
-            too_large = error_reason_pb2.ERROR_REASON_TEXT_TOO_LARGE
-            raise_violations(
-                Violation(f"texts[{at}]", too_large, f"has {len(text)} tokens; the model reads 100")
-                if len(text) > 100
-                else None
-                for at, text in enumerate(texts)
-            )
-
-    def _take(self, count: int, priority: int) -> None:
-        self.batch_sizes.append(count)
-        self.priorities.add(priority)
-        if count > self.max_texts:
-            raise InvalidInput.of_field("texts", f"has {count} items; the limit is {self.max_texts}")
 
 
 class RunningServer:

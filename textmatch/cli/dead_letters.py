@@ -98,7 +98,7 @@ def drop(
 def _chosen(client: TextMatchClient, ids: list[str] | None, *, every: bool, unreadable: bool) -> list[str]:
     if bool(ids) == every:
         raise typer.BadParameter("give ids or --all")
-    # All of them are read first: what fails again meanwhile would be listed again.
+    # All ids are read first: a letter that fails again during the replay would be listed again.
     return ids or [letter.id for letter in client.list_dead_letters(unreadable=unreadable)]
 
 

@@ -17,7 +17,16 @@ from textmatch.cli import options
 from textmatch.cli.errors import CommandFailed
 from textmatch.cli.options import find_addresses
 from textmatch.client import Document
-from textmatch.console import ProgressBars, cell, print_json, print_line, print_result, print_table, warn
+from textmatch.console import (
+    ProgressBars,
+    cell,
+    json_line,
+    print_json,
+    print_line,
+    print_result,
+    print_table,
+    warn,
+)
 from textmatch.io.line_reader import STDIN
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help="Ids of documents.")]
@@ -145,7 +154,7 @@ def _replace(file: Path, documents: Iterable[Document], bars: ProgressBars) -> i
 def _write(documents: Iterable[Document], stream: Any, bars: ProgressBars) -> int:
     exported = 0
     for document in documents:
-        stream.write(json.dumps(_to_json(document), ensure_ascii=False, allow_nan=False) + "\n")
+        stream.write(json_line(_to_json(document)))
         exported += 1
         bars.advance()
     return exported

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -15,9 +14,9 @@ from textmatch.cli import options
 from textmatch.cli.errors import CommandFailed, message_of
 from textmatch.cli.options import find_addresses
 from textmatch.client import DuplicatePage, DuplicatePair
-from textmatch.console import ProgressBars
+from textmatch.console import ProgressBars, json_line
 from textmatch.errors import TextMatchError
-from textmatch.types import DuplicateOptions
+from textmatch.types import MAX_NEIGHBORS, DuplicateOptions
 from textmatch.union_find import UnionFind
 
 _PAIR_COLUMNS = (
@@ -51,7 +50,10 @@ Against = Annotated[
 ]
 MinScore = Annotated[float, typer.Option("--min-score", help="Minimum score of a pair, above 0 to 1.")]
 Neighbors = Annotated[
-    int, typer.Option("--neighbors", min=1, max=100, help="Nearest others that a document is compared with.")
+    int,
+    typer.Option(
+        "--neighbors", min=1, max=MAX_NEIGHBORS, help="Nearest others that a document is compared with."
+    ),
 ]
 NoRerank = Annotated[
     bool, typer.Option("--no-rerank", help="Score by the embeddings alone, without the cross-encoder.")
@@ -181,5 +183,4 @@ class _Writer:
             if self._table is not None:
                 self._table.writerows(self._to_rows(item))
             else:
-                line = json.dumps(self._to_json(item), ensure_ascii=False, allow_nan=False)
-                self._stream.write(line + "\n")
+                self._stream.write(json_line(self._to_json(item)))

@@ -28,6 +28,7 @@ from textmatch.client import (
 from textmatch.console import (
     ProgressBars,
     cell,
+    json_line,
     one_line,
     print_json,
     print_line,
@@ -256,8 +257,7 @@ class AnswerFile:
 
     def add(self, query: Query, answer: Answer) -> None:
         """Add a line. A crash of this process does not lose it."""
-        line = json.dumps(_line(query, answer), ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        self._file.write(json_line(_line(query, answer)).encode())
         self._file.flush()
 
 

@@ -30,7 +30,6 @@ from textmatch.client.connection import (
     MAX_CHUNK_BYTES,
     Connection,
     Method,
-    ServerUnreachable,
     StartedCall,
     utf8_bytes,
 )
@@ -229,8 +228,7 @@ class BatchStream(ABC, Generic[Item, Result]):
                     self._settle(batch, position)
                     yield result
         except TextMatchError as error:
-            never_answered = isinstance(error, ServerUnreachable) and not self._server.has_answered
-            if never_answered or not error.is_transient:
+            if not self._server.may_recover(error):
                 raise
             batch.lost = error
 

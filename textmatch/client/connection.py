@@ -207,6 +207,11 @@ class Connection(ABC):
         """The server has answered."""
         self._answered.set()
 
+    def may_recover(self, error: BaseException) -> bool:
+        """Whether another try of a failed call may succeed: at a wrong address, none does."""
+        never_answered = isinstance(error, ServerUnreachable) and not self.has_answered
+        return isinstance(error, TextMatchError) and error.is_transient and not never_answered
+
     async def call(
         self, method: Method[Request, Response], request: Request, timeout_seconds: float
     ) -> Response:

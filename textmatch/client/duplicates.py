@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from textmatch.client import arguments
-from textmatch.client.connection import FIND_DUPLICATES, Connection, ServerUnreachable
+from textmatch.client.connection import FIND_DUPLICATES, Connection
 from textmatch.errors import DependencyUnavailable, TextMatchError
 from textmatch.retry import RetryPolicy
 from textmatch.types import DuplicateOptions, DuplicatePage
@@ -62,7 +62,7 @@ class DuplicateStream:
         self._progress_at = time.monotonic()
         is_last = False
         while not is_last:
-            policy = RetryPolicy(retry_on=self._may_pass, max_backoff_seconds=_MAX_BACKOFF_SECONDS)
+            policy = RetryPolicy(retry_on=self._server.may_recover, max_backoff_seconds=_MAX_BACKOFF_SECONDS)
             async for attempt in policy.attempts(self._deadline, self._server.sleep):
                 failure: TextMatchError | None = None
                 try:
@@ -97,10 +97,6 @@ class DuplicateStream:
             call.cancel()
         if not has_pages:
             raise DependencyUnavailable("the server did not answer")
-
-    def _may_pass(self, error: BaseException) -> bool:
-        never_answered = isinstance(error, ServerUnreachable) and not self._server.has_answered
-        return isinstance(error, TextMatchError) and error.is_transient and not never_answered
 
     def _deadline(self) -> float:
         return self._progress_at + self._stall_timeout_seconds

@@ -5,8 +5,9 @@ Documents and dead letters are read page by page, as far as the caller iterates.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from textmatch.client.connection import (
     DROP_DEAD_LETTERS,
@@ -15,6 +16,7 @@ from textmatch.client.connection import (
     LIST_DOCUMENTS,
     REPLAY_DEAD_LETTERS,
     Connection,
+    Method,
     chunks,
     utf8_bytes,
 )
@@ -23,6 +25,9 @@ from textmatch.types import FoundDocuments, LetterInfo
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.wire.documents import from_proto
 from textmatch.wire.listing import MAX_PAGE_SIZE, found_documents, letter_from_proto
+
+ListRequest = TypeVar("ListRequest", pb.ListDocumentsRequest, pb.ListDeadLettersRequest)
+ListResponse = TypeVar("ListResponse", pb.ListDocumentsResponse, pb.ListDeadLettersResponse)
 
 IDS_PER_CALL = 1_000
 
@@ -37,16 +42,11 @@ async def listed_documents(
         limit: at most so many documents; None: all.
         timeout_seconds: of one page.
     """
-    left = limit
-    while left is None or left > 0:
-        request.page_size = MAX_PAGE_SIZE if left is None else min(left, MAX_PAGE_SIZE)
-        response = await matcher.call(LIST_DOCUMENTS, request, timeout_seconds)
-        for message in response.documents:
-            yield from_proto(message)
-        if not response.next_page_token:
-            return
-        request.page_token = response.next_page_token
-        left = None if left is None else left - len(response.documents)
+    messages = _messages(
+        matcher, LIST_DOCUMENTS, request, limit, timeout_seconds, items=lambda page: page.documents
+    )
+    async for message in messages:
+        yield from_proto(message)
 
 
 async def documents_by_id(
@@ -80,16 +80,16 @@ class LetterCalls:
     async def listed(self, limit: int | None) -> AsyncGenerator[LetterInfo, None]:
         """Those of all pages; otherwise as `listed_documents`."""
         request = pb.ListDeadLettersRequest(collection=self.collection, unreadable=self.unreadable)
-        left = limit
-        while left is None or left > 0:
-            request.page_size = MAX_PAGE_SIZE if left is None else min(left, MAX_PAGE_SIZE)
-            response = await self.matcher.call(LIST_DEAD_LETTERS, request, self.timeout_seconds)
-            for message in response.dead_letters:
-                yield letter_from_proto(message)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
-            left = None if left is None else left - len(response.dead_letters)
+        messages = _messages(
+            self.matcher,
+            LIST_DEAD_LETTERS,
+            request,
+            limit,
+            self.timeout_seconds,
+            items=lambda page: page.dead_letters,
+        )
+        async for message in messages:
+            yield letter_from_proto(message)
 
     async def replay(self, ids: Sequence[str]) -> int:
         """Queue letters again; returns how many there were."""
@@ -112,3 +112,26 @@ class LetterCalls:
             answer = await self.matcher.call(DROP_DEAD_LETTERS, request, self.timeout_seconds)
             count += answer.dropped_count
         return count
+
+
+async def _messages(
+    matcher: Connection,
+    method: Method[ListRequest, ListResponse],
+    request: ListRequest,
+    limit: int | None,
+    timeout_seconds: float,
+    *,
+    items: Callable[[ListResponse], Sequence[Any]],
+) -> AsyncGenerator[Any, None]:
+    """The items of all pages, at most `limit` of them."""
+    left = limit
+    while left is None or left > 0:
+        request.page_size = MAX_PAGE_SIZE if left is None else min(left, MAX_PAGE_SIZE)
+        response = await matcher.call(method, request, timeout_seconds)
+        found = items(response)
+        for message in found:
+            yield message
+        if not response.next_page_token:
+            return
+        request.page_token = response.next_page_token
+        left = None if left is None else left - len(found)

@@ -146,7 +146,7 @@ class TextMatchClient(EncoderMethods):
                 single condition, or a string: 'module = "os" and year > 2020'.
 
         Raises:
-            DocumentNotFound: there is no such document.
+            DocumentNotFound: the document is not stored.
             AnswerIncomplete: the answer is degraded, and `require_complete` is set.
         """
         return run(

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from qdrant_client import AsyncQdrantClient, grpc, models
 from qdrant_client.conversions.common_types import PointId
-from qdrant_client.conversions.conversion import RestToGrpc
 
 from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.client import translated_errors
 from textmatch.index.schema import DENSE_VECTOR, MIN_HNSW_EF, to_qdrant
-from textmatch.index.search import read_documents, read_embeddings
+from textmatch.index.search import read_documents, read_embeddings, to_grpc
 from textmatch.time_slices import in_slices
 from textmatch.vectors import Embeddings
 
@@ -39,7 +38,7 @@ class EmbeddedId:
 class NeighborSearch:
     """Reads one physical collection.
 
-    Every method raises CollectionGone if there is no such collection, and DependencyUnavailable when Qdrant
+    Every method raises CollectionGone if the collection does not exist, and DependencyUnavailable when Qdrant
     does not answer.
     """
 
@@ -72,7 +71,7 @@ class NeighborSearch:
         """For each (dimension,) embedding the cosines of its nearest documents that match, nearest first."""
         if not embeddings:
             return []
-        where = None if condition.is_empty else RestToGrpc.convert_filter(to_qdrant(condition))
+        where = to_grpc(condition)
         params = grpc.SearchParams(hnsw_ef=max(MIN_HNSW_EF, 2 * count))
         requests = [
             grpc.QueryPoints(

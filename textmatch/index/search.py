@@ -104,6 +104,13 @@ async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery)
     ]
 
 
+def to_grpc(condition: Filter | None) -> grpc.Filter | None:
+    """A filter of a request; None if it selects everything."""
+    if condition is None or condition.is_empty:
+        return None
+    return RestToGrpc.convert_filter(to_qdrant(condition))
+
+
 def _group(attributes: Any, path: str) -> str | None:
     """The value at a path as JSON; None if it is missing or null."""
     value = attributes
@@ -155,7 +162,7 @@ async def read_documents_after(
     """
     message = grpc.ScrollPoints(
         collection_name=collection,
-        filter=None if condition.is_empty else RestToGrpc.convert_filter(to_qdrant(condition)),
+        filter=to_grpc(condition),
         # The document of the offset comes first, if it is stored and matches.
         limit=count + bool(after),
         offset=grpc.PointId(uuid=point_id(after)) if after else None,
@@ -210,7 +217,7 @@ def _term_indices(point: grpc.RetrievedPoint) -> NDArray[np.uint32]:
 def _requests(collection: str, query: SearchQuery) -> list[grpc.QueryPoints]:
     """One request for each score. In hybrid search each request scores the hits of both searches."""
     searches = []
-    condition = RestToGrpc.convert_filter(to_qdrant(query.condition)) if query.condition else None
+    condition = to_grpc(query.condition)
     if query.embedding is not None:
         searches.append(_dense(query.embedding, query, condition))
     if query.terms is not None:

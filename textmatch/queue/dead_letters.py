@@ -164,7 +164,7 @@ class LetterPosition:
         """The reverse; "" is before the first letter.
 
         Raises:
-            InvalidInput: it is no such token.
+            InvalidInput: the token is not valid.
         """
         if not token:
             return cls(0.0, "")

@@ -1509,7 +1509,7 @@ class DeadLetter(_message.Message):
     version: _builtins.int
     """Of a document."""
     raw: _builtins.str
-    """The message, or its entry, that is no document: at most its first 32 KiB."""
+    """The message, or the entry of it, that could not be read as a document: at most its first 32 KiB."""
     @_builtins.property
     def fail_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(

@@ -10,12 +10,11 @@ from collections.abc import AsyncIterator, Sequence
 from textmatch.documents import Document, id_violation
 from textmatch.errors import Violation, raise_violations
 from textmatch.time_slices import in_slices
-from textmatch.types import DuplicateOptions, DuplicatePage, DuplicatePair
+from textmatch.types import MAX_NEIGHBORS, DuplicateOptions, DuplicatePage, DuplicatePair
 from textmatch.v1 import matcher_service_pb2 as pb
 from textmatch.wire.documents import from_proto
 from textmatch.wire.filters import filter_from_proto, filter_to_proto
 
-MAX_NEIGHBORS = 100
 # A page with long texts is sent in several messages.
 _MAX_MESSAGE_BYTES = 1024 * 1024
 

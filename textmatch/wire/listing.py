@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput
@@ -42,14 +43,8 @@ def fields_to_read(request: pb.ListDocumentsRequest) -> Sequence[str]:
 async def documents_page_to_proto(documents: AsyncIterator[Document], size: int) -> pb.ListDocumentsResponse:
     """The first of the documents: at most `size`, and as many as fit. The rest is not read."""
     response = pb.ListDocumentsResponse()
-    size_bytes = 0
-    async for document in documents:
-        message = to_proto(document)
-        size_bytes += message.ByteSize() + _FRAME_BYTES
-        if len(response.documents) == size or (response.documents and size_bytes > MAX_ANSWER_BYTES):
-            response.next_page_token = response.documents[-1].id
-            break
-        response.documents.append(message)
+    messages = ((one.id, to_proto(one)) async for one in documents)
+    response.next_page_token = await _fill(response.documents, messages, size)
     return response
 
 
@@ -93,16 +88,8 @@ async def letters_page_to_proto(
         letters: each with the page token of the page after it.
     """
     response = pb.ListDeadLettersResponse()
-    size_bytes = 0
-    last = ""
-    async for token, letter in letters:
-        message = _letter_to_proto(letter)
-        size_bytes += message.ByteSize() + _FRAME_BYTES
-        if last and (len(response.dead_letters) == size or size_bytes > MAX_ANSWER_BYTES):
-            response.next_page_token = last
-            break
-        response.dead_letters.append(message)
-        last = token
+    messages = ((token, _letter_to_proto(letter)) async for token, letter in letters)
+    response.next_page_token = await _fill(response.dead_letters, messages, size)
     return response
 
 
@@ -130,3 +117,23 @@ def _letter_to_proto(letter: LetterInfo) -> pb.DeadLetter:
     )
     message.fail_time.FromDatetime(datetime.fromtimestamp(letter.failed_at, UTC))
     return message
+
+
+async def _fill(page: Any, messages: AsyncIterator[tuple[str, Any]], size: int) -> str:
+    """Add the first messages to a repeated field: at most `size`, and as many as fit.
+
+    Args:
+        messages: each with the page token of the page after it.
+
+    Returns:
+        The token of the next page; "" if there is none.
+    """
+    size_bytes = 0
+    last = ""
+    async for token, message in messages:
+        size_bytes += message.ByteSize() + _FRAME_BYTES
+        if last and (len(page) == size or size_bytes > MAX_ANSWER_BYTES):
+            return last
+        page.append(message)
+        last = token
+    return ""

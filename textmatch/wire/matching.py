@@ -15,6 +15,7 @@ from textmatch.score_fusion import ScoreModel
 from textmatch.time_slices import in_slices
 from textmatch.types import (
     MAX_CANDIDATES,
+    MAX_EXCLUDED_IDS,
     BatchMatchResult,
     DegradedReason,
     Match,
@@ -30,7 +31,6 @@ from textmatch.wire import documents
 from textmatch.wire.filters import filter_from_proto, filter_to_proto
 
 MAX_TOP_K = 1_000
-MAX_EXCLUDED_IDS = 1_000
 # By default, gRPC's clients in Go, Java, C# and Node.js accept 4 MiB. The rest is for what is not a match.
 MAX_ANSWER_BYTES = 4_000_000
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.integration.cli.running import run
-from tests.support.scripted_servicer import DIMENSION, RunningServer, ScriptedEncoder
+from tests.support.scripted_encoder_servicer import DIMENSION, ScriptedEncoder
+from tests.support.scripted_servicer import RunningServer
 from textmatch.cli.__main__ import main
 
 

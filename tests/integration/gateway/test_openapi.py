@@ -19,7 +19,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.support.gateway import GatewayThread
-from tests.support.scripted_servicer import RunningServer, ScriptedEncoder, ScriptedMatcher
+from tests.support.scripted_encoder_servicer import ScriptedEncoder
+from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 
 pytestmark = pytest.mark.slow
 

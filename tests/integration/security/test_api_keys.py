@@ -13,7 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.support.scripted_servicer import RunningServer, ScriptedEncoder, ScriptedMatcher
+from tests.support.scripted_encoder_servicer import ScriptedEncoder
+from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import TextMatchClient
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import ApiKeyInvalid, ApiKeyMissing, DependencyUnavailable, Overloaded, PermissionDenied

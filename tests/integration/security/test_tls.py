@@ -13,7 +13,8 @@ import pytest
 
 from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.certificates import Authority, Pair
-from tests.support.scripted_servicer import RunningServer, ScriptedEncoder, ScriptedMatcher
+from tests.support.scripted_encoder_servicer import ScriptedEncoder
+from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import AsyncTextMatchClient, ClientTls, ServerUnreachable, TextMatchClient
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable, InvalidInput

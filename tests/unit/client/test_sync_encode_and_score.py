@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.support.scripted_servicer import DIMENSION, RunningServer, ScriptedEncoder
+from tests.support.scripted_encoder_servicer import DIMENSION, ScriptedEncoder
+from tests.support.scripted_servicer import RunningServer
 from textmatch.client import HealthState, ModelKind, Scorer, TextMatchClient, Truncation
 from textmatch.errors import InvalidInput, NotReady
 from textmatch.v1 import encoder_service_pb2 as pb

@@ -57,7 +57,7 @@ async def test_a_call_larger_than_the_queue_is_admitted_as_soon_as_half_of_it_is
     scheduler.add(make_job(*[20] * 5, caller="other"))
     with pytest.raises(Overloaded) as caught:
         admit(100_000, _call())
-    # What is ahead, which is more than the tokens that there is no room for.
+    # The time of all 600 tokens ahead of it, and not only of those over the limit.
     assert caught.value.retry_delay_seconds == pytest.approx(3.0)
 
 

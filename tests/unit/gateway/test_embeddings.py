@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.support.gateway import serve_gateway
-from tests.support.scripted_servicer import DIMENSION, RunningServer, ScriptedEncoder
+from tests.support.scripted_encoder_servicer import DIMENSION, ScriptedEncoder
+from tests.support.scripted_servicer import RunningServer
 from textmatch.v1 import encoder_service_pb2 as encoder_pb
 
 
