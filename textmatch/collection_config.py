@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,6 +25,8 @@ INDEX_KINDS = ("keyword", "integer", "float", "bool", "datetime")
 MAX_PAYLOAD_INDEXES = 64
 # Not allowed in names: it separates the parts of names in Qdrant.
 SEPARATOR = "--"
+MIN_PASSAGE_TOKENS = 32
+MAX_PASSAGE_TOKENS = 8_192
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _GENERATION_BYTES = 4
@@ -98,6 +101,9 @@ class CollectionConfig:
         bi_encoder: the model for its first document, by name or model id; "": the default one.
         cross_encoder: the model that scores pairs; "": the default one.
         lexical: it has a BM25 index.
+        passage_tokens: a longer text is divided into passages of at most so many tokens of the model. None:
+            as many as the model reads. 0: texts are not divided, and the end of a longer one is not read.
+        passage_overlap: about so many tokens at the end of a passage begin the next one.
         created_at: seconds since 1970.
     """
 
@@ -108,10 +114,12 @@ class CollectionConfig:
     cross_encoder: str = ""
     lexical: bool = True
     payload_indexes: tuple[PayloadIndex, ...] = ()
+    passage_tokens: int | None = None
+    passage_overlap: int = 0
     created_at: float = 0.0
 
     def check(self) -> None:
-        """Check the name and the indexes.
+        """Check the name, the indexes and the passages.
 
         Raises:
             InvalidInput: naming each problem.
@@ -125,8 +133,21 @@ class CollectionConfig:
             [
                 name_violation("collection.name", self.name),
                 *(one.violation(f"collection.payload_indexes[{position}]") for position, one in indexes),
+                *self._passage_violations(),
             ]
         )
+
+    def _passage_violations(self) -> Iterator[Violation]:
+        tokens, overlap = self.passage_tokens, self.passage_overlap
+        if tokens and not MIN_PASSAGE_TOKENS <= tokens <= MAX_PASSAGE_TOKENS:
+            yield Violation.of_field(
+                "collection.passage_tokens",
+                f"is {tokens}; it must be 0, or {MIN_PASSAGE_TOKENS} to {MAX_PASSAGE_TOKENS:,}",
+            )
+        largest = MAX_PASSAGE_TOKENS // 2 if tokens is None else tokens // 2
+        if not 0 <= overlap <= largest:
+            description = f"is {overlap}; it must be 0 to half of passage_tokens: {largest:,}"
+            yield Violation.of_field("collection.passage_overlap", description)
 
     def created(self, owner: str, created_at: float) -> CollectionConfig:
         """The same settings for a new collection."""

@@ -14,6 +14,9 @@ from textmatch.errors import InvalidInput, Violation, raise_violations
 from textmatch.v1 import error_reason_pb2
 
 MAX_ID_BYTES = 512
+# Of a document. Longer texts than MAX_TEXT_BYTES are never sent to a model at once.
+MAX_DOCUMENT_TEXT_BYTES = 4 * 1024**2
+# Of a query, or of a text to encode or to score.
 MAX_TEXT_BYTES = 32 * 1024
 MAX_ATTRIBUTES_BYTES = 16 * 1024
 MAX_ATTRIBUTES_DEPTH = 8
@@ -22,7 +25,22 @@ MAX_EXACT_WHOLE_NUMBER = 2**53 - 1
 MAX_VERSION = MAX_EXACT_WHOLE_NUMBER
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# The version of a UUID: its 13th digit, in text after two hyphens.
+_VERSION_PLACE = 14
+_PASSAGE_DIGIT = "8"
 _POINT_NAMESPACE = uuid.UUID("6b0f8a52-2b57-5d0f-9f43-6d0f4a1c7e11")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of the text of a document that is longer than the model reads: `text[start:end]`.
+
+    Passages are numbered from 0 in the order of the text. They may overlap.
+    """
+
+    number: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,8 @@ class Document:
 
     `accepted_us` is the time at which the matcher accepted it, in microseconds since 1970 by the clock in
     Redis; 0 before. It says whether a delete came later, and is not part of the document's value.
+
+    `passage` says which part of the document `text` is, if a search has found a part of it; None: all of it.
     """
 
     id: str
@@ -38,11 +58,36 @@ class Document:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     version: int = 0
     accepted_us: int = field(default=0, compare=False, repr=False)
+    passage: Passage | None = field(default=None, compare=False, repr=False)
 
 
 def point_id(document_id: str) -> str:
     """The id of a document's point in Qdrant (UUIDv5, RFC 9562). It is stable, so a retry overwrites."""
     return str(uuid.uuid5(_POINT_NAMESPACE, document_id))
+
+
+def passage_point_id(document_id: str, version: int, content_hash: str, number: int) -> str:
+    """The id of the point of a further passage (UUIDv8, RFC 9562), 1 or higher.
+
+    It has the first 60 bits of the document's point, and a hash of version, content and number: a write of
+    another version never overwrites it.
+    """
+    revision = f"{version} {content_hash} {number}"
+    own = hashlib.blake2b(revision.encode(), digest_size=8).hexdigest()
+    document_point = point_id(document_id).replace("-", "")
+    # The variant of a UUID is in the first digit of its second half.
+    variant = "89ab"[int(own[0], 16) % 4]
+    return str(uuid.UUID(f"{document_point[:12]}{_PASSAGE_DIGIT}{document_point[13:16]}{variant}{own[1:]}"))
+
+
+def is_passage_point(point: str) -> bool:
+    """Whether it is the point of a further passage, and not that of a document."""
+    return point[_VERSION_PLACE : _VERSION_PLACE + 1] == _PASSAGE_DIGIT
+
+
+def document_key(point: str) -> str:
+    """The same for the points of all passages of a document, and for no others."""
+    return point[:_VERSION_PLACE] + point[_VERSION_PLACE + 1 : 18]
 
 
 def text_hash(text: str) -> str:
@@ -128,7 +173,7 @@ def document_violations(document: Document, prefix: str = "") -> list[Violation]
     """Everything that is wrong with a document. `prefix` precedes field names ("documents[3].")."""
     checks = [
         id_violation(f"{prefix}id", document.id),
-        text_violation(f"{prefix}text", document.text),
+        text_violation(f"{prefix}text", document.text, MAX_DOCUMENT_TEXT_BYTES),
         attributes_violation(f"{prefix}attributes", document.attributes),
         version_violation(f"{prefix}version", document.version) if document.version else None,
     ]

@@ -27,6 +27,28 @@ same time. Six rules keep the target equal to the source:
    the document again. If the worker has written to the source by then, the copy restores the document; if
    not, the worker writes to the target later.
 
+A document whose text is longer than the model reads has several *passages*. The point of the document has the
+first one, the whole text, the version and the number of passages. Each further passage is a point of its own,
+with a copy of attributes, version and time of acceptance: filters and deletes select it with its document.
+Its id comes from the document's id, version and content, so versions never overwrite each other's passages.
+A write takes three steps:
+
+1. Write the further passages.
+2. Write the document, if it is newer. This is the commit: searches count a passage only if the document has
+   its version and content (textmatch/index/search.py).
+3. Delete the further passages that are outdated: of lower versions than that of the stored document, or of
+   other content with the same version. Passages of higher versions are spared, because their document may be
+   written next.
+
+The message is acknowledged after the third step. A process that dies before the commit leaves the old
+document as it was, one that dies after it the new one, and the repeated write removes what is left. A write
+that loses at the commit, because a newer version is stored, removes its own passages in the third step. So
+does a message that is delivered again and found to be outdated: it writes nothing, and takes the third step
+only. Deletes select the points of documents by a filter, and so remove all passages up to their version. If
+a delete comes between the first and the second step, the worker finds its tombstone afterwards and deletes
+what it has written (workers/indexer.py). The first and the third step are left out where neither the stored
+nor the new document has several passages.
+
 A worker or a sync that dies has acknowledged nothing: the message is delivered again, and the next sync
 compares every document. Only one sync may run at a time, because the target must not be switched to during
 rule 6.
@@ -34,20 +56,46 @@ rule 6.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from textmatch.documents import Document, content_hash, text_hash
+from textmatch.collection_config import MIN_PASSAGE_TOKENS, CollectionConfig
+from textmatch.documents import MAX_TEXT_BYTES, Document, Passage, content_hash, text_hash
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import InvalidInput, reason_name
 from textmatch.index.index import Index
-from textmatch.index.schema import StoredDocument
+from textmatch.index.schema import EmbeddedPassages, StoredDocument
+from textmatch.passages import (
+    MAX_PASSAGE_CHARACTERS,
+    Packer,
+    Segment,
+    Span,
+    estimated_tokens,
+    halves,
+    segments_of,
+)
 from textmatch.queue.dead_letters import DeadLetter, of_document
 from textmatch.queue.tombstones import Tombstones
 from textmatch.vectors import Embeddings
+
+# Of a large text, and of several texts together.
+_PASSAGES_PER_CALL = 32
+# About how many tokens a prompt and the special ones are.
+_OVERHEAD_TOKENS = 5
+_ASSUMED_TOKENS = 256
+# The share of a passage that is filled by estimates, and how many passages are filled by the first estimates.
+_TARGET_FILL = 0.93
+_FIRST_PASSAGES = 4
+# How estimates are corrected: by passages that are not much shorter than the limit.
+_RELIABLE_SHARE = 0.3
+_RATIO_SMOOTHING = 0.3
+_RATIO_GROWTH = 1.05
 
 _TEXT_FIELD = re.compile(r"texts\[(\d+)\]")
 
@@ -59,6 +107,8 @@ class EmbeddedDocuments:
     Args:
         reused: ids of the documents whose stored embedding was reused.
         refused: dead letters of the texts that the model cannot embed; `documents` does not contain them.
+        passages: of the documents that have several, by document id. Their embedding is that of the first.
+        truncated: ids of the documents of which the model has not read all.
     """
 
     documents: list[Document]
@@ -66,6 +116,182 @@ class EmbeddedDocuments:
     model_id: str
     reused: frozenset[str]
     refused: list[DeadLetter]
+    passages: Mapping[str, EmbeddedPassages] = field(default_factory=dict)
+    truncated: frozenset[str] = frozenset()
+
+
+class _Encoded(NamedTuple):
+    row: Embeddings
+    token_count: int
+    is_truncated: bool
+
+
+@dataclass
+class _DividedText:
+    """A long text while its passages are embedded.
+
+    Attributes:
+        max_tokens: of a passage, in tokens of the model.
+        ratio: tokens of the model over estimated ones.
+        divided: passages that were too long, in parts.
+    """
+
+    document: Document
+    max_tokens: int
+    segments: list[Segment]
+    packer: Packer
+    ratio: float = 1.0
+    divided: list[Span] = field(default_factory=list)
+    rows: dict[Span, Embeddings] = field(default_factory=dict)
+    is_truncated: bool = False
+
+    @classmethod
+    async def of(cls, document: Document, max_tokens: int, overlap_tokens: int) -> _DividedText:
+        """Finding the segments of a large text takes a second, in which other work goes on."""
+        segments = await asyncio.to_thread(segments_of, document.text, max_tokens)
+        return cls(document, max_tokens, segments, Packer(document.text, segments, overlap_tokens))
+
+    def take(self, count: int) -> list[Span]:
+        """Some passages that are not embedded yet; none at the end."""
+        taken = [self.divided.pop() for _ in range(min(count, len(self.divided)))]
+        while len(taken) < count:
+            # The first ones show how good the estimates are.
+            wanted_tokens = (self.max_tokens - _OVERHEAD_TOKENS) / self.ratio * _TARGET_FILL
+            if len(taken) >= _FIRST_PASSAGES and not self.rows:
+                break
+            if (span := self.packer.take(wanted_tokens)) is None:
+                break
+            taken.append(span)
+        return taken
+
+    def put(self, span: Span, encoded: _Encoded) -> None:
+        """Keep the embedding of a passage, or divide it if it has too many tokens."""
+        row, token_count, is_truncated = encoded
+        text = self.document.text[span.start : span.end]
+        measured = max(token_count - _OVERHEAD_TOKENS, 1) / max(estimated_tokens(text), 1.0)
+        if is_truncated or token_count > self.max_tokens:
+            # What was not read is not counted.
+            self.ratio = max(self.ratio, measured) * _RATIO_GROWTH
+            parts = halves(self.document.text, self.segments, span)
+            if parts != [span]:
+                self.divided += reversed(parts)
+                return
+            self.is_truncated = self.is_truncated or is_truncated
+        elif token_count >= _RELIABLE_SHARE * self.max_tokens:
+            self.ratio += (measured - self.ratio) * _RATIO_SMOOTHING
+        self.rows[span] = row
+
+    def embedded(self) -> EmbeddedPassages:
+        """All passages, in the order of the text."""
+        spans = sorted(self.rows)
+        passages = tuple(Passage(number, *span) for number, span in enumerate(spans))
+        return EmbeddedPassages(passages, np.stack([self.rows[span] for span in spans]))
+
+
+class DocumentEmbedding:
+    """Embeds the texts of a batch of documents, dividing the long ones.
+
+    Attributes:
+        model_id: the model that was used; the one that was asked for, if nothing was embedded.
+        rows: the (dimension,) embedding of each document, by its id; of its first passage if it has several.
+        refused: by document id, as the others.
+    """
+
+    def __init__(
+        self, encoder: EncoderClient, config: CollectionConfig, model: str, timeout_seconds: float
+    ) -> None:
+        self._encoder = encoder
+        self._config = config
+        self._model = model
+        self._timeout_seconds = timeout_seconds
+        self.model_id = model
+        self.rows: dict[str, Embeddings] = {}
+        self.passages: dict[str, EmbeddedPassages] = {}
+        self.truncated: set[str] = set()
+        self.refused: dict[str, DeadLetter] = {}
+
+    async def run(self, documents: Sequence[Document]) -> None:
+        """Embed documents. A text that fits into a passage costs nothing more than a whole one.
+
+        Of longer texts the encoder reads the beginning first. Its answer tells which texts are long, and how
+        many tokens the model reads.
+        """
+        most = self._config.passage_tokens
+        beginnings = [(one, _beginning(one.text, is_divided=most != 0)) for one in documents]
+        divided: list[_DividedText] = []
+        for (document, text), encoded in zip(beginnings, await self._encode(beginnings), strict=True):
+            if encoded is None:
+                continue
+            is_cut = encoded.is_truncated or len(text) < len(document.text)
+            if most != 0 and (is_cut or encoded.token_count > (most or math.inf)):
+                read = encoded.token_count
+                # A model that has read the whole beginning reads more. It says so if this is too much.
+                max_tokens = min(
+                    read if encoded.is_truncated else max(read, _ASSUMED_TOKENS), most or math.inf
+                )
+                divided.append(await _DividedText.of(document, int(max_tokens), self._config.passage_overlap))
+            else:
+                self._put(document.id, encoded.row, is_truncated=is_cut)
+        await self._embed_passages(divided)
+
+    async def _embed_passages(self, divided: Sequence[_DividedText]) -> None:
+        """Passages of several documents share calls, and those of a large one take many."""
+        unfinished = list(divided)
+        while unfinished:
+            batch: list[tuple[_DividedText, Span]] = []
+            for one in list(unfinished):
+                taken = one.take(_PASSAGES_PER_CALL - len(batch))
+                batch += [(one, span) for span in taken]
+                if len(batch) >= _PASSAGES_PER_CALL:
+                    break
+                if not taken:
+                    unfinished.remove(one)
+            texts = [(one.document, one.document.text[span.start : span.end]) for one, span in batch]
+            for (one, span), encoded in zip(batch, await self._encode(texts), strict=True):
+                if encoded is not None:
+                    one.put(span, encoded)
+            unfinished = [one for one in unfinished if one.document.id not in self.refused]
+        for one in divided:
+            if one.document.id not in self.refused:
+                embedded = one.embedded()
+                self._put(one.document.id, embedded.embeddings[0], is_truncated=one.is_truncated)
+                if len(embedded.passages) > 1:
+                    self.passages[one.document.id] = embedded
+
+    def _put(self, document_id: str, row: Embeddings, *, is_truncated: bool) -> None:
+        self.rows[document_id] = row
+        if is_truncated:
+            self.truncated.add(document_id)
+
+    async def _encode(self, texts: Sequence[tuple[Document, str]]) -> list[_Encoded | None]:
+        """Embed texts of documents; None for the texts of documents that the model refuses."""
+        while remaining := [one for one in texts if one[0].id not in self.refused]:
+            try:
+                encoded = await self._encoder.encode(
+                    [text for _, text in remaining],
+                    is_query=False,
+                    is_bulk=True,
+                    timeout_seconds=self._timeout_seconds,
+                    model=self._model,
+                )
+            except InvalidInput as error:
+                letters = _letters_by_position(error, [document for document, _ in remaining])
+                self.refused |= {letter.key: letter for letter in letters.values()}
+            else:
+                self.model_id = encoded.model_id
+                rows = iter(zip(encoded.embeddings, encoded.token_counts, encoded.truncated, strict=True))
+                return [
+                    _Encoded(*next(rows)) if document.id not in self.refused else None
+                    for document, _ in texts
+                ]
+        return [None] * len(texts)
+
+
+def _beginning(text: str, *, is_divided: bool) -> str:
+    """As much of a text as the encoder reads at once."""
+    if is_divided or len(text) <= MAX_PASSAGE_CHARACTERS:
+        return text[:MAX_PASSAGE_CHARACTERS]
+    return text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
 
 
 async def embed_documents(
@@ -73,50 +299,51 @@ async def embed_documents(
     stored: Mapping[str, StoredDocument],
     encoder: EncoderClient,
     *,
+    config: CollectionConfig,
     model: str,
     timeout_seconds: float,
 ) -> EmbeddedDocuments:
-    """Embed documents in the bulk lane, except those whose text is stored already.
+    """Embed documents in the bulk lane, except those whose text is stored already as one passage.
 
     Args:
         stored: the same documents in the model's collection, with embeddings.
+        config: how long texts are divided.
         model: as for EncoderClient.encode.
+        timeout_seconds: of each call.
 
     Raises:
         ModelMismatch: the model is not served.
         TextMatchError: nothing can be embedded now.
     """
-    reused = [
-        one for one in documents if one.id in stored and stored[one.id].text_hash == text_hash(one.text)
-    ]
-    reused_ids = frozenset(document.id for document in reused)
-    remaining = [document for document in documents if document.id not in reused_ids]
-    rows = [stored[document.id].embedding for document in reused]
-    refused: list[DeadLetter] = []
-    model_id = model
-    while remaining:
-        try:
-            encoded = await encoder.encode(
-                [document.text for document in remaining],
-                is_query=False,
-                is_bulk=True,
-                timeout_seconds=timeout_seconds,
-                model=model,
-            )
-        except InvalidInput as error:
-            faults = _letters_by_position(error, remaining)
-            refused += faults.values()
-            remaining = [one for position, one in enumerate(remaining) if position not in faults]
-        else:
-            rows.extend(encoded.embeddings)
-            model_id = encoded.model_id
-            break
-    embeddings = np.stack([row for row in rows if row is not None]) if rows else np.empty((0, 0), np.float32)
-    return EmbeddedDocuments([*reused, *remaining], embeddings, model_id, reused_ids, refused)
+    rows = {
+        one.id: row
+        for one in documents
+        if (found := stored.get(one.id)) is not None
+        and found.passage_count == 1
+        and found.text_hash == text_hash(one.text)
+        and (row := found.embedding) is not None
+    }
+    reused_ids = frozenset(rows)
+    embedding = DocumentEmbedding(encoder, config, model, timeout_seconds)
+    await embedding.run([document for document in documents if document.id not in reused_ids])
+    rows |= embedding.rows
+    embedded = [document for document in documents if document.id in rows]
+    return EmbeddedDocuments(
+        embedded,
+        np.stack([rows[one.id] for one in embedded]) if embedded else np.empty((0, 0), np.float32),
+        embedding.model_id,
+        reused_ids,
+        list(embedding.refused.values()),
+        embedding.passages,
+        frozenset(embedding.truncated),
+    )
 
 
 def _letters_by_position(error: InvalidInput, documents: Sequence[Document]) -> dict[int, DeadLetter]:
     """A dead letter for each text that the error names, by its position.
+
+    Args:
+        documents: that of each text.
 
     Raises:
         InvalidInput: the error names something other than a text.
@@ -130,6 +357,43 @@ def _letters_by_position(error: InvalidInput, documents: Sequence[Document]) -> 
         reason = reason_name(violation.reason)
         letters[position] = of_document(documents[position], reason, f"the text {violation.description}")
     return letters
+
+
+async def write_documents(
+    index: Index,
+    documents: Sequence[Document],
+    stored: Mapping[str, StoredDocument],
+    embedded: EmbeddedDocuments,
+) -> None:
+    """Write embedded documents, and remove outdated passages, in the order that is explained above.
+
+    Args:
+        documents: those of `embedded`, and versions that are not written.
+        stored: what was stored of them before.
+    """
+    if embedded.documents:
+        await index.upsert(
+            embedded.documents,
+            embedded.embeddings,
+            model_id=embedded.model_id,
+            passages=embedded.passages,
+        )
+    written = {one.id for one in embedded.documents}
+    divided = [
+        one
+        for one in documents
+        if one.id in embedded.passages
+        or (one.id in stored and stored[one.id].passage_count > 1)
+        # An earlier attempt to write it may have left passages.
+        or (one.id not in written and may_be_divided(one))
+    ]
+    if divided:
+        await index.points(embedded.model_id).delete_outdated_passages(divided)
+
+
+def may_be_divided(document: Document) -> bool:
+    """Whether a document may have several passages: a token has at least one byte."""
+    return len(document.text.encode()) >= MIN_PASSAGE_TOKENS
 
 
 def needs_write(document: Document, stored: StoredDocument | None) -> bool:
@@ -177,16 +441,18 @@ class Copier:
         """
         points = self._index.points(target)
         wanted = await self._index.points(source).fetch(ids)
-        held = await points.fetch(ids, with_embeddings=True)
+        held = await points.fetch(ids, with_embeddings=True, is_whole=False)
         embedded = await embed_documents(
             [one.document for one in wanted.values() if needs_write(one.document, held.get(one.document.id))],
             held,
             self._encoder,
+            config=self._index.collections.config,
             model=target,
             timeout_seconds=self._encode_timeout_seconds,
         )
-        if embedded.documents:
-            await self._index.upsert(embedded.documents, embedded.embeddings, model_id=target)
+        await write_documents(
+            self._index, [one.document for one in wanted.values()], held, replace(embedded, model_id=target)
+        )
         refused = {letter.key: letter for letter in embedded.refused}
         # The target may hold an older version of a document that its model cannot embed.
         outdated = {one.key: one.document.version for one in refused.values() if one.document}

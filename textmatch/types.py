@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textmatch.collection_config import CollectionConfig
-from textmatch.documents import Document
+from textmatch.documents import Document, Passage
 from textmatch.errors import TextMatchError
 from textmatch.filters import Condition, Filter
 from textmatch.score_fusion import ScoreModel
@@ -185,14 +185,39 @@ class ScoreExplanation:
 
 
 @dataclass(frozen=True)
+class MatchedPassage:
+    """The part of a document that means about the same as the query: `text[start:end]` of the document.
+
+    `number` is its position among the passages of the document. A document that fits into one passage is the
+    passage 0. `text` is empty if texts were omitted.
+    """
+
+    text: str
+    start: int
+    end: int
+    number: int
+    score: float
+
+
+@dataclass(frozen=True)
 class Match:
-    """A stored document that means about the same as the query. Scores are 0..1."""
+    """A stored document that means about the same as the query. Scores are 0..1.
+
+    The text of a document that has several passages is that of the best one. `get` reads all of it.
+    """
 
     document: Document
     score: float  # the probability that the document is relevant; matches are sorted by it
     recall_score: float  # the same without the cross-encoder
     rerank_score: float | None  # None if the cross-encoder did not score this document
     explanation: ScoreExplanation | None = None  # None unless the options request it
+
+    @property
+    def passage(self) -> MatchedPassage:
+        """The best passage of the document. It gives the document its score."""
+        text = self.document.text
+        place = self.document.passage or Passage(0, 0, len(text))
+        return MatchedPassage(text, place.start, place.end, place.number, self.score)
 
 
 @dataclass

@@ -33,8 +33,16 @@ from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch, StoreMisconfigured
 from textmatch.index.collections import CollectionRole, Roles
-from textmatch.index.index import DeleteCondition, Index
-from textmatch.indexing import Copier, EmbeddedDocuments, embed_documents, needs_write
+from textmatch.index.index import Index
+from textmatch.index.points import DeleteCondition
+from textmatch.indexing import (
+    Copier,
+    EmbeddedDocuments,
+    embed_documents,
+    may_be_divided,
+    needs_write,
+    write_documents,
+)
 from textmatch.queue.dead_letters import DeadLetter
 from textmatch.queue.tombstones import Tombstone
 from workers import metrics
@@ -91,6 +99,9 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     }
     deleted |= await _apply_filter_deletes(written, deps)
     await collection.index.delete(deleted)
+    # Passages of a write that ended before its document was stored may be newer than its tombstone.
+    unwritten = [newest[one] for one in covering if may_be_divided(newest[one])]
+    await collection.index.delete_outdated_passages(unwritten)
     deleted |= dict.fromkeys(covering, 0)
     outcomes |= dict.fromkeys(deleted, DocumentOutcome.DELETED)
 
@@ -159,18 +170,23 @@ async def _write(
     """Write the documents that a model's index needs; "" stands for the first model, whose index is made."""
     index = deps.collection.index
     ids = [document.id for document in documents]
-    stored = await index.points(model_id).fetch(ids, with_embeddings=True) if model_id else {}
+    stored = {}
+    if model_id:
+        stored = await index.points(model_id).fetch(ids, with_embeddings=True, is_whole=False)
     embedded = await embed_documents(
         [document for document in documents if needs_write(document, stored.get(document.id))],
         stored,
         deps.encoder,
+        config=deps.collection.config,
         model=model_id or deps.collection.config.bi_encoder,
         timeout_seconds=deps.encode_timeout_seconds,
     )
-    if embedded.documents:
-        if not model_id:
-            await index.collections.prepare(embedded.model_id, embedded.embeddings.shape[1])
-        await index.upsert(embedded.documents, embedded.embeddings, model_id=embedded.model_id)
+    if embedded.documents and not model_id:
+        await index.collections.prepare(embedded.model_id, embedded.embeddings.shape[1])
+    await write_documents(index, documents, stored, embedded)
+    passages = sum(len(one.passages) - 1 for one in embedded.passages.values())
+    metrics.PASSAGES_TOTAL.inc(len(embedded.documents) + passages)
+    metrics.TRUNCATED_TOTAL.inc(len(embedded.truncated))
     return embedded
 
 

@@ -22,6 +22,14 @@ TASK_SECONDS = Histogram(
     "Time a worker held a message, including the wait for retries.",
     buckets=SECONDS_BUCKETS,
 )
+PASSAGES_TOTAL = Counter(
+    "textmatch_worker_passages_total",
+    "Passages written, one or more of each document.",
+)
+TRUNCATED_TOTAL = Counter(
+    "textmatch_worker_truncated_documents_total",
+    "Documents written of which the model has not read the end, because passages are turned off.",
+)
 RETRIES_TOTAL = Counter(
     "textmatch_worker_retries_total",
     "Batches retried, by the reason of the error.",

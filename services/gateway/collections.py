@@ -54,6 +54,14 @@ class CreateCollectionBody(StrictBody):
     cross_encoder: str = Field("", description="Name or id of a cross-encoder. Empty: the default one.")
     lexical: bool = Field(True, description="Whether there is a BM25 index.")
     payload_indexes: list[PayloadIndexBody] = Field(default_factory=list)
+    passage_tokens: int | None = Field(
+        None,
+        description="Longer texts are divided into passages of at most so many tokens. null: as many as the "
+        "model reads. 0: texts are not divided.",
+    )
+    passage_overlap: int = Field(
+        0, description="Most tokens of a passage, its last sentences, that begin the next one."
+    )
 
 
 class CollectionBody(BaseModel):
@@ -64,6 +72,8 @@ class CollectionBody(BaseModel):
     cross_encoder: str
     lexical: bool
     payload_indexes: list[PayloadIndexBody]
+    passage_tokens: int | None
+    passage_overlap: int
     model_id: str = Field(description="The bi-encoder in use; empty before the first document.")
     document_count: int
     created_at: datetime | None
@@ -150,6 +160,16 @@ class BatchMatchRequestBody(MatchOptionsBody):
     queries: list[str] = Field(min_length=1, max_length=MAX_QUERIES)
 
 
+class PassageBody(BaseModel):
+    """The best passage of a document that has several: its characters from `start` up to `end`, from 0."""
+
+    text: str
+    start: int
+    end: int
+    number: int
+    score: float
+
+
 class MatchBody(BaseModel):
     """A stored document that means about the same as the query. Scores are 0..1."""
 
@@ -157,9 +177,10 @@ class MatchBody(BaseModel):
     score: float
     recall_score: float
     rerank_score: float | None
-    text: str
+    text: str = Field(description="Of a document with several passages, that of the best one.")
     attributes: dict[str, Any]
     version: int
+    passage: PassageBody | None = Field(None, description="null if the document has one passage.")
     explanation: dict[str, Any] | None = Field(
         None, description="The parts of the score; with `explain` only."
     )
@@ -225,6 +246,8 @@ async def create_collection(
         payload_indexes=tuple(
             PayloadIndex(one.field, one.kind, one.is_tenant) for one in body.payload_indexes
         ),
+        passage_tokens=body.passage_tokens,
+        passage_overlap=body.passage_overlap,
     )
     made = await caller.client.create_collection(settings, timeout_seconds=caller.timeout_seconds)
     return _collection_body(made)
@@ -317,6 +340,8 @@ def _collection_body(summary: CollectionSummary) -> CollectionBody:
         cross_encoder=config.cross_encoder,
         lexical=config.lexical,
         payload_indexes=[PayloadIndexBody(**asdict(one)) for one in config.payload_indexes],
+        passage_tokens=config.passage_tokens,
+        passage_overlap=config.passage_overlap,
         model_id=summary.model_id,
         document_count=summary.document_count,
         created_at=datetime.fromtimestamp(config.created_at, UTC) if config.created_at else None,
@@ -353,5 +378,6 @@ def _match_body(match: Match) -> MatchBody:
         text=document.text,
         attributes=dict(document.attributes),
         version=document.version,
+        passage=PassageBody(**asdict(match.passage)) if document.passage else None,
         explanation=asdict(match.explanation) if match.explanation else None,
     )

@@ -24,7 +24,8 @@ from textmatch.io.line_reader import START, Line, UnreadableLine
 Result = TypeVar("Result")
 
 NDJSON = "application/x-ndjson"
-MAX_LINE_BYTES = 1024 * 1024
+# A document of the largest size in JSON, with some escapes.
+MAX_LINE_BYTES = 8 * 1024 * 1024
 _ACCEPTED = (NDJSON, "application/ndjson", "application/jsonl", "application/json")
 _MEMORY_BYTES = 1024 * 1024
 # With results of 100 bytes each, those of about five million lines.

@@ -27,7 +27,7 @@ from textmatch.errors import (
     reason_name,
 )
 from textmatch.filters import Filter, HasId
-from textmatch.index.index import DeleteCondition
+from textmatch.index.points import DeleteCondition
 from textmatch.queue.clock import Request
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters, LetterPosition
 from textmatch.time_slices import in_slices
@@ -96,7 +96,8 @@ class DocumentsHandler:
             if model_id:
                 found = await collection.index.documents(list(points.values()), model_id=model_id)
             async for one in in_slices(ids[start : start + _READ_AT_ONCE]):
-                yield one, found.get(points[one])
+                document = found.get(points[one])
+                yield one, None if document is None else await _whole(collection, document)
 
     async def list_after(
         self, collection: Collection, where: Filter, after: str, fields: Sequence[str]
@@ -112,7 +113,8 @@ class DocumentsHandler:
             some = await collection.index.documents_after(where, after, _READ_AT_ONCE, fields)
             # The caller converts each of them.
             async for one in in_slices(some):
-                yield one
+                if (document := await _whole(collection, one)) is not None:
+                    yield document
             if len(some) < _READ_AT_ONCE:
                 return
             after = some[-1].id
@@ -255,6 +257,14 @@ class DocumentsHandler:
 def _check_ids(ids: Sequence[str]) -> None:
     check_item_count("ids", len(ids), MAX_IDS)
     raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
+
+
+async def _whole(collection: Collection, document: Document) -> Document | None:
+    """The document with its whole text; None if that was to be read and is no longer stored."""
+    if document.passage is None:
+        return document
+    stored = (await collection.index.fetch([document.id])).get(document.id)
+    return None if stored is None else stored.document
 
 
 def _letter_info(letter: DeadLetter) -> LetterInfo:

@@ -34,7 +34,7 @@ from textmatch.errors import (
     TextMatchError,
     VersionsExhausted,
 )
-from textmatch.index.index import Fingerprint
+from textmatch.index.points import Fingerprint
 from textmatch.queue.clock import UNREPEATED, Request
 from textmatch.queue.depth import DepthSample, KeptSample, QueueDepth
 from textmatch.queue.producer import Producer, Submission

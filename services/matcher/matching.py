@@ -318,23 +318,25 @@ class Matcher:
 
 
 async def _read_stored(collection: Collection, model_id: str, document_id: str) -> StoredDocument:
-    """A document with its embedding.
+    """A document with its embedding; of one with several passages, the first.
 
     Raises:
         DocumentNotFound: it is not stored.
     """
     found: dict[str, StoredDocument] = {}
     if model_id:
-        found = await collection.index.points(model_id).fetch([document_id], with_embeddings=True)
+        points = collection.index.points(model_id)
+        found = await points.fetch([document_id], with_embeddings=True, is_whole=False)
     if document_id not in found:
         raise DocumentNotFound(document_id)
     return found[document_id]
 
 
 def _ranked(result: MatchResult, plan: QueryPlan, hits: Sequence[Hit]) -> list[Candidate]:
-    metrics.CANDIDATES.observe(len(hits))
-    result.candidate_count = len(hits)
-    return ranked(hits, plan.rule.fusion)
+    candidates = ranked(hits, plan.rule.fusion)
+    metrics.CANDIDATES.observe(len(candidates))
+    result.candidate_count = len(candidates)
+    return candidates
 
 
 def _choose(result: MatchResult, plan: QueryPlan, found: Sequence[FoundCandidate]) -> None:

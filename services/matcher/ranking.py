@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from textmatch.documents import Document
+from textmatch.documents import Document, document_key
 from textmatch.index.search import Hit
 from textmatch.score_fusion import Fusion, ScoreComponents, probability, to_single
 from textmatch.types import Match, MatchOptions, Rerank, ScoreExplanation
@@ -183,9 +183,16 @@ class Shortlist:
 
 
 def ranked(hits: Iterable[Hit], fusion: Fusion) -> list[Candidate]:
-    """Candidates by descending recall score. Ties are broken by the lexical part, then by point id."""
+    """Candidates by descending recall score. Ties are broken by the lexical part, then by point id.
+
+    A document is one candidate, with the score of its best passage.
+    """
     candidates = [Candidate(hit, ScoreComponents(hit.cosine, hit.lexical)) for hit in hits]
-    return sorted(candidates, key=lambda one: _sort_key(one.parts, fusion, str(one.hit.point)))
+    candidates.sort(key=lambda one: _sort_key(one.parts, fusion, str(one.hit.point)))
+    best: dict[str, Candidate] = {}
+    for candidate in candidates:
+        best.setdefault(document_key(str(candidate.hit.point)), candidate)
+    return list(best.values())
 
 
 def classified(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[Candidate]:

@@ -12,6 +12,7 @@ from services.matcher import metrics
 from services.matcher.deadlines import SearchTime, TimeBudget
 from services.matcher.ranking import RerankRule
 from textmatch.collection_store import Collection
+from textmatch.documents import document_key
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, Overloaded
 from textmatch.filters import Filter
@@ -124,7 +125,7 @@ class Retriever:
         count = plan.candidate_count
         while True:
             hits = await self._search(plan, count, embedding, plan.recall)
-            groups = {hit.point if hit.group is None else hit.group for hit in hits}
+            groups = {hit.group or document_key(str(hit.point)) for hit in hits}
             if len(groups) >= plan.rule.top_k or len(hits) < count or count == MAX_CANDIDATES:
                 return hits
             count = min(count * _MORE_CANDIDATES, MAX_CANDIDATES)

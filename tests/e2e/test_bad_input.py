@@ -66,7 +66,7 @@ def test_of_a_file_the_good_lines_go_in_and_each_bad_one_is_named(stack: Stack, 
         json.dumps({"id": f"file-{number}", "text": f"line {number} 第{number}行 🙂"}) for number in range(30)
     ]
     lines[4] = json.dumps({"id": "file-4", "text": ""})
-    lines[9] = json.dumps({"id": "file-9", "text": MEGABYTE})
+    lines[9] = json.dumps({"id": "file-9", "text": "x" * 5_000_000})
     lines[16] = '{"id": "file-16", "text": '
     lines[19] = '{"id": "file-19", "text": "lone \\ud800 surrogate"}'
     lines[20] = json.dumps({"id": "file-20"})
@@ -80,7 +80,7 @@ def test_of_a_file_the_good_lines_go_in_and_each_bad_one_is_named(stack: Stack, 
     assert (summary["accepted"], summary["rejected"]) == (23, 7)
     for line, problem in (
         (5, "text: is empty"),
-        (10, "text: has 1,048,576 bytes of UTF-8; the limit is 32,768"),
+        (10, "text: has 5,000,000 bytes of UTF-8; the limit is 4,194,304"),
         (17, "is not JSON"),
         (20, "text: is not Unicode text: lone surrogate at character 5"),
         (21, "text: is missing"),

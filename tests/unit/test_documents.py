@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textmatch import documents
-from textmatch.documents import Document, content_hash, document_violations, point_id, text_hash
+from textmatch.documents import (
+    Document,
+    content_hash,
+    document_key,
+    document_violations,
+    is_passage_point,
+    passage_point_id,
+    point_id,
+    text_hash,
+)
 from textmatch.errors import InvalidInput, reason_name
 
 
@@ -26,7 +35,7 @@ def test_a_good_document_has_no_violations():
         (Document("", "text"), {"documents[3].id": "FIELD_INVALID"}),
         (Document("x" * 513, "text"), {"documents[3].id": "FIELD_INVALID"}),
         (Document("a", " \n\t "), {"documents[3].text": "TEXT_EMPTY"}),
-        (Document("a", "x" * (1 << 20)), {"documents[3].text": "TEXT_TOO_LARGE"}),
+        (Document("a", "x" * (5 << 20)), {"documents[3].text": "TEXT_TOO_LARGE"}),
         (Document("a", "with \0 inside"), {"documents[3].text": "TEXT_INVALID"}),
         (Document("a", "lone \ud800 surrogate"), {"documents[3].text": "TEXT_INVALID"}),
         (Document("a", "b", version=-1), {"documents[3].version": "FIELD_INVALID"}),
@@ -51,8 +60,8 @@ def test_attributes_may_be_nested_up_to_the_limit():
 
 
 def test_a_limit_is_told_in_the_message():
-    [violation] = document_violations(Document("a", "x" * 40_000))
-    assert violation.description == "has 40,000 bytes of UTF-8; the limit is 32,768"
+    [violation] = document_violations(Document("a", "x" * 5_000_000))
+    assert violation.description == "has 5,000,000 bytes of UTF-8; the limit is 4,194,304"
 
 
 def test_check_texts_names_all_bad_texts_at_once():
@@ -73,6 +82,21 @@ def test_identity_is_stable_across_processes_and_versions():
     assert point_id("shutil.rmtree") == "48226897-07ce-5d4c-aa38-e6baca4f79df"
     assert point_id("a") == point_id("a") != point_id("b")
     assert uuid.UUID(point_id("a")).version == 5
+
+
+def test_the_points_of_a_document_have_one_key_and_those_of_others_have_another():
+    points = [
+        passage_point_id(document_id, version, content, number)
+        for document_id in ("a", "b")
+        for version in (1, 2)
+        for content in ("c", "d")
+        for number in (1, 2)
+    ]
+    assert len(set(points)) == len(points)
+    assert all(uuid.UUID(one).version == 8 and uuid.UUID(one).variant == uuid.RFC_4122 for one in points)
+    assert {document_key(one) for one in points[:8]} == {document_key(point_id("a"))}
+    assert {document_key(one) for one in points[8:]} == {document_key(point_id("b"))}
+    assert [is_passage_point(one) for one in (points[0], point_id("a"))] == [True, False]
 
 
 @given(st.text(), st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()))

@@ -32,6 +32,24 @@ Indexes = Annotated[
         help="Attribute on which filters are fast; keyword[:tenant], integer, float, bool or datetime.",
     ),
 ]
+PassageTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--passage-tokens",
+        metavar="N",
+        help="Longer texts are divided into passages of at most so many tokens. Default: as many as the model"
+        " reads. 0: texts are not divided.",
+        show_default=False,
+    ),
+]
+PassageOverlap = Annotated[
+    int,
+    typer.Option(
+        "--passage-overlap",
+        metavar="N",
+        help="Most tokens of a passage, its last sentences, that begin the next.",
+    ),
+]
 
 
 @app.command()
@@ -41,14 +59,16 @@ def create(
     cross_encoder: CrossEncoder = "",
     lexical: Lexical = True,
     indexes: Indexes = None,
+    passage_tokens: PassageTokens = None,
+    passage_overlap: PassageOverlap = 0,
     as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
 ) -> None:
     """Create a collection. Creating one that exists with the same settings succeeds.
 
-    --json prints {"name", "bi_encoder", "cross_encoder", "lexical", "indexes", "model_id", "documents",
-    "created_at"}.
+    --json prints {"name", "bi_encoder", "cross_encoder", "lexical", "indexes", "passage_tokens",
+    "passage_overlap", "model_id", "documents", "created_at"}.
     """
     payload_indexes = tuple(PayloadIndex.parse(text) for text in indexes or [])
     settings = CollectionConfig(
@@ -57,6 +77,8 @@ def create(
         cross_encoder=cross_encoder,
         lexical=lexical,
         payload_indexes=payload_indexes,
+        passage_tokens=passage_tokens,
+        passage_overlap=passage_overlap,
     )
     with find_addresses(data_dir, matcher=matcher).client() as client:
         summary = client.create_collection(settings)
@@ -149,6 +171,8 @@ def _to_json(summary: CollectionSummary) -> dict[str, Any]:
         "cross_encoder": config.cross_encoder or None,
         "lexical": config.lexical,
         "indexes": [_index(one) for one in config.payload_indexes],
+        "passage_tokens": config.passage_tokens,
+        "passage_overlap": config.passage_overlap,
         "model_id": summary.model_id or None,
         "documents": summary.document_count,
         "created_at": config.created_at or None,

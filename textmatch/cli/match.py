@@ -116,10 +116,11 @@ def match(
     """Find the stored texts that mean the same as a query, with scores from 0 to 1.
 
     --json prints one line per query, in order: {"query", "matches": [{"id", "score", "recall_score",
-    "rerank_score", "text", "attributes"}], "degraded", "timings_ms", "models"}. Missing values are null.
-    With --id, "query" is the id. Matches have an "explanation" with --explain, and lines a "query_id" if the
-    file has ids. The line of a query that failed is {"query_id", "query", "error"}. An invalid line of the
-    file fails alone.
+    "rerank_score", "text", "attributes", "version", "passage"}], "degraded", "timings_ms", "models"}. Missing
+    values are null. "passage" is {"text", "start", "end", "number", "score"} of the best passage, or null if
+    the document has one only. With --id, "query" is the id. Matches have an "explanation" with --explain, and
+    lines a "query_id" if the file has ids. The line of a query that failed is {"query_id", "query", "error"}.
+    An invalid line of the file fails alone.
 
     While the matcher is unavailable, unanswered queries are asked again, for up to two minutes. --output
     writes the JSON lines to a file, which --resume continues after an interruption.
@@ -302,6 +303,8 @@ def _match_to_json(match: Match) -> dict[str, Any]:
         "rerank_score": match.rerank_score,
         "text": match.document.text,
         "attributes": dict(match.document.attributes),
+        "version": match.document.version,
+        "passage": asdict(match.passage) if match.document.passage else None,
         **({"explanation": asdict(match.explanation)} if match.explanation else {}),
     }
 
@@ -397,7 +400,9 @@ def _print_table(result: MatchResult) -> None:
         score = f"{match.score:.3f}"
         if match.explanation:
             score += f"\n{_explained(match, match.explanation)}"
-        table.add_row(str(rank), score, cell(match.document.id), cell(match.document.text))
+        place = match.document.passage
+        where = f"{match.document.id} [{place.start}:{place.end}]" if place else match.document.id
+        table.add_row(str(rank), score, cell(where), cell(match.document.text))
     print_table(table)
     if result.degraded:
         print_line(f"Incomplete: {result.degraded}; {result.scored_count} candidates were reranked.")

@@ -1,37 +1,45 @@
 """The interface to one collection in Qdrant: conditional writes, reads, searches and aliases.
 
-`Index` works on the physical collection in use, `CollectionPoints` on one physical collection, independent of
-its role. Physical collections are referred to by the model ids that they were built with.
+`Index` works on the physical collection in use, `CollectionPoints` (points.py) on one physical collection,
+independent of its role. Physical collections are referred to by the model ids that they were built with.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
+from types import MappingProxyType
 from typing import TypeVar
 
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
 
 from textmatch.collection_config import CollectionConfig
-from textmatch.documents import Document, point_id
+from textmatch.documents import Document
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.collections import AliasSwitcher, Collections, Roles
 from textmatch.index.filter_warnings import SAMPLE_DOCUMENTS, filter_fields, filter_warnings
 from textmatch.index.neighbors import NeighborSearch
+from textmatch.index.points import (
+    PAGE,
+    CollectionPoints,
+    DeleteCondition,
+    Fingerprint,
+    version_condition,
+    versions_by_id,
+)
 from textmatch.index.schema import (
-    ACCEPTED_FIELD,
-    DENSE_VECTOR,
     DOCUMENT_FIELDS,
     VERSION_FIELD,
+    EmbeddedPassages,
     StoredDocument,
+    document_points,
     payload_selector,
+    points_of,
+    to_passage_points,
     to_point,
-    to_qdrant,
-    to_stored_document,
 )
 from textmatch.index.search import (
     Hit,
@@ -47,184 +55,10 @@ from textmatch.vectors import Embeddings
 
 Stored = TypeVar("Stored")
 
-_PAGE = 1_000
 _FILTERS_PER_CALL = 32
-
-
-@dataclass(frozen=True)
-class VersionsPage:
-    """Versions by document id. `next_position` is None on the last page."""
-
-    versions: dict[str, int]
-    next_position: PointId | None
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a write needs to know of a stored document."""
-
-    version: int
-    accepted_us: int
-    content_hash: str
-
-
-@dataclass(frozen=True)
-class DeleteCondition:
-    """What a delete covers: documents that match, are not newer, and were accepted before it.
-
-    Args:
-        max_version: None: documents of any version.
-        accepted_until: in microseconds since 1970; None: documents that were accepted at any time.
-    """
-
-    where: Filter
-    max_version: int | None = None
-    accepted_until: int | None = None
-
-    def to_qdrant(self) -> models.Filter:
-        """The same as a filter of Qdrant."""
-        conditions: list[models.Condition] = [to_qdrant(self.where)]
-        for field, limit in ((VERSION_FIELD, self.max_version), (ACCEPTED_FIELD, self.accepted_until)):
-            if limit is not None:
-                conditions.append(models.FieldCondition(key=field, range=models.Range(lte=limit)))
-        return models.Filter(must=conditions)
-
-
-class CollectionPoints:
-    """The points of the physical collection that a model built.
-
-    Every method raises CollectionGone if there is no such collection, and DependencyUnavailable when Qdrant
-    does not answer.
-    """
-
-    def __init__(self, client: AsyncQdrantClient, config: CollectionConfig, model_id: str) -> None:
-        self._client = client
-        self._model_id = model_id
-        self._collection = config.physical(model_id)
-
-    async def fetch(self, ids: Iterable[str], *, with_embeddings: bool = False) -> dict[str, StoredDocument]:
-        """Those of these documents that are stored, by id."""
-        async with translated_errors(self._collection):
-            records = await self._client.retrieve(
-                self._collection,
-                [point_id(one) for one in ids],
-                with_vectors=[DENSE_VECTOR] if with_embeddings else False,
-            )
-        stored = [to_stored_document(record, self._model_id) for record in records]
-        return {one.document.id: one for one in stored}
-
-    async def versions(self, ids: Iterable[str], *, on_all_replicas: bool = False) -> dict[str, int]:
-        """The versions of those of these documents that are stored, by id.
-
-        Args:
-            on_all_replicas: leave out documents that a replica lacks or has in another version. A missing
-                replica is then an error.
-        """
-        async with translated_errors(self._collection):
-            records = await self._client.retrieve(
-                self._collection,
-                [point_id(one) for one in ids],
-                with_payload=["id", VERSION_FIELD],
-                consistency=models.ReadConsistencyType.ALL if on_all_replicas else None,
-            )
-        return _versions(records)
-
-    async def fingerprints(self, ids: Iterable[str]) -> dict[str, Fingerprint]:
-        """What is known of those of these documents that are stored, by id."""
-        fields = ["id", VERSION_FIELD, ACCEPTED_FIELD, "content_hash"]
-        async with translated_errors(self._collection):
-            records = await self._client.retrieve(
-                self._collection, [point_id(one) for one in ids], with_payload=fields
-            )
-        payloads = [record.payload or {} for record in records]
-        return {
-            one["id"]: Fingerprint(one[VERSION_FIELD], one.get(ACCEPTED_FIELD, 0), one["content_hash"])
-            for one in payloads
-        }
-
-    async def page(self, position: PointId | None) -> VersionsPage:
-        """One page of the versions of all documents.
-
-        Reading all pages finds every document that is stored the whole time. It may miss documents that are
-        written or deleted at the same time.
-
-        Args:
-            position: `next_position` of the page before; None for the first page.
-        """
-        async with translated_errors(self._collection):
-            records, following = await self._client.scroll(
-                self._collection, limit=_PAGE, offset=position, with_payload=["id", VERSION_FIELD]
-            )
-        return VersionsPage(_versions(records), following)
-
-    async def delete(self, versions: Mapping[str, int]) -> int:
-        """Delete documents that are not newer than the version given for their id; returns how many.
-
-        It costs two round trips. The number is that of one replica: it lacks documents that an earlier,
-        failed call has deleted there.
-        """
-        stored = await self.versions(versions)
-        by_version: dict[int, list[models.ExtendedPointId]] = {}
-        for document_id, version in versions.items():
-            by_version.setdefault(version, []).append(point_id(document_id))
-        operations = [
-            models.DeleteOperation(delete=models.FilterSelector(filter=_up_to(version, points)))
-            for version, points in by_version.items()
-        ]
-        async with translated_errors(self._collection):
-            await self._client.batch_update_points(self._collection, operations, wait=True)
-        return sum(version <= versions[document_id] for document_id, version in stored.items())
-
-    async def delete_matching(self, condition: DeleteCondition, ids: Iterable[str] | None = None) -> None:
-        """Delete the documents that a condition covers.
-
-        Each replica evaluates it. A repeated call therefore completes one that failed.
-
-        Args:
-            ids: of these documents only.
-        """
-        conditions: list[models.Condition] = [condition.to_qdrant()]
-        if ids is not None:
-            conditions.append(models.HasIdCondition(has_id=[point_id(one) for one in ids]))
-        selector = models.FilterSelector(filter=models.Filter(must=conditions))
-        async with translated_errors(self._collection):
-            await self._client.delete(self._collection, selector, wait=True)
-
-    async def sample(self, count: int) -> list[str]:
-        """The texts of `count` random documents, or of all documents if there are fewer."""
-        async with translated_errors(self._collection):
-            response = await self._client.query_points(
-                self._collection,
-                query=models.SampleQuery(sample=models.Sample.RANDOM),
-                limit=count,
-                with_payload=["text"],
-            )
-        return [(point.payload or {})["text"] for point in response.points]
-
-    async def nearest(self, embedding: Embeddings, count: int) -> list[PointId]:
-        """The ids of the points nearest to a (dimension,) embedding, nearest first.
-
-        A document has the same point id in every collection.
-        """
-        async with translated_errors(self._collection):
-            response = await self._client.query_points(
-                self._collection,
-                query=embedding.tolist(),
-                using=DENSE_VECTOR,
-                limit=count,
-                with_payload=False,
-            )
-        return [point.id for point in response.points]
-
-    async def count(self) -> int:
-        """How many documents are stored."""
-        async with translated_errors(self._collection):
-            return (await self._client.count(self._collection, exact=True)).count
-
-
-def _versions(records: Sequence[models.Record]) -> dict[str, int]:
-    payloads = [record.payload or {} for record in records]
-    return {payload["id"]: payload[VERSION_FIELD] for payload in payloads}
+# Each has up to 16 KB of attributes; a call of gRPC to Qdrant has at most 64 MB.
+_PASSAGES_PER_CALL = 256
+_NO_PASSAGES: Mapping[str, EmbeddedPassages] = MappingProxyType({})
 
 
 class Index:
@@ -268,25 +102,49 @@ class Index:
         """Finds the neighbors of documents of one physical collection."""
         return NeighborSearch(self._client, self._config.physical(model_id))
 
-    async def upsert(self, documents: Sequence[Document], embeddings: Embeddings, *, model_id: str) -> None:
+    async def upsert(
+        self,
+        documents: Sequence[Document],
+        embeddings: Embeddings,
+        *,
+        model_id: str,
+        passages: Mapping[str, EmbeddedPassages] = _NO_PASSAGES,
+    ) -> None:
         """Write documents with their (count, dimension) embeddings, unless the stored version is as new.
 
         Qdrant compares the versions, so writes may be repeated and reordered. Returns when the writes are
-        durable and searchable.
+        durable and searchable. Further passages come first: textmatch/indexing.py explains the order.
 
         Args:
             model_id: the model that made the embeddings; `collections.prepare` was called for it.
+            passages: of the documents that have several, by document id. Their embedding is that of the
+                first one.
         """
         await self.collections.ensure_payload_indexes(model_id)
         has_lexical = (await self.collections.info(model_id)).has_lexical
         by_version = sorted(zip(documents, embeddings, strict=True), key=lambda pair: pair[0].version)
         operations = [
             _upsert_if_newer(
-                version, [to_point(document, row, has_lexical=has_lexical) for document, row in pairs]
+                version,
+                [
+                    to_point(
+                        document,
+                        row,
+                        has_lexical=has_lexical,
+                        passages=passages[document.id].passages if document.id in passages else (),
+                    )
+                    for document, row in pairs
+                ],
             )
             for version, pairs in groupby(by_version, key=lambda pair: pair[0].version)
         ]
         async with self._using(model_id) as physical:
+            for document in documents:
+                if document.id in passages:
+                    further = to_passage_points(document, passages[document.id], has_lexical=has_lexical)
+                    for some in _chunks(further, _PASSAGES_PER_CALL):
+                        operation = _upsert_if_newer(document.version, some)
+                        await self._client.batch_update_points(physical, [operation], wait=True)
             await self._client.batch_update_points(physical, operations, wait=True)
 
     async def fetch(self, ids: Sequence[str], *, with_embeddings: bool = False) -> dict[str, StoredDocument]:
@@ -332,6 +190,15 @@ class Index:
                     await self.collections.ensure_payload_indexes(model_id)
                     await self.points(model_id).delete_matching(condition, ids)
 
+    async def delete_outdated_passages(self, documents: Sequence[Document]) -> None:
+        """As of CollectionPoints, in the collections that `delete` deletes from."""
+        if not documents:
+            return
+        async for roles in self._until_roles_are_stable():
+            for model_id in roles.written:
+                with suppress(CollectionGone):
+                    await self.points(model_id).delete_outdated_passages(documents)
+
     async def delete_from(self, model_id: str, versions: Mapping[str, int]) -> int:
         """The same in one physical collection, independent of its role."""
         if not versions:
@@ -351,7 +218,7 @@ class Index:
 
         It costs one round trip for some dozens of conditions.
         """
-        points = models.HasIdCondition(has_id=[point_id(one) for one in ids])
+        points = points_of(ids)
         found: dict[str, int] = {}
         for start in range(0, len(conditions), _FILTERS_PER_CALL):
             some = conditions[start : start + _FILTERS_PER_CALL]
@@ -369,13 +236,13 @@ class Index:
             async with self._using(model_id) as physical:
                 records, offset = await self._client.scroll(
                     physical,
-                    models.Filter(must=conditions),
-                    limit=_PAGE,
+                    document_points(*conditions),
+                    limit=PAGE,
                     offset=offset,
                     with_payload=["id", VERSION_FIELD],
                 )
             if records:
-                yield _versions(records)
+                yield versions_by_id(records)
             if offset is None:
                 return
 
@@ -386,7 +253,8 @@ class Index:
             return 0
         await self.collections.ensure_payload_indexes(model_id)
         async with self._using(model_id) as physical:
-            return (await self._client.count(physical, condition.to_qdrant(), exact=True)).count
+            documents = document_points(condition.to_qdrant())
+            return (await self._client.count(physical, documents, exact=True)).count
 
     async def documents_after(
         self, condition: Filter, after: str, count: int, fields: Sequence[str] = DOCUMENT_FIELDS
@@ -410,12 +278,18 @@ class Index:
             return ()
         async with self._using(model_id) as physical:
             records, _ = await self._client.scroll(
-                physical, limit=SAMPLE_DOCUMENTS, with_payload=[payload_selector(field) for field in fields]
+                physical,
+                document_points(),
+                limit=SAMPLE_DOCUMENTS,
+                with_payload=[payload_selector(field) for field in fields],
             )
         return filter_warnings(condition, [(one.payload or {}).get("attributes", {}) for one in records])
 
     async def documents(self, points: Sequence[PointId], *, model_id: str) -> dict[PointId, Document]:
-        """The documents of found points. Points that have been deleted since are missing."""
+        """The documents of found points. Points that have been deleted since are missing.
+
+        Of a document with several passages, the text is the passage of the point.
+        """
         async with self._using(model_id) as physical:
             return await read_documents(self._client, physical, points)
 
@@ -476,17 +350,13 @@ class Index:
             raise
 
 
+def _chunks(points: Iterator[models.PointStruct], size: int) -> Iterator[list[models.PointStruct]]:
+    """`itertools.batched` is new in Python 3.12."""
+    while some := list(islice(points, size)):
+        yield some
+
+
 def _upsert_if_newer(version: int, points: Iterable[models.PointStruct]) -> models.UpsertOperation:
     # The condition applies to existing points only. A missing point is always inserted.
-    condition = models.Filter(must=[_version_condition(models.Range(lt=version))])
+    condition = models.Filter(must=[version_condition(models.Range(lt=version))])
     return models.UpsertOperation(upsert=models.PointsList(points=list(points), update_filter=condition))
-
-
-def _up_to(version: int, points: Sequence[models.ExtendedPointId]) -> models.Filter:
-    """Those of these points that are not newer."""
-    bounds = _version_condition(models.Range(lte=version))
-    return models.Filter(must=[bounds, models.HasIdCondition(has_id=list(points))])
-
-
-def _version_condition(bounds: models.Range) -> models.FieldCondition:
-    return models.FieldCondition(key=VERSION_FIELD, range=bounds)

@@ -1,5 +1,7 @@
 """The nearest neighbors of many stored documents, by their stored embeddings. Nothing is embedded.
 
+Documents of several passages are compared by the first one.
+
 search = collection.index.neighbors(model_id)
 documents = await search.embedded_after(Filter(), "", 64)
 found = await search.nearest([one.embedding for one in documents], 10, Filter(), min_cosine=0.9)
@@ -18,8 +20,8 @@ from qdrant_client.conversions.common_types import PointId
 from textmatch.documents import Document, point_id
 from textmatch.filters import Filter
 from textmatch.index.client import translated_errors
-from textmatch.index.schema import DENSE_VECTOR, MIN_HNSW_EF, to_qdrant
-from textmatch.index.search import read_documents, read_embeddings, to_grpc
+from textmatch.index.schema import DENSE_VECTOR, MIN_HNSW_EF, document_points, to_grpc, to_qdrant
+from textmatch.index.search import read_documents, read_embeddings
 from textmatch.time_slices import in_slices
 from textmatch.vectors import Embeddings
 
@@ -55,7 +57,7 @@ class NeighborSearch:
         async with translated_errors(self._physical):
             records, _ = await self._client.scroll(
                 self._physical,
-                None if condition.is_empty else to_qdrant(condition),
+                document_points(to_qdrant(condition)),
                 # The document of the offset comes first, if it is stored and matches.
                 limit=count + bool(after),
                 offset=point_id(after) if after else None,
@@ -71,7 +73,7 @@ class NeighborSearch:
         """For each (dimension,) embedding the cosines of its nearest documents that match, nearest first."""
         if not embeddings:
             return []
-        where = to_grpc(condition)
+        where = to_grpc(document_points(to_qdrant(condition)))
         params = grpc.SearchParams(hnsw_ef=max(MIN_HNSW_EF, 2 * count))
         requests = [
             grpc.QueryPoints(

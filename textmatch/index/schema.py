@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from qdrant_client import AsyncQdrantClient, models
+from qdrant_client import AsyncQdrantClient, grpc, models
+from qdrant_client.conversions.conversion import RestToGrpc
 
 from textmatch.collection_config import PayloadIndex
-from textmatch.documents import Document, content_hash, point_id, text_hash
+from textmatch.documents import Document, Passage, content_hash, passage_point_id, point_id, text_hash
 from textmatch.errors import InvalidInput
 from textmatch.filters import (
     Condition,
@@ -36,9 +37,17 @@ LEXICAL_VECTOR = "bm25"
 HNSW = models.HnswConfigDiff(m=32, ef_construct=200)
 # `hnsw_ef`, the candidates that a search of the graph keeps; twice the requested count if that is more.
 MIN_HNSW_EF = 256
-DOCUMENT_FIELDS = ["id", "text", "attributes", "version"]
 VERSION_FIELD = "version"
 ACCEPTED_FIELD = "accepted_us"
+# Of further passages only: the document's point, and its content hash. One list, so that one index has both.
+PASSAGE_OF_FIELD = "passage_of"
+# Of the point of a document with several passages: the whole text. Its `text` is the first passage.
+WHOLE_TEXT_FIELD = "whole_text"
+# Which part of the document `text` is; missing if there is only one.
+PASSAGE_FIELD = "passage"
+PASSAGE_COUNT_FIELD = "passage_count"
+# Of a document with several passages, the passage.
+DOCUMENT_FIELDS = ["id", "text", "attributes", VERSION_FIELD, PASSAGE_FIELD]
 
 _IndexSchema: TypeAlias = models.PayloadSchemaType | models.KeywordIndexParams
 
@@ -57,13 +66,44 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document as stored. `embedding` is (dimension,), or None if embeddings were not requested."""
+    """A document as stored.
+
+    Attributes:
+        embedding: of its first passage, (dimension,); None if embeddings were not requested.
+        passage_count: 1 if it is not divided.
+    """
 
     document: Document
     text_hash: str
     content_hash: str
     model_id: str
     embedding: Embeddings | None
+    passage_count: int = 1
+
+
+@dataclass(frozen=True)
+class EmbeddedPassages:
+    """The passages of a document that has several, with their (count, dimension) embeddings."""
+
+    passages: tuple[Passage, ...]
+    embeddings: Embeddings
+
+
+def document_points(*conditions: models.Condition) -> models.Filter:
+    """The points of documents, without those of further passages, that meet all conditions."""
+    own = models.IsEmptyCondition(is_empty=models.PayloadField(key=PASSAGE_OF_FIELD))
+    return models.Filter(must=[own, *conditions])
+
+
+def points_of(ids: Iterable[str]) -> models.Filter:
+    """The points of these documents: of each one its own point, and those of its further passages."""
+    points = [point_id(one) for one in ids]
+    return models.Filter(should=[models.HasIdCondition(has_id=list(points)), passages_of(points)])
+
+
+def passages_of(points: Iterable[str]) -> models.FieldCondition:
+    """The further passages of the documents with these points."""
+    return models.FieldCondition(key=PASSAGE_OF_FIELD, match=models.MatchAny(any=list(points)))
 
 
 def dense_vector_params(dimension: int) -> dict[str, models.VectorParams]:
@@ -76,31 +116,79 @@ def lexical_vector_params() -> dict[str, models.SparseVectorParams]:
     return {LEXICAL_VECTOR: models.SparseVectorParams()}
 
 
-def to_point(document: Document, embedding: Embeddings, *, has_lexical: bool) -> models.PointStruct:
-    """A document and its (dimension,) embedding as a point, for a collection with or without BM25."""
+def to_point(
+    document: Document,
+    embedding: Embeddings,
+    *,
+    has_lexical: bool,
+    passages: Sequence[Passage] = (),
+) -> models.PointStruct:
+    """A document and its (dimension,) embedding as a point, for a collection with or without BM25.
+
+    Args:
+        passages: all of them, if there are several. The embedding is then that of the first one.
+    """
     payload = {
         "id": document.id,
         "text": document.text,
         "attributes": dict(document.attributes),
-        "version": document.version,
+        VERSION_FIELD: document.version,
         ACCEPTED_FIELD: document.accepted_us,
         "text_hash": text_hash(document.text),
         "content_hash": content_hash(document),
     }
+    if passages:
+        payload |= {
+            "text": document.text[passages[0].start : passages[0].end],
+            WHOLE_TEXT_FIELD: document.text,
+            PASSAGE_FIELD: vars(passages[0]),
+            PASSAGE_COUNT_FIELD: len(passages),
+        }
+    return _point(point_id(document.id), payload, embedding, has_lexical=has_lexical)
+
+
+def to_passage_points(
+    document: Document, embedded: EmbeddedPassages, *, has_lexical: bool
+) -> Iterator[models.PointStruct]:
+    """The further passages of a document, all but the first one, as points.
+
+    They have the document's attributes, version and time of acceptance, so what selects the document by
+    these selects them too.
+    """
+    document_point, revision_hash = point_id(document.id), content_hash(document)
+    shared = {
+        "id": document.id,
+        "attributes": dict(document.attributes),
+        VERSION_FIELD: document.version,
+        ACCEPTED_FIELD: document.accepted_us,
+        PASSAGE_OF_FIELD: [document_point, revision_hash],
+    }
+    further = zip(embedded.passages[1:], embedded.embeddings[1:], strict=True)
+    for one, embedding in further:
+        payload = shared | {"text": document.text[one.start : one.end], PASSAGE_FIELD: vars(one)}
+        point = passage_point_id(document.id, document.version, revision_hash, one.number)
+        yield _point(point, payload, embedding, has_lexical=has_lexical)
+
+
+def _point(
+    point: str, payload: dict[str, Any], embedding: Embeddings, *, has_lexical: bool
+) -> models.PointStruct:
     vectors: dict[str, models.Vector] = {DENSE_VECTOR: embedding.tolist()}
     if has_lexical:
-        vectors[LEXICAL_VECTOR] = document_vector(document.text)
-    return models.PointStruct(id=point_id(document.id), vector=vectors, payload=payload)
+        vectors[LEXICAL_VECTOR] = document_vector(payload["text"])
+    return models.PointStruct(id=point, vector=vectors, payload=payload)
 
 
 def to_document(payload: dict[str, Any]) -> Document:
     """The document of a payload with at least DOCUMENT_FIELDS."""
+    part = None if WHOLE_TEXT_FIELD in payload else payload.get(PASSAGE_FIELD)
     return Document(
         id=payload["id"],
-        text=payload["text"],
+        text=payload.get(WHOLE_TEXT_FIELD, payload["text"]),
         attributes=payload["attributes"],
-        version=payload["version"],
+        version=payload[VERSION_FIELD],
         accepted_us=payload.get(ACCEPTED_FIELD, 0),
+        passage=Passage(**part) if part else None,
     )
 
 
@@ -114,14 +202,15 @@ def to_stored_document(record: models.Record, model_id: str) -> StoredDocument:
         content_hash=payload["content_hash"],
         model_id=model_id,
         embedding=None if embedding is None else np.asarray(embedding, dtype=np.float32),
+        passage_count=payload.get(PASSAGE_COUNT_FIELD, 1),
     )
 
 
 class PayloadIndexes:
-    """Payload indexes of a collection: the attributes on which filters are fast, version and acceptance.
+    """Payload indexes of a collection: the attributes on which filters are fast, and those that deletes use.
 
-    Every delete compares versions or times of acceptance. In strict mode Qdrant refuses to do that without an
-    index.
+    Every delete compares versions or times of acceptance, and finds the further passages of documents. In
+    strict mode Qdrant refuses to do that without an index.
 
     Raises:
         InvalidInput: an attribute has an impossible path.
@@ -130,6 +219,7 @@ class PayloadIndexes:
     def __init__(self, indexes: Iterable[PayloadIndex]) -> None:
         own = (VERSION_FIELD, ACCEPTED_FIELD)
         self._schemas: dict[str, _IndexSchema] = dict.fromkeys(own, models.PayloadSchemaType.INTEGER)
+        self._schemas[PASSAGE_OF_FIELD] = models.PayloadSchemaType.KEYWORD
         self._schemas |= {attribute_key(one.field): _index_schema(one) for one in indexes}
 
     def missing(self, existing: AbstractSet[str]) -> list[str]:
@@ -148,6 +238,11 @@ def _index_schema(index: PayloadIndex) -> _IndexSchema:
     if index.is_tenant:
         return models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
     return _KINDS[index.kind]
+
+
+def to_grpc(condition: models.Filter) -> grpc.Filter:
+    """The filter as a message, for requests that are built without the client's own models."""
+    return RestToGrpc.convert_filter(condition)
 
 
 def to_qdrant(condition: Filter) -> models.Filter:
@@ -188,7 +283,7 @@ def _condition(condition: Condition) -> models.Condition:
         case Filter():
             return to_qdrant(condition)
         case HasId(ids):
-            return models.HasIdCondition(has_id=[point_id(one) for one in ids])
+            return points_of(ids)
         case FieldMatch(field, values):
             return _match(attribute_key(field), values)
         case FieldRange(field, gt, gte, lt, lte):

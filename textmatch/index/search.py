@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import AsyncQdrantClient, grpc
+from qdrant_client import AsyncQdrantClient, grpc, models
 from qdrant_client.conversions.common_types import PointId
-from qdrant_client.conversions.conversion import RestToGrpc, grpc_to_payload
+from qdrant_client.conversions.conversion import grpc_to_payload
 
-from textmatch.documents import Document, point_id
+from textmatch.documents import Document, document_key, is_passage_point, point_id
 from textmatch.filters import Filter
 from textmatch.index.bm25 import QueryVector
 from textmatch.index.schema import (
@@ -25,8 +25,14 @@ from textmatch.index.schema import (
     DOCUMENT_FIELDS,
     LEXICAL_VECTOR,
     MIN_HNSW_EF,
+    PASSAGE_FIELD,
+    PASSAGE_OF_FIELD,
+    VERSION_FIELD,
+    document_points,
+    passages_of,
     payload_selector,
     to_document,
+    to_grpc,
     to_qdrant,
 )
 from textmatch.index.term_statistics import SAMPLE_DOCUMENTS, TermStatistics
@@ -37,7 +43,17 @@ _TIMEOUT_SECONDS = 60.0
 # Small, because parsing a page blocks other calls.
 _SAMPLE_PAGE = 500
 _DOCUMENTS_PAGE = 100
-_DOCUMENT_PAYLOAD = grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=DOCUMENT_FIELDS))
+# How often it is searched for more documents, without those that have been found.
+_MAX_ROUNDS = 5
+
+
+def _payload(fields: Sequence[str]) -> grpc.WithPayloadSelector:
+    return grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=fields))
+
+
+_DOCUMENT_PAYLOAD = _payload(DOCUMENT_FIELDS)
+_REVISION_PAYLOAD = _payload([VERSION_FIELD, "content_hash"])
+_PASSAGE_REVISION_PAYLOAD = _payload([PASSAGE_OF_FIELD, VERSION_FIELD])
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ class SearchQuery:
     """A (dimension,) embedding for dense search, terms for BM25, or both for hybrid search.
 
     Attributes:
-        count: hits of each kind of search; hybrid search finds up to twice as many.
+        count: documents of each kind of search; hybrid search finds up to twice as many.
         with_documents: return the documents with the hits, which saves a second call.
         group_by: also return the value of the attribute with this path; "": none.
     """
@@ -77,9 +93,73 @@ class Hit:
 
 
 async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery) -> list[Hit]:
-    """The hits of a query, in no particular order."""
+    """The hits of a query, in no particular order. A document may be hit in several passages.
+
+    Passages of one document may be all that a search finds. It is then repeated without the documents that
+    have been found, until `count` documents are found or there are no more. A collection without documents
+    of several passages needs one search and no reads.
+
+    A passage counts only if the point of its document has the same version and content. It may have others:
+    the passages of a new version are written before, and those of an old one removed after (`upsert`).
+    """
+    hits = await _search(client, collection, query)
+    is_last = len(hits) < query.count
+    document_points = await _current_passages(client, collection, hits)
+    found = _current(hits, document_points)
+    for _ in range(_MAX_ROUNDS - 1):
+        missing_count = query.count - len({document_key(str(hit.point)) for hit in found})
+        if is_last or missing_count <= 0:
+            break
+        owners = set(document_points.values())
+        points = models.HasIdCondition(has_id=[*(str(hit.point) for hit in hits), *owners])
+        seen = models.Filter(must_not=[points, passages_of(owners)] if owners else [points])
+        more = await _search(client, collection, replace(query, count=missing_count), seen)
+        is_last = len(more) < missing_count
+        document_points |= await _current_passages(client, collection, more)
+        hits += more
+        found += _current(more, document_points)
+    return found
+
+
+def _current(hits: Sequence[Hit], document_points: Mapping[PointId, str]) -> list[Hit]:
+    """The hits of documents, and those of their current passages."""
+    return [hit for hit in hits if not is_passage_point(str(hit.point)) or hit.point in document_points]
+
+
+async def _current_passages(
+    client: AsyncQdrantClient, collection: str, hits: Sequence[Hit]
+) -> dict[PointId, str]:
+    """The points of the documents of those hits that are further passages of a document's stored version."""
+    points = [str(hit.point) for hit in hits if is_passage_point(str(hit.point))]
+    if not points:
+        return {}
+    passages = await _read(client, collection, points, _PASSAGE_REVISION_PAYLOAD)
+    owners = sorted({payload[PASSAGE_OF_FIELD][0] for payload in passages.values()})
+    documents = await _read(client, collection, owners, _REVISION_PAYLOAD)
+    revisions = {(point, one["content_hash"], one[VERSION_FIELD]) for point, one in documents.items()}
+    return {
+        point: one[PASSAGE_OF_FIELD][0]
+        for point, one in passages.items()
+        if (*one[PASSAGE_OF_FIELD], one[VERSION_FIELD]) in revisions
+    }
+
+
+async def _read(
+    client: AsyncQdrantClient, collection: str, points: Sequence[str], payload: grpc.WithPayloadSelector
+) -> dict[PointId, dict[str, Any]]:
+    message = grpc.GetPoints(
+        collection_name=collection, ids=[grpc.PointId(uuid=one) for one in points], with_payload=payload
+    )
+    answer = await client.grpc_points.Get(message, timeout=_TIMEOUT_SECONDS)
+    return {record.id.uuid: grpc_to_payload(record.payload) for record in answer.result}
+
+
+async def _search(
+    client: AsyncQdrantClient, collection: str, query: SearchQuery, seen: models.Filter | None = None
+) -> list[Hit]:
+    """One search, without what has been seen."""
     documents_come_along = query.with_documents and query.count <= _DOCUMENTS_PAGE
-    requests = _requests(collection, replace(query, with_documents=documents_come_along))
+    requests = _requests(collection, replace(query, with_documents=documents_come_along), seen)
     if not requests:
         return []
     message = grpc.QueryBatchPoints(collection_name=collection, query_points=requests)
@@ -104,13 +184,6 @@ async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery)
     ]
 
 
-def to_grpc(condition: Filter | None) -> grpc.Filter | None:
-    """A filter of a request; None if it selects everything."""
-    if condition is None or condition.is_empty:
-        return None
-    return RestToGrpc.convert_filter(to_qdrant(condition))
-
-
 def _group(attributes: Any, path: str) -> str | None:
     """The value at a path as JSON; None if it is missing or null."""
     value = attributes
@@ -132,7 +205,7 @@ def _scores(
 async def read_documents(
     client: AsyncQdrantClient, collection: str, points: Sequence[PointId]
 ) -> dict[PointId, Document]:
-    """The documents of these points that are still stored."""
+    """The documents of these points that are still stored; of those with several passages, the passage."""
     documents: dict[PointId, Document] = {}
     for start in range(0, len(points), _DOCUMENTS_PAGE):
         page = points[start : start + _DOCUMENTS_PAGE]
@@ -158,15 +231,16 @@ async def read_documents_after(
 
     Args:
         after: the id of a document, stored or not; those after it are read. "": from the first one on.
-        fields: which of DOCUMENT_FIELDS to read; the others are empty.
+        fields: which of DOCUMENT_FIELDS to read; the others are empty. The text of a document with several
+            passages is the first one.
     """
     message = grpc.ScrollPoints(
         collection_name=collection,
-        filter=to_grpc(condition),
+        filter=to_grpc(document_points(to_qdrant(condition))),
         # The document of the offset comes first, if it is stored and matches.
         limit=count + bool(after),
         offset=grpc.PointId(uuid=point_id(after)) if after else None,
-        with_payload=grpc.WithPayloadSelector(include=grpc.PayloadIncludeSelector(fields=fields)),
+        with_payload=_payload([*fields, PASSAGE_FIELD] if "text" in fields else fields),
     )
     answer = await client.grpc_points.Scroll(message, timeout=_TIMEOUT_SECONDS)
     empty = {"text": "", "attributes": {}}
@@ -188,7 +262,10 @@ async def read_embeddings(
 
 
 async def read_term_statistics(client: AsyncQdrantClient, collection: str) -> TermStatistics:
-    """Count the terms of the first documents in the order of their point ids."""
+    """Count the terms of the first passages in the order of their point ids.
+
+    They are what BM25 finds, so their number counts, and not that of the documents.
+    """
     documents: list[NDArray[np.uint32]] = []
     offset: grpc.PointId | None = None
     while len(documents) < SAMPLE_DOCUMENTS:
@@ -214,10 +291,14 @@ def _term_indices(point: grpc.RetrievedPoint) -> NDArray[np.uint32]:
     return np.array(indices, dtype=np.uint32)
 
 
-def _requests(collection: str, query: SearchQuery) -> list[grpc.QueryPoints]:
+def _requests(
+    collection: str, query: SearchQuery, seen: models.Filter | None = None
+) -> list[grpc.QueryPoints]:
     """One request for each score. In hybrid search each request scores the hits of both searches."""
     searches = []
-    condition = to_grpc(query.condition)
+    conditions = [to_qdrant(query.condition)] if query.condition else []
+    conditions += [seen] if seen else []
+    condition = to_grpc(models.Filter(must=[*conditions])) if conditions else None
     if query.embedding is not None:
         searches.append(_dense(query.embedding, query, condition))
     if query.terms is not None:

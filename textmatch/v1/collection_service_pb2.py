@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%textmatch/v1/collection_service.proto\x12\x0ctextmatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"^\n\x0cPayloadIndex\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.textmatch.v1.PayloadIndexKind\x12\x11\n\tis_tenant\x18\x03 \x01(\x08\"\xf7\x01\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nbi_encoder\x18\x02 \x01(\t\x12\x15\n\rcross_encoder\x18\x03 \x01(\t\x12\x14\n\x07lexical\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x33\n\x0fpayload_indexes\x18\x05 \x03(\x0b\x32\x1a.textmatch.v1.PayloadIndex\x12\x10\n\x08model_id\x18\x06 \x01(\t\x12\x16\n\x0e\x64ocument_count\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\n\x08_lexical\"G\n\x17\x43reateCollectionRequest\x12,\n\ncollection\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.Collection\"H\n\x18\x43reateCollectionResponse\x12,\n\ncollection\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.Collection\"$\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x15GetCollectionResponse\x12,\n\ncollection\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"a\n\x17ListCollectionsResponse\x12-\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x18.textmatch.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17\x44\x65leteCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteCollectionResponse\"&\n\x16\x41\x64optCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x17\x41\x64optCollectionResponse\x12,\n\ncollection\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.Collection*\xd2\x01\n\x10PayloadIndexKind\x12\"\n\x1ePAYLOAD_INDEX_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPAYLOAD_INDEX_KIND_KEYWORD\x10\x01\x12\x1e\n\x1aPAYLOAD_INDEX_KIND_INTEGER\x10\x02\x12\x1c\n\x18PAYLOAD_INDEX_KIND_FLOAT\x10\x03\x12\x1b\n\x17PAYLOAD_INDEX_KIND_BOOL\x10\x04\x12\x1f\n\x1bPAYLOAD_INDEX_KIND_DATETIME\x10\x05\x32\xf3\x03\n\x11\x43ollectionService\x12\x61\n\x10\x43reateCollection\x12%.textmatch.v1.CreateCollectionRequest\x1a&.textmatch.v1.CreateCollectionResponse\x12X\n\rGetCollection\x12\".textmatch.v1.GetCollectionRequest\x1a#.textmatch.v1.GetCollectionResponse\x12^\n\x0fListCollections\x12$.textmatch.v1.ListCollectionsRequest\x1a%.textmatch.v1.ListCollectionsResponse\x12\x61\n\x10\x44\x65leteCollection\x12%.textmatch.v1.DeleteCollectionRequest\x1a&.textmatch.v1.DeleteCollectionResponse\x12^\n\x0f\x41\x64optCollection\x12$.textmatch.v1.AdoptCollectionRequest\x1a%.textmatch.v1.AdoptCollectionResponseBf\n\x10\x64\x65v.textmatch.v1B\x16\x43ollectionServiceProtoP\x01Z)textmatch.dev/go/textmatch/v1;textmatchv1\xaa\x02\x0cTextMatch.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%textmatch/v1/collection_service.proto\x12\x0ctextmatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"^\n\x0cPayloadIndex\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.textmatch.v1.PayloadIndexKind\x12\x11\n\tis_tenant\x18\x03 \x01(\x08\"\xc0\x02\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nbi_encoder\x18\x02 \x01(\t\x12\x15\n\rcross_encoder\x18\x03 \x01(\t\x12\x14\n\x07lexical\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x33\n\x0fpayload_indexes\x18\x05 \x03(\x0b\x32\x1a.textmatch.v1.PayloadIndex\x12\x10\n\x08model_id\x18\x06 \x01(\t\x12\x16\n\x0e\x64ocument_count\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0epassage_tokens\x18\t \x01(\x05H\x01\x88\x01\x01\x12\x17\n\x0fpassage_overlap\x18\n \x01(\x05\x42\n\n\x08_lexicalB\x11\n\x0f_passage_tokens\"G\n\x17\x43reateCollectionRequest\x12,\n\ncollection\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.Collection\"H\n\x18\x43reateCollectionResponse\x12,\n\ncollection\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.Collection\"$\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x15GetCollectionResponse\x12,\n\ncollection\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"a\n\x17ListCollectionsResponse\x12-\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x18.textmatch.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17\x44\x65leteCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteCollectionResponse\"&\n\x16\x41\x64optCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x17\x41\x64optCollectionResponse\x12,\n\ncollection\x18\x01 \x01(\x0b\x32\x18.textmatch.v1.Collection*\xd2\x01\n\x10PayloadIndexKind\x12\"\n\x1ePAYLOAD_INDEX_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPAYLOAD_INDEX_KIND_KEYWORD\x10\x01\x12\x1e\n\x1aPAYLOAD_INDEX_KIND_INTEGER\x10\x02\x12\x1c\n\x18PAYLOAD_INDEX_KIND_FLOAT\x10\x03\x12\x1b\n\x17PAYLOAD_INDEX_KIND_BOOL\x10\x04\x12\x1f\n\x1bPAYLOAD_INDEX_KIND_DATETIME\x10\x05\x32\xf3\x03\n\x11\x43ollectionService\x12\x61\n\x10\x43reateCollection\x12%.textmatch.v1.CreateCollectionRequest\x1a&.textmatch.v1.CreateCollectionResponse\x12X\n\rGetCollection\x12\".textmatch.v1.GetCollectionRequest\x1a#.textmatch.v1.GetCollectionResponse\x12^\n\x0fListCollections\x12$.textmatch.v1.ListCollectionsRequest\x1a%.textmatch.v1.ListCollectionsResponse\x12\x61\n\x10\x44\x65leteCollection\x12%.textmatch.v1.DeleteCollectionRequest\x1a&.textmatch.v1.DeleteCollectionResponse\x12^\n\x0f\x41\x64optCollection\x12$.textmatch.v1.AdoptCollectionRequest\x1a%.textmatch.v1.AdoptCollectionResponseBf\n\x10\x64\x65v.textmatch.v1B\x16\x43ollectionServiceProtoP\x01Z)textmatch.dev/go/textmatch/v1;textmatchv1\xaa\x02\x0cTextMatch.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +33,32 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'textmatch.v1.collection_ser
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020dev.textmatch.v1B\026CollectionServiceProtoP\001Z)textmatch.dev/go/textmatch/v1;textmatchv1\252\002\014TextMatch.V1'
-  _globals['_PAYLOADINDEXKIND']._serialized_start=1037
-  _globals['_PAYLOADINDEXKIND']._serialized_end=1247
+  _globals['_PAYLOADINDEXKIND']._serialized_start=1110
+  _globals['_PAYLOADINDEXKIND']._serialized_end=1320
   _globals['_PAYLOADINDEX']._serialized_start=88
   _globals['_PAYLOADINDEX']._serialized_end=182
   _globals['_COLLECTION']._serialized_start=185
-  _globals['_COLLECTION']._serialized_end=432
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=434
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=505
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=507
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=579
-  _globals['_GETCOLLECTIONREQUEST']._serialized_start=581
-  _globals['_GETCOLLECTIONREQUEST']._serialized_end=617
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=619
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=688
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=690
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=753
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=755
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=852
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=854
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=893
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=895
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=921
-  _globals['_ADOPTCOLLECTIONREQUEST']._serialized_start=923
-  _globals['_ADOPTCOLLECTIONREQUEST']._serialized_end=961
-  _globals['_ADOPTCOLLECTIONRESPONSE']._serialized_start=963
-  _globals['_ADOPTCOLLECTIONRESPONSE']._serialized_end=1034
-  _globals['_COLLECTIONSERVICE']._serialized_start=1250
-  _globals['_COLLECTIONSERVICE']._serialized_end=1749
+  _globals['_COLLECTION']._serialized_end=505
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=507
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=578
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=580
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=652
+  _globals['_GETCOLLECTIONREQUEST']._serialized_start=654
+  _globals['_GETCOLLECTIONREQUEST']._serialized_end=690
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=692
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=761
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=763
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=826
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=828
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=925
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=927
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=966
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=968
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=994
+  _globals['_ADOPTCOLLECTIONREQUEST']._serialized_start=996
+  _globals['_ADOPTCOLLECTIONREQUEST']._serialized_end=1034
+  _globals['_ADOPTCOLLECTIONRESPONSE']._serialized_start=1036
+  _globals['_ADOPTCOLLECTIONRESPONSE']._serialized_end=1107
+  _globals['_COLLECTIONSERVICE']._serialized_start=1323
+  _globals['_COLLECTIONSERVICE']._serialized_end=1822
 # @@protoc_insertion_point(module_scope)

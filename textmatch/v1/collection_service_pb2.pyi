@@ -88,6 +88,8 @@ class Collection(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     DOCUMENT_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PASSAGE_TOKENS_FIELD_NUMBER: _builtins.int
+    PASSAGE_OVERLAP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 63 characters: a-z, 0-9, - and _, the first one a letter or digit, without "--"."""
     bi_encoder: _builtins.str
@@ -102,6 +104,14 @@ class Collection(_message.Message):
     """Output only. The bi-encoder in use, by name and hash; empty before the first document."""
     document_count: _builtins.int
     """Output only. Documents in the index."""
+    passage_tokens: _builtins.int
+    """A longer text is divided into passages of at most so many tokens of the bi-encoder: 32 to 8,192. Absent: as many as
+    the model reads. 0: texts are not divided, and the end of a longer one is not read.
+    """
+    passage_overlap: _builtins.int
+    """The last sentences of a passage, of about so many tokens at most, begin the next one. At most half of
+    `passage_tokens`.
+    """
     @_builtins.property
     def payload_indexes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayloadIndex]:
         """At most 64."""
@@ -121,14 +131,21 @@ class Collection(_message.Message):
         model_id: _builtins.str = ...,
         document_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        passage_tokens: _builtins.int | None = ...,
+        passage_overlap: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical", b"_lexical", "create_time", b"create_time", "lexical", b"lexical"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical", b"_lexical", "_passage_tokens", b"_passage_tokens", "create_time", b"create_time", "lexical", b"lexical", "passage_tokens", b"passage_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical", b"_lexical", "bi_encoder", b"bi_encoder", "create_time", b"create_time", "cross_encoder", b"cross_encoder", "document_count", b"document_count", "lexical", b"lexical", "model_id", b"model_id", "name", b"name", "payload_indexes", b"payload_indexes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical", b"_lexical", "_passage_tokens", b"_passage_tokens", "bi_encoder", b"bi_encoder", "create_time", b"create_time", "cross_encoder", b"cross_encoder", "document_count", b"document_count", "lexical", b"lexical", "model_id", b"model_id", "name", b"name", "passage_overlap", b"passage_overlap", "passage_tokens", b"passage_tokens", "payload_indexes", b"payload_indexes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lexical: _TypeAlias = _typing.Literal["lexical"]  # noqa: Y015
     _WhichOneofArgType__lexical: _TypeAlias = _typing.Literal["_lexical", b"_lexical"]  # noqa: Y015
+    _WhichOneofReturnType__passage_tokens: _TypeAlias = _typing.Literal["passage_tokens"]  # noqa: Y015
+    _WhichOneofArgType__passage_tokens: _TypeAlias = _typing.Literal["_passage_tokens", b"_passage_tokens"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lexical) -> _WhichOneofReturnType__lexical | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__passage_tokens) -> _WhichOneofReturnType__passage_tokens | None: ...
 
 Global___Collection: _TypeAlias = Collection  # noqa: Y015
 

@@ -611,6 +611,43 @@ class MatchRequest(_message.Message):
 Global___MatchRequest: _TypeAlias = MatchRequest  # noqa: Y015
 
 @_typing.final
+class Passage(_message.Message):
+    """A part of a document whose text is longer than the model reads: its characters (Unicode code points) from `start`,
+    counted from 0, up to but not including `end`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    start: _builtins.int
+    end: _builtins.int
+    number: _builtins.int
+    """Position among the passages of the document, from 0."""
+    score: _builtins.float
+    """As Match.score, which is that of the best passage."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        number: _builtins.int = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "number", b"number", "score", b"score", "start", b"start", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Passage: _TypeAlias = Passage  # noqa: Y015
+
+@_typing.final
 class Match(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -619,6 +656,7 @@ class Match(_message.Message):
     RECALL_SCORE_FIELD_NUMBER: _builtins.int
     RERANK_SCORE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    PASSAGE_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """The probability that the document is relevant to the query. Matches are sorted by it."""
     recall_score: _builtins.float
@@ -626,10 +664,16 @@ class Match(_message.Message):
     rerank_score: _builtins.float
     """Cross-encoder score, 0..1. Absent if the candidate was not scored."""
     @_builtins.property
-    def document(self) -> Global___Document: ...
+    def document(self) -> Global___Document:
+        """The text of a document that has several passages is that of the best one. GetDocument returns all of it."""
+
     @_builtins.property
     def explanation(self) -> Global___ScoreExplanation:
         """Present if MatchOptions.explain was set."""
+
+    @_builtins.property
+    def passage(self) -> Global___Passage:
+        """The best passage. Absent if the document fits into one passage, which is then its whole text."""
 
     def __init__(
         self,
@@ -639,10 +683,11 @@ class Match(_message.Message):
         recall_score: _builtins.float = ...,
         rerank_score: _builtins.float | None = ...,
         explanation: Global___ScoreExplanation | None = ...,
+        passage: Global___Passage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "rerank_score", b"rerank_score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "passage", b"passage", "rerank_score", b"rerank_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "recall_score", b"recall_score", "rerank_score", b"rerank_score", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "passage", b"passage", "recall_score", b"recall_score", "rerank_score", b"rerank_score", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rerank_score: _TypeAlias = _typing.Literal["rerank_score"]  # noqa: Y015
     _WhichOneofArgType__rerank_score: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score"]  # noqa: Y015

@@ -52,6 +52,8 @@ def settings_to_proto(config: CollectionConfig) -> pb.Collection:
             pb.PayloadIndex(field=one.field, kind=_KINDS[one.kind], is_tenant=one.is_tenant)
             for one in config.payload_indexes
         ],
+        passage_tokens=config.passage_tokens,
+        passage_overlap=config.passage_overlap,
     )
 
 
@@ -66,6 +68,8 @@ def settings_from_proto(message: pb.Collection, created_at: float = 0.0) -> Coll
             PayloadIndex(one.field, _KINDS_OF_PROTO.get(one.kind, ""), one.is_tenant)
             for one in message.payload_indexes
         ),
+        passage_tokens=message.passage_tokens if message.HasField("passage_tokens") else None,
+        passage_overlap=message.passage_overlap,
         created_at=created_at,
     )
 

@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError
 
 from textmatch.documents import (
     MAX_ATTRIBUTES_BYTES,
+    MAX_DOCUMENT_TEXT_BYTES,
     MAX_EXACT_WHOLE_NUMBER,
     MAX_ID_BYTES,
-    MAX_TEXT_BYTES,
     Document,
     check_item_count,
     document_violations,
@@ -32,8 +32,11 @@ from textmatch.v1 import matcher_service_pb2 as pb
 MAX_INGEST_DOCUMENTS = 1_000
 # JSON has at least 3 bytes for a value that takes up to 11 bytes in a Struct: "0, ".
 _MAX_STRUCT_BYTES = 4 * MAX_ATTRIBUTES_BYTES
-# Every valid document fits. A larger one would take long to parse.
-MAX_DOCUMENT_BYTES = MAX_ID_BYTES + MAX_TEXT_BYTES + _MAX_STRUCT_BYTES + 1024
+# Every valid document fits. Larger attributes would take long to parse.
+# A little more, so that attributes which are too large are said to be so.
+_MAX_BYTES_WITHOUT_TEXT = _MAX_STRUCT_BYTES + 32 * 1024
+MAX_DOCUMENT_BYTES = MAX_DOCUMENT_TEXT_BYTES + _MAX_BYTES_WITHOUT_TEXT
+_MAX_DOCUMENT_FIELDS = 100
 _MAX_RAW_DOCUMENTS = 10 * MAX_INGEST_DOCUMENTS
 _DOCUMENTS = pb.IngestDocumentsRequest.DOCUMENTS_FIELD_NUMBER
 _COLLECTION = pb.IngestDocumentsRequest.COLLECTION_FIELD_NUMBER
@@ -148,7 +151,15 @@ def _read_document(data: bytes, name: str) -> tuple[str, Document | InvalidInput
         description = f"has {len(data):,} bytes as a message; the limit is {MAX_DOCUMENT_BYTES:,}"
         return _id_of_unread_document(data), InvalidInput.of_field(name, description)
     try:
+        if (other_bytes := _bytes_without_text(data)) > _MAX_BYTES_WITHOUT_TEXT:
+            description = (
+                f"has {other_bytes:,} bytes as a message without its text; the limit is "
+                f"{_MAX_BYTES_WITHOUT_TEXT:,}"
+            )
+            return _id_of_unread_document(data), InvalidInput.of_field(name, description)
         message = pb.Document.FromString(data)
+    except InvalidInput as error:
+        return _id_of_unread_document(data), InvalidInput.of_field(name, str(error))
     except DecodeError:
         description = "must be a protobuf message of the type Document, nested at most 100 messages deep"
         return _id_of_unread_document(data), InvalidInput.of_field(name, description)
@@ -160,6 +171,15 @@ def _read_document(data: bytes, name: str) -> tuple[str, Document | InvalidInput
         # An answer with the ids of many documents must be smaller than clients accept.
         return document.id.encode()[:MAX_ID_BYTES].decode(errors="ignore"), InvalidInput(violations)
     return document.id, document
+
+
+def _bytes_without_text(data: bytes) -> int:
+    """The size of a document without its text; read only if the whole may be too large."""
+    if len(data) <= _MAX_BYTES_WITHOUT_TEXT:
+        return 0
+    fields = raw_fields(data, _MAX_DOCUMENT_FIELDS)
+    texts = [one for one in fields if one.number == pb.Document.TEXT_FIELD_NUMBER]
+    return len(data) - sum(one.end - one.start for one in texts)
 
 
 def _id_of_unread_document(data: bytes) -> str:

@@ -5,9 +5,9 @@ Limits are checked in both directions: the client reports a bad option before it
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from textmatch.documents import id_violation, text_violation
+from textmatch.documents import Passage, id_violation, text_violation
 from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_violations
 from textmatch.filters import MAX_FIELD_BYTES
 from textmatch.runtime.grpc_errors import from_status, to_status
@@ -237,6 +237,10 @@ def _fill_match(message: pb.Match, match: Match, options: MatchOptions) -> None:
         message.document.text = document.text
     if document.attributes and not options.omit_attributes:
         documents.fill_struct(message.document.attributes, document.attributes)
+    if document.passage is not None:
+        message.passage.start, message.passage.end = document.passage.start, document.passage.end
+        message.passage.number, message.passage.score = document.passage.number, match.score
+        message.passage.text = message.document.text
     message.score = match.score
     message.recall_score = match.recall_score
     if match.rerank_score is not None:
@@ -246,8 +250,12 @@ def _fill_match(message: pb.Match, match: Match, options: MatchOptions) -> None:
 
 
 def _match_from_proto(message: pb.Match) -> Match:
+    document = documents.from_proto(message.document)
+    if message.HasField("passage"):
+        one = message.passage
+        document = replace(document, passage=Passage(one.number, one.start, one.end))
     return Match(
-        document=documents.from_proto(message.document),
+        document=document,
         score=message.score,
         recall_score=message.recall_score,
         rerank_score=message.rerank_score if message.HasField("rerank_score") else None,

@@ -16,8 +16,8 @@ BAD_LINES = [
     ('{"id": "a", "text": "\\ud800"}', "text: is not Unicode text: lone surrogate at character 0"),
     ('{"id": "a", "text": "nul \\u0000"}', "text: contains a NUL character at character 4"),
     (
-        json.dumps({"id": "a", "text": "x" * 1_000_000}),
-        "text: has 1,000,000 bytes of UTF-8; the limit is 32,768",
+        json.dumps({"id": "a", "text": "x" * 5_000_000}),
+        "text: has 5,000,000 bytes of UTF-8; the limit is 4,194,304",
     ),
     ('{"id": "a"', "is not JSON: Expecting ',' delimiter at column 11"),
     ('{"id": 5}', "id: is a number; it must be a string; text: is missing"),

@@ -84,7 +84,7 @@ class CollectionModel(Model):
     def work(self) -> None:
         """Deliver all that is queued."""
         for document, filters in self.queue:
-            self.deliver(document, None, crashes=False)
+            self.deliver(document, None)
             for colour, version in filters:
                 if version >= document.version:
                     self._apply(colour, version, (document.id,))

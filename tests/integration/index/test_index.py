@@ -26,7 +26,8 @@ from textmatch.filters import (
 )
 from textmatch.index.bm25 import query_vector
 from textmatch.index.client import CollectionGone, connect
-from textmatch.index.index import DeleteCondition, Index
+from textmatch.index.index import Index
+from textmatch.index.points import DeleteCondition
 from textmatch.index.search import SearchQuery
 from textmatch.index.term_statistics import UNKNOWN
 from textmatch.vectors import Embeddings, normalise

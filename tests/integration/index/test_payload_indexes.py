@@ -37,6 +37,7 @@ async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):
     assert {key: info.data_type.value for key, info in schema.items()} == {
         "version": "integer",
         "accepted_us": "integer",
+        "passage_of": "keyword",
         "attributes.module": "keyword",
         "attributes.author.age": "integer",
         "attributes.价格": "float",

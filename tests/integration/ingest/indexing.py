@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -87,3 +88,24 @@ def make_ingest_state(redis: Redis, index: Index, limits: QueueLimits = UNLIMITE
     admission = Admission(QueueDepth(redis, KEYS), limits)
     shared = IngestDependencies(Producer(redis, KEYS), admission, TOMBSTONE_SECONDS)
     return IngestState(shared, make_collection(redis, index), DeadLetters(redis, KEYS.letters))
+
+
+class Crash(Exception):
+    """The worker dies here."""
+
+
+class CrashingClient:
+    """A connection to Qdrant that breaks before one of the writes."""
+
+    def __init__(self, real: Any, write_number: int) -> None:
+        self._real = real
+        self._left = write_number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def batch_update_points(self, *arguments: Any, **options: Any) -> Any:
+        if self._left == 0:
+            raise Crash
+        self._left -= 1
+        return await self._real.batch_update_points(*arguments, **options)

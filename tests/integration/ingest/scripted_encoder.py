@@ -44,6 +44,8 @@ class ScriptedEncoder(pb_grpc.EncoderServiceServicer):
         self.check: Callable[[Sequence[str]], None] = lambda texts: None
         # A text that one of the models cannot embed, by model id.
         self.refused_by_model: dict[str, str] = {}
+        # Of a text; what is longer is cut. A word is a token.
+        self.max_tokens = 256
         # Calls wait until it is set.
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -96,12 +98,12 @@ class ScriptedEncoder(pb_grpc.EncoderServiceServicer):
         self.check(request.texts)
         check_texts("texts", request.texts, max_texts=1_000)
         _refuse(request.texts, {REFUSED_TEXT, self.refused_by_model.get(model_id)})
-        count = len(request.texts)
+        counts = [len(text.split()) for text in request.texts]
         return pb.EncodeResponse(
             embeddings=vectors.pack(np.concatenate([embedding_of(text, model_id) for text in request.texts])),
             dimension=DIMENSION,
-            token_counts=[1] * count,
-            truncated=[False] * count,
+            token_counts=[min(count, self.max_tokens) for count in counts],
+            truncated=[count > self.max_tokens for count in counts],
             model_id=model_id,
         )
 

@@ -7,6 +7,7 @@ are the real ones. A model applies the same events by the rules of versions and 
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -22,17 +23,19 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from qdrant_client import models
 from redis.asyncio import Redis
 
 from tests.integration.ingest.document_calls import DocumentCalls
-from tests.integration.ingest.indexing import IngestState
+from tests.integration.ingest.indexing import Crash, CrashingClient, IngestState
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
-from tests.integration.ingest.version_model import BAD_TEXT, Model, Moment, Race, raced_document
-from tests.support.collections import CONFIG
+from tests.integration.ingest.version_model import BAD_TEXT, CrashMoment, Model, Moment, Race, raced_document
+from tests.support.collections import CONFIG, client_of
 from tests.support.queue import take_queued
 from textmatch.documents import Document
 from textmatch.errors import InvalidInput, Violation
 from textmatch.index.index import Index
+from textmatch.index.schema import points_of
 from textmatch.queue.tombstones import Tombstones
 from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -40,7 +43,13 @@ from workers.indexer import IndexerDependencies, index_documents
 
 NAMES = st.sampled_from(["a", "b"])
 VERSIONS = st.integers(1, 6)
-TEXTS = st.sampled_from(["one", "two", BAD_TEXT])
+# Of about 1, 3, 9 and 40 passages.
+LONG_TEXTS = [
+    f"{count} sentences: " + "This sentence has eight words and nothing else. " * count
+    for count in (9, 30, 130)
+]
+TEXTS = st.sampled_from(["one", "two", BAD_TEXT, *LONG_TEXTS])
+MAX_TOKENS = 40
 EXAMPLES = settings(
     max_examples=80,
     stateful_step_count=25,
@@ -51,11 +60,8 @@ EXAMPLES = settings(
 )
 
 
-class Crash(Exception):
-    """The worker dies here."""
-
-
 RunRace = Callable[[Moment], Awaitable[None]]
+CRASHES = st.none() | st.sampled_from(CrashMoment)
 RACES = st.none() | st.builds(Race, st.sampled_from(Moment), VERSIONS, st.none() | TEXTS)
 
 
@@ -63,11 +69,11 @@ class RacedTombstones:
     """Tombstones that are read before and after the write: the moments for a race, and for a crash."""
 
     def __init__(
-        self, real: Tombstones, run_race: Callable[[Moment], Awaitable[None]], crashes: bool
+        self, real: Tombstones, run_race: Callable[[Moment], Awaitable[None]], crash: CrashMoment | None
     ) -> None:
         self._real = real
         self._run_race = run_race
-        self._crashes = crashes
+        self._crash = crash
         self._is_read = False
 
     def __getattr__(self, name: str) -> Any:
@@ -80,24 +86,29 @@ class RacedTombstones:
             await self._run_race(Moment.BEFORE_READING)
             return found
         await self._run_race(Moment.AFTER_WRITE)
-        if self._crashes:
+        if self._crash is CrashMoment.AFTER_WRITE:
             raise Crash
         return await self._real.covering(documents)
 
 
 class RacedIndex:
-    """The index, with something that comes just before a write."""
+    """The index, with something that comes just before a write, and a crash just before its commit."""
 
-    def __init__(self, real: Index, run_race: RunRace) -> None:
+    def __init__(self, real: Index, run_race: RunRace, crash: CrashMoment | None) -> None:
         self._real = real
         self._run_race = run_race
+        self._crash = crash
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
     async def upsert(self, *arguments: Any, **options: Any) -> None:
         await self._run_race(Moment.BETWEEN_READING_AND_WRITE)
-        await self._real.upsert(*arguments, **options)
+        index: Any = self._real
+        if self._crash is CrashMoment.BEFORE_COMMIT:
+            index = copy.copy(index)
+            index._client = CrashingClient(client_of(self._real), write_number=bool(options["passages"]))
+        await index.upsert(*arguments, **options)
 
 
 @dataclass(frozen=True)
@@ -148,17 +159,19 @@ class VersionRules(RuleBasedStateMachine):
         version=VERSIONS,
         text=TEXTS,
         race=RACES,
-        crashes=st.booleans(),
+        crash=CRASHES,
     )
-    def write(self, name: str, version: int, text: str, race: Race | None, crashes: bool) -> Document:
+    def write(
+        self, name: str, version: int, text: str, race: Race | None, crash: CrashMoment | None
+    ) -> Document:
         document = Document(self.document_id(name), text, {"version": version}, version)
         self.parts.run(self.parts.state.producer.enqueue(CONFIG, [document]))
-        self.deliver_queued(race, crashes)
+        self.deliver_queued(race, crash)
         return document
 
-    @rule(document=messages, race=RACES, crashes=st.booleans())
-    def redeliver(self, document: Document, race: Race | None, crashes: bool) -> None:
-        self.deliver(document, race, crashes)
+    @rule(document=messages, race=RACES, crash=CRASHES)
+    def redeliver(self, document: Document, race: Race | None, crash: CrashMoment | None) -> None:
+        self.deliver(document, race, crash)
 
     @rule(name=NAMES, version=VERSIONS)
     def delete(self, name: str, version: int) -> None:
@@ -171,7 +184,7 @@ class VersionRules(RuleBasedStateMachine):
         letters = self.parts.state.dead_letters
         count = self.parts.run(letters.replay([self.document_id(name)], self.parts.state.producer, CONFIG))
         assert count == (replayed is not None)
-        self.deliver_queued(race=None, crashes=False)
+        self.deliver_queued(race=None, crash=None)
 
     @invariant()
     def the_index_is_what_the_rules_say(self) -> None:
@@ -183,22 +196,44 @@ class VersionRules(RuleBasedStateMachine):
     def teardown(self) -> None:
         """What no worker has acknowledged comes again; then nothing waits and no tombstone is ignored."""
         for document in self.unacknowledged:
-            self.deliver(document, race=None, crashes=False)
+            self.deliver(document, race=None, crash=None)
         self.the_index_is_what_the_rules_say()
         for document in self.model.stored.values():
             assert document.version > self.model.tombstones.get(document.id, 0)
         ids = [self.document_id(name) for name in ("a", "b")]
         assert self.parts.run(self.parts.state.pending.versions(ids)) == {}
+        self.parts.run(self.no_passage_is_left(ids))
 
-    def deliver_queued(self, race: Race | None, crashes: bool) -> None:
+    async def no_passage_is_left(self, ids: Sequence[str]) -> None:
+        """The further passages are those of the stored documents, and nothing of their texts is missing."""
+        index = self.parts.deps.collection.index
+        if not (model_id := await index.model_in_use()):
+            return
+        records, _ = await client_of(index).scroll(
+            index.collections.config.physical(model_id),
+            models.Filter(must=[points_of(ids)]),
+            limit=1_000,
+            with_payload=True,
+        )
+        passages: dict[str, list[Any]] = {}
+        for record in records:
+            payload = record.payload or {}
+            passages.setdefault(payload["id"], []).append(payload)
+        assert passages.keys() == self.model.stored.keys()
+        for one, document in self.model.stored.items():
+            assert {payload["version"] for payload in passages[one]} == {document.version}
+            texts = sorted(passages[one], key=lambda payload: payload.get("passage", {}).get("number", 0))
+            assert " ".join(payload["text"] for payload in texts).split() == document.text.split()
+
+    def deliver_queued(self, race: Race | None, crash: CrashMoment | None) -> None:
         for document in self.parts.run(take_queued(self.parts.redis)):
-            self.deliver(document, race, crashes)
+            self.deliver(document, race, crash)
 
-    def deliver(self, document: Document, race: Race | None, crashes: bool) -> None:
-        self.model.deliver(document, race, crashes=crashes)
-        self.parts.run(self.work_on(document, race, crashes))
+    def deliver(self, document: Document, race: Race | None, crash: CrashMoment | None) -> None:
+        self.model.deliver(document, race, crash)
+        self.parts.run(self.work_on(document, race, crash))
 
-    async def work_on(self, document: Document, race: Race | None, crashes: bool) -> None:
+    async def work_on(self, document: Document, race: Race | None, crash: CrashMoment | None) -> None:
         async def run_race(moment: Moment) -> None:
             if race is None or race.moment is not moment:
                 return
@@ -209,8 +244,8 @@ class VersionRules(RuleBasedStateMachine):
                 await index_documents([raced], self.parts.deps)
 
         deps = self.parts.deps
-        tombstones = RacedTombstones(deps.collection.tombstones, run_race, crashes)
-        index = RacedIndex(deps.collection.index, run_race)
+        tombstones = RacedTombstones(deps.collection.tombstones, run_race, crash)
+        index = RacedIndex(deps.collection.index, run_race, crash)
         try:
             await index_documents(
                 [document],
@@ -246,5 +281,6 @@ async def test_the_index_is_what_the_rules_of_versions_say_after_any_events(
     encoder: ScriptedEncoder,
     redis: Redis,
 ):
+    encoder.max_tokens = MAX_TOKENS
     parts = Parts(asyncio.get_running_loop(), deps, handler, state, encoder, redis)
     await asyncio.to_thread(run_state_machine_as_test, lambda: VersionRules(parts), settings=EXAMPLES)

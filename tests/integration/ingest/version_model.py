@@ -18,6 +18,13 @@ class Moment(Enum):
     AFTER_WRITE = auto()
 
 
+class CrashMoment(Enum):
+    """Before which step a worker dies. Of a document with several passages, the others are written then."""
+
+    BEFORE_COMMIT = auto()
+    AFTER_WRITE = auto()
+
+
 @dataclass(frozen=True)
 class Race:
     """A concurrent change of the same document: a delete, or a write if there is a text."""
@@ -42,8 +49,8 @@ class Model:
         self._forget(self.stored, document_id, version)
         self._forget(self.letters, document_id, version)
 
-    def deliver(self, document: Document, race: Race | None, *, crashes: bool) -> None:
-        """A worker takes the document; a crash comes after its write."""
+    def deliver(self, document: Document, race: Race | None, crash: CrashMoment | None = None) -> None:
+        """A worker takes the document."""
         is_buried_at_first = self._is_buried(document)
         self._race(document, race, Moment.BEFORE_READING)
         is_refused = self._is_refused(document) and not is_buried_at_first
@@ -51,10 +58,12 @@ class Model:
         is_sent = not self._is_stale(document) or self.stored[document.id] == document
         if is_sent and not (is_buried_at_first or is_refused):
             self._race(document, race, Moment.BETWEEN_READING_AND_WRITE)
+            if crash is CrashMoment.BEFORE_COMMIT:
+                return
             if not self._is_stale(document):
                 self.stored[document.id] = document
         self._race(document, race, Moment.AFTER_WRITE)
-        if crashes:
+        if crash is CrashMoment.AFTER_WRITE:
             return
         if self._is_buried(document):
             self._forget(self.stored, document.id, self.tombstones[document.id])
@@ -69,7 +78,7 @@ class Model:
         if race.text is None:
             self.delete(document.id, race.version)
         else:
-            self.deliver(raced_document(document.id, race.version, race.text), None, crashes=False)
+            self.deliver(raced_document(document.id, race.version, race.text), None)
 
     def _is_buried(self, document: Document) -> bool:
         return self.tombstones.get(document.id, 0) >= document.version

@@ -77,7 +77,7 @@ BAD_DOCUMENTS = [
     ({"id": "a", "text": ""}, "text: is empty"),
     ({"id": "a", "text": "\ud800"}, "text: is not Unicode text: lone surrogate at character 0"),
     ({"id": "a", "text": "nul \0"}, "text: contains a NUL character at character 4"),
-    ({"id": "a", "text": "x" * 1_000_000}, "text: has 1,000,000 bytes of UTF-8; the limit is 32,768"),
+    ({"id": "a", "text": "x" * 5_000_000}, "text: has 5,000,000 bytes of UTF-8; the limit is 4,194,304"),
     ({"id": 5, "text": "t"}, "id: is a number; it must be a string"),
     ({"id": "i" * 513, "text": "t"}, "id: has 513 bytes of UTF-8; the limit is 512"),
     ({"id": "a", "text": ["t"]}, "text: is a list; it must be a string"),

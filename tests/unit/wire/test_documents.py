@@ -77,10 +77,10 @@ async def test_documents_are_read_one_by_one_and_each_bad_one_is_named():
     good = Document("good", "text", numbers, 7)
     messages = [
         to_proto(good),
-        pb.Document(id="big text", text="x" * 200_000),
+        pb.Document(id="big text", text="x" * 5_000_000),
         pb.Document(id="many values", text="t", attributes=to_struct({"n": [0] * 10_000})),
         pb.Document(id="values", text="t", attributes=to_struct({"n": [0] * 7_000})),
-        pb.Document(id="x" * 600, text="y" * 200_000),
+        pb.Document(id="x" * 600, text="y" * 5_000_000),
         pb.Document(text="no id"),
         to_proto(Document("last", "text")),
     ]
@@ -88,10 +88,10 @@ async def test_documents_are_read_one_by_one_and_each_bad_one_is_named():
     documents, rejections = await ingest_request_from_proto(request)
     assert documents == {0: good, 6: Document("last", "text")}
     assert [(one.position, one.id, str(one.error).partition(";")[0]) for one in rejections] == [
-        (1, "big text", "documents[1]: has 200,014 bytes as a message"),
-        (2, "many values", "documents[2]: has 110,035 bytes as a message"),
+        (1, "big text", "documents[1]: has 5,000,015 bytes as a message"),
+        (2, "many values", "documents[2]: has 110,034 bytes as a message without its text"),
         (3, "values", "documents[3].attributes: have 21,007 bytes as JSON"),
-        (4, "", "documents[4]: has 200,607 bytes as a message"),
+        (4, "", "documents[4]: has 5,000,608 bytes as a message"),
         (5, "", "documents[5].id: is empty"),
     ]
 

@@ -1,0 +1,253 @@
+"""Divides long texts into passages that a model reads as a whole.
+
+    segments = segments_of("# Cats\n\nCats purr. Dogs bark.\n", max_tokens=256)
+    [text[one.start : one.end] for one in segments]  ->  ["# Cats\n\n", "Cats purr. ", "Dogs bark.\n"]
+
+A text is cut into segments first: headings, list items, lines of code and tables, and sentences, with Chinese
+and English punctuation. `Packer` joins neighbours to passages as large as possible, and ends them at the
+strongest boundary near the limit.
+
+Only the model's own tokenizer knows how many tokens a passage has, and it runs in the encoder. The number is
+estimated here. The encoder says how many tokens it has read, and whether that was all: what is too long is
+divided again (`halves`), and the estimates of the rest of the text are corrected (textmatch/indexing.py).
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from math import ceil
+from typing import NamedTuple
+
+# Of UTF-8 at most 32 KB, the limit of a text to encode.
+MAX_PASSAGE_CHARACTERS = 8_000
+
+# Parts of a segment that is cut have at most this share of a passage.
+_PART_SHARE = 4
+# A passage that has this share of the limit may end at a stronger boundary than the last one.
+_MIN_FILL = 0.5
+
+# Chinese, Japanese and Korean, and other scripts without spaces.
+_CHARACTERS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+)
+_WORDS = re.compile(r"[A-Za-z]+")
+_OTHERS = re.compile(
+    r"[^\sA-Za-z\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+)
+_LETTERS_PER_TOKEN = 6
+_TOKENS_PER_CHARACTER = 0.75
+
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_FENCE = re.compile(r"\s*(?:```|~~~)")
+_HEADING = re.compile(r"\s{0,3}#{1,6}\s|\s*第[\d零〇一二三四五六七八九十百千两]{1,9}[章节篇部卷回条](?:\s|$)")
+_LIST_ITEM = re.compile(
+    r"\s*(?:[-*+•·]|\d{1,3}[.)、．]|[（(][\d一二三四五六七八九十]{1,3}[)）]|[一二三四五六七八九十]{1,3}、)\s*\S"
+)
+_TABLE_ROW = re.compile(r"\s*\|.*\|\s*$")
+_CLOSING = "[\"'”’」』）)\\]】》]*"
+_SENTENCE_END = re.compile(
+    rf"[。！？]+{_CLOSING}\s*|[!?]+{_CLOSING}\s+|…+{_CLOSING}\s*|；\s*|(?P<full>\.+){_CLOSING}\s+"
+)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Inc|Ltd|Co|No|Fig|Eq|vs|etc|e\.g|i\.e|cf|al|pp|vol|ca|approx))$"
+)
+_ABBREVIATION_CHARACTERS = 10
+
+
+class TextBoundary(IntEnum):
+    """How good a place it is to begin a passage, from worst to best."""
+
+    AFTER_HEADING = -2
+    WITHIN = -1  # a sentence
+    SENTENCE = 0
+    LINE = 1
+    PARAGRAPH = 2
+    HEADING = 3
+
+
+class Segment(NamedTuple):
+    """`text[start:end]`, with the space after it. `boundary` is that at its start, `tokens` an estimate."""
+
+    start: int
+    end: int
+    tokens: float
+    boundary: TextBoundary
+
+
+class Span(NamedTuple):
+    """The characters `text[start:end]`."""
+
+    start: int
+    end: int
+
+
+def estimated_tokens(text: str) -> float:
+    """About how many tokens a text has. The tokens of most models differ by less than half of it."""
+    words = _WORDS.findall(text)
+    letters = sum(map(len, words))
+    characters = 0 if text.isascii() else len(_CHARACTERS.findall(text))
+    others = len(_OTHERS.findall(text))
+    return (
+        len(words) + (letters - len(words)) / _LETTERS_PER_TOKEN + characters * _TOKENS_PER_CHARACTER + others
+    )
+
+
+def segments_of(text: str, max_tokens: int) -> list[Segment]:
+    """The segments of a text, in order; together they are the text.
+
+    Args:
+        max_tokens: of a passage. Segments that are longer than a part of it are cut at words or characters.
+    """
+    return [part for segment in _segments(text) for part in _parts(text, segment, max_tokens / _PART_SHARE)]
+
+
+class Packer:
+    """Takes passages from a text, one after the other. They cover all of it but spaces.
+
+    Args:
+        segments: of the text.
+        overlap_tokens: the last sentences of a passage, of about so many tokens at most, begin the next one.
+    """
+
+    def __init__(self, text: str, segments: Sequence[Segment], overlap_tokens: float) -> None:
+        self._text = text
+        self._segments = segments
+        self._overlap_tokens = overlap_tokens
+        self._begin = self._next = 0
+
+    def take(self, max_tokens: float) -> Span | None:
+        """The next passage, of about so many tokens at most; None at the end of the text."""
+        while self._next < len(self._segments):
+            self._begin = begin = self._overlap_begin()
+            end, ends = self._next, list[tuple[int, float]]()
+            tokens = sum(one.tokens for one in self._segments[begin:end])
+            start = self._segments[begin].start
+            while end < len(self._segments):
+                segment = self._segments[end]
+                is_full = tokens + segment.tokens > max_tokens or segment.end - start > MAX_PASSAGE_CHARACTERS
+                if end > self._next and is_full:
+                    end = self._best_end(ends, _MIN_FILL * max_tokens)
+                    break
+                tokens += segment.tokens
+                end += 1
+                ends.append((end, tokens))
+            self._next = end
+            if span := _trimmed(self._text, start, self._segments[end - 1].end):
+                return span
+        return None
+
+    def _best_end(self, ends: Sequence[tuple[int, float]], min_tokens: float) -> int:
+        """The last of the strongest boundaries that leave a passage of enough tokens."""
+        enough = [end for end, tokens in ends if tokens >= min_tokens] or [ends[-1][0]]
+        return max(enough, key=lambda end: (self._segments[end].boundary, end))
+
+    def _overlap_begin(self) -> int:
+        """The segment with which the next passage begins."""
+        begin, tokens = self._next, 0.0
+        if not begin or self._segments[begin].boundary is TextBoundary.HEADING:
+            return begin
+        # Each passage begins after the one before it.
+        for place in range(self._next - 1, self._begin, -1):
+            tokens += self._segments[place].tokens
+            if tokens > self._overlap_tokens:
+                break
+            if self._segments[place].boundary >= TextBoundary.SENTENCE:
+                begin = place
+        return begin
+
+
+def halves(text: str, segments: Sequence[Segment], span: Span) -> list[Span]:
+    """A passage in two, at the strongest boundary near its middle; itself if it has one character."""
+    middle, quarter = (span.start + span.end) // 2, (span.end - span.start) // 4
+    first = bisect_right(segments, middle - quarter, key=lambda one: one.start)
+    last = bisect_right(segments, middle + quarter, key=lambda one: one.start)
+    inside = [one for one in segments[first:last] if span.start < one.start < span.end]
+    if inside:
+        best = max(inside, key=lambda one: (one.boundary, -abs(one.start - middle)))
+        cut = best.start
+    else:
+        cut = _last_space(text, max(span.start + 1, middle - quarter), middle)
+    parts = [_trimmed(text, span.start, cut), _trimmed(text, cut, span.end)]
+    return [part for part in parts if part] if span.start < cut < span.end else [span]
+
+
+def _segments(text: str) -> Iterator[Segment]:
+    blocks = _blocks(text)
+    for position, (start, boundary, is_prose) in enumerate(blocks):
+        end = blocks[position + 1][0] if position + 1 < len(blocks) else len(text)
+        for cut, following in _sentence_ends(text, start, end) if is_prose else ():
+            yield _segment(text, start, cut, boundary)
+            start, boundary = cut, following
+        yield _segment(text, start, end, boundary)
+
+
+def _blocks(text: str) -> list[tuple[int, TextBoundary, bool]]:
+    """The start of each block, its boundary, and whether it has sentences."""
+    blocks: list[tuple[int, TextBoundary, bool]] = []
+    boundary, is_code, is_open = TextBoundary.PARAGRAPH, False, False
+    for match in _LINE.finditer(text):
+        line = match.group()
+        if not line.strip():
+            is_open = False
+            if boundary is not TextBoundary.AFTER_HEADING:
+                boundary = TextBoundary.PARAGRAPH
+            continue
+        is_fence = _FENCE.match(line) is not None
+        is_row = is_code or is_fence or _TABLE_ROW.match(line) is not None
+        is_heading = not is_row and _HEADING.match(line) is not None
+        is_item = not is_row and not is_heading and _LIST_ITEM.match(line) is not None
+        if is_heading or is_row or is_item or not is_open:
+            own = TextBoundary.HEADING if is_heading else boundary
+            # Spaces before the first block belong to it.
+            blocks.append((match.start() if blocks else 0, own, not is_row and not is_heading))
+        boundary = TextBoundary.AFTER_HEADING if is_heading else TextBoundary.LINE
+        is_open = not is_row and not is_heading
+        is_code ^= is_fence
+    return blocks
+
+
+def _sentence_ends(text: str, start: int, end: int) -> Iterator[tuple[int, TextBoundary]]:
+    """Where sentences of a block begin, but the first one, and the boundary there."""
+    for match in _SENTENCE_END.finditer(text, start, end):
+        if match.end() >= end:
+            return
+        if match["full"] == ".":
+            before = text[max(start, match.start() - _ABBREVIATION_CHARACTERS) : match.start()]
+            if text[match.end()].islower() or _ABBREVIATION.search(before):
+                continue
+        yield match.end(), TextBoundary.LINE if "\n" in match.group() else TextBoundary.SENTENCE
+
+
+def _segment(text: str, start: int, end: int, boundary: TextBoundary) -> Segment:
+    return Segment(start, end, estimated_tokens(text[start:end]), boundary)
+
+
+def _parts(text: str, segment: Segment, max_tokens: float) -> Iterator[Segment]:
+    """The segment, or parts of about the same size if it is too long."""
+    start, end, tokens, boundary = segment
+    max_characters = MAX_PASSAGE_CHARACTERS / _PART_SHARE
+    count = ceil(max(tokens / max_tokens, (end - start) / max_characters))
+    step = (end - start) / max(count, 1)
+    for number in range(1, count):
+        middle = segment.start + int(number * step)
+        cut = _last_space(text, max(start + 1, middle - int(step / 2)), middle)
+        if start < cut < end:
+            yield _segment(text, start, cut, boundary)
+            start, boundary = cut, TextBoundary.WITHIN
+    yield _segment(text, start, end, boundary) if start > segment.start else segment
+
+
+def _last_space(text: str, start: int, end: int) -> int:
+    """The place after the last space between two places; `end` if there is none."""
+    return next((place for place in range(end, start - 1, -1) if text[place - 1].isspace()), end)
+
+
+def _trimmed(text: str, start: int, end: int) -> Span | None:
+    """The characters without spaces around them; None if there are only spaces."""
+    content = text[start:end]
+    left = len(content) - len(content.lstrip())
+    content = content.strip()
+    return Span(start + left, start + left + len(content)) if content else None
