@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from services.matcher.ranking import Candidate, RerankRule, Shortlist, combine, ranked
 from tests.unit.matcher.scripted import FUSION, ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
-from textmatch.documents import Document
+from textmatch.documents import Document, passage_point_id, point_id
 from textmatch.index.search import Hit
 from textmatch.score_fusion import FUSION_NOTE, NEVER, Fusion, ScoreModel, probability, to_mapping
 from textmatch.types import DegradedReason, Match, MatchOptions, MatchResult, Rerank
@@ -289,3 +289,11 @@ def test_groups_are_as_if_all_selected_candidates_had_been_scored(
     ]
     whole = Shortlist(auto, [(one, Document(str(one.hit.point), "text")) for one in everything])
     assert [one.document.id for one in lazy] == [one.document.id for one in scored(whole, is_lazy=False)]
+
+
+def test_a_document_is_one_candidate_with_the_score_of_its_best_passage():
+    a, b = point_id("a"), point_id("b")
+    passages = [passage_point_id("a", 1, "hash", number) for number in (1, 2)]
+    hits = [Hit(a, 0.3), Hit(passages[0], 0.9), Hit(b, 0.8), Hit(passages[1], 0.5)]
+    found = ranked(hits, WITH_PAIRS)
+    assert [(one.hit.point, one.parts.cosine) for one in found] == [(passages[0], 0.9), (b, 0.8)]

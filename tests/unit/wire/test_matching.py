@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from textmatch.documents import Document
+from textmatch.documents import Document, Passage
 from textmatch.errors import InvalidInput
 from textmatch.filters import FieldMatch, FieldRange, Filter
 from textmatch.score_fusion import ScoreModel
 from textmatch.types import (
     DegradedReason,
     Match,
+    MatchedPassage,
     MatchOptions,
     MatchResult,
     Recall,
@@ -117,3 +118,18 @@ async def test_options_and_results_survive_the_journey():
         result = MatchResult("query", (match,), DegradedReason.RERANK_LATE, bi_encoder_model_id="m-1")
         message = await matching.result_to_proto(result, MatchOptions(explain=True))
         assert matching.result_from_proto("query", message) == result
+
+
+async def test_a_passage_has_its_place_in_the_document():
+    document = Document("a", "第二句。", version=1, passage=Passage(1, 4, 8))
+    sent = MatchResult("q", (Match(document, 0.75, 0.5, None), Match(Document("b", "short"), 0.5, 0.5, None)))
+    message = await matching.result_to_proto(sent, MatchOptions())
+    assert [match.HasField("passage") for match in message.matches] == [True, False]
+    assert message.matches[0].passage == pb.Passage(text="第二句。", start=4, end=8, number=1, score=0.75)
+    received = matching.result_from_proto("q", message)
+    assert [match.passage for match in received] == [
+        MatchedPassage("第二句。", 4, 8, 1, 0.75),
+        MatchedPassage("short", 0, 5, 0, 0.5),
+    ]
+    without_text = await matching.result_to_proto(sent, MatchOptions(omit_text=True))
+    assert (without_text.matches[0].passage.text, without_text.matches[0].passage.end) == ("", 8)
