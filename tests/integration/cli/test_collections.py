@@ -18,6 +18,8 @@ FAQ = {
     "cross_encoder": None,
     "lexical": False,
     "indexes": ["year:integer", "customer:keyword:tenant"],
+    "passage_tokens": 200,
+    "passage_overlap": 40,
     "model_id": "tiny-0123456789ab",
     "documents": 3,
     "created_at": 1_700_000_000.0,
@@ -25,6 +27,7 @@ FAQ = {
 CREATE = [
     *("collections", "create", "faq", "--bi-encoder", "tiny", "--no-lexical"),
     *("--index", "year:integer", "--index", "customer:keyword:tenant"),
+    *("--passage-tokens", "200", "--passage-overlap", "40"),
 ]
 
 

@@ -27,6 +27,8 @@ def test_match_as_json(matcher_server: RunningServer, corpus: None, capsys: pyte
                 "rerank_score": 1.0,
                 "text": "the cat sits",
                 "attributes": {"year": 2024, "tags": ["a"]},
+                "version": 0,
+                "passage": None,
             },
             {
                 "id": "猫",
@@ -35,6 +37,8 @@ def test_match_as_json(matcher_server: RunningServer, corpus: None, capsys: pyte
                 "rerank_score": 0.0,
                 "text": "猫 坐 在 垫子 上",
                 "attributes": {},
+                "version": 0,
+                "passage": None,
             },
         ],
         "degraded": None,
