@@ -165,7 +165,7 @@ async def test_a_delete_that_ended_early_is_completed_by_its_next_try(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """A million documents take longer than a client waits."""
-    monkeypatch.setattr(index_module, "_PAGE", 2)
+    monkeypatch.setattr(index_module, "PAGE", 2)
     await index_documents([document("zh", 3, f"d{number}") for number in range(6)], deps)
     real, calls = state.tombstones.add, 0
 
