@@ -56,46 +56,28 @@ rule 6.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from textmatch.collection_config import MIN_PASSAGE_TOKENS, CollectionConfig
-from textmatch.documents import MAX_TEXT_BYTES, Document, Passage, content_hash, text_hash
+from textmatch.documents import MAX_TEXT_BYTES, Document, content_hash, text_hash
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import InvalidInput, reason_name
 from textmatch.index.index import Index
-from textmatch.index.schema import EmbeddedPassages, StoredDocument
-from textmatch.passages import (
-    MAX_PASSAGE_CHARACTERS,
-    Packer,
-    Segment,
-    Span,
-    estimated_tokens,
-    halves,
-    segments_of,
-)
+from textmatch.index.schema import StoredDocument
+from textmatch.passages import MAX_PASSAGE_CHARACTERS, DividedText, EmbeddedPassages, EncodedPassage, Span
 from textmatch.queue.dead_letters import DeadLetter, of_document
 from textmatch.queue.tombstones import Tombstones
 from textmatch.vectors import Embeddings
 
 # Of a large text, and of several texts together.
 _PASSAGES_PER_CALL = 32
-# About how many tokens a prompt and the special ones are.
-_OVERHEAD_TOKENS = 5
+# What a model reads at least, if it has read the whole beginning.
 _ASSUMED_TOKENS = 256
-# The share of a passage that is filled by estimates, and how many passages are filled by the first estimates.
-_TARGET_FILL = 0.93
-_FIRST_PASSAGES = 4
-# How estimates are corrected: by passages that are not much shorter than the limit.
-_RELIABLE_SHARE = 0.3
-_RATIO_SMOOTHING = 0.3
-_RATIO_GROWTH = 1.05
 
 _TEXT_FIELD = re.compile(r"texts\[(\d+)\]")
 
@@ -118,74 +100,6 @@ class EmbeddedDocuments:
     refused: list[DeadLetter]
     passages: Mapping[str, EmbeddedPassages] = field(default_factory=dict)
     truncated: frozenset[str] = frozenset()
-
-
-class _Encoded(NamedTuple):
-    row: Embeddings
-    token_count: int
-    is_truncated: bool
-
-
-@dataclass
-class _DividedText:
-    """A long text while its passages are embedded.
-
-    Attributes:
-        max_tokens: of a passage, in tokens of the model.
-        ratio: tokens of the model over estimated ones.
-        divided: passages that were too long, in parts.
-    """
-
-    document: Document
-    max_tokens: int
-    segments: list[Segment]
-    packer: Packer
-    ratio: float = 1.0
-    divided: list[Span] = field(default_factory=list)
-    rows: dict[Span, Embeddings] = field(default_factory=dict)
-    is_truncated: bool = False
-
-    @classmethod
-    async def of(cls, document: Document, max_tokens: int, overlap_tokens: int) -> _DividedText:
-        """Finding the segments of a large text takes a second, in which other work goes on."""
-        segments = await asyncio.to_thread(segments_of, document.text, max_tokens)
-        return cls(document, max_tokens, segments, Packer(document.text, segments, overlap_tokens))
-
-    def take(self, count: int) -> list[Span]:
-        """Some passages that are not embedded yet; none at the end."""
-        taken = [self.divided.pop() for _ in range(min(count, len(self.divided)))]
-        while len(taken) < count:
-            # The first ones show how good the estimates are.
-            wanted_tokens = (self.max_tokens - _OVERHEAD_TOKENS) / self.ratio * _TARGET_FILL
-            if len(taken) >= _FIRST_PASSAGES and not self.rows:
-                break
-            if (span := self.packer.take(wanted_tokens)) is None:
-                break
-            taken.append(span)
-        return taken
-
-    def put(self, span: Span, encoded: _Encoded) -> None:
-        """Keep the embedding of a passage, or divide it if it has too many tokens."""
-        row, token_count, is_truncated = encoded
-        text = self.document.text[span.start : span.end]
-        measured = max(token_count - _OVERHEAD_TOKENS, 1) / max(estimated_tokens(text), 1.0)
-        if is_truncated or token_count > self.max_tokens:
-            # What was not read is not counted.
-            self.ratio = max(self.ratio, measured) * _RATIO_GROWTH
-            parts = halves(self.document.text, self.segments, span)
-            if parts != [span]:
-                self.divided += reversed(parts)
-                return
-            self.is_truncated = self.is_truncated or is_truncated
-        elif token_count >= _RELIABLE_SHARE * self.max_tokens:
-            self.ratio += (measured - self.ratio) * _RATIO_SMOOTHING
-        self.rows[span] = row
-
-    def embedded(self) -> EmbeddedPassages:
-        """All passages, in the order of the text."""
-        spans = sorted(self.rows)
-        passages = tuple(Passage(number, *span) for number, span in enumerate(spans))
-        return EmbeddedPassages(passages, np.stack([self.rows[span] for span in spans]))
 
 
 class DocumentEmbedding:
@@ -218,7 +132,7 @@ class DocumentEmbedding:
         """
         most = self._config.passage_tokens
         beginnings = [(one, _beginning(one.text, is_divided=most != 0)) for one in documents]
-        divided: list[_DividedText] = []
+        divided: list[tuple[Document, DividedText]] = []
         for (document, text), encoded in zip(beginnings, await self._encode(beginnings), strict=True):
             if encoded is None:
                 continue
@@ -229,41 +143,42 @@ class DocumentEmbedding:
                 max_tokens = min(
                     read if encoded.is_truncated else max(read, _ASSUMED_TOKENS), most or math.inf
                 )
-                divided.append(await _DividedText.of(document, int(max_tokens), self._config.passage_overlap))
+                parts = await DividedText.of(document.text, int(max_tokens), self._config.passage_overlap)
+                divided.append((document, parts))
             else:
                 self._put(document.id, encoded.row, is_truncated=is_cut)
         await self._embed_passages(divided)
 
-    async def _embed_passages(self, divided: Sequence[_DividedText]) -> None:
+    async def _embed_passages(self, divided: Sequence[tuple[Document, DividedText]]) -> None:
         """Passages of several documents share calls, and those of a large one take many."""
         unfinished = list(divided)
         while unfinished:
-            batch: list[tuple[_DividedText, Span]] = []
+            batch: list[tuple[Document, DividedText, Span]] = []
             for one in list(unfinished):
-                taken = one.take(_PASSAGES_PER_CALL - len(batch))
-                batch += [(one, span) for span in taken]
+                taken = one[1].take(_PASSAGES_PER_CALL - len(batch))
+                batch += [(*one, span) for span in taken]
                 if len(batch) >= _PASSAGES_PER_CALL:
                     break
                 if not taken:
                     unfinished.remove(one)
-            texts = [(one.document, one.document.text[span.start : span.end]) for one, span in batch]
-            for (one, span), encoded in zip(batch, await self._encode(texts), strict=True):
+            texts = [(document, document.text[span.start : span.end]) for document, _, span in batch]
+            for (_, parts, span), encoded in zip(batch, await self._encode(texts), strict=True):
                 if encoded is not None:
-                    one.put(span, encoded)
-            unfinished = [one for one in unfinished if one.document.id not in self.refused]
-        for one in divided:
-            if one.document.id not in self.refused:
-                embedded = one.embedded()
-                self._put(one.document.id, embedded.embeddings[0], is_truncated=one.is_truncated)
+                    parts.put(span, encoded)
+            unfinished = [one for one in unfinished if one[0].id not in self.refused]
+        for document, parts in divided:
+            if document.id not in self.refused:
+                embedded = parts.embedded()
+                self._put(document.id, embedded.embeddings[0], is_truncated=parts.is_truncated)
                 if len(embedded.passages) > 1:
-                    self.passages[one.document.id] = embedded
+                    self.passages[document.id] = embedded
 
     def _put(self, document_id: str, row: Embeddings, *, is_truncated: bool) -> None:
         self.rows[document_id] = row
         if is_truncated:
             self.truncated.add(document_id)
 
-    async def _encode(self, texts: Sequence[tuple[Document, str]]) -> list[_Encoded | None]:
+    async def _encode(self, texts: Sequence[tuple[Document, str]]) -> list[EncodedPassage | None]:
         """Embed texts of documents; None for the texts of documents that the model refuses."""
         while remaining := [one for one in texts if one[0].id not in self.refused]:
             try:
@@ -281,7 +196,7 @@ class DocumentEmbedding:
                 self.model_id = encoded.model_id
                 rows = iter(zip(encoded.embeddings, encoded.token_counts, encoded.truncated, strict=True))
                 return [
-                    _Encoded(*next(rows)) if document.id not in self.refused else None
+                    EncodedPassage(*next(rows)) if document.id not in self.refused else None
                     for document, _ in texts
                 ]
         return [None] * len(texts)
@@ -335,7 +250,7 @@ async def embed_documents(
         reused_ids,
         list(embedding.refused.values()),
         embedding.passages,
-        frozenset(embedding.truncated),
+        frozenset(embedding.truncated) | {one for one in reused_ids if stored[one].is_truncated},
     )
 
 
@@ -377,6 +292,7 @@ async def write_documents(
             embedded.embeddings,
             model_id=embedded.model_id,
             passages=embedded.passages,
+            truncated=embedded.truncated,
         )
     written = {one.id for one in embedded.documents}
     divided = [

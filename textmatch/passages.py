@@ -9,17 +9,24 @@ strongest boundary near the limit.
 
 Only the model's own tokenizer knows how many tokens a passage has, and it runs in the encoder. The number is
 estimated here. The encoder says how many tokens it has read, and whether that was all: what is too long is
-divided again (`halves`), and the estimates of the rest of the text are corrected (textmatch/indexing.py).
+divided again, and the estimates of the rest of the text are corrected (`DividedText`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from math import ceil
 from typing import NamedTuple
+
+import numpy as np
+
+from textmatch.documents import Passage
+from textmatch.vectors import Embeddings
 
 # Of UTF-8 at most 32 KB, the limit of a text to encode.
 MAX_PASSAGE_CHARACTERS = 8_000
@@ -28,6 +35,16 @@ MAX_PASSAGE_CHARACTERS = 8_000
 _PART_SHARE = 4
 # A passage that has this share of the limit may end at a stronger boundary than the last one.
 _MIN_FILL = 0.5
+
+# About how many tokens a prompt and the special ones are.
+_OVERHEAD_TOKENS = 5
+# The share of a passage that is filled by estimates, and how many passages are filled by the first estimates.
+_TARGET_FILL = 0.93
+_FIRST_PASSAGES = 4
+# How estimates are corrected: by passages that are not much shorter than the limit.
+_RELIABLE_SHARE = 0.3
+_RATIO_SMOOTHING = 0.3
+_RATIO_GROWTH = 1.05
 
 # Chinese, Japanese and Korean, and other scripts without spaces.
 _CHARACTERS = re.compile(
@@ -172,6 +189,84 @@ def halves(text: str, segments: Sequence[Segment], span: Span) -> list[Span]:
         cut = _last_space(text, max(span.start + 1, middle - quarter), middle)
     parts = [_trimmed(text, span.start, cut), _trimmed(text, cut, span.end)]
     return [part for part in parts if part] if span.start < cut < span.end else [span]
+
+
+class EncodedPassage(NamedTuple):
+    """The (dimension,) embedding of a passage, and how many tokens of it the model has read."""
+
+    row: Embeddings
+    token_count: int
+    is_truncated: bool
+
+
+@dataclass(frozen=True)
+class EmbeddedPassages:
+    """The passages of a text that has several, with their (count, dimension) embeddings."""
+
+    passages: tuple[Passage, ...]
+    embeddings: Embeddings
+
+
+@dataclass
+class DividedText:
+    """A long text while its passages are embedded.
+
+    Attributes:
+        max_tokens: of a passage, in tokens of the model.
+        ratio: tokens of the model over estimated ones.
+        divided: passages that were too long, in parts.
+    """
+
+    text: str
+    max_tokens: int
+    segments: list[Segment]
+    packer: Packer
+    ratio: float = 1.0
+    divided: list[Span] = field(default_factory=list)
+    rows: dict[Span, Embeddings] = field(default_factory=dict)
+    is_truncated: bool = False
+
+    @classmethod
+    async def of(cls, text: str, max_tokens: int, overlap_tokens: int) -> DividedText:
+        """Finding the segments of a large text takes a second, in which other work goes on."""
+        segments = await asyncio.to_thread(segments_of, text, max_tokens)
+        return cls(text, max_tokens, segments, Packer(text, segments, overlap_tokens))
+
+    def take(self, count: int) -> list[Span]:
+        """Some passages that are not embedded yet; none at the end."""
+        taken = [self.divided.pop() for _ in range(min(count, len(self.divided)))]
+        while len(taken) < count:
+            # The first ones show how good the estimates are.
+            wanted_tokens = (self.max_tokens - _OVERHEAD_TOKENS) / self.ratio * _TARGET_FILL
+            if len(taken) >= _FIRST_PASSAGES and not self.rows:
+                break
+            if (span := self.packer.take(wanted_tokens)) is None:
+                break
+            taken.append(span)
+        return taken
+
+    def put(self, span: Span, encoded: EncodedPassage) -> None:
+        """Keep the embedding of a passage, or divide it if it has too many tokens."""
+        row, token_count, is_truncated = encoded
+        estimate = estimated_tokens(self.text[span.start : span.end])
+        measured = max(token_count - _OVERHEAD_TOKENS, 1) / max(estimate, 1.0)
+        if is_truncated or token_count > self.max_tokens:
+            # What was not read is not counted.
+            self.ratio = max(self.ratio, measured) * _RATIO_GROWTH
+            parts = halves(self.text, self.segments, span)
+            if parts != [span]:
+                self.divided += reversed(parts)
+                return
+            self.is_truncated = self.is_truncated or is_truncated
+        elif token_count >= _RELIABLE_SHARE * self.max_tokens:
+            self.ratio += (measured - self.ratio) * _RATIO_SMOOTHING
+        self.rows[span] = row
+
+    def embedded(self) -> EmbeddedPassages:
+        """All passages, in the order of the text."""
+        spans = sorted(self.rows)
+        passages = tuple(Passage(number, *span) for number, span in enumerate(spans))
+        return EmbeddedPassages(passages, np.stack([self.rows[span] for span in spans]))
 
 
 def _segments(text: str) -> Iterator[Segment]:

@@ -211,6 +211,7 @@ class Match:
     recall_score: float  # the same without the cross-encoder
     rerank_score: float | None  # None if the cross-encoder did not score this document
     explanation: ScoreExplanation | None = None  # None unless the options request it
+    query_passage: Passage | None = None  # what fits it best of a query that was divided, see MatchResult
 
     @property
     def passage(self) -> MatchedPassage:
@@ -244,6 +245,9 @@ class MatchResult:
     scored_count: int = 0  # how many of them the cross-encoder scored
     recall: Recall | None = None  # how they were recalled; None if there is no collection
     filter_warnings: tuple[str, ...] = ()  # what is suspicious about the filter, if no document matched
+    query_passage_count: int = (
+        1  # above 1 if the query was divided, because it is longer than the model reads
+    )
 
     def __iter__(self) -> Iterator[Match]:
         return iter(self.matches)
@@ -360,6 +364,8 @@ class IngestStatus:
     document_state: DocumentState | None = None
     document_error: str | None = None
     problems: tuple[Problem, ...] = ()
+    # Documents of which the model has not read the end; None while the index cannot be read.
+    truncated_count: int | None = None
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,10 @@ class StatusBody(BaseModel):
     document_state: DocumentState | None = None
     document_error: str | None = None
     problems: list[StatusProblem] = Field(default_factory=list)
+    truncated_count: int | None = Field(
+        None,
+        description="Documents of which the model has not read the end; null while the index cannot be read.",
+    )
 
 
 class MatchOptionsBody(StrictBody):
@@ -170,6 +174,14 @@ class PassageBody(BaseModel):
     score: float
 
 
+class QueryPassageBody(BaseModel):
+    """A passage of a query that is longer than the model reads: its characters from `start` up to `end`."""
+
+    number: int
+    start: int
+    end: int
+
+
 class MatchBody(BaseModel):
     """A stored document that means about the same as the query. Scores are 0..1."""
 
@@ -181,6 +193,9 @@ class MatchBody(BaseModel):
     attributes: dict[str, Any]
     version: int
     passage: PassageBody | None = Field(None, description="null if the document has one passage.")
+    query_passage: QueryPassageBody | None = Field(
+        None, description="What fits the document best of a query that was divided; null if it was not."
+    )
     explanation: dict[str, Any] | None = Field(
         None, description="The parts of the score; with `explain` only."
     )
@@ -213,6 +228,10 @@ class MatchResultBody(BaseModel):
     recall: Recall | None
     timings_ms: TimingsBody
     models: ModelsBody
+    query_passage_count: int = Field(
+        1,
+        description="Above 1: so many passages of a query that is longer than the model reads were matched.",
+    )
     filter_warnings: list[str] = Field(
         default_factory=list, description="What is suspicious about the filter, if nothing matched."
     )
@@ -365,6 +384,7 @@ def _result_body(result: MatchResult) -> MatchResultBody:
         ),
         models=ModelsBody(bi_encoder=result.bi_encoder_model_id, cross_encoder=result.cross_encoder_model_id),
         filter_warnings=list(result.filter_warnings),
+        query_passage_count=result.query_passage_count,
     )
 
 
@@ -379,5 +399,6 @@ def _match_body(match: Match) -> MatchBody:
         attributes=dict(document.attributes),
         version=document.version,
         passage=PassageBody(**asdict(match.passage)) if document.passage else None,
+        query_passage=QueryPassageBody(**asdict(match.query_passage)) if match.query_passage else None,
         explanation=asdict(match.explanation) if match.explanation else None,
     )

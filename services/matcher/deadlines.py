@@ -81,9 +81,10 @@ class TimeBudget:
         """When BM25 must answer instead of an embedding that is late."""
         return self.answer_by - _FALLBACK_QUICK_SEARCHES * search_time.quick_seconds
 
-    def is_tight(self, search_time: SearchTime) -> bool:
-        """Whether a full search and the stages after it may be late."""
-        return self.answer_by - time.monotonic() < _TIGHT_FULL_SEARCHES * search_time.full_seconds
+    def is_tight(self, search_time: SearchTime, search_count: int = 1) -> bool:
+        """Whether so many full searches and the stages after them may be late."""
+        searches = _TIGHT_FULL_SEARCHES + search_count - 1
+        return self.answer_by - time.monotonic() < searches * search_time.full_seconds
 
     def term_statistics_timeout_seconds(self) -> float:
         """How long the first term statistics of a collection are waited for."""

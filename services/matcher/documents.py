@@ -229,12 +229,13 @@ class DocumentsHandler:
             status = replace(status, document_state=state, document_error=error or None)
         try:
             model_id, count = await collection.index.model_in_use(), await collection.index.count()
+            truncated_count = await collection.index.count_truncated()
             if document_id and status.document_state is None:
                 status = replace(status, document_state=await self._stored_state(collection, document_id))
         except DependencyUnavailable as error:
             problem = Problem("qdrant", "", reason_name(error.reason), str(error))
             return replace(status, problems=(problem,))
-        return replace(status, model_id=model_id, document_count=count)
+        return replace(status, model_id=model_id, document_count=count, truncated_count=truncated_count)
 
     async def _queued_state(
         self, collection: Collection, document_id: str

@@ -16,6 +16,7 @@ from services.matcher.deadlines import TimeBudget
 from services.matcher.ranking import (
     Candidate,
     FoundCandidate,
+    QueryPart,
     RerankRule,
     Shortlist,
     classified,
@@ -23,7 +24,7 @@ from services.matcher.ranking import (
     ranked,
 )
 from services.matcher.reranker import Reranker, RerankResult
-from services.matcher.retriever import QueryPlan, Retriever, effective_recall
+from services.matcher.retriever import EmbeddedQuery, FoundHits, QueryPlan, Retriever, effective_recall
 from textmatch.collection_store import Collection
 from textmatch.errors import DocumentNotFound, ModelMismatch, TextMatchError
 from textmatch.filters import Filter, HasId
@@ -31,10 +32,8 @@ from textmatch.index.bm25 import query_vector
 from textmatch.index.client import CollectionGone
 from textmatch.index.collections import CollectionInfo
 from textmatch.index.schema import StoredDocument
-from textmatch.index.search import Hit
 from textmatch.score_fusion import fusion_of
 from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, StageTimings
-from textmatch.vectors import Embeddings
 
 # Filters that match nothing, whose warnings are kept, and for how long.
 _KNOWN_WARNINGS = 100
@@ -190,7 +189,7 @@ class Matcher:
         if asked.document_id:
             found = await budget.within_deadline(_read_stored(collection, model_id, asked.document_id))
             query, stored = found.document.text, found.embedding
-        info, recall, terms = CollectionInfo(), Recall.DENSE, None
+        info, recall, terms, statistics = CollectionInfo(), Recall.DENSE, None, None
         if model_id:
             info = await budget.within_deadline(collections.info(model_id))
             recall = effective_recall(options.recall, info, collection.name)
@@ -206,6 +205,7 @@ class Matcher:
             model_id=model_id,
             recall=recall,
             terms=terms,
+            statistics=statistics,
             candidate_count=options.candidate_count,
             where=asked.condition(),
             group_by=options.group_by,
@@ -221,29 +221,28 @@ class Matcher:
         if not plan.model_id:
             return
         result.recall = plan.recall
-        if embedded.embedding is None or self._retriever.is_deadline_tight(plan):
-            await self._answer_quickly(result, plan, embedded.embedding)
+        result.query_passage_count = max(1, len(embedded.parts))
+        if not embedded.parts or self._retriever.is_deadline_tight(plan, embedded):
+            await self._answer_quickly(result, plan, embedded)
         else:
-            await self._answer_fully(result, plan, embedded.embedding)
+            await self._answer_fully(result, plan, embedded)
         if plan.where and not result.candidate_count:
             result.filter_warnings = await self._filter_warnings(plan, plan.where)
 
-    async def _answer_quickly(
-        self, result: MatchResult, plan: QueryPlan, embedding: Embeddings | None
-    ) -> None:
-        """Answer with the candidates of one quick search, without scoring."""
+    async def _answer_quickly(self, result: MatchResult, plan: QueryPlan, query: EmbeddedQuery) -> None:
+        """Answer with the candidates of a quick search, without scoring."""
         result.degraded = DegradedReason.ENCODE_LATE
-        if embedding is not None:
+        if query.parts:
             result.degraded, result.recall = DegradedReason.RECALL_LATE, Recall.DENSE
         with timed(result.timings, "recall"):
-            hits = await self._retriever.quick_search(plan, embedding)
+            hits = await self._retriever.quick_search(plan, query)
             candidates = _ranked(result, plan, hits)
         found = [(candidate, candidate.hit.document) for candidate in candidates if candidate.hit.document]
         _choose(result, plan, found)
 
-    async def _answer_fully(self, result: MatchResult, plan: QueryPlan, embedding: Embeddings) -> None:
+    async def _answer_fully(self, result: MatchResult, plan: QueryPlan, query: EmbeddedQuery) -> None:
         with timed(result.timings, "recall"):
-            hits = await self._retriever.search(plan, embedding)
+            hits = await self._retriever.search(plan, query)
             candidates = _ranked(result, plan, hits)
         if plan.rerank is Rerank.CASCADE and len(candidates) > plan.rule.depth:
             with timed(result.timings, "rerank", "classify"):
@@ -259,7 +258,6 @@ class Matcher:
         if shortlist.to_score():
             with timed(result.timings, "rerank"):
                 scores = await self._reranker.score(
-                    plan.query,
                     shortlist,
                     budget=plan.budget,
                     is_bulk=plan.is_bulk,
@@ -294,19 +292,23 @@ class Matcher:
             plan.collection.index.embeddings(points, model_id=plan.model_id)
         )
         stored = [candidate for candidate in candidates if candidate.hit.point in embeddings]
-        if not stored:
-            return []
-        scores = await self._reranker.classify(
-            plan.query,
-            np.stack([embeddings[candidate.hit.point] for candidate in stored]),
-            budget=plan.budget,
-            is_bulk=plan.is_bulk,
-            model=plan.model_id,
-        )
-        if scores.degraded:
-            result.degraded = scores.degraded
-            return stored
-        return classified(stored, scores.values)
+        by_query: dict[QueryPart, list[Candidate]] = {}
+        for candidate in stored:
+            by_query.setdefault(candidate.query, []).append(candidate)
+        scored: list[tuple[Candidate, float]] = []
+        for query, some in by_query.items():
+            scores = await self._reranker.classify(
+                query.text,
+                np.stack([embeddings[candidate.hit.point] for candidate in some]),
+                budget=plan.budget,
+                is_bulk=plan.is_bulk,
+                model=plan.model_id,
+            )
+            if scores.degraded:
+                result.degraded = scores.degraded
+                return stored
+            scored += zip(some, scores.values, strict=True)
+        return classified(scored)
 
     async def _read(self, plan: QueryPlan, candidates: Sequence[Candidate]) -> list[FoundCandidate]:
         """The candidates that are still stored, with their documents, in the same order."""
@@ -332,7 +334,7 @@ async def _read_stored(collection: Collection, model_id: str, document_id: str) 
     return found[document_id]
 
 
-def _ranked(result: MatchResult, plan: QueryPlan, hits: Sequence[Hit]) -> list[Candidate]:
+def _ranked(result: MatchResult, plan: QueryPlan, hits: FoundHits) -> list[Candidate]:
     candidates = ranked(hits, plan.rule.fusion)
     metrics.CANDIDATES.observe(len(candidates))
     result.candidate_count = len(candidates)
@@ -341,5 +343,5 @@ def _ranked(result: MatchResult, plan: QueryPlan, hits: Sequence[Hit]) -> list[C
 
 def _choose(result: MatchResult, plan: QueryPlan, found: Sequence[FoundCandidate]) -> None:
     rule = plan.rule
-    matches = combine(plan.query, found, rule.fusion)
+    matches = combine(found, rule.fusion)
     result.matches = tuple([match for match in matches if match.score >= rule.min_score][: rule.top_k])

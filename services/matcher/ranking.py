@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from textmatch.documents import Document, document_key
+from textmatch.documents import Document, Passage, document_key
 from textmatch.index.search import Hit
 from textmatch.score_fusion import Fusion, ScoreComponents, probability, to_single
 from textmatch.types import Match, MatchOptions, Rerank, ScoreExplanation
@@ -22,14 +22,22 @@ _SortKey: TypeAlias = tuple[float, float, bool, str]
 _MIN_AUTO_CHUNK = 8
 
 
+class QueryPart(NamedTuple):
+    """A query, or a passage of one that is longer than the model reads."""
+
+    text: str
+    passage: Passage | None = None
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A hit with the parts of its score, and its pair classifier score if there was a classifier stage.
 
-    `is_selected` says whether the rule selects it for a pair score. Only the best of the candidates with the
-    same `group` is returned. Without groups, each has its own.
+    `query` is what it was found by. `is_selected` says whether the rule selects it for a pair score. Only the
+    best of the candidates with the same `group` is returned. Without groups, each has its own.
     """
 
+    query: QueryPart
     hit: Hit
     parts: ScoreComponents
     pair_classifier_score: float | None = None
@@ -140,10 +148,18 @@ class Shortlist:
         return sum(candidate.is_selected for candidate, _ in self.found)
 
     def to_score(self) -> list[int]:
-        """Positions of the candidates to score next, best first; empty if no more pair scores are wanted."""
+        """Positions of the candidates to score next, best first; empty if no more pair scores are wanted.
+
+        They are scored with the same text: `query`.
+        """
+        positions = self._unscored()
         if self._rule.is_auto:
-            return self.undecided()[: max(self._rule.top_k, _MIN_AUTO_CHUNK)]
-        return self._unscored()
+            positions = self.undecided()[: max(self._rule.top_k, _MIN_AUTO_CHUNK)]
+        return [one for one in positions if self._query(one) == self._query(positions[0])]
+
+    def query(self, positions: Sequence[int]) -> str:
+        """The text to score candidates with that `to_score` has returned: the query, or a passage of it."""
+        return self._query(positions[0]).text
 
     def undecided(self) -> list[int]:
         """Positions of the candidates whose missing pair scores can change the answer.
@@ -163,8 +179,8 @@ class Shortlist:
         ]
 
     def texts(self, positions: Sequence[int]) -> list[str]:
-        """The texts of candidates."""
-        return [self.found[position][1].text for position in positions]
+        """The texts of candidates; a passage follows the title of its document, if there is one."""
+        return [_text_to_score(self.found[position][1]) for position in positions]
 
     def record(self, positions: Sequence[int], scores: Sequence[float]) -> None:
         """Keep pair scores."""
@@ -174,6 +190,9 @@ class Shortlist:
             self.found[position] = candidate, document
             self._bounds[position] = self._rule.bounds(candidate)
 
+    def _query(self, position: int) -> QueryPart:
+        return self.found[position][0].query
+
     def _unscored(self) -> list[int]:
         return [
             position
@@ -182,12 +201,13 @@ class Shortlist:
         ]
 
 
-def ranked(hits: Iterable[Hit], fusion: Fusion) -> list[Candidate]:
+def ranked(hits: Iterable[tuple[QueryPart, Hit]], fusion: Fusion) -> list[Candidate]:
     """Candidates by descending recall score. Ties are broken by the lexical part, then by point id.
 
-    A document is one candidate, with the score of its best passage.
+    A document is one candidate, with the score of its best passage, for the passage of the query that fits it
+    best.
     """
-    candidates = [Candidate(hit, ScoreComponents(hit.cosine, hit.lexical)) for hit in hits]
+    candidates = [Candidate(query, hit, ScoreComponents(hit.cosine, hit.lexical)) for query, hit in hits]
     candidates.sort(key=lambda one: _sort_key(one.parts, fusion, str(one.hit.point)))
     best: dict[str, Candidate] = {}
     for candidate in candidates:
@@ -195,16 +215,15 @@ def ranked(hits: Iterable[Hit], fusion: Fusion) -> list[Candidate]:
     return list(best.values())
 
 
-def classified(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[Candidate]:
+def classified(scored: Iterable[tuple[Candidate, float]]) -> list[Candidate]:
     """Candidates by descending score of the pair classifier. Ties keep their order."""
-    scored = [
-        replace(candidate, pair_classifier_score=score)
-        for candidate, score in zip(candidates, scores, strict=True)
-    ]
-    return sorted(scored, key=lambda one: -(one.pair_classifier_score or 0.0))
+    return sorted(
+        (replace(candidate, pair_classifier_score=score) for candidate, score in scored),
+        key=lambda one: -(one.pair_classifier_score or 0.0),
+    )
 
 
-def combine(query: str, found: Iterable[FoundCandidate], fusion: Fusion) -> list[Match]:
+def combine(found: Iterable[FoundCandidate], fusion: Fusion) -> list[Match]:
     """The best candidate of each group as a match, best first, scored by the parts that it has.
 
     Ties are broken by the lexical part, then in favour of a text that is identical to the query, then by id.
@@ -212,7 +231,9 @@ def combine(query: str, found: Iterable[FoundCandidate], fusion: Fusion) -> list
 
     def key(one: FoundCandidate) -> _SortKey:
         candidate, document = one
-        return _sort_key(candidate.parts, fusion, document.id, is_different=document.text != query)
+        return _sort_key(
+            candidate.parts, fusion, document.id, is_different=document.text != candidate.query.text
+        )
 
     best: dict[str, FoundCandidate] = {}
     for one in sorted(found, key=key):
@@ -237,4 +258,10 @@ def _match(candidate: Candidate, document: Document, fusion: Fusion) -> Match:
             pair_classifier_score=candidate.pair_classifier_score,
             weights=fusion.model(parts),
         ),
+        query_passage=candidate.query.passage,
     )
+
+
+def _text_to_score(document: Document) -> str:
+    title = document.attributes.get("title") if document.passage else None
+    return f"{title}\n{document.text}" if isinstance(title, str) and title.strip() else document.text

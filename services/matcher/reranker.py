@@ -48,9 +48,9 @@ class Reranker:
         self._throughputs: defaultdict[tuple[str, bool], ScoringThroughput] = defaultdict(ScoringThroughput)
 
     async def score(
-        self, query: str, shortlist: Shortlist, *, budget: TimeBudget, is_bulk: bool, model: str
+        self, shortlist: Shortlist, *, budget: TimeBudget, is_bulk: bool, model: str
     ) -> RerankResult:
-        """Score the query with the candidates by a cross-encoder, while scores are wanted and time is left.
+        """Score the query with its candidates by a cross-encoder, while scores are wanted and time is left.
 
         The scores are recorded in the shortlist.
 
@@ -59,7 +59,7 @@ class Reranker:
         """
         result = RerankResult()
         while result.degraded is None and (positions := shortlist.to_score()):
-            await self._score_chunk(result, query, shortlist, positions, budget, is_bulk, model)
+            await self._score_chunk(result, shortlist, positions, budget, is_bulk, model)
         return result
 
     async def classify(
@@ -80,14 +80,13 @@ class Reranker:
     async def _score_chunk(
         self,
         result: RerankResult,
-        query: str,
         shortlist: Shortlist,
         positions: Sequence[int],
         budget: TimeBudget,
         is_bulk: bool,
         model: str,
     ) -> None:
-        throughput = self._throughputs[model, is_bulk]
+        throughput, query = self._throughputs[model, is_bulk], shortlist.query(positions)
         started = time.monotonic()
         chunk = throughput.next_chunk(query, shortlist.texts(positions), budget.answer_by - started)
         if not chunk:

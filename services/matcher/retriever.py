@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from cachetools import LRUCache
 
 from services.matcher import metrics
 from services.matcher.deadlines import SearchTime, TimeBudget
-from services.matcher.ranking import RerankRule
+from services.matcher.ranking import QueryPart, RerankRule
 from textmatch.collection_store import Collection
-from textmatch.documents import document_key
+from textmatch.documents import Passage, document_key
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, Overloaded
 from textmatch.filters import Filter
-from textmatch.index.bm25 import QueryVector
+from textmatch.index.bm25 import QueryVector, query_vector
 from textmatch.index.collections import CollectionInfo
 from textmatch.index.search import Hit, SearchQuery
+from textmatch.index.term_statistics import TermStatistics
+from textmatch.passages import DividedText, EncodedPassage
 from textmatch.retry import RETRY_OVERLOADED
-from textmatch.types import MAX_CANDIDATES, Recall, Rerank
+from textmatch.types import MAX_CANDIDATES, EncodeResult, Recall, Rerank
 from textmatch.vectors import Embeddings
 
 # The query is not embedded in time, or the encoder refuses it.
@@ -28,6 +31,7 @@ _NOT_EMBEDDED = (DeadlinePassed, DeadlineTooShort, Overloaded)
 _TIMED_COLLECTIONS = 1_000
 # So many times as many, if there are too few groups among the candidates.
 _MORE_CANDIDATES = 4
+_PASSAGES_PER_CALL = 32
 
 # What an entry of the cache takes next to its numbers: the key, the array, and three dictionary entries.
 _ENTRY_BYTES = 800
@@ -42,6 +46,7 @@ class QueryPlan:
         model_id: the bi-encoder in use; "" while nothing is stored.
         recall: how the collection is searched.
         terms: what BM25 searches for; None with dense recall, or if the query has no terms.
+        statistics: weigh the terms of passages of the query; None with dense recall.
         stored: the (dimension,) embedding of the document whose text is the query; None for other queries.
         rule: which candidates are read and which of them get pair scores.
     """
@@ -53,6 +58,7 @@ class QueryPlan:
     model_id: str
     recall: Recall
     terms: QueryVector | None
+    statistics: TermStatistics | None
     candidate_count: int
     where: Filter | None
     group_by: str
@@ -72,11 +78,29 @@ class QueryPlan:
 
 
 @dataclass(frozen=True)
+class EmbeddedPart:
+    """A part of a query with its (dimension,) embedding, and what BM25 searches for."""
+
+    part: QueryPart
+    embedding: Embeddings
+    terms: QueryVector | None
+
+
+@dataclass(frozen=True)
 class EmbeddedQuery:
-    """`embedding` is (dimension,), or None if it was late and BM25 must answer."""
+    """A query is one part, or several if it is longer than the model reads.
+
+    `parts` is empty if they were not embedded in time and BM25 must answer.
+    """
 
     model_id: str
-    embedding: Embeddings | None
+    parts: tuple[EmbeddedPart, ...] = ()
+
+
+# Hits, each with the part of the query that it was found by.
+FoundHits: TypeAlias = list[tuple[QueryPart, Hit]]
+# As in the cache: the passages of the query, with their (dimension,) embeddings.
+_EmbeddedPassages: TypeAlias = tuple[tuple[Passage | None, Embeddings], ...]
 
 
 class Retriever:
@@ -89,12 +113,14 @@ class Retriever:
     def __init__(self, encoder: EncoderClient, cache_bytes: int) -> None:
         self._encoder = encoder
         # By a digest: the texts of queries may be much larger than their embeddings.
-        self._cache: LRUCache[bytes, Embeddings] = LRUCache(cache_bytes, getsizeof=_cached_bytes)
+        self._cache: LRUCache[bytes, _EmbeddedPassages] = LRUCache(cache_bytes, getsizeof=_cached_bytes)
         # Collections differ in size.
         self._search_times: LRUCache[Collection, SearchTime] = LRUCache(_TIMED_COLLECTIONS)
 
     async def embed(self, plan: QueryPlan) -> EmbeddedQuery:
         """Embed the query by the model in use, or by the one that the first document will be embedded by.
+
+        A query that is longer than the model reads is divided into passages, and each is embedded.
 
         Raises:
             DependencyUnavailable: the encoder does not answer.
@@ -102,7 +128,7 @@ class Retriever:
             DeadlinePassed, DeadlineTooShort, Overloaded: late or refused, and BM25 cannot answer instead.
         """
         if plan.stored is not None:
-            return EmbeddedQuery(plan.model_id, plan.stored)
+            return EmbeddedQuery(plan.model_id, _parts(plan, ((None, plan.stored),)))
         embed_by = plan.budget.deadline
         if plan.supports_lexical_fallback:
             embed_by = plan.budget.fallback_at(self._search_time(plan))
@@ -111,44 +137,59 @@ class Retriever:
         except _NOT_EMBEDDED:
             if not plan.supports_lexical_fallback:
                 raise
-            return EmbeddedQuery(plan.model_id, None)
+            return EmbeddedQuery(plan.model_id)
 
-    def is_deadline_tight(self, plan: QueryPlan) -> bool:
-        """Whether a full search and the stages after it may be late."""
-        return plan.budget.is_tight(self._search_time(plan))
+    def is_deadline_tight(self, plan: QueryPlan, query: EmbeddedQuery) -> bool:
+        """Whether full searches and the stages after them may be late."""
+        return plan.budget.is_tight(self._search_time(plan), len(query.parts))
 
-    async def search(self, plan: QueryPlan, embedding: Embeddings) -> list[Hit]:
-        """The `candidate_count` best hits of each kind of search, in no particular order.
+    async def search(self, plan: QueryPlan, query: EmbeddedQuery) -> FoundHits:
+        """The `candidate_count` best hits of each kind of search for each part, in no particular order.
 
         More of them, up to MAX_CANDIDATES, while they have fewer than `top_k` groups.
         """
+        found: FoundHits = []
+        for one in query.parts:
+            found += [(one.part, hit) for hit in await self._search_groups(plan, one)]
+        return found
+
+    async def quick_search(self, plan: QueryPlan, query: EmbeddedQuery) -> FoundHits:
+        """The `top_k` nearest embeddings for each part, or the best by BM25 if there are no embeddings.
+
+        They come with their documents.
+        """
+        count = plan.candidate_count if plan.group_by else plan.rule.top_k
+        if not query.parts:
+            hits = await self._search(plan, count, None, plan.terms, with_documents=True)
+            return [(QueryPart(plan.query), hit) for hit in hits]
+        found: FoundHits = []
+        for one in query.parts:
+            hits = await self._search(plan, count, one.embedding, None, with_documents=True)
+            found += [(one.part, hit) for hit in hits]
+        return found
+
+    async def _search_groups(self, plan: QueryPlan, one: EmbeddedPart) -> list[Hit]:
         count = plan.candidate_count
         while True:
-            hits = await self._search(plan, count, embedding, plan.recall)
+            hits = await self._search(plan, count, one.embedding, one.terms)
             groups = {hit.group or document_key(str(hit.point)) for hit in hits}
             if len(groups) >= plan.rule.top_k or len(hits) < count or count == MAX_CANDIDATES:
                 return hits
             count = min(count * _MORE_CANDIDATES, MAX_CANDIDATES)
-
-    async def quick_search(self, plan: QueryPlan, embedding: Embeddings | None) -> list[Hit]:
-        """The `top_k` nearest embeddings, or without an embedding the best by BM25, with their documents."""
-        recall = plan.recall if embedding is None else Recall.DENSE
-        count = plan.candidate_count if plan.group_by else plan.rule.top_k
-        return await self._search(plan, count, embedding, recall, with_documents=True)
 
     async def _search(
         self,
         plan: QueryPlan,
         count: int,
         embedding: Embeddings | None,
-        recall: Recall,
+        terms: QueryVector | None,
         *,
         with_documents: bool = False,
     ) -> list[Hit]:
         query = SearchQuery(
             count=count,
             embedding=embedding,
-            terms=None if recall is Recall.DENSE else plan.terms,
+            terms=terms,
             condition=plan.where,
             with_documents=with_documents,
             group_by=plan.group_by,
@@ -168,33 +209,63 @@ class Retriever:
         cached = self._cache.get(_cache_key(plan.model_id, plan.query))
         metrics.EMBEDDING_CACHE_TOTAL.labels("miss" if cached is None else "hit").inc()
         if cached is not None:
-            return EmbeddedQuery(plan.model_id, cached)
+            return EmbeddedQuery(plan.model_id, _parts(plan, cached))
+        encoded = await self._encode(plan, [plan.query], embed_by)
+        embedded: _EmbeddedPassages = ((None, encoded.embeddings[0]),)
+        if encoded.truncated[0]:
+            embedded = await self._embed_passages(plan, encoded.token_counts[0], embed_by)
+        if _cached_bytes(embedded) <= self._cache.maxsize:
+            self._cache[_cache_key(encoded.model_id, plan.query)] = embedded
+            metrics.EMBEDDING_CACHE_ENTRIES.set(len(self._cache))
+        return EmbeddedQuery(encoded.model_id, _parts(plan, embedded))
+
+    async def _embed_passages(self, plan: QueryPlan, read_tokens: int, embed_by: float) -> _EmbeddedPassages:
+        """The passages of a query of which the model reads so many tokens at once."""
+        max_tokens = min(read_tokens, plan.collection.config.passage_tokens or read_tokens)
+        text = await DividedText.of(plan.query, max_tokens, 0)
+        while spans := text.take(_PASSAGES_PER_CALL):
+            encoded = await self._encode(plan, [plan.query[one.start : one.end] for one in spans], embed_by)
+            rows = zip(encoded.embeddings, encoded.token_counts, encoded.truncated, strict=True)
+            for span, row in zip(spans, rows, strict=True):
+                text.put(span, EncodedPassage(*row))
+        embedded = text.embedded()
+        return tuple(zip(embedded.passages, embedded.embeddings, strict=True))
+
+    async def _encode(self, plan: QueryPlan, texts: list[str], embed_by: float) -> EncodeResult:
         if embed_by <= time.monotonic():
             raise DeadlinePassed("there is no time to embed the query")
         # Interactive work is not retried, because its caller waits.
-        encoded = await RETRY_OVERLOADED.call_until(
+        return await RETRY_OVERLOADED.call_until(
             embed_by if plan.is_bulk else 0.0,
             lambda: self._encoder.encode(
-                [plan.query],
+                texts,
                 is_query=True,
                 is_bulk=plan.is_bulk,
                 timeout_seconds=embed_by - time.monotonic(),
                 model=plan.bi_encoder,
             ),
         )
-        embedding = encoded.embeddings[0]
-        if _cached_bytes(embedding) <= self._cache.maxsize:
-            self._cache[_cache_key(encoded.model_id, plan.query)] = embedding
-            metrics.EMBEDDING_CACHE_ENTRIES.set(len(self._cache))
-        return EmbeddedQuery(encoded.model_id, embedding)
+
+
+def _parts(plan: QueryPlan, embedded: _EmbeddedPassages) -> tuple[EmbeddedPart, ...]:
+    """The parts of the query: itself, or its passages, each with its own terms."""
+    if len(embedded) == 1:
+        return (EmbeddedPart(QueryPart(plan.query), embedded[0][1], plan.terms),)
+    parts = [
+        (QueryPart(plan.query[one.start : one.end], one), row) for one, row in embedded if one is not None
+    ]
+    return tuple(
+        EmbeddedPart(part, row, query_vector(part.text, plan.statistics) if plan.statistics else None)
+        for part, row in parts
+    )
 
 
 def _cache_key(model_id: str, query: str) -> bytes:
     return hashlib.blake2b(f"{model_id}\0{query}".encode(), digest_size=16).digest()
 
 
-def _cached_bytes(embedding: Embeddings) -> int:
-    return embedding.nbytes + _ENTRY_BYTES
+def _cached_bytes(embedded: _EmbeddedPassages) -> int:
+    return sum(row.nbytes + _ENTRY_BYTES for _, row in embedded)
 
 
 def effective_recall(wanted: Recall | None, info: CollectionInfo, collection: str) -> Recall:

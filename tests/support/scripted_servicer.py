@@ -68,6 +68,9 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         self.dead_letters: dict[str, pb.DeadLetter] = {}
         self.unreadable: dict[str, pb.DeadLetter] = {}
         self.replayed: list[str] = []
+        # Errors of documents that fail when they are indexed, by id.
+        self.failing: dict[str, str] = {}
+        self.truncated_count = 0
         self.queued: deque[tuple[int, float]] = deque()
         self.duplicate_requests: list[pb.FindDuplicatesRequest] = []
 
@@ -219,6 +222,7 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
             queued_count=queued_count,
             oldest_queued_seconds=oldest_seconds,
             dead_letter_count=1,
+            truncated_count=self.truncated_count,
             collection=request.collection or "default",
             model_id="tiny-0123456789ab",
             document_state=state,
@@ -246,6 +250,10 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
         if stored is not None and stored.text == document.text:
             return pb.IngestResult(id=document.id, outcome=pb.INGEST_OUTCOME_UNCHANGED)
         self.documents[document.id] = document
+        if error := self.failing.get(document.id):
+            letter = pb.DeadLetter(id=document.id, reason="TEXT_FAILED", error=error)
+            letter.fail_time.GetCurrentTime()
+            self.dead_letters[document.id] = letter
         version = document.version or 1
         return pb.IngestResult(id=document.id, outcome=pb.INGEST_OUTCOME_ACCEPTED, version=version)
 

@@ -107,8 +107,8 @@ def ingest(
     An interrupted run leaves FILE.textmatch-progress, from which --resume continues. Starting over is
     safe too: unchanged documents are not stored again.
 
-    The exit code is 1 if a document was rejected. --json prints {"accepted", "unchanged", "rejected",
-    "seconds"}.
+    The exit code is 1 if a document was rejected, or with --wait if one could not be indexed; lines say
+    which. --json prints {"accepted", "unchanged", "rejected", "seconds"}, and with --wait "failed".
     """
     file = file_of(file)
     if rejected is not None and file != STDIN and rejected.resolve() == Path(file).resolve():
@@ -137,14 +137,16 @@ def ingest(
         records = read_records(source, layout, name, position, column_types, chosen_columns)
         if layout.is_table and not source.seekable():
             records = _told_of_text_columns(records, column_types, file_name(file))
+        letters = NewDeadLetters(client) if wait else None
         IngestRun(position, counts, checkpoint, rejections, progress).send(client, records)
-        if wait:
+        summary = {outcome.lower(): counts[outcome] for outcome in IngestOutcome}
+        if letters:
             _wait_until_searchable(client, progress)
+            summary["failed"] = letters.tell()
     seconds = round(time.monotonic() - started, 3)
-    summary = {outcome.lower(): counts[outcome] for outcome in IngestOutcome}
     figures = ", ".join(f"{outcome} {count:,}" for outcome, count in summary.items())
     print_result({**summary, "seconds": seconds}, f"{figures} in {seconds:.1f} s", as_json=as_json)
-    if counts[IngestOutcome.REJECTED]:
+    if counts[IngestOutcome.REJECTED] or summary.get("failed"):
         raise typer.Exit(1)
 
 
@@ -360,11 +362,38 @@ class IngestRun:
             raise CommandFailed(f"{message_of(error)}; {hint}") from error
 
 
+class NewDeadLetters:
+    """The documents of a collection that cannot be indexed, and could be, or were not there, before.
+
+    Documents of other producers are among them.
+    """
+
+    def __init__(self, client: TextMatchClient) -> None:
+        self._client = client
+        self._known = {one.id: one.failed_at for one in client.list_dead_letters()}
+
+    def tell(self) -> int:
+        """Print the first ones; returns how many there are."""
+        failed_count = 0
+        for one in self._client.list_dead_letters():
+            if self._known.get(one.id) == one.failed_at:
+                continue
+            failed_count += 1
+            if failed_count <= _SHOWN_REJECTIONS:
+                warn(f"textmatch: the document {one.id!r} could not be indexed: {one_line(one.error)}")
+        if failed_count > _SHOWN_REJECTIONS:
+            more = failed_count - _SHOWN_REJECTIONS
+            warn(f"and {more:,} more; to see all: textmatch dead-letters list")
+        return failed_count
+
+
 def _wait_until_searchable(client: TextMatchClient, progress: ProgressBars) -> None:
     before: int | None = None
+    truncated_count = 0
 
     def show(status: IngestStatus) -> None:
-        nonlocal before
+        nonlocal before, truncated_count
+        truncated_count = status.truncated_count or 0
         if before is None:
             before = status.queued_count
             progress.stage("indexing", before, unit="documents")
@@ -372,6 +401,11 @@ def _wait_until_searchable(client: TextMatchClient, progress: ProgressBars) -> N
         before = status.queued_count
 
     client.wait_until_searchable(show, on_problem=lambda reason: warn(f"textmatch: still waiting: {reason}"))
+    if truncated_count:
+        warn(
+            f"textmatch: the model has not read the end of {truncated_count:,} documents of the collection,"
+            " because its passage_tokens is 0; docs/matching.md explains passages"
+        )
 
 
 def _fingerprint(source: BinaryIO) -> dict[str, Any]:

@@ -119,8 +119,9 @@ def match(
     "rerank_score", "text", "attributes", "version", "passage"}], "degraded", "timings_ms", "models"}. Missing
     values are null. "passage" is {"text", "start", "end", "number", "score"} of the best passage, or null if
     the document has one only. With --id, "query" is the id. Matches have an "explanation" with --explain, and
-    lines a "query_id" if the file has ids. The line of a query that failed is {"query_id", "query", "error"}.
-    An invalid line of the file fails alone.
+    a "query_passage" {"start", "end", "number"} if the query is longer than the model reads and was divided.
+    Lines have a "query_id" if the file has ids. The line of a query that failed is {"query_id", "query",
+    "error"}. An invalid line of the file fails alone.
 
     While the matcher is unavailable, unanswered queries are asked again, for up to two minutes. --output
     writes the JSON lines to a file, which --resume continues after an interruption.
@@ -306,6 +307,7 @@ def _match_to_json(match: Match) -> dict[str, Any]:
         "version": match.document.version,
         "passage": asdict(match.passage) if match.document.passage else None,
         **({"explanation": asdict(match.explanation)} if match.explanation else {}),
+        **({"query_passage": asdict(match.query_passage)} if match.query_passage else {}),
     }
 
 
@@ -408,6 +410,9 @@ def _print_table(result: MatchResult) -> None:
         print_line(f"Incomplete: {result.degraded}; {result.scored_count} candidates were reranked.")
     if not result.matches:
         print_line("No matches.")
+    if result.query_passage_count > 1:
+        count = result.query_passage_count
+        print_line(f"The query is longer than the model reads: {count} passages of it were matched.")
 
 
 def _explained(match: Match, explanation: ScoreExplanation) -> str:

@@ -26,7 +26,7 @@ from textmatch.client import (
     ServerHealth,
     TextMatchClient,
 )
-from textmatch.console import cell, one_line, print_json, print_result, print_table, warn
+from textmatch.console import cell, one_line, print_json, print_line, print_result, print_table, warn
 from textmatch.errors import TextMatchError
 
 Result = TypeVar("Result")
@@ -51,9 +51,9 @@ def status(
     """Show each collection and its queue, loaded models, and the health of the processes.
 
     The exit code is 0 if encoder and matcher are SERVING, and no store or worker has a problem. --json prints
-    {"documents", "queued", "oldest_seconds", "dead_letters", "collection", "collections", "models",
-    "processes", "problems"}. The figures are those of one collection; "collections" has those of each.
-    Unknown values are null.
+    {"documents", "queued", "oldest_seconds", "dead_letters", "truncated", "collection", "collections",
+    "models", "processes", "problems"}. The figures are those of one collection; "collections" has those of
+    each. "truncated" counts documents of which the model has not read the end. Unknown values are null.
 
     --id shows the state of a document: PENDING, INDEXED, FAILED, DELETED or UNKNOWN; with --json {"id",
     "state", "error"}. --watch with --json prints one line per second: the queue and its rates.
@@ -183,6 +183,7 @@ def _queue_to_json(queue: IngestStatus | None) -> dict[str, Any]:
         "queued": queue.queued_count if queue else None,
         "oldest_seconds": queue.oldest_queued_seconds if queue else None,
         "dead_letters": queue.dead_letter_count if queue else None,
+        "truncated": queue.truncated_count if queue else None,
     }
 
 
@@ -196,6 +197,9 @@ def _print(
         for queue in queues:
             figures.add_row(cell(queue.collection), *_queue_cells(queue), queue.model_id or "none yet")
         print_table(figures)
+        for queue in queues:
+            if queue.truncated_count:
+                print_line(f"{queue.collection}: the end of {queue.truncated_count:,} documents is not read")
     if models is not None:
         loaded = Table("model", "kind", "dimension", "tokens", "type", "device")
         for model in models:

@@ -7,6 +7,7 @@ independent of its role. Physical collections are referred to by the model ids t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
 from itertools import groupby, islice
 from types import MappingProxyType
@@ -33,13 +34,13 @@ from textmatch.index.points import (
 from textmatch.index.schema import (
     DOCUMENT_FIELDS,
     VERSION_FIELD,
-    EmbeddedPassages,
     StoredDocument,
     document_points,
     payload_selector,
     points_of,
     to_passage_points,
     to_point,
+    truncated_documents,
 )
 from textmatch.index.search import (
     Hit,
@@ -51,6 +52,7 @@ from textmatch.index.search import (
     search,
 )
 from textmatch.index.term_statistics import TermStatistics, TermStatisticsCache
+from textmatch.passages import EmbeddedPassages
 from textmatch.vectors import Embeddings
 
 Stored = TypeVar("Stored")
@@ -109,6 +111,7 @@ class Index:
         *,
         model_id: str,
         passages: Mapping[str, EmbeddedPassages] = _NO_PASSAGES,
+        truncated: AbstractSet[str] = frozenset(),
     ) -> None:
         """Write documents with their (count, dimension) embeddings, unless the stored version is as new.
 
@@ -119,6 +122,7 @@ class Index:
             model_id: the model that made the embeddings; `collections.prepare` was called for it.
             passages: of the documents that have several, by document id. Their embedding is that of the
                 first one.
+            truncated: ids of the documents of which the model has not read the end.
         """
         await self.collections.ensure_payload_indexes(model_id)
         has_lexical = (await self.collections.info(model_id)).has_lexical
@@ -132,6 +136,7 @@ class Index:
                         row,
                         has_lexical=has_lexical,
                         passages=passages[document.id].passages if document.id in passages else (),
+                        is_truncated=document.id in truncated,
                     )
                     for document, row in pairs
                 ],
@@ -305,6 +310,15 @@ class Index:
             return 0
         async with self._using(model_id):
             return await self.points(model_id).count()
+
+    async def count_truncated(self) -> int:
+        """Of how many stored documents the model has not read the end."""
+        model_id = await self.model_in_use()
+        if not model_id:
+            return 0
+        await self.collections.ensure_payload_indexes(model_id)
+        async with self._using(model_id) as physical:
+            return (await self._client.count(physical, truncated_documents(), exact=True)).count
 
     def close(self) -> None:
         """Drop all caches and stop their background refreshes. The connection stays open."""

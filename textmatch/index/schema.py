@@ -29,6 +29,7 @@ from textmatch.filters import (
 )
 from textmatch.index.bm25 import document_vector
 from textmatch.index.client import translated_errors
+from textmatch.passages import EmbeddedPassages
 from textmatch.vectors import Embeddings
 
 DENSE_VECTOR = "dense"
@@ -46,6 +47,8 @@ WHOLE_TEXT_FIELD = "whole_text"
 # Which part of the document `text` is; missing if there is only one.
 PASSAGE_FIELD = "passage"
 PASSAGE_COUNT_FIELD = "passage_count"
+# Of documents of which the model has not read the end.
+TRUNCATED_FIELD = "truncated"
 # Of a document with several passages, the passage.
 DOCUMENT_FIELDS = ["id", "text", "attributes", VERSION_FIELD, PASSAGE_FIELD]
 
@@ -71,6 +74,7 @@ class StoredDocument:
     Attributes:
         embedding: of its first passage, (dimension,); None if embeddings were not requested.
         passage_count: 1 if it is not divided.
+        is_truncated: the model has not read the end of its text.
     """
 
     document: Document
@@ -79,14 +83,7 @@ class StoredDocument:
     model_id: str
     embedding: Embeddings | None
     passage_count: int = 1
-
-
-@dataclass(frozen=True)
-class EmbeddedPassages:
-    """The passages of a document that has several, with their (count, dimension) embeddings."""
-
-    passages: tuple[Passage, ...]
-    embeddings: Embeddings
+    is_truncated: bool = False
 
 
 def document_points(*conditions: models.Condition) -> models.Filter:
@@ -106,6 +103,13 @@ def passages_of(points: Iterable[str]) -> models.FieldCondition:
     return models.FieldCondition(key=PASSAGE_OF_FIELD, match=models.MatchAny(any=list(points)))
 
 
+def truncated_documents() -> models.Filter:
+    """The documents of which the model has not read the end."""
+    return models.Filter(
+        must=[models.FieldCondition(key=TRUNCATED_FIELD, match=models.MatchValue(value=True))]
+    )
+
+
 def dense_vector_params(dimension: int) -> dict[str, models.VectorParams]:
     """The embedding of a document, compared by cosine."""
     return {DENSE_VECTOR: models.VectorParams(size=dimension, distance=models.Distance.COSINE)}
@@ -122,11 +126,13 @@ def to_point(
     *,
     has_lexical: bool,
     passages: Sequence[Passage] = (),
+    is_truncated: bool = False,
 ) -> models.PointStruct:
     """A document and its (dimension,) embedding as a point, for a collection with or without BM25.
 
     Args:
         passages: all of them, if there are several. The embedding is then that of the first one.
+        is_truncated: the model has not read the end of the text.
     """
     payload = {
         "id": document.id,
@@ -137,6 +143,8 @@ def to_point(
         "text_hash": text_hash(document.text),
         "content_hash": content_hash(document),
     }
+    if is_truncated:
+        payload[TRUNCATED_FIELD] = True
     if passages:
         payload |= {
             "text": document.text[passages[0].start : passages[0].end],
@@ -203,6 +211,7 @@ def to_stored_document(record: models.Record, model_id: str) -> StoredDocument:
         model_id=model_id,
         embedding=None if embedding is None else np.asarray(embedding, dtype=np.float32),
         passage_count=payload.get(PASSAGE_COUNT_FIELD, 1),
+        is_truncated=payload.get(TRUNCATED_FIELD, False),
     )
 
 
@@ -220,6 +229,7 @@ class PayloadIndexes:
         own = (VERSION_FIELD, ACCEPTED_FIELD)
         self._schemas: dict[str, _IndexSchema] = dict.fromkeys(own, models.PayloadSchemaType.INTEGER)
         self._schemas[PASSAGE_OF_FIELD] = models.PayloadSchemaType.KEYWORD
+        self._schemas[TRUNCATED_FIELD] = models.PayloadSchemaType.BOOL
         self._schemas |= {attribute_key(one.field): _index_schema(one) for one in indexes}
 
     def missing(self, existing: AbstractSet[str]) -> list[str]:

@@ -657,6 +657,7 @@ class Match(_message.Message):
     RERANK_SCORE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     PASSAGE_FIELD_NUMBER: _builtins.int
+    QUERY_PASSAGE_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """The probability that the document is relevant to the query. Matches are sorted by it."""
     recall_score: _builtins.float
@@ -675,6 +676,10 @@ class Match(_message.Message):
     def passage(self) -> Global___Passage:
         """The best passage. Absent if the document fits into one passage, which is then its whole text."""
 
+    @_builtins.property
+    def query_passage(self) -> Global___Passage:
+        """The passage of the query that fits the document best. Absent if the query was not divided."""
+
     def __init__(
         self,
         *,
@@ -684,10 +689,11 @@ class Match(_message.Message):
         rerank_score: _builtins.float | None = ...,
         explanation: Global___ScoreExplanation | None = ...,
         passage: Global___Passage | None = ...,
+        query_passage: Global___Passage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "passage", b"passage", "rerank_score", b"rerank_score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "passage", b"passage", "query_passage", b"query_passage", "rerank_score", b"rerank_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "passage", b"passage", "recall_score", b"recall_score", "rerank_score", b"rerank_score", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "document", b"document", "explanation", b"explanation", "passage", b"passage", "query_passage", b"query_passage", "recall_score", b"recall_score", "rerank_score", b"rerank_score", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rerank_score: _TypeAlias = _typing.Literal["rerank_score"]  # noqa: Y015
     _WhichOneofArgType__rerank_score: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score"]  # noqa: Y015
@@ -816,6 +822,7 @@ class MatchResponse(_message.Message):
     SCORED_COUNT_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     FILTER_WARNINGS_FIELD_NUMBER: _builtins.int
+    QUERY_PASSAGE_COUNT_FIELD_NUMBER: _builtins.int
     degraded: Global___DegradedReason.ValueType
     bi_encoder_model_id: _builtins.str
     cross_encoder_model_id: _builtins.str
@@ -826,6 +833,10 @@ class MatchResponse(_message.Message):
     """Number of candidates that the cross-encoder scored."""
     recall: Global___RecallMode.ValueType
     """The recall mode that was used."""
+    query_passage_count: _builtins.int
+    """A query that is longer than the model reads is divided into so many passages. Each is matched like a query, and a
+    document has the score of the passage that fits it best. 1: it was not divided.
+    """
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Match]: ...
     @_builtins.property
@@ -848,10 +859,11 @@ class MatchResponse(_message.Message):
         scored_count: _builtins.int = ...,
         recall: Global___RecallMode.ValueType = ...,
         filter_warnings: _abc.Iterable[_builtins.str] | None = ...,
+        query_passage_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bi_encoder_model_id", b"bi_encoder_model_id", "candidate_count", b"candidate_count", "cross_encoder_model_id", b"cross_encoder_model_id", "degraded", b"degraded", "filter_warnings", b"filter_warnings", "matches", b"matches", "recall", b"recall", "scored_count", b"scored_count", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bi_encoder_model_id", b"bi_encoder_model_id", "candidate_count", b"candidate_count", "cross_encoder_model_id", b"cross_encoder_model_id", "degraded", b"degraded", "filter_warnings", b"filter_warnings", "matches", b"matches", "query_passage_count", b"query_passage_count", "recall", b"recall", "scored_count", b"scored_count", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1455,6 +1467,7 @@ class GetIngestStatusResponse(_message.Message):
     DOCUMENT_ERROR_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_COUNT_FIELD_NUMBER: _builtins.int
     document_count: _builtins.int
     """Documents in the index. Absent while Qdrant does not answer; `problems` says why."""
     queued_count: _builtins.int
@@ -1470,6 +1483,10 @@ class GetIngestStatusResponse(_message.Message):
     """The error of a FAILED document."""
     model_id: _builtins.str
     """The bi-encoder in use; empty before the first document."""
+    truncated_count: _builtins.int
+    """Documents of which the model has not read the end, because their collection does not divide texts into passages.
+    Absent while Qdrant does not answer.
+    """
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]:
         """What keeps documents from being indexed, or queries from being answered, now."""
@@ -1486,14 +1503,20 @@ class GetIngestStatusResponse(_message.Message):
         document_error: _builtins.str = ...,
         model_id: _builtins.str = ...,
         problems: _abc.Iterable[Global___Problem] | None = ...,
+        truncated_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "document_count", b"document_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "_truncated_count", b"_truncated_count", "document_count", b"document_count", "truncated_count", b"truncated_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "problems", b"problems", "queued_count", b"queued_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "_truncated_count", b"_truncated_count", "collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "problems", b"problems", "queued_count", b"queued_count", "truncated_count", b"truncated_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__document_count: _TypeAlias = _typing.Literal["document_count"]  # noqa: Y015
     _WhichOneofArgType__document_count: _TypeAlias = _typing.Literal["_document_count", b"_document_count"]  # noqa: Y015
+    _WhichOneofReturnType__truncated_count: _TypeAlias = _typing.Literal["truncated_count"]  # noqa: Y015
+    _WhichOneofArgType__truncated_count: _TypeAlias = _typing.Literal["_truncated_count", b"_truncated_count"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__document_count) -> _WhichOneofReturnType__document_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__truncated_count) -> _WhichOneofReturnType__truncated_count | None: ...
 
 Global___GetIngestStatusResponse: _TypeAlias = GetIngestStatusResponse  # noqa: Y015
 

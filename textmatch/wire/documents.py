@@ -252,6 +252,7 @@ def ingest_status_to_proto(status: IngestStatus) -> pb.GetIngestStatusResponse:
         model_id=status.model_id,
         document_state=_STATES[status.document_state],
         document_error=status.document_error or "",
+        truncated_count=status.truncated_count,
         problems=[
             pb.Problem(source=one.source, collection=one.collection, reason=one.reason, message=one.message)
             for one in status.problems
@@ -273,6 +274,7 @@ def ingest_status_from_proto(response: pb.GetIngestStatusResponse) -> IngestStat
         problems=tuple(
             Problem(one.source, one.collection, one.reason, one.message) for one in response.problems
         ),
+        truncated_count=response.truncated_count if response.HasField("truncated_count") else None,
     )
 
 

@@ -137,11 +137,12 @@ async def result_to_proto(result: MatchResult, options: MatchOptions) -> pb.Matc
         scored_count=result.scored_count,
         recall=_RECALL[result.recall],
         filter_warnings=result.filter_warnings,
+        query_passage_count=result.query_passage_count,
     )
     size_bytes = 0
     async for match in in_slices(result.matches):
         message = response.matches.add()
-        _fill_match(message, match, options)
+        _fill_match(message, match, result.query, options)
         size_bytes += message.ByteSize()
         if size_bytes > MAX_ANSWER_BYTES:
             raise InvalidInput.of_field(
@@ -170,6 +171,7 @@ def result_from_proto(query: str, message: pb.MatchResponse) -> MatchResult:
         scored_count=message.scored_count,
         recall=_RECALL_OF_PROTO.get(message.recall),
         filter_warnings=tuple(message.filter_warnings),
+        query_passage_count=message.query_passage_count or 1,
     )
 
 
@@ -229,7 +231,7 @@ def _path_violation(name: str, path: str) -> Violation | None:
     return None
 
 
-def _fill_match(message: pb.Match, match: Match, options: MatchOptions) -> None:
+def _fill_match(message: pb.Match, match: Match, query: str, options: MatchOptions) -> None:
     document = match.document
     message.document.id = document.id
     message.document.version = document.version
@@ -238,9 +240,9 @@ def _fill_match(message: pb.Match, match: Match, options: MatchOptions) -> None:
     if document.attributes and not options.omit_attributes:
         documents.fill_struct(message.document.attributes, document.attributes)
     if document.passage is not None:
-        message.passage.start, message.passage.end = document.passage.start, document.passage.end
-        message.passage.number, message.passage.score = document.passage.number, match.score
-        message.passage.text = message.document.text
+        message.passage.CopyFrom(_passage_to_proto(document.passage, message.document.text, match.score))
+    if (part := match.query_passage) is not None:
+        message.query_passage.CopyFrom(_passage_to_proto(part, query[part.start : part.end], match.score))
     message.score = match.score
     message.recall_score = match.recall_score
     if match.rerank_score is not None:
@@ -252,15 +254,25 @@ def _fill_match(message: pb.Match, match: Match, options: MatchOptions) -> None:
 def _match_from_proto(message: pb.Match) -> Match:
     document = documents.from_proto(message.document)
     if message.HasField("passage"):
-        one = message.passage
-        document = replace(document, passage=Passage(one.number, one.start, one.end))
+        document = replace(document, passage=_passage_from_proto(message.passage))
     return Match(
         document=document,
         score=message.score,
         recall_score=message.recall_score,
         rerank_score=message.rerank_score if message.HasField("rerank_score") else None,
         explanation=_explanation_from_proto(message.explanation) if message.HasField("explanation") else None,
+        query_passage=_passage_from_proto(message.query_passage)
+        if message.HasField("query_passage")
+        else None,
     )
+
+
+def _passage_to_proto(one: Passage, text: str, score: float) -> pb.Passage:
+    return pb.Passage(text=text, start=one.start, end=one.end, number=one.number, score=score)
+
+
+def _passage_from_proto(message: pb.Passage) -> Passage:
+    return Passage(message.number, message.start, message.end)
 
 
 def _explanation_to_proto(explanation: ScoreExplanation) -> pb.ScoreExplanation:

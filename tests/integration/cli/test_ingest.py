@@ -148,6 +148,33 @@ def test_wait_lasts_until_nothing_waits(
     assert not matcher.queued
 
 
+def test_documents_that_fail_later_are_told_by_wait(
+    matcher_server: RunningServer,
+    matcher: ScriptedMatcher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    matcher.failing = {"d3": "the model failed on it"}
+    matcher.truncated_count = 2
+    arguments = [
+        "ingest",
+        write_lines(tmp_path / "docs.jsonl", numbered(5)),
+        "--matcher",
+        matcher_server.address,
+    ]
+    assert main([*arguments, "--wait", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["failed"] == 1
+    assert "the document 'd3' could not be indexed: the model failed on it" in captured.err
+    assert "the model has not read the end of 2 documents" in captured.err
+
+    # What failed before is not told again.
+    assert main([*arguments, "--wait", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["failed"] == 0
+    assert "d3" not in captured.err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -253,6 +253,22 @@ async def test_passages_can_be_turned_off(deps: IndexerDependencies, encoder: Sc
     assert await passage_points(deps.collection.index) == []
 
 
+async def test_documents_that_are_not_read_to_the_end_are_counted(
+    deps: IndexerDependencies, handler: DocumentCalls
+):
+    config = replace(deps.collection.config, passage_tokens=0)
+    whole = replace(deps, collection=replace(deps.collection, config=config))
+    long, short = long_document("long", 6, 1), Document("short", "A few words.", {}, 1)
+    await index_documents([long, short], whole)
+    assert (await handler.status(pb.GetIngestStatusRequest())).truncated_count == 1
+    # The stored embedding of the same text is used again.
+    await index_documents([replace(long, version=2, attributes={"a": 1})], whole)
+    assert (await handler.status(pb.GetIngestStatusRequest())).truncated_count == 1
+    # Divided, it is read.
+    await index_documents([long_document("long", 7, 3)], deps)
+    assert (await handler.status(pb.GetIngestStatusRequest())).truncated_count == 0
+
+
 async def test_passages_are_as_short_as_the_collection_says(
     deps: IndexerDependencies, encoder: ScriptedEncoder
 ):

@@ -38,13 +38,19 @@ class QuickEncoder(ScriptedEncoder):
             model_id="quick-pair-0123456789ab",
         )
 
+    def _embedding(self, text: str) -> Embeddings:
+        # The order of words counts a little, so that few cosines are equal.
+        words = text.split()[: self.max_tokens]
+        rows = [_word(word) * (1 + place / 100) for place, word in enumerate(words)]
+        return vectors.normalise(np.sum(rows, axis=0)[None])[0]
+
     def _encode(self, request: pb.EncodeRequest) -> pb.EncodeResponse:
-        count = len(request.texts)
+        counts = [len(text.split()) for text in request.texts]
         return pb.EncodeResponse(
-            embeddings=vectors.pack(np.stack([_embedding(text) for text in request.texts])),
+            embeddings=vectors.pack(np.stack([self._embedding(text) for text in request.texts])),
             dimension=DIMENSION,
-            token_counts=[1] * count,
-            truncated=[False] * count,
+            token_counts=[min(count, self.max_tokens) for count in counts],
+            truncated=[count > self.max_tokens for count in counts],
             model_id=self.model_id,
         )
 
@@ -54,12 +60,6 @@ def _word(word: str) -> Embeddings:
     seed = int.from_bytes(word.encode()[:8].ljust(8, b" "))
     vector: Embeddings = np.random.default_rng(seed).standard_normal(DIMENSION).astype(np.float32)
     return vector
-
-
-def _embedding(text: str) -> Embeddings:
-    # The order of words counts a little, so that few cosines are equal.
-    words = [_word(word) * (1 + place / 100) for place, word in enumerate(text.split())]
-    return vectors.normalise(np.sum(words, axis=0)[None])[0]
 
 
 def _score(first: str, second: str) -> float:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.matcher.ranking import Candidate, RerankRule, Shortlist, combine, ranked
+from services.matcher.ranking import Candidate, QueryPart, RerankRule, Shortlist, combine, ranked
 from tests.unit.matcher.scripted import FUSION, ScriptedEncoder, ScriptedIndex, matcher, soon
 from textmatch import errors
-from textmatch.documents import Document, passage_point_id, point_id
+from textmatch.documents import Document, Passage, passage_point_id, point_id
 from textmatch.index.search import Hit
 from textmatch.score_fusion import FUSION_NOTE, NEVER, Fusion, ScoreModel, probability, to_mapping
 from textmatch.types import DegradedReason, Match, MatchOptions, MatchResult, Rerank
@@ -45,8 +45,13 @@ def rule(fusion: Fusion = WITH_PAIRS, default_depth: int = 40, **options: object
     return RerankRule.of(MatchOptions(**options), default_depth, fusion)
 
 
+def of_query(hits: Sequence[Hit]) -> list[tuple[QueryPart, Hit]]:
+    return [(QueryPart("query"), hit) for hit in hits]
+
+
 def candidates(cosines: Sequence[float], fusion: Fusion = WITH_PAIRS) -> list[Candidate]:
-    return ranked([Hit(f"d{number:02}", cosine, None) for number, cosine in enumerate(cosines)], fusion)
+    hits = [Hit(f"d{number:02}", cosine, None) for number, cosine in enumerate(cosines)]
+    return ranked(of_query(hits), fusion)
 
 
 def listed(rule: RerankRule, found: Sequence[Candidate]) -> Shortlist:
@@ -62,7 +67,7 @@ def selected(rule: RerankRule, found: Sequence[Candidate]) -> list[str]:
 
 
 def answer(rule: RerankRule, found: Shortlist) -> list[Match]:
-    matches = combine("query", found.found, rule.fusion)
+    matches = combine(found.found, rule.fusion)
     return [match for match in matches if match.score >= rule.min_score][: rule.top_k]
 
 
@@ -233,7 +238,7 @@ def grouped(
         Hit(f"d{number:02}", cosine, None, group=group)
         for number, (cosine, group) in enumerate(zip(cosines, groups, strict=True))
     ]
-    return ranked(hits, fusion)
+    return ranked(of_query(hits), fusion)
 
 
 def test_of_the_others_the_best_of_each_group_can_be_returned():
@@ -295,5 +300,33 @@ def test_a_document_is_one_candidate_with_the_score_of_its_best_passage():
     a, b = point_id("a"), point_id("b")
     passages = [passage_point_id("a", 1, "hash", number) for number in (1, 2)]
     hits = [Hit(a, 0.3), Hit(passages[0], 0.9), Hit(b, 0.8), Hit(passages[1], 0.5)]
-    found = ranked(hits, WITH_PAIRS)
+    found = ranked(of_query(hits), WITH_PAIRS)
     assert [(one.hit.point, one.parts.cosine) for one in found] == [(passages[0], 0.9), (b, 0.8)]
+
+
+def test_pairs_of_one_call_have_the_same_passage_of_the_query():
+    parts = [QueryPart("first part", Passage(0, 0, 10)), QueryPart("second part", Passage(1, 11, 22))]
+    hits = [(parts[number % 2], Hit(f"d{number}", 0.9 - number / 100)) for number in range(5)]
+    every = rule(rerank=Rerank.CROSS_ENCODER)
+    shortlist = listed(every, ranked(hits, every.fusion))
+    calls: list[tuple[str, list[int]]] = []
+    while positions := shortlist.to_score():
+        calls.append((shortlist.query(positions), positions))
+        shortlist.record(positions, [0.5] * len(positions))
+    assert calls == [("first part", [0, 2, 4]), ("second part", [1, 3])]
+
+
+def test_a_document_has_the_score_of_the_passage_of_the_query_that_fits_it_best():
+    parts = [QueryPart("first part", Passage(0, 0, 10)), QueryPart("second part", Passage(1, 11, 22))]
+    hits = [(parts[0], Hit("d", 0.3)), (parts[1], Hit("d", 0.8)), (parts[0], Hit("e", 0.5))]
+    found = ranked(hits, WITH_PAIRS)
+    assert [(one.hit.point, one.query) for one in found] == [("d", parts[1]), ("e", parts[0])]
+
+
+def test_a_passage_is_scored_with_the_title_of_its_document():
+    title = {"title": "The title"}
+    passage = Document("d0", "a passage", title, passage=Passage(1, 10, 19))
+    whole = Document("d1", "a whole text", title)
+    found = list(zip(candidates([0.9, 0.8]), [passage, whole], strict=True))
+    shortlist = Shortlist(rule(), found)
+    assert shortlist.texts([0, 1]) == ["The title\na passage", "a whole text"]
