@@ -14,8 +14,14 @@ from qdrant_client.models import Record
 
 from tests.support.collections import KEYS
 from textmatch.client import TextMatchClient
-from textmatch.documents import Document, content_hash, point_id, text_hash
-from textmatch.index.schema import DENSE_VECTOR, to_document
+from textmatch.documents import Document, content_hash, is_passage_point, point_id, text_hash
+from textmatch.index.schema import (
+    DENSE_VECTOR,
+    PASSAGE_COUNT_FIELD,
+    PASSAGE_FIELD,
+    PASSAGE_OF_FIELD,
+    to_document,
+)
 
 _PAGE = 1_000
 _MIN_COSINE = 0.999
@@ -23,12 +29,16 @@ _MIN_COSINE = 0.999
 
 @dataclass(frozen=True)
 class Outcome:
-    """Ids of documents by what is wrong with them; all are empty after a good run."""
+    """Ids of documents by what is wrong with them; all are empty after a good run.
+
+    Those in `mixed` have not exactly the further passages of what is stored.
+    """
 
     lost: list[str]
     duplicated: list[str]
     stale: list[str]
     resurrected: list[str]
+    mixed: list[str]
     wrong_embedding: list[str]
 
     def __str__(self) -> str:
@@ -43,13 +53,16 @@ class Outcome:
 
 def compare(records: list[Record], expected: Mapping[str, Document], client: TextMatchClient) -> Outcome:
     """Every point against the model answer; the encoder is asked for what the embeddings should be."""
+    points = records
+    records = [one for one in points if not is_passage_point(str(one.id))]
     counts = Counter(_id(record) for record in records)
     return Outcome(
         lost=[one for one in expected if one not in counts],
         duplicated=[one for one, count in counts.items() if count > 1],
         stale=[_id(one) for one in records if _id(one) in expected and not _is(one, expected[_id(one)])],
         resurrected=[one for one in counts if one not in expected],
-        wrong_embedding=_wrong_embeddings(records, client),
+        mixed=_mixed(records, [one for one in points if is_passage_point(str(one.id))]),
+        wrong_embedding=_wrong_embeddings(points, client),
     )
 
 
@@ -101,6 +114,23 @@ def _is(record: Record, expected: Document) -> bool:
     )
     wanted = expected if expected.version else replace(expected, version=stored.version)
     return stored == wanted and hashes_fit and str(record.id) == str(point_id(expected.id))
+
+
+def _mixed(records: list[Record], further: list[Record]) -> list[str]:
+    """The documents with missing or wrong further passages, and those that have some without being stored."""
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    for one in further:
+        payload = one.payload or {}
+        passage = (payload[PASSAGE_FIELD]["number"], payload["version"], payload[PASSAGE_OF_FIELD][1])
+        found.setdefault(_id(one), []).append(passage)
+    wanted = {}
+    for record in records:
+        payload = record.payload or {}
+        count = payload.get(PASSAGE_COUNT_FIELD, 1)
+        passages = [(number, payload["version"], payload["content_hash"]) for number in range(1, count)]
+        wanted |= {_id(record): passages} if passages else {}
+    ids = [one for one in found.keys() | wanted.keys() if sorted(found.get(one, [])) != wanted.get(one)]
+    return sorted(ids)
 
 
 def _wrong_embeddings(records: list[Record], client: TextMatchClient) -> list[str]:

@@ -24,6 +24,10 @@ _UNVERSIONED_SHARE = 0.1
 # An update of the attributes alone takes another way through the worker than one of the text.
 _SAME_TEXT_SHARE = 0.3
 _MAX_COPIES = 3
+# Texts of this share have up to so many sentences; each sentence fills a passage of the model.
+_LONG_SHARE = 0.1
+_MAX_SENTENCES = 40
+_SENTENCE_WORDS = 14
 # Half of the documents have their events close together, to make workers race for them.
 _HOT_SHARE = 0.5
 _HOT_WIDTH = 0.01
@@ -112,8 +116,15 @@ def _history(generator: random.Random, number: int) -> list[Operation]:
 
 
 def _text(generator: random.Random, number: int) -> str:
+    if generator.random() >= _LONG_SHARE:
+        return f"{_words(generator, generator.randrange(2, 10))} {number}"
+    count = generator.randint(2, _MAX_SENTENCES)
+    return " ".join(f"{number} {_words(generator, _SENTENCE_WORDS)}. " for _ in range(count)).strip()
+
+
+def _words(generator: random.Random, count: int) -> str:
     words = ("the", "cat", "dog", "sits", "on", "mat", "runs", "in", "park", "猫", "狗")
-    return f"{' '.join(generator.choices(words, k=generator.randrange(2, 10)))} {number}"
+    return " ".join(generator.choices(words, k=count))
 
 
 def _schedule(generator: random.Random, histories: Sequence[list[Operation]]) -> list[list[Operation]]:
