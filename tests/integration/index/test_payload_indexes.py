@@ -38,6 +38,7 @@ async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):
         "version": "integer",
         "accepted_us": "integer",
         "passage_of": "keyword",
+        "truncated": "bool",
         "attributes.module": "keyword",
         "attributes.author.age": "integer",
         "attributes.价格": "float",
