@@ -60,7 +60,13 @@ async def test_a_collection_is_made_as_asked_for(alpha: Installation):
     assert names_in_qdrant([name]) == {f"faq--{SECOND_MODEL}"}
     info = await alpha.qdrant.get_collection("faq")
     assert not info.config.params.sparse_vectors
-    assert set(info.payload_schema) == {"attributes.customer", "version", "accepted_us", "passage_of"}
+    assert set(info.payload_schema) == {
+        "attributes.customer",
+        "version",
+        "accepted_us",
+        "passage_of",
+        "truncated",
+    }
 
 
 async def test_creating_it_again_changes_nothing(alpha: Installation):
