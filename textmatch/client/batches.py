@@ -46,6 +46,8 @@ Result = TypeVar("Result", BatchMatchResult, DocumentResult)
 Values: TypeAlias = Iterable[Any] | AsyncIterable[Any]
 
 _MAX_BACKOFF_SECONDS = 1.0
+# A queue that stands still for so many stall timeouts is not waited for.
+_MAX_STALLS = 8
 
 
 def new_request_id() -> str:
@@ -380,7 +382,8 @@ class WatchedQueue:
     Args:
         limit_seconds: how long to wait in all.
         on_problem: called with each new reason for which the queue does not move, or cannot be read.
-        stall_timeout_seconds: how long to wait while nothing moves for no known reason.
+        stall_timeout_seconds: how long until it is a problem that nothing moves for no known reason. A few
+            times as long, it is an error: a document of the largest size takes minutes on a CPU.
     """
 
     def __init__(
@@ -401,14 +404,18 @@ class WatchedQueue:
         """
         if status.queued_count == 0 or status.oldest_queued_seconds < asked - self._started:
             return False
-        self._note("; ".join(problem.message for problem in status.problems))
-        if status.queued_count != self._count or status.problems:
+        problem = "; ".join(problem.message for problem in status.problems)
+        if status.queued_count != self._count or problem:
             self._count, self._moved_at = status.queued_count, asked
-        elif asked - self._moved_at > self._stall_timeout_seconds:
-            raise DeadlinePassed(
+        stalls = int((asked - self._moved_at) / self._stall_timeout_seconds)
+        if stalls:
+            problem = (
                 f"{self._count:,} documents are queued, and their number has not changed for "
-                f"{self._stall_timeout_seconds:g} seconds; are the workers running?"
+                f"{stalls * self._stall_timeout_seconds:g} seconds; are the workers running?"
             )
+        if stalls >= _MAX_STALLS:
+            raise DeadlinePassed(problem)
+        self._note(problem)
         self._check_limit(f"{self._count:,} documents are queued after {self._limit_seconds:g} seconds")
         return True
 

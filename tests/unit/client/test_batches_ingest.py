@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ from textmatch.client import (
     DocumentState,
     FieldMatch,
     IngestOutcome,
+    IngestStatus,
     ServerUnreachable,
     TextMatchClient,
 )
 from textmatch.client import asyncio as client_module
 from textmatch.client import batches as batches_module
+from textmatch.client.batches import WatchedQueue
 from textmatch.errors import (
     DeadlinePassed,
     DependencyUnavailable,
@@ -294,3 +297,30 @@ def test_a_dependency_that_is_down_is_told_from_a_matcher_that_is_down(
     with pytest.raises(DependencyUnavailable, match="Redis does not answer") as raised:
         client.ingest_status()
     assert not isinstance(raised.value, ServerUnreachable)
+
+
+def status_of(queued_count: int) -> IngestStatus:
+    return IngestStatus(
+        document_count=0,
+        queued_count=queued_count,
+        oldest_queued_seconds=1e6,
+        dead_letter_count=0,
+        collection="default",
+        model_id="",
+    )
+
+
+def test_a_queue_that_stands_still_is_told_and_given_up_at_last():
+    told: list[str] = []
+    queue = WatchedQueue(float("inf"), told.append, stall_timeout_seconds=120.0)
+    start = time.monotonic()
+    for minutes in (0, 1, 3, 5):
+        assert queue.is_waiting(status_of(7), start + 60.0 * minutes)
+    assert told == [
+        "7 documents are queued, and their number has not changed for 120 seconds; are the workers running?",
+        "7 documents are queued, and their number has not changed for 240 seconds; are the workers running?",
+    ]
+    # A document of the largest size takes minutes.
+    assert queue.is_waiting(status_of(6), start + 900.0)
+    with pytest.raises(DeadlinePassed, match=r"6 documents are queued, .* for 960 seconds"):
+        queue.is_waiting(status_of(6), start + 900.0 + 961.0)
