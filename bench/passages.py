@@ -38,7 +38,7 @@ from bench.match import until_indexed
 from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
 from bench.servers import RunningStack, running_stack
 from textmatch.client import Document, Match, Rerank, TextMatchClient
-from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig
+from textmatch.collection_config import DEFAULT_COLLECTION, DEFAULT_PASSAGE_TOKENS, CollectionConfig
 from textmatch.collection_store import CollectionStore
 from textmatch.documents import Passage
 from textmatch.index.client import connect
@@ -182,7 +182,7 @@ def _read_pairs(path: Path | None) -> list[tuple[str, str]]:
 @app.command()
 def concatenated(
     directories: Annotated[list[Path], typer.Argument(help="Retrieval sets.")],
-    passage_tokens: Annotated[int | None, typer.Option(help="Of the long documents.")] = None,
+    passage_tokens: Annotated[int, typer.Option(help="Of the collections.")] = DEFAULT_PASSAGE_TOKENS,
     rerank: Annotated[bool, typer.Option("--rerank", help="Score pairs too, where that pays.")] = False,
     json_path: JsonFile = None,
 ) -> None:

@@ -27,6 +27,8 @@ MAX_PAYLOAD_INDEXES = 64
 SEPARATOR = "--"
 MIN_PASSAGE_TOKENS = 32
 MAX_PASSAGE_TOKENS = 8_192
+# Larger passages find less: bench/RESULTS.md.
+DEFAULT_PASSAGE_TOKENS = 256
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _GENERATION_BYTES = 4
@@ -101,8 +103,8 @@ class CollectionConfig:
         bi_encoder: the model for its first document, by name or model id; "": the default one.
         cross_encoder: the model that scores pairs; "": the default one.
         lexical: it has a BM25 index.
-        passage_tokens: a longer text is divided into passages of at most so many tokens of the model. None:
-            as many as the model reads. 0: texts are not divided, and the end of a longer one is not read.
+        passage_tokens: a longer text is divided into passages of at most so many tokens, or as many as the
+            model reads if that is less. 0: texts are not divided, and the end of a longer one is not read.
         passage_overlap: about so many tokens at the end of a passage begin the next one.
         created_at: seconds since 1970.
     """
@@ -114,7 +116,7 @@ class CollectionConfig:
     cross_encoder: str = ""
     lexical: bool = True
     payload_indexes: tuple[PayloadIndex, ...] = ()
-    passage_tokens: int | None = None
+    passage_tokens: int = DEFAULT_PASSAGE_TOKENS
     passage_overlap: int = 0
     created_at: float = 0.0
 
@@ -144,9 +146,8 @@ class CollectionConfig:
                 "collection.passage_tokens",
                 f"is {tokens}; it must be 0, or {MIN_PASSAGE_TOKENS} to {MAX_PASSAGE_TOKENS:,}",
             )
-        largest = MAX_PASSAGE_TOKENS // 2 if tokens is None else tokens // 2
-        if not 0 <= overlap <= largest:
-            description = f"is {overlap}; it must be 0 to half of passage_tokens: {largest:,}"
+        if not 0 <= overlap <= tokens // 2:
+            description = f"is {overlap}; it must be 0 to half of passage_tokens: {tokens // 2:,}"
             yield Violation.of_field("collection.passage_overlap", description)
 
     def created(self, owner: str, created_at: float) -> CollectionConfig:

@@ -56,7 +56,6 @@ rule 6.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,8 +75,6 @@ from textmatch.vectors import Embeddings
 
 # Of a large text, and of several texts together.
 _PASSAGES_PER_CALL = 32
-# What a model reads at least, if it has read the whole beginning.
-_ASSUMED_TOKENS = 256
 
 _TEXT_FIELD = re.compile(r"texts\[(\d+)\]")
 
@@ -131,19 +128,16 @@ class DocumentEmbedding:
         many tokens the model reads.
         """
         most = self._config.passage_tokens
-        beginnings = [(one, _beginning(one.text, is_divided=most != 0)) for one in documents]
+        beginnings = [(one, _beginning(one.text, is_divided=most > 0)) for one in documents]
         divided: list[tuple[Document, DividedText]] = []
         for (document, text), encoded in zip(beginnings, await self._encode(beginnings), strict=True):
             if encoded is None:
                 continue
             is_cut = encoded.is_truncated or len(text) < len(document.text)
-            if most != 0 and (is_cut or encoded.token_count > (most or math.inf)):
-                read = encoded.token_count
-                # A model that has read the whole beginning reads more. It says so if this is too much.
-                max_tokens = min(
-                    read if encoded.is_truncated else max(read, _ASSUMED_TOKENS), most or math.inf
-                )
-                parts = await DividedText.of(document.text, int(max_tokens), self._config.passage_overlap)
+            if most and (is_cut or encoded.token_count > most):
+                # A model that has read the whole beginning may read less than `most`. It says so.
+                max_tokens = min(encoded.token_count, most) if encoded.is_truncated else most
+                parts = await DividedText.of(document.text, max_tokens, self._config.passage_overlap)
                 divided.append((document, parts))
             else:
                 self._put(document.id, encoded.row, is_truncated=is_cut)

@@ -34,7 +34,10 @@ MAX_PASSAGE_CHARACTERS = 8_000
 # Parts of a segment that is cut have at most this share of a passage.
 _PART_SHARE = 4
 # A passage that has this share of the limit may end at a stronger boundary than the last one.
-_MIN_FILL = 0.5
+_MIN_FILL = 0.25
+# Longer paragraphs are not cut into equal parts. Parts differ by this share, for a better boundary.
+_MAX_EQUAL_PARTS = 4
+_UNEQUAL = 0.2
 
 # About how many tokens a prompt and the special ones are.
 _OVERHEAD_TOKENS = 5
@@ -146,7 +149,7 @@ class Packer:
                 segment = self._segments[end]
                 is_full = tokens + segment.tokens > max_tokens or segment.end - start > MAX_PASSAGE_CHARACTERS
                 if end > self._next and is_full:
-                    end = self._best_end(ends, _MIN_FILL * max_tokens)
+                    end = self._best_end(ends, max_tokens)
                     break
                 tokens += segment.tokens
                 end += 1
@@ -156,10 +159,36 @@ class Packer:
                 return span
         return None
 
-    def _best_end(self, ends: Sequence[tuple[int, float]], min_tokens: float) -> int:
-        """The last of the strongest boundaries that leave a passage of enough tokens."""
-        enough = [end for end, tokens in ends if tokens >= min_tokens] or [ends[-1][0]]
-        return max(enough, key=lambda end: (self._segments[end].boundary, end))
+    def _best_end(self, ends: Sequence[tuple[int, float]], max_tokens: float) -> int:
+        """The last of the strongest boundaries that leave a passage of enough tokens.
+
+        A paragraph that is cut is cut into equal parts. Otherwise its last part would be short, and share a
+        passage with the begin of the next paragraph, which would be cut too, and so on.
+        """
+        enough = [end for end, tokens in ends if tokens >= _MIN_FILL * max_tokens] or [ends[-1][0]]
+        best = max(enough, key=lambda end: (self._segments[end].boundary, end))
+        left_tokens = self._tokens_left(ends[-1][0], _MAX_EQUAL_PARTS * max_tokens)
+        if left_tokens is None or self._segments[best].boundary >= TextBoundary.PARAGRAPH:
+            return best
+        whole = ends[-1][1] + left_tokens
+        wanted = whole / ceil(whole / max_tokens)
+        near = [
+            (self._segments[end].boundary, -abs(tokens - wanted), end)
+            for end, tokens in ends
+            if abs(tokens - wanted) <= _UNEQUAL * wanted
+        ]
+        return max(near)[-1] if near else best
+
+    def _tokens_left(self, begin: int, most: float) -> float | None:
+        """The tokens from a segment to the end of its paragraph; None if there are more than `most`."""
+        tokens = 0.0
+        for place in range(begin, len(self._segments)):
+            if self._segments[place].boundary >= TextBoundary.PARAGRAPH:
+                break
+            tokens += self._segments[place].tokens
+            if tokens > most:
+                return None
+        return tokens
 
     def _overlap_begin(self) -> int:
         """The segment with which the next passage begins."""

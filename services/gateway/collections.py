@@ -31,6 +31,7 @@ from textmatch.client import (
     Recall,
     Rerank,
 )
+from textmatch.collection_config import DEFAULT_PASSAGE_TOKENS
 from textmatch.errors import TextMatchError
 from textmatch.types import MAX_EXCLUDED_IDS
 
@@ -54,10 +55,10 @@ class CreateCollectionBody(StrictBody):
     cross_encoder: str = Field("", description="Name or id of a cross-encoder. Empty: the default one.")
     lexical: bool = Field(True, description="Whether there is a BM25 index.")
     payload_indexes: list[PayloadIndexBody] = Field(default_factory=list)
-    passage_tokens: int | None = Field(
-        None,
-        description="Longer texts are divided into passages of at most so many tokens. null: as many as the "
-        "model reads. 0: texts are not divided.",
+    passage_tokens: int = Field(
+        DEFAULT_PASSAGE_TOKENS,
+        description="Longer texts are divided into passages of at most so many tokens, or as many as the "
+        "model reads if that is less. 0: texts are not divided.",
     )
     passage_overlap: int = Field(
         0, description="Most tokens of a passage, its last sentences, that begin the next one."
@@ -72,7 +73,7 @@ class CollectionBody(BaseModel):
     cross_encoder: str
     lexical: bool
     payload_indexes: list[PayloadIndexBody]
-    passage_tokens: int | None
+    passage_tokens: int
     passage_overlap: int
     model_id: str = Field(description="The bi-encoder in use; empty before the first document.")
     document_count: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,17 @@ def test_passages_cover_the_text_and_are_not_too_long(text: str, max_tokens: int
         covered.update(range(span.start, span.end))
     assert all(place in covered for place, character in enumerate(text) if not character.isspace())
     assert spans == sorted(spans)
+
+
+@pytest.mark.parametrize("count", range(7, 21))
+def test_long_paragraphs_do_not_share_passages(count: int):
+    paragraph = "One two three four five six seven eight nine. " * count
+    text = "\n\n".join([paragraph.strip()] * 3)
+    found = shown(text, passages(text, 100.0))
+    assert not any("\n" in one for one in found)
+    sizes = [one.count("One") for one in found]
+    assert min(sizes) >= 3
+    assert len(sizes) <= 3 * (count // 6 + 1)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -10,6 +10,7 @@ from rich.table import Table
 from textmatch.cli import options
 from textmatch.cli.options import find_addresses
 from textmatch.client import CollectionConfig, CollectionSummary, PayloadIndex
+from textmatch.collection_config import DEFAULT_PASSAGE_TOKENS
 from textmatch.console import cell, print_json, print_line, print_result, print_table
 
 app = typer.Typer(help=__doc__, add_completion=False)
@@ -33,13 +34,12 @@ Indexes = Annotated[
     ),
 ]
 PassageTokens = Annotated[
-    int | None,
+    int,
     typer.Option(
         "--passage-tokens",
         metavar="N",
-        help="Longer texts are divided into passages of at most so many tokens. Default: as many as the model"
-        " reads. 0: texts are not divided.",
-        show_default=False,
+        help="Longer texts are divided into passages of at most so many tokens, or as many as the model reads"
+        " if that is less. 0: texts are not divided.",
     ),
 ]
 PassageOverlap = Annotated[
@@ -59,7 +59,7 @@ def create(
     cross_encoder: CrossEncoder = "",
     lexical: Lexical = True,
     indexes: Indexes = None,
-    passage_tokens: PassageTokens = None,
+    passage_tokens: PassageTokens = DEFAULT_PASSAGE_TOKENS,
     passage_overlap: PassageOverlap = 0,
     as_json: options.Json = False,
     matcher: options.Matcher = "",

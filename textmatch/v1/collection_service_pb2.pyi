@@ -105,8 +105,8 @@ class Collection(_message.Message):
     document_count: _builtins.int
     """Output only. Documents in the index."""
     passage_tokens: _builtins.int
-    """A longer text is divided into passages of at most so many tokens of the bi-encoder: 32 to 8,192. Absent: as many as
-    the model reads. 0: texts are not divided, and the end of a longer one is not read.
+    """A longer text is divided into passages of at most so many tokens of the bi-encoder, 32 to 8,192, or as many as the
+    model reads if that is less. Absent: 256. 0: texts are not divided, and the end of a longer one is not read.
     """
     passage_overlap: _builtins.int
     """The last sentences of a passage, of about so many tokens at most, begin the next one. At most half of

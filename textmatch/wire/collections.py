@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from textmatch.collection_config import CollectionConfig, PayloadIndex
+from textmatch.collection_config import DEFAULT_PASSAGE_TOKENS, CollectionConfig, PayloadIndex
 from textmatch.errors import InvalidInput
 from textmatch.types import CollectionSummary
 from textmatch.v1 import collection_service_pb2 as pb
@@ -68,7 +68,9 @@ def settings_from_proto(message: pb.Collection, created_at: float = 0.0) -> Coll
             PayloadIndex(one.field, _KINDS_OF_PROTO.get(one.kind, ""), one.is_tenant)
             for one in message.payload_indexes
         ),
-        passage_tokens=message.passage_tokens if message.HasField("passage_tokens") else None,
+        passage_tokens=message.passage_tokens
+        if message.HasField("passage_tokens")
+        else DEFAULT_PASSAGE_TOKENS,
         passage_overlap=message.passage_overlap,
         created_at=created_at,
     )

@@ -31,7 +31,7 @@ async def test_a_collection_is_made_found_listed_and_deleted(http: httpx.AsyncCl
         "cross_encoder": "",
         "lexical": True,
         "payload_indexes": [{"field": "year", "kind": "integer", "is_tenant": False}],
-        "passage_tokens": None,
+        "passage_tokens": 256,
         "passage_overlap": 0,
         "model_id": "tiny-0123456789ab",
         "document_count": 3,
