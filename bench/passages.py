@@ -121,6 +121,7 @@ def planted(
     pairs: Annotated[Path | None, typer.Option(help="TSV without a header: two sentences of a pair.")] = None,
     filler: Annotated[Path | None, typer.Option(help="A text in each line.")] = None,
     max_words: Annotated[int, typer.Option(min=_MIN_WORDS, help="Of a document.")] = 10_000,
+    passage_tokens: Annotated[int, typer.Option(help="Of the collection.")] = DEFAULT_PASSAGE_TOKENS,
     show: Annotated[bool, typer.Option("--show", help="Print some queries that found another one.")] = False,
     json_path: JsonFile = None,
 ) -> None:
@@ -135,6 +136,7 @@ def planted(
             stack.addresses["matcher"], timeout_seconds=_MATCH_SECONDS, bulk_timeout_seconds=_BULK_SECONDS
         ) as client,
     ):
+        client.create_collection(CollectionConfig(DEFAULT_COLLECTION, passage_tokens=passage_tokens))
         started = time.perf_counter()
         client.ingest_all([one.document for one in sentences], wait=True)
         figures["ingest_seconds"] = time.perf_counter() - started
