@@ -68,7 +68,14 @@ from textmatch.encoder_client import EncoderClient
 from textmatch.errors import InvalidInput, reason_name
 from textmatch.index.index import Index
 from textmatch.index.schema import StoredDocument
-from textmatch.passages import MAX_PASSAGE_CHARACTERS, DividedText, EmbeddedPassages, EncodedPassage, Span
+from textmatch.passages import (
+    MAX_PASSAGE_CHARACTERS,
+    MAX_TAKEN,
+    DividedText,
+    EmbeddedPassages,
+    EncodedPassage,
+    Span,
+)
 from textmatch.queue.dead_letters import DeadLetter, of_document
 from textmatch.queue.tombstones import Tombstones
 from textmatch.vectors import Embeddings
@@ -149,9 +156,9 @@ class DocumentEmbedding:
         while unfinished:
             batch: list[tuple[Document, DividedText, Span]] = []
             for one in list(unfinished):
-                taken = one[1].take(_PASSAGES_PER_CALL - len(batch))
+                taken = one[1].take()
                 batch += [(*one, span) for span in taken]
-                if len(batch) >= _PASSAGES_PER_CALL:
+                if len(batch) > _PASSAGES_PER_CALL - MAX_TAKEN:
                     break
                 if not taken:
                     unfinished.remove(one)

@@ -41,9 +41,11 @@ _UNEQUAL = 0.2
 
 # About how many tokens a prompt and the special ones are.
 _OVERHEAD_TOKENS = 5
-# The share of a passage that is filled by estimates, and how many passages are filled by the first estimates.
+# The share of a passage that is filled by estimates.
 _TARGET_FILL = 0.93
+# Passages that are embedded together. The first ones show how good the estimates are.
 _FIRST_PASSAGES = 4
+MAX_TAKEN = 16
 # How estimates are corrected: by passages that are not much shorter than the limit.
 _RELIABLE_SHARE = 0.3
 _RATIO_SMOOTHING = 0.3
@@ -261,16 +263,16 @@ class DividedText:
         segments = await asyncio.to_thread(segments_of, text, max_tokens)
         return cls(text, max_tokens, segments, Packer(text, segments, overlap_tokens))
 
-    def take(self, count: int) -> list[Span]:
-        """Some passages that are not embedded yet; none at the end."""
+    def take(self) -> list[Span]:
+        """The next passages to embed, up to `MAX_TAKEN`, the first time only some; none at the end.
+
+        How a text is divided depends on nothing else: a repeated write has the same passages. Therefore all
+        that were taken must have been put, in their order, before the next ones are taken.
+        """
+        count = MAX_TAKEN if self.rows else _FIRST_PASSAGES
         taken = [self.divided.pop() for _ in range(min(count, len(self.divided)))]
-        while len(taken) < count:
-            # The first ones show how good the estimates are.
-            wanted_tokens = (self.max_tokens - _OVERHEAD_TOKENS) / self.ratio * _TARGET_FILL
-            if len(taken) >= _FIRST_PASSAGES and not self.rows:
-                break
-            if (span := self.packer.take(wanted_tokens)) is None:
-                break
+        wanted_tokens = (self.max_tokens - _OVERHEAD_TOKENS) / self.ratio * _TARGET_FILL
+        while len(taken) < count and (span := self.packer.take(wanted_tokens)):
             taken.append(span)
         return taken
 

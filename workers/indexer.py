@@ -100,8 +100,10 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     deleted |= await _apply_filter_deletes(written, deps)
     await collection.index.delete(deleted)
     # Passages of a write that ended before its document was stored may be newer than its tombstone.
-    unwritten = [newest[one] for one in covering if may_be_divided(newest[one])]
-    await collection.index.delete_outdated_passages(unwritten)
+    unwritten = [newest[one] for one in covering]
+    # So may those of older versions in the batch, whose writes ended before. The newest one may have none.
+    unwritten += [document for document in documents if newest[document.id] is not document]
+    await collection.index.delete_outdated_passages([one for one in unwritten if may_be_divided(one)])
     deleted |= dict.fromkeys(covering, 0)
     outcomes |= dict.fromkeys(deleted, DocumentOutcome.DELETED)
 

@@ -31,7 +31,6 @@ _NOT_EMBEDDED = (DeadlinePassed, DeadlineTooShort, Overloaded)
 _TIMED_COLLECTIONS = 1_000
 # So many times as many, if there are too few groups among the candidates.
 _MORE_CANDIDATES = 4
-_PASSAGES_PER_CALL = 32
 
 # What an entry of the cache takes next to its numbers: the key, the array, and three dictionary entries.
 _ENTRY_BYTES = 800
@@ -223,7 +222,7 @@ class Retriever:
         """The passages of a query of which the model reads so many tokens at once."""
         max_tokens = min(read_tokens, plan.collection.config.passage_tokens or read_tokens)
         text = await DividedText.of(plan.query, max_tokens, 0)
-        while spans := text.take(_PASSAGES_PER_CALL):
+        while spans := text.take():
             encoded = await self._encode(plan, [plan.query[one.start : one.end] for one in spans], embed_by)
             rows = zip(encoded.embeddings, encoded.token_counts, encoded.truncated, strict=True)
             for span, row in zip(spans, rows, strict=True):

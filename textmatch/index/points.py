@@ -205,15 +205,15 @@ class CollectionPoints:
         Args:
             documents: the stored ones, or versions of them that are not going to be written.
         """
-        given = {document.id: document for document in documents}
+        given = list(documents)
         if not given:
             return
-        stored = await self.fingerprints(given)
-        filters = [
-            _outdated(one, found.version, found.content_hash)
-            if (found := stored.get(one)) is not None
-            else _passages_of(one, document.version, content_hash(document))
-            for one, document in given.items()
+        stored = await self.fingerprints({document.id for document in given})
+        filters = [_outdated(one, found.version, found.content_hash) for one, found in stored.items()]
+        filters += [
+            _passages_of(document.id, document.version, content_hash(document))
+            for document in given
+            if document.id not in stored
         ]
         async with translated_errors(self._collection):
             await self._client.batch_update_points(

@@ -151,6 +151,36 @@ async def test_an_old_version_that_loses_leaves_no_passage(deps: IndexerDependen
     assert {payload["version"] for payload in await passage_points(index)} <= {2}
 
 
+async def test_an_old_version_in_one_batch_with_a_short_new_one_leaves_no_passage(deps: IndexerDependencies):
+    index = deps.collection.index
+    await index_documents([Document("b", "short", {}, 1)], deps)
+    old, new = long_document("a", 7, 1), Document("a", "short", {}, 2)
+    with pytest.raises(Crash):
+        await index_documents([old], crashing(deps, 1))
+    assert len(await passage_points(index)) > 0
+    await index_documents([old, new], deps)
+    assert await passage_points(index) == []
+
+
+async def test_a_text_is_divided_in_the_same_way_whatever_else_is_in_the_batch(
+    deps: IndexerDependencies, encoder: ScriptedEncoder
+):
+    index = deps.collection.index
+    text = " ".join(
+        f"{word} " * (3 + number % 9) + "end."
+        for number, word in enumerate(["cat", "internationalization"] * 40)
+    )
+    document = Document("a", text, {}, 1)
+    others = [long_document(f"other-{number}", 5 + number, 1) for number in range(5)]
+    await index_documents([document], deps)
+    alone = await passage_points(index)
+    await index_documents([*others, replace(document, version=2)], deps)
+    together = [one for one in await passage_points(index) if one["id"] == "a"]
+    assert len(alone) > 10
+    places = [sorted(one["passage"]["start"] for one in some) for some in (alone, together)]
+    assert places[0] == places[1]
+
+
 async def test_of_equal_versions_with_other_contents_only_the_first_leaves_passages(
     deps: IndexerDependencies,
 ):
