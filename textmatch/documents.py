@@ -51,6 +51,9 @@ class Document:
     Redis; 0 before. It says whether a delete came later, and is not part of the document's value.
 
     `passage` says which part of the document `text` is, if a search has found a part of it; None: all of it.
+
+    `deleted` makes it a delete of the document up to `version`, or of all that was accepted before it if the
+    version is unset. A delete has no text and no attributes.
     """
 
     id: str
@@ -59,6 +62,12 @@ class Document:
     version: int = 0
     accepted_us: int = field(default=0, compare=False, repr=False)
     passage: Passage | None = field(default=None, compare=False, repr=False)
+    deleted: bool = False
+
+    @classmethod
+    def deletion(cls, document_id: str, version: int = 0) -> Document:
+        """A delete, as an item among documents to ingest."""
+        return cls(document_id, "", version=version, deleted=True)
 
 
 def point_id(document_id: str) -> str:
@@ -173,10 +182,19 @@ def document_violations(document: Document, prefix: str = "") -> list[Violation]
     """Everything that is wrong with a document. `prefix` precedes field names ("documents[3].")."""
     checks = [
         id_violation(f"{prefix}id", document.id),
-        text_violation(f"{prefix}text", document.text, MAX_DOCUMENT_TEXT_BYTES),
-        attributes_violation(f"{prefix}attributes", document.attributes),
         version_violation(f"{prefix}version", document.version) if document.version else None,
     ]
+    if document.deleted:
+        checks += [
+            Violation.of_field(prefix + name, "is given, but the document is deleted")
+            for name, value in (("text", document.text), ("attributes", document.attributes))
+            if value
+        ]
+    else:
+        checks += [
+            text_violation(f"{prefix}text", document.text, MAX_DOCUMENT_TEXT_BYTES),
+            attributes_violation(f"{prefix}attributes", document.attributes),
+        ]
     return [violation for violation in checks if violation is not None]
 
 

@@ -125,7 +125,9 @@ async def _build(settings: WorkerSettings, resources: AsyncExitStack) -> _Worker
     def make_dependencies(collection: Collection) -> IndexerDependencies:
         copier = Copier(collection.index, encoder, collection.tombstones, timeout_seconds)
         dual_writer = DualWriter(collection.index, copier, _UNSERVED_SECONDS)
-        return IndexerDependencies(collection, encoder, dual_writer, timeout_seconds)
+        return IndexerDependencies(
+            collection, encoder, dual_writer, timeout_seconds, settings.tombstone_seconds
+        )
 
     pauses, progress = Pauses(), Progress()
     indexer = RetryingIndexer(_RETRY_BUDGET_SECONDS, pauses, progress.note)

@@ -10,6 +10,13 @@ A worker that dies between the write and the second lookup has not acknowledged 
 worker finds the tombstone at its first lookup. Therefore every document that a tombstone covers is removed,
 not only those just written. A removal names the tombstone's version and spares newer ones.
 
+Deletes that were queued among documents keep the same order: tombstone, then delete. The matcher adds the
+tombstone when it accepts the delete. Other senders do not, and an old one may have expired. Therefore the
+worker adds it again. A redelivered delete covers what its first delivery covered. A delete without a version
+also removes the stored document if that was accepted before it; the matcher may not have known its version.
+This version gets a tombstone first, so that a repeated delete removes it from every replica. Deletes are
+settled before the writes of their batch, and need no encoder.
+
 Deletes by a filter also apply to documents that were accepted before and still queued. They are written
 first, and Qdrant then evaluates the filter on them as on all others. Each match gets a tombstone of its own
 version, which blocks older versions and spares newer ones that do not match.
@@ -24,6 +31,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -32,6 +40,7 @@ from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch, StoreMisconfigured
+from textmatch.filters import Filter, HasId
 from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.index.points import DeleteCondition
@@ -60,7 +69,7 @@ class DocumentOutcome(Enum):
     UNCHANGED_TEXT = "unchanged_text"
     # A newer version, or other content with the same version, is stored or in the same batch.
     STALE = "stale"
-    # Covered by a tombstone.
+    # A delete that was applied, or a write that a tombstone covers.
     DELETED = "deleted"
     # In the dead letters.
     FAILED = "failed"
@@ -76,6 +85,7 @@ class IndexerDependencies:
     encoder: EncoderClient
     dual_writer: DualWriter
     encode_timeout_seconds: float
+    tombstone_seconds: int
 
 
 async def index_documents(documents: Sequence[Document], deps: IndexerDependencies) -> list[DocumentOutcome]:
@@ -86,7 +96,10 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
         TextMatchError: nothing is settled; the whole batch must be tried again.
     """
     collection = deps.collection
-    newest = _newest_of_each(documents)
+    await _apply_deletes([one for one in documents if one.deleted], deps)
+    newest = _newest_of_each([one for one in documents if not one.deleted])
+    if not newest:
+        return [DocumentOutcome.DELETED] * len(documents)
     covering = await collection.tombstones.covering(newest.values())
     to_write = [document for document in newest.values() if document.id not in covering]
     outcomes, refused = await _write_everywhere(to_write, list(newest), deps)
@@ -114,7 +127,43 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     }
     await collection.dead_letters.clear(not_failed)
     await collection.pending.clear(versions)
-    return [outcomes[one.id] if newest[one.id] is one else DocumentOutcome.STALE for one in documents]
+    outcomes_of_writes = [
+        (outcomes[one.id] if newest[one.id] is one else DocumentOutcome.STALE) if not one.deleted else None
+        for one in documents
+    ]
+    return [outcome or DocumentOutcome.DELETED for outcome in outcomes_of_writes]
+
+
+async def _apply_deletes(deletes: Sequence[Document], deps: IndexerDependencies) -> None:
+    """Settle deletes that were queued among documents."""
+    if not deletes:
+        return
+    collection = deps.collection
+    own: dict[str, Tombstone] = {}
+    for document in deletes:
+        own[document.id] = own.get(document.id, Tombstone(0, 0)) | Tombstone.of(document)
+    await collection.tombstones.add_all(own, deps.tombstone_seconds)
+    # There may be later ones, which are then applied too.
+    tombstones = own | await collection.tombstones.get(own)
+    versions = {one: tombstone.version for one, tombstone in tombstones.items()}
+    by_time = {
+        one: found.version
+        for one, found in (await collection.index.fingerprints(list(tombstones))).items()
+        if found.version > versions[one] and tombstones[one].covers(found.version, found.accepted_us)
+    }
+    await collection.tombstones.add(by_time, deps.tombstone_seconds)
+    versions |= by_time
+    await collection.index.delete({one: version for one, version in versions.items() if version})
+    # The version that was read may not be that of every replica.
+    ids_by_time: defaultdict[int, list[str]] = defaultdict(list)
+    for one, tombstone in tombstones.items():
+        if tombstone.accepted_us:
+            ids_by_time[tombstone.accepted_us].append(one)
+    for accepted_us, ids in ids_by_time.items():
+        everything = Filter(must=(HasId(tuple(ids)),))
+        await collection.index.delete_matching(DeleteCondition(everything, accepted_until=accepted_us))
+    await collection.dead_letters.clear(versions)
+    await collection.pending.clear(versions)
 
 
 async def probe_encoder(deps: IndexerDependencies) -> None:

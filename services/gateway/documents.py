@@ -131,7 +131,8 @@ class DeletedBody(BaseModel):
 _LINES_IN = {
     "requestBody": {
         "required": True,
-        "description": "One document a line, in a body of any size: `id`, `text`, `attributes`, `version`.",
+        "description": "One document a line, in a body of any size: `id`, `text`, `attributes`, `version`. "
+        "A line with `id` and `deleted: true` deletes.",
         "content": {NDJSON: {"schema": {"type": "string"}}},
     }
 }

@@ -1,4 +1,5 @@
 """Accepts documents: each gets a version and is queued, unless it is already stored with the same content.
+Deletes among them are queued too, so that they are accepted while Qdrant does not answer.
 
 While the queue is full, callers of IngestDocuments wait: the matcher stops reading the stream of a waiting
 request, and gRPC's flow control slows its caller down. Callers are admitted in the order of arrival. All
@@ -37,7 +38,7 @@ from textmatch.errors import (
 from textmatch.index.points import Fingerprint
 from textmatch.queue.clock import UNREPEATED, Request
 from textmatch.queue.depth import DepthSample, KeptSample, QueueDepth
-from textmatch.queue.producer import Producer, Submission
+from textmatch.queue.producer import Producer, Refusal, Submission
 from textmatch.runtime.tracing import current_traceparent
 from textmatch.time_slices import in_slices
 from textmatch.types import DocumentResult, IngestOutcome
@@ -203,7 +204,8 @@ class IngestHandler:
             request_id: the same for each try of a request; empty if the client sends none.
 
         Raises:
-            Overloaded: the queue is full, and stays so until just before the deadline.
+            Overloaded: the queue is full, and stays so until just before the deadline; or no more
+                deletes can be remembered.
             DependencyUnavailable: Redis does not answer; no document was acknowledged.
             CollectionNotFound: the collection has been deleted.
             CollectionNotOwned: another installation has taken over the collection.
@@ -211,6 +213,8 @@ class IngestHandler:
         # Read before the index: a write that has left the queue by then is in the index.
         pending = await collection.pending.versions({document.id for document in documents.values()})
         stored = await self._stored(collection, documents)
+        if any(one.deleted for one in documents.values()):
+            await self._dependencies.admission.check_delete()
         tombstones = await collection.tombstones.get(stored)
         deleted = {
             one
@@ -227,7 +231,12 @@ class IngestHandler:
                 versions = await self._dependencies.producer.enqueue(
                     collection.config,
                     entering,
-                    Submission(known, remembered(request_id, deadline), current_traceparent()),
+                    Submission(
+                        known,
+                        remembered(request_id, deadline),
+                        current_traceparent(),
+                        self._dependencies.tombstone_seconds,
+                    ),
                 )
         return [
             *(
@@ -271,6 +280,7 @@ async def _unchanged(
         found = stored.get(document.id)
         if (
             found is not None
+            and not document.deleted
             and document.id not in written
             and document.version <= found.version
             and content_hash(document) == found.content_hash
@@ -282,7 +292,11 @@ async def _unchanged(
 
 
 def _result(position: int, document: Document, version: int) -> DocumentResult:
-    if version:
+    error: TextMatchError
+    if version >= 0:
         return DocumentResult(position, document.id, IngestOutcome.ACCEPTED, version)
-    error = DocumentDeleted.of(document.version) if document.version else VersionsExhausted.of(document.id)
+    if version == Refusal.DELETED:
+        error = DocumentDeleted.of(document.version)
+    else:
+        error = VersionsExhausted.of(document.id)
     return DocumentResult(position, document.id, IngestOutcome.REJECTED, error=error)

@@ -53,12 +53,6 @@ class MatcherSettings(StoreSettings, ServerSettings):
         "Bytes in the queue above which callers of IngestDocuments wait.",
         minimum=1,
     )
-    tombstone_seconds: int = setting(
-        "TEXTMATCH_TOMBSTONE_SECONDS",
-        7 * 24 * 3600,
-        "How long a delete is remembered at least. It must be longer than any write can wait in the queue.",
-        minimum=60,
-    )
     max_tombstone_bytes: int = setting(
         "TEXTMATCH_MAX_TOMBSTONE_BYTES",
         1024**3,

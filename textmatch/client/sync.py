@@ -233,6 +233,8 @@ class TextMatchClient(EncoderMethods):
 
         Args:
             documents: `Document` objects, or dicts with "id", "text", and optional "attributes", "version".
+                Deletes among them are `Document.deletion(id, version)`, or dicts with "id", "deleted": true
+                and optional "version". They are accepted while Qdrant is down, and applied later.
         """
         return Results(self._methods.ingest(documents, timeout_seconds=timeout_seconds))
 

@@ -6,7 +6,8 @@ The task `textmatch.index_documents` has one positional argument, a string with 
      "collection": "default",                           its name
      "generation": "5f3a9c1e",                          which creation of the collection is meant
      "accepted_at": 1700000000.25,                      seconds since 1970
-     "documents": [{"id": "a", "text": "...", "attributes": {...}, "version": 1700000000250000}, ...],
+     "documents": [{"id": "a", "text": "...", "attributes": {...}, "version": 1700000000250000},
+                   {"id": "b", "deleted": true, "version": 1700000000250000}, ...],
      "traceparent": "00-..."}                           the sender's W3C trace context
 
 `collection`, `generation`, `traceparent` and `attributes` are optional; unknown fields are refused. Without a
@@ -25,7 +26,8 @@ them in front of the body, where it can write them without decoding the body:
 
     {"accepted_us": 1700000000250000, "versions": [1700000000250000, 7, 0], "body": ...}
 
-There is one version for each document. 0 means that the document was refused: workers skip it.
+There is one version for each document. -1 means that the document was refused: workers skip it. 0 is the
+version of a delete without one: it covers what was accepted before this message.
 
 Anyone may push into the queue. Therefore every field is checked, and the message for Celery is rebuilt
 without fields that make Celery drop, delay or divert a task: expiry, countdown, callbacks, a reused delivery
@@ -57,11 +59,14 @@ MAX_DOCUMENTS = 256
 _FIELDS = {"schema_version", "collection", "generation", "accepted_at", "documents", "traceparent"}
 _DEFAULTS = {"collection": DEFAULT_COLLECTION, "generation": "", "traceparent": ""}
 _DOCUMENT_FIELDS = {"id": str, "text": str, "attributes": dict, "version": int}
+_DELETION_FIELDS = {"id": str, "deleted": bool, "version": int}
+# In the place of a version.
+REFUSED = -1
 _STAMP_FIELDS = ("accepted_us", "versions")
 _MICROSECONDS = 1_000_000
 # Deeper entries cannot be written as JSON again.
 _MAX_DEPTH = 100
-_JSON_NAMES: dict[type, str] = {str: "a string", dict: "an object", int: "a whole number"}
+_JSON_NAMES: dict[type, str] = {str: "a string", dict: "an object", int: "a whole number", bool: "true"}
 _CONTENT_TYPE = "application/json"
 _CONTENT_ENCODING = "utf-8"
 _BODY_ENCODING = "base64"
@@ -80,7 +85,7 @@ class MalformedMessage(ValueError):
 
 @dataclass(frozen=True)
 class Stamp:
-    """When the matcher accepted the documents of a message, and their versions in order; 0: refused."""
+    """When the matcher accepted the documents of a message, and their versions in order."""
 
     accepted_us: int
     versions: tuple[int, ...]
@@ -98,14 +103,21 @@ def stamp_from_fields(fields: Mapping[str, Any]) -> Stamp | None:
     """
     if not any(name in fields for name in _STAMP_FIELDS):
         return None
+    accepted_us: Any
+    versions: Any
     accepted_us, versions = (fields.get(name) for name in _STAMP_FIELDS)
-    if not isinstance(versions, list) or not all(map(_is_time, [accepted_us, *versions])) or not accepted_us:
+    is_list = isinstance(versions, list) and all(map(_is_version, versions))
+    if not is_list or not _is_time(accepted_us) or not accepted_us:
         raise MalformedMessage(f"accepted_us and versions must be whole numbers up to {MAX_VERSION}")
     return Stamp(accepted_us, tuple(versions))
 
 
 def _is_time(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_VERSION
+
+
+def _is_version(value: object) -> bool:
+    return value == REFUSED or _is_time(value)
 
 
 @dataclass(frozen=True)
@@ -211,7 +223,7 @@ def _decode(argument: str, stamp: Stamp | None) -> IngestMessage:
         read = [
             _read_stamped(entry, version, envelope, argument, stamp)
             for entry, version in zip(entries, stamp.versions, strict=True)
-            if version
+            if version != REFUSED
         ]
     return IngestMessage(
         envelope,
@@ -236,7 +248,7 @@ def _read_stamped(
     if isinstance(entry, dict) and "version" in entry:
         raise MalformedMessage("a document has a version, but the message has versions")
     with_version = {**entry, "version": version} if isinstance(entry, dict) else entry
-    read = _read_entry(with_version, envelope, argument, stamp.accepted_us)
+    read = _read_entry(with_version, envelope, argument, stamp.accepted_us, is_stamped=True)
     if isinstance(read, Document):
         return read
     if read.raw == argument:
@@ -246,7 +258,7 @@ def _read_stamped(
 
 
 def _read_entry(
-    entry: object, envelope: Envelope, argument: str, accepted_us: int
+    entry: object, envelope: Envelope, argument: str, accepted_us: int, *, is_stamped: bool = False
 ) -> Document | RefusedEntry:
     def refused(document: Document | None, error: str) -> RefusedEntry:
         return RefusedEntry(document, envelope.wrap([json.dumps(entry)]), error)
@@ -259,7 +271,10 @@ def _read_entry(
     except (MalformedMessage, UnicodeEncodeError) as error:
         return refused(None, str(error))
     violations = document_violations(document)
-    if not document.version and (problem := version_violation("version", document.version)):
+    is_time_enough = document.deleted and is_stamped
+    if not (document.version or is_time_enough) and (
+        problem := version_violation("version", document.version)
+    ):
         violations.append(problem)
     if violations:
         return refused(document, str(InvalidInput(violations)))
@@ -282,6 +297,8 @@ def _depth(value: object) -> int:
 
 def entry_of(document: Document) -> dict[str, Any]:
     """A document as it is in messages of the matcher."""
+    if document.deleted:
+        return {"id": document.id, "deleted": True}
     return {"id": document.id, "text": document.text, "attributes": dict(document.attributes)}
 
 
@@ -296,13 +313,21 @@ def document_from_json(content: object) -> Document:
     Raises:
         MalformedMessage: a field is missing, unknown or of another type.
     """
-    if isinstance(content, dict):
+    expected: Mapping[str, type] = _DOCUMENT_FIELDS
+    if isinstance(content, dict) and "deleted" in content:
+        expected = _DELETION_FIELDS
+    elif isinstance(content, dict):
         content = {"attributes": {}, **content}
-    fields = _check_fields(content, _DOCUMENT_FIELDS.keys(), "a document")
-    for name, kind in _DOCUMENT_FIELDS.items():
-        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+    fields = _check_fields(content, expected.keys(), "a document")
+    for name, kind in expected.items():
+        is_valid = fields[name] is True if kind is bool else _is_exactly(fields[name], kind)
+        if not is_valid:
             raise MalformedMessage(f"{name} is {fields[name]!r:.80}; it must be {_JSON_NAMES[kind]}")
-    return Document(**fields)
+    return Document(**{"text": "", **fields})
+
+
+def _is_exactly(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def pack(argument: str, queue: str, stamp: Stamp | None = None) -> str:

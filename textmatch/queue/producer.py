@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 
 from redis.asyncio import Redis
 
@@ -16,6 +17,7 @@ from textmatch.queue import messages
 from textmatch.queue.clock import CLOCK_LUA, UNREPEATED, Request
 from textmatch.queue.keys import Keys
 from textmatch.queue.redis_client import flattened, run_confirmed, translated_errors
+from textmatch.queue.tombstones import BURY_LUA
 from textmatch.time_slices import in_slices
 
 # Most of a message's cost does not depend on its size. Therefore one request should be one message.
@@ -31,23 +33,30 @@ _STEP_BYTES = 1024 * 1024
 # stored. A version that a tombstone covers is refused. A try after the first one repeats what the first one
 # was given. Without a request, an acceptance can be repeated by its time.
 #
-# KEYS: collections, clock, pending, pending-versions, queue, tombstones, request. ARGV: name and generation
-# of the collection, how long to remember the request (0: not), the time of acceptance (0: now), which step
-# of the request it is, and the number of documents; for each its id, version (0: none), how many of the
-# same id came before it, and the stored version; then for each message the number of its documents and its
-# text. Returns the version of each document, 0 if it is refused; nothing if there is no such collection.
+# A delete gets its tombstone here, so that it counts from now on, and a pending mark until a worker has
+# removed the document. Without a version it covers the highest one that is known, and everything that was
+# accepted before. In the message its version is 0 then.
+#
+# KEYS: collections, clock, pending, pending-versions, queue, tombstones, request, letters, letter-versions,
+# letter-times. ARGV: name and generation of the collection, how long to remember the request (0: not), the
+# time of acceptance (0: now), which step of the request it is, how long to keep tombstones, and the number of
+# documents; for each its id, version (0: none), how many of the same id came before it, the stored version,
+# and whether it is a delete (1); then for each message the number of its documents and its text. Returns the
+# version of each document, or a `Refusal`; nothing if there is no such collection.
 _ENQUEUE = (
     CLOCK_LUA
+    + BURY_LUA
     + """
+local DELETED, EXHAUSTED = -1, -2
 local entry = redis.call('HGET', KEYS[1], ARGV[1])
 if not entry or cjson.decode(entry).generation ~= ARGV[2] then
   return false
 end
-local ids, given, repeats, stored, span = {}, {}, {}, {}, 1
-for i = 1, tonumber(ARGV[6]) do
-  local at = 4 * i + 3
-  ids[i], given[i], repeats[i], stored[i] =
-    ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+local ids, given, repeats, stored, is_delete, span = {}, {}, {}, {}, {}, 1
+for i = 1, tonumber(ARGV[7]) do
+  local at = 5 * i + 3
+  ids[i], given[i], repeats[i], stored[i], is_delete[i] =
+    ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), ARGV[at + 4] == '1'
   span = math.max(span, repeats[i] + 1)
 end
 local seconds, accepted = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -63,38 +72,72 @@ if is_new then
     redis.call('HSET', KEYS[7], ARGV[5], text(accepted))
   end
 end
-local deleted = tombstones_of(KEYS[6], ids)
+local deleted, deleted_before = tombstones_of(KEYS[6], ids)
 local pending, highest = redis.call('HMGET', KEYS[4], unpack(ids)), {}
+-- What the tombstones of this request cover.
+local buried, buried_before = {}, {}
 local versions, answer = {}, {}
 for i, id in ipairs(ids) do
-  local usual = given[i] > 0 and given[i] or accepted + repeats[i]
+  local usual = given[i]
+  if given[i] == 0 and not is_delete[i] then
+    usual = accepted + repeats[i]
+  end
   local version, field = usual, repeats[i] .. ':' .. id
+  local newest = math.max(tonumber(pending[i] or 0), highest[id] or 0)
   local kept = first_try and redis.call('HGET', KEYS[7], field)
   if kept then
     version = tonumber(kept)
   elseif is_new then
-    local above = math.max(deleted[i], stored[i], tonumber(pending[i] or 0), highest[id] or 0)
-    if given[i] == 0 then
-      version = above < MAX_VERSION and math.max(usual, above + 1) or 0
-    elseif given[i] <= deleted[i] then
-      version = 0
+    local covered = math.max(deleted[i], buried[id] or 0)
+    local known = math.max(covered, stored[i], newest)
+    if is_delete[i] then
+      local failed = tonumber(redis.call('HGET', KEYS[9], id) or 0)
+      if given[i] == 0 then
+        version = math.max(known, failed)
+      end
+      if failed > 0 and failed <= version then
+        drop_letter(KEYS[8], KEYS[9], KEYS[10], id)
+      end
+      buried[id] = math.max(covered, version)
+      buried_before[id] = math.max(
+        deleted_before[i], buried_before[id] or 0, given[i] == 0 and accepted - 1 or 0)
+    elseif given[i] == 0 then
+      version = known < MAX_VERSION and math.max(usual, known + 1) or EXHAUSTED
+    elseif given[i] <= covered then
+      version = DELETED
     end
     if seconds > 0 and version ~= usual then
       redis.call('HSET', KEYS[7], field, text(version))
     end
   end
-  if version > math.max(tonumber(pending[i] or 0), highest[id] or 0) then
+  if version > newest or (is_delete[i] and version == newest) then
     redis.call('HSET', KEYS[4], id, text(version))
     redis.call('ZADD', KEYS[3], accepted / 1000000, id)
   end
   highest[id] = math.max(version, highest[id] or 0)
   versions[i], answer[i] = text(version), version
+  if version < 0 then
+    versions[i] = '-1'
+  elseif is_delete[i] then
+    versions[i] = text(given[i])
+  end
+end
+local tombstones = {{}, {}, {}}
+for id, version in pairs(buried) do
+  local count = #tombstones[1] + 1
+  tombstones[1][count], tombstones[2][count], tombstones[3][count] = id, version, buried_before[id]
+end
+if #tombstones[1] > 0 then
+  bury(KEYS[6], tonumber(ARGV[6]), unpack(tombstones))
 end
 local first = 1
-for at = 4 * #ids + 7, #ARGV, 2 do
+for at = 5 * #ids + 8, #ARGV, 2 do
   local last = first + tonumber(ARGV[at]) - 1
-  local list = table.concat(versions, ', ', first, last)
-  if string.find(list, '[1-9]') then
+  local list, is_needed = table.concat(versions, ', ', first, last), false
+  for i = first, last do
+    is_needed = is_needed or answer[i] >= 0
+  end
+  if is_needed then
     local stamp = '{"accepted_us": ' .. text(accepted) .. ', "versions": [' .. list .. '], '
     redis.call('LPUSH', KEYS[5], stamp .. string.sub(ARGV[at + 1], 2))
   end
@@ -108,20 +151,31 @@ return answer
 )
 
 
+class Refusal(IntEnum):
+    """Why a document is not accepted, in the place of its version."""
+
+    # A tombstone covers its version.
+    DELETED = -1
+    # It has no version, and the highest possible version of its id is taken.
+    EXHAUSTED = -2
+
+
 @dataclass(frozen=True)
 class Submission:
     """What the sender of documents knows about them.
 
     Args:
         stored: versions in the index by id, as far as they are known; documents without a version get
-            higher ones.
+            higher ones, and deletes without a version cover them.
         request: what may be tried again.
         traceparent: the W3C trace context of the sender; empty if there is none.
+        tombstone_seconds: how long deletes are remembered at least; needed if there are deletes.
     """
 
     stored: Mapping[str, int]
     request: Request = UNREPEATED
     traceparent: str = ""
+    tombstone_seconds: int = 0
 
 
 _NOTHING_KNOWN = Submission({})
@@ -152,8 +206,8 @@ class Producer:
         """Mark documents pending and publish them; returns when Redis has them.
 
         Returns:
-            Their versions; 0 for a document that is not accepted, because a tombstone covers its version, or
-            because it has none and the highest possible version of its id is taken.
+            The version of each, or a `Refusal`, which is negative. That of a delete is the highest one that
+            is known to be deleted; 0 if none is known.
 
         Raises:
             CollectionNotFound: the collection has been deleted.
@@ -190,16 +244,17 @@ class Producer:
         )
         request, before = submission.request, Counter[str]()
         versions: list[int] = []
-        step = _Step(request, accepted_us)
+        step = _Step(request, accepted_us, submission.tombstone_seconds)
         async for batch, argument in in_slices(encode(documents, envelope)):
             message = messages.pack(argument, self._keys.queue)
             if step.packed and step.size_bytes + len(message) > _STEP_BYTES:
                 versions += await self._run(envelope, step)
-                step = _Step(request, accepted_us, number=step.number + 1)
+                step = replace(step, number=step.number + 1, rows=[], packed=[], size_bytes=0)
             step.packed += [len(batch), message]
             step.size_bytes += len(message)
             for one in batch:
-                step.rows.append((one.id, one.version, before[one.id], submission.stored.get(one.id, 0)))
+                stored = submission.stored.get(one.id, 0)
+                step.rows.append((one.id, one.version, before[one.id], stored, int(one.deleted)))
                 before[one.id] += 1
         return versions + await self._run(envelope, step)
 
@@ -208,11 +263,14 @@ class Producer:
         state, request = keys.collection(*names), step.request
         script_keys = [keys.collections, state.clock, state.pending, state.pending_versions, keys.queue]
         script_keys += [state.tombstones, state.request(request.id)]
+        letters = state.letters
+        script_keys += [letters.dead_letters, letters.dead_letter_versions, letters.dead_letter_times]
         fixed: list[str | int] = [
             *names,
             request.ttl_seconds,
             step.accepted_us,
             f"step-{step.number}",
+            step.tombstone_seconds,
         ]
         versions = await run_confirmed(
             self._redis,
@@ -232,15 +290,16 @@ class _Step:
 
     Attributes:
         accepted_us: when the documents were accepted; 0: now.
-        rows: of each document the id, the version, how many of the same id came before it, and the stored
-            version.
+        rows: of each document the id, the version, how many of the same id came before it, the stored
+            version, and whether it is a delete.
         packed: of each message the number of its documents and its text.
     """
 
     request: Request
     accepted_us: int
+    tombstone_seconds: int
     number: int = 1
-    rows: list[tuple[str, int, int, int]] = field(default_factory=list)
+    rows: list[tuple[str, int, int, int, int]] = field(default_factory=list)
     packed: list[str | int] = field(default_factory=list)
     size_bytes: int = 0
 

@@ -10,6 +10,9 @@ for the id.
     write a, version 1         refused: it is older than what was deleted
     write a, version 3         accepted at 200: stored
 
+A delete that is an item among documents to ingest (producer.py) covers what was accepted before the request,
+and earlier items of it. Its time is therefore that before the time of the request.
+
 Tombstones of ids are fields of a hash. There is one hash for all that expire on the same day; the last
 field that is added decides.
 
@@ -17,7 +20,7 @@ A delete by a filter has one tombstone too, for documents that were still queued
 a document that was accepted earlier, matches, and is not newer than the version of the delete, if that has
 one.
 
-All of them are kept for `TEXTMATCH_TOMBSTONE_SECONDS` (services/matcher/settings.py) at least.
+All of them are kept for `TEXTMATCH_TOMBSTONE_SECONDS` (textmatch/runtime/settings.py) at least.
 """
 
 from __future__ import annotations
@@ -49,9 +52,11 @@ from textmatch.queue.redis_client import flattened, run_confirmed, translated_er
 
 _FILTERS_PER_PAGE = 100
 
-# bury(registry, seconds, ids, versions, accepted): adds tombstones that expire after `seconds` or up
-# to a day later.
-_BURY = """
+# To be put in front of scripts.
+#   bury(registry, seconds, ids, versions, accepted): adds tombstones that expire after `seconds` or up to a
+#   day later.
+#   drop_letter(letters, versions, times, id): drops a dead letter.
+BURY_LUA = """
 local function bury(registry, seconds, ids, versions, accepted)
   local now = tonumber(redis.call('TIME')[1])
   local day = text(math.ceil((now + seconds) / 86400) * 86400)
@@ -61,6 +66,12 @@ local function bury(registry, seconds, ids, versions, accepted)
   end
   redis.call('EXPIREAT', registry .. ':' .. day, day)
   redis.call('ZREMRANGEBYSCORE', registry, '-inf', now)
+end
+
+local function drop_letter(letters, versions, times, id)
+  redis.call('HDEL', letters, id)
+  redis.call('HDEL', versions, id)
+  redis.call('ZREM', times, id)
 end
 """
 
@@ -91,7 +102,7 @@ end
 # version (0: none), ids.
 _DELETE = (
     _ACCEPT
-    + _BURY
+    + BURY_LUA
     + """
 if not is_new then
   return accepted
@@ -112,9 +123,7 @@ for i, id in ipairs(ids) do
     redis.call('ZREM', KEYS[4], id)
   end
   if failed[i] and tonumber(failed[i]) <= versions[i] then
-    redis.call('HDEL', KEYS[6], id)
-    redis.call('HDEL', KEYS[7], id)
-    redis.call('ZREM', KEYS[8], id)
+    drop_letter(KEYS[6], KEYS[7], KEYS[8], id)
   end
 end
 bury(KEYS[3], tonumber(ARGV[2]), ids, versions, times)
@@ -122,18 +131,19 @@ return accepted
 """
 )
 
-# KEYS: tombstones. ARGV: how long to keep them, then ids and versions.
+# KEYS: tombstones. ARGV: how long to keep them, then ids, versions and times of acceptance.
 _ADD = (
     CLOCK_LUA
-    + _BURY
+    + BURY_LUA
     + """
-local ids, versions = {}, {}
-for i = 2, #ARGV, 2 do
-  ids[i / 2], versions[i / 2] = ARGV[i], tonumber(ARGV[i + 1])
+local ids, versions, accepted = {}, {}, {}
+for i = 2, #ARGV, 3 do
+  ids[#ids + 1] = ARGV[i]
+  versions[#ids], accepted[#ids] = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
 end
-local known, accepted = tombstones_of(KEYS[1], ids)
+local known, before = tombstones_of(KEYS[1], ids)
 for i in ipairs(ids) do
-  versions[i] = math.max(versions[i], known[i])
+  versions[i], accepted[i] = math.max(versions[i], known[i]), math.max(accepted[i], before[i])
 end
 bury(KEYS[1], tonumber(ARGV[1]), ids, versions, accepted)
 """
@@ -203,6 +213,15 @@ class Tombstone:
         """Whether a document with this version and time of acceptance is deleted."""
         return version <= self.version or (self.accepted_us > 0 and accepted_us <= self.accepted_us)
 
+    @classmethod
+    def of(cls, deletion: Document) -> Tombstone:
+        """What a delete covers that was an item among documents, after it was accepted."""
+        return cls(deletion.version, 0 if deletion.version else deletion.accepted_us - 1)
+
+    def __or__(self, other: Tombstone) -> Tombstone:
+        """Covers what either of two tombstones of an id covers."""
+        return Tombstone(max(self.version, other.version), max(self.accepted_us, other.accepted_us))
+
 
 class Tombstones:
     """The tombstones of one collection by document id; `filters` has those of deletes by a filter.
@@ -253,9 +272,14 @@ class Tombstones:
         Args:
             ttl_seconds: must be longer than a message can stay in the queue.
         """
-        if not versions:
+        await self.add_all({one: Tombstone(version, 0) for one, version in versions.items()}, ttl_seconds)
+
+    async def add_all(self, tombstones: Mapping[str, Tombstone], ttl_seconds: int) -> None:
+        """As `add`, with times of acceptance."""
+        if not tombstones:
             return
-        await self._run(self._add, [self._state.tombstones], [ttl_seconds, *flattened(versions.items())])
+        rows = [(one, tombstone.version, tombstone.accepted_us) for one, tombstone in tombstones.items()]
+        await self._run(self._add, [self._state.tombstones], [ttl_seconds, *flattened(rows)])
 
     async def get(self, ids: Iterable[str]) -> dict[str, Tombstone]:
         """The tombstones of those documents that have one."""

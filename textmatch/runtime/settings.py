@@ -294,6 +294,12 @@ class StoreSettings(ProcessSettings, ClientTlsSettings):
         is_secret=True,
     )
     installation: str = installation_setting()
+    tombstone_seconds: int = setting(
+        "TEXTMATCH_TOMBSTONE_SECONDS",
+        7 * 24 * 3600,
+        "How long a delete is remembered at least. It must be longer than any write can wait in the queue.",
+        minimum=60,
+    )
 
 
 def _half_a_pair() -> InvalidInput:

@@ -181,12 +181,17 @@ class Document(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by the client; 1 to 512 bytes of UTF-8."""
     text: _builtins.str
     version: _builtins.int
     """1 to 2^53-1. The highest version wins, in any order of arrival. Absent: the time of acceptance in
     microseconds by the clock in Redis, or a version above the one that is known, so that later calls win.
+    """
+    deleted: _builtins.bool
+    """Of IngestDocuments: delete the document, which has no text and no attributes then. Versions up to `version` are
+    deleted; absent: all that were accepted before. Never set in answers.
     """
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
@@ -199,10 +204,11 @@ class Document(_message.Message):
         text: _builtins.str = ...,
         attributes: _struct_pb2.Struct | None = ...,
         version: _builtins.int | None = ...,
+        deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "attributes", b"attributes", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "attributes", b"attributes", "id", b"id", "text", b"text", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "attributes", b"attributes", "deleted", b"deleted", "id", b"id", "text", b"text", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
@@ -1130,7 +1136,7 @@ class IngestResult(_message.Message):
     """If it is too long, its first 512 bytes."""
     outcome: Global___IngestOutcome.ValueType
     version: _builtins.int
-    """The version under which it was accepted."""
+    """The version under which it was accepted; of a delete, the highest one that is known to be deleted, or 0."""
     @_builtins.property
     def error(self) -> _status_pb2.Status: ...
     def __init__(

@@ -136,12 +136,14 @@ class MatcherServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def IngestDocuments(self, request_iterator, context):
-        """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
+        """IngestDocuments accepts documents, and deletes of documents. Each request gets one response with one result per document, in order.
         While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
         with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
         soon after. A rejected document comes with its error and does not affect the others. A document whose version a
         delete covers is rejected (DOCUMENT_DELETED). Retries are safe: a document is never stored twice. Retries of
-        documents without a version need `request_id`.
+        documents without a version need `request_id`. Documents and deletes of the same id count in their order. A delete
+        is accepted while the index cannot be reached too. From then on it keeps older writes out; the stored document is
+        found until a worker has applied it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

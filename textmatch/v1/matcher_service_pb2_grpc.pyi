@@ -51,12 +51,14 @@ class MatcherServiceStub:
     response continues. Nothing is embedded: neighbors are found by the stored embeddings. Runs with bulk priority.
     """
     IngestDocuments: _grpc.StreamStreamMultiCallable[_matcher_service_pb2.IngestDocumentsRequest, _matcher_service_pb2.IngestDocumentsResponse]
-    """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
+    """IngestDocuments accepts documents, and deletes of documents. Each request gets one response with one result per document, in order.
     While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
     with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
     soon after. A rejected document comes with its error and does not affect the others. A document whose version a
     delete covers is rejected (DOCUMENT_DELETED). Retries are safe: a document is never stored twice. Retries of
-    documents without a version need `request_id`.
+    documents without a version need `request_id`. Documents and deletes of the same id count in their order. A delete
+    is accepted while the index cannot be reached too. From then on it keeps older writes out; the stored document is
+    found until a worker has applied it.
     """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]
     """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
@@ -108,12 +110,14 @@ class MatcherServiceAsyncStub(MatcherServiceStub):
     response continues. Nothing is embedded: neighbors are found by the stored embeddings. Runs with bulk priority.
     """
     IngestDocuments: _aio.StreamStreamMultiCallable[_matcher_service_pb2.IngestDocumentsRequest, _matcher_service_pb2.IngestDocumentsResponse]  # type: ignore[assignment]
-    """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
+    """IngestDocuments accepts documents, and deletes of documents. Each request gets one response with one result per document, in order.
     While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
     with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
     soon after. A rejected document comes with its error and does not affect the others. A document whose version a
     delete covers is rejected (DOCUMENT_DELETED). Retries are safe: a document is never stored twice. Retries of
-    documents without a version need `request_id`.
+    documents without a version need `request_id`. Documents and deletes of the same id count in their order. A delete
+    is accepted while the index cannot be reached too. From then on it keeps older writes out; the stored document is
+    found until a worker has applied it.
     """
     GetDocument: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetDocumentRequest, _matcher_service_pb2.GetDocumentResponse]  # type: ignore[assignment]
     """GetDocument returns a stored document. NOT_FOUND while the document is only queued."""
@@ -186,12 +190,14 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_matcher_service_pb2.IngestDocumentsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_matcher_service_pb2.IngestDocumentsResponse], _abc.AsyncIterator[_matcher_service_pb2.IngestDocumentsResponse]]:
-        """IngestDocuments accepts documents. Each request gets one response with one result per document, in order.
+        """IngestDocuments accepts documents, and deletes of documents. Each request gets one response with one result per document, in order.
         While the queue is full, flow control holds the requests; if a caller's deadline would pass, the call fails
         with RESOURCE_EXHAUSTED shortly before it. An accepted document is durable in the queue and becomes searchable
         soon after. A rejected document comes with its error and does not affect the others. A document whose version a
         delete covers is rejected (DOCUMENT_DELETED). Retries are safe: a document is never stored twice. Retries of
-        documents without a version need `request_id`.
+        documents without a version need `request_id`. Documents and deletes of the same id count in their order. A delete
+        is accepted while the index cannot be reached too. From then on it keeps older writes out; the stored document is
+        found until a worker has applied it.
         """
 
     @_abc_1.abstractmethod

@@ -42,7 +42,8 @@ _DOCUMENTS = pb.IngestDocumentsRequest.DOCUMENTS_FIELD_NUMBER
 _COLLECTION = pb.IngestDocumentsRequest.COLLECTION_FIELD_NUMBER
 _REQUEST_ID = pb.IngestDocumentsRequest.REQUEST_ID_FIELD_NUMBER
 
-# A document, or a dict with the keys "id", "text" and optionally "attributes" and "version".
+# A document, or a dict with the keys "id", "text" and optionally "attributes" and "version"; of a delete:
+# "id", "deleted" and optionally "version".
 DocumentLike: TypeAlias = Document | Mapping[str, Any]
 
 _OUTCOMES = {
@@ -74,8 +75,9 @@ _TYPES: dict[str, tuple[type, str]] = {
     "text": (str, "a string"),
     "attributes": (Mapping, "an object"),
     "version": (int, "a whole number"),
+    "deleted": (bool, "a boolean"),
 }
-_OPTIONAL = ("attributes", "version")
+_OPTIONAL = ("attributes", "version", "deleted")
 
 
 def to_document(value: DocumentLike) -> Document:
@@ -100,12 +102,19 @@ def to_proto(document: Document) -> pb.Document:
         text=document.text,
         attributes=to_struct(document.attributes) if document.attributes else None,
         version=document.version or None,
+        deleted=document.deleted,
     )
 
 
 def from_proto(message: pb.Document) -> Document:
     """The document of a message."""
-    return Document(message.id, message.text, from_struct(message.attributes), message.version)
+    return Document(
+        message.id,
+        message.text,
+        from_struct(message.attributes),
+        message.version,
+        deleted=message.deleted,
+    )
 
 
 class IngestRequest:
@@ -417,18 +426,20 @@ def _from_mapping(value: Any) -> Document:
     version = value.get("version")
     return Document(
         id=value["id"],
-        text=value["text"],
+        text=value.get("text") or "",
         attributes={} if attributes is None else attributes,
         version=0 if version is None else version,
+        deleted=bool(value.get("deleted")),
     )
 
 
 def _type_problem(name: str, value: Mapping[str, Any]) -> str | None:
     given = value.get(name)
     if given is None:
-        return None if name in _OPTIONAL else "is missing"
+        is_optional = name in _OPTIONAL or (name == "text" and value.get("deleted") is True)
+        return None if is_optional else "is missing"
     kind, kind_name = _TYPES[name]
-    if isinstance(given, kind) and not isinstance(given, bool):
+    if isinstance(given, kind) and (kind is bool or not isinstance(given, bool)):
         return None
     return f"is {_type_name(given)}; it must be {kind_name}"
 

@@ -119,7 +119,8 @@ class Installation:
     def dependencies(self, collection: Collection) -> IndexerDependencies:
         """What the worker indexes with."""
         copier = Copier(collection.index, self.encoder, collection.tombstones, 10.0)
-        return IndexerDependencies(collection, self.encoder, DualWriter(collection.index, copier, 60.0), 10.0)
+        dual_writer = DualWriter(collection.index, copier, 60.0)
+        return IndexerDependencies(collection, self.encoder, dual_writer, 10.0, TOMBSTONE_SECONDS)
 
     async def call(self, method: Any, request: Any, key: str = "") -> Any:
         """The answer of a unary method.

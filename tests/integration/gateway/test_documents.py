@@ -29,6 +29,17 @@ async def upload(http: httpx.AsyncClient, *documents: dict[str, object]) -> list
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
+async def test_a_line_of_an_upload_may_delete(http: httpx.AsyncClient, alpha: Installation):
+    assert (await http.put(FAQ, json={})).status_code == 200
+    await upload(http, {"id": "a", "text": "delete a folder"}, {"id": "b", "text": "copy a file"})
+    await alpha.work()
+    [line] = await upload(http, {"id": "a", "deleted": True})
+    assert (line["id"], line["outcome"]) == ("a", "ACCEPTED")
+    await alpha.work()
+    found = (await http.post(f"{FAQ}/documents:get", json={"ids": ["a", "b"]})).json()
+    assert found["missing_ids"] == ["a"]
+
+
 async def test_a_document_from_its_upload_to_its_match_and_its_delete(
     http: httpx.AsyncClient, alpha: Installation
 ):

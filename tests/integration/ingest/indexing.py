@@ -54,7 +54,8 @@ def make_indexer_dependencies(
     """What a worker works with."""
     collection = make_collection(redis, index)
     copier = Copier(index, encoder, collection.tombstones, 10.0)
-    return IndexerDependencies(collection, encoder, DualWriter(index, copier, unserved_seconds), 10.0)
+    dual_writer = DualWriter(index, copier, unserved_seconds)
+    return IndexerDependencies(collection, encoder, dual_writer, 10.0, TOMBSTONE_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,30 @@ async def test_a_delete_of_a_half_written_document_reaches_both_copies(
 
 
 @BOTH_READS
+@pytest.mark.parametrize("version", [0, 9])
+async def test_a_half_applied_queued_delete_is_sent_to_both_copies_again(
+    deps: IndexerDependencies,
+    qdrant: ReplicatedQdrant,
+    copies: list[Index],
+    encoder: ScriptedEncoder,
+    read_from: int,
+    version: int,
+):
+    await index_documents(DOCUMENTS, deps)
+    deletes = [replace(Document.deletion(one.id, version), accepted_us=2) for one in DOCUMENTS]
+    qdrant.refuses = lambda copy, _: copy == 1
+    with pytest.raises(DependencyUnavailable):
+        await index_documents(deletes, deps)
+    assert await copies[0].points(encoder.model_id).count() == 0
+    await assert_held(copies[1], encoder.model_id, DOCUMENTS)
+    qdrant.refuses = lambda copy, _: False
+    qdrant.read_from = read_from
+    assert await index_documents(deletes, deps) == [DocumentOutcome.DELETED] * 3
+    for copy in copies:
+        assert await copy.points(encoder.model_id).count() == 0
+
+
+@BOTH_READS
 async def test_a_half_applied_delete_by_filter_is_completed_by_the_next(
     deps: IndexerDependencies,
     qdrant: ReplicatedQdrant,

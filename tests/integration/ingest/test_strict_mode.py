@@ -56,6 +56,13 @@ async def test_documents_are_written_and_deleted_by_id(handler: DocumentCalls, d
     assert await stored(deps) == {"en2", "zh1"}
 
 
+async def test_queued_deletes_are_applied(deps: IndexerDependencies):
+    await index_documents(documents(1), deps)
+    deletes = [Document.deletion("en1", 1), replace(Document.deletion("en2"), accepted_us=2)]
+    assert await index_documents(deletes, deps) == [DocumentOutcome.DELETED] * 2
+    assert await stored(deps) == {"zh1"}
+
+
 async def test_queued_writes_of_deleted_documents_are_settled(
     handler: DocumentCalls, state: IngestState, deps: IndexerDependencies, redis: Redis
 ):

@@ -27,7 +27,7 @@ from qdrant_client import models
 from redis.asyncio import Redis
 
 from tests.integration.ingest.document_calls import DocumentCalls
-from tests.integration.ingest.indexing import Crash, CrashingClient, IngestState
+from tests.integration.ingest.indexing import TOMBSTONE_SECONDS, Crash, CrashingClient, IngestState
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.ingest.version_model import BAD_TEXT, CrashMoment, Model, Moment, Race, raced_document
 from tests.support.collections import CONFIG, client_of
@@ -36,6 +36,7 @@ from textmatch.documents import Document
 from textmatch.errors import InvalidInput, Violation
 from textmatch.index.index import Index
 from textmatch.index.schema import points_of
+from textmatch.queue.producer import Submission
 from textmatch.queue.tombstones import Tombstones
 from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
@@ -178,6 +179,18 @@ class VersionRules(RuleBasedStateMachine):
     def delete(self, name: str, version: int) -> None:
         self.parts.run(self.parts.delete(self.document_id(name), version))
         self.model.delete(self.document_id(name), version)
+
+    @rule(target=messages, name=NAMES, version=VERSIONS, is_late=st.booleans())
+    def queue_delete(self, name: str, version: int, is_late: bool) -> Document:
+        deletion = Document.deletion(self.document_id(name), version)
+        submission = Submission({}, tombstone_seconds=TOMBSTONE_SECONDS)
+        self.parts.run(self.parts.state.producer.enqueue(CONFIG, [deletion], submission))
+        self.model.accept_delete(deletion.id, version)
+        if is_late:
+            self.unacknowledged += self.parts.run(take_queued(self.parts.redis))
+        else:
+            self.deliver_queued(race=None, crash=None)
+        return deletion
 
     @rule(name=NAMES)
     def replay_dead_letter(self, name: str) -> None:

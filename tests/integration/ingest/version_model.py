@@ -45,12 +45,21 @@ class Model:
 
     def delete(self, document_id: str, version: int) -> None:
         """Everything up to the version goes."""
-        self.tombstones[document_id] = max(version, self.tombstones.get(document_id, 0))
+        self.accept_delete(document_id, version)
         self._forget(self.stored, document_id, version)
+
+    def accept_delete(self, document_id: str, version: int) -> None:
+        """A delete is queued: what is stored stays until a worker takes it."""
+        self.tombstones[document_id] = max(version, self.tombstones.get(document_id, 0))
         self._forget(self.letters, document_id, version)
 
     def deliver(self, document: Document, race: Race | None, crash: CrashMoment | None = None) -> None:
         """A worker takes the document."""
+        if document.deleted:
+            # It applies all deletes of the document.
+            self.accept_delete(document.id, document.version)
+            self.delete(document.id, self.tombstones[document.id])
+            return
         is_buried_at_first = self._is_buried(document)
         self._race(document, race, Moment.BEFORE_READING)
         is_refused = self._is_refused(document) and not is_buried_at_first

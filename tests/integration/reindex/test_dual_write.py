@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client import REGISTRY
 
@@ -32,6 +34,18 @@ async def test_a_worker_that_has_not_seen_the_change_yet_misses_nothing(
     assert await index_documents([third], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND, third])
     assert await contents(index, old) == by_id([FIRST, SECOND, third])
+
+
+async def test_a_queued_delete_is_applied_to_both(
+    deps: IndexerDependencies, index: Index, old: str, new: str
+):
+    await index_documents([FIRST, SECOND], deps)
+    await index.aliases.start(new, 8)
+    await index_documents([FIRST, SECOND], deps)
+    # Without a version: it was accepted after the documents, which were accepted at no known time.
+    delete = replace(Document.deletion("a"), accepted_us=2)
+    assert await index_documents([delete], deps) == [DocumentOutcome.DELETED]
+    assert await contents(index, new) == await contents(index, old) == by_id([SECOND])
 
 
 async def test_attributes_alone_are_not_encoded_again_for_the_mirror_either(

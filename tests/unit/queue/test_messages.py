@@ -17,13 +17,18 @@ from textmatch.queue.producer import encode
 
 _SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
 _ATTRIBUTES = st.dictionaries(st.text(), st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3)))
-_DOCUMENTS = st.builds(
+_IDS = st.text(min_size=1, max_size=40)
+_VERSIONS = st.integers(1, MAX_VERSION)
+_WRITES = st.builds(
     Document,
-    id=st.text(min_size=1, max_size=40),
+    id=_IDS,
     text=st.text(min_size=1, max_size=200),
     attributes=_ATTRIBUTES,
-    version=st.integers(1, MAX_VERSION),
-).filter(lambda document: not document_violations(document))
+    version=_VERSIONS,
+)
+_DOCUMENTS = (_WRITES | st.builds(Document.deletion, _IDS, _VERSIONS)).filter(
+    lambda document: not document_violations(document)
+)
 
 
 def envelope(accepted_at: float | None = 1.0, traceparent: str = "") -> Envelope:
@@ -185,11 +190,34 @@ def stamped(*entries: Any) -> str:
     return json.dumps({"schema_version": 2, "generation": "5f3a9c1e", "documents": list(entries)})
 
 
-def test_a_stamp_has_the_versions_and_a_version_of_0_is_skipped():
+def test_a_delete_of_another_sender_needs_a_version():
+    delete = {"id": "a", "deleted": True, "version": 7}
+    [document] = messages.decode(message(documents=[delete])).documents
+    assert (document, document.accepted_us) == (Document.deletion("a", 7), 12_500_000)
+    for wrong, complaint in (
+        ({"id": "a", "deleted": True}, "lacks"),
+        ({**delete, "version": 0}, "version: is 0"),
+        ({**delete, "deleted": False}, "must be true"),
+        ({**delete, "deleted": 1}, "must be true"),
+        ({**delete, "text": ""}, "unknown"),
+        ({**delete, "id": ""}, "id: is empty"),
+    ):
+        [refused] = messages.decode(message(documents=[wrong])).refused
+        assert complaint in refused.error
+
+
+def test_a_delete_of_the_matcher_may_have_no_version():
+    read = messages.decode(stamped({"id": "a", "deleted": True}, {"id": "b", "text": "t"}), Stamp(5, (0, 0)))
+    assert read.documents == (Document.deletion("a"),)
+    [refused] = read.refused
+    assert "version: is 0" in refused.error
+
+
+def test_a_stamp_has_the_versions_and_refused_ones_are_skipped():
     entries = [{"id": one, "text": "t"} for one in "abc"]
-    read = messages.decode(stamped(*entries), Stamp(5, (7, 0, 9)))
+    read = messages.decode(stamped(*entries), Stamp(5, (7, -1, 9)))
     assert read.documents == (Document("a", "t", {}, 7), Document("c", "t", {}, 9))
-    assert messages.decode(stamped(*entries), Stamp(5, (0, 0, 0))).documents == ()
+    assert messages.decode(stamped(*entries), Stamp(5, (-1, -1, -1))).documents == ()
 
 
 def test_what_is_refused_of_a_stamped_message_can_be_read_again_as_it_was():
@@ -212,7 +240,7 @@ def test_what_is_refused_of_a_stamped_message_can_be_read_again_as_it_was():
         ({"versions": [1]}, 1, "whole numbers"),
         ({"accepted_us": 0, "versions": [1]}, 1, "whole numbers"),
         ({"accepted_us": 5, "versions": [True]}, 1, "whole numbers"),
-        ({"accepted_us": 5, "versions": [-1]}, 1, "whole numbers"),
+        ({"accepted_us": 5, "versions": [-2]}, 1, "whole numbers"),
         ({"accepted_us": MAX_VERSION + 1, "versions": [1]}, 1, "whole numbers"),
     ],
 )

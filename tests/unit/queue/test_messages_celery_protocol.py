@@ -108,7 +108,7 @@ def test_a_task_with_other_arguments_is_refused(body: Any):
 
 
 def test_a_stamp_goes_along():
-    stamp = Stamp(5, (1, 0))
+    stamp = Stamp(5, (1, -1))
     unpacked = messages.unpack(messages.pack("x", KEYS.queue, stamp).encode(), KEYS.queue)
     assert body_of(unpacked) == [["x", stamp.to_fields()], {}, {}]
     with pytest.raises(MalformedMessage, match="whole numbers"):

@@ -15,7 +15,7 @@ from textmatch.documents import MAX_VERSION, Document
 from textmatch.queue.clock import Request
 from textmatch.queue.dead_letters import DeadLetters, of_document
 from textmatch.queue.pending import Pending
-from textmatch.queue.producer import Producer, Submission
+from textmatch.queue.producer import Producer, Refusal, Submission
 from textmatch.queue.tombstones import Tombstones
 
 HOUR_US = 3_600_000_000
@@ -81,21 +81,21 @@ async def test_what_a_tombstone_covers_is_refused_and_not_queued(producer: Produ
     await Tombstones(redis, STATE).add({"a": 5}, ttl_seconds=60)
     documents = [Document("a", "t", version=version) for version in (4, 5, 6)]
     assert await producer.enqueue(CONFIG, [*documents, B]) == [
-        0,
-        0,
+        Refusal.DELETED,
+        Refusal.DELETED,
         6,
         (await Pending(redis, STATE).versions(["b"]))["b"],
     ]
     assert [(one.id, one.version) for one in await take_queued(redis)][:1] == [("a", 6)]
     assert await Pending(redis, STATE).versions(["a"]) == {"a": 6}
-    assert await producer.enqueue(CONFIG, documents[:2]) == [0, 0]
+    assert await producer.enqueue(CONFIG, documents[:2]) == [Refusal.DELETED] * 2
     assert await redis.llen(KEYS.queue) == 0
 
 
 async def test_no_version_is_left_above_the_highest(producer: Producer):
     assert await producer.enqueue(CONFIG, [Document("a", "t", version=MAX_VERSION)]) == [MAX_VERSION]
     [refused, accepted] = await producer.enqueue(CONFIG, [A, B])
-    assert refused == 0 < accepted
+    assert (refused, accepted > 0) == (Refusal.EXHAUSTED, True)
 
 
 async def test_every_try_of_a_request_has_the_versions_of_the_first(producer: Producer, redis: Redis):
@@ -111,7 +111,7 @@ async def test_every_try_of_a_request_has_the_versions_of_the_first(producer: Pr
     ]
     submission = Submission({}, request())
     first = await producer.enqueue(CONFIG, documents, submission)
-    assert first[1:4] == [high + 1, 0, 3]
+    assert first[1:4] == [high + 1, Refusal.DELETED, 3]
     await take_queued(redis)
     # Another client writes and deletes in between.
     [between] = await producer.enqueue(CONFIG, [A])

@@ -20,6 +20,7 @@ from textmatch.wire.documents import (
     from_struct,
     ingest_request_from_proto,
     ingest_response_to_proto,
+    to_document,
     to_proto,
     to_struct,
 )
@@ -94,6 +95,25 @@ async def test_documents_are_read_one_by_one_and_each_bad_one_is_named():
         (4, "", "documents[4]: has 5,000,608 bytes as a message"),
         (5, "", "documents[5].id: is empty"),
     ]
+
+
+async def test_deletes_survive_the_journey_and_have_no_text():
+    deletes = [to_document(Document.deletion("a", 7)), to_document({"id": "b", "deleted": True})]
+    assert deletes == [Document.deletion("a", 7), Document.deletion("b")]
+    messages = [*map(to_proto, deletes), pb.Document(id="c", text="t", deleted=True)]
+    request = IngestRequest(pb.IngestDocumentsRequest(documents=messages).SerializeToString())
+    documents, [rejected] = await ingest_request_from_proto(request)
+    assert documents == dict(enumerate(deletes))
+    assert "documents[2].text: is given, but the document is deleted" in str(rejected.error)
+    assert to_document({"id": "d", "text": "t", "deleted": False}) == Document("d", "t")
+    for wrong, complaint in (
+        ({"id": "a", "deleted": True, "text": "t"}, "text: is given"),
+        ({"id": "a", "deleted": True, "attributes": {"n": 1}}, "attributes: is given"),
+        ({"id": "a", "deleted": 1, "text": "t"}, "deleted: is a number; it must be a boolean"),
+        ({"id": "a", "deleted": False}, "text: is missing"),
+    ):
+        with pytest.raises(InvalidInput, match=complaint):
+            to_document(wrong)
 
 
 async def test_a_document_that_cannot_be_parsed_is_rejected_alone():

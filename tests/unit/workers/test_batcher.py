@@ -50,7 +50,7 @@ def message(*ids: str) -> tuple[AcceptedDocument, ...]:
 def dependencies(name: str) -> IndexerDependencies:
     untouched = cast("Any", None)
     collection = Collection(CollectionConfig(name), untouched, untouched, untouched, untouched, untouched)
-    return IndexerDependencies(collection, untouched, untouched, 1.0)
+    return IndexerDependencies(collection, untouched, untouched, 1.0, 60)
 
 
 FIRST, SECOND = dependencies("first"), dependencies("second")

@@ -73,7 +73,7 @@ class Pipeline:
 @pytest.fixture
 def deps(redis: Redis) -> IndexerDependencies:
     untouched = cast("Any", None)
-    return IndexerDependencies(make_collection(redis, untouched), untouched, untouched, 1.0)
+    return IndexerDependencies(make_collection(redis, untouched), untouched, untouched, 1.0, 60)
 
 
 class Clock:
