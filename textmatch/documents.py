@@ -54,6 +54,9 @@ class Document:
 
     `deleted` makes it a delete of the document up to `version`, or of all that was accepted before it if the
     version is unset. A delete has no text and no attributes.
+
+    `expected_version` is that which the document must have when the matcher accepts this one; 0: there must
+    be none; None: any.
     """
 
     id: str
@@ -63,11 +66,12 @@ class Document:
     accepted_us: int = field(default=0, compare=False, repr=False)
     passage: Passage | None = field(default=None, compare=False, repr=False)
     deleted: bool = False
+    expected_version: int | None = None
 
     @classmethod
-    def deletion(cls, document_id: str, version: int = 0) -> Document:
+    def deletion(cls, document_id: str, version: int = 0, *, expected_version: int | None = None) -> Document:
         """A delete, as an item among documents to ingest."""
-        return cls(document_id, "", version=version, deleted=True)
+        return cls(document_id, "", version=version, deleted=True, expected_version=expected_version)
 
 
 def point_id(document_id: str) -> str:
@@ -183,6 +187,7 @@ def document_violations(document: Document, prefix: str = "") -> list[Violation]
     checks = [
         id_violation(f"{prefix}id", document.id),
         version_violation(f"{prefix}version", document.version) if document.version else None,
+        _expectation_violation(f"{prefix}expected_version", document),
     ]
     if document.deleted:
         checks += [
@@ -196,6 +201,19 @@ def document_violations(document: Document, prefix: str = "") -> list[Violation]
             attributes_violation(f"{prefix}attributes", document.attributes),
         ]
     return [violation for violation in checks if violation is not None]
+
+
+def _expectation_violation(field_name: str, document: Document) -> Violation | None:
+    expected = document.expected_version
+    if expected is None:
+        return None
+    if not 0 <= expected <= MAX_VERSION:
+        return Violation.of_field(field_name, f"is {expected}; it must be 0 to {MAX_VERSION}")
+    if document.version and document.version <= expected - document.deleted:
+        return Violation.of_field(
+            field_name, f"is {expected}, so that the version {document.version} never counts"
+        )
+    return None
 
 
 def check_texts(field_name: str, texts: Sequence[str], max_texts: int) -> None:

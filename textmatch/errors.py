@@ -19,6 +19,7 @@
     ├── CollectionNotOwned       FAILED_PRECONDITION  another installation made the collection
     ├── DocumentDeleted          FAILED_PRECONDITION  a delete covers this version of the document
     ├── VersionsExhausted        FAILED_PRECONDITION  the document has the highest possible version
+    ├── VersionMismatch          FAILED_PRECONDITION  the document does not have the expected version
     ├── CollectionsDiffer        FAILED_PRECONDITION  different bi-encoders built them
     ├── Unauthenticated          UNAUTHENTICATED      the API key is missing or not valid
     ├── PermissionDenied         PERMISSION_DENIED
@@ -288,6 +289,20 @@ class VersionsExhausted(TextMatchError):
     def of(cls, document_id: str) -> VersionsExhausted:
         """The error of a document without a version."""
         return cls(f'"{document_id}" has the highest possible version; delete it, and use another id')
+
+
+class VersionMismatch(TextMatchError):
+    """The document does not have the expected version, or was changed at the same time."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = error_reason_pb2.ERROR_REASON_VERSION_MISMATCH
+
+    @classmethod
+    def of(cls, expected_version: int) -> VersionMismatch:
+        """The error of a document that was expected to have this version; 0: not to exist."""
+        if expected_version:
+            return cls(f"the document does not have the version {expected_version} now")
+        return cls("the document exists, or is created at the same time")
 
 
 class CollectionsDiffer(TextMatchError):

@@ -68,6 +68,13 @@ class NewDocument(StrictBody):
         None, ge=1, le=MAX_VERSION, description="The highest version wins. Without one, the last write."
     )
 
+    expected_version: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_VERSION,
+        description="Store it only if the document has this version; 0: only if there is none.",
+    )
+
 
 class DocumentBody(BaseModel):
     """A stored document."""
@@ -132,7 +139,7 @@ _LINES_IN = {
     "requestBody": {
         "required": True,
         "description": "One document a line, in a body of any size: `id`, `text`, `attributes`, `version`. "
-        "A line with `id` and `deleted: true` deletes.",
+        "A line with `id` and `deleted: true` deletes. Both may have `expected_version`.",
         "content": {NDJSON: {"schema": {"type": "string"}}},
     }
 }

@@ -30,15 +30,17 @@ from textmatch.documents import Document, content_hash
 from textmatch.errors import (
     CollectionNotFound,
     CollectionNotOwned,
+    DependencyUnavailable,
     DocumentDeleted,
     Overloaded,
     TextMatchError,
+    VersionMismatch,
     VersionsExhausted,
 )
 from textmatch.index.points import Fingerprint
 from textmatch.queue.clock import UNREPEATED, Request
 from textmatch.queue.depth import DepthSample, KeptSample, QueueDepth
-from textmatch.queue.producer import Producer, Refusal, Submission
+from textmatch.queue.producer import Observation, Producer, Refusal, Submission
 from textmatch.runtime.tracing import current_traceparent
 from textmatch.time_slices import in_slices
 from textmatch.types import DocumentResult, IngestOutcome
@@ -54,6 +56,8 @@ _REQUEST_SECONDS = 300
 _MAX_CALL_SECONDS = 3600
 # Finding unchanged documents only saves work: acceptance does not wait longer for Qdrant.
 _LOOK_UP_SECONDS = 1.0
+# An expected version cannot be checked without Qdrant.
+_OBSERVE_SECONDS = 5.0
 # A waiting caller is refused this long before its deadline, or this share of its time if that is less.
 _MARGIN_SECONDS = 1.0
 _MARGIN_SHARE = 0.25
@@ -224,20 +228,23 @@ class IngestHandler:
         unchanged = await _unchanged(documents, stored, pending.keys() | deleted)
         to_write = {at: one for at, one in documents.items() if at not in unchanged}
         versions: list[int] = []
+        undecided: dict[int, TextMatchError] = {}
         if to_write:
-            entering = list(to_write.values())
             known = {one: found.version for one, found in stored.items()}
-            async with self._dependencies.admission.entry(entering, deadline):
-                versions = await self._dependencies.producer.enqueue(
-                    collection.config,
-                    entering,
-                    Submission(
+            async with self._dependencies.admission.entry(list(to_write.values()), deadline):
+                observed, undecided = await self._observe(collection, to_write)
+                to_write = {at: one for at, one in to_write.items() if at not in undecided}
+                if to_write:
+                    submission = Submission(
                         known,
                         remembered(request_id, deadline),
                         current_traceparent(),
                         self._dependencies.tombstone_seconds,
-                    ),
-                )
+                        observed,
+                    )
+                    versions = await self._dependencies.producer.enqueue(
+                        collection.config, list(to_write.values()), submission
+                    )
         return [
             *(
                 DocumentResult(position, documents[position].id, IngestOutcome.UNCHANGED, version)
@@ -247,7 +254,49 @@ class IngestHandler:
                 _result(position, document, version)
                 for (position, document), version in zip(to_write.items(), versions, strict=True)
             ),
+            *(
+                DocumentResult(position, documents[position].id, IngestOutcome.REJECTED, error=error)
+                for position, error in undecided.items()
+            ),
         ]
+
+    async def _observe(
+        self, collection: Collection, documents: Mapping[int, Document]
+    ) -> tuple[dict[str, Observation], dict[int, TextMatchError]]:
+        """The versions, by id, that documents have which expect one; or by position why they cannot be read.
+
+        What is queued counts as if it were stored, because workers will store it.
+        """
+        conditional = {at: one for at, one in documents.items() if one.expected_version is not None}
+        ids = list({one.id for one in conditional.values()})
+        if not ids:
+            return {}, {}
+        # The order matters: textmatch/queue/pending.py explains it.
+        watches = await collection.pending.watch(ids)
+        pending = await collection.pending.versions(ids)
+        try:
+            async with asyncio.timeout(_OBSERVE_SECONDS):
+                stored = await collection.index.fingerprints(ids)
+        except (CollectionNotFound, CollectionNotOwned):
+            raise
+        except (TextMatchError, TimeoutError) as error:
+            reason = str(error) or f"Qdrant did not answer within {_OBSERVE_SECONDS:g} s"
+            undecided = DependencyUnavailable(
+                f"whether it has the expected version is not known: {reason}",
+                retry_delay_seconds=_RETRY_SECONDS,
+            )
+            return {}, dict.fromkeys(conditional, undecided)
+        tombstones = await collection.tombstones.get(ids)
+        observed: dict[str, Observation] = {}
+        for one in ids:
+            version, tombstone, found = pending.get(one, 0), tombstones.get(one), stored.get(one)
+            is_covered = found and tombstone and tombstone.covers(found.version, found.accepted_us)
+            if found and not is_covered:
+                version = max(version, found.version)
+            if tombstone and version <= tombstone.version:
+                version = 0
+            observed[one] = Observation(version, watches[one])
+        return observed, {}
 
     async def _stored(
         self, collection: Collection, documents: Mapping[int, Document]
@@ -281,6 +330,7 @@ async def _unchanged(
         if (
             found is not None
             and not document.deleted
+            and document.expected_version is None
             and document.id not in written
             and document.version <= found.version
             and content_hash(document) == found.content_hash
@@ -297,6 +347,8 @@ def _result(position: int, document: Document, version: int) -> DocumentResult:
         return DocumentResult(position, document.id, IngestOutcome.ACCEPTED, version)
     if version == Refusal.DELETED:
         error = DocumentDeleted.of(document.version)
+    elif version == Refusal.MISMATCH:
+        error = VersionMismatch.of(document.expected_version or 0)
     else:
         error = VersionsExhausted.of(document.id)
     return DocumentResult(position, document.id, IngestOutcome.REJECTED, error=error)

@@ -234,7 +234,9 @@ class TextMatchClient(EncoderMethods):
         Args:
             documents: `Document` objects, or dicts with "id", "text", and optional "attributes", "version".
                 Deletes among them are `Document.deletion(id, version)`, or dicts with "id", "deleted": true
-                and optional "version". They are accepted while Qdrant is down, and applied later.
+                and optional "version". They are accepted while Qdrant is down, and applied later. Both may
+                have an "expected_version": they are rejected (VersionMismatch) if the document does not have
+                it then; 0: if the document exists.
         """
         return Results(self._methods.ingest(documents, timeout_seconds=timeout_seconds))
 

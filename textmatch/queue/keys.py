@@ -51,6 +51,11 @@ class CollectionKeys:
         return f"{self.prefix}:pending-versions"
 
     @property
+    def watches(self) -> str:
+        """Hash: document id -> since when no write of it was accepted (pending.py). It is small."""
+        return f"{self.prefix}:watches"
+
+    @property
     def letters(self) -> LetterKeys:
         """Documents that cannot be indexed."""
         return LetterKeys.under(self.prefix)

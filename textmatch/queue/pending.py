@@ -1,4 +1,10 @@
-"""Documents that are accepted and not yet settled, by their highest accepted version."""
+"""Documents that are accepted and not yet settled, by their highest accepted version.
+
+A write that expects a version is decided by what is stored and what is pending. Between reading the index and
+accepting the write, another write may be accepted, indexed and no longer pending. Therefore the document is
+*watched* before the index is read, like a key by WATCH of Redis. Each acceptance ends the watches of its
+documents, and a write whose watch has ended is refused (producer.py).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
+from textmatch.queue.clock import CLOCK_LUA
 from textmatch.queue.keys import CollectionKeys, Keys
 from textmatch.queue.redis_client import flattened, translated_errors
 
@@ -46,6 +53,36 @@ return #ids
 """
 
 
+# A watch that exists stays: no write was accepted since. KEYS: clock, watches. ARGV: how long watches last,
+# how many there may be, ids. Returns the time now, and the marks of the ids.
+_WATCH = (
+    CLOCK_LUA
+    + """
+if redis.call('HLEN', KEYS[2]) > tonumber(ARGV[2]) then
+  redis.call('DEL', KEYS[2])
+end
+local now, marks = tick(KEYS[1], 1), {}
+for i = 3, #ARGV do
+  redis.call('HSETNX', KEYS[2], ARGV[i], text(now))
+  marks[i - 2] = tonumber(redis.call('HGET', KEYS[2], ARGV[i]))
+end
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+return {now, marks}
+"""
+)
+
+_WATCH_SECONDS = 60
+_MAX_WATCHES = 10_000
+
+
+@dataclass(frozen=True)
+class Watch:
+    """`mark` is gone once a write is accepted. Deletes accepted from `since_us` on are not seen yet."""
+
+    mark: int
+    since_us: int
+
+
 @dataclass(frozen=True)
 class PendingSummary:
     """The number of pending documents, and the age of the oldest; 0 if there is none."""
@@ -66,6 +103,8 @@ class Pending:
         self._redis = redis
         self._pending = keys.pending
         self._versions = keys.pending_versions
+        self._watches = [keys.clock, keys.watches]
+        self._watch = redis.register_script(_WATCH)
         self._clear = redis.register_script(_CLEAR)
         self._summary = redis.register_script(_SUMMARY)
         self._drop_orphans = redis.register_script(_DROP_ORPHANS)
@@ -84,6 +123,13 @@ class Pending:
             found = await self._redis.hmget(self._versions, asked)
         pairs = zip(asked, found, strict=True)
         return {document_id: int(version) for document_id, version in pairs if version is not None}
+
+    async def watch(self, ids: Iterable[str]) -> dict[str, Watch]:
+        """Watch documents for a minute: producer.py accepts a write only while its watch lasts."""
+        asked = list(ids)
+        with translated_errors():
+            now, marks = await self._watch(keys=self._watches, args=[_WATCH_SECONDS, _MAX_WATCHES, *asked])
+        return {one: Watch(mark, now) for one, mark in zip(asked, marks, strict=True)}
 
     async def summary(self) -> PendingSummary:
         """The number and age of all pending documents."""

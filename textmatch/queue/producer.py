@@ -16,6 +16,7 @@ from textmatch.errors import CollectionNotFound
 from textmatch.queue import messages
 from textmatch.queue.clock import CLOCK_LUA, UNREPEATED, Request
 from textmatch.queue.keys import Keys
+from textmatch.queue.pending import Watch
 from textmatch.queue.redis_client import flattened, run_confirmed, translated_errors
 from textmatch.queue.tombstones import BURY_LUA
 from textmatch.time_slices import in_slices
@@ -38,16 +39,19 @@ _STEP_BYTES = 1024 * 1024
 # accepted before. In the message its version is 0 then.
 #
 # KEYS: collections, clock, pending, pending-versions, queue, tombstones, request, letters, letter-versions,
-# letter-times. ARGV: name and generation of the collection, how long to remember the request (0: not), the
-# time of acceptance (0: now), which step of the request it is, how long to keep tombstones, and the number of
-# documents; for each its id, version (0: none), how many of the same id came before it, the stored version,
-# and whether it is a delete (1); then for each message the number of its documents and its text. Returns the
-# version of each document, or a `Refusal`; nothing if there is no such collection.
+# letter-times, watches, filter-tombstones. ARGV: name and generation of the collection, how long to
+# remember the request (0: not), the time of acceptance (0: now), which step of the request it is, how long
+# to keep tombstones, and the number of documents; for each its id, version (0: none), how many of the same
+# id came before it, the stored version, and whether it is a delete (1); then the number of documents that
+# expect a version, and for each its place from 1, the expected version, the one that was observed (0: there
+# is no document), the mark of its watch and since when deletes were not observed; then for each message the
+# number of its documents and its text. Returns the version of each document, or a `Refusal`; nothing if
+# there is no such collection.
 _ENQUEUE = (
     CLOCK_LUA
     + BURY_LUA
     + """
-local DELETED, EXHAUSTED = -1, -2
+local DELETED, EXHAUSTED, MISMATCH = -1, -2, -3
 local entry = redis.call('HGET', KEYS[1], ARGV[1])
 if not entry or cjson.decode(entry).generation ~= ARGV[2] then
   return false
@@ -59,6 +63,17 @@ for i = 1, tonumber(ARGV[7]) do
     ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), ARGV[at + 4] == '1'
   span = math.max(span, repeats[i] + 1)
 end
+local first_message, expectations = 5 * #ids + 9, {}
+for _ = 1, tonumber(ARGV[first_message - 1]) do
+  expectations[tonumber(ARGV[first_message])] = {
+    expected = tonumber(ARGV[first_message + 1]),
+    observed = tonumber(ARGV[first_message + 2]),
+    mark = tonumber(ARGV[first_message + 3]),
+    since = tonumber(ARGV[first_message + 4]),
+  }
+  first_message = first_message + 5
+end
+local last_filter_delete = tonumber(redis.call('ZREVRANGE', KEYS[12], 0, 0, 'WITHSCORES')[2] or 0)
 local seconds, accepted = tonumber(ARGV[3]), tonumber(ARGV[4])
 local first_try
 if seconds > 0 then
@@ -74,9 +89,17 @@ if is_new then
 end
 local deleted, deleted_before = tombstones_of(KEYS[6], ids)
 local pending, highest = redis.call('HMGET', KEYS[4], unpack(ids)), {}
+local function holds(expectation, id, covered, deleted_at, newest)
+  local mark = tonumber(redis.call('HGET', KEYS[11], id) or 0)
+  if mark ~= expectation.mark or math.max(deleted_at, last_filter_delete) >= expectation.since then
+    return false
+  end
+  local version = math.max(expectation.observed, newest)
+  return expectation.expected == (version > covered and version or 0)
+end
 -- What the tombstones of this request cover.
 local buried, buried_before = {}, {}
-local versions, answer = {}, {}
+local versions, answer, changed = {}, {}, {}
 for i, id in ipairs(ids) do
   local usual = given[i]
   if given[i] == 0 and not is_delete[i] then
@@ -89,8 +112,10 @@ for i, id in ipairs(ids) do
     version = tonumber(kept)
   elseif is_new then
     local covered = math.max(deleted[i], buried[id] or 0)
-    local known = math.max(covered, stored[i], newest)
-    if is_delete[i] then
+    local known = math.max(covered, stored[i], newest, expectations[i] and expectations[i].observed or 0)
+    if expectations[i] and not holds(expectations[i], id, covered, deleted_before[i], newest) then
+      version = MISMATCH
+    elseif is_delete[i] then
       local failed = tonumber(redis.call('HGET', KEYS[9], id) or 0)
       if given[i] == 0 then
         version = math.max(known, failed)
@@ -114,6 +139,9 @@ for i, id in ipairs(ids) do
     redis.call('HSET', KEYS[4], id, text(version))
     redis.call('ZADD', KEYS[3], accepted / 1000000, id)
   end
+  if version >= 0 then
+    changed[#changed + 1] = id
+  end
   highest[id] = math.max(version, highest[id] or 0)
   versions[i], answer[i] = text(version), version
   if version < 0 then
@@ -121,6 +149,9 @@ for i, id in ipairs(ids) do
   elseif is_delete[i] then
     versions[i] = text(given[i])
   end
+end
+if #changed > 0 then
+  redis.call('HDEL', KEYS[11], unpack(changed))
 end
 local tombstones = {{}, {}, {}}
 for id, version in pairs(buried) do
@@ -131,7 +162,7 @@ if #tombstones[1] > 0 then
   bury(KEYS[6], tonumber(ARGV[6]), unpack(tombstones))
 end
 local first = 1
-for at = 5 * #ids + 8, #ARGV, 2 do
+for at = first_message, #ARGV, 2 do
   local last = first + tonumber(ARGV[at]) - 1
   local list, is_needed = table.concat(versions, ', ', first, last), false
   for i = first, last do
@@ -158,6 +189,16 @@ class Refusal(IntEnum):
     DELETED = -1
     # It has no version, and the highest possible version of its id is taken.
     EXHAUSTED = -2
+    # The document does not have the version that it expects, or was changed at the same time.
+    MISMATCH = -3
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The version of a document that is stored or queued, 0 if there is none; it was watched before."""
+
+    version: int
+    watch: Watch
 
 
 @dataclass(frozen=True)
@@ -170,12 +211,14 @@ class Submission:
         request: what may be tried again.
         traceparent: the W3C trace context of the sender; empty if there is none.
         tombstone_seconds: how long deletes are remembered at least; needed if there are deletes.
+        observed: by id, of the documents that expect a version.
     """
 
     stored: Mapping[str, int]
     request: Request = UNREPEATED
     traceparent: str = ""
     tombstone_seconds: int = 0
+    observed: Mapping[str, Observation] = field(default_factory=dict)
 
 
 _NOTHING_KNOWN = Submission({})
@@ -249,11 +292,19 @@ class Producer:
             message = messages.pack(argument, self._keys.queue)
             if step.packed and step.size_bytes + len(message) > _STEP_BYTES:
                 versions += await self._run(envelope, step)
-                step = replace(step, number=step.number + 1, rows=[], packed=[], size_bytes=0)
+                step = replace(
+                    step, number=step.number + 1, rows=[], expectations=[], packed=[], size_bytes=0
+                )
             step.packed += [len(batch), message]
             step.size_bytes += len(message)
             for one in batch:
                 stored = submission.stored.get(one.id, 0)
+                if one.expected_version is not None:
+                    seen = submission.observed[one.id]
+                    place, watch = len(step.rows) + 1, seen.watch
+                    step.expectations.append(
+                        (place, one.expected_version, seen.version, watch.mark, watch.since_us)
+                    )
                 step.rows.append((one.id, one.version, before[one.id], stored, int(one.deleted)))
                 before[one.id] += 1
         return versions + await self._run(envelope, step)
@@ -265,6 +316,7 @@ class Producer:
         script_keys += [state.tombstones, state.request(request.id)]
         letters = state.letters
         script_keys += [letters.dead_letters, letters.dead_letter_versions, letters.dead_letter_times]
+        script_keys += [state.watches, state.filter_tombstones]
         fixed: list[str | int] = [
             *names,
             request.ttl_seconds,
@@ -276,7 +328,14 @@ class Producer:
             self._redis,
             self._enqueue,
             keys=script_keys,
-            args=[*fixed, len(step.rows), *flattened(step.rows), *step.packed],
+            args=[
+                *fixed,
+                len(step.rows),
+                *flattened(step.rows),
+                len(step.expectations),
+                *flattened(step.expectations),
+                *step.packed,
+            ],
             replicas=self._replicas,
         )
         if versions is None:
@@ -292,6 +351,8 @@ class _Step:
         accepted_us: when the documents were accepted; 0: now.
         rows: of each document the id, the version, how many of the same id came before it, the stored
             version, and whether it is a delete.
+        expectations: of each document that expects a version its place in `rows` from 1, the expected
+            version, the observed one, and its watch.
         packed: of each message the number of its documents and its text.
     """
 
@@ -300,6 +361,7 @@ class _Step:
     tombstone_seconds: int
     number: int = 1
     rows: list[tuple[str, int, int, int, int]] = field(default_factory=list)
+    expectations: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     packed: list[str | int] = field(default_factory=list)
     size_bytes: int = 0
 

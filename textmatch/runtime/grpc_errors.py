@@ -30,6 +30,7 @@ _CLASS_OF_REASON = {
         errors.LexicalIndexMissing,
         errors.DocumentDeleted,
         errors.VersionsExhausted,
+        errors.VersionMismatch,
         errors.ApiKeyMissing,
         errors.ApiKeyInvalid,
         errors.PermissionDenied,

@@ -85,6 +85,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: a delete covers this version of the document. Send a higher version."""
     ERROR_REASON_VERSIONS_EXHAUSTED: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION: the document has the highest possible version, so nothing can replace it."""
+    ERROR_REASON_VERSION_MISMATCH: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION: the document does not have the `expected_version`, or was changed at the same time."""
     ERROR_REASON_COLLECTIONS_DIFFER: _ErrorReason.ValueType  # 45
     """FAILED_PRECONDITION: two collections cannot be compared, because different bi-encoders built them."""
     ERROR_REASON_API_KEY_MISSING: _ErrorReason.ValueType  # 50
@@ -167,6 +169,8 @@ ERROR_REASON_DOCUMENT_DELETED: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION: a delete covers this version of the document. Send a higher version."""
 ERROR_REASON_VERSIONS_EXHAUSTED: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION: the document has the highest possible version, so nothing can replace it."""
+ERROR_REASON_VERSION_MISMATCH: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION: the document does not have the `expected_version`, or was changed at the same time."""
 ERROR_REASON_COLLECTIONS_DIFFER: ErrorReason.ValueType  # 45
 """FAILED_PRECONDITION: two collections cannot be compared, because different bi-encoders built them."""
 ERROR_REASON_API_KEY_MISSING: ErrorReason.ValueType  # 50

@@ -182,6 +182,7 @@ class Document(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by the client; 1 to 512 bytes of UTF-8."""
     text: _builtins.str
@@ -192,6 +193,11 @@ class Document(_message.Message):
     deleted: _builtins.bool
     """Of IngestDocuments: delete the document, which has no text and no attributes then. Versions up to `version` are
     deleted; absent: all that were accepted before. Never set in answers.
+    """
+    expected_version: _builtins.int
+    """Of IngestDocuments: accept the document, or the delete, only if this is the version of the document now: the highest
+    one that is accepted, stored or queued. 0: only if there is no such document. Otherwise it is rejected
+    (VERSION_MISMATCH). Of several that expect the same version, one is accepted. Never set in answers.
     """
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
@@ -205,13 +211,19 @@ class Document(_message.Message):
         attributes: _struct_pb2.Struct | None = ...,
         version: _builtins.int | None = ...,
         deleted: _builtins.bool = ...,
+        expected_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "attributes", b"attributes", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_version", b"_version", "attributes", b"attributes", "expected_version", b"expected_version", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "attributes", b"attributes", "deleted", b"deleted", "id", b"id", "text", b"text", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_version", b"_version", "attributes", b"attributes", "deleted", b"deleted", "expected_version", b"expected_version", "id", b"id", "text", b"text", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
 
 Global___Document: _TypeAlias = Document  # noqa: Y015

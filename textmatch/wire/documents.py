@@ -42,8 +42,8 @@ _DOCUMENTS = pb.IngestDocumentsRequest.DOCUMENTS_FIELD_NUMBER
 _COLLECTION = pb.IngestDocumentsRequest.COLLECTION_FIELD_NUMBER
 _REQUEST_ID = pb.IngestDocumentsRequest.REQUEST_ID_FIELD_NUMBER
 
-# A document, or a dict with the keys "id", "text" and optionally "attributes" and "version"; of a delete:
-# "id", "deleted" and optionally "version".
+# A document, or a dict with the keys "id", "text" and optionally "attributes", "version" and
+# "expected_version"; of a delete: "id", "deleted" and optionally these two.
 DocumentLike: TypeAlias = Document | Mapping[str, Any]
 
 _OUTCOMES = {
@@ -76,8 +76,9 @@ _TYPES: dict[str, tuple[type, str]] = {
     "attributes": (Mapping, "an object"),
     "version": (int, "a whole number"),
     "deleted": (bool, "a boolean"),
+    "expected_version": (int, "a whole number"),
 }
-_OPTIONAL = ("attributes", "version", "deleted")
+_OPTIONAL = ("attributes", "version", "deleted", "expected_version")
 
 
 def to_document(value: DocumentLike) -> Document:
@@ -103,6 +104,7 @@ def to_proto(document: Document) -> pb.Document:
         attributes=to_struct(document.attributes) if document.attributes else None,
         version=document.version or None,
         deleted=document.deleted,
+        expected_version=document.expected_version,
     )
 
 
@@ -114,6 +116,7 @@ def from_proto(message: pb.Document) -> Document:
         from_struct(message.attributes),
         message.version,
         deleted=message.deleted,
+        expected_version=message.expected_version if message.HasField("expected_version") else None,
     )
 
 
@@ -430,6 +433,7 @@ def _from_mapping(value: Any) -> Document:
         attributes={} if attributes is None else attributes,
         version=0 if version is None else version,
         deleted=bool(value.get("deleted")),
+        expected_version=value.get("expected_version"),
     )
 
 

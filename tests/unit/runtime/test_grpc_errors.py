@@ -20,6 +20,7 @@ EXAMPLES: list[tuple[TextMatchError, grpc.StatusCode, str]] = [
     (errors.CollectionNotOwned.of("c"), grpc.StatusCode.FAILED_PRECONDITION, "COLLECTION_NOT_OWNED"),
     (errors.DocumentDeleted.of(5), grpc.StatusCode.FAILED_PRECONDITION, "DOCUMENT_DELETED"),
     (errors.VersionsExhausted.of("a"), grpc.StatusCode.FAILED_PRECONDITION, "VERSIONS_EXHAUSTED"),
+    (errors.VersionMismatch.of(5), grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH"),
     (errors.CollectionDenied("x"), grpc.StatusCode.PERMISSION_DENIED, "COLLECTION_DENIED"),
     (errors.Overloaded("x", retry_delay_seconds=1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (errors.DeadlineTooShort("x"), grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_TOO_SHORT"),
