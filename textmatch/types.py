@@ -352,8 +352,25 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class DocumentStatus:
+    """What became of a document.
+
+    Args:
+        state: None if only the index knows it and cannot be read.
+        version: that is stored, queued or in the dead letters, as the state says; of a deleted document the
+            highest one that is known to be deleted; 0: none is known.
+        error: of a FAILED document, cut to 1 KiB; "" of others.
+    """
+
+    id: str
+    state: DocumentState | None
+    version: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class IngestStatus:
-    """The size of the queue, and the state of one document if it was requested."""
+    """The size of the queue, and the states of documents if they were requested."""
 
     document_count: int | None  # None while the index cannot be read
     queued_count: int
@@ -366,6 +383,7 @@ class IngestStatus:
     problems: tuple[Problem, ...] = ()
     # Documents of which the model has not read the end; None while the index cannot be read.
     truncated_count: int | None = None
+    documents: tuple[DocumentStatus, ...] = ()
 
 
 @dataclass(frozen=True)

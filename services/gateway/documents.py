@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from services.gateway.ndjson import (
     ndjson_content,
 )
 from services.gateway.problems import ItemError, item_error, renamed_fields
-from textmatch.client import AsyncTextMatchClient, Document, DocumentResult
+from textmatch.client import AsyncTextMatchClient, Document, DocumentResult, DocumentState
 from textmatch.documents import MAX_VERSION, check_item_count
 from textmatch.errors import DeadlinePassed, InvalidInput, TextMatchError
 
@@ -96,6 +97,15 @@ class FoundDocumentsBody(BaseModel):
 
     documents: list[DocumentBody]
     missing_ids: list[str]
+
+
+class DocumentStatusBody(BaseModel):
+    """What became of a document."""
+
+    id: str
+    state: DocumentState | None = Field(description="null: it is not known while Qdrant does not answer.")
+    version: int = Field(description="That is stored, queued, deleted or failed; 0: none is known.")
+    error: str = Field(description="Of a FAILED document.")
 
 
 class CountBody(StrictBody):
@@ -205,6 +215,18 @@ async def get_documents(collection: str, body: DocumentIdsBody, caller: FromRequ
     return FoundDocumentsBody(
         documents=[_document_body(one) for one in found.documents], missing_ids=list(found.missing_ids)
     )
+
+
+@router.post("/v1/collections/{collection}/documents:status")
+async def document_states(
+    collection: str, body: DocumentIdsBody, caller: FromRequest
+) -> list[DocumentStatusBody]:
+    """What became of documents, in the order of the ids."""
+    check_item_count("ids", len(body.ids), MAX_IDS)
+    states = await caller.collection(collection).document_states(
+        body.ids, timeout_seconds=caller.timeout_seconds
+    )
+    return [DocumentStatusBody(**asdict(one)) for one in states]
 
 
 @router.post("/v1/collections/{collection}/documents:count")

@@ -31,7 +31,7 @@ from textmatch.index.points import DeleteCondition
 from textmatch.queue.clock import Request
 from textmatch.queue.dead_letters import DeadLetter, DeadLetters, LetterPosition
 from textmatch.time_slices import in_slices
-from textmatch.types import DocumentState, IngestStatus, LetterInfo, Problem
+from textmatch.types import DocumentState, DocumentStatus, IngestStatus, LetterInfo, Problem
 
 MAX_IDS = 1_000
 # Of up to 100 KB each. Reading more at once would delay other calls.
@@ -40,6 +40,8 @@ _READ_AT_ONCE = 100
 _LETTERS_AT_ONCE = 50
 # Of the error of a dead letter.
 _MAX_ERROR_BYTES = 4 * 1024
+# A thousand of them fit into an answer.
+_MAX_STATUS_ERROR_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -209,13 +211,15 @@ class DocumentsHandler:
         await collection.index.delete_matching(condition)
         return deleted_count
 
-    async def status(self, collection: Collection, document_id: str) -> IngestStatus:
-        """The totals, and the state of one document if its id is given.
+    async def status(self, collection: Collection, ids: Sequence[str]) -> IngestStatus:
+        """The totals, and the states of documents. It costs some round trips for any number of them.
 
         While Qdrant does not answer, the status has what Redis knows.
         """
-        raise_violations([id_violation("document_id", document_id)] if document_id else [])
+        if ids:
+            _check_ids(ids, "document_ids")
         waiting = await collection.pending.summary()
+        queued = await self._queued_states(collection, ids)
         status = IngestStatus(
             document_count=None,
             queued_count=waiting.count,
@@ -223,41 +227,54 @@ class DocumentsHandler:
             dead_letter_count=await collection.dead_letters.count(),
             collection=collection.name,
             model_id="",
+            documents=tuple(queued.get(one, DocumentStatus(one, None)) for one in ids),
         )
-        if document_id:
-            state, error = await self._queued_state(collection, document_id)
-            status = replace(status, document_state=state, document_error=error or None)
         try:
             model_id, count = await collection.index.model_in_use(), await collection.index.count()
             truncated_count = await collection.index.count_truncated()
-            if document_id and status.document_state is None:
-                status = replace(status, document_state=await self._stored_state(collection, document_id))
+            settled = await self._settled_states(collection, [one for one in ids if one not in queued])
         except DependencyUnavailable as error:
             problem = Problem("qdrant", "", reason_name(error.reason), str(error))
             return replace(status, problems=(problem,))
-        return replace(status, model_id=model_id, document_count=count, truncated_count=truncated_count)
+        documents = tuple(queued.get(one) or settled[one] for one in ids)
+        return replace(
+            status,
+            model_id=model_id,
+            document_count=count,
+            truncated_count=truncated_count,
+            documents=documents,
+        )
 
-    async def _queued_state(
-        self, collection: Collection, document_id: str
-    ) -> tuple[DocumentState | None, str]:
-        """The state and the error of a document that is not settled in the index."""
-        if await collection.pending.versions([document_id]):
-            return DocumentState.PENDING, ""
-        if letter := await collection.dead_letters.get(document_id):
-            return DocumentState.FAILED, letter.error
-        return None, ""
+    async def _queued_states(self, collection: Collection, ids: Sequence[str]) -> dict[str, DocumentStatus]:
+        """The states, by id, of those documents that are not settled in the index."""
+        pending = await collection.pending.versions(ids)
+        states = {
+            one: DocumentStatus(one, DocumentState.PENDING, version) for one, version in pending.items()
+        }
+        failed = await collection.dead_letters.versions([one for one in ids if one not in pending])
+        for one, version in failed.items():
+            # One by one, because each may have a text of 4 MiB.
+            if letter := await collection.dead_letters.get(one):
+                error = _cut(letter.error, _MAX_STATUS_ERROR_BYTES)
+                states[one] = DocumentStatus(one, DocumentState.FAILED, version, error)
+        return states
 
-    async def _stored_state(self, collection: Collection, document_id: str) -> DocumentState:
-        if await collection.index.fetch([document_id]):
-            return DocumentState.INDEXED
-        if await collection.tombstones.get([document_id]):
-            return DocumentState.DELETED
-        return DocumentState.UNKNOWN
+    async def _settled_states(self, collection: Collection, ids: Sequence[str]) -> dict[str, DocumentStatus]:
+        stored = await collection.index.fingerprints(ids)
+        tombstones = await collection.tombstones.get([one for one in ids if one not in stored])
+        states = {one: DocumentStatus(one, DocumentState.UNKNOWN) for one in ids}
+        states |= {
+            one: DocumentStatus(one, DocumentState.DELETED, t.version) for one, t in tombstones.items()
+        }
+        states |= {
+            one: DocumentStatus(one, DocumentState.INDEXED, found.version) for one, found in stored.items()
+        }
+        return states
 
 
-def _check_ids(ids: Sequence[str]) -> None:
-    check_item_count("ids", len(ids), MAX_IDS)
-    raise_violations(id_violation(f"ids[{position}]", one) for position, one in enumerate(ids))
+def _check_ids(ids: Sequence[str], field: str = "ids") -> None:
+    check_item_count(field, len(ids), MAX_IDS)
+    raise_violations(id_violation(f"{field}[{position}]", one) for position, one in enumerate(ids))
 
 
 async def _whole(collection: Collection, document: Document) -> Document | None:
@@ -269,21 +286,22 @@ async def _whole(collection: Collection, document: Document) -> Document | None:
 
 
 def _letter_info(letter: DeadLetter) -> LetterInfo:
-    """What callers see of a dead letter. What is in the queue may be large, and no Unicode."""
-
-    def cut(text: str, max_bytes: int) -> str:
-        return text.encode(errors="replace")[:max_bytes].decode(errors="ignore")
-
+    """What callers see of a dead letter."""
     document = letter.document
     return LetterInfo(
         id=letter.key,
         reason=letter.reason,
-        error=cut(letter.error, _MAX_ERROR_BYTES),
+        error=_cut(letter.error, _MAX_ERROR_BYTES),
         failed_at=letter.failed_at,
-        text=None if document is None else cut(document.text, MAX_TEXT_BYTES),
+        text=None if document is None else _cut(document.text, MAX_TEXT_BYTES),
         version=0 if document is None else document.version,
-        raw=None if letter.raw is None else cut(letter.raw, MAX_TEXT_BYTES),
+        raw=None if letter.raw is None else _cut(letter.raw, MAX_TEXT_BYTES),
     )
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """What is in the queue may be large, and no Unicode."""
+    return text.encode(errors="replace")[:max_bytes].decode(errors="ignore")
 
 
 async def _count(collection: Collection, where: Filter, scope: DeleteScope) -> int:

@@ -88,7 +88,7 @@ METHOD_LIMITS = {
             "ReplayDeadLetters": RequestLimits(1024**2),
             "DropDeadLetters": RequestLimits(1024**2),
             "DeleteDocuments": _with_filter(pb.DeleteDocumentsRequest.FILTER_FIELD_NUMBER, 1024**2),
-            "GetIngestStatus": RequestLimits(16 * 1024),
+            "GetIngestStatus": RequestLimits(1024**2),
         },
     ),
     **_of_service(
@@ -286,8 +286,18 @@ class MatcherServicer(pb_grpc.MatcherServiceServicer):
     async def GetIngestStatus(
         self, request: pb.GetIngestStatusRequest, context: Context
     ) -> pb.GetIngestStatusResponse:
+        if request.document_id:
+            raise_violations([id_violation("document_id", request.document_id)])
+            if request.document_ids:
+                raise InvalidInput.of_field("document_ids", "give either one document_id or document_ids")
         collection = noted(await self._store.get(request.collection))
-        status = await self._documents.status(collection, request.document_id)
+        ids = [request.document_id] if request.document_id else request.document_ids
+        status = await self._documents.status(collection, ids)
+        charge_items(len(request.document_ids))
+        if request.document_id:
+            [one] = status.documents
+            state, error = one.state, one.error or None
+            status = replace(status, documents=(), document_state=state, document_error=error)
         known = await self._problems()
         sources = {problem.source for problem in known}
         new = [problem for problem in status.problems if problem.source not in sources]

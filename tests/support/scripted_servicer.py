@@ -227,6 +227,15 @@ class ScriptedMatcher(pb_grpc.MatcherServiceServicer):
             model_id="tiny-0123456789ab",
             document_state=state,
             document_error="the model failed on it" if state == pb.DOCUMENT_STATE_FAILED else "",
+            documents=[
+                pb.DocumentStatus(
+                    id=one,
+                    state=pb.DOCUMENT_STATE_INDEXED if one in self.documents else pb.DOCUMENT_STATE_FAILED,
+                    version=self.documents[one].version if one in self.documents else 7,
+                    error="" if one in self.documents else "the model failed on it",
+                )
+                for one in request.document_ids
+            ],
             problems=[
                 pb.Problem(source="worker", collection="default", reason="STORE_FULL", message=message)
                 for message in self.problems

@@ -36,7 +36,13 @@ from textmatch.client.connection import (
 from textmatch.client.duplicates import DuplicateStream, to_request
 from textmatch.client.encoder_calls import EncoderCalls
 from textmatch.client.encoder_methods import AsyncEncoderMethods
-from textmatch.client.listing import IDS_PER_CALL, LetterCalls, documents_by_id, listed_documents
+from textmatch.client.listing import (
+    IDS_PER_CALL,
+    LetterCalls,
+    documents_by_id,
+    listed_documents,
+    states_by_id,
+)
 from textmatch.client.results import AsyncResults
 from textmatch.client.settings import ClientSettings
 from textmatch.collection_config import DEFAULT_COLLECTION, CollectionConfig
@@ -49,6 +55,7 @@ from textmatch.types import (
     BatchMatchResult,
     CollectionSummary,
     DocumentResult,
+    DocumentStatus,
     DuplicateOptions,
     DuplicatePage,
     FoundDocuments,
@@ -366,6 +373,13 @@ class AsyncTextMatchClient(AsyncEncoderMethods):
         request = matcher_pb.GetIngestStatusRequest(document_id=one, collection=name)
         response = await self._matcher.call(GET_INGEST_STATUS, request, self._interactive(timeout_seconds))
         return ingest_status_from_proto(response)
+
+    async def document_states(
+        self, ids: str | Iterable[str], *, timeout_seconds: float | None = None
+    ) -> tuple[DocumentStatus, ...]:
+        """As `TextMatchClient.document_states`."""
+        checked = arguments.to_ids("ids", ids)
+        return await states_by_id(self._matcher, checked, self._collection, self._bulk(timeout_seconds))
 
     def list_dead_letters(
         self,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from textmatch.client.connection import (
     DROP_DEAD_LETTERS,
     GET_DOCUMENTS,
+    GET_INGEST_STATUS,
     LIST_DEAD_LETTERS,
     LIST_DOCUMENTS,
     REPLAY_DEAD_LETTERS,
@@ -21,9 +22,9 @@ from textmatch.client.connection import (
     utf8_bytes,
 )
 from textmatch.documents import Document
-from textmatch.types import FoundDocuments, LetterInfo
+from textmatch.types import DocumentStatus, FoundDocuments, LetterInfo
 from textmatch.v1 import matcher_service_pb2 as pb
-from textmatch.wire.documents import from_proto
+from textmatch.wire.documents import from_proto, ingest_status_from_proto
 from textmatch.wire.listing import MAX_PAGE_SIZE, found_documents, letter_from_proto
 
 ListRequest = TypeVar("ListRequest", pb.ListDocumentsRequest, pb.ListDeadLettersRequest)
@@ -62,6 +63,18 @@ async def documents_by_id(
             # A server that answers none would be asked for ever.
             left = left[max(1, responses[-1].answered_count) :]
     return found_documents(responses)
+
+
+async def states_by_id(
+    matcher: Connection, ids: Sequence[str], collection: str, timeout_seconds: float
+) -> tuple[DocumentStatus, ...]:
+    """The states of documents, in order."""
+    states: list[DocumentStatus] = []
+    for _, chunk in chunks(ids, utf8_bytes, IDS_PER_CALL):
+        request = pb.GetIngestStatusRequest(document_ids=chunk, collection=collection)
+        response = await matcher.call(GET_INGEST_STATUS, request, timeout_seconds)
+        states += ingest_status_from_proto(response).documents
+    return tuple(states)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from textmatch.types import (
     BatchMatchResult,
     CollectionSummary,
     DocumentResult,
+    DocumentStatus,
     DuplicateOptions,
     DuplicatePage,
     FoundDocuments,
@@ -391,6 +392,16 @@ class TextMatchClient(EncoderMethods):
         return run(
             self._methods.ingest_status(document_id, collection=collection, timeout_seconds=timeout_seconds)
         )
+
+    def document_states(
+        self, ids: str | Iterable[str], *, timeout_seconds: float | None = None
+    ) -> tuple[DocumentStatus, ...]:
+        """What became of documents, in the order of the ids.
+
+        Args:
+            ids: any number of ids, or a single one.
+        """
+        return run(self._methods.document_states(ids, timeout_seconds=timeout_seconds))
 
     def list_dead_letters(
         self,

@@ -184,6 +184,7 @@ class DeadLetters:
     def __init__(self, redis: Redis, keys: LetterKeys) -> None:
         self._redis = redis
         self._letters = keys.dead_letters
+        self._versions = keys.dead_letter_versions
         self._times = keys.dead_letter_times
         self._keys = [keys.dead_letters, keys.dead_letter_versions, keys.dead_letter_times]
         self._add = redis.register_script(_ADD)
@@ -217,6 +218,14 @@ class DeadLetters:
         with translated_errors():
             text = await self._redis.hget(self._letters, key)
         return None if text is None else DeadLetter.from_json(key, str(text))
+
+    async def versions(self, document_ids: Sequence[str]) -> dict[str, int]:
+        """The versions of those of these documents that have a letter."""
+        if not document_ids:
+            return {}
+        with translated_errors():
+            found = await self._redis.hmget(self._versions, document_ids)
+        return {one: int(version) for one, version in zip(document_ids, found, strict=True) if version}
 
     async def entries(self, limit: int) -> list[DeadLetter]:
         """Up to `limit` letters, oldest failure first."""

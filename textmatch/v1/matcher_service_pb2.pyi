@@ -154,7 +154,7 @@ class _DocumentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Documen
     DOCUMENT_STATE_UNKNOWN: _DocumentState.ValueType  # 1
     """Never seen, or deleted longer ago than tombstones are kept."""
     DOCUMENT_STATE_PENDING: _DocumentState.ValueType  # 2
-    """Accepted and not searchable yet."""
+    """Accepted and not searchable yet; or its delete is accepted and not applied yet."""
     DOCUMENT_STATE_INDEXED: _DocumentState.ValueType  # 3
     DOCUMENT_STATE_FAILED: _DocumentState.ValueType  # 4
     """In the dead letters."""
@@ -166,7 +166,7 @@ DOCUMENT_STATE_UNSPECIFIED: DocumentState.ValueType  # 0
 DOCUMENT_STATE_UNKNOWN: DocumentState.ValueType  # 1
 """Never seen, or deleted longer ago than tombstones are kept."""
 DOCUMENT_STATE_PENDING: DocumentState.ValueType  # 2
-"""Accepted and not searchable yet."""
+"""Accepted and not searchable yet; or its delete is accepted and not applied yet."""
 DOCUMENT_STATE_INDEXED: DocumentState.ValueType  # 3
 DOCUMENT_STATE_FAILED: DocumentState.ValueType  # 4
 """In the dead letters."""
@@ -1454,23 +1454,62 @@ class GetIngestStatusRequest(_message.Message):
 
     DOCUMENT_ID_FIELD_NUMBER: _builtins.int
     COLLECTION_FIELD_NUMBER: _builtins.int
+    DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     """Also return the state of this document. Empty: only the totals."""
     collection: _builtins.str
     """The name of a collection; empty means `default`. NOT_FOUND if there is none of this name."""
+    @_builtins.property
+    def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Also return the states of these documents, up to 1,000."""
+
     def __init__(
         self,
         *,
         document_id: _builtins.str = ...,
         collection: _builtins.str = ...,
+        document_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_id", b"document_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "document_id", b"document_id", "document_ids", b"document_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetIngestStatusRequest: _TypeAlias = GetIngestStatusRequest  # noqa: Y015
+
+@_typing.final
+class DocumentStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    state: Global___DocumentState.ValueType
+    """UNSPECIFIED if only the index knows it and cannot be read."""
+    version: _builtins.int
+    """The version that is stored, queued or in the dead letters, as the state says; of a DELETED document the highest one
+    that is known to be deleted. 0 if none is known.
+    """
+    error: _builtins.str
+    """The error of a FAILED document; at most 1 KiB."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        state: Global___DocumentState.ValueType = ...,
+        version: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "id", b"id", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DocumentStatus: _TypeAlias = DocumentStatus  # noqa: Y015
 
 @_typing.final
 class GetIngestStatusResponse(_message.Message):
@@ -1486,6 +1525,7 @@ class GetIngestStatusResponse(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
     TRUNCATED_COUNT_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
     document_count: _builtins.int
     """Documents in the index. Absent while Qdrant does not answer; `problems` says why."""
     queued_count: _builtins.int
@@ -1509,6 +1549,10 @@ class GetIngestStatusResponse(_message.Message):
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]:
         """What keeps documents from being indexed, or queries from being answered, now."""
 
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___DocumentStatus]:
+        """In the order of `document_ids`."""
+
     def __init__(
         self,
         *,
@@ -1522,10 +1566,11 @@ class GetIngestStatusResponse(_message.Message):
         model_id: _builtins.str = ...,
         problems: _abc.Iterable[Global___Problem] | None = ...,
         truncated_count: _builtins.int | None = ...,
+        documents: _abc.Iterable[Global___DocumentStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "_truncated_count", b"_truncated_count", "document_count", b"document_count", "truncated_count", b"truncated_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "_truncated_count", b"_truncated_count", "collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "problems", b"problems", "queued_count", b"queued_count", "truncated_count", b"truncated_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document_count", b"_document_count", "_truncated_count", b"_truncated_count", "collection", b"collection", "dead_letter_count", b"dead_letter_count", "document_count", b"document_count", "document_error", b"document_error", "document_state", b"document_state", "documents", b"documents", "model_id", b"model_id", "oldest_queued_seconds", b"oldest_queued_seconds", "problems", b"problems", "queued_count", b"queued_count", "truncated_count", b"truncated_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__document_count: _TypeAlias = _typing.Literal["document_count"]  # noqa: Y015
     _WhichOneofArgType__document_count: _TypeAlias = _typing.Literal["_document_count", b"_document_count"]  # noqa: Y015

@@ -187,7 +187,7 @@ class MatcherServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetIngestStatus(self, request, context):
-        """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document.
+        """GetIngestStatus returns the size and age of the queue and, if asked, the states of documents.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

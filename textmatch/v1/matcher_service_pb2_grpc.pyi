@@ -75,7 +75,7 @@ class MatcherServiceStub:
     index has confirmed the delete. Deleting a missing document succeeds.
     """
     GetIngestStatus: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.GetIngestStatusRequest, _matcher_service_pb2.GetIngestStatusResponse]
-    """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
+    """GetIngestStatus returns the size and age of the queue and, if asked, the states of documents."""
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_matcher_service_pb2.ListDeadLettersRequest, _matcher_service_pb2.ListDeadLettersResponse]
     """ListDeadLetters returns the documents that could not be indexed, with the reason, in pages, the oldest failure first.
     What fails again during that goes to the end.
@@ -134,7 +134,7 @@ class MatcherServiceAsyncStub(MatcherServiceStub):
     index has confirmed the delete. Deleting a missing document succeeds.
     """
     GetIngestStatus: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.GetIngestStatusRequest, _matcher_service_pb2.GetIngestStatusResponse]  # type: ignore[assignment]
-    """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
+    """GetIngestStatus returns the size and age of the queue and, if asked, the states of documents."""
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_matcher_service_pb2.ListDeadLettersRequest, _matcher_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """ListDeadLetters returns the documents that could not be indexed, with the reason, in pages, the oldest failure first.
     What fails again during that goes to the end.
@@ -250,7 +250,7 @@ class MatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _matcher_service_pb2.GetIngestStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_matcher_service_pb2.GetIngestStatusResponse, _abc.Awaitable[_matcher_service_pb2.GetIngestStatusResponse]]:
-        """GetIngestStatus returns the size and age of the queue and, if asked, the state of one document."""
+        """GetIngestStatus returns the size and age of the queue and, if asked, the states of documents."""
 
     @_abc_1.abstractmethod
     def ListDeadLetters(

@@ -26,7 +26,14 @@ from textmatch.errors import InvalidInput, TextMatchError, Violation, raise_viol
 from textmatch.runtime.grpc_errors import from_status, to_status
 from textmatch.runtime.request_limits import RawField, raw_fields
 from textmatch.time_slices import in_slices
-from textmatch.types import DocumentResult, DocumentState, IngestOutcome, IngestStatus, Problem
+from textmatch.types import (
+    DocumentResult,
+    DocumentState,
+    DocumentStatus,
+    IngestOutcome,
+    IngestStatus,
+    Problem,
+)
 from textmatch.v1 import matcher_service_pb2 as pb
 
 MAX_INGEST_DOCUMENTS = 1_000
@@ -254,7 +261,7 @@ def rejection(position: int, document_id: str, error: TextMatchError) -> Documen
 
 
 def ingest_status_to_proto(status: IngestStatus) -> pb.GetIngestStatusResponse:
-    """The totals, and the state of one document if there is one."""
+    """The totals, and the states of documents."""
     return pb.GetIngestStatusResponse(
         document_count=status.document_count,
         queued_count=status.queued_count,
@@ -268,6 +275,10 @@ def ingest_status_to_proto(status: IngestStatus) -> pb.GetIngestStatusResponse:
         problems=[
             pb.Problem(source=one.source, collection=one.collection, reason=one.reason, message=one.message)
             for one in status.problems
+        ],
+        documents=[
+            pb.DocumentStatus(id=one.id, state=_STATES[one.state], version=one.version, error=one.error)
+            for one in status.documents
         ],
     )
 
@@ -287,6 +298,12 @@ def ingest_status_from_proto(response: pb.GetIngestStatusResponse) -> IngestStat
             Problem(one.source, one.collection, one.reason, one.message) for one in response.problems
         ),
         truncated_count=response.truncated_count if response.HasField("truncated_count") else None,
+        documents=tuple(
+            DocumentStatus(
+                one.id, _STATES_OF_PROTO.get(one.state, DocumentState.UNKNOWN), one.version, one.error
+            )
+            for one in response.documents
+        ),
     )
 
 

@@ -35,9 +35,16 @@ async def test_a_line_of_an_upload_may_delete(http: httpx.AsyncClient, alpha: In
     await alpha.work()
     [line] = await upload(http, {"id": "a", "deleted": True})
     assert (line["id"], line["outcome"]) == ("a", "ACCEPTED")
+    states = f"{FAQ}/documents:status"
+    before = (await http.post(states, json={"ids": ["b", "a", "c"]})).json()
+    assert [one["state"] for one in before] == ["INDEXED", "PENDING", "UNKNOWN"]
     await alpha.work()
     found = (await http.post(f"{FAQ}/documents:get", json={"ids": ["a", "b"]})).json()
     assert found["missing_ids"] == ["a"]
+    assert (await http.post(states, json={"ids": ["a"]})).json()[0]["state"] == "DELETED"
+    create = {"text": "t", "expected_version": 0}
+    assert (await http.put(f"{FAQ}/documents/b", json=create)).status_code == 409
+    assert (await http.put(f"{FAQ}/documents/a", json=create)).status_code == 200
 
 
 async def test_a_document_from_its_upload_to_its_match_and_its_delete(

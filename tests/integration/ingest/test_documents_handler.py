@@ -292,6 +292,30 @@ async def test_the_status_follows_a_document(handler: DocumentCalls, deps: Index
     assert settled.model_id == await deps.collection.index.model_in_use() != ""
 
 
+async def test_many_states_are_read_at_once(
+    handler: DocumentCalls, state: IngestState, deps: IndexerDependencies, redis: Redis
+):
+    await send(handler, [proto("stored", version=3), proto("deleted", version=4)])
+    await work(deps, redis)
+    await handler.delete(pb.DeleteDocumentsRequest(ids=["deleted"]))
+    await state.dead_letters.add([of_document(Document("failed", "t", version=5), "TEXT_FAILED", "因" * 999)])
+    await send(handler, [proto("queued", version=6)])
+    ids = ["queued", "unknown", "failed", "deleted", "stored", "queued"]
+    many = [*ids, *(f"unknown {number}" for number in range(994))]
+    found = (await handler.status(pb.GetIngestStatusRequest(document_ids=many))).documents
+    assert [one.id for one in found] == many
+    names = [pb.DocumentState.Name(one.state).removeprefix("DOCUMENT_STATE_") for one in found]
+    assert names[:6] == ["PENDING", "UNKNOWN", "FAILED", "DELETED", "INDEXED", "PENDING"]
+    assert set(names[6:]) == {"UNKNOWN"}
+    assert [one.version for one in found[:6]] == [6, 0, 5, 4, 3, 6]
+    assert [one.error for one in found[:3]] == ["", "", "因" * 341]
+    for wrong in ([*many, "a"], ["a", ""]):
+        with pytest.raises(InvalidInput, match="document_ids"):
+            await handler.status(pb.GetIngestStatusRequest(document_ids=wrong))
+    with pytest.raises(InvalidInput, match="either"):
+        await handler.status(pb.GetIngestStatusRequest(document_ids=["a"], document_id="b"))
+
+
 async def test_the_status_says_why_a_document_failed_until_it_is_deleted(
     handler: DocumentCalls, state: IngestState
 ):
@@ -331,6 +355,11 @@ async def test_the_status_has_what_redis_knows_while_the_index_is_down(state: In
     assert (problem.source, problem.reason) == ("qdrant", "DEPENDENCY_UNAVAILABLE")
     assert "Qdrant does not answer" in problem.message
     assert status.document_state == pb.DOCUMENT_STATE_PENDING
+    status = await down.status(pb.GetIngestStatusRequest(document_ids=["c", "a"]))
+    assert [one.state for one in status.documents] == [
+        pb.DOCUMENT_STATE_UNSPECIFIED,
+        pb.DOCUMENT_STATE_PENDING,
+    ]
     for document_id, known in (("b", pb.DOCUMENT_STATE_FAILED), ("c", pb.DOCUMENT_STATE_UNSPECIFIED)):
         status = await down.status(pb.GetIngestStatusRequest(document_id=document_id))
         assert status.document_state == known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.scripted_servicer import ScriptedMatcher
-from textmatch.client import FieldMatch, TextMatchClient
+from textmatch.client import DocumentState, FieldMatch, TextMatchClient
 from textmatch.errors import InvalidInput, Overloaded
 from textmatch.v1 import matcher_service_pb2 as pb
 
@@ -85,6 +85,17 @@ def test_documents_come_in_the_order_of_their_ids_in_several_calls(
     assert matcher.batch_sizes == [5, 2]
     assert [one.id for one in client.get_documents("03").documents] == ["03"]
     assert client.get_documents([]).documents == ()
+
+
+def test_states_come_in_the_order_of_the_ids_in_several_calls(client: TextMatchClient, stored: list[str]):
+    asked = ["09", "x", *(f"lost {number}" for number in range(1_000)), "00"]
+    states = client.document_states(asked)
+    assert [one.id for one in states] == asked
+    assert [one.state for one in states[:2]] == [DocumentState.INDEXED, DocumentState.FAILED]
+    assert (states[1].version, states[1].error) == (7, "the model failed on it")
+    assert states[-1].state is DocumentState.INDEXED
+    assert client.document_states("03")[0].id == "03"
+    assert client.document_states([]) == ()
 
 
 @pytest.fixture
