@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ from textmatch.queue.producer import Submission
 from textmatch.queue.tombstones import Tombstones
 from textmatch.v1 import error_reason_pb2
 from textmatch.v1 import matcher_service_pb2 as pb
+from textmatch.wire.documents import to_proto
 from workers.indexer import IndexerDependencies, index_documents
 
 NAMES = st.sampled_from(["a", "b"])
@@ -128,6 +129,15 @@ class Parts:
         """Run in the loop, from another thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout=60)
 
+    async def ingest(self, document: Document) -> bool:
+        """As a client of the matcher does; whether it is accepted."""
+
+        async def requests() -> AsyncIterator[pb.IngestDocumentsRequest]:
+            yield pb.IngestDocumentsRequest(documents=[to_proto(document)])
+
+        [response] = [one async for one in self.handler.ingest(requests())]
+        return response.results[0].outcome == pb.INGEST_OUTCOME_ACCEPTED
+
     async def delete(self, document_id: str, version: int) -> None:
         """As a client of the matcher does."""
         await self.handler.delete(pb.DeleteDocumentsRequest(ids=[document_id], version=version))
@@ -167,7 +177,9 @@ class VersionRules(RuleBasedStateMachine):
         self, name: str, version: int, text: str, race: Race | None, crash: CrashMoment | None
     ) -> Document:
         document = Document(self.document_id(name), text, {"version": version}, version)
-        self.parts.run(self.parts.state.producer.enqueue(CONFIG, [document]))
+        [answer] = self.parts.run(self.parts.state.producer.enqueue(CONFIG, [document]))
+        if answer > 0:
+            self.model.accept(document)
         self.deliver_queued(race, crash)
         return document
 
@@ -185,12 +197,34 @@ class VersionRules(RuleBasedStateMachine):
         deletion = Document.deletion(self.document_id(name), version)
         submission = Submission({}, tombstone_seconds=TOMBSTONE_SECONDS)
         self.parts.run(self.parts.state.producer.enqueue(CONFIG, [deletion], submission))
-        self.model.accept_delete(deletion.id, version)
+        self.model.accept(deletion)
         if is_late:
             self.unacknowledged += self.parts.run(take_queued(self.parts.redis))
         else:
             self.deliver_queued(race=None, crash=None)
         return deletion
+
+    @rule(
+        target=messages,
+        name=NAMES,
+        expected=st.integers(0, 6),
+        above=st.integers(1, 3),
+        text=st.none() | TEXTS,
+        crash=CRASHES,
+    )
+    def expect_version(
+        self, name: str, expected: int, above: int, text: str | None, crash: CrashMoment | None
+    ) -> Document:
+        """A delete, if there is no text."""
+        one, version = self.document_id(name), expected + above
+        document = Document(one, text or "", {"version": version} if text else {}, version, deleted=not text)
+        is_accepted = self.parts.run(self.parts.ingest(replace(document, expected_version=expected)))
+        is_covered = text is not None and version <= self.model.tombstones.get(one, 0)
+        assert is_accepted == (self.model.version(one) == expected and not is_covered)
+        if is_accepted:
+            self.model.accept(document)
+        self.deliver_queued(None, crash)
+        return document
 
     @rule(name=NAMES)
     def replay_dead_letter(self, name: str) -> None:
@@ -198,6 +232,8 @@ class VersionRules(RuleBasedStateMachine):
         letters = self.parts.state.dead_letters
         count = self.parts.run(letters.replay([self.document_id(name)], self.parts.state.producer, CONFIG))
         assert count == (replayed is not None)
+        if replayed is not None:
+            self.model.accept(replayed)
         self.deliver_queued(race=None, crash=None)
 
     @invariant()

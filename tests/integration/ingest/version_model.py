@@ -36,28 +36,37 @@ class Race:
 
 @dataclass
 class Model:
-    """What the rules say: documents in the index, tombstones and dead letters, by id."""
+    """What the rules say: documents in the index, tombstones, dead letters and pending versions, by id."""
 
     stored: dict[str, Document] = field(default_factory=dict)
     tombstones: dict[str, int] = field(default_factory=dict)
     letters: dict[str, Document] = field(default_factory=dict)
+    pending: dict[str, int] = field(default_factory=dict)
     refuses_bad_text: bool = True
 
     def delete(self, document_id: str, version: int) -> None:
         """Everything up to the version goes."""
-        self.accept_delete(document_id, version)
+        self._bury(document_id, version)
         self._forget(self.stored, document_id, version)
+        self._settle(document_id, self.tombstones[document_id])
 
-    def accept_delete(self, document_id: str, version: int) -> None:
-        """A delete is queued: what is stored stays until a worker takes it."""
-        self.tombstones[document_id] = max(version, self.tombstones.get(document_id, 0))
-        self._forget(self.letters, document_id, version)
+    def accept(self, document: Document) -> None:
+        """A write or a delete is queued. What is stored stays until a worker takes it."""
+        self.pending[document.id] = max(document.version, self.pending.get(document.id, 0))
+        if document.deleted:
+            self._bury(document.id, document.version)
+
+    def version(self, document_id: str) -> int:
+        """The highest accepted version, stored or queued; 0 if there is none, or it is deleted."""
+        stored = self.stored[document_id].version if document_id in self.stored else 0
+        version = max(stored, self.pending.get(document_id, 0))
+        return version if version > self.tombstones.get(document_id, 0) else 0
 
     def deliver(self, document: Document, race: Race | None, crash: CrashMoment | None = None) -> None:
         """A worker takes the document."""
         if document.deleted:
             # It applies all deletes of the document.
-            self.accept_delete(document.id, document.version)
+            self._bury(document.id, document.version)
             self.delete(document.id, self.tombstones[document.id])
             return
         is_buried_at_first = self._is_buried(document)
@@ -80,6 +89,15 @@ class Model:
             self._keep_letter(document)
         else:
             self._forget(self.letters, document.id, document.version)
+        self._settle(document.id, document.version)
+
+    def _bury(self, document_id: str, version: int) -> None:
+        self.tombstones[document_id] = max(version, self.tombstones.get(document_id, 0))
+        self._forget(self.letters, document_id, version)
+
+    def _settle(self, document_id: str, version: int) -> None:
+        if self.pending.get(document_id, version + 1) <= version:
+            del self.pending[document_id]
 
     def _race(self, document: Document, race: Race | None, moment: Moment) -> None:
         if race is None or race.moment is not moment:
