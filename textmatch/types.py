@@ -316,7 +316,10 @@ class DuplicatePage:
 
 @dataclass(frozen=True)
 class DocumentResult:
-    """The result of one document; `position` is its index in the input, from 0."""
+    """The result of one document; `position` is its index in the input, from 0.
+
+    The version of an accepted delete is the highest one that is known to be deleted, or 0.
+    """
 
     position: int
     id: str

@@ -255,6 +255,25 @@ REQUESTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: ingest(*(pb.Document(id=f"m{n}", text=f"text {n}") for n in range(1_000))),
         "OK",
     ),
+    "many deletes in the stream": (
+        "IngestDocuments",
+        lambda: ingest(*(pb.Document(id=f"{n} " + "x" * 500, deleted=True) for n in range(1_000))),
+        "OK",
+    ),
+    "many expected versions": (
+        "IngestDocuments",
+        lambda: ingest(
+            *(pb.Document(id=f"{n} " + "y" * 500, text="text", expected_version=n) for n in range(1_000))
+        ),
+        "OK",
+    ),
+    "the states of many documents": (
+        "GetIngestStatus",
+        lambda: pb.GetIngestStatusRequest(
+            document_ids=[f"{n} " + "x" * 500 for n in range(1_000)]
+        ).SerializeToString(),
+        "OK",
+    ),
     "stored documents": (
         "IngestDocuments",
         lambda: ingest(*(to_proto(document) for document in STORED[:1_000])),
