@@ -97,12 +97,13 @@ def ingest(
     """Store the documents of a file.
 
     JSON, one object per line or an array: {"id", "text", "attributes"?, "version"?}, or BEIR's {"_id",
-    "title", "text", "metadata"}. {"id", "deleted": true, "version"?} deletes a document. CSV and TSV: a
-    header with the columns id and text, in English or Chinese, and optionally version; every other column
-    is an attribute. --columns chooses others. A separator other than that of the format is found, and a
-    line says so. A column whose cells are all numbers, or all true or false, gets that type, and a line
-    says so; --types sets types, for example year:integer,zip:string. A cell that does not fit rejects its
-    row. Quotes have no meaning in TSV, unless a whole column is in quotes.
+    "title", "text", "metadata"}. {"id", "deleted": true, "version"?} deletes a document. Both may have
+    "expected_version". CSV and TSV: a header with the columns id and text, in English or Chinese, and
+    optionally version; every other column is an attribute. --columns chooses others. A separator other than
+    that of the format is found, and a line says so. A column whose cells are all numbers, or all true or
+    false, gets that type, and a line says so; --types sets types, for example year:integer,zip:string. A
+    cell that does not fit rejects its row. Quotes have no meaning in TSV, unless a whole column is in
+    quotes.
 
     An interrupted run leaves FILE.textmatch-progress, from which --resume continues. Starting over is
     safe too: unchanged documents are not stored again.

@@ -22,6 +22,7 @@ BAD_LINES = [
     ('{"id": "a"', "is not JSON: Expecting ',' delimiter at column 11"),
     ('{"id": 5}', "id: is a number; it must be a string; text: is missing"),
     ('{"id": "a", "text": "t", "title": "t"}', "title: is not a field of a document"),
+    ('{"id": "a", "deleted": true, "text": "t"}', "text: is given, but the document is deleted"),
     ('["a", "t"]', "document: is a list; it must be an object"),
     ("null", "document: is null; it must be an object"),
 ]
@@ -34,6 +35,17 @@ def write_lines(path: Path, lines: list[str]) -> str:
 
 def numbered(count: int) -> list[str]:
     return [json.dumps({"id": f"d{number}", "text": f"text {number}"}) for number in range(count)]
+
+
+def test_a_line_may_delete_or_expect_a_version(
+    matcher_server: RunningServer, matcher: ScriptedMatcher, tmp_path: Path
+):
+    lines = ['{"id": "a", "deleted": true, "version": 5}', '{"id": "b", "text": "t", "expected_version": 0}']
+    file = write_lines(tmp_path / "docs.jsonl", lines)
+    assert main(["ingest", file, "--matcher", matcher_server.address]) == 0
+    assert (matcher.documents["a"].deleted, matcher.documents["a"].version) == (True, 5)
+    assert matcher.documents["b"].HasField("expected_version")
+    assert not matcher.documents["a"].HasField("expected_version")
 
 
 def test_the_documents_of_a_file_go_in(
