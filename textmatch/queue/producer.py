@@ -110,7 +110,8 @@ for i, id in ipairs(ids) do
   local kept = first_try and redis.call('HGET', KEYS[7], field)
   if kept then
     version = tonumber(kept)
-  elseif is_new then
+  elseif is_new or expectations[i] then
+    -- What the first try could not decide is decided by a later one.
     local covered = math.max(deleted[i], buried[id] or 0)
     local known = math.max(covered, stored[i], newest, expectations[i] and expectations[i].observed or 0)
     if expectations[i] and not holds(expectations[i], id, covered, deleted_before[i], newest) then
@@ -131,7 +132,7 @@ for i, id in ipairs(ids) do
     elseif given[i] <= covered then
       version = DELETED
     end
-    if seconds > 0 and version ~= usual then
+    if seconds > 0 and (version ~= usual or expectations[i]) then
       redis.call('HSET', KEYS[7], field, text(version))
     end
   end

@@ -177,6 +177,29 @@ async def test_while_qdrant_is_down_nobody_knows(state: IngestState):
     await close_index(index)
 
 
+async def test_what_the_first_try_could_not_decide_is_decided_by_the_next(
+    handler: DocumentCalls, state: IngestState
+):
+    """A part of the request was accepted then, and the client sends the rest again."""
+    request_id = str(uuid.uuid4())
+    index = make_index("http://127.0.0.1:1")
+    down = DocumentCalls(replace(state, collection=replace(state.collection, index=index)))
+
+    async def attempt(calls: DocumentCalls, *documents: pb.Document) -> list[int]:
+        async def requests() -> AsyncIterator[pb.IngestDocumentsRequest]:
+            yield pb.IngestDocumentsRequest(documents=documents, request_id=request_id)
+
+        [response] = [one async for one in calls.ingest(requests())]
+        return outcomes(list(response.results))
+
+    documents = expecting("new", 0), expecting("known", 0), deletion("known", expected_version=4), proto("b")
+    assert await attempt(down, *documents) == [REJECTED] * 3 + [ACCEPTED]
+    await close_index(index)
+    await send(handler, [proto("known", version=5)])
+    for _ in range(2):
+        assert await attempt(handler, *documents[:3]) == [ACCEPTED, REJECTED, REJECTED]
+
+
 async def test_watches_are_few_and_end(handler: DocumentCalls, state: IngestState, redis: Redis):
     assert await outcome(handler, expecting("a", 0), expecting("b", 7)) == [ACCEPTED, REJECTED]
     assert set(await redis.hgetall(STATE.watches)) == {"b"}

@@ -19,6 +19,7 @@ from textmatch.errors import DependencyUnavailable, InvalidInput
 from textmatch.filters import FieldExists, FieldMatch, Filter
 from textmatch.index import index as index_module
 from textmatch.index.index import Index
+from textmatch.queue.producer import Refusal
 from textmatch.v1 import matcher_service_pb2 as pb
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
@@ -144,7 +145,7 @@ async def test_documents_of_any_version_that_come_after_the_delete_stay(
     await state.producer.enqueue(CONFIG, [document("zh", 7), document("zh", 2, "b")])
     assert await index_documents(await take_queued(redis), deps) == [INDEXED, INDEXED]
     # What was deleted stays deleted.
-    assert await state.producer.enqueue(CONFIG, [document("zh", 3, "old")]) == [0]
+    assert await state.producer.enqueue(CONFIG, [document("zh", 3, "old")]) == [Refusal.DELETED]
 
 
 async def test_a_delete_without_a_version_takes_all_versions_that_came_before(
