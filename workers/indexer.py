@@ -97,7 +97,8 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     """
     collection = deps.collection
     await _apply_deletes([one for one in documents if one.deleted], deps)
-    newest = _newest_of_each([one for one in documents if not one.deleted])
+    writes = [one for one in documents if not one.deleted]
+    newest = _newest_of_each(writes)
     if not newest:
         return [DocumentOutcome.DELETED] * len(documents)
     covering = await collection.tombstones.covering(newest.values())
@@ -115,7 +116,7 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     # Passages of a write that ended before its document was stored may be newer than its tombstone.
     unwritten = [newest[one] for one in covering]
     # So may those of older versions in the batch, whose writes ended before. The newest one may have none.
-    unwritten += [document for document in documents if newest[document.id] is not document]
+    unwritten += [document for document in writes if newest[document.id] is not document]
     await collection.index.delete_outdated_passages([one for one in unwritten if may_be_divided(one)])
     deleted |= dict.fromkeys(covering, 0)
     outcomes |= dict.fromkeys(deleted, DocumentOutcome.DELETED)

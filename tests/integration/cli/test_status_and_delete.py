@@ -133,6 +133,7 @@ def test_status_as_json(
         "queued": 3,
         "oldest_seconds": 1.5,
         "dead_letters": 1,
+        "truncated": 0,
     }
     [model] = answer.pop("models")
     assert (model["model_id"], model["kind"], model["dimension"]) == ("tiny-0123456789ab", "bi-encoder", 4)
