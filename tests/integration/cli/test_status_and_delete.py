@@ -143,6 +143,7 @@ def test_status_as_json(
         "oldest_seconds": 1.5,
         "dead_letters": 1,
         "collection": "default",
+        "truncated": 0,
         "processes": [
             {"name": "encoder", "address": encoder_server.address, "health": "SERVING"},
             {"name": "matcher", "address": matcher_server.address, "health": "SERVING"},
