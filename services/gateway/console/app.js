@@ -2,7 +2,7 @@
 
 import { CallFailed, call, lines, ofCollection, upload, useKey } from "./api.js";
 import { translate } from "./strings.js";
-import { jsonArrayLines, markedParts, rate, readerOf, scoreParts, timingParts } from "./text.js";
+import { excerpt, jsonArrayLines, markedParts, passageParts, rate, readerOf, scoreParts, timingParts } from "./text.js";
 
 const BATCH_LINES = 500;
 const BATCH_CHARACTERS = 4_000_000;
@@ -119,6 +119,8 @@ function resultOf(result) {
   const models = [result.models.bi_encoder, result.models.cross_encoder].filter(Boolean).join(" · ");
   return [
     make("p", { className: "quiet" }, counts.matches ? t("counts", counts) : t("nothing")),
+    result.query_passage_count > 1
+      ? make("p", { className: "quiet" }, t("queryPassages", { count: number(result.query_passage_count) })) : "",
     ...(result.filter_warnings ?? []).map((warning) => make("p", { className: "warning" }, warning)),
     result.degraded ? make("p", { className: "warning" }, t("degraded", { reason: result.degraded })) : "",
     timingBar(result.timings_ms),
@@ -144,14 +146,45 @@ function timingBar(timings) {
   return make("div", { className: "quiet" }, svg, ...keys);
 }
 
+function markedText(parts) {
+  return parts.map(({ text, isMarked }) => (isMarked ? make("mark", {}, text) : text));
+}
+
 function matchItem(query, match) {
-  const marked = markedParts(query, match.text).map(({ text, isMarked }) => (isMarked ? make("mark", {}, text) : text));
   const attributes = Object.entries(match.attributes ?? {}).map(([name, value]) => `${name}: ${JSON.stringify(value)}`);
   return make("li", {},
     make("div", { className: "head" }, make("h2", {}, match.id), scoreBar(t("score"), match.score)),
-    make("p", {}, ...marked),
+    make("p", {}, ...markedText(markedParts(query, match.text))),
+    match.passage ? make("p", { className: "quiet" }, placeOf("passage", match.passage)) : null,
+    match.query_passage ? make("p", { className: "quiet" }, placeOf("queryPassage", match.query_passage),
+      ` “${excerpt(query, match.query_passage)}”`) : null,
     attributes.length ? make("p", { className: "quiet" }, attributes.join(" · ")) : null,
-    match.explanation ? make("details", {}, make("summary", {}, t("why")), why(match)) : null);
+    match.explanation ? make("details", {}, make("summary", {}, t("why")), why(match)) : null,
+    match.passage ? wholeDocument(match) : null);
+}
+
+function placeOf(key, { start, end }) {
+  return t(key, { start: number(start), end: number(end) });
+}
+
+/** A document that has several passages. It is read when it is opened; the passage that matched is marked. */
+function wholeDocument(match) {
+  const text = make("p", { className: "whole", tabIndex: 0 });
+  text.setAttribute("role", "region");
+  text.setAttribute("aria-label", t("whole"));
+  const details = make("details", {}, make("summary", {}, t("whole")), text);
+  const path = ofCollection($("collection").value, `/documents/${encodeURIComponent(match.id)}`);
+  details.addEventListener("toggle", () => {
+    if (!details.open || text.textContent) return;
+    attempt(async () => {
+      const stored = await call(path);
+      // Of another version, the place says nothing.
+      const isSame = stored.version === match.version;
+      text.replaceChildren(...(isSame ? markedText(passageParts(stored.text, match.passage)) : [stored.text]));
+      text.querySelector("mark")?.scrollIntoView({ block: "nearest" });
+    });
+  });
+  return details;
 }
 
 function why(match) {
@@ -288,12 +321,14 @@ async function* batchesOf(file) {
   for (;;) {
     const { done, value } = await pieces.read();
     const lines = done ? [...reader.push(decoder.decode()), ...reader.end()] : reader.push(decoder.decode(value, { stream: true }));
+    const before = read;
     read += value?.length ?? 0;
-    for (const line of lines) {
+    for (const [at, line] of lines.entries()) {
       waiting.push(line);
       size += line.length;
       if (waiting.length === BATCH_LINES || size > BATCH_CHARACTERS) {
-        yield { lines: waiting, share: read / file.size };
+        // A piece may have many batches.
+        yield { lines: waiting, share: (before + ((at + 1) / lines.length) * (read - before)) / file.size };
         [waiting, size] = [[], 0];
       }
     }

@@ -38,6 +38,21 @@ function termsOf(text) {
   return terms;
 }
 
+/** A text around one of its passages: [{text, isMarked}]. Places count code points, as those of Python do. */
+export function passageParts(text, { start, end }) {
+  const characters = [...text];
+  const parts = [[0, start, false], [start, end, true], [end, characters.length, false]];
+  return parts
+    .map(([from, to, isMarked]) => ({ text: characters.slice(from, to).join(""), isMarked }))
+    .filter((part) => part.text);
+}
+
+/** The beginning of a passage. */
+export function excerpt(text, { start, end }, length = 60) {
+  const characters = [...text].slice(start, end);
+  return characters.slice(0, length).join("").trim() + (characters.length > length ? "…" : "");
+}
+
 // As in textmatch/score_fusion.py: a pair score of 0 or 1 is not endless evidence.
 const MAX_PAIR_LOGIT = 8;
 
