@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.browser import CHROMIUM, running_chromium
@@ -29,6 +30,7 @@ WRONG_KEY = "guessed-key-0123456789abcdef"
 SERVICE_KEY = "service-key-0123456789abcdef"
 WAIT_MS = 30_000
 
+PASSPORTS = "# 🐘 Passports\n\nA lost passport is reported to the embassy."
 FILLER = "The warehouse is swept on Mondays, and the shelves are counted once a month. " * 40
 DOCUMENTS = [
     {"id": "rm", "text": "delete a folder and everything in it", "attributes": {"year": 2024}},
@@ -36,10 +38,7 @@ DOCUMENTS = [
     {"id": "folder-zh", "text": "移除目录以及其中的全部内容", "attributes": {"year": 2024}},
     {"id": "disk-zh", "text": "这台电脑的硬盘坏了", "attributes": {"year": 2021}},
     {"id": "html", "text": "<b>bold</b> <img src=x onerror=alert(1)> markup", "attributes": {"year": 2019}},
-    {
-        "id": "manual",
-        "text": f"{FILLER}\n\n# 🐘 Passports\n\nA lost passport is reported to the embassy.\n\n# Shelves\n\n{FILLER}",
-    },
+    {"id": "manual", "text": f"{FILLER}\n\n{PASSPORTS}\n\n# Shelves\n\n{FILLER}"},
 ]
 FAILED = ["failed-1", "failed-2", "failed-3"]
 
@@ -145,9 +144,10 @@ def test_a_search_in_english_shows_what_matches_and_why(page: Page):
     result = search(page, "remove a folder", Filter="year > 2023")
     first = result.get_by_role("listitem").first
     expect(first.get_by_role("heading")).to_have_text("rm")
-    expect(first.locator("mark").first).to_have_text("a folder")
+    expect(first.locator("mark")).to_have_text(["a", "folder"])
     score = float(first.get_by_role("meter", name="Score").get_attribute("value") or "")
-    assert 0.5 < score <= 1
+    assert 0 < score <= 1
+    expect(first.get_by_text(f"{score:.3f}")).to_be_visible()
     expect(result.get_by_role("heading", name="cp")).to_have_count(0)
     expect(first.get_by_text("year: 2024")).to_be_visible()
     expect(result.get_by_role("img", name=re.compile("Time of the stages: encode"))).to_be_visible()
