@@ -19,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup protos format check check-stubs check-breaking check-structure test test-all chaos run demo bench docs \
-	check-deploy promtool redis-tls chromium toolchains images monitoring
+	screenshot check-deploy promtool redis-tls chromium toolchains images monitoring
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -93,7 +93,7 @@ $(BUF): package.json
 	@echo "==> Installing buf"
 	@npm install --silent --no-audit --no-fund --no-package-lock && touch $@
 
-# A test clicks through the console. Without the browser it is skipped on a laptop, and fails in CI.
+# Tests click through the console. Without the browser it is skipped on a laptop, and fails in CI.
 chromium:
 	@command -v chromium >/dev/null || test -z "$$CI" || { echo "==> Installing chromium"; $(APT_INSTALL) chromium >/dev/null; }
 
@@ -112,6 +112,11 @@ run: $(INSTALLED) ## Start the whole stack on this machine; Ctrl-C stops it
 
 demo: $(INSTALLED) ## Start the stack, ingest a real corpus, answer questions
 	@$(BIN)/python -m standalone.demo --data-dir $(DATA_DIR)
+
+# Without a Chinese font, which Debian has as fonts-noto-cjk, half of the picture is unreadable.
+screenshot: $(INSTALLED) chromium ## Make the picture of the console in README
+	@$(BIN)/python -m standalone.demo --data-dir $(DATA_DIR)
+	@$(BIN)/python docs/make_screenshot.py
 
 bench: $(INSTALLED) ## Run every benchmark in its quick form
 	@for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench --quick || exit 1; done

@@ -20,7 +20,7 @@ export const STRINGS = {
     minScore: "Least score",
     recall: "Recall",
     rerank: "Rerank",
-    automatic: "of the collection",
+    automatic: "default",
     first: "First text",
     second: "Second text",
     score: "Score",

@@ -1,7 +1,8 @@
-"""The official clients of OpenAI and Cohere, unmodified but for base URL and key."""
+"""The clients of OpenAI and Cohere, and classes of LlamaIndex, unmodified but for base URL and key."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+from llama_index.postprocessor.jinaai_rerank import JinaRerank
 
 TEXTS = ["the cat sits on the mat", "a dog runs in the park", "where is the cat"]
 QUERY = "the cat sits on the mat"
@@ -86,3 +90,37 @@ async def test_errors_of_cohere_have_our_items(encoder_gateway: str):
         with pytest.raises(cohere.BadRequestError) as refused:
             await client.rerank(model="rerank-v3.5", query=QUERY, documents=["a", " "])
     assert refused.value.body["items"][0]["field"] == "documents[1]"
+
+
+async def test_llama_index_embeds_and_reranks(encoder_gateway: str):
+    """Its class for servers like OpenAI's, and its class for Jina."""
+    async with httpx.AsyncClient() as http:
+        embedding = OpenAILikeEmbedding(
+            model_name="text-embedding-3-small",
+            api_base=f"{encoder_gateway}/v1",
+            api_key="none",
+            max_retries=0,
+            async_http_client=http,
+        )
+        rows = np.array(await embedding.aget_text_embedding_batch(TEXTS))
+        query = await embedding.aget_query_embedding(TEXTS[0])
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(query, rows[0], atol=1e-6)
+
+    nodes = [NodeWithScore(node=TextNode(text=text)) for text in TEXTS]
+    reranker = JinaRerank(
+        base_url=f"{encoder_gateway}/v1", api_key="none", model="rerank-v3.5", top_n=len(TEXTS)
+    )
+    ranked = await asyncio.to_thread(reranker.postprocess_nodes, nodes, query_str=QUERY)
+    assert sorted(one.text for one in ranked) == sorted(TEXTS)
+    async with cohere.AsyncClientV2(base_url=encoder_gateway, api_key="none") as client:
+        expected = await client.rerank(model="rerank-v3.5", query=QUERY, documents=TEXTS)
+    assert [one.text for one in ranked] == [TEXTS[one.index] for one in expected.results]
+    assert [one.score for one in ranked] == [one.relevance_score for one in expected.results]
+
+    with pytest.raises(RuntimeError, match=r"documents\[0\]"):
+        await asyncio.to_thread(
+            reranker.postprocess_nodes, [NodeWithScore(node=TextNode(text=" "))], query_str=QUERY
+        )
+    # It never closes its connections itself.
+    reranker._session.close()
