@@ -86,10 +86,11 @@ def pinned_to(processors: frozenset[int]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RunningStack:
-    """The processes of a stack and their addresses as `host:port`, by name."""
+    """The processes of a stack, their addresses as `host:port`, and the commands that start them, by name."""
 
     processes: Mapping[str, psutil.Process]
     addresses: Mapping[str, str]
+    commands: Mapping[str, Sequence[str]]
 
     def cpu_seconds(self) -> dict[str, float]:
         """Processor time of each process until now, with that of its children."""
@@ -127,14 +128,15 @@ def running_stack(
     pins = affinity or cpu_affinity(apart=False)
     with ExitStack() as stack:
         processes = {}
+        started = {spec.name: (commands or {}).get(spec.name, spec.command) for spec in specs}
         for spec in specs:
-            command = (commands or {}).get(spec.name, spec.command)
+            command = started[spec.name]
             log_path = directory / f"{spec.name}.log"
             with pinned_to(pins.encoder if spec.name == "encoder" else pins.others):
                 running = _running(command, spec.environment, spec.is_ready, log_path)
                 processes[spec.name] = stack.enter_context(running)
         stack.enter_context(pinned_to(pins.others))
-        yield RunningStack(processes, {spec.name: spec.address for spec in specs})
+        yield RunningStack(processes, {spec.name: spec.address for spec in specs}, started)
 
 
 @contextmanager
