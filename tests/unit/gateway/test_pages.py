@@ -129,6 +129,20 @@ def test_what_a_match_has_in_common_with_the_query_is_marked(
 
 
 @needs_node
+def test_places_of_passages_count_characters_as_python_does(tmp_path: Path):
+    text = "🐘 one. two 🐘🐘 three."
+    start, end = text.index("two"), text.index(" three")
+    calls = [
+        f"t.{name}({json.dumps(text)}, {{start: {start}, end: {end}}})"
+        for name in ("passageParts", "excerpt")
+    ]
+    script = f'import * as t from "./text.js"; console.log(JSON.stringify([{", ".join(calls)}]));'
+    parts, excerpt = run_script(tmp_path, script)
+    assert [part["text"] for part in parts if part["isMarked"]] == [text[start:end]] == [excerpt]
+    assert "".join(part["text"] for part in parts) == text
+
+
+@needs_node
 @pytest.mark.parametrize("pair", [None, 0.0, 0.73, 1.0])
 def test_the_parts_of_a_score_add_up_to_the_score(tmp_path: Path, pair: float | None):
     weights = {"intercept": -4.0, "cosine": 5.0, "lexical": 2.0, "pair": 0.8}
