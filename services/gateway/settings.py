@@ -40,7 +40,7 @@ class GatewaySettings(ProcessSettings, ClientTlsSettings, TlsServerSettings):
     max_body_bytes: int = setting(
         "TEXTMATCH_GATEWAY_MAX_BODY_BYTES",
         16 * 1024 * 1024,
-        "Largest body of a request. Streams of documents have no limit; each of their lines has 1 MiB.",
+        "Largest body of a request. Streams of documents have no limit; each of their lines, 8 MiB.",
         minimum=1,
     )
     max_requests: int = setting(
