@@ -18,6 +18,7 @@ _PICTURE = Path(__file__).with_name("console.png")
 _QUERIES = ["copy a file with its metadata", "国外的信用卡能付吗"]
 _WIDTH, _HEIGHT, _SCALE = 1_280, 1_000, 1.5
 _RESULTS = 2
+_MARGIN = 12
 _WAIT_MS = 120_000
 
 
@@ -37,9 +38,15 @@ def main(
         for column, text in enumerate(query):
             _search(page, column, text)
         page.evaluate("document.activeElement.blur()")
-        shot = page.locator("body").screenshot()
+        shot = page.screenshot(full_page=True)
+        # From the tabs to the last match.
+        tabs, last = page.get_by_role("tablist").bounding_box(), page.locator("main").bounding_box()
         browser.close()
-    picture = Image.open(io.BytesIO(shot)).convert("RGB")
+    if tabs is None or last is None:
+        raise RuntimeError("the page is empty")
+    ends = tabs["y"] - _MARGIN, last["y"] + last["height"] + _MARGIN
+    place = (0, round(ends[0] * _SCALE), round(_WIDTH * _SCALE), round(ends[1] * _SCALE))
+    picture = Image.open(io.BytesIO(shot)).convert("RGB").crop(place)
     # With a palette, the file is a third as large.
     picture.quantize(method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(_PICTURE, optimize=True)
     typer.echo(f"{_PICTURE}: {_PICTURE.stat().st_size / 1000:.0f} kB")
