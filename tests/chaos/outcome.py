@@ -129,8 +129,13 @@ def _mixed(records: list[Record], further: list[Record]) -> list[str]:
         count = payload.get(PASSAGE_COUNT_FIELD, 1)
         passages = [(number, payload["version"], payload["content_hash"]) for number in range(1, count)]
         wanted |= {_id(record): passages} if passages else {}
+    heads = {_id(one): (one.payload or {})["version"] for one in records}
     ids = [one for one in found.keys() | wanted.keys() if sorted(found.get(one, [])) != wanted.get(one)]
-    return sorted(ids)
+    return [
+        f"{one} of version {heads.get(one)}: {Counter(version for _, version, _ in found.get(one, []))} instead"
+        f" of {len(wanted.get(one, []))}"
+        for one in sorted(ids)
+    ]
 
 
 def _wrong_embeddings(records: list[Record], client: TextMatchClient) -> list[str]:
