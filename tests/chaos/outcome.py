@@ -132,8 +132,8 @@ def _mixed(records: list[Record], further: list[Record]) -> list[str]:
     heads = {_id(one): (one.payload or {})["version"] for one in records}
     ids = [one for one in found.keys() | wanted.keys() if sorted(found.get(one, [])) != wanted.get(one)]
     return [
-        f"{one} of version {heads.get(one)}: {Counter(version for _, version, _ in found.get(one, []))} instead"
-        f" of {len(wanted.get(one, []))}"
+        f"{one} of version {heads.get(one)}: {Counter(version for _, version, _ in found.get(one, []))}"
+        f" instead of {len(wanted.get(one, []))}"
         for one in sorted(ids)
     ]
 
