@@ -35,7 +35,8 @@ A write takes three steps:
 
 1. Write the further passages.
 2. Write the document, if it is newer. This is the commit: searches count a passage only if the document has
-   its version and content (textmatch/index/search.py).
+   its version and content (textmatch/index/search.py). The same request deletes the further passages of lower
+   versions. An older document may have got some since the worker read what is stored.
 3. Delete the further passages that are outdated: of lower versions than that of the stored document, or of
    other content with the same version. Passages of higher versions are spared, because their document may be
    written next.

@@ -36,6 +36,7 @@ from textmatch.index.schema import (
     VERSION_FIELD,
     StoredDocument,
     document_points,
+    passages_of,
     payload_selector,
     points_of,
     to_passage_points,
@@ -127,22 +128,19 @@ class Index:
         await self.collections.ensure_payload_indexes(model_id)
         has_lexical = (await self.collections.info(model_id)).has_lexical
         by_version = sorted(zip(documents, embeddings, strict=True), key=lambda pair: pair[0].version)
-        operations = [
-            _upsert_if_newer(
-                version,
-                [
-                    to_point(
-                        document,
-                        row,
-                        has_lexical=has_lexical,
-                        passages=passages[document.id].passages if document.id in passages else (),
-                        is_truncated=document.id in truncated,
-                    )
-                    for document, row in pairs
-                ],
-            )
-            for version, pairs in groupby(by_version, key=lambda pair: pair[0].version)
-        ]
+        operations: list[models.UpdateOperation] = []
+        for version, pairs in groupby(by_version, key=lambda pair: pair[0].version):
+            points = [
+                to_point(
+                    document,
+                    row,
+                    has_lexical=has_lexical,
+                    passages=passages[document.id].passages if document.id in passages else (),
+                    is_truncated=document.id in truncated,
+                )
+                for document, row in pairs
+            ]
+            operations += [_upsert_if_newer(version, points), _delete_older_passages(version, points)]
         async with self._using(model_id) as physical:
             for document in documents:
                 if document.id in passages:
@@ -368,6 +366,12 @@ def _chunks(points: Iterator[models.PointStruct], size: int) -> Iterator[list[mo
     """`itertools.batched` is new in Python 3.12."""
     while some := list(islice(points, size)):
         yield some
+
+
+def _delete_older_passages(version: int, points: Sequence[models.PointStruct]) -> models.DeleteOperation:
+    """Whether an older version has several passages is not known for certain before the write."""
+    conditions = [passages_of(str(point.id) for point in points), version_condition(models.Range(lt=version))]
+    return models.DeleteOperation(delete=models.FilterSelector(filter=models.Filter(must=[*conditions])))
 
 
 def _upsert_if_newer(version: int, points: Iterable[models.PointStruct]) -> models.UpsertOperation:

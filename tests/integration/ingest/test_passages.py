@@ -162,6 +162,15 @@ async def test_an_old_version_in_one_batch_with_a_short_new_one_leaves_no_passag
     assert await passage_points(index) == []
 
 
+async def test_a_short_version_removes_passages_that_it_did_not_know_of(deps: IndexerDependencies):
+    index = deps.collection.index
+    await index_documents([Document("b", "short", {}, 1), long_document("a", 5, 1)], deps)
+    model_id = await index.model_in_use()
+    # As a worker does that read what is stored before another one wrote the long version.
+    await index.upsert([Document("a", "short", {}, 2)], embedding_of("short", model_id), model_id=model_id)
+    assert await passage_points(index) == []
+
+
 async def test_a_text_is_divided_in_the_same_way_whatever_else_is_in_the_batch(
     deps: IndexerDependencies, encoder: ScriptedEncoder
 ):
