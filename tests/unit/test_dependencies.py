@@ -55,10 +55,14 @@ def _requirements(package: Distribution, extras: frozenset[str]) -> Iterator[tup
 
 
 def licence_of(package: Distribution) -> str:
-    """All that its metadata say about it."""
+    """All that its metadata say about it, or else the titles of its licence files."""
     said = package.metadata
     classifiers = [line for line in said.get_all("Classifier") or [] if line.startswith("License")]
-    return " ".join([said.get("License-Expression") or "", *classifiers, said.get("License") or ""])[:2_000]
+    named = " ".join([said.get("License-Expression") or "", *classifiers, said.get("License") or ""]).strip()
+    if not named:
+        files = [package.read_text(f"licenses/{one}") or "" for one in said.get_all("License-File") or []]
+        named = " ".join(text.strip().partition("\n")[0] for text in files)
+    return named[:2_000]
 
 
 PACKAGES = needed()
