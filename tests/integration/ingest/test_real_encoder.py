@@ -72,13 +72,18 @@ async def test_documents_are_stored_with_the_encoders_embeddings(
     texts = {"猫": "猫坐在垫子上", "dog": "a dog runs in the park", "long": "the cat sits " * 2_000}
     await send(handler, [proto(document_id, text) for document_id, text in texts.items()])
     await eventually(lambda: is_settled(state), "the documents to be settled")
-    stored = await index.fetch(list(texts), with_embeddings=True)
+    points = index.points(await index.model_in_use())
+    # Of the long one, the first passage.
+    stored = list((await points.fetch(texts, with_embeddings=True, is_whole=False)).values())
+    assert {one.document.id for one in stored if one.passage_count > 1} == {"long"}
     client = EncoderClient(real_encoder.target)
-    encoded = await client.encode(list(texts.values()), is_query=False, is_bulk=True, timeout_seconds=30)
+    encoded = await client.encode(
+        [one.document.text for one in stored], is_query=False, is_bulk=True, timeout_seconds=30
+    )
     await client.close()
     assert encoded.model_id == await index.model_in_use()
-    for document_id, embedding in zip(texts, encoded.embeddings, strict=True):
-        found = stored[document_id].embedding
+    for one, embedding in zip(stored, encoded.embeddings, strict=True):
+        found = one.embedding
         assert found is not None
         assert np.allclose(found, embedding, atol=1e-5)
 
