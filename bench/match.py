@@ -100,7 +100,7 @@ async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[s
     store = CollectionStore(redis, client, Keys(DEFAULT_INSTALLATION))
     collection, encoder = await store.get(DEFAULT_COLLECTION), EncoderClient(stack.addresses["encoder"])
     model_id = await collection.index.model_in_use()
-    await until_indexed(client, collection.name)
+    await _until_indexed(client, collection.name)
     shares = []
     for query in queries:
         encoded = await encoder.encode(
@@ -124,7 +124,7 @@ async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[s
     return {"recall_at_100": float(np.mean(shares))}
 
 
-async def until_indexed(client: AsyncQdrantClient, collection: str) -> None:
+async def _until_indexed(client: AsyncQdrantClient, collection: str) -> None:
     """Wait for the HNSW graph, which Qdrant builds after the writes; until then, search is exact and slow."""
     while True:
         info = await client.get_collection(collection)

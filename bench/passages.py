@@ -1,4 +1,4 @@
-"""What long documents cost and win: `python -m bench.passages planted`, `concatenated DIR…` and `size`.
+"""What long documents cost and win: `python -m bench.passages planted` and `concatenated DIR…`.
 
 `planted [--pairs FILE] [--filler FILE] [--max-words 10000]`: each document has one sentence of a pair,
 somewhere among filler sentences. The other sentence of the pair, which means the same, must find it. Prints
@@ -12,14 +12,10 @@ English.
 `concatenated DIR…`: each DIR is a retrieval set (corpus.jsonl, queries.jsonl, qrels.tsv). Its documents are
 stored alone, and ten of them as one long document. In both collections, queries rank the groups of ten, by
 the best document or the best passage, so the two nDCG@10 can be compared.
-
-`size [--passages 1000000]`: the memory of Qdrant and the size of its files. Documents of 40 passages are
-written without an encoder, with embeddings of random numbers.
 """
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import random
 import tempfile
@@ -34,19 +30,11 @@ import numpy as np
 import typer
 
 from bench.duplicates import planted_pairs
-from bench.match import until_indexed
 from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
-from bench.servers import RunningStack, running_stack
+from bench.servers import running_stack
 from textmatch.client import Document, Match, Rerank, TextMatchClient
 from textmatch.collection_config import DEFAULT_COLLECTION, DEFAULT_PASSAGE_TOKENS, CollectionConfig
-from textmatch.collection_store import CollectionStore
-from textmatch.documents import Passage
-from textmatch.index.client import connect
-from textmatch.passages import EmbeddedPassages
-from textmatch.queue.keys import Keys
-from textmatch.queue.redis_client import connect as connect_redis
 from textmatch.ranking_metrics import ndcg
-from textmatch.runtime.settings import DEFAULT_INSTALLATION
 from training.evaluation.retrieval import RetrievalSet, read_retrieval_set
 
 _TEMPLATES = 60
@@ -58,11 +46,6 @@ _SHOWN = 10
 _GROUP_SIZE = 10
 _TOP_K = 10
 _GROUP = "group"
-_PASSAGES = 40
-_PASSAGE_CHARACTERS = 1_000
-_DIMENSION = 384
-_DOCUMENTS_PER_WRITE = 10
-_MODEL = "random-0123456789ab"
 
 
 @dataclass(frozen=True)
@@ -209,56 +192,6 @@ def concatenated(
     columns = ["set", "nDCG@10 alone", "concatenated", "difference"]
     print_table(f"Groups of {_GROUP_SIZE} documents: {machine()}", columns, rows)
     write_figures(figures, json_path)
-
-
-@app.command()
-def size(
-    passages: Annotated[int, typer.Option(min=_PASSAGES, help="How many.")] = 1_000_000,
-    json_path: JsonFile = None,
-) -> None:
-    """Write the documents, wait for the graph, and print what Qdrant needs."""
-    settings = {"TEXTMATCH_CROSS_ENCODER": "none"}
-    with tempfile.TemporaryDirectory() as directory, running_stack(Path(directory), settings) as stack:
-        started = time.perf_counter()
-        asyncio.run(_write(stack, passages // _PASSAGES))
-        files = [path for path in (Path(directory) / "qdrant").rglob("*") if path.is_file()]
-        figures = {
-            "passages": float(passages // _PASSAGES * _PASSAGES),
-            "seconds": time.perf_counter() - started,
-            "memory_bytes": float(stack.rss_bytes()["qdrant"]),
-            "file_bytes": float(sum(path.stat().st_blocks * 512 for path in files)),
-        }
-    rows = [[name, f"{value:,.0f}"] for name, value in figures.items()]
-    print_table(f"Documents of {_PASSAGES} passages: {machine()}", ["figure", "value"], rows)
-    write_figures(figures, json_path)
-
-
-async def _write(stack: RunningStack, document_count: int) -> None:
-    client = connect(f"http://{stack.addresses['qdrant']}", timeout_seconds=_BULK_SECONDS)
-    redis = connect_redis(f"redis://{stack.addresses['redis']}/0")
-    store = CollectionStore(redis, client, Keys(DEFAULT_INSTALLATION))
-    collection = await store.create(CollectionConfig(DEFAULT_COLLECTION))
-    await collection.index.collections.prepare(_MODEL, _DIMENSION)
-    texts, random_numbers = " ".join(mixed_texts(_FILLER_TEXTS)), np.random.default_rng(0)
-    length = _PASSAGES * _PASSAGE_CHARACTERS
-    places = range(0, length, _PASSAGE_CHARACTERS)
-    spans = tuple(Passage(number, at, at + _PASSAGE_CHARACTERS) for number, at in enumerate(places))
-    for first in range(0, document_count, _DOCUMENTS_PER_WRITE):
-        numbers = range(first, min(first + _DOCUMENTS_PER_WRITE, document_count))
-        starts = {number: int(random_numbers.integers(len(texts) - length)) for number in numbers}
-        documents = [Document(str(one), texts[at : at + length], {}, 1) for one, at in starts.items()]
-        rows = random_numbers.standard_normal((len(documents), _PASSAGES, _DIMENSION)).astype(np.float32)
-        rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-        await collection.index.upsert(
-            documents,
-            rows[:, 0],
-            model_id=_MODEL,
-            passages={one.id: EmbeddedPassages(spans, own) for one, own in zip(documents, rows, strict=True)},
-        )
-    await until_indexed(client, collection.name)
-    store.close()
-    await client.close()
-    await redis.aclose()
 
 
 def _alone(one: RetrievalSet) -> list[Document]:
