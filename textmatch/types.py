@@ -245,9 +245,7 @@ class MatchResult:
     scored_count: int = 0  # how many of them the cross-encoder scored
     recall: Recall | None = None  # how they were recalled; None if there is no collection
     filter_warnings: tuple[str, ...] = ()  # what is suspicious about the filter, if no document matched
-    query_passage_count: int = (
-        1  # above 1 if the query was divided, because it is longer than the model reads
-    )
+    query_passage_count: int = 1  # above 1 if the query is longer than the model reads, and was divided
 
     def __iter__(self) -> Iterator[Match]:
         return iter(self.matches)

@@ -128,11 +128,13 @@ async def index_documents(documents: Sequence[Document], deps: IndexerDependenci
     }
     await collection.dead_letters.clear(not_failed)
     await collection.pending.clear(versions)
-    outcomes_of_writes = [
-        (outcomes[one.id] if newest[one.id] is one else DocumentOutcome.STALE) if not one.deleted else None
-        for one in documents
-    ]
-    return [outcome or DocumentOutcome.DELETED for outcome in outcomes_of_writes]
+
+    def outcome(document: Document) -> DocumentOutcome:
+        if document.deleted:
+            return DocumentOutcome.DELETED
+        return outcomes[document.id] if newest[document.id] is document else DocumentOutcome.STALE
+
+    return [outcome(document) for document in documents]
 
 
 async def _apply_deletes(deletes: Sequence[Document], deps: IndexerDependencies) -> None:

@@ -214,9 +214,14 @@ class IngestHandler:
             CollectionNotFound: the collection has been deleted.
             CollectionNotOwned: another installation has taken over the collection.
         """
+        ids = list({document.id for document in documents.values()})
         # Read before the index: a write that has left the queue by then is in the index.
-        pending = await collection.pending.versions({document.id for document in documents.values()})
-        stored = await self._stored(collection, documents)
+        pending = await collection.pending.versions(ids)
+        # What is stored only saves work, and raises versions above those that clients have set. Without it,
+        # all documents are written.
+        stored, problem = await _look_up(collection, ids, _LOOK_UP_SECONDS)
+        if problem:
+            _log.warning("cannot find stored documents", extra={"error": problem})
         if any(one.deleted for one in documents.values()):
             await self._dependencies.admission.check_delete()
         tombstones = await collection.tombstones.get(stored)
@@ -274,15 +279,10 @@ class IngestHandler:
         # The order matters: textmatch/queue/pending.py explains it.
         watches = await collection.pending.watch(ids)
         pending = await collection.pending.versions(ids)
-        try:
-            async with asyncio.timeout(_OBSERVE_SECONDS):
-                stored = await collection.index.fingerprints(ids)
-        except (CollectionNotFound, CollectionNotOwned):
-            raise
-        except (TextMatchError, TimeoutError) as error:
-            reason = str(error) or f"Qdrant did not answer within {_OBSERVE_SECONDS:g} s"
+        stored, problem = await _look_up(collection, ids, _OBSERVE_SECONDS)
+        if problem:
             undecided = DependencyUnavailable(
-                f"whether it has the expected version is not known: {reason}",
+                f"whether it has the expected version is not known: {problem}",
                 retry_delay_seconds=_RETRY_SECONDS,
             )
             return {}, dict.fromkeys(conditional, undecided)
@@ -298,21 +298,23 @@ class IngestHandler:
             observed[one] = Observation(version, watches[one])
         return observed, {}
 
-    async def _stored(
-        self, collection: Collection, documents: Mapping[int, Document]
-    ) -> dict[str, Fingerprint]:
-        """What is stored under these ids, as far as it can be read."""
-        try:
-            async with asyncio.timeout(_LOOK_UP_SECONDS):
-                return await collection.index.fingerprints(list({one.id for one in documents.values()}))
-        except (CollectionNotFound, CollectionNotOwned):
-            raise
-        except (TextMatchError, TimeoutError) as error:
-            # They only save work, and raise versions above those that clients have set. Without them, all are
-            # written.
-            reason = str(error) or f"Qdrant did not answer within {_LOOK_UP_SECONDS:g} s"
-            _log.warning("cannot find stored documents", extra={"error": reason})
-            return {}
+
+async def _look_up(
+    collection: Collection, ids: Sequence[str], timeout_seconds: float
+) -> tuple[dict[str, Fingerprint], str]:
+    """What is stored under these ids, and why it cannot be read; "" if it was read.
+
+    Raises:
+        CollectionNotFound: the collection has been deleted.
+        CollectionNotOwned: another installation has taken over the collection.
+    """
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await collection.index.fingerprints(ids), ""
+    except (CollectionNotFound, CollectionNotOwned):
+        raise
+    except (TextMatchError, TimeoutError) as error:
+        return {}, str(error) or f"Qdrant did not answer within {timeout_seconds:g} s"
 
 
 async def _unchanged(

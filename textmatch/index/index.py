@@ -28,11 +28,13 @@ from textmatch.index.points import (
     CollectionPoints,
     DeleteCondition,
     Fingerprint,
+    delete_operation,
     version_condition,
     versions_by_id,
 )
 from textmatch.index.schema import (
     DOCUMENT_FIELDS,
+    IS_TRUNCATED,
     VERSION_FIELD,
     StoredDocument,
     document_points,
@@ -41,7 +43,6 @@ from textmatch.index.schema import (
     points_of,
     to_passage_points,
     to_point,
-    truncated_documents,
 )
 from textmatch.index.search import (
     Hit,
@@ -60,7 +61,7 @@ Stored = TypeVar("Stored")
 
 _FILTERS_PER_CALL = 32
 # Each has up to 16 KB of attributes; a call of gRPC to Qdrant has at most 64 MB.
-_PASSAGES_PER_CALL = 256
+_PASSAGES_PER_WRITE = 256
 _NO_PASSAGES: Mapping[str, EmbeddedPassages] = MappingProxyType({})
 
 
@@ -145,7 +146,7 @@ class Index:
             for document in documents:
                 if document.id in passages:
                     further = to_passage_points(document, passages[document.id], has_lexical=has_lexical)
-                    for some in _chunks(further, _PASSAGES_PER_CALL):
+                    for some in _chunks(further, _PASSAGES_PER_WRITE):
                         operation = _upsert_if_newer(document.version, some)
                         await self._client.batch_update_points(physical, [operation], wait=True)
             await self._client.batch_update_points(physical, operations, wait=True)
@@ -251,13 +252,7 @@ class Index:
 
     async def count_matching(self, condition: DeleteCondition) -> int:
         """How many documents a condition covers."""
-        model_id = await self.model_in_use()
-        if not model_id:
-            return 0
-        await self.collections.ensure_payload_indexes(model_id)
-        async with self._using(model_id) as physical:
-            documents = document_points(condition.to_qdrant())
-            return (await self._client.count(physical, documents, exact=True)).count
+        return await self._count(condition.to_qdrant())
 
     async def documents_after(
         self, condition: Filter, after: str, count: int, fields: Sequence[str] = DOCUMENT_FIELDS
@@ -303,25 +298,25 @@ class Index:
 
     async def count(self) -> int:
         """How many documents are stored."""
-        model_id = await self.model_in_use()
-        if not model_id:
-            return 0
-        async with self._using(model_id):
-            return await self.points(model_id).count()
+        return await self._count()
 
     async def count_truncated(self) -> int:
         """Of how many stored documents the model has not read the end."""
-        model_id = await self.model_in_use()
-        if not model_id:
-            return 0
-        await self.collections.ensure_payload_indexes(model_id)
-        async with self._using(model_id) as physical:
-            return (await self._client.count(physical, truncated_documents(), exact=True)).count
+        return await self._count(IS_TRUNCATED)
 
     def close(self) -> None:
         """Drop all caches and stop their background refreshes. The connection stays open."""
         self.collections.close()
         self.term_statistics.close()
+
+    async def _count(self, *conditions: models.Condition) -> int:
+        model_id = await self.model_in_use()
+        if not model_id:
+            return 0
+        if conditions:
+            await self.collections.ensure_payload_indexes(model_id)
+        async with self._using(model_id):
+            return await self.points(model_id).count(*conditions)
 
     async def _read(
         self, read: Callable[[CollectionPoints], Awaitable[dict[str, Stored]]]
@@ -371,7 +366,7 @@ def _chunks(points: Iterator[models.PointStruct], size: int) -> Iterator[list[mo
 def _delete_older_passages(version: int, points: Sequence[models.PointStruct]) -> models.DeleteOperation:
     """Whether an older version has several passages is not known for certain before the write."""
     conditions = [passages_of(str(point.id) for point in points), version_condition(models.Range(lt=version))]
-    return models.DeleteOperation(delete=models.FilterSelector(filter=models.Filter(must=[*conditions])))
+    return delete_operation(models.Filter(must=[*conditions]))
 
 
 def _upsert_if_newer(version: int, points: Iterable[models.PointStruct]) -> models.UpsertOperation:

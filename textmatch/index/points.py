@@ -76,7 +76,7 @@ class DeleteCondition:
 class CollectionPoints:
     """The points of the physical collection that a model built.
 
-    Every method raises CollectionGone if there is no such collection, and DependencyUnavailable when Qdrant
+    Every method raises CollectionGone if the collection does not exist, and DependencyUnavailable when Qdrant
     does not answer.
     """
 
@@ -173,10 +173,7 @@ class CollectionPoints:
         by_version: dict[int, list[str]] = {}
         for document_id, version in versions.items():
             by_version.setdefault(version, []).append(document_id)
-        operations = [
-            models.DeleteOperation(delete=models.FilterSelector(filter=_up_to(version, ids)))
-            for version, ids in by_version.items()
-        ]
+        operations = [delete_operation(_up_to(version, ids)) for version, ids in by_version.items()]
         async with translated_errors(self._collection):
             await self._client.batch_update_points(self._collection, operations, wait=True)
         return sum(version <= versions[document_id] for document_id, version in stored.items())
@@ -216,11 +213,8 @@ class CollectionPoints:
             if document.id not in stored
         ]
         async with translated_errors(self._collection):
-            await self._client.batch_update_points(
-                self._collection,
-                [models.DeleteOperation(delete=models.FilterSelector(filter=one)) for one in filters],
-                wait=True,
-            )
+            operations = [delete_operation(one) for one in filters]
+            await self._client.batch_update_points(self._collection, operations, wait=True)
 
     async def sample(self, count: int) -> list[str]:
         """The texts of `count` random documents, or of all documents if there are fewer."""
@@ -244,10 +238,10 @@ class CollectionPoints:
         hits.sort(key=lambda hit: -(hit.cosine or 0.0))
         return list(dict.fromkeys(document_key(str(hit.point)) for hit in hits))[:count]
 
-    async def count(self) -> int:
-        """How many documents are stored."""
+    async def count(self, *conditions: models.Condition) -> int:
+        """How many documents are stored that meet all conditions."""
         async with translated_errors(self._collection):
-            documents = document_points()
+            documents = document_points(*conditions)
             return (await self._client.count(self._collection, documents, exact=True)).count
 
 
@@ -255,6 +249,11 @@ def versions_by_id(records: Sequence[models.Record]) -> dict[str, int]:
     """The versions of the documents of these records, by document id."""
     payloads = [record.payload or {} for record in records]
     return {payload["id"]: payload[VERSION_FIELD] for payload in payloads}
+
+
+def delete_operation(where: models.Filter) -> models.DeleteOperation:
+    """Deletes the points that match, as one of several operations of a request."""
+    return models.DeleteOperation(delete=models.FilterSelector(filter=where))
 
 
 def _up_to(version: int, ids: Iterable[str]) -> models.Filter:

@@ -49,6 +49,7 @@ PASSAGE_FIELD = "passage"
 PASSAGE_COUNT_FIELD = "passage_count"
 # Of documents of which the model has not read the end.
 TRUNCATED_FIELD = "truncated"
+IS_TRUNCATED = models.FieldCondition(key=TRUNCATED_FIELD, match=models.MatchValue(value=True))
 # Of a document with several passages, the passage.
 DOCUMENT_FIELDS = ["id", "text", "attributes", VERSION_FIELD, PASSAGE_FIELD]
 
@@ -101,13 +102,6 @@ def points_of(ids: Iterable[str]) -> models.Filter:
 def passages_of(points: Iterable[str]) -> models.FieldCondition:
     """The further passages of the documents with these points."""
     return models.FieldCondition(key=PASSAGE_OF_FIELD, match=models.MatchAny(any=list(points)))
-
-
-def truncated_documents() -> models.Filter:
-    """The documents of which the model has not read the end."""
-    return models.Filter(
-        must=[models.FieldCondition(key=TRUNCATED_FIELD, match=models.MatchValue(value=True))]
-    )
 
 
 def dense_vector_params(dimension: int) -> dict[str, models.VectorParams]:

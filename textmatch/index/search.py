@@ -104,26 +104,26 @@ async def search(client: AsyncQdrantClient, collection: str, query: SearchQuery)
     """
     hits = await _search(client, collection, query)
     is_last = len(hits) < query.count
-    document_points = await _current_passages(client, collection, hits)
-    found = _current(hits, document_points)
+    owner_of = await _current_passages(client, collection, hits)
+    found = _current(hits, owner_of)
     for _ in range(_MAX_ROUNDS - 1):
         missing_count = query.count - len({document_key(str(hit.point)) for hit in found})
         if is_last or missing_count <= 0:
             break
-        owners = set(document_points.values())
+        owners = set(owner_of.values())
         points = models.HasIdCondition(has_id=[*(str(hit.point) for hit in hits), *owners])
         seen = models.Filter(must_not=[points, passages_of(owners)] if owners else [points])
         more = await _search(client, collection, replace(query, count=missing_count), seen)
         is_last = len(more) < missing_count
-        document_points |= await _current_passages(client, collection, more)
+        owner_of |= await _current_passages(client, collection, more)
         hits += more
-        found += _current(more, document_points)
+        found += _current(more, owner_of)
     return found
 
 
-def _current(hits: Sequence[Hit], document_points: Mapping[PointId, str]) -> list[Hit]:
+def _current(hits: Sequence[Hit], owner_of: Mapping[PointId, str]) -> list[Hit]:
     """The hits of documents, and those of their current passages."""
-    return [hit for hit in hits if not is_passage_point(str(hit.point)) or hit.point in document_points]
+    return [hit for hit in hits if not is_passage_point(str(hit.point)) or hit.point in owner_of]
 
 
 async def _current_passages(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from redis.asyncio import Redis
@@ -288,14 +288,13 @@ class Producer:
         )
         request, before = submission.request, Counter[str]()
         versions: list[int] = []
-        step = _Step(request, accepted_us, submission.tombstone_seconds)
+        fixed = request, accepted_us, submission.tombstone_seconds
+        step = _Step(*fixed)
         async for batch, argument in in_slices(encode(documents, envelope)):
             message = messages.pack(argument, self._keys.queue)
             if step.packed and step.size_bytes + len(message) > _STEP_BYTES:
                 versions += await self._run(envelope, step)
-                step = replace(
-                    step, number=step.number + 1, rows=[], expectations=[], packed=[], size_bytes=0
-                )
+                step = _Step(*fixed, number=step.number + 1)
             step.packed += [len(batch), message]
             step.size_bytes += len(message)
             for one in batch:

@@ -196,7 +196,7 @@ class Document(_message.Message):
     """
     expected_version: _builtins.int
     """Of IngestDocuments: accept the document, or the delete, only if this is the version of the document now: the highest
-    one that is accepted, stored or queued. 0: only if there is no such document. Otherwise it is rejected
+    one that is accepted, stored or queued. 0: only if the document does not exist. Otherwise it is rejected
     (VERSION_MISMATCH). Of several that expect the same version, one is accepted. Never set in answers.
     """
     @_builtins.property
