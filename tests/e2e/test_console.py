@@ -277,7 +277,7 @@ def test_json_lines_are_uploaded_by_keyboard(page: Page, tmp_path: Path):
     file = tmp_path / "documents.jsonl"
     file.write_text("\n".join(json.dumps({"id": f"line-{one}", "text": f"第{one}行"}) for one in range(3)))
     page.get_by_role("tab", name="Search").focus()
-    for name in ("Score a pair", "Collections", "Queue", "Upload"):
+    for name in ("Score a pair", "Duplicates", "Collections", "Queue", "Upload"):
         page.keyboard.press("ArrowRight")
         expect(page.get_by_role("tab", name=name)).to_be_focused()
     page.get_by_label("File").set_input_files(file)
@@ -334,6 +334,43 @@ def test_a_pair_of_texts_is_scored(page: Page):
     assert scores[0] > scores[1]
 
 
+def test_duplicates_are_browsed_page_by_page(page: Page, tmp_path: Path):
+    twins = [
+        (f"{side}-{number}", f"locker {number} of hall {number % 7}") for number in range(60) for side in "ab"
+    ]
+    file = tmp_path / "twins.jsonl"
+    lines = [json.dumps({"id": one, "text": text, "attributes": {"twin": True}}) for one, text in twins]
+    file.write_text("\n".join(lines))
+    page.get_by_role("tab", name="Upload").click()
+    page.get_by_label("File").set_input_files(file)
+    page.locator("#upload-form").get_by_role("button", name="Upload").click()
+    expect(page.get_by_text("120 accepted, 0 unchanged, 0 rejected, 0 failed Done.")).to_be_visible()
+    wait_for_index(page, twins[-1][0])
+
+    page.get_by_role("tab", name="Duplicates").click()
+    form = page.locator("#duplicates-form")
+    form.get_by_label("Filter").fill("twin = true")
+    form.get_by_label("Score the pairs by the cross-encoder").uncheck()
+    form.get_by_role("button", name="Find duplicates").click()
+    pairs = page.locator("#duplicate-pairs > li")
+    more, done = page.get_by_role("button", name="More"), page.get_by_text("120 documents compared. Done.")
+    pages = 1
+    expect(done.or_(more)).to_be_visible()
+    while more.is_visible():
+        more.click()
+        pages += 1
+        expect(done.or_(more)).to_be_visible()
+    assert pages > 1
+    found = [frozenset(one.split(" · ")) for one in pairs.get_by_role("heading").all_inner_texts()]
+    assert len(found) == len(set(found))
+    assert {frozenset((f"a-{number}", f"b-{number}")) for number in range(60)} <= set(found)
+
+    form.get_by_label("Filter").fill("twin =")
+    form.get_by_role("button", name="Find duplicates").click()
+    expect(page.get_by_role("alert")).to_contain_text("where: is invalid")
+    expect(pairs).to_have_count(0)
+
+
 def check_accessibility(page: Page, view: str) -> None:
     """No violation of WCAG 2.2 AA in light and dark, and no line that needs scrolling on a narrow screen."""
     for scheme in ("light", "dark"):
@@ -367,6 +404,12 @@ def test_every_view_is_accessible_in_light_and_dark(page: Page, tmp_path: Path):
     page.get_by_role("button", name="Score", exact=True).click()
     expect(page.locator("#pair-result").get_by_role("meter")).to_be_visible()
     check_accessibility(page, "pair")
+
+    page.get_by_role("tab", name="Duplicates").click()
+    page.get_by_label("Least score").last.fill("0.05")
+    page.get_by_role("button", name="Find duplicates").click()
+    expect(page.locator("#duplicate-pairs > li").first).to_be_visible()
+    check_accessibility(page, "duplicates")
 
     page.get_by_role("tab", name="Collections").click()
     expect(page.get_by_role("table").first).to_be_visible()

@@ -22,9 +22,7 @@ export function useKey(value) {
 
 /** The JSON answer to a GET, or to a POST where there is a body. */
 export async function call(path, body) {
-  const answer = body === undefined
-    ? await send(path, {})
-    : await send(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  const answer = await send(path, body === undefined ? {} : post(body));
   return answer.json();
 }
 
@@ -32,6 +30,25 @@ export async function call(path, body) {
 export async function lines(path) {
   const text = await (await send(path, {})).text();
   return text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+}
+
+/** The JSON lines of the answer to a POST, one after another as they come. To stop early is to end the call. */
+export async function* stream(path, body, signal) {
+  const pieces = (await send(path, { ...post(body), signal })).body.getReader();
+  const decoder = new TextDecoder();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reached(pieces.read());
+      rest += decoder.decode(value, { stream: !done });
+      const found = rest.split("\n");
+      rest = found.pop();
+      yield* found.filter(Boolean).map((line) => JSON.parse(line));
+      if (done) return;
+    }
+  } finally {
+    await pieces.cancel().catch(() => {});
+  }
 }
 
 /** The path of a collection, with something after it. */
@@ -55,15 +72,23 @@ export async function upload(collection, lines, signal) {
   }
 }
 
+function post(body) {
+  return { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+}
+
 async function send(path, request) {
   const headers = { ...request.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
-  let answer;
+  const answer = await reached(fetch(path, { ...request, headers, credentials: "omit", redirect: "error" }));
+  if (!answer.ok) throw new CallFailed(answer.status, await answer.json().catch(() => ({})));
+  return answer;
+}
+
+/** What the network brings, or the problem that it does not. */
+async function reached(answer) {
   try {
-    answer = await fetch(path, { ...request, headers, credentials: "omit", redirect: "error" });
+    return await answer;
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new CallFailed(0, {});
   }
-  if (!answer.ok) throw new CallFailed(answer.status, await answer.json().catch(() => ({})));
-  return answer;
 }

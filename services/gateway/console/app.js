@@ -1,84 +1,18 @@
 // The page: reads the form, calls the gateway, shows the answer. Texts are only ever set as text, never as HTML.
 
-import { CallFailed, call, lines, ofCollection, upload, useKey } from "./api.js";
-import { translate } from "./strings.js";
-import { excerpt, jsonArrayLines, markedParts, passageParts, rate, readerOf, scoreParts, timingParts } from "./text.js";
+import { call, lines, ofCollection, useKey } from "./api.js";
+import { $, attempt, make, number, onSubmit, problemText, scoreBar, setLanguage, showTexts, switchLanguage, t, table, time } from "./dom.js";
+import { clearDuplicates, startDuplicates } from "./duplicates.js";
+import { excerpt, markedParts, passageParts, rate, scoreParts, timingParts } from "./text.js";
+import { startUploads } from "./upload.js";
 
-const BATCH_LINES = 500;
-const BATCH_CHARACTERS = 4_000_000;
-const MAX_SHOWN_ERRORS = 100;
+const MAX_SHOWN_LETTERS = 100;
 const POLL_MS = 2_000;
 const CHART_SECONDS = 120;
-const VIEWS = ["search", "pair", "collections", "queue", "upload"];
+const VIEWS = ["search", "pair", "duplicates", "collections", "queue", "upload"];
 const SVG = "http://www.w3.org/2000/svg";
 
-let language = navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
 let samples = [];
-let running = null; // the AbortController of an upload
-
-const t = (key, values) => translate(language, key, values);
-const $ = (id) => document.getElementById(id);
-
-/** An element with properties and children; strings become text. */
-function make(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
-  Object.assign(element, properties);
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
-
-function showTexts(root = document) {
-  for (const element of root.querySelectorAll("[data-text]")) element.textContent = t(element.dataset.text);
-  for (const element of root.querySelectorAll("[data-label]")) {
-    element.setAttribute("aria-label", t(element.dataset.label));
-  }
-}
-
-function setLanguage(chosen) {
-  language = chosen;
-  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
-  $("language").textContent = t("other_language");
-  $("language").lang = language === "zh" ? "en" : "zh-CN";
-  showTexts();
-}
-
-/** Run an action; what goes wrong is shown above the view. */
-async function attempt(action) {
-  $("problem").textContent = "";
-  try {
-    return await action();
-  } catch (error) {
-    $("problem").textContent = problemText(error);
-    if (error instanceof CallFailed && error.status === 401) $("key").focus();
-    return undefined;
-  }
-}
-
-function problemText(error) {
-  if (!(error instanceof CallFailed)) return error.message;
-  if (error.status === 0) return t("unreachable");
-  const start = error.status === 401 ? `${t("needsKey")} ` : "";
-  return `${start}${error.message} (${error.status}, ${error.requestId})`;
-}
-
-function number(value, digits = 3) {
-  return value === null || value === undefined ? "–" : Number(value).toLocaleString(language, { maximumFractionDigits: digits });
-}
-
-function table(names, rows) {
-  const isNumber = (cell) => typeof cell === "number";
-  const cellOf = (cell) => make("td", { className: isNumber(cell) ? "number" : "" },
-    isNumber(cell) ? number(cell) : cell ?? "");
-  return make("table", {},
-    make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name)))),
-    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cellOf)))));
-}
-
-function scoreBar(label, score) {
-  const meter = make("meter", { min: 0, max: 1, value: score }, number(score));
-  meter.setAttribute("aria-label", label);
-  return make("span", {}, meter, ` ${Number(score).toFixed(3)}`);
-}
 
 // Search.
 
@@ -211,7 +145,7 @@ async function showCollections() {
   $("collection-table").replaceChildren(table(
     ["name", "documents", "biEncoder", "crossEncoder", "lexical", "indexes", "created"].map((key) => t(key)),
     collections.map((one) => [one.name, one.document_count, one.model_id || one.bi_encoder, one.cross_encoder,
-      one.lexical ? t("yes") : "", indexes(one), one.created_at ? new Date(one.created_at).toLocaleString(language) : ""])));
+      one.lexical ? t("yes") : "", indexes(one), one.created_at ? time(one.created_at) : ""])));
   $("model-table").replaceChildren(table(
     ["name", "kind", "dimension", "maxTokens", "isDefault"].map((key) => t(key)),
     models.data.map((one) => [one.id, one.kind, one.dimension, one.max_tokens, one.is_default ? t("yes") : ""])));
@@ -249,7 +183,7 @@ async function showQueue() {
 /** The oldest dead letters, each with a button that sends it again. */
 async function showLetters() {
   const collection = $("collection").value;
-  const letters = await lines(ofCollection(collection, `/deadLetters?limit=${MAX_SHOWN_ERRORS}`));
+  const letters = await lines(ofCollection(collection, `/deadLetters?limit=${MAX_SHOWN_LETTERS}`));
   const replay = (ids) => attempt(async () => {
     const answer = await call(ofCollection(collection, "/deadLetters:replay"), { ids });
     await showLetters();
@@ -278,98 +212,6 @@ async function showState(form) {
     stored ? make("p", {}, stored.text) : "");
 }
 
-// Upload.
-
-async function sendFile(file) {
-  const counts = { ACCEPTED: 0, UNCHANGED: 0, REJECTED: 0, FAILED: 0 };
-  const collection = $("collection").value;
-  let sent = 0;
-  const send = async (lines) => {
-    const results = await upload(collection, lines, running.signal);
-    for (const result of results) {
-      counts[result.outcome] += 1;
-      if (result.error) showUploadError(sent + result.line, result);
-    }
-    sent += lines.length;
-    showCounts(counts);
-  };
-  $("upload-errors").replaceChildren();
-  showCounts(counts);
-  const progress = $("upload-progress");
-  progress.value = 0;
-  for await (const { lines, share } of batchesOf(file)) {
-    if (lines.length) await send(lines);
-    progress.value = share;
-  }
-}
-
-/** The lines of a file in batches, with the share of the file that was read. */
-async function* batchesOf(file) {
-  if (/\.json$/i.test(file.name)) {
-    const lines = jsonArrayLines(await file.text());
-    if (lines !== null) {
-      for (let at = 0; at < lines.length; at += BATCH_LINES) {
-        yield { lines: lines.slice(at, at + BATCH_LINES), share: Math.min(1, (at + BATCH_LINES) / lines.length) };
-      }
-      return;
-    }
-  }
-  const reader = readerOf(file.name);
-  const decoder = new TextDecoder("utf-8", { fatal: true });
-  let read = 0, waiting = [], size = 0;
-  const pieces = file.stream().getReader();
-  for (;;) {
-    const { done, value } = await pieces.read();
-    const lines = done ? [...reader.push(decoder.decode()), ...reader.end()] : reader.push(decoder.decode(value, { stream: true }));
-    const before = read;
-    read += value?.length ?? 0;
-    for (const [at, line] of lines.entries()) {
-      waiting.push(line);
-      size += line.length;
-      if (waiting.length === BATCH_LINES || size > BATCH_CHARACTERS) {
-        // A piece may have many batches.
-        yield { lines: waiting, share: (before + ((at + 1) / lines.length) * (read - before)) / file.size };
-        [waiting, size] = [[], 0];
-      }
-    }
-    if (done) {
-      yield { lines: waiting, share: 1 };
-      return;
-    }
-  }
-}
-
-function showCounts(counts) {
-  $("upload-result").textContent = t("uploaded", { accepted: number(counts.ACCEPTED), unchanged: number(counts.UNCHANGED),
-    rejected: number(counts.REJECTED), failed: number(counts.FAILED) });
-}
-
-function showUploadError(line, result) {
-  const list = $("upload-errors");
-  if (list.children.length >= MAX_SHOWN_ERRORS) return;
-  const place = [t("line", { line }), result.id].filter(Boolean).join(", ");
-  list.append(make("li", {}, `${place}: ${result.error.detail}`));
-}
-
-async function startUpload(form) {
-  running = new AbortController();
-  const show = (isRunning) => {
-    $("stop").hidden = !isRunning;
-    form.querySelector("button").disabled = isRunning;
-  };
-  $("upload-progress").hidden = false;
-  show(true);
-  try {
-    await sendFile(form.elements.file.files[0]);
-    $("upload-result").append(` ${t("done")}`);
-  } catch (error) {
-    if (error.name !== "AbortError") throw error;
-    $("upload-result").append(` ${t("stopped")}`);
-  } finally {
-    show(false);
-  }
-}
-
 // Views.
 
 function openView(name) {
@@ -393,29 +235,23 @@ function onTabKey(event) {
   openView(next);
 }
 
-function onSubmit(id, action) {
-  $(id).addEventListener("submit", (event) => {
-    event.preventDefault();
-    attempt(() => action(event.target));
-  });
-}
-
 function start() {
   addColumn();
-  setLanguage(language);
+  setLanguage();
   for (const view of VIEWS) $(`tab-${view}`).addEventListener("click", () => openView(view));
   document.querySelector("[role=tablist]").addEventListener("keydown", onTabKey);
   onSubmit("pair-form", scorePair);
   onSubmit("state-form", showState);
-  onSubmit("upload-form", startUpload);
+  startDuplicates();
+  startUploads();
   $("show-letters").addEventListener("click", () => attempt(showLetters));
-  $("stop").addEventListener("click", () => running?.abort());
-  $("language").addEventListener("click", () => setLanguage(language === "zh" ? "en" : "zh"));
+  $("language").addEventListener("click", switchLanguage);
   $("compare").addEventListener("change", ({ target }) => (target.checked ? addColumn() : $("columns").lastElementChild.remove()));
   $("key").addEventListener("input", ({ target }) => useKey(target.value));
   $("key").addEventListener("change", () => attempt(loadCollections));
   $("collection").addEventListener("change", () => {
     samples = [];
+    clearDuplicates();
     $("letter-table").replaceChildren();
     $("letter-result").textContent = "";
     if (!$("queue").hidden) attempt(showQueue);

@@ -197,6 +197,8 @@ process.exit(0);
 async def test_a_visit(http: httpx.AsyncClient, gateway_url: str, tmp_path: Path, matcher: ScriptedMatcher):
     """The scripts run over a small document object model, against a real gateway."""
     await http.put("/v1/collections/faq", json={})
+    for one in ("p", "q"):
+        matcher.documents[one] = pb.Document(id=one, text=f"text {one}", version=1)
     for one in ("x", "y"):
         matcher.dead_letters[one] = pb.DeadLetter(id=one, reason="TEXT_FAILED", error="<b>no</b>", text="t")
     steps = """
@@ -218,6 +220,9 @@ async def test_a_visit(http: httpx.AsyncClient, gateway_url: str, tmp_path: Path
     seen.columns = $("columns").children.length;
     await submit($("pair-form"), {first: "four", second: "fo"});
     seen.pair = $("pair-result").textContent;
+    await submit($("duplicates-form"), {min_score: "0.7", where: "year = 2024", against: "other"});
+    seen.pairs = $("duplicate-pairs").textContent;
+    seen.compared = $("duplicates-result").textContent;
     $("tab-collections").dispatch("click");
     await settled();
     seen.table = $("collection-table").textContent;
@@ -250,6 +255,10 @@ async def test_a_visit(http: httpx.AsyncClient, gateway_url: str, tmp_path: Path
     assert (seen["marked"], seen["columns"]) == (["the", "cat"], 2)
     assert seen["rows"] > 3
     assert "0.500" in seen["pair"]
+    [searched] = matcher.duplicate_requests
+    assert (searched.collection, searched.against, searched.filter.must[0].match.field) == ("faq", "other", "year")
+    assert "p · q0.75 0.750text ptext q" in seen["pairs"]
+    assert seen["compared"] == "2 pairs; 3 documents compared. Done."
     assert "faq" in seen["table"]
     assert "tiny" in seen["models"]
     assert "Queued0" in seen["queue"]
