@@ -106,7 +106,7 @@ def training_arguments(settings: RunSettings, metric: SelectionMetric) -> dict[s
         "warmup_steps": _WARM_UP_SHARE,
         "weight_decay": settings.weight_decay,
         "seed": settings.seed,
-        "bf16": settings.bf16,
+        "bf16": settings.computes_in_bfloat16,
         "use_cpu": device == "cpu",
         "dataloader_pin_memory": device != "cpu",
         "eval_strategy": strategy if has_dev else "no",

@@ -54,7 +54,7 @@ from training.model_builder import (
     build_cross_encoder,
 )
 from training.model_files import load_trained, save_cross_encoder
-from training.settings import Bf16Option, EpochsOption, FreezeOption, RunSettings
+from training.settings import FreezeOption, PassesOption, RunSettings, with_length
 from training.trainers import LengthSortedBatchSampler, RegressionTrainer
 
 NO_ADAPTER = "none"
@@ -66,6 +66,7 @@ _METRIC = SelectionMetric(SPEARMAN)
 _WARM_UP_BATCH_SIZE = 64
 # Training pairs whose scores are checked for collapse.
 _SAMPLE_PAIRS = 64
+_PASSES = 4
 # Peak learning rates of warm-up and training.
 _ADAPTER_RATES = (5e-4, 2e-4)
 _FULL_RATES = (1e-4, 3e-5)
@@ -109,9 +110,8 @@ class RegressionSettings(RunSettings):
     learning_rate: Annotated[float, Option(min=0.0, help="0: 2e-4 for an adapter, 3e-5 for all weights.")] = (
         0.0
     )
-    epochs: EpochsOption = 4
+    epochs: PassesOption = 0
     max_length_tokens: Annotated[int, Option(min=8, help="Longer pairs are truncated.")] = 256
-    bf16: Bf16Option = True
 
     @property
     def training_files(self) -> list[Path]:
@@ -145,6 +145,7 @@ def train_regression(settings: RegressionSettings, console: Console) -> RunResul
         for pair in pairs
     ]
     settings = _with_base(_with_learning_rates(settings), rows, console)
+    settings = with_length(settings, len(rows) * (1 + settings.both_orders), _PASSES, console)
     set_seed(settings.seed)
     model = _build(pairs, settings)
     sentences = _warm_up_sentences(pairs, settings)

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import numpy as np
 import typer
+from rich.console import Console
 from typer import Option
 
 from textmatch.errors import InvalidInput
 from textmatch.io.columns import PAIR
 from textmatch.io.data_files import FileFormat
-from textmatch.models.engines import AUTO, resolve_device
+from textmatch.models.engines import AUTO, resolve_device, resolve_dtype
 from training.labels import ScoreRange
 
 HeaderOption = Annotated[
@@ -51,7 +53,22 @@ FreezeOption = Annotated[
 DeviceOption = Annotated[str, Option(help="auto, cpu or cuda. CUDA_VISIBLE_DEVICES selects GPUs.")]
 LearningRateOption = Annotated[float, Option(min=0.0, help="Peak learning rate.")]
 EpochsOption = Annotated[int, Option(min=1, help="Passes over the training data.")]
-Bf16Option = Annotated[bool, Option(help="Compute in bfloat16.")]
+# Steps on a CPU by default: 32 pairs of short sentences each, about ten minutes on two cores.
+_CPU_STEPS = 750
+PassesOption = Annotated[
+    int,
+    Option(
+        min=0,
+        help="Passes over the training data. Default, 0: 3, of a cross-encoder 4; on a CPU at most"
+        f" {_CPU_STEPS} steps.",
+    ),
+]
+Bf16Option = Annotated[
+    bool | None,
+    Option(
+        help="Compute in bfloat16. Default: if the processor or GPU has it, which takes about half the time."
+    ),
+]
 
 MixOption = Annotated[
     str,
@@ -62,6 +79,7 @@ MixOption = Annotated[
 ]
 
 Settings = TypeVar("Settings")
+Run = TypeVar("Run", bound="RunSettings")
 
 
 @dataclass(frozen=True)
@@ -155,7 +173,7 @@ class RunSettings:
         int, Option(min=0, help="Stop after this many evaluations without improvement; 0: never.")
     ] = 0
     seed: Annotated[int, Option(help="Equal seeds give equal models on the same machine.")] = 1
-    bf16: Bf16Option = False
+    bf16: Bf16Option = None
     device: DeviceOption = AUTO
     threads: Annotated[
         int, Option(min=0, help="Threads on a CPU; 0: one for each core that the process may use.")
@@ -206,6 +224,13 @@ class RunSettings:
         return resolve_device(self.device)
 
     @property
+    def computes_in_bfloat16(self) -> bool:
+        """As asked for, or as the device can."""
+        if self.bf16 is not None:
+            return self.bf16
+        return resolve_dtype(AUTO, self.torch_device) == "bfloat16"
+
+    @property
     def checkpoints(self) -> Path:
         """The directory of the checkpoints, next to the output. It is removed when training is done."""
         return self.output.with_name(f"{self.output.name}.checkpoints")
@@ -238,6 +263,27 @@ class RunSettings:
         if not self.resume and has_checkpoint:
             problem = f'"{self.checkpoints}" holds checkpoints of an earlier run: use --resume, or remove it'
             raise InvalidInput.of_field("output", problem)
+
+
+def with_length(settings: Run, row_count: int, passes: int, console: Console) -> Run:
+    """The settings with the length that was asked for, or with the default one, which is printed.
+
+    Args:
+        settings: 0 epochs and 0 steps ask for the default.
+        row_count: of the training data.
+        passes: over it by default.
+        console: for the line.
+    """
+    if settings.epochs or settings.max_steps:
+        return replace(settings, epochs=settings.epochs or 1)
+    pass_steps = math.ceil(math.ceil(row_count / settings.batch_size) / settings.accumulate)
+    if settings.torch_device != "cpu" or passes * pass_steps <= _CPU_STEPS:
+        return replace(settings, epochs=passes)
+    console.print(
+        f"{_CPU_STEPS} steps, {_CPU_STEPS / pass_steps:.2g} passes over the data; --epochs chooses more",
+        highlight=False,
+    )
+    return replace(settings, epochs=1, max_steps=_CPU_STEPS)
 
 
 def add_command(

@@ -40,10 +40,15 @@ from training.examples import ScoredPair, read_class_pairs, read_scored_pairs, r
 from training.fit import RunResult
 from training.labels import find_classes, require_two_scores
 from training.model_builder import BiEncoderSettings, LstmConfig, PoolingName, build_bi_encoder
+from training.settings import LearningRateOption, PassesOption, with_length
 from training.trainers import BOTH_WAYS, LengthSortedBatchSampler, TrainingPart
 
 LossName: TypeAlias = Literal["contrastive", "online-contrastive", "cosent", "angle", "in-batch"]
 Settings = TypeVar("Settings", bound=BiEncoderSettings)
+
+# Measured on 6,000 Chinese pairs: 2e-5 and one pass learn half as much.
+_LEARNING_RATE = 5e-5
+_PASSES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,8 @@ class SiameseSettings(BiEncoderSettings):
         Literal["cosine", "softmax"],
         Option(help="What is trained: the cosine, or a classifier of two embeddings."),
     ] = "cosine"
+    epochs: PassesOption = 0
+    learning_rate: LearningRateOption = _LEARNING_RATE
     loss: Annotated[
         LossName,
         Option(
@@ -107,6 +114,8 @@ class CosentSettings(SiameseSettings):
 class SbertSettings(BiEncoderSettings):
     """Options of the sbert recipe."""
 
+    epochs: PassesOption = 0
+    learning_rate: LearningRateOption = _LEARNING_RATE
     pooling: Annotated[PoolingName, Option(help="Pooling of the token vectors.")] = "mean"
     classes: Annotated[str, Option(help="Score of each class, as in no=0,maybe=0.5,yes=1.")] = ""
     new_layer_learning_rate: Annotated[
@@ -147,7 +156,7 @@ def _cosine_task(recipe: str, settings: SiameseSettings, console: Console) -> Bi
     read = _read_positives if settings.loss == "in-batch" else _read_pairs
     pairs = read(settings, console)
     rows = [TrainingRow((pair.first, pair.second), f"{pair.score:g}") for pair in pairs]
-    settings = with_base(settings, rows, console)
+    settings = with_length(with_base(settings, rows, console), len(rows), _PASSES, console)
     set_seed(settings.seed)
     model = _build(settings)
     report = report_data(settings, rows, model.tokenizer, console)
@@ -244,7 +253,7 @@ def _softmax_task(
     classes = find_classes([pair.label for pair in pairs], chosen_classes)
     console.print(f"classes: {classes}")
     rows = [TrainingRow((pair.first, pair.second), pair.label) for pair in pairs]
-    settings = with_base(settings, rows, console)
+    settings = with_length(with_base(settings, rows, console), len(rows), _PASSES, console)
     set_seed(settings.seed)
     model = build(settings)
     report = report_data(settings, rows, model.tokenizer, console)
