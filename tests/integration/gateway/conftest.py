@@ -34,7 +34,7 @@ __all__ = [
 async def encoder_gateway(models: ModelRegistry, model_directories: dict[str, Path]) -> AsyncIterator[str]:
     """The URL of a gateway before a real encoder, without a matcher."""
     aliases = {name: str(directory) for name, directory in model_directories.items()}
-    aliases |= {"text-embedding-3-small": "", "rerank-v3.5": ""}
+    aliases |= {"text-embedding-3-small": "", "rerank-v3.5": "", "rerank-english-v3.0": ""}
     async with (
         serve_encoder(models) as server,
         serve_gateway("127.0.0.1:1", server.address, aliases=aliases) as url,

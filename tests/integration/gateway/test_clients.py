@@ -1,4 +1,4 @@
-"""The clients of OpenAI and Cohere, and classes of LlamaIndex, unmodified but for base URL and key."""
+"""Clients of OpenAI and Cohere, LlamaIndex and Qdrant's examples, unmodified but for base URL and key."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import pytest
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.postprocessor.jinaai_rerank import JinaRerank
+from qdrant_client import QdrantClient
+from qdrant_client.models import Distance, PointStruct, VectorParams
 
 TEXTS = ["the cat sits on the mat", "a dog runs in the park", "where is the cat"]
 QUERY = "the cat sits on the mat"
@@ -90,6 +92,34 @@ async def test_errors_of_cohere_have_our_items(encoder_gateway: str):
         with pytest.raises(cohere.BadRequestError) as refused:
             await client.rerank(model="rerank-v3.5", query=QUERY, documents=["a", " "])
     assert refused.value.body["items"][0]["field"] == "documents[1]"
+
+
+async def test_the_examples_of_qdrant_store_search_and_rerank(encoder_gateway: str):
+    """Its page on OpenAI (embed, upsert, search), and its page on rerankers, with Cohere."""
+
+    def run() -> tuple[list[str], list[str]]:
+        qdrant = QdrantClient(":memory:")
+        with openai.Client(base_url=f"{encoder_gateway}/v1", api_key="none") as embedder:
+            model = "text-embedding-3-small"
+            result = embedder.embeddings.create(input=TEXTS, model=model)
+            points = [
+                PointStruct(id=number, vector=data.embedding, payload={"text": text})
+                for number, (data, text) in enumerate(zip(result.data, TEXTS, strict=True))
+            ]
+            parameters = VectorParams(size=len(points[0].vector), distance=Distance.COSINE)
+            qdrant.create_collection("example_collection", vectors_config=parameters)
+            qdrant.upsert("example_collection", points)
+            query = embedder.embeddings.create(input=[QUERY], model=model).data[0].embedding
+        found = qdrant.query_points("example_collection", query=query, limit=3).points
+        texts = [one.payload["text"] for one in found]
+        with cohere.Client(base_url=encoder_gateway, api_key="none") as reranker:
+            ranked = reranker.rerank(model="rerank-english-v3.0", query=QUERY, documents=texts, top_n=2)
+        return texts, [texts[one.index] for one in ranked.results]
+
+    found, ranked = await asyncio.to_thread(run)
+    assert found[0] == QUERY
+    assert sorted(found) == sorted(TEXTS)
+    assert len(ranked) == 2
 
 
 async def test_llama_index_embeds_and_reranks(encoder_gateway: str):
