@@ -13,14 +13,19 @@ from tests.integration.training.conftest import WORDS
 from textmatch.cli.__main__ import main
 
 GUIDE = Path("docs/training.md")
-HUB_BASE = "BAAI/bge-small-zh-v1.5"
+# Models of the hub or of full size.
+REPLACED = {
+    "BAAI/bge-small-zh-v1.5": "base",
+    "multilingual-e5-small": "base",
+    "BAAI/bge-reranker-v2-m3": "cross-encoder",
+}
 QUICK = ["--max-steps", "3", "--max-length-tokens", "32", "--device", "cpu"]
 # To a model that has learnt nothing all texts are close.
 OWN_OPTIONS = {
     "regression": ["--warm-up-pairs", "20", "--max-steps", "40", "--learning-rate", "1e-3"],
     "mine": ["--margin", "0"],
 }
-RECIPES = ("siamese", "cosent", "sbert", "simcse", "regression", "mlm")
+RECIPES = ("siamese", "cosent", "sbert", "simcse", "regression", "distill", "mlm")
 
 
 def _commands() -> list[list[str]]:
@@ -57,9 +62,16 @@ def test_every_command_of_the_guide_works(
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "sentences.txt").write_text(sentences.read_text())
     (tmp_path / "vocab-zh.txt").write_text(vocabulary.read_text())
+    pairs = [f"{first}\t{second}" for first, second, _ in rows]
+    (tmp_path / "translations.tsv").write_text("\n".join(pairs))
+    (tmp_path / "sts.tsv").write_text(
+        "\n".join(f"{one}\t{number / 10}" for number, one in enumerate(pairs[:10]))
+    )
+    (tmp_path / "training").symlink_to(Path("training").resolve())
+    (tmp_path / "base").symlink_to(bases["bert"])
     monkeypatch.chdir(tmp_path)
     for command in commands:
-        _, *arguments = [str(bases["bert"]) if word == HUB_BASE else word for word in command]
+        _, *arguments = [REPLACED.get(word, word) for word in command]
         quick = QUICK if arguments[1] in RECIPES else []
         own = OWN_OPTIONS.get(arguments[1], [])
         code, printed = main([*arguments, *quick, *own]), capsys.readouterr()
