@@ -18,8 +18,7 @@ import typer
 
 from textmatch.cli import options
 from textmatch.cli.errors import CommandFailed
-from textmatch.cli.options import find_addresses
-from textmatch.cli.output_file import OutputFile
+from textmatch.cli.options import OutputFile, find_addresses
 from textmatch.client import DuplicatePage, DuplicatePair
 from textmatch.console import ProgressBars, json_line, print_result
 from textmatch.documents import point_id
@@ -72,7 +71,6 @@ Clusters = Annotated[
 Output = Annotated[
     Path | None, typer.Option("--output", metavar="FILE", help="Write the pairs to FILE as JSON lines.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue FILE of --output after an interruption.")]
 
 
 def duplicates(
@@ -82,7 +80,7 @@ def duplicates(
     where: options.Where = None,
     no_rerank: NoRerank = False,
     output: Output = None,
-    resume: Resume = False,
+    resume: options.Resume = False,
     output_format: OutputFormat = PairsFormat.JSONL,
     clusters: Clusters = False,
     collection: options.CollectionName = "",

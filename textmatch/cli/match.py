@@ -15,8 +15,7 @@ from rich.table import Table
 
 from textmatch.cli import options
 from textmatch.cli.errors import CommandFailed
-from textmatch.cli.options import find_addresses
-from textmatch.cli.output_file import OutputFile
+from textmatch.cli.options import OutputFile, find_addresses
 from textmatch.client import (
     Match,
     MatchKeywords,
@@ -69,7 +68,6 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", metavar="FILE", help="Write the answers to FILE as JSON lines."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue FILE of --output after an interruption.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Show the components of each score.")]
 DocumentId = Annotated[
     str, typer.Option("--id", metavar="ID", help="Instead of a query: what is similar to this document.")
@@ -96,7 +94,7 @@ def match(
     file: File = "",
     document_id: DocumentId = "",
     output: Output = None,
-    resume: Resume = False,
+    resume: options.Resume = False,
     top_k: TopK = 10,
     candidate_count: CandidateCount = None,
     min_score: MinScore = 0.0,
