@@ -264,7 +264,7 @@ class OutputFile:
         try:
             self._file = path.open("r+b" if path.exists() else "w+b")
         except OSError as error:
-            raise CommandFailed(f"{path} cannot be written: {error.strerror}") from error
+            raise CommandFailed(f"{path} cannot be written: {error.strerror or error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -293,7 +293,7 @@ class OutputFile:
             self._file.write(json_line(item).encode())
             self._file.flush()
         except OSError as error:
-            raise CommandFailed(f"{self.path} cannot be written: {error.strerror}") from error
+            raise CommandFailed(f"{self.path} cannot be written: {error.strerror or error}") from error
         self._has_added = True
 
     @contextmanager
