@@ -97,7 +97,7 @@ $(BUF): package.json
 chromium:
 	@command -v chromium >/dev/null || test -z "$$CI" || { echo "==> Installing chromium"; $(APT_INSTALL) chromium >/dev/null; }
 
-test: $(INSTALLED) redis-tls chromium $(if $(CI),$(BUF)) ## Run all tests except the slow ones
+test: $(INSTALLED) redis-tls chromium toolchains ## Run all tests except the slow ones
 	@$(BIN)/pytest -m "not slow" $(PARALLEL)
 
 test-all: $(INSTALLED) redis-tls chromium toolchains ## Run all tests

@@ -297,7 +297,9 @@ def _tokens(text: str) -> list[_Token]:
         found = _TOKEN.match(text, position)
         if found is None or found.lastgroup is None:
             start = position + len(text[position:]) - len(text[position:].lstrip())
-            raise _error(start, "an attribute, a value, a comparison or a bracket")
+            if text[start] in "\"'`":
+                raise _error(start, f"a text that ends with {text[start]}")
+            raise _error(start, "an attribute, a value, a comparison or a round bracket")
         tokens.append(_Token(found.lastgroup, found[found.lastgroup], found.start(found.lastgroup)))
         position = found.end()
     return tokens

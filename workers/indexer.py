@@ -235,7 +235,10 @@ async def _write(
         model=model_id or deps.collection.config.bi_encoder,
         timeout_seconds=deps.encode_timeout_seconds,
     )
-    if embedded.documents and not model_id:
+    if not model_id:
+        if not embedded.documents:
+            # Nothing is stored yet, and a model that has written nothing is not in use.
+            return replace(embedded, model_id="")
         await index.collections.prepare(embedded.model_id, embedded.embeddings.shape[1])
     await write_documents(index, documents, stored, embedded)
     passages = sum(len(one.passages) - 1 for one in embedded.passages.values())

@@ -30,6 +30,7 @@ from textmatch.filters import Filter
 from textmatch.index.neighbors import EmbeddedId, NeighborSearch
 from textmatch.retry import RETRY_OVERLOADED
 from textmatch.score_fusion import Fusion, ScoreComponents, ScoreModel, fusion_of, probability, to_single
+from textmatch.time_slices import in_slices
 from textmatch.types import DuplicateOptions, DuplicatePage, DuplicatePair
 from textmatch.vectors import Embeddings
 
@@ -133,17 +134,18 @@ class _Neighborhood:
     async def candidates(self, documents: Sequence[EmbeddedId]) -> list[_Candidate]:
         """The pairs that are found with these documents."""
         found = await self._nearest({one.point: one.embedding for one in documents})
-        pairs = [(one, other) for one, others in found.items() for other in others]
+        known = found
         if self._is_one_collection:
-            earlier = {other for one, other in pairs if str(other) < str(one)}
+            earlier = {other for one, others in found.items() for other in others if str(other) < str(one)}
             known = found | await self._remembered(earlier - found.keys())
-            pairs = [(one, other) for one, other in pairs if str(one) < str(other) or one not in known[other]]
-        return [
-            _Candidate(other, one, ScoreComponents(found[one][other]))
-            if self._is_one_collection and str(other) < str(one)
-            else _Candidate(one, other, ScoreComponents(found[one][other]))
-            for one, other in pairs
-        ]
+        candidates = list[_Candidate]()
+        async for one, others in in_slices(found.items()):
+            for other, cosine in others.items():
+                if not self._is_one_collection or str(one) < str(other):
+                    candidates.append(_Candidate(one, other, ScoreComponents(cosine)))
+                elif one not in known[other]:
+                    candidates.append(_Candidate(other, one, ScoreComponents(cosine)))
+        return candidates
 
     async def documents(self, candidates: Sequence[_Candidate]) -> list[_Found]:
         """The candidates whose documents are still stored, with them."""
@@ -151,7 +153,7 @@ class _Neighborhood:
         second = await self._target.documents(_distinct(one.second for one in candidates))
         return [
             (one, first[one.first], second[one.second])
-            for one in candidates
+            async for one in in_slices(candidates)
             if one.first in first and one.second in second
         ]
 
@@ -224,7 +226,7 @@ class DuplicateFinder:
             found = await near.documents(await near.candidates(documents))
             if rule.is_reranked:
                 found = await self._scored(found, collection.config.cross_encoder, deadline)
-            pairs = [rule.pair(candidate.parts, *texts) for candidate, *texts in found]
+            pairs = [rule.pair(candidate.parts, *texts) async for candidate, *texts in in_slices(found)]
             after = documents[-1].document_id if documents else after
             compared_count += len(documents)
             yield DuplicatePage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from textmatch.index.search import Hit, SearchQuery
 from textmatch.index.term_statistics import TermStatistics
 from textmatch.passages import DividedText, EncodedPassage
 from textmatch.retry import RETRY_OVERLOADED
+from textmatch.time_slices import in_slices
 from textmatch.types import MAX_CANDIDATES, EncodeResult, Recall, Rerank
 from textmatch.vectors import Embeddings
 
@@ -127,7 +129,7 @@ class Retriever:
             DeadlinePassed, DeadlineTooShort, Overloaded: late or refused, and BM25 cannot answer instead.
         """
         if plan.stored is not None:
-            return EmbeddedQuery(plan.model_id, _parts(plan, ((None, plan.stored),)))
+            return EmbeddedQuery(plan.model_id, await _parts(plan, ((None, plan.stored),)))
         embed_by = plan.budget.deadline
         if plan.supports_lexical_fallback:
             embed_by = plan.budget.fallback_at(self._search_time(plan))
@@ -208,7 +210,7 @@ class Retriever:
         cached = self._cache.get(_cache_key(plan.model_id, plan.query))
         metrics.EMBEDDING_CACHE_TOTAL.labels("miss" if cached is None else "hit").inc()
         if cached is not None:
-            return EmbeddedQuery(plan.model_id, _parts(plan, cached))
+            return EmbeddedQuery(plan.model_id, await _parts(plan, cached))
         encoded = await self._encode(plan, [plan.query], embed_by)
         embedded: _EmbeddedPassages = ((None, encoded.embeddings[0]),)
         if encoded.truncated[0]:
@@ -216,7 +218,7 @@ class Retriever:
         if _cached_bytes(embedded) <= self._cache.maxsize:
             self._cache[_cache_key(encoded.model_id, plan.query)] = embedded
             metrics.EMBEDDING_CACHE_ENTRIES.set(len(self._cache))
-        return EmbeddedQuery(encoded.model_id, _parts(plan, embedded))
+        return EmbeddedQuery(encoded.model_id, await _parts(plan, embedded))
 
     async def _embed_passages(self, plan: QueryPlan, read_tokens: int, embed_by: float) -> _EmbeddedPassages:
         """The passages of a query of which the model reads so many tokens at once."""
@@ -246,17 +248,19 @@ class Retriever:
         )
 
 
-def _parts(plan: QueryPlan, embedded: _EmbeddedPassages) -> tuple[EmbeddedPart, ...]:
+async def _parts(plan: QueryPlan, embedded: _EmbeddedPassages) -> tuple[EmbeddedPart, ...]:
     """The parts of the query: itself, or its passages, each with its own terms."""
     if len(embedded) == 1:
         return (EmbeddedPart(QueryPart(plan.query), embedded[0][1], plan.terms),)
-    parts = [
-        (QueryPart(plan.query[one.start : one.end], one), row) for one, row in embedded if one is not None
-    ]
-    return tuple(
-        EmbeddedPart(part, row, query_vector(part.text, plan.statistics) if plan.statistics else None)
-        for part, row in parts
-    )
+    # The terms of the whole query took long too.
+    await asyncio.sleep(0)
+    parts = list[EmbeddedPart]()
+    async for passage, row in in_slices(embedded):
+        if passage is not None:
+            part = QueryPart(plan.query[passage.start : passage.end], passage)
+            terms = query_vector(part.text, plan.statistics) if plan.statistics else None
+            parts.append(EmbeddedPart(part, row, terms))
+    return tuple(parts)
 
 
 def _cache_key(model_id: str, query: str) -> bytes:

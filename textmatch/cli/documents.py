@@ -123,6 +123,9 @@ def export(
         with closing(client.list_documents(condition)) as documents:
             if file == STDIN:
                 exported = _write(documents, sys.stdout, bars)
+            elif Path(file).exists() and not Path(file).is_file():
+                # A pipe or a device, such as /dev/null, stays what it is. A directory cannot be opened.
+                exported = _write_to(Path(file), Path(file), documents, bars)
             else:
                 exported = _replace(Path(file), documents, bars)
     if file != STDIN:
@@ -138,16 +141,28 @@ def _replace(file: Path, documents: Iterable[Document], bars: ProgressBars) -> i
     """
     unfinished = file.with_name(f".{file.name}.unfinished")
     try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as stream:
-            exported = _write(documents, stream, bars)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(file)
-    except OSError as error:
-        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from error
+        return _write_to(unfinished, file, documents, bars)
     finally:
         if unfinished.parent.is_dir():
             unfinished.unlink(missing_ok=True)
+
+
+def _write_to(written: Path, file: Path, documents: Iterable[Document], bars: ProgressBars) -> int:
+    """Write to a file, which then becomes `file`.
+
+    Raises:
+        CommandFailed: it cannot be written.
+    """
+    try:
+        with written.open("w", encoding="utf-8", newline="\n") as stream:
+            exported = _write(documents, stream, bars)
+            stream.flush()
+            if written != file:
+                os.fsync(stream.fileno())
+        if written != file:
+            written.replace(file)
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from error
     return exported
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import heapq
+import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeAlias
 
 import typer
 
 from textmatch.cli import options
-from textmatch.cli.errors import CommandFailed, message_of
-from textmatch.cli.options import find_addresses
+from textmatch.cli.errors import CommandFailed
+from textmatch.cli.options import OutputFile, find_addresses
 from textmatch.client import DuplicatePage, DuplicatePair
-from textmatch.console import ProgressBars, json_line
-from textmatch.errors import TextMatchError
+from textmatch.console import ProgressBars, json_line, print_result
+from textmatch.documents import point_id
 from textmatch.types import MAX_NEIGHBORS, DuplicateOptions
 from textmatch.union_find import UnionFind
 
@@ -62,9 +68,8 @@ OutputFormat = Annotated[PairsFormat, typer.Option("--format", help="Format of t
 Clusters = Annotated[
     bool, typer.Option("--clusters", help="Print clusters of connected documents instead of pairs.")
 ]
-Resume = Annotated[
-    str,
-    typer.Option("--resume", metavar="TOKEN", help="Go on after an interruption; its message has the token."),
+Output = Annotated[
+    Path | None, typer.Option("--output", metavar="FILE", help="Write the pairs to FILE as JSON lines.")
 ]
 
 
@@ -74,10 +79,12 @@ def duplicates(
     neighbors: Neighbors = DuplicateOptions.neighbors,
     where: options.Where = None,
     no_rerank: NoRerank = False,
+    output: Output = None,
+    resume: options.Resume = False,
     output_format: OutputFormat = PairsFormat.JSONL,
     clusters: Clusters = False,
-    resume: Resume = "",
     collection: options.CollectionName = "",
+    as_json: options.Json = False,
     matcher: options.Matcher = "",
     data_dir: options.DataDir = None,
 ) -> None:
@@ -87,16 +94,29 @@ def duplicates(
     "rerank_score"}. With --clusters it is {"cluster", "size", "documents": [{"collection", "id"}]}: documents
     are in one cluster if pairs connect them. CSV has a header, and a line for each pair, or for each document
     of a cluster.
+
+    --output writes the pairs to a file, which --resume continues with the same options. --json then prints
+    {"pairs": how many were added, "compared": how many documents}; without --output, it is as without --json.
     """
-    if clusters and resume:
-        raise typer.BadParameter("--clusters needs all pairs; leave --resume out")
+    if resume and output is None:
+        raise typer.BadParameter("--resume needs --output FILE")
+    if output is not None and (clusters or output_format is not PairsFormat.JSONL):
+        raise typer.BadParameter("--output writes pairs as JSON lines; leave --clusters and --format out")
+    if as_json and output_format is not PairsFormat.JSONL:
+        raise typer.BadParameter("--json prints JSON lines; leave --format out")
     condition = options.parse_where(where)
     addresses = find_addresses(data_dir, matcher=matcher, collection=collection)
     names = addresses.collection, against or addresses.collection
-    found, token = UnionFind[_Place](), resume
-    pairs = _Writer(sys.stdout, output_format, _PAIR_COLUMNS, pair_to_json, _pair_rows)
-    with addresses.client() as client, ProgressBars() as bars:
-        bars.stage("comparing", None if resume else client.count_documents(condition), unit="documents")
+    found, counts = UnionFind[_Place](), Counter[str]()
+    with ExitStack() as stack:
+        file = stack.enter_context(OutputFile(output, resume=resume)) if output else None
+        earlier = FoundPairs.of(file) if file else FoundPairs()
+        client = stack.enter_context(addresses.client())
+        bars = stack.enter_context(ProgressBars())
+        total = None if earlier.resume_token else client.count_documents(condition)
+        bars.stage("comparing", total, unit="documents")
+        if file is not None:
+            stack.enter_context(file.hint_to_resume())
         pages = client.find_duplicates(
             against=against,
             min_score=min_score,
@@ -104,25 +124,67 @@ def duplicates(
             where=condition,
             rerank=not no_rerank,
             omit_text=clusters,
-            resume_token=resume,
+            resume_token=earlier.resume_token,
         )
-        try:
-            for page in pages:
-                if clusters:
-                    _join(found, page, *names)
-                else:
-                    pairs.write(page)
-                token = page.resume_token
-                bars.advance(page.compared_count)
-        except (TextMatchError, KeyboardInterrupt) as error:
-            if not token or clusters:
-                raise
-            sys.stdout.flush()
-            reason = message_of(error) if isinstance(error, TextMatchError) else "interrupted"
-            raise CommandFailed(f"{reason}; go on with --resume '{token}'") from error
+        pairs = _Writer(sys.stdout, output_format, _PAIR_COLUMNS, pair_to_json, _pair_rows)
+        for page in pages:
+            counts["compared"] += page.compared_count
+            if clusters:
+                _join(found, page, *names)
+            elif file is not None:
+                counts["pairs"] += earlier.add_new(page, file)
+            else:
+                pairs.write(page)
+            bars.advance(page.compared_count)
     if clusters:
         table = _Writer(sys.stdout, output_format, _CLUSTER_COLUMNS, _cluster_to_json, _cluster_rows)
         table.write(enumerate(found.groups(), start=1))
+    elif output is not None:
+        figures = {"pairs": counts["pairs"], "compared": counts["compared"]}
+        line = f"found {figures['pairs']:,} pairs of {figures['compared']:,} documents"
+        print_result(figures, line, as_json=as_json)
+
+
+@dataclass
+class FoundPairs:
+    """The pairs that are in the file of an earlier run.
+
+    Documents are compared in the order of their points, and a pair is found with one of its two documents,
+    of one collection not before its first one. Therefore all pairs of the documents before the last `first`
+    are in the file. The search goes on after the last one of those that the file names.
+
+    Attributes:
+        resume_token: the id of a document, all of whose pairs are in the file, as are those of all before it.
+    """
+
+    ids: set[tuple[str, str]] = field(default_factory=set)
+    resume_token: str = ""
+
+    @classmethod
+    def of(cls, file: OutputFile) -> FoundPairs:
+        """Read them.
+
+        Raises:
+            CommandFailed: the file has something else.
+        """
+        ids = set()
+        for number, line in enumerate(file.lines(), start=1):
+            try:
+                pair = json.loads(line)
+                ids.add((str(pair["first"]["id"]), str(pair["second"]["id"])))
+            except (ValueError, TypeError, KeyError) as error:
+                raise CommandFailed(f"{file.path} line {number} is not a pair") from error
+        last = heapq.nlargest(2, {first for first, _ in ids}, key=point_id)
+        return cls(ids, last[1] if len(last) > 1 else "")
+
+    def add_new(self, pairs: Iterable[DuplicatePair], file: OutputFile) -> int:
+        """Add the pairs that the file does not have; returns how many."""
+        added = 0
+        for pair in pairs:
+            if (pair.first.id, pair.second.id) not in self.ids:
+                file.add(pair_to_json(pair))
+                added += 1
+        return added
 
 
 def pair_to_json(pair: DuplicatePair) -> dict[str, Any]:

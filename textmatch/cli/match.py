@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.table import Table
 
 from textmatch.cli import options
-from textmatch.cli.errors import CommandFailed, message_of
-from textmatch.cli.options import find_addresses
+from textmatch.cli.errors import CommandFailed
+from textmatch.cli.options import OutputFile, find_addresses
 from textmatch.client import (
     Match,
     MatchKeywords,
@@ -28,7 +28,6 @@ from textmatch.client import (
 from textmatch.console import (
     ProgressBars,
     cell,
-    json_line,
     one_line,
     print_json,
     print_line,
@@ -37,7 +36,6 @@ from textmatch.console import (
     warn,
 )
 from textmatch.documents import text_violation
-from textmatch.errors import TextMatchError
 from textmatch.io.line_reader import Line, UnreadableLine, file_name, open_data_file, read_lines
 
 Queries = Annotated[
@@ -70,7 +68,6 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", metavar="FILE", help="Write the answers to FILE as JSON lines."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue FILE of --output after an interruption.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Show the components of each score.")]
 DocumentId = Annotated[
     str, typer.Option("--id", metavar="ID", help="Instead of a query: what is similar to this document.")
@@ -97,7 +94,7 @@ def match(
     file: File = "",
     document_id: DocumentId = "",
     output: Output = None,
-    resume: Resume = False,
+    resume: options.Resume = False,
     top_k: TopK = 10,
     candidate_count: CandidateCount = None,
     min_score: MinScore = 0.0,
@@ -147,22 +144,25 @@ def match(
     warned = set[str]()
     addresses = find_addresses(data_dir, matcher=matcher, collection=collection)
     with ExitStack() as stack:
-        answer_file = stack.enter_context(AnswerFile(output, resume=resume)) if output else None
-        done = answer_file.skip(chosen) if answer_file else 0
+        answers = stack.enter_context(OutputFile(output, resume=resume)) if output else None
+        done = _skip_answered(chosen, answers) if answers else 0
         client = stack.enter_context(addresses.client())
         progress = stack.enter_context(ProgressBars(is_shown=bool(file)))
         progress.stage("matching", done=done, unit="queries")
         show = _print_line if as_json else _print
-        if answer_file is not None:
-            show = answer_file.add
-            stack.enter_context(_hint_to_resume(counts))
+        if answers is not None:
+            stack.enter_context(answers.hint_to_resume())
         is_single = len(queries or []) == 1 or bool(document_id)
         for query, answer in _answer(client, chosen, match_options, is_single=is_single):
             progress.advance()
             counts["failed" if isinstance(answer, str) else "answered"] += 1
             if not isinstance(answer, str):
                 _warn_of_filter(answer, warned)
-            show(query, answer)
+            if answers is not None:
+                # One for each query of the input, in its order.
+                answers.add(_line(query, answer))
+            else:
+                show(query, answer)
     _end(counts, is_summarized=output is not None, as_json=as_json)
 
 
@@ -172,18 +172,6 @@ def _warn_of_filter(answer: MatchResult, warned: set[str]) -> None:
         if warning not in warned:
             warned.add(warning)
             warn(f"textmatch: --where: {one_line(warning)}")
-
-
-@contextmanager
-def _hint_to_resume(counts: Counter[str]) -> Iterator[None]:
-    """Add to an error how to go on, if anything was written."""
-    try:
-        yield
-    except TextMatchError as error:
-        if not counts:
-            raise
-        hint = "repeat the command with --resume for the rest"
-        raise CommandFailed(f"{message_of(error)}; {hint}") from error
 
 
 def _end(counts: Counter[str], *, is_summarized: bool, as_json: bool) -> None:
@@ -215,52 +203,17 @@ class Query:
 Answer: TypeAlias = MatchResult | str
 
 
-class AnswerFile:
-    """The answers as JSON lines, one for each query of the input, in its order.
-
-    Args:
-        resume: continue the file if it exists. An incomplete last line is dropped.
+def _skip_answered(queries: Iterator[Query], answers: OutputFile) -> int:
+    """Skip the queries that an earlier run has answered; returns how many.
 
     Raises:
-        CommandFailed: the file has answers and is not to be continued, or it cannot be written.
+        CommandFailed: the file has answers to other queries.
     """
-
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        self._path = path
-        if not resume and path.exists() and path.stat().st_size:
-            raise CommandFailed(f"{path} exists; continue it with --resume, or delete it")
-        try:
-            self._file = path.open("r+b" if path.exists() else "w+b")
-        except OSError as error:
-            raise CommandFailed(f"{path} cannot be written: {error.strerror}") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def skip(self, queries: Iterator[Query]) -> int:
-        """Skip the queries that an earlier run has answered; returns how many.
-
-        Raises:
-            CommandFailed: the file has answers to other queries.
-        """
-        count, end = 0, 0
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            count, end = count + 1, end + len(line)
-            if not _is_answer_to(next(queries, None), line):
-                raise CommandFailed(f"{self._path} line {count} does not answer the same line of the input")
-        self._file.seek(end)
-        self._file.truncate()
-        return count
-
-    def add(self, query: Query, answer: Answer) -> None:
-        """Add a line. A crash of this process does not lose it."""
-        self._file.write(json_line(_line(query, answer)).encode())
-        self._file.flush()
+    count = 0
+    for count, line in enumerate(answers.lines(), start=1):
+        if not _is_answer_to(next(queries, None), line):
+            raise CommandFailed(f"{answers.path} line {count} does not answer the same line of the input")
+    return count
 
 
 def _is_answer_to(query: Query | None, line: bytes) -> bool:

@@ -1,18 +1,18 @@
-"""Options that several commands share, and the server addresses that result from them."""
+"""Options that several commands share, the addresses that result from them, and the file of --output."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from textmatch.cli.errors import CommandFailed
+from textmatch.cli.errors import CommandFailed, message_of
 from textmatch.cli.settings import CliSettings
 from textmatch.client import (
     DEFAULT_ENCODER,
@@ -22,7 +22,8 @@ from textmatch.client import (
     TextMatchClient,
     Truncation,
 )
-from textmatch.errors import InvalidInput
+from textmatch.console import json_line
+from textmatch.errors import InvalidInput, TextMatchError
 from textmatch.filter_syntax import parse
 from textmatch.runtime.settings import DEFAULT_INSTALLATION, load
 
@@ -191,6 +192,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder of the local stack. Default: .textmatch, if a stack runs there."),
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue FILE of --output after an interruption.")]
 CollectionName = Annotated[
     str,
     typer.Option(
@@ -242,3 +244,65 @@ def confirm(question: str) -> None:
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise CommandFailed("nothing was deleted; --yes deletes without asking")
+
+
+class OutputFile:
+    """The JSON lines of `--output`. A crash of this process loses none that was added.
+
+    Args:
+        resume: continue the file if it exists.
+
+    Raises:
+        CommandFailed: the file has lines and is not to be continued, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path = path
+        self._has_added = False
+        if not resume and path.exists() and path.stat().st_size:
+            raise CommandFailed(f"{path} exists; continue it with --resume, or delete it")
+        try:
+            self._file = path.open("r+b" if path.exists() else "w+b")
+        except OSError as error:
+            raise CommandFailed(f"{path} cannot be written: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of an earlier run. At the end, an incomplete last line is dropped."""
+        end = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            yield line
+        self._file.seek(end)
+        self._file.truncate()
+
+    def add(self, item: Any) -> None:
+        """Add a line.
+
+        Raises:
+            CommandFailed: it cannot be written.
+        """
+        try:
+            self._file.write(json_line(item).encode())
+            self._file.flush()
+        except OSError as error:
+            raise CommandFailed(f"{self.path} cannot be written: {error.strerror or error}") from error
+        self._has_added = True
+
+    @contextmanager
+    def hint_to_resume(self) -> Iterator[None]:
+        """Add to an error how to go on, if anything was added."""
+        try:
+            yield
+        except TextMatchError as error:
+            if not self._has_added:
+                raise
+            hint = "repeat the command with --resume for the rest"
+            raise CommandFailed(f"{message_of(error)}; {hint}") from error

@@ -66,6 +66,10 @@ _CHARACTER = rf"(?![{_MARKS}])[{_UNSPACED}][{_MARKS}]*"
 _WORD = rf"(?:[^\W_{_UNSPACED}][{_MARKS}]*)+"
 _RUN = re.compile(rf"(?P<unspaced>(?:{_CHARACTER})+)|{_WORD}(?:[._-]+{_WORD})*")
 _CHARACTERS = re.compile(_CHARACTER)
+# The same for texts without marks, ten times as fast.
+_MARK = re.compile(f"[{_MARKS}]")
+_PLAIN_WORD = rf"[^\W_{_UNSPACED}]+"
+_PLAIN_RUN = re.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|{_PLAIN_WORD}(?:[._-]+{_PLAIN_WORD})*")
 _JOINTS = re.compile(r"[._-]+")
 _STOP_WORD_LIST = """
 a an and are as at be by can do does for from had has have how i if in into is it its me my no not of on one
@@ -160,10 +164,12 @@ class _Run:
 
 
 def _runs(text: str) -> Iterator[_Run]:
-    for match in _RUN.finditer(_folded(text)):
+    folded = _folded(text)
+    is_plain = not _MARK.search(folded)
+    for match in (_PLAIN_RUN if is_plain else _RUN).finditer(folded):
         run = match.group()
         if match.lastgroup:
-            characters = _CHARACTERS.findall(run)
+            characters = list(run) if is_plain else _CHARACTERS.findall(run)
             yield _Run(characters, [first + second for first, second in pairwise(characters)])
         else:
             words = _JOINTS.split(run)

@@ -90,7 +90,9 @@ class NeighborSearch:
         message = grpc.QueryBatchPoints(collection_name=self._physical, query_points=requests)
         async with translated_errors(self._physical):
             answer = await self._client.grpc_points.QueryBatch(message, timeout=_TIMEOUT_SECONDS)
-        return [{point.id.uuid: point.score for point in one.result} for one in answer.result]
+        return [
+            {point.id.uuid: point.score for point in one.result} async for one in in_slices(answer.result)
+        ]
 
     async def embeddings(self, points: Sequence[PointId]) -> Mapping[PointId, Embeddings]:
         """The (dimension,) embeddings of the points that are still stored."""

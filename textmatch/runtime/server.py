@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -24,6 +25,20 @@ _log = logging.getLogger(__name__)
 # gRPC itself refuses calls above the limit and this many more: without details, and health checks too.
 _SPARE_CALLS = 1_000
 _DEPENDENCY_SECONDS = 0.5
+
+
+class _DescriptorPool:
+    """The default pool, which finds the files of methods too. Reflection clients such as ghz ask for them."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(descriptor_pool.Default(), name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 -- as of the pool
+        pool = descriptor_pool.Default()
+        try:
+            return pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return pool.FindMethodByName(symbol).containing_service.file
 
 
 class GrpcServer:
@@ -92,7 +107,7 @@ class GrpcServer:
         """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflected = [*self._service_names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(reflected, self._server)
+        reflection.enable_server_reflection(reflected, self._server, _DescriptorPool())
         await self.set_serving(is_serving=False)
         credentials = self._tls.credentials() if self._tls else None
         try:

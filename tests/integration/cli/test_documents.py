@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,26 @@ def test_a_file_that_cannot_be_written_is_one_line(
     error = capsys.readouterr().err
     assert error.endswith("out.jsonl cannot be written: No such file or directory\n")
     assert len(error.splitlines()) == 1
+
+
+def test_a_folder_is_refused_before_anything_is_read(
+    at: list[str], matcher: ScriptedMatcher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["export", str(tmp_path), *at]) == 1
+    assert capsys.readouterr().err == f"textmatch: {tmp_path} cannot be written: Is a directory\n"
+    assert matcher.list_requests == []
+
+
+def test_what_is_no_file_is_written_and_not_replaced(at: list[str], tmp_path: Path):
+    """As root, /dev/null would become a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as executor:
+        read = executor.submit(pipe.read_text, encoding="utf-8")
+        assert main(["export", str(pipe), *at]) == 0
+        assert [json.loads(line) for line in read.result(10).splitlines()] == [CAT, MAT]
+    assert pipe.is_fifo()
+    assert [one.name for one in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize("command", ["list", "count", "export -"])

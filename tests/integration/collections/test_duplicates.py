@@ -129,7 +129,48 @@ async def test_the_command_prints_pairs_and_clusters(
         ("2", "faq", "c"),
         ("2", "archive", "a"),
     }
-    assert await run(two, "--clusters", "--resume", "a") == 2
     assert await run(two, "--where", "n >") == 2
     assert await run(two, "--against", "nothing") == 1
     assert 'no collection "nothing"' in capsys.readouterr().err
+
+
+async def test_an_interrupted_output_is_continued(
+    two: Installation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("TEXTMATCH_API_KEY", KEYS["both"])
+    output = tmp_path / "pairs.jsonl"
+    to_file = ["--output", str(output), "--json"]
+    assert await run(two, *to_file) == 0
+    assert json.loads(capsys.readouterr().out) == {"pairs": 4, "compared": 6}
+    whole = output.read_text().splitlines(keepends=True)
+    assert await run(two, *to_file) == 1
+    assert "exists; continue it with --resume, or delete it" in capsys.readouterr().err
+    compared = []
+    for kept in range(len(whole) + 1):
+        output.write_text("".join(whole[:kept]) + (whole[kept][:30] if kept < len(whole) else ""))
+        assert await run(two, *to_file, "--resume") == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert (output.read_text().splitlines(keepends=True), figures["pairs"]) == (whole, len(whole) - kept)
+        compared.append(figures["compared"])
+    # What the file has completely is not compared again.
+    assert compared == sorted(compared, reverse=True)
+    assert compared[0] == 6 > compared[-1]
+    output.write_text("no pair\n")
+    assert await run(two, *to_file, "--resume") == 1
+    assert f"{output} line 1 is not a pair" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--resume"], "--resume needs --output"),
+        (["--output", "f", "--clusters"], "leave --clusters and --format out"),
+        (["--output", "f", "--format", "csv"], "leave --clusters and --format out"),
+        (["--json", "--format", "csv"], "leave --format out"),
+    ],
+)
+def test_options_that_exclude_each_other(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
+):
+    assert main(["duplicates", *arguments]) == 2
+    assert problem in capsys.readouterr().err

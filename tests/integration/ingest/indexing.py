@@ -52,7 +52,7 @@ def make_indexer_dependencies(
     index: Index, redis: Redis, encoder: EncoderClient, unserved_seconds: float = 60.0
 ) -> IndexerDependencies:
     """What a worker works with."""
-    collection = make_collection(redis, index)
+    collection = make_collection(redis, index, index.collections.config)
     copier = Copier(index, encoder, collection.tombstones, 10.0)
     dual_writer = DualWriter(index, copier, unserved_seconds)
     return IndexerDependencies(collection, encoder, dual_writer, 10.0, TOMBSTONE_SECONDS)

@@ -198,10 +198,18 @@ LARGEST_FILTER = pb.Filter(
         for _ in range(249)
     ]
 )
+# Each of them is compared with most others: two pages of thousands of pairs.
+SOME_STORED = pb.Filter(must=[pb.Condition(has_id={"ids": [one.id for one in STORED[:128]]})])
 DISTINCT_KEYS = b"".join(length_delimited(1, length_delimited(1, b"%06d" % n)) for n in range(700_000))
 MANY_EMPTY = b"\x0a\x00" * 2_500_000
-STRUCT_VALUE = length_delimited(5, DISTINCT_KEYS[: 200 * 1024 // 10 * 10])
-FILTER_OF_KEYS = length_delimited(1, length_delimited(1, length_delimited(2, STRUCT_VALUE)))
+
+
+def filter_of_keys(keys: bytes) -> bytes:
+    """A filter whose value is a structure."""
+    return length_delimited(1, length_delimited(1, length_delimited(2, length_delimited(5, keys))))
+
+
+FILTER_OF_KEYS = filter_of_keys(DISTINCT_KEYS[: 200 * 1024 // 10 * 10])
 
 REQUESTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "the largest answer": (
@@ -312,12 +320,30 @@ REQUESTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a filter of queries with many keys": (
         "BatchMatch",
         lambda: length_delimited(2, length_delimited(3, FILTER_OF_KEYS * 20)),
-        "INVALID_ARGUMENT request: has more than 263,168 bytes in the field 2",
+        "INVALID_ARGUMENT request: has more than 780,192 bytes in the field 2",
     ),
     "a filter with many keys": (
         "Match",
         lambda: length_delimited(1, b"q") + length_delimited(2, length_delimited(3, FILTER_OF_KEYS)),
         "INVALID_ARGUMENT options.filter.must[0].match.field",
+    ),
+    "a filter with as many keys as the options may have bytes": (
+        "Match",
+        lambda: (
+            length_delimited(1, b"q")
+            + length_delimited(2, length_delimited(3, filter_of_keys(DISTINCT_KEYS[:770_000])))
+        ),
+        "INVALID_ARGUMENT options.filter: has ",
+    ),
+    "many excluded ids": (
+        "Match",
+        lambda: match(exclude_ids=[f"{n} " + "x" * 500 for n in range(1_000)]),
+        "OK",
+    ),
+    "too many excluded ids": (
+        "Match",
+        lambda: match(exclude_ids=[""] * 380_000),
+        "INVALID_ARGUMENT options.exclude_ids: has 380,000 ids; the limit is 1,000",
     ),
     "a filter with many values": (
         "Match",
@@ -332,7 +358,7 @@ REQUESTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a filter that is too large": (
         "Match",
         lambda: match(pb.Filter(must=[condition(field="a", values=[{"number_value": 1}] * 400_000)])),
-        "INVALID_ARGUMENT request: has more than 263,168 bytes in the field 2",
+        "INVALID_ARGUMENT request: has more than 780,192 bytes in the field 2",
     ),
     "a filter with a huge name": (
         "Match",
@@ -399,6 +425,32 @@ REQUESTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "DeleteDocuments",
         lambda: pb.DeleteDocumentsRequest(filter=LARGEST_FILTER, dry_run=True).SerializeToString(),
         "OK",
+    ),
+    "pairs of the nearest documents": (
+        "FindDuplicates",
+        lambda: pb.FindDuplicatesRequest(
+            filter=SOME_STORED, neighbors=100, min_score=1e-6, omit_rerank=True
+        ).SerializeToString(),
+        "OK",
+    ),
+    "pairs of the nearest documents, scored": (
+        "FindDuplicates",
+        lambda: pb.FindDuplicatesRequest(
+            filter=SOME_STORED, neighbors=100, min_score=1e-6, omit_text=True
+        ).SerializeToString(),
+        "OK",
+    ),
+    "pairs of documents by the largest filter": (
+        "FindDuplicates",
+        lambda: pb.FindDuplicatesRequest(filter=LARGEST_FILTER, neighbors=100).SerializeToString(),
+        "OK",
+    ),
+    "pairs of documents by a filter that is too large": (
+        "FindDuplicates",
+        lambda: pb.FindDuplicatesRequest(
+            filter={"must": [condition(field="a", values=[{"number_value": 1}] * 400_000)]}
+        ).SerializeToString(),
+        "INVALID_ARGUMENT request: has ",
     ),
     "many collections": (
         "ListCollections",

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
 
+from tests.integration.ingest.indexing import make_indexer_dependencies
 from tests.integration.ingest.scripted_encoder import REFUSED_TEXT, ScriptedEncoder, embedding_of
 from tests.integration.ingest.waiting import eventually
+from tests.support.collections import close_index, make_index
 from tests.support.queue import mark
 from textmatch.documents import Document
+from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch, Overloaded
+from textmatch.index.index import Index
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
 INDEXED, STALE, DELETED = DocumentOutcome.INDEXED, DocumentOutcome.STALE, DocumentOutcome.DELETED
@@ -143,6 +149,27 @@ async def test_texts_the_encoder_names_go_to_the_dead_letters_alone(
 async def test_a_batch_of_bad_texts_only_is_settled(deps: IndexerDependencies, encoder: ScriptedEncoder):
     assert await index_documents([Document("a", REFUSED_TEXT, version=1)], deps) == [DocumentOutcome.FAILED]
     assert await deps.collection.index.model_in_use() == ""
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+@pytest.mark.parametrize("text", [REFUSED_TEXT, REFUSED_TEXT * 10, "a text under a tombstone"])
+async def test_a_first_batch_without_anything_to_write_is_settled(
+    index: Index, redis: Redis, qdrant_url: str, encoder: ScriptedEncoder, text: str, is_named: bool
+):
+    """A collection that names its bi-encoder has no physical collection before its first document."""
+    encoder.refused_by_model = {encoder.model_id: REFUSED_TEXT * 10}
+    config = replace(index.collections.config, bi_encoder=encoder.model_id if is_named else "")
+    named, client = make_index(qdrant_url, config), EncoderClient(encoder.target)
+    deps = make_indexer_dependencies(named, redis, client)
+    expected = DocumentOutcome.FAILED
+    if REFUSED_TEXT not in text:
+        await deps.collection.tombstones.add({"a": 1}, ttl_seconds=60)
+        expected = DELETED
+    async with asyncio.timeout(10):
+        assert await index_documents([Document("a", text, version=1)], deps) == [expected]
+    assert await index.model_in_use() == ""
+    await client.close()
+    await close_index(named)
 
 
 async def test_a_later_good_version_clears_the_dead_letter(deps: IndexerDependencies):

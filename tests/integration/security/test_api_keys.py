@@ -102,11 +102,20 @@ def test_health_and_reflection_are_open(matcher_address: str):
     with grpc.insecure_channel(matcher_address) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        ask = reflection_pb2.ServerReflectionRequest(list_services="")
-        [answer] = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([ask]), timeout=20
+        asked = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            # As ghz asks.
+            reflection_pb2.ServerReflectionRequest(
+                file_containing_symbol="textmatch.v1.MatcherService.Match"
+            ),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol="textmatch.v1.MatcherService.No"),
+        ]
+        services, method, missing = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+            iter(asked), timeout=20
         )
-        assert answer.list_services_response.service
+        assert services.list_services_response.service
+        assert method.file_descriptor_response.file_descriptor_proto
+        assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
 def test_the_client_does_all_with_the_right_keys(matcher_address: str, encoder_address: str):

@@ -37,6 +37,12 @@ def test_terms(text: str, expected: list[str]):
     assert terms(text) == expected
 
 
+@given(st.text(st.sampled_from("aB1 ._-,é한字か🔥ー") | st.characters(), max_size=60))
+def test_a_mark_elsewhere_in_the_text_changes_no_term(text: str):
+    """Texts without marks are read by patterns of their own."""
+    assert terms(f"{text} \u0928\u0940") == [*terms(f"{text} "), "\u0928\u0940"]
+
+
 def test_unrelated_hindi_questions_share_no_term():
     assert not set(terms("बैंक खाता कैसे बंद करें")) & set(terms("मौसम कल कैसा रहेगा"))
 

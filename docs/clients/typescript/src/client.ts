@@ -7,6 +7,7 @@ import { ChannelCredentials, credentials, Metadata, ServiceError } from "@grpc/g
 
 import {
   Document,
+  GetIngestStatusRequest,
   IngestDocumentsRequest,
   IngestDocumentsResponse,
   IngestResult,
@@ -133,7 +134,7 @@ export class TextMatchClient {
 
   /** Returns when the queue of the collection is empty. */
   async waitUntilSearchable(): Promise<void> {
-    const request = { collection: this.collection, documentId: "" };
+    const request = GetIngestStatusRequest.create({ collection: this.collection });
     for (;;) {
       const deadline = Date.now() + STATUS_MS;
       try {
