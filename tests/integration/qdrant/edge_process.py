@@ -35,8 +35,8 @@ class EdgeProcess:
         return self._process.pid
 
     def start(self, port: int = 0) -> None:
-        """Start and wait until it says where it listens."""
-        command = [*server_command(self.data_dir, port), *self._options]
+        """Start and wait until it says where it listens: where it did before, unless a port is given."""
+        command = [*server_command(self.data_dir, port or self.port), *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         words = self._process.stdout.readline().split()
