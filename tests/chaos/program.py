@@ -15,7 +15,7 @@ from itertools import pairwise
 from textmatch.documents import Document
 
 SENDERS = 3
-VICTIMS = ("redis", "qdrant", "encoder", "matcher-1", "matcher-2", "worker-1", "worker-2")
+QDRANT = "qdrant"
 
 _UPDATED_SHARE = 0.3
 _DELETED_SHARE = 0.1
@@ -82,12 +82,19 @@ class Program:
         return (victim for part in self.rounds for victim in part.kill.victims)
 
 
-def make_program(seed: int, document_count: int, kills_of_each: int) -> Program:
-    """The same for the same arguments."""
+def make_program(
+    seed: int, document_count: int, kills_of_each: int, qdrant_names: Sequence[str] = (QDRANT,)
+) -> Program:
+    """The same for the same arguments.
+
+    Args:
+        qdrant_names: the processes of Qdrant that are killed, one at a time. They begin with QDRANT.
+    """
     generator = random.Random(seed)
     histories = [_history(generator, number) for number in range(document_count)]
     senders = _schedule(generator, histories)
-    kills = _kills(generator, kills_of_each)
+    victims = ("redis", *qdrant_names, "encoder", "matcher-1", "matcher-2", "worker-1", "worker-2")
+    kills = _kills(generator, [victim for victim in victims for _ in range(kills_of_each)])
     rounds = [
         Round(tuple(tuple(_part(sender, number, len(kills))) for sender in senders), kill)
         for number, kill in enumerate(kills)
@@ -152,8 +159,7 @@ def _times(generator: random.Random, count: int) -> list[float]:
     return [generator.random() for _ in range(count)]
 
 
-def _kills(generator: random.Random, kills_of_each: int) -> list[Kill]:
-    victims = [victim for victim in VICTIMS for _ in range(kills_of_each)]
+def _kills(generator: random.Random, victims: list[str]) -> list[Kill]:
     generator.shuffle(victims)
     # No process is killed twice in a row: it would not have restarted.
     while any(one == other for one, other in pairwise(victims)):
@@ -161,6 +167,9 @@ def _kills(generator: random.Random, kills_of_each: int) -> list[Kill]:
     kills = []
     while victims:
         count = 2 if len(victims) > 1 and generator.random() < _DOUBLE_KILL_SHARE else 1
+        # Documents have two copies: no two nodes of a cluster are killed together.
+        if all(victim.startswith(QDRANT) for victim in victims[:count]):
+            count = 1
         together, victims = tuple(victims[:count]), victims[count:]
         delay, down = generator.uniform(0, _MAX_DELAY_SECONDS), generator.uniform(0, _MAX_DOWN_SECONDS)
         kills.append(Kill(together, delay, down))

@@ -1,6 +1,8 @@
 """Every process is killed again and again while documents come in; then the index must be exactly right.
 
 Two matchers and two workers have clocks that are up to an hour wrong and jump every few seconds.
+A real Qdrant may take the place of the embedded one (tests/support/qdrant.py). Of a cluster, single nodes
+are killed, and all copies are compared.
 
 make chaos                    20,000 documents, a new seed
 make chaos SEED=7             the run of that seed
@@ -20,7 +22,7 @@ import pytest
 import redis
 
 from tests.chaos.outcome import compare, left_in_redis, read_index
-from tests.chaos.processes import Victims, running_victims
+from tests.chaos.processes import Victims, qdrant_names, running_victims
 from tests.chaos.program import SENDERS, Delete, Operation, Program, Round, make_program
 from tests.chaos.sender import send
 from tests.support.collections import KEYS
@@ -41,7 +43,7 @@ BUSY_SECONDS = 2.0
 # `make chaos` goes on for as long as it is told to.
 @pytest.mark.timeout(0)
 def test_every_kill_leaves_the_index_exactly_right(tmp_path: Path):
-    program = make_program(SEED, DOCUMENTS, KILLS_OF_EACH)
+    program = make_program(SEED, DOCUMENTS, KILLS_OF_EACH, qdrant_names())
     print(f"seed {SEED}: {_describe(program)}")
     make_tiny_bi_encoder(tmp_path / "model", max_tokens=MODEL_TOKENS)
     settings = {
@@ -61,14 +63,15 @@ def test_every_kill_leaves_the_index_exactly_right(tmp_path: Path):
         victims.wait_until_ready()
         left = _wait_until_settled(state)
         with victims.client() as client:
-            records = read_index(victims.ports.qdrant, client.ingest_status().collection)
-            outcome = compare(records, program.stored, client)
+            collection = client.ingest_status().collection
+            reads = read_index(victims.qdrant, victims.qdrant_nodes, collection)
+            outcome = compare(reads, program.stored, client)
     print(f"sent after {sent_after:.0f} s, settled after {time.monotonic() - started:.0f} s: {outcome}")
     assert not any(left.values()), f"seed {SEED}: left in Redis: {left}"
     assert outcome.is_good, f"seed {SEED}: {outcome}"
-    documents = [one for one in records if not is_passage_point(str(one.id))]
+    documents = [one for one in reads[0] if not is_passage_point(str(one.id))]
     assert len(documents) == len(program.stored)
-    assert len(records) > 1.5 * len(documents), "there are too few passages"
+    assert len(reads[0]) > 1.5 * len(documents), "there are too few passages"
 
 
 def _run(part: Round, victims: Victims, state: redis.Redis) -> None:

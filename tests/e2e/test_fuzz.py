@@ -76,7 +76,7 @@ def send(channel: grpc.Channel, method: str, request: bytes) -> grpc.StatusCode:
 
 
 def test_no_request_makes_a_server_crash_hang_or_answer_internal(tiny_stack: Stack):
-    pids = {name: tiny_stack.pid(name) for name in ("encoder", "matcher", "worker", "qdrant", "redis")}
+    pids = {process["name"]: process["pid"] for process in tiny_stack.file["processes"]}
     with tiny_stack.client() as client:
         client.ingest_all([{"id": f"id-{n}", "text": f"the cat {n} sits"} for n in range(20)], wait=True)
     answers: Counter[tuple[str, str]] = Counter()

@@ -39,12 +39,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @contextmanager
 def hung(stack: Stack, name: str) -> Iterator[None]:
-    pid = stack.pid(name)
-    os.kill(pid, signal.SIGSTOP)
+    pids = stack.pids(name)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def timed_match(

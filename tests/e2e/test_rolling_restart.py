@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.encoder import is_serving, make_tiny_bi_encoder, make_tiny_cross_encoder
+from tests.support.qdrant import running_qdrant
 from tests.support.redis import RedisServer, free_port
 from tests.support.stack import wait_until
 from textmatch.client import TextMatchClient
@@ -104,11 +104,9 @@ class Load:
 
 
 @pytest.fixture
-def edge(tmp_path: Path) -> Iterator[EdgeProcess]:
-    server = EdgeProcess(tmp_path / "qdrant")
-    server.start()
-    yield server
-    assert server.stop() == 0
+def qdrant_url(tmp_path: Path) -> Iterator[str]:
+    with running_qdrant(tmp_path / "qdrant") as url:
+        yield url
 
 
 @pytest.fixture
@@ -122,13 +120,13 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.mark.slow
 def test_no_call_fails_while_every_encoder_and_matcher_is_restarted(
-    tmp_path: Path, edge: EdgeProcess, redis: RedisServer
+    tmp_path: Path, qdrant_url: str, redis: RedisServer
 ):
     environment = {
         "TEXTMATCH_BI_ENCODER": str(make_tiny_bi_encoder(tmp_path / "bi-encoder")),
         "TEXTMATCH_CROSS_ENCODER": str(make_tiny_cross_encoder(tmp_path / "cross-encoder")),
         "TEXTMATCH_CACHE_DIR": str(tmp_path / "cache"),
-        "TEXTMATCH_QDRANT_URL": f"http://127.0.0.1:{edge.port}",
+        "TEXTMATCH_QDRANT_URL": qdrant_url,
         "TEXTMATCH_REDIS_URL": redis.url,
     }
     encoders = [Replica("services.encoder", environment, tmp_path / f"encoder{n}.log") for n in range(2)]

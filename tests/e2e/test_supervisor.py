@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.encoder import make_tiny_bi_encoder
+from tests.support.qdrant import QdrantServer, connect_to
 from tests.support.redis import RedisServer
 from tests.support.stack import wait_until
 
@@ -40,15 +40,13 @@ def terminal(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.slow
 def test_stores_of_somebody_else_are_waited_for_used_and_never_stopped(
-    tmp_path: Path, own_redis_server: RedisServer
+    tmp_path: Path, own_redis_server: RedisServer, own_qdrant: QdrantServer
 ):
     """The Qdrant starts after the stack, and both stores outlive it."""
     make_tiny_bi_encoder(tmp_path / "model")
-    qdrant = EdgeProcess(tmp_path / "qdrant")
-    qdrant.start()
-    port = qdrant.port
-    qdrant.kill()
-    urls = ["--redis-url", own_redis_server.url, "--qdrant-url", f"http://127.0.0.1:{port}"]
+    qdrant_url = f"http://127.0.0.1:{own_qdrant.port}"
+    own_qdrant.kill()
+    urls = ["--redis-url", own_redis_server.url, "--qdrant-url", qdrant_url]
     data = ["--data-dir", str(tmp_path / "data")]
     environment = {
         **os.environ,
@@ -61,13 +59,10 @@ def test_stores_of_somebody_else_are_waited_for_used_and_never_stopped(
     try:
         log_path = tmp_path / "up.log"
         wait_until(
-            lambda: (
-                f"waiting for Qdrant at http://127.0.0.1:{port}: Qdrant does not answer"
-                in log_path.read_text()
-            ),
+            lambda: f"waiting for Qdrant at {qdrant_url}: Qdrant does not answer" in log_path.read_text(),
             "what is missing",
         )
-        qdrant.start(port)
+        own_qdrant.start()
         wait_until((tmp_path / "data" / "stack.json").exists, "the stack", seconds=120)
         written = stack_file(tmp_path)
         assert (written["redis_url"], written["qdrant_url"]) == (urls[1], urls[3])
@@ -84,13 +79,12 @@ def test_stores_of_somebody_else_are_waited_for_used_and_never_stopped(
         assert up.wait(60) == 0
         with own_redis_server.client() as client:
             assert client.ping()
-        with qdrant.client() as client:
+        with connect_to(qdrant_url) as client:
             assert len(client.get_collections().collections) == 1
     finally:
         up.kill()
         up.wait()
         log.close()
-        qdrant.kill()
 
 
 def stack_file(tmp_path: Path) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.qdrant import edge_process as qdrant_process
 from tests.support.encoder import make_tiny_bi_encoder, make_tiny_cross_encoder
+from tests.support.qdrant import connect_to
 from tests.support.stack import Stack, running_stack, wait_until
 from textmatch.score_fusion import (
     FUSION_NOTE,
@@ -112,8 +111,7 @@ def used(stack: Stack) -> ScoreModel:
 
 def noted(stack: Stack, collection: str) -> Any:
     """The models that are stored with a collection."""
-    host, _, port = stack.file["qdrant_url"].removeprefix("http://").partition(":")
-    with closing(qdrant_process.connect(int(port), host)) as qdrant:
+    with connect_to(stack.file["qdrant_url"]) as qdrant:
         return (qdrant.get_collection(collection).config.metadata or {}).get(FUSION_NOTE)
 
 

@@ -1,4 +1,4 @@
-"""The Qdrant that tests run against: the embedded server, a real one, or a cluster of real ones.
+"""The Qdrant of tests and benchmarks: the embedded server, a real one, or a cluster of real ones.
 
     TEXTMATCH_QDRANT_BIN=/path/to/qdrant    start this binary instead of the embedded server
     TEXTMATCH_QDRANT_NODES=3                start a cluster of it behind a balancer
@@ -7,18 +7,22 @@
     TEXTMATCH_QDRANT_API_KEY=...            the server asks for this key (not the embedded one)
     TEXTMATCH_QDRANT_URL=http://host:6334   use a server that somebody runs; tests that stop it are skipped
 
-Environment variables QDRANT__A__B reach the binary, too.
+The server of TEXTMATCH_QDRANT_URL must have no collections at the begin. Those of the tests are deleted.
+Environment variables QDRANT__A__B reach the binary, too. A stack of processes uses a real server by
+`textmatch up --qdrant-url`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.error import URLError
@@ -38,11 +42,14 @@ COPIES, NEEDED = (int(one) for one in os.environ.get("TEXTMATCH_QDRANT_COPIES", 
 IS_STRICT = bool(os.environ.get("TEXTMATCH_QDRANT_STRICT"))
 API_KEY = os.environ.get("TEXTMATCH_QDRANT_API_KEY", "")
 
+NOT_OURS = "TEXTMATCH_QDRANT_URL names a server that is not ours"
+
 _START_SECONDS = 120.0
 _PROBE_SECONDS = 2.0
 _FOLLOW_SECONDS = 0.2
 _GRPC_PORT = 6334
 _CHUNK_BYTES = 64 * 1024
+_LOG_BYTES = 3_000
 
 
 class QdrantServer(Protocol):
@@ -68,11 +75,15 @@ class QdrantNode:
     """A process of the real server with its data in a folder.
 
     Args:
+        is_strict: collections forbid filters without an index.
         bootstrap: the internal address of a node of its cluster; "" if it is the first one.
     """
 
-    def __init__(self, data_dir: Path, *, is_clustered: bool = False, bootstrap: str = "") -> None:
+    def __init__(
+        self, data_dir: Path, *, is_strict: bool = False, is_clustered: bool = False, bootstrap: str = ""
+    ) -> None:
         self.data_dir = data_dir
+        self._is_strict = is_strict
         self.port = any_free()
         self._http_port = any_free()
         self._internal_port = any_free()
@@ -84,6 +95,11 @@ class QdrantNode:
     def internal_address(self) -> str:
         """Where other nodes reach it."""
         return f"http://127.0.0.1:{self._internal_port}"
+
+    @property
+    def nodes(self) -> Sequence[QdrantNode]:
+        """Itself."""
+        return [self]
 
     @property
     def pid(self) -> int:
@@ -125,10 +141,13 @@ class QdrantNode:
         deadline = time.monotonic() + _START_SECONDS
         while not self.is_ready():
             assert self._process is not None
-            log = self.data_dir / "qdrant.log"
-            assert self._process.poll() is None, log.read_text(errors="replace")[-3_000:]
-            assert time.monotonic() < deadline, f"{self.data_dir} is not ready"
+            assert self._process.poll() is None, self.end_of_log()
+            assert time.monotonic() < deadline, f"{self.data_dir} is not ready:\n{self.end_of_log()}"
             time.sleep(0.05)
+
+    def end_of_log(self) -> str:
+        """What it wrote last."""
+        return (self.data_dir / "qdrant.log").read_text(errors="replace")[-_LOG_BYTES:]
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -137,8 +156,9 @@ class QdrantNode:
         self._process.wait(STOP_SECONDS)
 
     def stop(self) -> int:
-        """SIGTERM; returns the exit code, 0 if the signal ended it."""
-        assert self._process is not None
+        """SIGTERM, if it was started; returns the exit code, 0 if a signal ended it."""
+        if self._process is None:
+            return 0
         self._process.terminate()
         return max(0, self._process.wait(STOP_SECONDS))
 
@@ -157,7 +177,7 @@ class QdrantNode:
         }
         if API_KEY:
             settings["SERVICE__API_KEY"] = API_KEY
-        if IS_STRICT:
+        if self._is_strict:
             settings["STORAGE__COLLECTION__STRICT_MODE__ENABLED"] = "true"
             for kind in ("RETRIEVE", "UPDATE"):
                 settings[f"STORAGE__COLLECTION__STRICT_MODE__UNINDEXED_FILTERING_{kind}"] = "false"
@@ -177,15 +197,16 @@ class QdrantNode:
 class Balancer:
     """Forwards TCP connections to the nodes that are ready, in turn. It runs in a thread of its own."""
 
-    def __init__(self, nodes: list[QdrantNode]) -> None:
+    def __init__(self, nodes: Sequence[QdrantNode], port: int) -> None:
         self._nodes = nodes
+        self._port = port
         self._ready: list[QdrantNode] = []
         self._turn = 0
         self._connections: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="balancer", daemon=True)
         self._thread.start()
-        self.port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
     def close(self) -> None:
         """Stop listening and cut all connections."""
@@ -194,12 +215,10 @@ class Balancer:
         self._thread.join()
         self._loop.close()
 
-    async def _start(self) -> int:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+    async def _start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
         await self._probe()
         self._following = asyncio.create_task(self._follow())
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
 
     async def _stop(self) -> None:
         self._server.close()
@@ -261,15 +280,21 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class QdrantCluster:
     """Nodes of the real server behind a balancer. Single nodes may be killed and started."""
 
-    def __init__(self, data_dir: Path, count: int) -> None:
-        first = QdrantNode(data_dir / "node-0", is_clustered=True)
+    def __init__(self, data_dir: Path, count: int, *, is_strict: bool = False) -> None:
+        first = QdrantNode(data_dir / "node-1", is_strict=is_strict, is_clustered=True)
         others = (
-            QdrantNode(data_dir / f"node-{one}", is_clustered=True, bootstrap=first.internal_address)
-            for one in range(1, count)
+            QdrantNode(
+                data_dir / f"node-{number}",
+                is_strict=is_strict,
+                is_clustered=True,
+                bootstrap=first.internal_address,
+            )
+            for number in range(2, count + 1)
         )
-        self.nodes = [first, *others]
+        self.nodes: Sequence[QdrantNode] = [first, *others]
+        self.port = any_free()
         self._balancer: Balancer | None = None
-        self.port = 0
+        self._is_formed = False
 
     @property
     def pid(self) -> int:
@@ -277,15 +302,17 @@ class QdrantCluster:
         return self.nodes[0].pid
 
     def start(self) -> None:
-        """Start all nodes, the first one first; wait until they are ready."""
-        self.nodes[0].start()
-        for node in self.nodes[1:]:
+        """Start all nodes and wait until they are ready."""
+        for node in self.nodes:
             node.launch()
-        for node in self.nodes[1:]:
+            # The first time each joins those before it. Later none is ready without a majority.
+            if not self._is_formed:
+                node.wait_until_ready()
+        for node in self.nodes:
             node.wait_until_ready()
+        self._is_formed = True
         if self._balancer is None:
-            self._balancer = Balancer(self.nodes)
-            self.port = self._balancer.port
+            self._balancer = Balancer(self.nodes, self.port)
 
     def kill(self) -> None:
         """SIGKILL all nodes."""
@@ -297,32 +324,72 @@ class QdrantCluster:
         if self._balancer is not None:
             self._balancer.close()
             self._balancer = None
-        return max(node.stop() for node in self.nodes)
+        return max([node.stop() for node in self.nodes])
 
 
-def make_server(data_dir: Path) -> QdrantServer:
+@dataclass(frozen=True)
+class RealQdrant:
+    """A real server that runs.
+
+    Attributes:
+        server: its process or processes; None if somebody else runs them.
+    """
+
+    url: str
+    server: QdrantNode | QdrantCluster | None = None
+
+    @property
+    def nodes(self) -> Sequence[QdrantNode]:
+        """Its processes; none if somebody else runs them."""
+        return self.server.nodes if self.server else []
+
+
+def make_server(data_dir: Path, *, is_strict: bool = IS_STRICT) -> QdrantServer:
     """A server of the kind that the environment asks for, not started."""
-    if not BINARY:
-        return EdgeProcess(data_dir, is_strict=IS_STRICT)
-    return QdrantCluster(data_dir, NODES) if NODES > 1 else QdrantNode(data_dir)
+    if BINARY:
+        return _make_real_server(data_dir, is_strict)
+    return EdgeProcess(data_dir, is_strict=is_strict)
 
 
 @contextmanager
-def running_qdrant(data_dir: Path) -> Iterator[str]:
+def running_qdrant(data_dir: Path, *, is_strict: bool = IS_STRICT) -> Iterator[str]:
     """The URL of a server that runs: the one that somebody else runs, or one of its own."""
     if URL:
-        yield URL
+        with _borrowed():
+            yield URL
         return
-    server = make_server(data_dir)
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
-    assert server.stop() == 0
+    server = make_server(data_dir, is_strict=is_strict)
+    with _running(server):
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@contextmanager
+def running_real_qdrant(data_dir: Path) -> Iterator[RealQdrant | None]:
+    """The real server that the environment asks for; None if it asks for the embedded one.
+
+    For stacks of processes, which start the embedded one themselves.
+    """
+    if URL:
+        with _borrowed():
+            yield RealQdrant(URL)
+    elif BINARY:
+        server = _make_real_server(data_dir, IS_STRICT)
+        with _running(server):
+            yield RealQdrant(f"http://127.0.0.1:{server.port}", server)
+    else:
+        yield None
 
 
 def address_of(url: str) -> tuple[str, int]:
     """Host and gRPC port."""
     parts = urlsplit(url)
     return parts.hostname or "127.0.0.1", parts.port or _GRPC_PORT
+
+
+def connect_to(url: str) -> closing[QdrantClient]:
+    """A blocking client with the key of the environment, for a `with` block."""
+    host, port = address_of(url)
+    return closing(connect(port, host))
 
 
 @pytest.fixture(scope="session")
@@ -336,8 +403,52 @@ def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def own_qdrant(tmp_path: Path) -> Iterator[QdrantServer]:
     """A server of the test's own, to be stopped, killed and started at will."""
     if URL:
-        pytest.skip("TEXTMATCH_QDRANT_URL names a server that is not ours")
+        pytest.skip(NOT_OURS)
     server = make_server(tmp_path / "qdrant")
     server.start()
     yield server
     server.kill()
+    # A cluster has a balancer, too.
+    server.stop()
+
+
+def _make_real_server(data_dir: Path, is_strict: bool) -> QdrantNode | QdrantCluster:
+    if NODES > 1:
+        return QdrantCluster(data_dir, NODES, is_strict=is_strict)
+    return QdrantNode(data_dir, is_strict=is_strict)
+
+
+@contextmanager
+def _running(server: QdrantServer) -> Iterator[None]:
+    try:
+        server.start()
+        yield
+    except BaseException:
+        server.stop()
+        raise
+    assert server.stop() == 0
+
+
+@contextmanager
+def _borrowed() -> Iterator[None]:
+    """The server that somebody else runs is empty at the begin and at the end."""
+    _require_empty()
+    _delete_collections()
+    try:
+        yield
+    finally:
+        _delete_collections()
+
+
+# Once in a run: later collections are those of tests.
+@functools.cache
+def _require_empty() -> None:
+    with connect_to(URL) as client:
+        names = [one.name for one in client.get_collections().collections]
+    assert not names, f"TEXTMATCH_QDRANT_URL: {URL} must be empty, and has the collections {', '.join(names)}"
+
+
+def _delete_collections() -> None:
+    with connect_to(URL) as client:
+        for one in client.get_collections().collections:
+            client.delete_collection(one.name)

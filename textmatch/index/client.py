@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -152,17 +153,20 @@ def connect(
     is_https = parts.scheme == "https"
     files = {"root_certificates": ca, "certificate_chain": cert, "private_key": key}
     tls_options = {name: _read(Path(file)) for name, file in files.items() if file and is_https}
-    return Qdrant(
-        host=parts.hostname,
-        grpc_port=parts.port or DEFAULT_GRPC_PORT,
-        prefer_grpc=True,
-        https=is_https,
-        api_key=api_key or None,
-        timeout=int(timeout_seconds),
-        grpc_options={**_GRPC_OPTIONS, **tls_options},
-        # The check would use HTTP, on another port.
-        check_compatibility=False,
-    )
+    with warnings.catch_warnings():
+        # A key without TLS is the choice of who wrote the URL. On stderr, logs are JSON and errors one line.
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+        return Qdrant(
+            host=parts.hostname,
+            grpc_port=parts.port or DEFAULT_GRPC_PORT,
+            prefer_grpc=True,
+            https=is_https,
+            api_key=api_key or None,
+            timeout=int(timeout_seconds),
+            grpc_options={**_GRPC_OPTIONS, **tls_options},
+            # The check would use HTTP, on another port.
+            check_compatibility=False,
+        )
 
 
 def _read(path: Path) -> bytes:

@@ -12,11 +12,12 @@ from contextlib import suppress
 
 import httpx
 import pytest
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
 from deploy.monitoring.boards import DASHBOARDS
 from tests.support.kubernetes import ROOT
 from tests.support.prometheus import Prometheus, running_prometheus
+from tests.support.qdrant import connect_to
 from tests.support.stack import Stack, running_stack, wait_until
 from textmatch.client import TextMatchClient
 from textmatch.errors import TextMatchError
@@ -122,18 +123,16 @@ def _impatient(stack: Stack, number: int) -> None:
 
 def _point_the_alias_elsewhere(stack: Stack) -> None:
     """As if the index had been built by another model."""
-    host, _, port = stack.file["qdrant_url"].removeprefix("http://").partition(":")
-    qdrant = QdrantClient(host=host, grpc_port=int(port), prefer_grpc=True, check_compatibility=False)
-    [physical] = [one.collection_name for one in qdrant.get_aliases().aliases if one.alias_name == "default"]
-    name, _, generation = physical.split("--")
-    other = f"{name}--another-0123456789ab--{generation}"
-    vectors = models.VectorParams(size=4, distance=models.Distance.COSINE)
-    qdrant.create_collection(
-        other, {"dense": vectors}, metadata=qdrant.get_collection(physical).config.metadata
-    )
-    alias = models.CreateAlias(collection_name=other, alias_name=name)
-    qdrant.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
-    qdrant.close()
+    with connect_to(stack.file["qdrant_url"]) as qdrant:
+        aliases = qdrant.get_aliases().aliases
+        [physical] = [one.collection_name for one in aliases if one.alias_name == "default"]
+        name, _, generation = physical.split("--")
+        other = f"{name}--another-0123456789ab--{generation}"
+        vectors = models.VectorParams(size=4, distance=models.Distance.COSINE)
+        metadata = qdrant.get_collection(physical).config.metadata
+        qdrant.create_collection(other, {"dense": vectors}, metadata=metadata)
+        alias = models.CreateAlias(collection_name=other, alias_name=name)
+        qdrant.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
 
 
 def _wait_for(server: Prometheus, expression: str) -> None:

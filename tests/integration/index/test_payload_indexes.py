@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from qdrant_client import models
 
-from tests.integration.qdrant.edge_process import EdgeProcess
+from tests.support.qdrant import API_KEY, QdrantServer
 from textmatch.collection_config import PayloadIndex
 from textmatch.errors import InvalidInput
 from textmatch.index.client import connect
@@ -23,10 +21,8 @@ INDEXES = [
 ]
 
 
-async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):
-    server = EdgeProcess(tmp_path)
-    server.start()
-    client = connect(f"http://127.0.0.1:{server.port}")
+async def test_every_index_asked_for_exists_afterwards(own_qdrant: QdrantServer):
+    client = connect(f"http://127.0.0.1:{own_qdrant.port}", API_KEY)
     await client.create_collection("c", {"v": models.VectorParams(size=2, distance=models.Distance.COSINE)})
     indexes = PayloadIndexes(INDEXES)
     # Workers that open a collection at the same time create them twice.
@@ -47,7 +43,6 @@ async def test_every_index_asked_for_exists_afterwards(tmp_path: Path):
         "attributes.customer": "keyword",
     }
     await client.close()
-    assert server.stop() == 0
 
 
 @pytest.mark.parametrize("field", ["a..b", ".a", 'a"b'])

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from tests.integration.ingest.document_calls import DocumentCalls
 from tests.integration.ingest.indexing import IngestState
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.collections import CONFIG, client_of, empty_qdrant, register
+from tests.support.qdrant import URL, running_qdrant
 from tests.support.queue import take_queued
 from textmatch.collection_config import CollectionConfig, PayloadIndex
 from textmatch.documents import Document
@@ -33,10 +33,10 @@ def match(field: str, value: str) -> pb.Filter:
 
 @pytest.fixture(scope="module")
 def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = EdgeProcess(tmp_path_factory.mktemp("strict"), is_strict=True)
-    server.start()
-    yield f"http://127.0.0.1:{server.port}"
-    assert server.stop() == 0
+    if URL:
+        pytest.skip("TEXTMATCH_QDRANT_URL names a server that need not be strict")
+    with running_qdrant(tmp_path_factory.mktemp("strict"), is_strict=True) as url:
+        yield url
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import closing
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,8 @@ class EdgeProcess:
         return self._process.pid
 
     def start(self, port: int = 0) -> None:
-        """Start and wait until it says where it listens."""
-        command = [*server_command(self.data_dir, port), *self._options]
+        """Start and wait until it says where it listens: where it did before, unless a port is given."""
+        command = [*server_command(self.data_dir, port or self.port), *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         words = self._process.stdout.readline().split()
@@ -75,12 +77,22 @@ def server_command(data_dir: Path, port: int = 0) -> list[str]:
 
 def connect(port: int, host: str = "127.0.0.1") -> QdrantClient:
     """A blocking client that speaks gRPC only."""
-    return QdrantClient(**_options(port, host))
+    with _keys_in_the_clear():
+        return QdrantClient(**_options(port, host))
 
 
 def connect_async(port: int, host: str = "127.0.0.1") -> AsyncQdrantClient:
     """An asynchronous client that speaks gRPC only."""
-    return AsyncQdrantClient(**_options(port, host))
+    with _keys_in_the_clear():
+        return AsyncQdrantClient(**_options(port, host))
+
+
+@contextmanager
+def _keys_in_the_clear() -> Iterator[None]:
+    """Without the warning of an API key without TLS: it stays on this machine."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+        yield
 
 
 def _options(port: int, host: str) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from qdrant_client import QdrantClient
 
 from tests.support.encoder import make_tiny_bi_encoder
+from tests.support.qdrant import connect_to
 from tests.support.stack import Stack, running_stack, wait_until
 from textmatch.client import Document, ModelKind, TextMatchClient
 from textmatch.errors import DocumentNotFound, TextMatchError
@@ -95,14 +95,10 @@ def texts(client: TextMatchClient, ids: list[str]) -> dict[str, str]:
 
 
 def stored_in(stack: Stack, collection: str) -> int:
-    host, _, port = stack.file["qdrant_url"].removeprefix("http://").partition(":")
-    with_grpc = QdrantClient(host=host, grpc_port=int(port), prefer_grpc=True, check_compatibility=False)
-    try:
-        if not with_grpc.collection_exists(collection):
+    with connect_to(stack.file["qdrant_url"]) as client:
+        if not client.collection_exists(collection):
             return 0
-        return with_grpc.count(collection, exact=True).count
-    finally:
-        with_grpc.close()
+        return client.count(collection, exact=True).count
 
 
 def test_queries_and_ingest_go_on_while_the_model_is_changed_and_the_command_killed(stack: Stack):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.qdrant.edge_process import EdgeProcess
 from tests.support.certificates import Authority, Pair
+from tests.support.qdrant import API_KEY, QdrantServer
 from tests.support.scripted_encoder_servicer import ScriptedEncoder
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import AsyncTextMatchClient, ClientTls, ServerUnreachable, TextMatchClient
@@ -218,13 +218,11 @@ async def tls_in_front_of(port: int, pair: Pair, client_ca: Path) -> AsyncIterat
     server.close()
 
 
-async def test_qdrant_is_reached_by_mutual_tls(authority: Authority, tmp_path: Path):
-    edge = EdgeProcess(tmp_path / "qdrant")
-    await asyncio.to_thread(edge.start)
+async def test_qdrant_is_reached_by_mutual_tls(authority: Authority, own_qdrant: QdrantServer):
     ca, client_pair = str(authority.file), authority.issue("client")
-    async with tls_in_front_of(edge.port, authority.issue("server"), authority.file) as port:
+    async with tls_in_front_of(own_qdrant.port, authority.issue("server"), authority.file) as port:
         own = {"cert": str(client_pair.cert), "key": str(client_pair.key)}
-        client = connect_qdrant(f"https://127.0.0.1:{port}", ca=ca, **own)
+        client = connect_qdrant(f"https://127.0.0.1:{port}", API_KEY, ca=ca, **own)
         assert (await client.get_collections()).collections == []
         await client.close()
         for files in ({}, own, {"ca": ca}):
@@ -233,4 +231,3 @@ async def test_qdrant_is_reached_by_mutual_tls(authority: Authority, tmp_path: P
                 async with translated_errors():
                     await client.get_collections()
             await client.close()
-    assert await asyncio.to_thread(edge.stop) == 0

@@ -72,6 +72,11 @@ async def test_a_server_that_does_not_answer_is_checked_later():
     await client.close()
 
 
+async def test_a_key_without_tls_adds_no_line_to_logs_and_errors():
+    """The tests turn warnings into errors."""
+    await connect("http://127.0.0.1:1", "a-key").close()
+
+
 async def test_an_older_server_that_takes_the_place_of_a_newer_one_is_refused(url: str, old: OldQdrant):
     old.version = "1.16.0"
     client = connect(url)
