@@ -1,7 +1,7 @@
 """The clients of docs/clients and programs written in Go, built by their languages' own tools.
 
-If a tool is missing or cannot download what it needs, the test is skipped with a reason. In CI, a missing tool
-fails the test; a registry of packages that does not answer does not.
+If a tool is missing or cannot download what it needs, the test is skipped with a reason. In CI, a missing
+tool fails the test; a registry of packages that does not answer does not.
 """
 
 from __future__ import annotations
