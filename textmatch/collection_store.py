@@ -262,7 +262,7 @@ class CollectionStore:
             keys = self.registry.keys_of(config)
             entry.collection = Collection(
                 config,
-                Index(self._qdrant, config, partial(self._confirm, config)),
+                Index(self._qdrant, config, partial(self._confirm, config), self.registry.roles_of(config)),
                 Pending(self._redis, keys),
                 Tombstones(self._redis, keys, self._replicas),
                 DeadLetters(self._redis, keys.letters),

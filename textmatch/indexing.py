@@ -13,14 +13,16 @@ same time. Six rules keep the target equal to the source:
    followed by the delete itself, which finds the copy. A document that is missing in the source proves
    nothing: its write may still be in progress.
 4. *Roles are read again before the acknowledgement.* Workers and deleters read the roles of the collections
-   again once their changes are durable, and repeat the changes if the roles have changed. A node of a cluster
-   may answer with the roles of a moment ago. The sync therefore starts some seconds after the target has its
-   role, when every node knows it. Each change was either acknowledged before, and the sync finds it in the
-   source, or its process sees the target and makes the change there too. A switch between two reads loses
-   nothing, because the collections of the old and of the new roles are the same two. The nodes agree on a
-   switch: it fails if the target has lost its role.
+   from Redis once their changes are durable, and repeat the changes if the epoch is another one. All changes
+   of roles are steps of one record (textmatch/collection_roles.py). So the second read comes either before
+   the target got its role, and the sync, which starts later, finds the change in the source; or after it, and
+   the change has been made in the target too. What Qdrant's nodes know of aliases has no part in this. A node
+   that does not know the target yet refuses the change, which is repeated: only a collection that has lost
+   its role is left out. A switch between two reads loses nothing, because the collections of the old and of
+   the new roles are the same two. A switch fails if the target has lost its role.
 5. *A target is complete or has no role.* A worker that cannot write to a target removes its role before it
-   acknowledges (workers/indexer.py). The target cannot be used until another sync has completed it.
+   acknowledges (workers/indexer.py). The target cannot be used until another sync has completed it. The
+   same holds for a target that may lack writes because Redis went back to older roles.
 6. *Deletes made while the target had no role are found by comparing.* Workers write to the source before the
    target. Suppose the target had a version while it was being built, and a later read of the source does not
    find it. Then it was deleted, or written by a worker with outdated roles. The sync removes it and copies
@@ -52,7 +54,8 @@ nor the new document has several passages.
 
 A worker or a sync that dies has acknowledged nothing: the message is delivered again, and the next sync
 compares every document. Only one sync may run at a time, because the target must not be switched to during
-rule 6.
+rule 6. What rule 4 supposes: a master of Redis that was replaced answers no more, and a collection that was
+dropped is not built again until all nodes of Qdrant know that it was dropped, which takes seconds.
 """
 
 from __future__ import annotations

@@ -33,15 +33,16 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
+from textmatch.collection_roles import CollectionRole, Roles
 from textmatch.collection_store import Collection
 from textmatch.documents import Document
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DependencyUnavailable, InvalidInput, ModelMismatch, StoreMisconfigured
 from textmatch.filters import Filter, HasId
-from textmatch.index.collections import CollectionRole, Roles
+from textmatch.index.client import CollectionGone
 from textmatch.index.index import Index
 from textmatch.index.points import DeleteCondition
 from textmatch.indexing import (
@@ -200,11 +201,10 @@ async def _write_everywhere(
     """Write documents to the collection in use, then make its targets equal to it for all `ids`."""
     outcomes = dict.fromkeys(ids, DocumentOutcome.STALE)
     refused: dict[str, DeadLetter] = {}
-    roles, latest = None, await deps.collection.index.collections.roles()
+    collections = deps.collection.index.collections
+    roles, latest = None, await collections.roles()
     while roles != latest:
-        embedded = await _write(documents, latest.in_use, deps)
-        # The first write may have created the collection.
-        roles = replace(latest, in_use=embedded.model_id)
+        embedded, roles = await _write(documents, latest, deps)
         for document in embedded.documents:
             if document.id not in embedded.reused:
                 outcomes[document.id] = DocumentOutcome.INDEXED
@@ -214,15 +214,19 @@ async def _write_everywhere(
         outcomes |= {letter.key: DocumentOutcome.FAILED for letter in embedded.refused}
         refused |= {letter.key: letter for letter in embedded.refused}
         await deps.dual_writer.update(ids, roles)
-        latest = await deps.collection.index.collections.refresh_roles()
+        latest = await collections.refresh_roles()
     return outcomes, [one for one in refused.values() if outcomes[one.key] is DocumentOutcome.FAILED]
 
 
 async def _write(
-    documents: Sequence[Document], model_id: str, deps: IndexerDependencies
-) -> EmbeddedDocuments:
-    """Write the documents that a model's index needs; "" stands for the first model, whose index is made."""
-    index = deps.collection.index
+    documents: Sequence[Document], roles: Roles, deps: IndexerDependencies
+) -> tuple[EmbeddedDocuments, Roles]:
+    """Write the documents that the index in use needs; makes the index of the first model if there is none.
+
+    Returns:
+        Also the roles. They have changed if the index was made.
+    """
+    index, model_id = deps.collection.index, roles.in_use
     ids = [document.id for document in documents]
     stored = {}
     if model_id:
@@ -240,11 +244,12 @@ async def _write(
             # Nothing is stored yet, and a model that has written nothing is not in use.
             return replace(embedded, model_id="")
         await index.collections.prepare(embedded.model_id, embedded.embeddings.shape[1])
+        roles = await index.collections.refresh_roles()
     await write_documents(index, documents, stored, embedded)
     passages = sum(len(one.passages) - 1 for one in embedded.passages.values())
     metrics.PASSAGES_TOTAL.inc(len(embedded.documents) + passages)
     metrics.TRUNCATED_TOTAL.inc(len(embedded.truncated))
-    return embedded
+    return embedded, roles
 
 
 async def _versions_to_remove(
@@ -326,18 +331,22 @@ class DualWriter:
             TextMatchError: the batch must be tried again.
         """
         metrics.ABANDONED_COLLECTIONS.labels(self._name).set(1 if roles.abandoned else 0)
-        for role, target in ((CollectionRole.NEXT, roles.next), (CollectionRole.PREVIOUS, roles.previous)):
-            if target:
-                await self._update(ids, role, source=roles.in_use, target=target)
+        for role in (CollectionRole.NEXT, CollectionRole.PREVIOUS):
+            if roles.of(role):
+                await self._update(ids, role, roles)
 
-    async def _update(self, ids: Sequence[str], role: CollectionRole, *, source: str, target: str) -> None:
+    async def _update(self, ids: Sequence[str], role: CollectionRole, roles: Roles) -> None:
+        source, target = roles.in_use, roles.of(role)
         try:
             copied = await self._copier.copy(ids, source=source, target=target)
+        except CollectionGone:
+            await self._index.collections.forget_missing(roles, target)
+            raise
         except ModelMismatch as error:
             since = self._failing_since.setdefault(target, time.monotonic())
             if time.monotonic() - since < self._unserved_seconds:
                 raise
-            await self._index.aliases.abandon(role)
+            await self._index.roles.abandon(role)
             _log.error(
                 "collection abandoned: its model is not served",
                 extra={"model_id": target, "error": str(error)},

@@ -28,9 +28,9 @@ from services.matcher.retriever import EmbeddedQuery, FoundHits, QueryPlan, Retr
 from textmatch.collection_store import Collection
 from textmatch.errors import DocumentNotFound, ModelMismatch, TextMatchError
 from textmatch.filters import Filter, HasId
+from textmatch.index.aliases import CollectionInfo
 from textmatch.index.bm25 import query_vector
 from textmatch.index.client import CollectionGone
-from textmatch.index.collections import CollectionInfo
 from textmatch.index.schema import StoredDocument
 from textmatch.score_fusion import fusion_of
 from textmatch.types import DegradedReason, MatchOptions, MatchResult, Recall, Rerank, StageTimings

@@ -18,8 +18,8 @@ from textmatch.documents import Passage, document_key
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import DeadlinePassed, DeadlineTooShort, LexicalIndexMissing, Overloaded
 from textmatch.filters import Filter
+from textmatch.index.aliases import CollectionInfo
 from textmatch.index.bm25 import QueryVector, query_vector
-from textmatch.index.collections import CollectionInfo
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.index.term_statistics import TermStatistics
 from textmatch.passages import DividedText, EncodedPassage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from qdrant_client import AsyncQdrantClient
 from redis.asyncio import Redis
 
 from textmatch.collection_config import CollectionConfig
+from textmatch.collection_roles import Roles
 from textmatch.collection_store import Collection
 from textmatch.index.client import connect
 from textmatch.index.index import Index
@@ -49,9 +51,38 @@ async def _confirmed() -> None:
     """The collection is never deleted."""
 
 
-def make_index(url: str, config: CollectionConfig = CONFIG, **options: Any) -> Index:
-    """The index of a collection, with a connection of its own."""
-    return Index(connect(url, **{"api_key": _API_KEY, **options}), config, _confirmed)
+class LocalRoles:
+    """The record of the roles of a collection, in the memory of this process."""
+
+    def __init__(self) -> None:
+        self._roles = Roles()
+
+    async def read(self) -> Roles:
+        return self._roles
+
+    async def change(self, epoch: int, roles: Roles) -> bool:
+        if epoch != self._roles.epoch:
+            return False
+        self._roles = roles
+        return True
+
+
+# Of tests that have no Redis. All indexes of a collection share it.
+_local_roles: defaultdict[tuple[str, CollectionConfig], LocalRoles] = defaultdict(LocalRoles)
+
+
+def make_index(
+    url: str, config: CollectionConfig = CONFIG, redis: Redis | None = None, **options: Any
+) -> Index:
+    """The index of a collection, with a connection of its own. Its roles are in Redis, if there is one."""
+    client = connect(url, **{"api_key": _API_KEY, **options})
+    record = _local_roles[url, config] if redis is None else Registry(redis, KEYS).roles_of(config)
+    return Index(client, config, _confirmed, record)
+
+
+async def roles_of(index: Index) -> Roles:
+    """The roles now, without their epoch."""
+    return replace(await index.collections.refresh_roles(), epoch=0)
 
 
 async def close_index(index: Index) -> None:

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAX_LINES = 500
 MIN_LINES_WITH_ONE_IMPORTER = 80
-MAX_FILES = 278
+MAX_FILES = 280
 # Small by nature, or the way into a program.
 EXEMPT_FROM_MIN = ("__init__.py", "__main__.py", "settings.py", "metrics.py")
 GENERATED = re.compile(r"_pb2(_grpc)?\.py$")

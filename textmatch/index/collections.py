@@ -1,119 +1,47 @@
 """The physical collections of one collection: their roles and properties, and changes of roles.
 
 Each bi-encoder has a physical collection of its own. It is named for the collection, the model and the
-generation, and referred to by its model id. Four aliases give roles:
+generation, and referred to by its model id. Redis decides which of them has which role
+(textmatch/collection_roles.py). Qdrant has a copy, which follows (textmatch/index/aliases.py).
 
-    NAME               in use: answers queries
-    NAME--next         being built
-    NAME--previous     was in use; kept for a rollback
-    NAME--abandoned    was next or previous, but could no longer be written
-
-Qdrant applies one change of aliases as a whole or not at all. A step that depends on a role renames its
-alias. Qdrant refuses to rename a missing alias, so one process cannot promote a collection that another
-process has just abandoned.
+Readers need no Redis: while it does not answer, they use the roles that they knew last. Writers do.
 
 The settings of the collection are a note of each physical collection, with the installation that owns it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import grpc
-from qdrant_client import AsyncQdrantClient, models
-from qdrant_client import grpc as qdrant
+from qdrant_client import AsyncQdrantClient
 
-from textmatch.collection_config import SEPARATOR, CollectionConfig
-from textmatch.errors import CollectionNotFound, CollectionNotOwned, InvalidInput, ModelMismatch
+from textmatch.collection_config import CollectionConfig
+from textmatch.collection_roles import CollectionRole, RoleRecord, Roles
+from textmatch.errors import CollectionNotFound, DependencyUnavailable, ModelMismatch
+from textmatch.index.aliases import CONFIG_NOTE, Aliases, CollectionInfo, read_info
 from textmatch.index.client import CollectionGone, translated_errors
 from textmatch.index.schema import (
     HNSW,
-    LEXICAL_VECTOR,
     PayloadIndexes,
     dense_vector_params,
     lexical_vector_params,
 )
 from textmatch.refreshing_cache import RefreshingCache
 
-# The note with the settings.
-CONFIG_NOTE = "collection"
-
-# How long readers may use an outdated alias, and outdated notes such as tuned weights.
+# How long readers may use outdated roles, and outdated notes such as tuned weights.
 _ROLES_CACHE_SECONDS = 2.0
 _INFO_CACHE_SECONDS = 10.0
-# Nodes of a cluster learn of collections and aliases one after the other, within moments.
-_LAG_SECONDS = 5.0
+# How long readers wait for Redis.
+_REDIS_SECONDS = 0.25
 
 _log = logging.getLogger(__name__)
-
-
-class CollectionRole(Enum):
-    """A role other than "in use". The value is the suffix of its alias."""
-
-    NEXT = f"{SEPARATOR}next"
-    PREVIOUS = f"{SEPARATOR}previous"
-    ABANDONED = f"{SEPARATOR}abandoned"
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The model id of the physical collection in each role; "" if there is none."""
-
-    in_use: str = ""
-    next: str = ""
-    previous: str = ""
-    abandoned: str = ""
-
-    @property
-    def dual_write_targets(self) -> tuple[str, ...]:
-        """The collections that receive every write and delete too, after the one in use."""
-        return tuple(one for one in (self.next, self.previous) if one)
-
-    @property
-    def written(self) -> tuple[str, ...]:
-        """The one in use, if there is one, and the dual-write targets."""
-        return tuple(one for one in (self.in_use, *self.dual_write_targets) if one)
-
-
-@dataclass(frozen=True)
-class CollectionInfo:
-    """The properties of a physical collection.
-
-    Attributes:
-        has_lexical: it has a BM25 index.
-        indexed: the payload keys that have an index, as Qdrant writes them.
-        notes: JSON-like metadata kept with it.
-    """
-
-    has_lexical: bool = False
-    indexed: frozenset[str] = frozenset()
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def config(self) -> CollectionConfig | None:
-        """The settings with which it was made; None if it was not made by textmatch."""
-        try:
-            return CollectionConfig.from_mapping(self.notes[CONFIG_NOTE])
-        except (InvalidInput, KeyError):
-            return None
-
-
-async def read_info(client: AsyncQdrantClient, physical: str) -> CollectionInfo:
-    """The properties of a physical collection.
-
-    Raises:
-        CollectionGone: there is no such collection.
-    """
-    async with translated_errors(physical):
-        found = await client.get_collection(physical)
-    config = found.config
-    has_lexical = LEXICAL_VECTOR in (config.params.sparse_vectors or {})
-    return CollectionInfo(has_lexical, frozenset(found.payload_schema), config.metadata or {})
 
 
 class Collections:
@@ -123,20 +51,29 @@ class Collections:
 
     Args:
         confirm: raises CollectionNotFound if the collection has been deleted.
+        record: where roles are decided.
     """
 
     def __init__(
-        self, client: AsyncQdrantClient, config: CollectionConfig, confirm: Callable[[], Awaitable[None]]
+        self,
+        client: AsyncQdrantClient,
+        config: CollectionConfig,
+        confirm: Callable[[], Awaitable[None]],
+        record: RoleRecord,
     ) -> None:
         self._client = client
         self.config = config
         self._confirm = confirm
+        self._record = record
+        self._aliases = Aliases(client, config, confirm)
         self._payload_indexes = PayloadIndexes(config.payload_indexes)
-        self._roles = RefreshingCache(self._read_roles, _ROLES_CACHE_SECONDS)
+        self._roles = RefreshingCache(self._read_or_known, _ROLES_CACHE_SECONDS)
+        # The latest roles that this process has seen.
+        self._known = Roles()
         self._infos: dict[str, RefreshingCache[CollectionInfo]] = {}
 
     async def roles(self) -> Roles:
-        """The model of each role, at most two seconds old.
+        """The model of each role, at most two seconds old. While Redis does not answer: those known last.
 
         Raises:
             CollectionNotOwned: another installation made the collection of this name.
@@ -153,11 +90,54 @@ class Collections:
         return (await self.roles()).in_use
 
     async def refresh_roles(self) -> Roles:
-        """The model of each role, read from Qdrant now. Raises as `roles`."""
-        return await self._roles.refresh()
+        """The model of each role now. Makes Qdrant's copy equal to it. Raises as `roles`.
+
+        Raises:
+            DependencyUnavailable: Redis does not answer.
+        """
+        self.forget_roles()
+        roles = await self._compared(await self._record.read())
+        if roles.in_use:
+            try:
+                info = await self._info(roles.in_use)
+            except CollectionGone:
+                await self.forget_missing(roles, roles.in_use)
+                return await self._compared(await self._record.read())
+            if info.roles.epoch < roles.epoch:
+                await self._follow(roles)
+        return roles
+
+    async def change_roles(self, roles: Roles, new: Roles) -> bool:
+        """Replace roles that were read; False if they have changed since. Then nothing has changed here.
+
+        Raises:
+            CollectionNotFound: the collection has been deleted.
+        """
+        new = replace(new, epoch=roles.epoch + 1)
+        if not await self._record.change(roles.epoch, new):
+            return False
+        self.forget_roles()
+        self._known = new
+        _log.info("changed roles", extra={"collection": self.config.name, "roles": new.to_mapping()})
+        if new.in_use:
+            await self._follow(new)
+        return True
+
+    async def forget_missing(self, roles: Roles, model_id: str) -> None:
+        """Take its role from a physical collection that is gone, and not only unknown to a node.
+
+        An operator has deleted it, or Qdrant has lost its data.
+        """
+        suffixes = [role.value for role in CollectionRole if roles.of(role) == model_id] or [""]
+        try:
+            await self._aliases.point_at(model_id, suffixes[0])
+        except CollectionGone:
+            self._forget_info(model_id)
+            if await self.change_roles(roles, roles.without(model_id)):
+                _log.warning("a physical collection is gone", extra={"model_id": model_id})
 
     def forget_roles(self) -> None:
-        """Read the roles from Qdrant next time."""
+        """Read the roles again next time."""
         self._roles.forget()
 
     async def info(self, model_id: str) -> CollectionInfo:
@@ -169,7 +149,7 @@ class Collections:
         try:
             return await self._info(model_id)
         except CollectionGone:
-            # Its name came from an alias that has been switched since.
+            # The roles have changed since its name was read.
             self.forget_roles()
             self._forget_info(model_id)
             raise
@@ -195,19 +175,14 @@ class Collections:
         """
         if await self.in_use() == model_id:
             return
-        if in_use := (await self.refresh_roles()).in_use:
-            if in_use == model_id:
+        roles = await self.refresh_roles()
+        if not roles.in_use:
+            await self.create(model_id, dimension)
+            if await self.change_roles(roles, replace(roles.without(model_id), in_use=model_id)):
                 return
-            raise ModelMismatch(index_model_id=in_use, encoder_model_id=model_id)
-        await self.create(model_id, dimension)
-        alias = models.CreateAlias(
-            collection_name=self.config.physical(model_id), alias_name=self.config.name
-        )
-        async with translated_errors():
-            await self._client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
-        await self._confirm_made(model_id)
-        if (in_use := (await self.refresh_roles()).in_use) != model_id:
-            raise ModelMismatch(index_model_id=in_use, encoder_model_id=model_id)
+            roles = await self.refresh_roles()
+        if roles.in_use != model_id:
+            raise ModelMismatch(index_model_id=roles.in_use, encoder_model_id=model_id)
 
     async def create(self, model_id: str, dimension: int) -> None:
         """Make sure that the physical collection of this model exists. A new one has no role yet.
@@ -218,20 +193,19 @@ class Collections:
         await self._confirm()
         physical = self.config.physical(model_id)
         async with translated_errors():
-            if not await self._client.collection_exists(physical):
-                try:
-                    await self._client.create_collection(
-                        physical,
-                        vectors_config=dense_vector_params(dimension),
-                        sparse_vectors_config=lexical_vector_params() if self.config.lexical else None,
-                        hnsw_config=HNSW,
-                        metadata={CONFIG_NOTE: self.config.to_mapping()},
-                    )
-                except grpc.aio.AioRpcError as error:
-                    # Another process created it first.
-                    if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
-                        raise
+            # A node may not know of the latest collections and deletions. They agree on this.
+            try:
+                await self._client.create_collection(
+                    physical,
+                    vectors_config=dense_vector_params(dimension),
+                    sparse_vectors_config=lexical_vector_params() if self.config.lexical else None,
+                    hnsw_config=HNSW,
+                    metadata={CONFIG_NOTE: self.config.to_mapping()},
+                )
                 _log.info("created collection", extra={"physical": physical})
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
+                    raise
         await self.ensure_payload_indexes(model_id)
         await self._confirm_made(model_id)
 
@@ -245,18 +219,6 @@ class Collections:
         if missing:
             await self._payload_indexes.create(self._client, self.config.physical(model_id), missing)
             self._forget_info(model_id)
-
-    async def lag_seconds(self, model_id: str) -> float:
-        """How long other nodes of a cluster may not know what was just changed; 0 for the embedded server."""
-        request = qdrant.CollectionClusterInfoRequest(collection_name=self.config.physical(model_id))
-        async with translated_errors(request.collection_name):
-            try:
-                await self._client.grpc_collections.CollectionClusterInfo(request, timeout=_LAG_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                    raise
-                return 0.0
-        return _LAG_SECONDS
 
     def close(self) -> None:
         """Drop all caches and stop their background refreshes."""
@@ -283,33 +245,59 @@ class Collections:
         if cached := self._infos.pop(model_id, None):
             cached.forget()
 
-    async def _read_roles(self) -> Roles:
-        async with translated_errors():
-            response = await self._client.get_aliases()
-        targets = {entry.alias_name: entry.collection_name for entry in response.aliases}
-        in_use = targets.get(self.config.name, "")
-        model_id = self.config.model_of(in_use)
-        if model_id:
-            self._check_owner(await self._info(model_id))
-        elif in_use:
-            self._check_owner(await read_info(self._client, in_use))
-            # Either that collection is left of an earlier generation, or this object is.
-            if self.config.generation:
-                await self._confirm()
-        others = (
-            self.config.model_of(targets.get(self.config.name + role.value, "")) for role in CollectionRole
-        )
-        return Roles(model_id, *others)
+    async def _read_or_known(self) -> Roles:
+        """The roles for readers."""
+        try:
+            async with asyncio.timeout(_REDIS_SECONDS):
+                record = await self._record.read()
+        except (DependencyUnavailable, TimeoutError):
+            return self._known if self._known.in_use else await self._aliases.read()
+        return await self._compared(record)
 
-    def _check_owner(self, info: CollectionInfo) -> None:
-        if info.config is None or info.config.owner != self.config.owner:
-            raise CollectionNotOwned.of(self.config.name)
+    async def _compared(self, record: Roles) -> Roles:
+        """The roles of the record, which is repaired if Redis has lost changes, or made if there is none."""
+        while True:
+            copy = await self._copy(record)
+            is_missing = bool(copy.in_use and not record.in_use)
+            ahead = copy if is_missing else max(copy, self._known, key=lambda roles: roles.epoch)
+            if ahead.epoch <= record.epoch and not is_missing:
+                if record.epoch > self._known.epoch:
+                    self._known = record
+                return record
+            # This fails if the record was changed after it was read.
+            if await self._record.change(record.epoch, record.after_loss(ahead)):
+                extra = {"collection": self.config.name, "epoch": record.epoch, "ahead": ahead.epoch}
+                _log.warning("roles that Redis lacks are taken from Qdrant", extra=extra)
+            record = await self._record.read()
+
+    async def _copy(self, record: Roles) -> Roles:
+        """The roles that Qdrant has noted, at most ten seconds ago if they are those of the record."""
+        if record.in_use:
+            try:
+                info = await self._info(record.in_use)
+                if info.roles.epoch != record.epoch:
+                    self._forget_info(record.in_use)
+                    info = await self._info(record.in_use)
+            except CollectionGone:
+                self._forget_info(record.in_use)
+            else:
+                info.check_owner(self.config)
+                return info.roles
+        return await self._aliases.read()
+
+    async def _follow(self, roles: Roles) -> None:
+        """Make Qdrant's copy equal to the record, or leave that to the next one who reads the roles."""
+        with suppress(DependencyUnavailable):
+            await self._aliases.follow(roles)
+        for model_id in list(self._infos):
+            self._forget_info(model_id)
 
 
-class AliasSwitcher:
-    """Changes the roles of collections. Each method is one atomic step.
+class RoleSwitcher:
+    """Changes the roles of physical collections. Each method is one atomic step.
 
-    Every method raises DependencyUnavailable when Qdrant does not answer.
+    Every method raises DependencyUnavailable when Redis or Qdrant does not answer, and CollectionNotFound if
+    the collection has been deleted.
     """
 
     def __init__(self, client: AsyncQdrantClient, collections: Collections) -> None:
@@ -317,53 +305,57 @@ class AliasSwitcher:
         self._collections = collections
 
     async def start(self, model_id: str, dimension: int) -> None:
-        """Make this model's collection the next one. It receives writes from now on. May be repeated."""
-        await self._collections.create(model_id, dimension)
-        await self._change_aliases(self._create(CollectionRole.NEXT, model_id))
+        """Make this model's collection the next one. It receives writes from now on. May be repeated.
 
-    async def resume(self) -> bool:
-        """Make the abandoned collection the next one; False if there is none."""
-        return await self._rename(CollectionRole.ABANDONED, CollectionRole.NEXT.value)
+        An abandoned one gets the role back.
+        """
+        await self._collections.create(model_id, dimension)
+        await self._change(
+            lambda roles: (
+                roles
+                if model_id in (roles.in_use, roles.next)
+                else replace(roles.without(model_id), next=model_id)
+            )
+        )
 
     async def promote(self, role: CollectionRole, *, in_use: str) -> bool:
         """Use the model of this role, and make the one in use the previous one, in one step.
 
         Returns:
-            False if no collection has the role; nothing has changed then.
+            False if no collection has the role, or another one is in use; nothing has changed then.
         """
-        return await self._rename(role, "", self._create(CollectionRole.PREVIOUS, in_use))
+
+        def promoted(roles: Roles) -> Roles | None:
+            if not roles.of(role) or roles.in_use != in_use:
+                return None
+            return Roles(roles.of(role), previous=in_use, abandoned=roles.abandoned, epoch=roles.epoch)
+
+        return await self._change(promoted)
 
     async def abandon(self, role: CollectionRole) -> bool:
         """Stop writing to the collection of this role; False if there is none."""
-        return await self._rename(role, CollectionRole.ABANDONED.value)
+
+        def abandoned(roles: Roles) -> Roles | None:
+            model_id = roles.of(role)
+            return replace(roles.without(model_id), abandoned=model_id) if model_id else None
+
+        return await self._change(abandoned)
 
     async def drop(self, model_id: str) -> None:
-        """Delete a physical collection together with its aliases."""
+        """Delete a physical collection that is not in use. Nothing writes to it any more before that."""
+        await self._change(lambda roles: replace(roles.without(model_id), abandoned=model_id))
         physical = self._collections.config.physical(model_id)
         async with translated_errors():
             await self._client.delete_collection(physical)
-        self._collections.forget_roles()
+        await self._change(lambda roles: roles.without(model_id))
         _log.info("dropped collection", extra={"physical": physical})
 
-    async def _rename(self, role: CollectionRole, suffix: str, *more: models.AliasOperations) -> bool:
-        alias = self._collections.config.name
-        rename = models.RenameAlias(old_alias_name=alias + role.value, new_alias_name=alias + suffix)
-        try:
-            await self._change_aliases(models.RenameAliasOperation(rename_alias=rename), *more)
-        except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.NOT_FOUND:
-                raise
-            return False
-        return True
-
-    def _create(self, role: CollectionRole, model_id: str) -> models.CreateAliasOperation:
-        config = self._collections.config
-        alias = models.CreateAlias(
-            collection_name=config.physical(model_id), alias_name=config.name + role.value
-        )
-        return models.CreateAliasOperation(create_alias=alias)
-
-    async def _change_aliases(self, *operations: models.AliasOperations) -> None:
-        async with translated_errors():
-            await self._client.update_collection_aliases(list(operations))
-        self._collections.forget_roles()
+    async def _change(self, change: Callable[[Roles], Roles | None]) -> bool:
+        """Replace the roles by what a function makes of them; False if it makes nothing of them."""
+        while True:
+            roles = await self._collections.refresh_roles()
+            new = change(roles)
+            if new is None or new == roles:
+                return new is not None
+            if await self._collections.change_roles(roles, new):
+                return True

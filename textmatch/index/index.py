@@ -1,4 +1,4 @@
-"""The interface to one collection in Qdrant: conditional writes, reads, searches and aliases.
+"""The interface to one collection in Qdrant: conditional writes, reads, searches and roles.
 
 `Index` works on the physical collection in use, `CollectionPoints` (points.py) on one physical collection,
 independent of its role. Physical collections are referred to by the model ids that they were built with.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import groupby, islice
 from types import MappingProxyType
 from typing import TypeVar
@@ -17,10 +17,11 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.conversions.common_types import PointId
 
 from textmatch.collection_config import CollectionConfig
+from textmatch.collection_roles import RoleRecord
 from textmatch.documents import Document
 from textmatch.filters import Filter
 from textmatch.index.client import CollectionGone, translated_errors
-from textmatch.index.collections import AliasSwitcher, Collections, Roles
+from textmatch.index.collections import Collections, RoleSwitcher
 from textmatch.index.filter_warnings import SAMPLE_DOCUMENTS, filter_fields, filter_warnings
 from textmatch.index.neighbors import NeighborSearch
 from textmatch.index.points import (
@@ -66,7 +67,7 @@ _NO_PASSAGES: Mapping[str, EmbeddedPassages] = MappingProxyType({})
 
 
 class Index:
-    """The documents of one collection, and its aliases.
+    """The documents of one collection, and the roles of its physical collections.
 
     Every method raises DependencyUnavailable when Qdrant does not answer in time. Reads return nothing while
     no model is in use. A method with `model_id` works on the physical collection of that model, and raises
@@ -74,20 +75,25 @@ class Index:
 
     Args:
         confirm: raises CollectionNotFound if the collection has been deleted.
+        record: where the roles are decided.
 
     Attributes:
         collections: reads roles, properties and notes of collections.
-        aliases: changes which collection has which role.
+        roles: changes which collection has which role.
         term_statistics: the document frequencies of the terms of each collection.
     """
 
     def __init__(
-        self, client: AsyncQdrantClient, config: CollectionConfig, confirm: Callable[[], Awaitable[None]]
+        self,
+        client: AsyncQdrantClient,
+        config: CollectionConfig,
+        confirm: Callable[[], Awaitable[None]],
+        record: RoleRecord,
     ) -> None:
         self._client = client
         self._config = config
-        self.collections = Collections(client, config, confirm)
-        self.aliases = AliasSwitcher(client, self.collections)
+        self.collections = Collections(client, config, confirm, record)
+        self.roles = RoleSwitcher(client, self.collections)
         self.term_statistics = TermStatisticsCache(self._read_term_statistics)
 
     async def model_in_use(self) -> str:
@@ -95,7 +101,7 @@ class Index:
         return await self.collections.in_use()
 
     async def refresh_model_in_use(self) -> str:
-        """The same, read from Qdrant now."""
+        """The same, now."""
         return (await self.collections.refresh_roles()).in_use
 
     def points(self, model_id: str) -> CollectionPoints:
@@ -166,20 +172,22 @@ class Index:
     async def delete(self, versions: Mapping[str, int]) -> int:
         """Delete stored documents that are not newer than the version given for their id.
 
-        The one in use comes first, then the dual-write targets, and all of them again if the aliases
+        The one in use comes first, then the dual-write targets, and all of them again if the roles
         have changed in between; textmatch/indexing.py explains the order.
 
         Returns:
-            How many documents were deleted from the physical collections in use.
+            How many documents were deleted from the physical collection in use.
         """
         if not versions:
             return 0
         deleted = 0
-        async for roles in self._until_roles_are_stable():
-            for model_id in roles.written:
-                with suppress(CollectionGone):
-                    count = await self.delete_from(model_id, versions)
-                    deleted += count if model_id == roles.in_use else 0
+
+        async def delete_from(model_id: str, *, is_in_use: bool) -> None:
+            nonlocal deleted
+            count = await self.delete_from(model_id, versions)
+            deleted += count if is_in_use else 0
+
+        await self._in_all_written(delete_from)
         return deleted
 
     async def delete_matching(self, condition: DeleteCondition, ids: Iterable[str] | None = None) -> None:
@@ -188,20 +196,21 @@ class Index:
         Args:
             ids: of these documents only.
         """
-        async for roles in self._until_roles_are_stable():
-            for model_id in roles.written:
-                with suppress(CollectionGone):
-                    await self.collections.ensure_payload_indexes(model_id)
-                    await self.points(model_id).delete_matching(condition, ids)
+
+        async def delete_matching(model_id: str, **_: bool) -> None:
+            await self.collections.ensure_payload_indexes(model_id)
+            await self.points(model_id).delete_matching(condition, ids)
+
+        await self._in_all_written(delete_matching)
 
     async def delete_outdated_passages(self, documents: Sequence[Document]) -> None:
         """As of CollectionPoints, in the collections that `delete` deletes from."""
-        if not documents:
-            return
-        async for roles in self._until_roles_are_stable():
-            for model_id in roles.written:
-                with suppress(CollectionGone):
-                    await self.points(model_id).delete_outdated_passages(documents)
+
+        async def delete_outdated(model_id: str, **_: bool) -> None:
+            await self.points(model_id).delete_outdated_passages(documents)
+
+        if documents:
+            await self._in_all_written(delete_outdated)
 
     async def delete_from(self, model_id: str, versions: Mapping[str, int]) -> int:
         """The same in one physical collection, independent of its role."""
@@ -334,19 +343,34 @@ class Index:
         async with translated_errors(physical):
             return await read_term_statistics(self._client, physical)
 
-    async def _until_roles_are_stable(self) -> AsyncIterator[Roles]:
-        """The roles, and again those that have changed since."""
+    async def _in_all_written(self, change: Callable[..., Awaitable[None]]) -> None:
+        """Make a change in all collections that get writes, and again if their roles have changed since.
+
+        A node may not know a new collection yet. The change is only left out if the collection has lost its
+        role by then.
+
+        Args:
+            change: gets the model id, and `is_in_use`.
+        """
         roles, latest = None, await self.collections.roles()
         while roles != latest:
             roles = latest
-            yield roles
+            failure = None
+            for model_id in roles.written:
+                try:
+                    await change(model_id, is_in_use=model_id == roles.in_use)
+                except CollectionGone as error:
+                    await self.collections.forget_missing(roles, model_id)
+                    failure = error
             latest = await self.collections.refresh_roles()
+            if failure is not None and roles == latest:
+                raise failure
 
     @asynccontextmanager
     async def _using(self, model_id: str) -> AsyncIterator[str]:
         """Gives the name of a physical collection, and translates Qdrant's errors.
 
-        If the physical collection is gone, the alias is read again next time.
+        If the physical collection is gone, the roles are read again next time.
         """
         physical = self._config.physical(model_id)
         try:

@@ -13,8 +13,8 @@ from qdrant_client import AsyncQdrantClient
 
 from textmatch.collection_config import SEPARATOR, CollectionConfig
 from textmatch.errors import CollectionNotFound
+from textmatch.index.aliases import CONFIG_NOTE, read_info
 from textmatch.index.client import CollectionGone, translated_errors
-from textmatch.index.collections import CONFIG_NOTE, read_info
 
 _log = logging.getLogger(__name__)
 

@@ -85,6 +85,11 @@ class CollectionKeys:
         """String: a random token of the process that changes the model now."""
         return f"{self.prefix}:reindex-lease"
 
+    @property
+    def roles(self) -> str:
+        """String: the roles of the physical collections as JSON (textmatch/collection_roles.py)."""
+        return f"{self.prefix}:roles"
+
     def request(self, request_id: str) -> str:
         """Hash: what the first try of a request was given (clock.py)."""
         return f"{self.prefix}:request:{request_id}"

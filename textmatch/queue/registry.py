@@ -1,4 +1,5 @@
-"""Which collections an installation has, its own id, and who changes the model of a collection, in Redis.
+"""What is known of collections in Redis: which there are, the roles of their physical collections, and who
+changes their model. And the installation's own id.
 
 The registry decides: a collection exists while it has an entry. Qdrant follows, so a collection is registered
 before its physical collections are made, and its entry is removed before they are deleted.
@@ -16,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from redis.asyncio import Redis
 
 from textmatch.collection_config import CollectionConfig
+from textmatch.collection_roles import Roles
 from textmatch.errors import CollectionNotFound, DependencyUnavailable, TextMatchError
 from textmatch.queue.keys import CollectionKeys, Keys
 from textmatch.queue.redis_client import translated_errors
@@ -48,6 +50,23 @@ _RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
 end
+"""
+
+# KEYS: collections, roles. ARGV: name and generation of the collection, epoch, roles. Returns whether they
+# were replaced; nothing if there is no such collection. At `maxmemory`, Redis lets a script go on that begins
+# with a deletion (textmatch/queue/transport.py).
+_CHANGE_ROLES = """
+local entry = redis.call('HGET', KEYS[1], ARGV[1])
+if not entry or cjson.decode(entry).generation ~= ARGV[2] then
+  return false
+end
+local roles = redis.call('GET', KEYS[2])
+if (roles and cjson.decode(roles).epoch or 0) ~= tonumber(ARGV[3]) then
+  return 0
+end
+redis.call('DEL', KEYS[2])
+redis.call('SET', KEYS[2], ARGV[4])
+return 1
 """
 
 _LEASE_SECONDS = 10.0
@@ -123,6 +142,37 @@ class ReindexLease:
             return bool(await self._hold(keys=[self._key], args=[token, int(self._ttl_seconds * 1000)]))
 
 
+class RoleRegistry:
+    """The record of the roles of one collection, as textmatch/collection_roles.py describes it."""
+
+    def __init__(self, redis: Redis, keys: Keys, config: CollectionConfig) -> None:
+        self._redis = redis
+        self._config = config
+        self._keys = [keys.collections, keys.collection(config.name, config.generation).roles]
+        self._change = redis.register_script(_CHANGE_ROLES)
+
+    async def read(self) -> Roles:
+        """The roles now; none, with epoch 0, if there is no record."""
+        with translated_errors():
+            roles = await self._redis.get(self._keys[1])
+        return Roles() if roles is None else Roles.from_mapping(json.loads(roles))
+
+    async def change(self, epoch: int, roles: Roles) -> bool:
+        """Replace the record of this epoch; False if it has another one by now.
+
+        Raises:
+            CollectionNotFound: the collection has been deleted.
+        """
+        values = json.dumps(roles.to_mapping())
+        with translated_errors():
+            changed = await self._change(
+                keys=self._keys, args=[self._config.name, self._config.generation, epoch, values]
+            )
+        if changed is None:
+            raise CollectionNotFound(self._config.name)
+        return bool(changed)
+
+
 class Registry:
     """Every method raises DependencyUnavailable when Redis does not answer."""
 
@@ -193,6 +243,10 @@ class Registry:
     def keys_of(self, config: CollectionConfig) -> CollectionKeys:
         """The keys of a collection."""
         return self._keys.collection(config.name, config.generation)
+
+    def roles_of(self, config: CollectionConfig) -> RoleRegistry:
+        """The record of the roles of a collection."""
+        return RoleRegistry(self._redis, self._keys, config)
 
 
 def _from_json(entry: str) -> CollectionConfig:

@@ -5,15 +5,14 @@ Each step checks that it is possible now.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
+from textmatch.collection_roles import CollectionRole, Roles
 from textmatch.encoder_client import EncoderClient
 from textmatch.errors import ModelNotFound
-from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.reindex.sync import RETRY, Migration, ReindexRefused, SyncProgress
 from textmatch.score_fusion import FUSION_NOTE
@@ -38,14 +37,8 @@ async def start(index: Index, encoder: EncoderClient, model: str) -> Migration:
     roles = await RETRY.call(index.collections.refresh_roles)
     _check_start(roles, new.model_id)
     await _served(encoder, roles.in_use)
-    if roles.abandoned:
-        await index.aliases.resume()
-    else:
-        await index.aliases.start(new.model_id, new.dimension)
-    # Until every node knows the role, workers may settle writes without the target. The sync comes later.
-    lag_seconds = await RETRY.call(index.collections.lag_seconds, new.model_id)
-    await asyncio.sleep(lag_seconds)
-    return Migration(roles.in_use, new.model_id, lag_seconds)
+    await RETRY.call(index.roles.start, new.model_id, new.dimension)
+    return Migration(roles.in_use, new.model_id)
 
 
 async def switch(index: Index, migration: Migration) -> None:
@@ -54,10 +47,9 @@ async def switch(index: Index, migration: Migration) -> None:
     Raises:
         ReindexRefused: the target is no longer being built.
     """
-    if await index.aliases.promote(CollectionRole.NEXT, in_use=migration.source):
+    if await index.roles.promote(CollectionRole.NEXT, in_use=migration.source):
         return
-    # The answer to a first attempt may have been lost, and another node may not know of the switch yet.
-    await asyncio.sleep(migration.lag_seconds)
+    # The answer to a first attempt may have been lost.
     if (await index.collections.refresh_roles()).in_use != migration.target:
         raise ReindexRefused(f"{migration.target} is no longer being built; run the command again to see why")
 
@@ -78,7 +70,7 @@ async def roll_back(index: Index, encoder: EncoderClient) -> Migration:
     if not roles.previous:
         raise ReindexRefused("no previous collection is kept, so a rollback is not possible")
     await _served(encoder, roles.previous)
-    if not await index.aliases.promote(CollectionRole.PREVIOUS, in_use=roles.in_use):
+    if not await index.roles.promote(CollectionRole.PREVIOUS, in_use=roles.in_use):
         raise ReindexRefused(f"{roles.previous} is no longer kept: its role was changed")
     return Migration(roles.in_use, roles.previous)
 
@@ -106,7 +98,7 @@ async def cancel(index: Index) -> str:
 async def _drop(index: Index, collection: str, nothing: str) -> str:
     if not collection:
         raise ReindexRefused(f"{nothing}; there is nothing to delete")
-    await index.aliases.drop(collection)
+    await index.roles.drop(collection)
     return collection
 
 

@@ -25,14 +25,14 @@ from textmatch.retry import Answer, Arguments, RetryPolicy, is_transient
 _DOCUMENTS_PER_COPY = 64
 _COPIES_IN_FLIGHT = 4
 _POLL_SECONDS = 0.2
-_UNKNOWN_SECONDS = 3.0
+_UNKNOWN_SECONDS = 10.0
 # While documents are ingested, each pass finds some that their workers are about to copy.
 _MAX_PASSES = 5
 
 
 @dataclass(frozen=True)
 class _ReindexRetry(RetryPolicy):
-    """Retries for minutes, but for a moment only if a collection is not there.
+    """Retries for minutes, but for some seconds only if a collection is not there.
 
     A node that does not know a new collection soon will. One that was dropped does not come back.
     """
@@ -59,15 +59,10 @@ class ReindexRefused(TextMatchError):
 
 @dataclass(frozen=True)
 class Migration:
-    """From one collection to another; both are named for their models.
-
-    Attributes:
-        lag_seconds: how long a node of the cluster may not know the latest roles.
-    """
+    """From one collection to another; both are named for their models."""
 
     source: str
     target: str
-    lag_seconds: float = 0.0
 
 
 @dataclass
@@ -140,14 +135,8 @@ class CollectionSync:
         Raises:
             ReindexRefused: one of them is not.
         """
-        wanted = self._migration.source, self._migration.target
-        give_up_at = time.monotonic() + self._migration.lag_seconds
         roles = await RETRY.call(self._index.collections.refresh_roles)
-        while (roles.in_use, roles.next) != wanted and time.monotonic() < give_up_at:
-            # Another node may have answered with the roles of a moment ago.
-            await asyncio.sleep(_POLL_SECONDS)
-            roles = await RETRY.call(self._index.collections.refresh_roles)
-        if (roles.in_use, roles.next) == wanted:
+        if (roles.in_use, roles.next) == (self._migration.source, self._migration.target):
             return
         if roles.abandoned == self._migration.target:
             raise ReindexRefused(

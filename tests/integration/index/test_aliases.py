@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from tests.support.collections import close_index, make_index, unique_config
+from tests.support.collections import close_index, make_index, roles_of, unique_config
 from textmatch.collection_config import CollectionConfig
+from textmatch.collection_roles import CollectionRole, Roles
 from textmatch.documents import Document
 from textmatch.index.client import CollectionGone
-from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 
 DIMENSION = 4
@@ -47,14 +47,14 @@ async def write(index: Index, collection: str, *documents: Document) -> None:
 
 
 async def test_a_change_and_the_way_back(index: Index, old: str, new: str):
-    await index.aliases.start(new, DIMENSION)
-    assert await index.collections.refresh_roles() == Roles(in_use=old, next=new)
-    assert await index.aliases.promote(CollectionRole.NEXT, in_use=old)
-    assert await index.collections.roles() == Roles(in_use=new, previous=old)
-    assert await index.aliases.promote(CollectionRole.PREVIOUS, in_use=new)
-    assert await index.collections.roles() == Roles(in_use=old, previous=new)
-    await index.aliases.drop(new)
-    assert await index.collections.roles() == Roles(in_use=old)
+    await index.roles.start(new, DIMENSION)
+    assert await roles_of(index) == Roles(in_use=old, next=new)
+    assert await index.roles.promote(CollectionRole.NEXT, in_use=old)
+    assert await roles_of(index) == Roles(in_use=new, previous=old)
+    assert await index.roles.promote(CollectionRole.PREVIOUS, in_use=new)
+    assert await roles_of(index) == Roles(in_use=old, previous=new)
+    await index.roles.drop(new)
+    assert await roles_of(index) == Roles(in_use=old)
 
 
 async def test_another_reader_follows_within_the_time_of_its_cache(
@@ -62,33 +62,32 @@ async def test_another_reader_follows_within_the_time_of_its_cache(
 ):
     reader = make_index(qdrant_url, config)
     assert await reader.model_in_use() == old
-    await index.aliases.start(new, DIMENSION)
-    await index.aliases.promote(CollectionRole.NEXT, in_use=old)
+    await index.roles.start(new, DIMENSION)
+    await index.roles.promote(CollectionRole.NEXT, in_use=old)
     assert await reader.model_in_use() == old
     assert await reader.refresh_model_in_use() == new
     await close_index(reader)
 
 
 async def test_what_is_abandoned_cannot_be_put_to_use(index: Index, old: str, new: str):
-    await index.aliases.start(new, DIMENSION)
-    assert await index.aliases.abandon(CollectionRole.NEXT)
-    assert not await index.aliases.promote(CollectionRole.NEXT, in_use=old)
-    assert await index.collections.roles() == Roles(in_use=old, abandoned=new)
-    assert not await index.aliases.abandon(CollectionRole.NEXT)
+    await index.roles.start(new, DIMENSION)
+    assert await index.roles.abandon(CollectionRole.NEXT)
+    assert not await index.roles.promote(CollectionRole.NEXT, in_use=old)
+    assert await roles_of(index) == Roles(in_use=old, abandoned=new)
+    assert not await index.roles.abandon(CollectionRole.NEXT)
 
 
 async def test_what_is_abandoned_can_be_taken_up_again(index: Index, old: str, new: str):
-    await index.aliases.start(new, DIMENSION)
-    await index.aliases.abandon(CollectionRole.NEXT)
-    assert await index.aliases.resume()
-    assert not await index.aliases.resume()
-    assert await index.collections.roles() == Roles(in_use=old, next=new)
+    await index.roles.start(new, DIMENSION)
+    await index.roles.abandon(CollectionRole.NEXT)
+    await index.roles.start(new, DIMENSION)
+    assert await roles_of(index) == Roles(in_use=old, next=new)
 
 
 async def test_starting_again_keeps_what_is_there(index: Index, new: str):
-    await index.aliases.start(new, DIMENSION)
+    await index.roles.start(new, DIMENSION)
     await write(index, new, Document("a", "text", version=1))
-    await index.aliases.start(new, DIMENSION)
+    await index.roles.start(new, DIMENSION)
     assert await index.points(new).versions(["a"]) == {"a": 1}
 
 
@@ -98,13 +97,13 @@ async def test_deletes_reach_the_collections_beside_the_one_in_use(
     deleter = make_index(qdrant_url, config)
     # From now on it knows of the old collection only, as long as it does not ask.
     assert (await deleter.collections.roles()).dual_write_targets == ()
-    await index.aliases.start(new, DIMENSION)
+    await index.roles.start(new, DIMENSION)
     for collection in (old, new):
         await write(index, collection, Document("a", "text", version=1), Document("b", "text", version=3))
     assert await deleter.delete({"a": 2, "b": 2}) == 1
     assert await index.points(old).versions(["a", "b"]) == {"b": 3}
     assert await index.points(new).versions(["a", "b"]) == {"b": 3}
-    await index.aliases.promote(CollectionRole.NEXT, in_use=old)
+    await index.roles.promote(CollectionRole.NEXT, in_use=old)
     assert await deleter.delete({"b": 3}) == 1
     assert await index.points(old).count() == await index.points(new).count() == 0
     await close_index(deleter)
@@ -115,10 +114,10 @@ async def test_reads_through_a_stale_alias_find_the_successor(
 ):
     reader = make_index(qdrant_url, config)
     assert await reader.model_in_use() == old
-    await index.aliases.start(new, DIMENSION)
+    await index.roles.start(new, DIMENSION)
     await write(index, new, Document("a", "text", version=1))
-    await index.aliases.promote(CollectionRole.NEXT, in_use=old)
-    await index.aliases.drop(old)
+    await index.roles.promote(CollectionRole.NEXT, in_use=old)
+    await index.roles.drop(old)
     assert set(await reader.fetch(["a"])) == {"a"}
     await close_index(reader)
 

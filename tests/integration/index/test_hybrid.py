@@ -188,4 +188,5 @@ async def test_notes_are_kept_beside_the_collection(index: Index):
     await index.collections.note(collection, {"other": [1, "二"]})
     notes = dict((await index.collections.info(collection)).notes)
     assert notes.pop("collection")["generation"] == CONFIG.generation
+    assert notes.pop("roles")["in_use"] == collection
     assert notes == {"score_fusion": {"lexical": 0.25, "other": None}, "other": [1, "二"]}

@@ -42,8 +42,8 @@ async def collection(qdrant_url: str, redis: Redis) -> CollectionConfig:
 
 
 @pytest.fixture
-async def index(qdrant_url: str, collection: CollectionConfig) -> AsyncIterator[Index]:
-    connected = make_index(qdrant_url, collection)
+async def index(qdrant_url: str, collection: CollectionConfig, redis: Redis) -> AsyncIterator[Index]:
+    connected = make_index(qdrant_url, collection, redis)
     yield connected
     await close_index(connected)
 

@@ -63,9 +63,9 @@ async def copies(ports: tuple[int, int], collection: CollectionConfig) -> AsyncI
 
 @pytest.fixture
 async def deps(
-    deps: IndexerDependencies, qdrant: ReplicatedQdrant, collection: CollectionConfig
+    deps: IndexerDependencies, qdrant: ReplicatedQdrant, collection: CollectionConfig, redis: Redis
 ) -> AsyncIterator[IndexerDependencies]:
-    index = make_index(qdrant.url, collection)
+    index = make_index(qdrant.url, collection, redis)
     copier = Copier(index, deps.encoder, deps.collection.tombstones, 10.0)
     replicated = replace(deps.collection, index=index)
     dual_writer = DualWriter(index, copier, unserved_seconds=60.0)
@@ -171,7 +171,7 @@ async def test_a_half_written_dual_write_is_sent_to_both_copies_again(
     await index_documents(DOCUMENTS[:1], deps)
     target = f"new-{encoder.model_id}"
     encoder.other_model_ids = (target,)
-    await deps.collection.index.aliases.start(target, DIMENSION)
+    await deps.collection.index.roles.start(target, DIMENSION)
     qdrant.refuses = lambda copy, collection: copy == 1 and collection == CONFIG.physical(target)
     with pytest.raises(DependencyUnavailable):
         await index_documents(DOCUMENTS, deps)
@@ -290,7 +290,7 @@ async def test_a_reindex_that_ended_after_a_half_written_copy_is_completed_by_th
     target = f"new-{encoder.model_id}"
     encoder.other_model_ids = (target,)
     index = deps.collection.index
-    await index.aliases.start(target, DIMENSION)
+    await index.roles.start(target, DIMENSION)
     migration = Migration(encoder.model_id, target)
     copier = Copier(index, deps.encoder, deps.collection.tombstones, 10.0)
     qdrant.refuses = lambda copy, collection: copy == 1 and collection == CONFIG.physical(target)

@@ -119,7 +119,7 @@ class Door:
 
 @pytest.fixture
 async def door(proxy: GrpcProxy, redis: Redis) -> AsyncIterator[Door]:
-    index = make_index(proxy.url)
+    index = make_index(proxy.url, redis=redis)
     state = make_ingest_state(redis, index)
 
     async def problems() -> tuple[Problem, ...]:

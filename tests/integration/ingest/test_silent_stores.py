@@ -21,8 +21,8 @@ from textmatch.v1 import matcher_service_pb2 as pb
 
 
 @pytest.fixture
-async def far_index(proxy: GrpcProxy) -> AsyncIterator[Index]:
-    index = make_index(proxy.url)
+async def far_index(proxy: GrpcProxy, redis: Redis) -> AsyncIterator[Index]:
+    index = make_index(proxy.url, redis=redis)
     await index.refresh_model_in_use()
     yield index
     await close_index(index)
@@ -63,6 +63,8 @@ async def test_reads_fail_at_once_with_an_honest_delay_and_go_on_after_healing(
     proxy: GrpcProxy, far_index: Index
 ):
     await far_index.collections.prepare("model-1", 8)
+    # From now on the roles are known.
+    assert await far_index.count() == 0
     client = client_of(far_index)
     assert isinstance(client, Qdrant)
     proxy.answers.clear()

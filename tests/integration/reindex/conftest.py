@@ -13,12 +13,18 @@ from tests.integration.ingest.indexing import collection, index, make_indexer_de
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.reindex.command import ReindexCommand
 from tests.support.collections import close_index, make_index
-from tests.support.redis import RedisServer, redis_client, redis_server, shared_redis_server
+from tests.support.redis import (
+    RedisServer,
+    own_redis_server,
+    redis_client,
+    redis_server,
+    shared_redis_server,
+)
 from textmatch.collection_config import CollectionConfig
 from textmatch.encoder_client import EncoderClient
 from workers.indexer import IndexerDependencies
 
-__all__ = ["collection", "index", "redis_client", "redis_server", "shared_redis_server"]
+__all__ = ["collection", "index", "own_redis_server", "redis_client", "redis_server", "shared_redis_server"]
 
 OpenDeps = Callable[..., AbstractAsyncContextManager[IndexerDependencies]]
 
@@ -50,9 +56,9 @@ def open_deps(
     """What a worker works with, with its own connections and caches."""
 
     @asynccontextmanager
-    async def opened(unserved_seconds: float = 60.0) -> AsyncIterator[IndexerDependencies]:
+    async def opened(unserved_seconds: float = 60.0, url: str = "") -> AsyncIterator[IndexerDependencies]:
         client = EncoderClient(encoder.target)
-        index = make_index(qdrant_url, collection)
+        index = make_index(url or qdrant_url, collection, redis)
         yield make_indexer_dependencies(index, redis, client, unserved_seconds)
         await client.close()
         await close_index(index)

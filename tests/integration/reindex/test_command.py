@@ -7,8 +7,9 @@ from pathlib import Path
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.reindex.command import ReindexCommand
 from tests.integration.reindex.contents import by_id, contents
+from tests.support.collections import roles_of
+from textmatch.collection_roles import Roles
 from textmatch.documents import Document
-from textmatch.index.collections import Roles
 from textmatch.index.index import Index
 from workers.indexer import IndexerDependencies, index_documents
 
@@ -28,7 +29,7 @@ async def test_a_change_of_the_model_and_back_loses_nothing(
     assert (report["documents"], report["written"], report["differing"]) == (1_200, 1_200, 0)
     assert report["queries"] == 20
     assert 0.0 <= report["overlap"] <= 1.0
-    assert await index.collections.refresh_roles() == Roles(in_use=new, previous=old)
+    assert await roles_of(index) == Roles(in_use=new, previous=old)
     assert await contents(index, new) == by_id(kept)
 
     newer = [Document("later", "only after the switch", version=5), *documents(3, version=9)]
@@ -39,11 +40,11 @@ async def test_a_change_of_the_model_and_back_loses_nothing(
     assert await contents(index, new) == await contents(index, old) == after
 
     assert await command.run("--rollback") == {"in_use": old, "previous": new}
-    assert await index.collections.refresh_roles() == Roles(in_use=old, previous=new)
+    assert await roles_of(index) == Roles(in_use=old, previous=new)
     assert await contents(index, await index.model_in_use()) == after
 
     assert await command.run("--drop-old") == {"dropped": new}
-    assert await index.collections.refresh_roles() == Roles(in_use=old)
+    assert await roles_of(index) == Roles(in_use=old)
 
 
 async def test_without_a_switch_it_is_kept_equal_until_the_next_run(
@@ -56,7 +57,7 @@ async def test_without_a_switch_it_is_kept_equal_until_the_next_run(
     assert await contents(index, new) == by_id(documents(12, version=2))
     report = await command.run("--model", new)
     assert (report["switched"], report["written"]) == (True, 0)
-    assert await index.collections.refresh_roles() == Roles(in_use=new, previous=old)
+    assert await roles_of(index) == Roles(in_use=new, previous=old)
 
 
 async def test_a_build_can_be_cancelled(
@@ -65,7 +66,7 @@ async def test_a_build_can_be_cancelled(
     await index_documents(documents(3), deps)
     await command.run("--model", new, "--no-switch")
     assert await command.run("--cancel") == {"dropped": new}
-    assert await index.collections.refresh_roles() == Roles(in_use=old)
+    assert await roles_of(index) == Roles(in_use=old)
 
 
 async def test_too_different_answers_are_no_switch(
@@ -76,7 +77,7 @@ async def test_too_different_answers_are_no_switch(
     queries.write_text("one\n\nanother 查询\n")
     line = await command.fail("--model", new, "--queries", str(queries), "--min-overlap", "1")
     assert "not switched" in line
-    assert await index.collections.refresh_roles() == Roles(in_use=old, next=new)
+    assert await roles_of(index) == Roles(in_use=old, next=new)
 
 
 async def test_what_the_new_model_cannot_embed_is_named_and_goes_to_the_dead_letters(
@@ -98,7 +99,7 @@ async def test_what_was_deleted_while_nobody_wrote_to_the_copy_goes_from_it(
     command: ReindexCommand, deps: IndexerDependencies, index: Index, new: str
 ):
     await index_documents(documents(10), deps)
-    await index.aliases.start(new, 8)
+    await index.roles.start(new, 8)
     await index_documents([Document("gone", "text", version=4), *documents(4)], deps)
     await index.points(await index.model_in_use()).delete({"gone": 4})
     report = await command.run("--model", new)

@@ -21,7 +21,7 @@ FIRST = Document("a", "first", version=1)
 async def copier(deps: IndexerDependencies, new: str) -> Copier:
     """An index with one document, and a second, empty collection."""
     await index_documents([FIRST], deps)
-    await deps.collection.index.aliases.start(new, 8)
+    await deps.collection.index.roles.start(new, 8)
     return Copier(
         deps.collection.index, deps.encoder, deps.collection.tombstones, encode_timeout_seconds=10.0
     )

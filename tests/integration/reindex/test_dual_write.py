@@ -10,9 +10,10 @@ from prometheus_client import REGISTRY
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
 from tests.integration.reindex.conftest import OpenDeps
 from tests.integration.reindex.contents import by_id, contents
+from tests.support.collections import roles_of
+from textmatch.collection_roles import CollectionRole, Roles
 from textmatch.documents import Document
 from textmatch.errors import ModelMismatch
-from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from workers.indexer import DocumentOutcome, IndexerDependencies, index_documents
 
@@ -26,10 +27,10 @@ async def test_a_worker_that_has_not_seen_the_change_yet_misses_nothing(
     await index_documents([FIRST], deps)
     # The worker knows the aliases of a moment ago, and must not rely on them.
     assert (await deps.collection.index.collections.roles()).dual_write_targets == ()
-    await index.aliases.start(new, 8)
+    await index.roles.start(new, 8)
     assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND])
-    await index.aliases.promote(CollectionRole.NEXT, in_use=old)
+    await index.roles.promote(CollectionRole.NEXT, in_use=old)
     third = Document("c", "third", version=1)
     assert await index_documents([third], deps) == [DocumentOutcome.INDEXED]
     assert await contents(index, new) == by_id([SECOND, third])
@@ -40,7 +41,7 @@ async def test_a_queued_delete_is_applied_to_both(
     deps: IndexerDependencies, index: Index, old: str, new: str
 ):
     await index_documents([FIRST, SECOND], deps)
-    await index.aliases.start(new, 8)
+    await index.roles.start(new, 8)
     await index_documents([FIRST, SECOND], deps)
     # Without a version: it was accepted after the documents, which were accepted at no known time.
     delete = replace(Document.deletion("a"), accepted_us=2)
@@ -52,7 +53,7 @@ async def test_attributes_alone_are_not_encoded_again_for_the_mirror_either(
     deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, new: str
 ):
     await index_documents([FIRST], deps)
-    await index.aliases.start(new, 8)
+    await index.roles.start(new, 8)
     await index_documents([Document("a", "first", {"n": 1}, 2)], deps)
     calls = len(encoder.calls)
     newest = Document("a", "first", {"n": 2}, 3)
@@ -65,7 +66,7 @@ async def test_of_equal_versions_the_mirror_holds_what_the_index_holds(
     deps: IndexerDependencies, index: Index, new: str
 ):
     await index_documents([FIRST], deps)
-    await index.aliases.start(new, 8)
+    await index.roles.start(new, 8)
     await index_documents([Document("a", "another text of the same version", version=1)], deps)
     assert await contents(index, new) == by_id([FIRST])
 
@@ -74,7 +75,7 @@ async def test_a_document_that_only_the_new_model_refuses_is_indexed_and_leaves_
     deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, new: str
 ):
     await index_documents([FIRST], deps)
-    await index.aliases.start(new, 8)
+    await index.roles.start(new, 8)
     await index_documents([Document("a", "older", version=2)], deps)
     encoder.refused_by_model = {new: "newer"}
     assert await index_documents([Document("a", "newer", version=3)], deps) == [DocumentOutcome.INDEXED]
@@ -86,7 +87,7 @@ async def test_a_mirror_whose_model_is_not_served_is_waited_for(
     deps: IndexerDependencies, index: Index, encoder: ScriptedEncoder, old: str, new: str
 ):
     await index_documents([FIRST], deps)
-    await index.aliases.start(new, 8)
+    await index.roles.start(new, 8)
     encoder.other_model_ids = ()
     with pytest.raises(ModelMismatch, match=f"{new}.*{old}"):
         await index_documents([SECOND], deps)
@@ -103,13 +104,13 @@ async def test_a_mirror_whose_model_stays_away_is_abandoned_and_ingest_goes_on(
 ):
     async with open_deps(unserved_seconds=0.0) as deps:
         await index_documents([FIRST], deps)
-        await index.aliases.start(new, 8)
+        await index.roles.start(new, 8)
         if role is CollectionRole.PREVIOUS:
-            await index.aliases.promote(CollectionRole.NEXT, in_use=old)
-            await index.aliases.promote(CollectionRole.PREVIOUS, in_use=new)
+            await index.roles.promote(CollectionRole.NEXT, in_use=old)
+            await index.roles.promote(CollectionRole.PREVIOUS, in_use=new)
         encoder.other_model_ids = ()
         assert await index_documents([SECOND], deps) == [DocumentOutcome.INDEXED]
-        assert await index.collections.refresh_roles() == Roles(in_use=old, abandoned=new)
+        assert await roles_of(index) == Roles(in_use=old, abandoned=new)
         assert await index_documents([Document("c", "third", version=1)], deps) == [DocumentOutcome.INDEXED]
         assert (
             REGISTRY.get_sample_value("textmatch_worker_abandoned_collections", {"collection": "default"})
@@ -126,4 +127,4 @@ async def test_the_model_in_use_is_never_given_up(
         encoder.model_id, encoder.other_model_ids = new, ()
         with pytest.raises(ModelMismatch, match=f"{old}.*{new}"):
             await index_documents([SECOND], deps)
-        assert await index.collections.refresh_roles() == Roles(in_use=old)
+        assert await roles_of(index) == Roles(in_use=old)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.ingest.scripted_encoder import ScriptedEncoder
+from tests.support.collections import roles_of
+from textmatch.collection_roles import CollectionRole, Roles
 from textmatch.documents import Document
 from textmatch.errors import ModelNotFound
-from textmatch.index.collections import CollectionRole, Roles
 from textmatch.index.index import Index
 from textmatch.reindex import steps
 from textmatch.reindex.sync import Migration, ReindexRefused
@@ -77,29 +78,29 @@ async def test_a_switch_may_be_repeated_when_its_answer_got_lost(
     going = await steps.start(ingested.collection.index, ingested.encoder, new)
     await steps.switch(ingested.collection.index, going)
     await steps.switch(ingested.collection.index, going)
-    assert await index.collections.refresh_roles() == Roles(in_use=new, previous=old)
+    assert await roles_of(index) == Roles(in_use=new, previous=old)
 
 
 async def test_what_was_abandoned_is_not_switched_to_nor_gone_back_to(
     ingested: IndexerDependencies, index: Index, new: str, old: str
 ):
     going = await steps.start(ingested.collection.index, ingested.encoder, new)
-    await index.aliases.abandon(CollectionRole.NEXT)
+    await index.roles.abandon(CollectionRole.NEXT)
     with pytest.raises(ReindexRefused, match=f"{new} is no longer being built"):
         await steps.switch(ingested.collection.index, going)
     with pytest.raises(ReindexRefused, match=f"{new} lacks writes, .* textmatch reindex --model {new}"):
         await steps.roll_back(ingested.collection.index, ingested.encoder)
     assert await steps.start(ingested.collection.index, ingested.encoder, new) == going
-    assert await index.collections.refresh_roles() == Roles(in_use=old, next=new)
+    assert await roles_of(index) == Roles(in_use=old, next=new)
 
 
 async def test_what_was_abandoned_can_be_deleted(
     ingested: IndexerDependencies, index: Index, new: str, old: str
 ):
     await steps.start(ingested.collection.index, ingested.encoder, new)
-    await index.aliases.abandon(CollectionRole.NEXT)
+    await index.roles.abandon(CollectionRole.NEXT)
     assert await steps.cancel(ingested.collection.index) == new
-    assert await index.collections.refresh_roles() == Roles(in_use=old)
+    assert await roles_of(index) == Roles(in_use=old)
 
 
 async def test_going_back_needs_the_old_model(

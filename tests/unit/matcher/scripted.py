@@ -16,8 +16,8 @@ from textmatch import errors
 from textmatch.collection_config import CollectionConfig
 from textmatch.collection_store import Collection
 from textmatch.documents import Document
+from textmatch.index.aliases import CollectionInfo, Roles
 from textmatch.index.client import CollectionGone
-from textmatch.index.collections import CollectionInfo, Roles
 from textmatch.index.search import Hit, SearchQuery
 from textmatch.index.term_statistics import UNKNOWN
 from textmatch.score_fusion import FUSION_NOTE, Fusion, ScoreModel, to_mapping

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.collections import KEYS, STATE
+from tests.support.collections import KEYS, STATE, register
+from tests.support.redis import RedisServer
 from textmatch.collection_config import CollectionConfig
+from textmatch.collection_roles import Roles
 from textmatch.errors import CollectionNotFound
 from textmatch.queue.keys import Keys
+from textmatch.queue.redis_client import connect
 from textmatch.queue.registry import LeaseHeld, Registry, ReindexLease
 
 SETTINGS = CollectionConfig("faq", bi_encoder="m")
@@ -110,3 +114,35 @@ async def test_the_work_ends_when_another_process_has_taken_the_lease(
     with pytest.raises(LeaseHeld, match="is lost"):
         await work()
     assert await redis.get(STATE.reindex_lease) == "of another process"
+
+
+async def test_roles_are_changed_by_one_process_at_a_time(redis: Redis):
+    record = Registry(redis, KEYS).roles_of(await register(redis))
+    assert await record.read() == Roles()
+    changed = await asyncio.gather(*(record.change(0, Roles(f"m{n}", epoch=1)) for n in range(5)))
+    assert sorted(changed) == [False] * 4 + [True]
+    first = await record.read()
+    assert (first.in_use, first.epoch) == (f"m{changed.index(True)}", 1)
+    assert not await record.change(0, Roles("late", epoch=1))
+    assert await record.change(1, Roles("next", epoch=2))
+    assert await record.read() == Roles("next", epoch=2)
+
+
+async def test_a_deleted_collection_gets_no_roles(redis: Redis, registry: Registry):
+    config = await register(redis)
+    await registry.remove(config)
+    await registry.create(replace(config, generation="", created_at=0.0))
+    with pytest.raises(CollectionNotFound):
+        await registry.roles_of(config).change(0, Roles("m", epoch=1))
+    assert await redis.keys("*:roles") == []
+
+
+async def test_roles_are_changed_while_redis_is_full(own_redis_server: RedisServer):
+    redis = connect(own_redis_server.url)
+    record = Registry(redis, KEYS).roles_of(await register(redis))
+    own_redis_server.fill()
+    # As a worker does it, whose documents free memory once there is a collection for them.
+    assert await record.change(0, Roles("m", epoch=1))
+    assert await record.change(1, Roles("m", next="n", epoch=2))
+    assert (await record.read()).next == "n"
+    await redis.aclose()
