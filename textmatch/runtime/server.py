@@ -107,7 +107,8 @@ class GrpcServer:
         """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflected = [*self._service_names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(reflected, self._server, _DescriptorPool())
+        pool: Any = _DescriptorPool()
+        reflection.enable_server_reflection(reflected, self._server, pool)
         await self.set_serving(is_serving=False)
         credentials = self._tls.credentials() if self._tls else None
         try:
