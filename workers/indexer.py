@@ -33,7 +33,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from textmatch.collection_roles import CollectionRole, Roles
@@ -242,9 +242,10 @@ async def _write(
     if not model_id:
         if not embedded.documents:
             # Nothing is stored yet, and a model that has written nothing is not in use.
-            return replace(embedded, model_id="")
+            return embedded, roles
         await index.collections.prepare(embedded.model_id, embedded.embeddings.shape[1])
-        roles = await index.collections.refresh_roles()
+        # The documents are written to this model. If another one is in use by then, they are written again.
+        roles = replace(await index.collections.refresh_roles(), in_use=embedded.model_id)
     await write_documents(index, documents, stored, embedded)
     passages = sum(len(one.passages) - 1 for one in embedded.passages.values())
     metrics.PASSAGES_TOTAL.inc(len(embedded.documents) + passages)
