@@ -248,10 +248,16 @@ class Collections:
     async def _read_or_known(self) -> Roles:
         """The roles for readers."""
         try:
-            async with asyncio.timeout(_REDIS_SECONDS):
+            async with asyncio.timeout(_REDIS_SECONDS if self._known.in_use else None):
                 record = await self._record.read()
         except (DependencyUnavailable, TimeoutError):
-            return self._known if self._known.in_use else await self._aliases.read()
+            if self._known.in_use:
+                return self._known
+            shown = await self._aliases.read()
+            if not shown.in_use:
+                # Qdrant may not have followed yet: this does not prove that nothing is in use.
+                raise
+            return shown
         return await self._compared(record)
 
     async def _compared(self, record: Roles) -> Roles:

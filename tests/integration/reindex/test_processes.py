@@ -94,11 +94,12 @@ def texts(client: TextMatchClient, ids: list[str]) -> dict[str, str]:
     return found
 
 
-def stored_in(stack: Stack, collection: str) -> int:
+def stored_in(stack: Stack, model_id: str) -> int:
+    """How many points the physical collection of a model has."""
     with connect_to(stack.file["qdrant_url"]) as client:
-        if not client.collection_exists(collection):
-            return 0
-        return client.count(collection, exact=True).count
+        names = [one.name for one in client.get_collections().collections]
+        found = [name for name in names if name.startswith(f"default--{model_id}--")]
+        return sum(client.count(name, exact=True).count for name in found)
 
 
 def test_queries_and_ingest_go_on_while_the_model_is_changed_and_the_command_killed(stack: Stack):
