@@ -29,12 +29,13 @@ for i = 1, #ARGV, 2 do
 end
 """
 
-# KEYS: pending. Returns how many there are, and the age of the oldest in milliseconds.
+# KEYS: pending. Returns how many there are, and the age of the oldest in microseconds: those who wait
+# compare it with the time since they began, which may be less than a millisecond.
 _SUMMARY = """
 local oldest = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-return {redis.call('ZCARD', KEYS[1]), oldest and math.max(0, (now - oldest) * 1000) or 0}
+return {redis.call('ZCARD', KEYS[1]), oldest and math.max(0, (now - oldest) * 1000000) or 0}
 """
 
 # KEYS: pending, pending-versions, queue, taken, unacked. ARGV: marks of at least this age in seconds are
@@ -134,8 +135,8 @@ class Pending:
     async def summary(self) -> PendingSummary:
         """The number and age of all pending documents."""
         with translated_errors():
-            count, oldest_ms = await self._summary(keys=[self._pending])
-        return PendingSummary(count, oldest_ms / 1000)
+            count, oldest_us = await self._summary(keys=[self._pending])
+        return PendingSummary(count, oldest_us / 1e6)
 
     async def drop_orphans(self, age_seconds: float, installation: Keys) -> int:
         """Drop old marks if the queue has no message that could settle them; returns how many.

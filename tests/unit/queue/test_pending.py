@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from redis.asyncio import Redis
 
@@ -61,6 +63,18 @@ async def test_the_age_is_that_of_the_oldest_that_waits(pending: Pending, redis:
     await pending.clear({"b": 1})
     await mark(pending, {"of the future": 1}, accepted_at=now + 1_000.0)
     assert (await pending.summary()).oldest_seconds == 0.0
+
+
+async def test_an_age_is_not_less_than_the_time_since_the_acceptance_was_known(
+    pending: Pending, redis: Redis
+):
+    """One who begins to wait then compares both, and must not take a new document for a later one."""
+    for _ in range(50):
+        await mark(pending, {"a": 1}, accepted_at=await redis_time(redis))
+        began = time.monotonic()
+        asked = time.monotonic()
+        assert (await pending.summary()).oldest_seconds > asked - began
+        await pending.clear({"a": 1})
 
 
 @pytest.mark.parametrize("held_in", [KEYS.queue, KEYS.taken, KEYS.unacked, None])
