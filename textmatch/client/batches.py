@@ -402,7 +402,8 @@ class WatchedQueue:
         Raises:
             DeadlinePassed: the time is over, or the queue does not move for no known reason.
         """
-        if status.queued_count == 0 or status.oldest_queued_seconds < asked - self._started:
+        # An age of 0 says nothing: versions run ahead of a clock that was set back.
+        if status.queued_count == 0 or 0 < status.oldest_queued_seconds < asked - self._started:
             return False
         problem = "; ".join(problem.message for problem in status.problems)
         if status.queued_count != self._count or problem:

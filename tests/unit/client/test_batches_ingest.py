@@ -207,10 +207,19 @@ def test_errors_that_no_retry_mends_are_raised_at_once(client: TextMatchClient, 
 
 
 def test_waiting_ends_when_all_that_waits_is_younger(client: TextMatchClient, matcher: ScriptedMatcher):
-    matcher.queued.extend([(40, 9.0), (30, 9.1), (500, 0.0)])
+    matcher.queued.extend([(40, 9.0), (30, 9.1), (500, 0.001)])
     seen: list[int] = []
     client.wait_until_searchable(lambda status: seen.append(status.queued_count))
     assert seen == [40, 30, 500]
+
+
+def test_an_age_of_a_clock_that_was_set_back_ends_no_waiting(
+    client: TextMatchClient, matcher: ScriptedMatcher
+):
+    matcher.queued.extend([(40, 9.0), (40, 0.0), (40, 0.0), (0, 0.0)])
+    seen: list[int] = []
+    client.wait_until_searchable(lambda status: seen.append(status.queued_count))
+    assert seen == [40, 40, 40, 0]
 
 
 def test_waiting_does_not_last_for_ever(
