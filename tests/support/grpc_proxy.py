@@ -95,7 +95,34 @@ NO_UPSTREAM = Refusal(
 )
 
 
-class GrpcProxy(grpc.GenericRpcHandler):
+class ForwardingHandler(grpc.GenericRpcHandler):
+    """Serves every unary method by `answer`. Requests and answers are bytes; errors are passed on."""
+
+    async def answer(
+        self, method: str, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> bytes:
+        """The answer to a request.
+
+        Raises:
+            grpc.aio.AioRpcError: as a server behind it has answered.
+        """
+        raise NotImplementedError
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Called by gRPC for each call."""
+        method = handler_call_details.method
+
+        async def forward(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            try:
+                return await self.answer(method, request, context)
+            except grpc.aio.AioRpcError as error:
+                await context.abort(error.code(), error.details() or "")
+                raise AssertionError("abort() always raises") from error
+
+        return grpc.unary_unary_rpc_method_handler(forward)
+
+
+class GrpcProxy(ForwardingHandler):
     """Listens on a free port of 127.0.0.1 from `start` to `stop`. Requests and answers pass as bytes.
 
     Args:
@@ -128,20 +155,14 @@ class GrpcProxy(grpc.GenericRpcHandler):
         await self._server.stop(grace=None)
         await self._channel.close()
 
-    def service(self, handler_call_details: Any) -> Any:
-        """Every method is forwarded."""
-        method = handler_call_details.method
-
-        async def forward(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            self.calls.append(method)
-            await self.answers.wait()
-            refusal = self.refusal or self.refuses(method, request)
-            if refusal and refusal.concerns(method):
-                await context.abort(refusal.code, refusal.details)
-            try:
-                answer: bytes = await self._channel.unary_unary(method)(request)
-            except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), error.details() or "")
-            return answer
-
-        return grpc.unary_unary_rpc_method_handler(forward)
+    async def answer(
+        self, method: str, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> bytes:
+        """Every method is forwarded, unless it is refused or held."""
+        self.calls.append(method)
+        await self.answers.wait()
+        refusal = self.refusal or self.refuses(method, request)
+        if refusal and refusal.concerns(method):
+            await context.abort(refusal.code, refusal.details)
+        answer: bytes = await self._channel.unary_unary(method)(request)
+        return answer

@@ -11,10 +11,11 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import grpc
 from qdrant_client import grpc as qdrant
+
+from tests.support.grpc_proxy import ForwardingHandler
 
 _ALIASES = "/qdrant.Collections/ListAliases"
 _LIST = "/qdrant.Collections/List"
@@ -101,21 +102,13 @@ class LaggingQdrant:
         self._history.append(_State(time.monotonic(), aliases, found))
 
 
-class _Node(grpc.GenericRpcHandler):
+class _Node(ForwardingHandler):
     def __init__(self, cluster: LaggingQdrant, number: int) -> None:
         self._cluster = cluster
         self._number = number
         self._known = 0
 
-    def service(self, handler_call_details: Any) -> Any:
-        method = handler_call_details.method
-
-        async def answer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            return await self._answer(method, request, context)
-
-        return grpc.unary_unary_rpc_method_handler(answer)
-
-    async def _answer(
+    async def answer(
         self, method: str, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> bytes:
         self._known = self._cluster.state_for(self._number, self._known)
@@ -130,12 +123,9 @@ class _Node(grpc.GenericRpcHandler):
                 await context.abort(grpc.StatusCode.NOT_FOUND, details)
             if method == _GET:
                 return shown.collections[name]
-        try:
-            if method not in _CHANGES:
-                return await self._cluster.call(method, request)
-            # A caller that goes away does not end a change.
-            answer, known = await asyncio.shield(self._cluster.change(method, request))
-            self._known = max(self._known, known)
-        except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details() or "")
+        if method not in _CHANGES:
+            return await self._cluster.call(method, request)
+        # A caller that goes away does not end a change.
+        answer, known = await asyncio.shield(self._cluster.change(method, request))
+        self._known = max(self._known, known)
         return answer

@@ -247,7 +247,7 @@ class Balancer:
                 node = self._ready[self._turn % len(self._ready)]
                 with suppress(OSError):
                     upstream = await asyncio.open_connection("127.0.0.1", node.port)
-                    await _join((reader, writer), upstream)
+                    await join_streams((reader, writer), upstream)
                     return
         finally:
             writer.close()
@@ -256,8 +256,8 @@ class Balancer:
 _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def _join(client: _Streams, node: _Streams) -> None:
-    """Copy in both directions until one of them ends."""
+async def join_streams(client: _Streams, node: _Streams) -> None:
+    """Copy in both directions until one of them ends. The connection to the node is closed."""
     copies = [
         asyncio.create_task(_copy(client[0], node[1])),
         asyncio.create_task(_copy(node[0], client[1])),

@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from standalone.qdrant_edge.__main__ import main
 from standalone.stack import grpc_serving
+from tests.support.qdrant import join_streams
 
 HOST = os.environ["QDRANT__SERVICE__HOST"]
 GRPC_PORT = int(os.environ["QDRANT__SERVICE__GRPC_PORT"])
@@ -66,23 +68,12 @@ class KeyCheck(grpc.aio.ServerInterceptor):
 async def forward(port: int, target: int) -> None:
     """Connections to a port lead to another one."""
 
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while chunk := await reader.read(65_536):
-                writer.write(chunk)
-                await writer.drain()
-        except OSError:
-            pass
-        finally:
-            writer.close()
-
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            upstream = await asyncio.open_connection(HOST, target)
-        except OSError:
+            with suppress(OSError):
+                await join_streams((reader, writer), await asyncio.open_connection(HOST, target))
+        finally:
             writer.close()
-            return
-        await asyncio.gather(copy(reader, upstream[1]), copy(upstream[0], writer))
 
     server = await asyncio.start_server(accept, HOST, port)
     await server.serve_forever()

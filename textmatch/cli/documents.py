@@ -123,46 +123,40 @@ def export(
         with closing(client.list_documents(condition)) as documents:
             if file == STDIN:
                 exported = _write(documents, sys.stdout, bars)
-            elif Path(file).exists() and not Path(file).is_file():
-                # A pipe or a device, such as /dev/null, stays what it is. A directory cannot be opened.
-                exported = _write_to(Path(file), Path(file), documents, bars)
             else:
-                exported = _replace(Path(file), documents, bars)
+                exported = _write_file(Path(file), documents, bars)
     if file != STDIN:
         line = f"exported {exported:,} documents to {file}"
         print_result({"exported": exported}, line, as_json=as_json)
 
 
-def _replace(file: Path, documents: Iterable[Document], bars: ProgressBars) -> int:
-    """Write a file that is complete or not there.
+def _write_file(file: Path, documents: Iterable[Document], bars: ProgressBars) -> int:
+    """Write a file that is complete or not there. A pipe or a device, such as /dev/null, stays what it is.
 
     Raises:
         CommandFailed: it cannot be written.
     """
+    try:
+        if not file.exists() or file.is_file():
+            return _replace(file, documents, bars)
+        # A directory cannot be opened.
+        with file.open("w", encoding="utf-8", newline="\n") as stream:
+            return _write(documents, stream, bars)
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _replace(file: Path, documents: Iterable[Document], bars: ProgressBars) -> int:
     unfinished = file.with_name(f".{file.name}.unfinished")
     try:
-        return _write_to(unfinished, file, documents, bars)
+        with unfinished.open("w", encoding="utf-8", newline="\n") as stream:
+            exported = _write(documents, stream, bars)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
     finally:
         if unfinished.parent.is_dir():
             unfinished.unlink(missing_ok=True)
-
-
-def _write_to(written: Path, file: Path, documents: Iterable[Document], bars: ProgressBars) -> int:
-    """Write to a file, which then becomes `file`.
-
-    Raises:
-        CommandFailed: it cannot be written.
-    """
-    try:
-        with written.open("w", encoding="utf-8", newline="\n") as stream:
-            exported = _write(documents, stream, bars)
-            stream.flush()
-            if written != file:
-                os.fsync(stream.fileno())
-        if written != file:
-            written.replace(file)
-    except OSError as error:
-        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from error
     return exported
 
 

@@ -98,8 +98,6 @@ def duplicates(
     --output writes the pairs to a file, which --resume continues with the same options. --json then prints
     {"pairs": how many were added, "compared": how many documents}; without --output, it is as without --json.
     """
-    if resume and output is None:
-        raise typer.BadParameter("--resume needs --output FILE")
     if output is not None and (clusters or output_format is not PairsFormat.JSONL):
         raise typer.BadParameter("--output writes pairs as JSON lines; leave --clusters and --format out")
     if as_json and output_format is not PairsFormat.JSONL:
@@ -109,7 +107,7 @@ def duplicates(
     names = addresses.collection, against or addresses.collection
     found, counts = UnionFind[_Place](), Counter[str]()
     with ExitStack() as stack:
-        file = stack.enter_context(OutputFile(output, resume=resume)) if output else None
+        file = stack.enter_context(options.open_output(output, resume=resume))
         earlier = FoundPairs.of(file) if file else FoundPairs()
         client = stack.enter_context(addresses.client())
         bars = stack.enter_context(ProgressBars())

@@ -137,14 +137,12 @@ def match(
         match_options["candidate_count"] = candidate_count
     if (condition := options.parse_where(where)) is not None:
         match_options["where"] = condition
-    if resume and output is None:
-        raise typer.BadParameter("--resume needs --output FILE")
     chosen = _queries(queries or [], file, document_id)
     counts = Counter[str]()
     warned = set[str]()
     addresses = find_addresses(data_dir, matcher=matcher, collection=collection)
     with ExitStack() as stack:
-        answers = stack.enter_context(OutputFile(output, resume=resume)) if output else None
+        answers = stack.enter_context(options.open_output(output, resume=resume))
         done = _skip_answered(chosen, answers) if answers else 0
         client = stack.enter_context(addresses.client())
         progress = stack.enter_context(ProgressBars(is_shown=bool(file)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -232,6 +232,20 @@ def parse_where(where: str | None) -> Filter | None:
         return parse(where)
     except InvalidInput as error:
         raise typer.BadParameter(error.violations[0].description, param_hint="--where") from error
+
+
+def open_output(output: Path | None, *, resume: bool) -> AbstractContextManager[OutputFile | None]:
+    """The file of `--output`; None if the option is not given.
+
+    Raises:
+        typer.BadParameter: there is nothing that `--resume` could continue.
+        CommandFailed: as `OutputFile`.
+    """
+    if output is not None:
+        return OutputFile(output, resume=resume)
+    if resume:
+        raise typer.BadParameter("--resume needs --output FILE")
+    return nullcontext()
 
 
 def confirm(question: str) -> None:

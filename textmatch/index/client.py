@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -153,9 +153,7 @@ def connect(
     is_https = parts.scheme == "https"
     files = {"root_certificates": ca, "certificate_chain": cert, "private_key": key}
     tls_options = {name: _read(Path(file)) for name, file in files.items() if file and is_https}
-    with warnings.catch_warnings():
-        # A key without TLS is the choice of who wrote the URL. On stderr, logs are JSON and errors one line.
-        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+    with key_without_tls():
         return Qdrant(
             host=parts.hostname,
             grpc_port=parts.port or DEFAULT_GRPC_PORT,
@@ -167,6 +165,17 @@ def connect(
             # The check would use HTTP, on another port.
             check_compatibility=False,
         )
+
+
+@contextmanager
+def key_without_tls() -> Iterator[None]:
+    """Without the library's warning of an API key without TLS, which is the choice of who wrote the URL.
+
+    On stderr, logs are JSON and errors one line.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+        yield
 
 
 def _read(path: Path) -> bytes:

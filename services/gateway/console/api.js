@@ -28,8 +28,7 @@ export async function call(path, body) {
 
 /** The answer of JSON lines to a GET. */
 export async function lines(path) {
-  const text = await (await send(path, {})).text();
-  return text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+  return parsed((await (await send(path, {})).text()).split("\n"));
 }
 
 /** The JSON lines of the answer to a POST, one after another as they come. To stop early is to end the call. */
@@ -43,7 +42,7 @@ export async function* stream(path, body, signal) {
       rest += decoder.decode(value, { stream: !done });
       const found = rest.split("\n");
       rest = found.pop();
-      yield* found.filter(Boolean).map((line) => JSON.parse(line));
+      yield* parsed(found);
       if (done) return;
     }
   } finally {
@@ -62,14 +61,17 @@ export async function upload(collection, lines, signal) {
   for (let attempt = 1; ; attempt += 1) {
     try {
       const answer = await send(ofCollection(collection, "/documents"), request);
-      const text = await answer.text();
-      return text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+      return parsed((await answer.text()).split("\n"));
     } catch (error) {
       const isTransient = error instanceof CallFailed && [0, 429, 503].includes(error.status);
       if (!isTransient || attempt === UPLOAD_TRIES) throw error;
       await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfterSeconds));
     }
   }
+}
+
+function parsed(lines) {
+  return lines.filter(Boolean).map((line) => JSON.parse(line));
 }
 
 function post(body) {

@@ -20,10 +20,7 @@ function addColumn() {
   const column = $("query-form").content.cloneNode(true).firstElementChild;
   showTexts(column);
   const form = column.querySelector("form");
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    attempt(() => search(form, column.querySelector(".result")));
-  });
+  onSubmit(form, () => search(form, column.querySelector(".result")));
   form.elements.query.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
@@ -240,8 +237,8 @@ function start() {
   setLanguage();
   for (const view of VIEWS) $(`tab-${view}`).addEventListener("click", () => openView(view));
   document.querySelector("[role=tablist]").addEventListener("keydown", onTabKey);
-  onSubmit("pair-form", scorePair);
-  onSubmit("state-form", showState);
+  onSubmit($("pair-form"), scorePair);
+  onSubmit($("state-form"), showState);
   startDuplicates();
   startUploads();
   $("show-letters").addEventListener("click", () => attempt(showLetters));

@@ -87,10 +87,10 @@ export function switchLanguage() {
   setLanguage(language === "zh" ? "en" : "zh");
 }
 
-/** Call an action when a form is sent. */
-export function onSubmit(id, action) {
-  $(id).addEventListener("submit", (event) => {
+/** Call an action with a form when it is sent. */
+export function onSubmit(form, action) {
+  form.addEventListener("submit", (event) => {
     event.preventDefault();
-    attempt(() => action(event.target));
+    attempt(() => action(form));
   });
 }

@@ -11,7 +11,7 @@ let running = null; // the AbortController of the stream
 
 /** Listen to the form and the buttons of the view. */
 export function startDuplicates() {
-  onSubmit("duplicates-form", (form) => {
+  onSubmit($("duplicates-form"), (form) => {
     clearDuplicates();
     search = { path: ofCollection($("collection").value, ":findDuplicates"), body: optionsOf(form), pairs: 0, compared: 0 };
     return showPage();

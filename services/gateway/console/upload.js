@@ -12,7 +12,7 @@ let running = null; // the AbortController of an upload
 
 /** Listen to the form and the button of the view. */
 export function startUploads() {
-  onSubmit("upload-form", startUpload);
+  onSubmit($("upload-form"), startUpload);
   $("stop").addEventListener("click", () => running?.abort());
 }
 

@@ -1,18 +1,11 @@
-"""No request, allowed or refused, keeps the matcher's event loop from its other calls for long.
-
-Measured as the processor time that the loop's thread takes between two turns of a ticking task. In contrast
-to the time on the clock, it does not depend on what else the machine runs.
-"""
+"""No request, allowed or refused, keeps the matcher's event loop from its other calls for long."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from statistics import median
 
 import grpc
 import numpy as np
@@ -30,6 +23,7 @@ from services.matcher.servicer import MAX_REQUEST_BYTES, METHOD_LIMITS, MatcherS
 from tests.integration.ingest.indexing import IngestState
 from tests.integration.ingest.scripted_encoder import DIMENSION, ScriptedEncoder
 from tests.support.collections import KEYS
+from tests.support.event_loop import pause_of, slowness
 from tests.support.fuzzing import length_delimited
 from textmatch.collection_config import MAX_PAYLOAD_INDEXES, CollectionConfig, PayloadIndex
 from textmatch.collection_store import CollectionStore
@@ -57,11 +51,7 @@ LONGER_SECONDS = {
     "many queries": 0.16,
     "many large answers": 0.14,
 }
-# The longest pause of the best of some tries: what the code takes and not what disturbs it.
-TRIES = 3
 CALL_SECONDS = 40.0
-# Work that takes 10 ms where the limit was measured. A slower machine has a longer limit.
-REFERENCE_SECONDS = 0.01
 
 # Nearly 16 KiB of JSON that takes as long as any to convert.
 NUMBERS = {"n": [0] * 5_400}
@@ -127,36 +117,6 @@ async def address(
     store.close()
     await client.close()
     await qdrant.close()
-
-
-@asynccontextmanager
-async def longest_pause() -> AsyncIterator[Callable[[], float]]:
-    """Seconds of processor time that the loop's thread took at most between two turns of a task."""
-    longest = 0.0
-
-    async def tick() -> None:
-        nonlocal longest
-        while True:
-            started = time.thread_time()
-            await asyncio.sleep(0)
-            longest = max(longest, time.thread_time() - started)
-
-    ticking = asyncio.ensure_future(tick())
-    try:
-        yield lambda: longest
-    finally:
-        ticking.cancel()
-
-
-def slowness() -> float:
-    """How much slower this machine is now than where the limit was measured, at least 1."""
-
-    def work() -> float:
-        started = time.thread_time()
-        sum(number * number for number in range(160_000))
-        return time.thread_time() - started
-
-    return max(1.0, median(work() for _ in range(9)) / REFERENCE_SECONDS)
 
 
 def call(address: str, method: str, request: bytes) -> str:
@@ -488,7 +448,9 @@ async def test_no_request_blocks_the_event_loop(address: str):
     too_long: dict[str, str] = {}
     unexpected: dict[str, str] = {}
     for name, (method, request, expected) in REQUESTS.items():
-        pause, answer = await pause_of(partial(asyncio.to_thread, call, address, method, request()))
+        pause, answer = await pause_of(
+            partial(asyncio.to_thread, call, address, method, request()), LIMIT_SECONDS
+        )
         # Measured again, because other processes slow this one down now and then.
         limit = LONGER_SECONDS.get(name, LIMIT_SECONDS)
         limit *= slowness() if pause > limit else 1.0
@@ -501,15 +463,3 @@ async def test_no_request_blocks_the_event_loop(address: str):
             unexpected[name] = answer
     assert unexpected == {}
     assert too_long == {}
-
-
-async def pause_of(send: Callable[[], Awaitable[str]]) -> tuple[float, str]:
-    """The longest pause while the request is answered, of the best of some tries, and the answer."""
-    best = float("inf")
-    for _ in range(TRIES):
-        async with longest_pause() as pause:
-            answer = await send()
-            best = min(best, pause())
-        if best < LIMIT_SECONDS:
-            break
-    return best, answer

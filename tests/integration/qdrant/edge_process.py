@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from qdrant_client import AsyncQdrantClient, QdrantClient
+
+from textmatch.index.client import key_without_tls
 
 STOP_SECONDS = 20.0
 _TIMEOUT_SECONDS = 20
@@ -77,22 +77,14 @@ def server_command(data_dir: Path, port: int = 0) -> list[str]:
 
 def connect(port: int, host: str = "127.0.0.1") -> QdrantClient:
     """A blocking client that speaks gRPC only."""
-    with _keys_in_the_clear():
+    with key_without_tls():
         return QdrantClient(**_options(port, host))
 
 
 def connect_async(port: int, host: str = "127.0.0.1") -> AsyncQdrantClient:
     """An asynchronous client that speaks gRPC only."""
-    with _keys_in_the_clear():
+    with key_without_tls():
         return AsyncQdrantClient(**_options(port, host))
-
-
-@contextmanager
-def _keys_in_the_clear() -> Iterator[None]:
-    """Without the warning of an API key without TLS: it stays on this machine."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
-        yield
 
 
 def _options(port: int, host: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Authority, Pair
-from tests.support.qdrant import API_KEY, QdrantServer
+from tests.support.qdrant import API_KEY, QdrantServer, join_streams
 from tests.support.scripted_encoder_servicer import ScriptedEncoder
 from tests.support.scripted_servicer import RunningServer, ScriptedMatcher
 from textmatch.client import AsyncTextMatchClient, ClientTls, ServerUnreachable, TextMatchClient
@@ -203,15 +203,9 @@ async def tls_in_front_of(port: int, pair: Pair, client_ca: Path) -> AsyncIterat
     context.load_cert_chain(pair.cert, pair.key)
     context.set_alpn_protocols(["h2"])
 
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer), return_exceptions=True)
+        await join_streams((reader, writer), await asyncio.open_connection("127.0.0.1", port))
+        writer.close()
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
     yield server.sockets[0].getsockname()[1]
